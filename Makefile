@@ -1,0 +1,29 @@
+# The few commands. `make demo` and `make test` work on a fresh machine: both set up .venv first.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+
+help:            ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/'
+
+setup: .venv/.ready  ## .venv with the exact versions of constraints.txt
+
+.venv/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[platform,landmarks,demo,dev]'
+	touch $@
+
+demo: setup      ## corpus, shards, a local Ray cluster, training on it, and what was learned: in demo/
+	$(BIN)/python jobs/demo.py
+
+test: setup check ## style, types, rooms and all tests
+	$(BIN)/python -m pytest
+
+fmt: setup       ## format and fix
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+check: setup     ## style, types and import rules, without the tests
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports && $(BIN)/pyright
+
+.PHONY: help setup demo test fmt check

@@ -1,0 +1,1 @@
+"""The platform on Ray: shards, the plan, streaming, training, corpora."""

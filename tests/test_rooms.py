@@ -1,0 +1,25 @@
+"""The rooms: `platform/` never shadows Python's own module, and imports run one way."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_platform_folder_never_shadows_pythons_module():
+    assert not (ROOT / "platform" / "__init__.py").exists()
+    code = "import platform, uuid; print(platform.__file__); platform.system()"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert not run.stdout.startswith(str(ROOT))
+
+
+def test_xactor_imports_neither_ray_nor_deepspeed():
+    code = (
+        "import sys, pkgutil, importlib, xactor\n"
+        "sys.modules.update(dict.fromkeys(('ray', 'deepspeed', 'webdataset', 'xactor_platform', 'serving')))\n"
+        "for m in pkgutil.walk_packages(xactor.__path__, 'xactor.'): importlib.import_module(m.name)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
