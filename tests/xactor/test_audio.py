@@ -1,0 +1,137 @@
+"""Audio features: fixed windows make streamed features equal the whole file's."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+from xactor.audio import LogMelEncoder, Wav2Vec2Encoder, WindowSpec, frame_count, load_audio_encoder
+from xactor.audio.windows import cut_window
+
+SPEC = WindowSpec(hop_frames=8, left_frames=24, right_frames=2)
+
+
+def speechlike(seconds: float, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    t = np.arange(int(seconds * 16_000)) / 16_000
+    carrier = np.sin(2 * np.pi * 140 * t) + 0.3 * rng.standard_normal(len(t))
+    return (0.1 * carrier * (1 + np.sin(2 * np.pi * 3 * t))).astype(np.float32)
+
+
+def tiny_wav2vec2() -> Wav2Vec2Model:
+    torch.manual_seed(0)
+    config = Wav2Vec2Config(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=64,
+        conv_dim=(16,) * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+    )
+    return Wav2Vec2Model(config)
+
+
+@pytest.fixture(params=["log-mel", "wav2vec2"])
+def encoder(request):
+    if request.param == "log-mel":
+        return LogMelEncoder(mels=16, windows=SPEC)
+    return Wav2Vec2Encoder(tiny_wav2vec2(), windows=SPEC)
+
+
+def test_shape_and_frame_count(encoder):
+    samples = speechlike(3.33)
+    features = encoder.features(samples)
+    assert features.shape == (frame_count(len(samples)), encoder.layers, encoder.width)
+    assert features.shape[0] == round(3.33 * 25)
+    assert np.isfinite(features).all()
+
+
+def test_a_prefix_has_the_whole_files_features(encoder):
+    """Once the sound of a window is there, its features never change, however much follows."""
+    whole = speechlike(6.0)
+    features = encoder.features(whole)
+    for seconds in (2.0, 3.5):
+        prefix = encoder.features(whole[: int(seconds * 16_000)])
+        settled = (int(seconds * 25) - SPEC.right_frames) // SPEC.hop_frames * SPEC.hop_frames
+        assert settled > 0
+        np.testing.assert_allclose(prefix[:settled], features[:settled], atol=1e-5)
+
+
+def test_batching_of_windows_changes_nothing(encoder):
+    samples = speechlike(4.0)
+    np.testing.assert_allclose(
+        encoder.features(samples, batch_windows=1), encoder.features(samples, batch_windows=5), atol=1e-5
+    )
+
+
+def test_far_sound_does_not_reach(encoder):
+    """A feature depends on sound at most left_frames back and one window ahead."""
+    a, b = speechlike(6.0), speechlike(6.0)
+    b[: 16_000 // 2] = 0.0
+    reach = (12 + SPEC.left_frames) // SPEC.hop_frames + 1
+    first_clear = reach * SPEC.hop_frames + SPEC.hop_frames
+    np.testing.assert_array_equal(encoder.features(a)[first_clear:], encoder.features(b)[first_clear:])
+    assert not np.array_equal(encoder.features(a)[:12], encoder.features(b)[:12])
+
+
+def test_a_burst_lands_on_its_frame():
+    sound = 0.01 * np.random.default_rng(1).standard_normal(16_000 * 4).astype(np.float32)
+    sound[40 * 640 + 160 : 40 * 640 + 480] *= 50
+    assert LogMelEncoder(mels=16, windows=SPEC).features(sound).mean(axis=(1, 2)).argmax() == 40
+
+
+def test_wav2vec2_convolutions_land_on_their_frame():
+    encoder = Wav2Vec2Encoder(tiny_wav2vec2(), layers=(0,), windows=SPEC)
+    centres = encoder._positions() * 320 + 200  # the stride and half the receptive field of Wav2Vec2
+    expected = (torch.arange(SPEC.hop_frames) + SPEC.left_frames) * 640 + 320
+    torch.testing.assert_close(centres, expected.float())
+
+
+def test_save_and_load(encoder, tmp_path):
+    encoder.save_pretrained(tmp_path)
+    again = load_audio_encoder(tmp_path)
+    samples = speechlike(2.0)
+    np.testing.assert_allclose(again.features(samples), encoder.features(samples), atol=1e-6)
+    assert again.windows == SPEC
+
+
+def test_any_transformers_wav2vec2_folder_loads(tmp_path):
+    tiny_wav2vec2().save_pretrained(tmp_path)
+    encoder = load_audio_encoder(tmp_path)
+    assert isinstance(encoder, Wav2Vec2Encoder)
+    assert (encoder.layers, encoder.width, encoder.chosen) == (4, 32, (1, 2, 3, 4))
+    assert load_audio_encoder(tmp_path, layers=(0, 4)).layers == 2
+
+
+def test_windows_start_before_the_sound_and_end_after_it():
+    samples = speechlike(1.0)
+    first = cut_window(samples, 0, SPEC)
+    assert (first[: SPEC.left_frames * 640] == 0).all()
+    assert abs(first[SPEC.left_frames * 640 :].mean()) < 1e-4
+    assert (cut_window(samples, 50, SPEC) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("samples", "says"),
+    [
+        (np.zeros((2, 16_000), np.float32), r"mono.*\(2, 16000\)"),
+        (np.zeros(100, np.float32), "at least 640 samples .*got 100"),
+        (np.array([0.0] * 900 + [np.nan], np.float32), "NaN"),
+    ],
+)
+def test_bad_sound_is_named(samples, says):
+    with pytest.raises(ValueError, match=says):
+        LogMelEncoder(windows=SPEC).features(samples)
+
+
+def test_bad_folders_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        load_audio_encoder(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="wav2vec2.*'bert'"):
+        load_audio_encoder(tmp_path)
+    with pytest.raises(ValueError, match=r"0\.\.4, got 9"):
+        Wav2Vec2Encoder(tiny_wav2vec2(), layers=(9,))
+    with pytest.raises(ValueError, match="hop_frames must be >= 1, got 0"):
+        WindowSpec(hop_frames=0)
