@@ -55,11 +55,15 @@ class AudioEncoder(ABC):
             raise ValueError("audio holds NaN or infinite samples")
         frames = frame_count(len(samples))
         if frames < 1:
-            raise ValueError(f"audio must be at least {SAMPLES_PER_FRAME} samples (40 ms), got {len(samples)}")
+            raise ValueError(
+                f"audio must be at least {SAMPLES_PER_FRAME} samples (40 ms), got {len(samples)}"
+            )
         count = window_count(frames, self.windows)
         runs = []
         for first in range(0, count, batch_windows):
-            cut = [cut_window(samples, i, self.windows) for i in range(first, min(first + batch_windows, count))]
+            cut = [
+                cut_window(samples, i, self.windows) for i in range(first, min(first + batch_windows, count))
+            ]
             with torch.inference_mode():
                 runs.append(self.encode(torch.from_numpy(np.stack(cut))).cpu())  # [W, hop, L, F]
         return torch.cat(runs).flatten(0, 1)[:frames].numpy()  # [T, L, F]
@@ -83,7 +87,9 @@ class LogMelEncoder(AudioEncoder):
         self.layers, self.width = 1, 4 * mels
         from transformers.audio_utils import mel_filter_bank
 
-        bank = mel_filter_bank(self.FFT // 2 + 1, mels, 60.0, 7600.0, 16_000, norm="slaney", mel_scale="slaney")
+        bank = mel_filter_bank(
+            self.FFT // 2 + 1, mels, 60.0, 7600.0, 16_000, norm="slaney", mel_scale="slaney"
+        )
         self.bank = torch.from_numpy(bank.astype(np.float32))  # [257, mels]
 
     def encode(self, windows: Tensor) -> Tensor:
@@ -98,7 +104,11 @@ class LogMelEncoder(AudioEncoder):
         return mel[:, spec.left_frames : spec.left_frames + spec.hop_frames]
 
     def save_pretrained(self, folder: str | Path) -> None:
-        config = {"feature_extractor_type": "LogMelEncoder", "mels": self.mels, "windows": asdict(self.windows)}
+        config = {
+            "feature_extractor_type": "LogMelEncoder",
+            "mels": self.mels,
+            "windows": asdict(self.windows),
+        }
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
 

@@ -1,0 +1,67 @@
+"""Noise levels and what they mean: the forward process, the velocity and the DDIM step. Stateless."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+MAX_LEVEL = 1000
+CONFIG_FILE = "scheduler_config.json"
+
+
+class MotionScheduler:
+    """Variance-preserving diffusion over noise levels k in 0..1000.
+
+    k = 0 is clean and k = 1000 pure noise (zero terminal SNR). The paper leaves the schedule open. Ours: the
+    cosine, alpha = cos(pi/2 k/1000), sigma = sin(pi/2 k/1000), on which v-prediction is a rotation.
+    """
+
+    def coefficients(self, k: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma of levels [..], float32 [.., 1]; exactly (1, 0) at 0 and (0, 1) at 1000."""
+        angle = k.double()[..., None] * (torch.pi / 2 / MAX_LEVEL)
+        alpha = torch.where(k[..., None] >= MAX_LEVEL, 0.0, angle.cos())
+        return alpha.float(), angle.sin().float()
+
+    def add_noise(self, z: Tensor, eps: Tensor, k: Tensor) -> Tensor:
+        """z_k = alpha z + sigma eps, [B, T, D] with k [B, T]."""
+        alpha, sigma = self.coefficients(k)
+        return alpha * z + sigma * eps
+
+    def velocity(self, z: Tensor, eps: Tensor, k: Tensor) -> Tensor:
+        """v = alpha eps - sigma z, the target of Equation 2."""
+        alpha, sigma = self.coefficients(k)
+        return alpha * eps - sigma * z
+
+    def step(self, v: Tensor, z_k: Tensor, k: Tensor, k_next: Tensor) -> Tensor:
+        """One DDIM step (Song et al. 2021, Equation 12 with eta = 0), every frame from its k to its k_next."""
+        alpha, sigma = self.coefficients(k)
+        z = alpha * z_k - sigma * v  # 1. the clean latents it implies
+        eps = sigma * z_k + alpha * v  # 2. the noise it implies
+        alpha, sigma = self.coefficients(k_next)
+        return alpha * z + sigma * eps  # 3. both at the next level
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        config = {
+            "_class_name": "MotionScheduler",
+            "schedule": "cosine",
+            "max_level": MAX_LEVEL,
+            "prediction_type": "v_prediction",
+        }
+        (Path(folder) / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "MotionScheduler":
+        """
+        Raises:
+            FileNotFoundError: no scheduler_config.json there.
+            ValueError: another scheduler's.
+        """
+        config = json.loads((Path(folder) / CONFIG_FILE).read_text())
+        name = config.get("_class_name"), config.get("schedule"), config.get("max_level")
+        if name != ("MotionScheduler", "cosine", MAX_LEVEL):
+            raise ValueError(
+                f"scheduler in {folder} must be a cosine MotionScheduler of 1000 levels, got {name}"
+            )
+        return cls()

@@ -1,0 +1,239 @@
+"""The motion transformer: a Qwen2 backbone that denoises chunks of facial motion latents (Paper 3.2)."""
+
+import functools
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen2Model
+from transformers.cache_utils import DynamicCache
+
+from xactor.motion.audio_attention import AudioFusion, WindowedAudioAttention
+from xactor.motion.masks import Attention, make_mask, real_frames, teacher_visible, visible
+
+
+class MotionTransformerConfig(PreTrainedConfig):
+    """Sizes of the motion transformer.
+
+    Args:
+        backbone: a Qwen2Config, or its dict.
+        latent_dim: D, the motion latent's width; from the shards.
+        audio_layers, audio_dim: L and F of the audio features; from the shards.
+        audio_width: A, the fused audio embedding's width.
+        chunk_frames: frames denoised together.
+        context_frames: the longest sequence, history and chunk together.
+        audio_window: w; frame t hears t-w..t+w.
+        attention: `chunk` (the paper's) or `causal` (Table 2, first row).
+    """
+
+    model_type = "xactor_motion"
+    sub_configs = {"backbone": Qwen2Config}  # noqa: RUF012 - transformers' own convention
+
+    def __init__(
+        self,
+        backbone: Qwen2Config | dict | None = None,
+        latent_dim: int = 512,
+        audio_layers: int = 4,
+        audio_dim: int = 768,
+        audio_width: int = 1024,
+        chunk_frames: int = 64,
+        context_frames: int = 512,
+        audio_window: int = 2,
+        attention: Attention = "chunk",
+        **kwargs,
+    ):
+        self.backbone = Qwen2Config(**backbone) if isinstance(backbone, dict) else backbone or Qwen2Config()
+        self.latent_dim = latent_dim
+        self.audio_layers = audio_layers
+        self.audio_dim = audio_dim
+        self.audio_width = audio_width
+        self.chunk_frames = chunk_frames
+        self.context_frames = context_frames
+        self.audio_window = audio_window
+        self.attention = attention
+        for name in ("latent_dim", "audio_layers", "audio_dim", "audio_width", "chunk_frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if context_frames < 2 * chunk_frames or context_frames % chunk_frames:
+            raise ValueError(
+                f"context_frames must be a multiple of chunk_frames and at least two, "
+                f"got {context_frames} with chunk_frames {chunk_frames}"
+            )
+        if attention not in ("chunk", "causal"):
+            raise ValueError(f"attention must be 'chunk' or 'causal', got {attention!r}")
+        super().__init__(**kwargs)
+
+
+class LevelEmbedding(nn.Module):
+    """Noise levels k in 0..1000 to vectors: sines of many frequencies, then an MLP. [B, T] -> [B, T, H]."""
+
+    def __init__(self, hidden: int, sines: int = 128):
+        super().__init__()
+        self.sines = sines
+        self.mlp = nn.Sequential(nn.Linear(2 * sines, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+
+    def forward(self, k: Tensor) -> Tensor:
+        rates = torch.exp(torch.arange(self.sines, device=k.device) * (-math.log(10_000.0) / self.sines))
+        angles = k.float()[..., None] * rates  # [B, T, sines]; float32, since bf16 cannot tell 999 from 1000
+        waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+
+
+class MotionTransformer(PreTrainedModel):
+    """v_theta of Equations 2 and 3: noised latents, their noise levels and audio in, velocity out.
+
+    The backbone is transformers' Qwen2 without its token embedding and head; after each of its layers stands a
+    windowed audio cross-attention. Latents go in and come out standardised by `latent_mean` and `latent_std`, per-
+    dimension statistics of the training corpus that are saved with the model.
+    """
+
+    config: MotionTransformerConfig
+    config_class = MotionTransformerConfig
+    base_model_prefix = "motion"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _no_split_modules = ["Qwen2DecoderLayer"]  # noqa: RUF012 - transformers' own convention
+
+    def __init__(self, config: MotionTransformerConfig, backbone: Qwen2Model | None = None):
+        super().__init__(config)
+        qwen = config.backbone
+        hidden = qwen.hidden_size
+        qwen.vocab_size = 1  # the token embedding is not kept: do not make a large one first
+        qwen.pad_token_id = qwen.bos_token_id = qwen.eos_token_id = None
+        self.backbone = backbone or Qwen2Model(qwen)
+        self.backbone.embed_tokens = None  # pyright: ignore[reportAttributeAccessIssue]
+        self.backbone.set_attn_implementation(config._attn_implementation)
+        self.latent_in = nn.Linear(config.latent_dim, hidden)
+        self.level = LevelEmbedding(hidden)
+        self.audio_fusion = AudioFusion(config.audio_layers, config.audio_dim, config.audio_width)
+        self.audio_attention = nn.ModuleList(
+            WindowedAudioAttention(
+                hidden, config.audio_width, qwen.num_attention_heads, config.audio_window, qwen.rms_norm_eps
+            )
+            for _ in range(qwen.num_hidden_layers)
+        )
+        self.latent_out = nn.Linear(hidden, config.latent_dim)
+        # Ours: a way around the backbone for what only passes through. Low noise asks for the noise itself back,
+        # D numbers a frame, which a backbone narrower than D could not carry.
+        self.pass_gain = nn.Linear(hidden, config.latent_dim)
+        self.pass_out = nn.Linear(config.latent_dim, config.latent_dim, bias=False)
+        self.register_buffer("latent_mean", torch.zeros(config.latent_dim))
+        self.register_buffer("latent_std", torch.ones(config.latent_dim))
+        self.post_init()
+        self._start_silent()
+
+    @classmethod
+    def from_backbone(cls, folder: str | Path, **sizes) -> "MotionTransformer":
+        """A new motion transformer around published Qwen2.5 weights, any size, in transformers' layout.
+
+        Raises:
+            FileNotFoundError: no such folder.
+            ValueError: a model that is not Qwen2, or one with weights missing.
+        """
+        if not (Path(folder) / "config.json").exists():
+            raise FileNotFoundError(f"no backbone in {folder}: config.json is missing")
+        loaded, info = Qwen2Model.from_pretrained(
+            folder, config=_qwen_config(folder), output_loading_info=True, dtype=torch.float32
+        )
+        if info["missing_keys"]:
+            raise ValueError(f"backbone in {folder} lacks weights: {sorted(info['missing_keys'])[:5]}")
+        return cls(MotionTransformerConfig(backbone=loaded.config, **sizes), backbone=loaded)
+
+    def set_latent_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Keep the corpus' per-dimension mean and standard deviation, float [D] each."""
+        self.latent_mean.copy_(mean)
+        self.latent_std.copy_(std)
+
+    def standardise(self, z: Tensor) -> Tensor:
+        """Stored latents [.., D] to the model's."""
+        return (z - self.latent_mean) / self.latent_std
+
+    def destandardise(self, z: Tensor) -> Tensor:
+        """The model's latents [.., D] to stored ones."""
+        return z * self.latent_std + self.latent_mean
+
+    def embed_audio(self, audio: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Audio features [B, T, L, F] to embeddings [B, T, A]; `keep` [B] is 0 where audio is dropped whole."""
+        return self.audio_fusion(audio.to(self.latent_in.weight.dtype), keep)
+
+    def enable_checkpointing(self) -> None:
+        """Recompute the backbone's activations in the backward pass: less memory, about a third more time."""
+        enable = getattr(self, "activation_checkpointing_enable", None) or self.gradient_checkpointing_enable
+        enable()  # transformers < 5.20 has only the older name
+
+    def forward(
+        self,
+        z_k: Tensor,
+        k: Tensor,
+        audio: Tensor,
+        audio_real: Tensor,
+        *,
+        frames: Tensor | None = None,
+        clean: Tensor | None = None,
+        past: DynamicCache | None = None,
+    ) -> Tensor:
+        """The predicted velocity, [B, T, D].
+
+        Args:
+            z_k: noised latents, standardised [B, T, D].
+            k: noise levels in 0..1000 [B, T].
+            audio: embeddings from `embed_audio`, [B, T + 2w, A]: from w frames before the first latent to w past
+                the last.
+            audio_real: bool [B, T + 2w], False past the clip's ends.
+            frames: real lengths [B]; None where nothing is padded.
+            clean: clean latents [B, T, D] for teacher forcing: then every chunk sees these as its history.
+            past: keys and values of the history; the T latents continue it, and it is extended by them.
+        """
+        assert audio.shape[1] == z_k.shape[1] + 2 * self.config.audio_window
+        width = z_k.shape[1]
+        first = past.get_seq_length() if past is not None else 0
+        position = torch.arange(first, first + width, device=z_k.device)  # [T]
+        rules = {"chunk_frames": self.config.chunk_frames, "attention": self.config.attention}
+        real = None if frames is None else real_frames(frames, width)  # [B, T]
+        if clean is None:
+            q, kv = position, torch.arange(first + width, device=z_k.device)
+            predicate = functools.partial(visible, **rules)
+        else:
+            assert past is None
+            z_k, k = torch.cat([clean, z_k], 1), torch.cat([torch.zeros_like(k), k], 1)  # [B, 2T, ..]
+            position = position.repeat(2)
+            q = kv = torch.arange(2 * width, device=z_k.device)
+            predicate = functools.partial(teacher_visible, frames=width, **rules)
+            real = None if real is None else real.repeat(1, 2)
+        mask = make_mask(self.backbone.config._attn_implementation, predicate, q, kv, real)
+
+        level = self.level(k)  # [B, T, H]
+        z_k = z_k.to(level.dtype)
+        x = self.latent_in(z_k) + level  # [B, T, H]
+        rotary = self.backbone.rotary_emb(x, position[None])
+        for layer, audio_attention in zip(self.backbone.layers, self.audio_attention, strict=True):
+            x = layer(x, attention_mask=mask, position_embeddings=rotary, past_key_values=past)
+            x = x + _heard(audio_attention, x, audio, audio_real, doubled=clean is not None)
+        v = self.latent_out(self.backbone.norm(x)) + self.pass_out(self.pass_gain(level) * z_k)  # [B, T, D]
+        return v if clean is None else v[:, width:]
+
+    def _start_silent(self) -> None:
+        """Inserted layers begin as if they were not there: step 0 is the loaded backbone."""
+        for attention in self.audio_attention:
+            nn.init.zeros_(attention.o_proj.weight)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+            nn.init.normal_(attention.place, std=0.02)  # pyright: ignore[reportArgumentType]
+        nn.init.zeros_(self.pass_out.weight)
+        nn.init.zeros_(self.latent_out.weight)
+
+
+def _heard(attention: nn.Module, x: Tensor, audio: Tensor, audio_real: Tensor, *, doubled: bool) -> Tensor:
+    """Cross-attention; in teacher forcing the clean and the noised half each hear the same audio."""
+    if not doubled:
+        return attention(x, audio, audio_real)
+    return torch.cat([attention(half, audio, audio_real) for half in x.chunk(2, dim=1)], dim=1)
+
+
+def _qwen_config(folder: str | Path) -> Qwen2Config:
+    config, _ = PreTrainedConfig.get_config_dict(folder)
+    if config.get("model_type") != "qwen2":
+        raise ValueError(
+            f"backbone in {folder} must be a qwen2 model, got model_type {config.get('model_type')!r}"
+        )
+    return Qwen2Config(**config)
