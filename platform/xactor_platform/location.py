@@ -1,0 +1,81 @@
+"""A folder named by a URI: local, s3://, gs:// or file://, through pyarrow's filesystems."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+
+from pyarrow import NativeFile, fs
+
+
+@dataclass(frozen=True)
+class Location:
+    """A folder, and what the platform does in it.
+
+    `uri` is what the user wrote and what errors name; query options such as `?region=...` stay in the
+    filesystem and are not part of `path`.
+    """
+
+    uri: str
+    filesystem: fs.FileSystem
+    path: str
+
+    @staticmethod
+    def parse(uri: str) -> "Location":
+        """The location of a URI or of a plain local path. ValueError for an unknown scheme."""
+        return _parse(os.fspath(uri))
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def sizes(self) -> dict[str, int]:
+        """Names and sizes in bytes of the files directly in the folder, sorted by name.
+
+        FileNotFoundError where there is no such folder, NotADirectoryError where it is a file.
+        """
+        kind = self.filesystem.get_file_info(self.path).type
+        if kind == fs.FileType.NotFound:
+            raise FileNotFoundError(f"{self.uri}: no such folder")
+        if kind == fs.FileType.File:
+            raise NotADirectoryError(f"{self.uri} is a file, not a folder")
+        found = self.filesystem.get_file_info(fs.FileSelector(self.path))
+        return {i.base_name: i.size for i in sorted(found, key=lambda i: i.base_name) if i.is_file}
+
+    def open(self, name: str) -> NativeFile:
+        """A file for ranged reads (`read_at`), safe to share between threads."""
+        return self.filesystem.open_input_file(f"{self.path}/{name}")
+
+    def delete(self, name: str) -> None:
+        self.filesystem.delete_file(f"{self.path}/{name}")
+
+    @contextmanager
+    def replace(self, name: str) -> Iterator[NativeFile]:
+        """A stream that becomes the file when the block ends, and nothing at all when it raises.
+
+        Closing an object store's stream completes its upload whatever happened before, so the bytes go
+        under a name that no reader takes and are moved at the end.
+        """
+        self.filesystem.create_dir(self.path, recursive=True)
+        part = f"{self.path}/{name}.{uuid.uuid4().hex[:8]}.part"
+        try:
+            with self.filesystem.open_output_stream(part) as stream:
+                yield stream
+            self.filesystem.move(part, f"{self.path}/{name}")
+        except BaseException:
+            with suppress(OSError):
+                self.filesystem.delete_file(part)
+            raise
+
+
+@lru_cache(maxsize=64)
+def _parse(uri: str) -> Location:
+    if "://" not in uri:
+        return Location(uri, fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri)))
+    try:
+        filesystem, path = fs.FileSystem.from_uri(uri)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{uri}: not a location that can be opened: {error}") from error
+    return Location(uri, filesystem, path.rstrip("/") or "/")

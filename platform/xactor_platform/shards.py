@@ -1,0 +1,154 @@
+"""Writes shards: WebDataset tars that are whole or absent."""
+
+import io
+import json
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+from webdataset.writer import TarWriter
+
+from xactor_platform.location import Location
+
+FPS = 25
+
+
+class ShardWriter:
+    """Writes samples into `<split>-%06d.tar` at a location; a context manager.
+
+    Two runs that write the same samples write the same bytes. A shard appears when it is full or when the
+    block ends; after an exception the shard in progress is absent.
+
+    Args:
+        location: URI or path of the folder, made if it is missing.
+        split: the name's first part. `test` and `val` are held out from training, all others train.
+        samples_per_shard: samples in one shard.
+        bytes_per_shard: a shard is also ended when its members reach so many bytes.
+        overwrite: remove the split's earlier shards at the start; without it they are an error, because a
+            shorter run would leave old ones behind its own.
+    """
+
+    def __init__(
+        self,
+        location: str,
+        split: str,
+        *,
+        samples_per_shard: int = 256,
+        bytes_per_shard: int = 1 << 30,
+        overwrite: bool = False,
+    ):
+        for name, value in (("samples_per_shard", samples_per_shard), ("bytes_per_shard", bytes_per_shard)):
+            if value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", split):
+            raise ValueError(f"split must be letters, digits, '_' and '-', got {split!r}")
+        self.location = Location.parse(location)
+        self.split = split
+        self.samples_per_shard = samples_per_shard
+        self.bytes_per_shard = bytes_per_shard
+        self.overwrite = overwrite
+        self.shards = 0  # ended ones
+        self._keys: set[str] = set()
+        self._open: tuple[ExitStack, TarWriter] | None = None
+        self._samples = self._bytes = 0
+
+    def __enter__(self) -> "ShardWriter":
+        self.location.filesystem.create_dir(self.location.path, recursive=True)
+        name = re.compile(re.escape(self.split) + r"-\d{6}\.tar")
+        earlier = [n for n in self.location.sizes() if name.fullmatch(n)]
+        if earlier and not self.overwrite:
+            raise FileExistsError(
+                f"{self.location.uri} already holds {len(earlier)} shards of {self.split!r}: {earlier[0]}, ..."
+            )
+        for shard in earlier:
+            self.location.delete(shard)
+        return self
+
+    def __exit__(self, exc_type, exc, traceback) -> None:
+        if self._open is None:
+            return
+        if exc_type is None:
+            self._end_shard()
+        else:
+            self._open[0].__exit__(exc_type, exc, traceback)
+            self._open = None
+
+    def write(self, key: str, members: Mapping[str, np.ndarray | Mapping[str, Any] | bytes]) -> None:
+        """Adds one sample.
+
+        Args:
+            key: unique in this writer, not empty, without dots and slashes (they end a key in a tar).
+            members: by extension: `{"motion.npy": [T, D], "audio.npy": [T, L, F], "json": {...}}` or
+                `{"mp4": bytes, "json": {...}}`. The json has `frames` = T and `fps` = 25.
+
+        Raises:
+            ValueError: a key or a sample that no reader would take.
+        """
+        if not key or "." in key or "/" in key:
+            raise ValueError(f"a key must not be empty nor hold '.' or '/', got {key!r}")
+        if key in self._keys:
+            raise ValueError(f"key {key!r} was already written")
+        check_members(key, members)
+        encoded = {extension: _encode(value) for extension, value in members.items()}
+        if self._open is None:
+            stack = ExitStack()
+            stream = stack.enter_context(self.location.replace(f"{self.split}-{self.shards:06d}.tar"))
+            self._open = stack, TarWriter(stream, encoder=False, mtime=0)
+        self._keys.add(key)
+        self._open[1].write({"__key__": key, **encoded})
+        self._samples += 1
+        self._bytes += sum(map(len, encoded.values()))
+        if self._samples >= self.samples_per_shard or self._bytes >= self.bytes_per_shard:
+            self._end_shard()
+
+    def _end_shard(self) -> None:
+        assert self._open is not None
+        stack, tar = self._open
+        tar.close()
+        stack.close()
+        self._open = None
+        self._samples = self._bytes = 0
+        self.shards += 1
+
+
+def check_members(key: str, members: Mapping[str, Any]) -> None:
+    """ValueError where a sample's members are missing, have a wrong shape or type, or disagree."""
+    if "json" not in members:
+        raise ValueError(f"{key}: a sample needs its 'json', got {sorted(members)}")
+    meta = members["json"]
+    if not isinstance(meta, Mapping):
+        raise ValueError(f"{key}: json must be a mapping, got {type(meta).__name__}")
+    frames, fps = meta.get("frames"), meta.get("fps")
+    if fps != FPS:
+        raise ValueError(f"{key}: json fps must be {FPS}, got {fps}")
+    if not isinstance(frames, int) or frames < 1:
+        raise ValueError(f"{key}: json frames must be a whole number >= 1, got {frames}")
+    if "mp4" not in members and not {"motion.npy", "audio.npy"} <= set(members):
+        raise ValueError(f"{key}: needs 'motion.npy' and 'audio.npy', or 'mp4', got {sorted(members)}")
+    for name, axes in (("motion.npy", 2), ("audio.npy", 3)):
+        if name not in members:
+            continue
+        array = members[name]
+        if not isinstance(array, np.ndarray) or array.dtype not in (np.float16, np.float32):
+            kind = getattr(array, "dtype", type(array).__name__)
+            raise ValueError(f"{key}: {name} must be float16 or float32, got {kind}")
+        if array.ndim != axes:
+            raise ValueError(f"{key}: {name} must have {axes} axes, got shape {list(array.shape)}")
+        if len(array) != frames:
+            raise ValueError(f"{key}: {name} has {len(array)} frames, its json says {frames}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{key}: {name} holds NaN or infinity")
+
+
+def _encode(value: np.ndarray | Mapping[str, Any] | bytes) -> bytes:
+    if isinstance(value, np.ndarray):
+        out = io.BytesIO()
+        np.save(out, np.ascontiguousarray(value), allow_pickle=False)
+        return out.getvalue()
+    if isinstance(value, Mapping):
+        return json.dumps(value, sort_keys=True).encode()
+    if isinstance(value, bytes):
+        return value
+    raise ValueError(f"a member must be an array, a mapping or bytes, got {type(value).__name__}")

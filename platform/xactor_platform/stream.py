@@ -1,0 +1,227 @@
+"""The Ray Data stream of the planned micro-batches, one for each rank of the training."""
+
+import json
+import logging
+import pickle
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain, islice
+from typing import cast
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import ExecutionOptions, ExecutionResources
+from ray.util.placement_group import placement_group_table
+
+from xactor_platform.batch import Arena, Batch, make_batch
+from xactor_platform.index import CorpusShape, Index
+from xactor_platform.location import Location
+from xactor_platform.plan import Cursor, PlanConfig, Step, rank_micro_batches, walk
+from xactor_platform.reading import Raw, Request, make_request, read_raw
+
+BLOCK_BYTES = 32 << 20  # of micro-batches that one task reads: fewer make the tasks' own cost count
+BLOCKS_AHEAD = 8  # read and not yet trained on, of one rank
+SEGMENT_BLOCKS = 256  # of one Ray Data execution: its requests are laid out before it starts
+
+# Ray Data reports each execution's end; here that is one of many, in the midst of a training's progress line.
+for _name in ("execution.streaming_executor", "progress"):
+    logging.getLogger(f"ray.data._internal.{_name}").setLevel(logging.ERROR)
+
+
+class PlannedStream:
+    """A rank's micro-batches in the plan's order: an iterator, to be closed (or used in `with`).
+
+    A global step is `config.micro_batches / ranks` batches; `Batch.cursor` says which. It goes on from epoch
+    to epoch and ends after `steps` steps.
+
+    Args:
+        index: what to train on, usually `load_index(...).training()`.
+        config: the plan's.
+        rank: whose micro-batches.
+        ranks: how many share a step; must divide `config.micro_batches`.
+        start: the first step to give.
+        steps: how many steps to give.
+        cpu_timeout_s: how long to wait for Ray to have a CPU free for reading.
+
+    Raises:
+        ValueError: a plan that cannot work, or a cluster without a CPU for reading, where nothing would ever
+            arrive.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        config: PlanConfig,
+        *,
+        rank: int,
+        ranks: int,
+        start: Cursor,
+        steps: int,
+        cpu_timeout_s: float = 30.0,
+    ):
+        config.check_ranks(ranks)
+        if not 0 <= rank < ranks:
+            raise ValueError(f"rank must be in 0..{ranks - 1}, got {rank}")
+        self._index, self._shape, self._arena = index, index.frame_shape, Arena()
+        self._per_block = max(1, BLOCK_BYTES // (config.budget_frames * self._shape.bytes_per_frame))
+        cpus = max(1.0, wait_for_cpus(cpu_timeout_s) // ranks)
+        memory = 2 * BLOCKS_AHEAD * max(BLOCK_BYTES, config.budget_frames * self._shape.bytes_per_frame)
+        self._limits = ExecutionResources.for_limits(cpu=cpus, object_store_memory=memory)
+        steps_ahead = islice(walk(index.frames, index.shard, config, start), steps)
+        self._turns = (
+            (step, mine)
+            for step in steps_ahead
+            for mine in rank_micro_batches(step.micro_batches, rank, ranks)
+        )
+        self._batches = self._run()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def __enter__(self) -> "PlannedStream":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the reading."""
+        self._batches.close()
+
+    def _run(self) -> Generator[Batch, None, None]:
+        """Segment after segment; the next is opened while the last one's end is trained on."""
+        opened: list[_Segment] = []
+        opener = ThreadPoolExecutor(1, thread_name_prefix="planned-stream")
+        try:
+            segment = self._open_segment(opened)
+            while segment:
+                following = None
+                for number, (blocks_left, raw) in enumerate(segment.raws()):
+                    if following is None and blocks_left <= BLOCKS_AHEAD:
+                        following = opener.submit(self._open_segment, opened)
+                    step, request = segment.turns[number]
+                    yield make_batch(
+                        request, raw, self._shape, self._arena, cursor=step.cursor, step_frames=step.frames
+                    )
+                segment.close()
+                opened.remove(segment)
+                segment = following.result() if following else None
+        finally:
+            opener.shutdown(cancel_futures=True)
+            for segment in opened:
+                segment.close()
+
+    def _open_segment(self, opened: list["_Segment"]) -> "_Segment | None":
+        turns = [
+            (step, make_request(self._index, mine))
+            for step, mine in islice(self._turns, SEGMENT_BLOCKS * self._per_block)
+        ]
+        if not turns:
+            return None
+        segment = _Segment(turns, self._per_block, self._index.location, self._shape, self._limits)
+        opened.append(segment)
+        return segment
+
+
+class _Segment:
+    """A run of a rank's micro-batches that one Ray Data execution reads."""
+
+    def __init__(
+        self,
+        turns: list[tuple[Step, Request]],
+        per_block: int,
+        location: Location,
+        shape: CorpusShape,
+        limits: ExecutionResources,
+    ):
+        self.turns = turns
+        requests = [
+            {"first": i, "requests": pickle.dumps([r for _, r in turns[i : i + per_block]])}
+            for i in range(0, len(turns), per_block)
+        ]
+        self._blocks_left = len(requests)
+        dataset = ray.data.from_items(requests, override_num_blocks=len(requests))
+        dataset.context.execution_options = ExecutionOptions(resource_limits=limits, preserve_order=True)
+        dataset.context.enable_progress_bars = False
+        dataset.context.print_on_execution_start = False
+        dataset = dataset.map_batches(
+            partial(_read_block, location, shape),
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+        )
+        tables = dataset.iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=BLOCKS_AHEAD // 2
+        )
+        self._tables = cast(Generator[pa.Table, None, None], iter(tables))
+        self._first = next(self._tables)  # now the execution is under way
+
+    def raws(self) -> Iterator[tuple[int, Raw]]:
+        """How many blocks are still to come, and a micro-batch's bytes."""
+        number = 0
+        for table in chain([self._first], self._tables):
+            self._blocks_left -= 1
+            numbers = table.column("number").to_pylist()
+            for i in range(len(table)):
+                assert numbers[i] == number, "Ray Data did not keep the order"
+                yield self._blocks_left, _raw_of(table, i)
+                number += 1
+        assert number == len(self.turns), f"Ray Data gave {number} of {len(self.turns)} micro-batches"
+
+    def close(self) -> None:
+        self._tables.close()
+
+
+def _read_block(location: Location, shape: CorpusShape, block: pa.Table) -> pa.Table:
+    """What a Ray Data task does: reads the requests of one row into a row for each of them."""
+    first = block["first"][0].as_py()
+    raws = read_raw(location, shape, pickle.loads(block["requests"][0].as_py()))
+    return pa.table(
+        {
+            "number": pa.array(range(first, first + len(raws)), pa.int64()),
+            "motion": pa.chunked_array([_as_row(raw.motion) for raw in raws]),
+            "audio": pa.chunked_array([_as_row(raw.audio) for raw in raws]),
+            "bad": pa.array([json.dumps(raw.bad) for raw in raws], pa.string()),
+        }
+    )
+
+
+def _as_row(data: np.ndarray) -> pa.Array:
+    """One value of large_binary that shares the array's memory."""
+    edges = np.array([0, data.size], np.int64)
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(edges), pa.py_buffer(data)])
+
+
+def _raw_of(table: pa.Table, row: int) -> Raw:
+    motion, audio = (np.frombuffer(table[name][row].as_buffer(), np.uint8) for name in ("motion", "audio"))
+    return Raw(motion, audio, [(place, reason) for place, reason in json.loads(table["bad"][row].as_py())])
+
+
+def wait_for_cpus(timeout_s: float) -> float:
+    """CPUs that no placement group holds, once Ray was seen to run a task on one.
+
+    A training that holds every CPU leaves none to read its data, and would wait for ever without a word.
+    """
+    probe = _probe.remote()
+    ready, _ = ray.wait([probe], timeout=timeout_s)
+    total = ray.cluster_resources().get("CPU", 0.0)
+    groups = [g for g in placement_group_table().values() if g["state"] == "CREATED"]
+    held = sum(bundle.get("CPU", 0.0) for g in groups for bundle in g["bundles"].values())
+    if not ready:
+        free = ray.available_resources().get("CPU", 0.0)
+        ray.cancel(probe, force=True)
+        raise ValueError(
+            f"no CPU came free to read data in {timeout_s:g} s: Ray has {total:g} CPUs, {free:g} of them free, "
+            f"and placement groups hold {held:g}; reading needs 1: start Ray with more, or give each rank fewer"
+        )
+    return total - held
+
+
+@ray.remote(num_cpus=1, scheduling_strategy="SPREAD", max_retries=0)
+def _probe() -> None:
+    """Importing this module has already warmed the process that reads the first block."""
