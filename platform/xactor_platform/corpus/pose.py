@@ -1,0 +1,71 @@
+"""Turning a flat picture of a head: the map that a head's pose makes of it, with a rounded head's parallax."""
+
+import cv2
+import numpy as np
+
+_GRID = 33
+
+
+class PoseMap:
+    """Maps for `cv2.remap` from poses, over a picture whose coordinates run from -1 to 1 both ways.
+
+    Args:
+        centre: (x, y) of the head's middle; the pivot.
+        radii: (x, y) of the head; the face is about as wide as `radii[0]` on either side.
+        source_px: the side of the picture sampled from.
+        size_px: the side of the picture made.
+        reach: beyond so many radii nothing moves (a photograph's surroundings); None moves everything.
+        view: (x, y) of the middle of what is shown, and half its side.
+    """
+
+    def __init__(
+        self,
+        *,
+        centre: tuple[float, float],
+        radii: tuple[float, float],
+        source_px: int,
+        size_px: int,
+        reach: float | None,
+        view: tuple[float, float, float] = (0.0, 0.0, 1.0),
+    ):
+        axis = np.linspace(-1, 1, _GRID)
+        self._x, self._y = np.meshgrid(view[0] + view[2] * axis, view[1] + view[2] * axis)  # [G, G]
+        self._centre, self._radii, self._source_px, self._size_px = centre, radii, source_px, size_px
+        # Where the pixels' centres stand among the grid's points.
+        inner = ((np.arange(size_px) + 0.5) / size_px * (_GRID - 1)).astype(np.float32)
+        self._at = np.meshgrid(inner, inner)
+        self._hold = np.ones_like(self._x)
+        if reach is not None:
+            away = np.hypot((self._x - centre[0]) / radii[0], (self._y - centre[1]) / radii[1])
+            self._hold = 1 - _smoothstep((away - 1.0) / (reach - 1.0))
+            edge = np.maximum(abs(self._x), abs(self._y))
+            self._hold *= 1 - _smoothstep((edge - 0.8) / 0.2)
+
+    def maps(self, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where each pixel comes from, float32 [S, S] twice, for a pose [6] as in `xactor.controls.POSE`."""
+        pitch, yaw, roll, x, y, log_scale = (float(value) for value in pose)
+        radius_x, radius_y = self._radii
+        face_width = 2 * radius_x
+        # Undo what is done last first: translation and size, then the tilt, then the turn in depth.
+        scale = np.exp(-log_scale)
+        dx = (self._x - self._centre[0] - x * face_width) * scale
+        dy = (self._y - self._centre[1] - y * face_width) * scale
+        cos, sin = np.cos(roll), np.sin(roll)
+        dx, dy = cos * dx + sin * dy, cos * dy - sin * dx
+        away = (dx / (1.25 * radius_x)) ** 2 + (dy / (1.25 * radius_y)) ** 2
+        depth = radius_x * (0.95 * np.sqrt(np.clip(1 - away, 0, 1)) - 0.3)
+        dx = (dx - depth * np.sin(yaw)) / np.cos(yaw)
+        dy = (dy - depth * np.sin(pitch)) / np.cos(pitch)
+        # What is far from the head stays.
+        map_x = self._x + (self._centre[0] + dx - self._x) * self._hold
+        map_y = self._y + (self._centre[1] + dy - self._y) * self._hold
+        return self._enlarge(map_x), self._enlarge(map_y)
+
+    def _enlarge(self, grid: np.ndarray) -> np.ndarray:
+        pixels = ((grid + 1) * (self._source_px / 2) - 0.5).astype(np.float32)
+        return cv2.remap(pixels, self._at[0], self._at[1], cv2.INTER_LINEAR)
+
+
+def _smoothstep(value: np.ndarray) -> np.ndarray:
+    value = np.clip(value, 0, 1)
+    return value * value * (3 - 2 * value)
