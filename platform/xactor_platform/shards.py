@@ -4,7 +4,7 @@ import io
 import json
 import re
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
@@ -59,9 +59,8 @@ class ShardWriter:
         name = re.compile(re.escape(self.split) + r"-\d{6}\.tar")
         earlier = [n for n in self.location.sizes() if name.fullmatch(n)]
         if earlier and not self.overwrite:
-            raise FileExistsError(
-                f"{self.location.uri} already holds {len(earlier)} shards of {self.split!r}: {earlier[0]}, ..."
-            )
+            there = f"{len(earlier)} shards of {self.split!r}, the first {earlier[0]}"
+            raise FileExistsError(f"{self.location.uri} already holds {there}")
         for shard in earlier:
             self.location.delete(shard)
         return self
@@ -72,8 +71,11 @@ class ShardWriter:
         if exc_type is None:
             self._end_shard()
         else:
-            self._open[0].__exit__(exc_type, exc, traceback)
+            stack, tar = self._open
             self._open = None
+            with suppress(OSError):  # an unclosed tar would write to its closed stream when it is collected
+                tar.close()
+            stack.__exit__(exc_type, exc, traceback)
 
     def write(self, key: str, members: Mapping[str, np.ndarray | Mapping[str, Any] | bytes]) -> None:
         """Adds one sample.

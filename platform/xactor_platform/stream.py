@@ -4,7 +4,7 @@ import json
 import logging
 import pickle
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import chain, islice
 from typing import cast
@@ -75,6 +75,10 @@ class PlannedStream:
             for step in steps_ahead
             for mine in rank_micro_batches(step.micro_batches, rank, ranks)
         )
+        self._opened: list[_Segment] = []
+        self._opener = ThreadPoolExecutor(1, thread_name_prefix="planned-stream")
+        # Reading starts now: the first block, which takes seconds, comes while the caller builds its model.
+        self._following: Future[_Segment | None] | None = self._opener.submit(self._open_segment)
         self._batches = self._run()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -90,33 +94,27 @@ class PlannedStream:
         self.close()
 
     def close(self) -> None:
-        """Ends the reading."""
+        """Ends the reading, at whatever point."""
         self._batches.close()
+        self._opener.shutdown(cancel_futures=True)
+        while self._opened:
+            self._opened.pop().close()
 
     def _run(self) -> Generator[Batch, None, None]:
         """Segment after segment; the next is opened while the last one's end is trained on."""
-        opened: list[_Segment] = []
-        opener = ThreadPoolExecutor(1, thread_name_prefix="planned-stream")
-        try:
-            segment = self._open_segment(opened)
-            while segment:
-                following = None
-                for number, (blocks_left, raw) in enumerate(segment.raws()):
-                    if following is None and blocks_left <= BLOCKS_AHEAD:
-                        following = opener.submit(self._open_segment, opened)
-                    step, request = segment.turns[number]
-                    yield make_batch(
-                        request, raw, self._shape, self._arena, cursor=step.cursor, step_frames=step.frames
-                    )
-                segment.close()
-                opened.remove(segment)
-                segment = following.result() if following else None
-        finally:
-            opener.shutdown(cancel_futures=True)
-            for segment in opened:
-                segment.close()
+        while self._following and (segment := self._following.result()):
+            self._following = None
+            for number, (blocks_left, raw) in enumerate(segment.raws()):
+                if not self._following and blocks_left <= BLOCKS_AHEAD:
+                    self._following = self._opener.submit(self._open_segment)
+                step, request = segment.turns[number]
+                yield make_batch(
+                    request, raw, self._shape, self._arena, cursor=step.cursor, step_frames=step.frames
+                )
+            self._opened.remove(segment)
+            segment.close()
 
-    def _open_segment(self, opened: list["_Segment"]) -> "_Segment | None":
+    def _open_segment(self) -> "_Segment | None":
         turns = [
             (step, make_request(self._index, mine))
             for step, mine in islice(self._turns, SEGMENT_BLOCKS * self._per_block)
@@ -124,7 +122,7 @@ class PlannedStream:
         if not turns:
             return None
         segment = _Segment(turns, self._per_block, self._index.location, self._shape, self._limits)
-        opened.append(segment)
+        self._opened.append(segment)
         return segment
 
 
@@ -216,8 +214,8 @@ def wait_for_cpus(timeout_s: float) -> float:
         free = ray.available_resources().get("CPU", 0.0)
         ray.cancel(probe, force=True)
         raise ValueError(
-            f"no CPU came free to read data in {timeout_s:g} s: Ray has {total:g} CPUs, {free:g} of them free, "
-            f"and placement groups hold {held:g}; reading needs 1: start Ray with more, or give each rank fewer"
+            f"no CPU came free to read data in {timeout_s:g} s: reading needs 1, Ray has {total:g}, of which "
+            f"{free:g} free and {held:g} held by placement groups: start Ray with more, or give each rank fewer"
         )
     return total - held
 

@@ -1,0 +1,31 @@
+"""What tests share: one Ray cluster of their own, started by the first test that asks for it."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+# Of this throwaway cluster only: no token to hand to every process. Read when Ray is first imported.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+# Nothing leaves the machine, and no thread outlives a test session to report usage.
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Ray's own announcement about accelerators it will stop hiding, a FutureWarning otherwise.
+os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+
+RAY_CPUS = 4
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """The address of a cluster with four CPUs, which may be more than the machine has."""
+    import ray
+
+    context = ray.init(
+        address="local",
+        num_cpus=RAY_CPUS,
+        include_dashboard=False,
+        object_store_memory=512 << 20,
+        logging_level="warning",
+    )
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
