@@ -15,6 +15,11 @@ os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 RAY_CPUS = 4
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Ray Data's own DataContext sets options that Ray Data has deprecated.
+    config.addinivalue_line("filterwarnings", r"ignore::DeprecationWarning:ray\.data\.context")
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
     """The address of a cluster with four CPUs, which may be more than the machine has."""
