@@ -18,6 +18,9 @@ RAY_CPUS = 4
 def pytest_configure(config: pytest.Config) -> None:
     # Ray Data's own DataContext sets options that Ray Data has deprecated.
     config.addinivalue_line("filterwarnings", r"ignore::DeprecationWarning:ray\.data\.context")
+    # It also leaves each execution's log file to the garbage collector.
+    log = "Exception ignored in. <_io.FileIO name=.*/logs/ray-data/"  # a filter's fields end at colons
+    config.addinivalue_line("filterwarnings", f"ignore:{log}:pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture(scope="session")
