@@ -115,6 +115,7 @@ def write_video(
     samples: np.ndarray,
     sample_rate_hz: int = 16_000,
     crf: int = 18,
+    preset: str = "veryfast",
     metadata: dict[str, str] | None = None,
 ) -> int:
     """Frames uint8 [H, W, 3] and sound float32 [N] mono to an h264 + aac mp4; returns the number of frames.
@@ -129,7 +130,7 @@ def write_video(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
-        written = _mux(partial, frames, fps, samples, sample_rate_hz, crf, metadata or {})
+        written = _mux(partial, frames, fps, samples, sample_rate_hz, crf, preset, metadata or {})
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -148,12 +149,12 @@ def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
     return np.concatenate([_plane(out) for part in (frame, None) for out in resampler.resample(part)])
 
 
-def _mux(partial, frames, fps, samples, sample_rate_hz, crf, metadata) -> int:
+def _mux(partial, frames, fps, samples, sample_rate_hz, crf, preset, metadata) -> int:
     with av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         container.metadata.update(metadata)
         video = container.add_stream("libx264", rate=fps)
         video.pix_fmt = "yuv420p"
-        video.options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
+        video.options = {"crf": str(crf), "preset": preset, "threads": "1"}
         audio = container.add_stream("aac", rate=sample_rate_hz, layout="mono")
         audio.bit_rate = 64_000 if sample_rate_hz <= 24_000 else 128_000
         audio.codec_context.time_base = Fraction(1, sample_rate_hz)

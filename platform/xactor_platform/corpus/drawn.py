@@ -141,12 +141,12 @@ class DrawnFace:
             self._draw_brow(head, c, side)
         if self.looks.glasses:
             self._draw_glasses(head)
-        map_x, map_y = self._pose.maps(controls[INDEX["headPitch"] :])
-        turned = cv2.remap(head, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
-        still = cv2.multiply(
-            self._wall, cv2.cvtColor(255 - turned[..., 3], cv2.COLOR_GRAY2RGB), scale=1 / 255
+        where = self._pose.map(controls[INDEX["headPitch"] :])
+        turned = cv2.remap(head, where, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+        through = cv2.cvtColor(255 - turned[..., 3], cv2.COLOR_GRAY2RGB)
+        return cv2.add(
+            cv2.cvtColor(turned, cv2.COLOR_RGBA2RGB), cv2.multiply(self._wall, through, scale=1 / 255)
         )
-        return cv2.add(turned[..., :3], still)
 
     # The moving parts.
 
@@ -537,18 +537,13 @@ class DrawnFace:
         )
         _tint(head, k.hair * 0.5, 0.45 * mask * _soft(_ellipse(0.42, -0.3, 0.1, 0.3), 0.08))
         # Strands along the hair's fall from the parting.
-        for _ in range(60):
+        combed = head.copy()
+        for _ in range(90):
             x = self._rng.uniform(-w, w)
-            strand = _through(
-                np.array(
-                    [(0.25 * x + 0.05, -0.74), (0.75 * x + 0.02, -0.63), (1.04 * x, -0.4 + 0.2 * abs(x))]
-                ),
-                12,
-            )
-            layer = np.zeros(mask.shape, dtype=np.uint8)
-            cv2.polylines(layer, [_fixed(strand, _FINE)], False, 255, 2, cv2.LINE_AA, _SHIFT)
-            tone = np.clip(k.hair * self._rng.uniform(0.65, 1.35), 0, 255)
-            _tint(head, tone, 0.35 * mask * (layer / 255))
+            fall = [(0.25 * x + 0.05, -0.74), (0.75 * x + 0.02, -0.63), (1.04 * x, -0.4 + 0.2 * abs(x))]
+            tone = np.clip(k.hair * self._rng.uniform(0.6, 1.4), 0, 255)
+            _stroke(combed, _through(np.array(fall), 12), tone, 2, fine=_FINE)
+        _tint(head, combed[..., :3], 0.4 * mask)
         if k.style == "curly":
             for _ in range(46):
                 angle = self._rng.uniform(0.04, 0.96) * np.pi
@@ -563,7 +558,7 @@ def _px(value: float) -> float:
     return (value + 1) * (_CANVAS / 2)
 
 
-def _fixed(points: np.ndarray, fine: int = 1, at: tuple[int, int] = (0, 0)) -> np.ndarray:
+def _fixed(points: np.ndarray, fine: float = 1, at: tuple[int, int] = (0, 0)) -> np.ndarray:
     """Canvas points [n, 2] as OpenCV's fixed-point pixels, relative to a patch at `at`."""
     pixels = (points + 1) * (_CANVAS * fine / 2) - 0.5 - np.asarray(at)
     return np.rint(pixels * (1 << _SHIFT)).astype(np.int32).reshape(-1, 1, 2)
@@ -638,18 +633,28 @@ def _blend(patch: np.ndarray, over: np.ndarray, mask: np.ndarray) -> None:
 
 def _tint(picture: np.ndarray, colour, strength: np.ndarray) -> None:
     """Moves colours towards one, by a strength [H, W] in 0..1; transparency stays."""
-    weight = np.clip(strength, 0, 1).astype(np.float32)[..., None] * (picture[..., 3:] / np.float32(255))
+    rows, columns = np.flatnonzero(strength.max(axis=1) > 2e-3), np.flatnonzero(strength.max(axis=0) > 2e-3)
+    if not rows.size or not columns.size:
+        return
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    patch = picture[box]
+    weight = np.clip(strength[box], 0, 1).astype(np.float32)[..., None] * (patch[..., 3:] / np.float32(255))
     target = np.asarray(colour, dtype=np.float32)
-    picture[..., :3] = np.rint(picture[..., :3] * (1 - weight) + target * weight).astype(np.uint8)
+    target = target[box] if target.ndim == 3 else target
+    patch[..., :3] = np.rint(patch[..., :3] * (1 - weight) + target * weight).astype(np.uint8)
 
 
 def _soft(outline: np.ndarray, blur: float) -> np.ndarray:
     """An outline's inside as a mask [H, W] in 0..1 at the painting's size, blurred by canvas units."""
     size = _CANVAS * _FINE
-    mask = np.zeros((size, size), dtype=np.uint8)
-    cv2.fillPoly(mask, [_fixed(outline, _FINE)], 255, cv2.LINE_AA, _SHIFT)
+    # What is blurred wide needs no fine mask.
+    coarse = 1 if blur < 0.015 else 4
+    mask = np.zeros((size // coarse, size // coarse), dtype=np.uint8)
+    cv2.fillPoly(mask, [_fixed(outline, _FINE / coarse)], 255, cv2.LINE_AA, _SHIFT)
     soft = mask.astype(np.float32) / 255
-    return cv2.GaussianBlur(soft, (0, 0), blur * size / 2) if blur else soft
+    if blur:
+        soft = cv2.GaussianBlur(soft, (0, 0), blur * size / coarse / 2)
+    return soft if coarse == 1 else cv2.resize(soft, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
 def _rgba(rgb: np.ndarray) -> np.ndarray:

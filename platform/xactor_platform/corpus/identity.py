@@ -45,7 +45,7 @@ def render_frame(identity: Identity, controls: np.ndarray, size_px: int = 256) -
     return _face(identity.face_seed, size_px).render(controls)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=16)
 def _face(seed: int | None, size_px: int) -> DrawnFace | PhotoFace:
     return PhotoFace(size_px) if seed is None else DrawnFace(seed, size_px)
 

@@ -11,7 +11,7 @@ import numpy as np
 from xactor.controls import INDEX
 from xactor_platform.corpus.pose import PoseMap
 
-_CROP = (108, 0, 232)  # left, top, side of the square that is used
+_CROP = (135, 26, 180)  # left, top, side of the square that is used
 _ZOOM = 2.0  # canvas pixels to a pixel of the photograph
 _SKIN_SHADE = (96, 58, 50)
 
@@ -66,14 +66,166 @@ class PhotoFace:
             size_px=size_px,
             reach=2.1,
         )
-        y, x = np.mgrid[0 : self._side, 0 : self._side].astype(np.float32)
-        # The photograph's own pixel coordinates of every canvas pixel.
-        self._x, self._y = (x + 0.5) / _ZOOM + left, (y + 0.5) / _ZOOM + top
+        # Only the part between brows and throat changes its features.
+        self._box = tuple(
+            slice(round((a - o) * _ZOOM), round((b - o) * _ZOOM))
+            for a, b, o in ((78, 206, top), (176, 274, left))
+        )
+        rows, columns = np.mgrid[self._box].astype(np.float32)
+        self._rows, self._columns = rows, columns
+        # The photograph's own coordinates of these canvas pixels.
+        self._x, self._y = (columns + 0.5) / _ZOOM + left, (rows + 0.5) / _ZOOM + top
+        self._eye_rows, self._mouth_rows = (
+            slice(round((a - 78) * _ZOOM), round((b - 78) * _ZOOM)) for a, b in ((82, 114), (128, 206))
+        )
+        self._brows = [
+            [
+                self._bump(xs[i], ys[i] - 1.5, 8.5, 6.5, below=2.6) for i in order
+            ]  # the inner end, then the outer
+            for xs, ys, order in ((*_BROWS[0], (3, 1)), (*_BROWS[1], (0, 2)))
+        ]
+        self._corners = [self._bump(_LIPS_X[i], _LIP_EDGES[1][i], 11, 11) for i in (0, -1)]
+        self._mouth = self._bump(*_MOUTH, 24, 13)
 
     def render(self, controls: np.ndarray) -> np.ndarray:
         """One frame, uint8 [S, S, 3] RGB, from a row of the control track [57]."""
         c = {name: float(controls[i]) for name, i in INDEX.items()}
-        face = self._canvas
-        map_x, map_y = self._pose.maps(controls[INDEX["headPitch"] :])
-        del c
-        return cv2.remap(face, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        x, y = self._bend(c)
+        eyes, mouth = self._eye_rows, self._mouth_rows
+        x[eyes], y[eyes] = self._lids(x[eyes], y[eyes], c)
+        y[mouth], hollow, seam = self._part_lips(x[mouth], y[mouth], c)
+        left, top, _ = _CROP
+        map_x, map_y = (x - left) * _ZOOM - 0.5, (y - top) * _ZOOM - 0.5
+        moved = cv2.remap(self._canvas, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        face = self._canvas.copy()
+        moved[mouth] = self._darken(moved[mouth], hollow, seam)
+        face[self._box] = moved
+        where = self._pose.map(controls[INDEX["headPitch"] :])
+        return cv2.remap(face, where, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+
+    def _bend(self, c: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
+        """Where each pixel comes from when brows rise and the mouth's corners move; float32 [h, w] twice."""
+        x, y = self._x.copy(), self._y.copy()
+        for who, (inner, outer) in zip(("Right", "Left"), self._brows, strict=True):
+            down = c[f"browDown{who}"]
+            y += inner * (5.5 * c["browInnerUp"] - 4.0 * down) + outer * (
+                5.5 * c[f"browOuterUp{who}"] - 2.5 * down
+            )
+        # The mouth narrows towards its middle, or widens from it.
+        narrow = 0.42 * c["mouthPucker"] + 0.3 * c["mouthFunnel"]
+        x += self._mouth * (x - _MOUTH[0]) * narrow / (1 - min(narrow, 0.6))
+        for who, corner, side in zip(("Right", "Left"), self._corners, (-1, 1), strict=True):
+            smile, frown = c[f"mouthSmile{who}"], c[f"mouthFrown{who}"]
+            x -= corner * side * (4.0 * smile + 5.0 * c[f"mouthStretch{who}"] + 2.0 * c[f"mouthDimple{who}"])
+            # The photograph smiles: at rest its corners are let down a little.
+            y += corner * (6.0 * smile - 6.0 * frown - 1.5)
+        return x, y
+
+    def _lids(self, x: np.ndarray, y: np.ndarray, c: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
+        """The upper lids drawn down over the eyes, and glances; returns x, y."""
+        out_y, out_x = y.copy(), x.copy()
+        for who, (xs, ups, lows) in zip(("Right", "Left"), _EYES, strict=True):
+            inside = (x > xs[0]) & (x < xs[-1])
+            up, low = np.interp(x, xs, ups), np.interp(x, xs, lows)
+            t = (x - (xs[0] + xs[-1]) / 2) / ((xs[-1] - xs[0]) / 2)
+            blink = min(c[f"eyeBlink{who}"] + 0.3 * c[f"eyeSquint{who}"] * (1 - c[f"eyeBlink{who}"]), 1.0)
+            edge = up + blink * (low - up + 0.6) - 1.6 * c[f"eyeWide{who}"] * (1 - t**2)
+            crease = up - 6.5
+            lid = inside & (y > crease) & (y <= edge)
+            stretched = crease + (y - crease) * (up - crease) / np.maximum(edge - crease, 0.5)
+            out_y = np.where(lid, stretched, out_y)
+            ball = inside & (y > edge) & (y < low)
+            lifted = np.minimum(edge, up)
+            out_y = np.where(
+                ball & (edge < up), up + (y - lifted) * (low - up) / np.maximum(low - lifted, 0.5), out_y
+            )
+            right = (
+                c["eyeLookOutLeft"] - c["eyeLookInLeft"]
+                if who == "Left"
+                else c["eyeLookInRight"] - c["eyeLookOutRight"]
+            )
+            out_x = np.where(ball, x - 3.2 * right * (1 - t**2), out_x)
+        return out_x.astype(np.float32), out_y.astype(np.float32)
+
+    def _part_lips(
+        self, x: np.ndarray, y: np.ndarray, c: dict[str, float]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The lips and the jaw: where y comes from, the hollow of the mouth and the seam of closed lips, 0..1."""
+        columns = x
+        top_up, low_up, top_low, low_low = (
+            np.interp(columns, _LIPS_X, edge).astype(np.float32) for edge in _LIP_EDGES
+        )
+        t = np.clip((columns - _LIPS_X[0]) / (_LIPS_X[-1] - _LIPS_X[0]), 0, 1)
+        arch = 4 * t * (1 - t)
+        full = np.sqrt(arch)
+        press = (c["mouthPressLeft"] + c["mouthPressRight"]) / 2
+        rise = full * (
+            2.6 * (c["mouthUpperUpLeft"] + c["mouthUpperUpRight"]) / 2 + 2.0 * c["mouthShrugUpper"]
+        )
+        gap = 25.0 * max(c["jawOpen"] - c["mouthClose"], 0) + 3.0 * c["mouthFunnel"]
+        gap += 2.5 * (c["mouthLowerDownLeft"] + c["mouthLowerDownRight"]) / 2
+        # At rest the lower lip covers the teeth that the photograph shows.
+        lip = gap * (0.5 * full + 0.5 * arch) - (top_low - low_up)
+        fold = 1 - 0.45 * c["mouthRollLower"] - 0.3 * press
+        aside = _step((abs(columns - 222.0) - 22) / 24)
+        drop = 18.0 * c["jawOpen"] * (1 - aside)
+        # Stretches of the lower face: the lip, from the lip to the chin, from the chin to the throat.
+        a0, b0 = top_low, low_low
+        a1 = np.maximum(top_low + lip, low_up - rise)
+        b1 = a1 + (low_low - top_low) * fold
+        c0, d0 = np.maximum(b0 + 8, _CHIN_Y), 205.0
+        c1 = np.maximum(c0 + drop, b1 + 4)
+        below = np.where(
+            y < b1,
+            a0 + (y - a1) * (b0 - a0) / np.maximum(b1 - a1, 0.1),
+            np.where(
+                y < c1,
+                b0 + (y - b1) * (c0 - b0) / (c1 - b1),
+                np.maximum(c0 + (y - c1) * (d0 - c0) / np.maximum(d0 - c1, 4.0), y - drop),
+            ),
+        )
+        below = np.where(y > d0, y, below)
+        # The upper lip rises against the nose.
+        nose = 132.0
+        fold_up = rise + (low_up - top_up) * (0.4 * c["mouthRollUpper"] + 0.25 * press)
+        above = np.where(
+            (y > nose) & (y < low_up - rise),
+            np.where(
+                y < top_up - rise,
+                nose + (y - nose) * (top_up - nose) / np.maximum(top_up - rise - nose, 1.0),
+                low_up
+                - (low_up - rise - y) * (low_up - top_up) / np.maximum(low_up - top_up - fold_up + rise, 0.5),
+            ),
+            y,
+        )
+        between = (y >= low_up - rise) & (y < a1)
+        teeth = y + rise  # they hang from the upper jaw
+        source = np.where(y >= a1, below, np.where(between, teeth, above))
+        depth = (y - (low_up - rise)) - (top_low - low_up) * 0.9
+        hollow = np.where(between, np.clip(depth / 1.2 + 0.5, 0, 1), 0) * np.clip((a1 - y) / 0.8 + 0.3, 0, 1)
+        inside = (columns > _LIPS_X[0]) & (columns < _LIPS_X[-1])
+        seam = np.exp(-(((y - a1) / 0.7) ** 2)) * inside * np.clip(arch * 3, 0, 1)
+        return source.astype(np.float32), (hollow * inside).astype(np.float32), seam.astype(np.float32)
+
+    def _darken(self, moved: np.ndarray, hollow: np.ndarray, seam: np.ndarray) -> np.ndarray:
+        """Draws the mouth's hollow, a tongue low in it, and the line between closed lips."""
+        picture = moved.astype(np.float32)
+        weight = hollow[..., None]
+        rows, columns = self._y[self._mouth_rows], self._x[self._mouth_rows]
+        low = np.where(hollow > 0.5, rows, 0).max()
+        tongue = np.clip(1 - np.hypot((columns - _MOUTH[0]) / 13, (rows - low - 1) / 6.5), 0, 1) ** 0.7
+        tongue = tongue[..., None].astype(np.float32)
+        inside = np.array((44, 14, 16)) * (1 - tongue) + np.array((150, 70, 68)) * tongue
+        picture = picture * (1 - weight) + inside * weight
+        picture *= 1 - 0.5 * seam[..., None]
+        return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+
+    def _bump(self, x: float, y: float, wide: float, high: float, below: float | None = None) -> np.ndarray:
+        """1 at a point, fading within so many pixels, [h, w]; downwards within `below` of them."""
+        tall = np.where(self._y > y, below or high, high)
+        return np.exp(-(((self._x - x) / wide) ** 2) - ((self._y - y) / tall) ** 2).astype(np.float32)
+
+
+def _step(value: np.ndarray) -> np.ndarray:
+    value = np.clip(value, 0, 1)
+    return value * value * (3 - 2 * value)

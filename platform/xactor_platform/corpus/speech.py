@@ -83,14 +83,15 @@ def synthesise(
 ) -> tuple[np.ndarray, list[str]]:
     """A clip of the given length, float32 [N] at 16 kHz, and the sentences in it.
 
-    Sentences are taken from `lines` in order, from the start again when they run out, with pauses between them; the last ends
-    with the clip, so a clip is at most a sentence longer or shorter than asked, and within 6 to 60 s... unless
-    `duration_s` itself is not.
+    Sentences are taken from `lines` in order, from the start again when they run out, with pauses between them. The
+    clip is exactly as long as asked: like a clip cut out of a talk, it may end within a sentence.
     """
+    size = round(duration_s * SAMPLE_RATE_HZ)
     course = arousal_course(64, rng)
     pieces = [_pause(rng.uniform(0.15, 0.5))]
     spoken: list[str] = []
-    while sum(map(len, pieces)) < (duration_s - 2) * SAMPLE_RATE_HZ:
+    # What would be cut off at once is left unsaid.
+    while not spoken or sum(map(len, pieces)) < size - 1.2 * SAMPLE_RATE_HZ:
         text = lines[len(spoken) % len(lines)]
         arousal = float(course[len(spoken) % len(course)])
         pieces += [
@@ -98,7 +99,9 @@ def synthesise(
             _pause(rng.uniform(0.3, 0.9) * (1.3 - 0.6 * arousal)),
         ]
         spoken.append(text)
-    samples = np.concatenate(pieces)
+    samples = np.concatenate([*pieces, np.zeros(size, np.float32)])[:size]
+    fade = min(size, SAMPLE_RATE_HZ // 20)
+    samples[size - fade :] *= np.linspace(1, 0, fade, dtype=np.float32)
     return np.clip(samples, -1, 1), spoken
 
 

@@ -1,0 +1,58 @@
+"""A control track from the faces of a video's frames."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from xactor.controls import CONTROL_COUNT, INDEX
+from xactor.faces.landmarker import Face
+
+_FACE_WIDTH_CM = 14.0  # of MediaPipe's canonical face
+
+
+def control_track(faces: Sequence[Face | None], *, longest_gap: int = 5) -> np.ndarray:
+    """Faces of successive frames to controls, float32 [T, 57] as in `xactor.controls`.
+
+    Up to `longest_gap` frames without a face are bridged by straight lines; the head's place and size are relative
+    to the clip's median.
+
+    Raises:
+        ValueError: no frames, no face at all, or none for longer than that, with the frames' numbers.
+    """
+    if not faces:
+        raise ValueError("no frames")
+    seen = np.array([face is not None for face in faces])
+    if not seen.any():
+        raise ValueError("no face in any frame")
+    at = np.flatnonzero(seen)
+    # The frames just before and after each stretch without a face.
+    edges = np.concatenate([[-1], at, [len(faces)]])
+    widest = int(np.diff(edges).argmax())
+    gap = int(edges[widest + 1] - edges[widest] - 1)
+    if gap > longest_gap:
+        raise ValueError(
+            f"no face in frames {edges[widest] + 1} to {edges[widest + 1] - 1} of {len(faces)}; "
+            f"at most {longest_gap} in a row are bridged"
+        )
+    rows = np.stack([_row(face) for face in faces if face is not None])  # [seen, 57]
+    for name in ("headX", "headY", "headLogScale"):
+        rows[:, INDEX[name]] -= np.median(rows[:, INDEX[name]])
+    frames = np.arange(len(faces))
+    track = np.stack([np.interp(frames, at, column) for column in rows.T], axis=1)  # [T, 57]
+    return track.astype(np.float32)
+
+
+def _row(face: Face) -> np.ndarray:
+    """One face's controls, float64 [57], its place and size not yet relative."""
+    rotation, place = face.matrix[:3, :3].astype(np.float64), face.matrix[:3, 3].astype(np.float64)
+    rotation /= np.linalg.norm(rotation, axis=0)
+    forward, up = rotation[:, 2], rotation[:, 1]
+    row = np.zeros(CONTROL_COUNT)
+    row[: len(face.blendshapes)] = face.blendshapes
+    row[INDEX["headPitch"]] = -np.arcsin(np.clip(forward[1], -1, 1))
+    row[INDEX["headYaw"]] = np.arctan2(forward[0], forward[2])
+    row[INDEX["headRoll"]] = np.arctan2(up[0], up[1])
+    row[INDEX["headX"]] = place[0] / _FACE_WIDTH_CM
+    row[INDEX["headY"]] = -place[1] / _FACE_WIDTH_CM
+    row[INDEX["headLogScale"]] = -np.log(max(abs(place[2]), 1e-3))
+    return row
