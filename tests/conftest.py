@@ -1,5 +1,6 @@
 """What tests share: one Ray cluster of their own, started by the first test that asks for it."""
 
+import logging
 import os
 from collections.abc import Iterator
 
@@ -33,7 +34,7 @@ def ray_cluster() -> Iterator[str]:
         num_cpus=RAY_CPUS,
         include_dashboard=False,
         object_store_memory=512 << 20,
-        logging_level="warning",
+        logging_level=logging.WARNING,
     )
     yield context.address_info["gcs_address"]
     ray.shutdown()

@@ -67,8 +67,9 @@ class PlannedStream:
         self._index, self._shape, self._arena = index, index.frame_shape, Arena()
         self._per_block = max(1, BLOCK_BYTES // (config.budget_frames * self._shape.bytes_per_frame))
         cpus = max(1.0, wait_for_cpus(cpu_timeout_s) // ranks)
-        memory = 2 * BLOCKS_AHEAD * max(BLOCK_BYTES, config.budget_frames * self._shape.bytes_per_frame)
-        self._limits = ExecutionResources.for_limits(cpu=cpus, object_store_memory=memory)
+        ahead = 2 * BLOCKS_AHEAD * max(BLOCK_BYTES, config.budget_frames * self._shape.bytes_per_frame)
+        share = ray.cluster_resources().get("object_store_memory", ahead) / (4 * ranks)  # the rest is others'
+        self._limits = ExecutionResources.for_limits(cpu=cpus, object_store_memory=min(ahead, share))
         steps_ahead = islice(walk(index.frames, index.shard, config, start), steps)
         self._turns = (
             (step, mine)

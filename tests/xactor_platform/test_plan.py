@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from xactor_platform.plan import Cursor, PlanConfig, plan_epoch, rank_micro_batches, walk
 
 
@@ -91,7 +92,11 @@ def test_epochs_and_seeds_differ():
     config = PlanConfig(budget_frames=512, context_frames=64)
     orders = [
         samples_of(b for step in steps_of(plan_epoch(lengths, shard, c, epoch)) for b in step)
-        for c, epoch in ((config, 0), (config, 1), (PlanConfig(seed=1, budget_frames=512, context_frames=64), 0))
+        for c, epoch in (
+            (config, 0),
+            (config, 1),
+            (PlanConfig(seed=1, budget_frames=512, context_frames=64), 0),
+        )
     ]
     assert orders[0] != orders[1] != orders[2] != orders[0]
     assert {row for row, _, _ in orders[0]} == {row for row, _, _ in orders[1]} == set(range(200))
@@ -102,7 +107,11 @@ def test_the_batches_mix_differently_each_epoch():
     lengths, shard = np.full(64, 10), np.arange(64) // 8
     config = PlanConfig(budget_frames=40, context_frames=20)
     groups = [
-        {frozenset(batch.row.tolist()) for step in steps_of(plan_epoch(lengths, shard, config, e)) for batch in step}
+        {
+            frozenset(batch.row.tolist())
+            for step in steps_of(plan_epoch(lengths, shard, config, e))
+            for batch in step
+        }
         for e in (0, 1)
     ]
     assert len(groups[0] & groups[1]) < 4
@@ -117,7 +126,9 @@ def test_walking_from_a_cursor_gives_the_remaining_steps():
     for at in (1, steps - 1, steps, steps + 2):
         resumed = list(islice(walk(lengths, shard, config, whole[at - 1].following), 2 * steps - at))
         assert [s.cursor for s in resumed] == [s.cursor for s in whole[at:]]
-        assert [samples_of(s.micro_batches) for s in resumed] == [samples_of(s.micro_batches) for s in whole[at:]]
+        assert [samples_of(s.micro_batches) for s in resumed] == [
+            samples_of(s.micro_batches) for s in whole[at:]
+        ]
         assert [s.frames for s in resumed] == [s.frames for s in whole[at:]]
 
 
@@ -154,7 +165,9 @@ def test_a_config_that_cannot_work_is_refused(change, message):
 
 
 def test_ranks_that_do_not_divide_m_are_refused_with_the_allowed_ones_named():
-    with pytest.raises(ValueError, match=r"ranks must divide micro_batches \(12\): one of 1, 2, 3, 4, 6, 12; got 5"):
+    with pytest.raises(
+        ValueError, match=r"ranks must divide micro_batches \(12\): one of 1, 2, 3, 4, 6, 12; got 5"
+    ):
         PlanConfig(micro_batches=12).check_ranks(5)
 
 

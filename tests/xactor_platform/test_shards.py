@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
+
 from xactor_platform.location import Location
 from xactor_platform.shards import ShardWriter
 
@@ -37,12 +38,14 @@ def test_two_runs_write_the_same_bytes(tmp_path, sample):
 
 
 def test_a_shard_is_whole_or_absent(tmp_path, sample):
-    with pytest.raises(RuntimeError, match="power cut"), ShardWriter(
-        str(tmp_path), "train", samples_per_shard=2
-    ) as writer:
-        for i in range(3):
-            writer.write(f"clip{i}", sample(4))
-        raise RuntimeError("power cut")
+    def write_until_the_power_is_cut():
+        with ShardWriter(str(tmp_path), "train", samples_per_shard=2) as writer:
+            for i in range(3):
+                writer.write(f"clip{i}", sample(4))
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        write_until_the_power_is_cut()
     assert [p.name for p in tmp_path.iterdir()] == ["train-000000.tar"]
 
 
@@ -58,7 +61,9 @@ def test_earlier_shards_are_kept_or_replaced_as_a_whole(tmp_path, sample):
         with ShardWriter(str(tmp_path), "train", samples_per_shard=1, overwrite=True) as writer:
             for i in range(count):
                 writer.write(f"clip{i}", sample(4))
-    with pytest.raises(FileExistsError, match=r"already holds 1 shards of 'train', the first train-000000\.tar"):
+    with pytest.raises(
+        FileExistsError, match=r"already holds 1 shards of 'train', the first train-000000\.tar"
+    ):
         ShardWriter(str(tmp_path), "train").__enter__()
     with ShardWriter(str(tmp_path), "train-b") as writer:  # another split, though its name begins alike
         writer.write("other", sample(4))
@@ -86,7 +91,10 @@ def test_a_key_that_would_be_cut_is_refused(tmp_path, sample, key):
         ({"json": {"frames": 0, "fps": 25}}, "clip: json frames must be a whole number >= 1, got 0"),
         ({"json": {"frames": 5, "fps": 25}}, "clip: motion.npy has 4 frames, its json says 5"),
         ({"motion.npy": np.zeros((4, 6))}, "clip: motion.npy must be float16 or float32, got float64"),
-        ({"audio.npy": np.zeros((4, 6), np.float16)}, r"clip: audio.npy must have 3 axes, got shape \[4, 6\]"),
+        (
+            {"audio.npy": np.zeros((4, 6), np.float16)},
+            r"clip: audio.npy must have 3 axes, got shape \[4, 6\]",
+        ),
         ({"audio.npy": np.full((4, 1, 1), np.nan, np.float16)}, "clip: audio.npy holds NaN or infinity"),
     ],
 )
