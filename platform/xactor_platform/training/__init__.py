@@ -1,0 +1,1 @@
+"""Training on a Ray cluster: configuration, the loop, checkpoints, a run's folder."""

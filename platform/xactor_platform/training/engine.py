@@ -1,0 +1,92 @@
+"""The DeepSpeed engine: ZeRO-2 over planned micro-batches whose gradients are summed, not averaged."""
+
+import logging
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from xactor_platform.training.config import TrainConfig
+
+
+def deepspeed_config(config: TrainConfig, *, ranks: int, bf16: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration, every default that matters stated.
+
+    Any number of backwards makes a step (`managed_gradient_accumulation` off), and ranks add their gradients: the
+    loss is divided by the step's frames before, which all ranks know from the plan.
+    """
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # not used: batches come from the plan
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": ranks,
+        "managed_gradient_accumulation": False,
+        "gradient_allreduce_op": "sum",
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "gradient_clipping": config.clip_norm,
+        "bf16": {"enabled": bf16, "check_grad_overflow": True},
+        "zero_optimization": {
+            "stage": 2,
+            "overlap_comm": config.overlap_comm,
+            "contiguous_gradients": True,
+            "reduce_scatter": True,
+            "allgather_bucket_size": 200_000_000,
+            "reduce_bucket_size": 200_000_000,
+        },
+        "zero_force_ds_cpu_optimizer": False,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": config.learning_rate,
+                "betas": [0.9, 0.99],
+                "eps": 1e-8,
+                "weight_decay": config.weight_decay,
+                "torch_adam": True,
+            },
+        },
+        "steps_per_print": 1_000_000_000,
+        "wall_clock_breakdown": False,
+    }
+
+
+def make_engine(objective: nn.Module, config: TrainConfig, *, ranks: int, bf16: bool):
+    """The engine around the objective, in a process group that exists already."""
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    # DeepSpeed calls a name that torch renamed.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
+    engine, *_ = deepspeed.initialize(
+        model=objective,
+        model_parameters=[p for p in objective.parameters() if p.requires_grad],
+        config=deepspeed_config(config, ranks=ranks, bf16=bf16),
+        dist_init_required=False,
+    )
+    return engine
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """The rate of global step `step`: a pure function, so that resume needs no state of it."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+    return config.learning_rate * (0.1 + 0.9 * (1 + math.cos(math.pi * min(done, 1.0))) / 2)
+
+
+def set_learning_rate(engine, rate: float) -> None:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+
+
+PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # bf16, dense, from NVIDIA's data sheets
+
+
+def peak_flops() -> float | None:
+    """This GPU's bf16 peak in FLOP/s; None on a CPU and on a GPU that the table lacks."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)

@@ -1,0 +1,180 @@
+"""The driver's side: check everything that can be checked, then hand the ranks to Ray Train."""
+
+import dataclasses
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from xactor_platform.index import Index, load_index
+from xactor_platform.training.config import Stage2Config
+from xactor_platform.training.loop import Job, train_rank
+from xactor_platform.training.run_folder import BAD, CONFIG, EXPORT, METRICS, RunFolder
+from xactor_platform.training.stage2 import build_model, latent_moments
+
+DATA_CPUS = 1.0  # Ray Data must have one, or it waits for ever
+RESUMABLE = ("run", "scale", "train.steps", "train.evaluate", "train.checkpoint", "train.keep", "train.log_samples")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Where a finished run stands, and its last metrics row."""
+
+    uri: str
+    export: str
+    last: dict[str, Any]
+
+
+def train_stage2(config: Stage2Config) -> Outcome:
+    """Trains, or goes on training, the run that the config names.
+
+    Raises:
+        ValueError, FileNotFoundError, NotADirectoryError: what cannot work, before anything starts.
+        RuntimeError: the run failed; the message names the cause.
+    """
+    folder = RunFolder(config.run.storage, config.run.name)
+    saved = saved_config(folder)
+    if saved is None and config.run.resume:
+        raise FileNotFoundError(f"nothing to resume: {folder.uri} holds no {CONFIG}")
+    if saved is not None:
+        refuse_changes(saved["config"], as_dict(config), folder.uri)
+    index = load_index(config.data.shards, max_bad_fraction=config.data.max_bad_fraction)
+    check_corpus(config, index)
+    moments = tuple(saved["moments"]) if saved else latent_moments(index.training(), config.plan)
+    use_gpu = wait_for_resources(config)
+
+    folder.write_text(CONFIG, json.dumps({"config": as_dict(config), "moments": moments}, indent=2) + "\n")
+    if index.bad:
+        rows = "".join(json.dumps(vars(sample)) + "\n" for sample in index.bad)
+        folder.write_text(BAD, rows)
+    resources = {"CPU": config.scale.cpus_per_rank, **({"GPU": 1} if use_gpu else {})}
+    trainer = TorchTrainer(
+        train_rank,
+        train_loop_config={"job": Job(config, moments, find_audio_encoder(config))},
+        torch_config=TorchConfig(
+            backend="nccl" if use_gpu else "gloo", timeout_s=config.scale.collective_timeout_s
+        ),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.scale.ranks, use_gpu=use_gpu, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=config.run.name,
+            storage_path=folder.storage.path,
+            storage_filesystem=folder.storage.filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=config.scale.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise RuntimeError(f"run {folder.uri} failed: {root_cause(error)}") from error
+    if result.metrics and "error" in result.metrics:
+        raise RuntimeError(f"run {folder.uri} stopped: {result.metrics['error']}")
+    return Outcome(folder.uri, f"{folder.uri}/{EXPORT}", folder.read_lines(METRICS)[-1])
+
+
+def as_dict(config: Stage2Config) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def saved_config(folder: RunFolder) -> dict[str, Any] | None:
+    """What config.json of an earlier start of this run says, if there is one."""
+    text = folder.read_text(CONFIG)
+    return None if text is None else json.loads(text)
+
+
+def refuse_changes(saved: dict[str, Any], given: dict[str, Any], uri: str) -> None:
+    """ValueError naming the options in which a run cannot change when it goes on."""
+    before, now = _flat(saved), _flat(given)
+    changed = [
+        f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and not name.startswith(RESUMABLE)
+    ]
+    if changed:
+        raise ValueError(
+            f"run {uri} exists with another config ({'; '.join(changed)}): "
+            f"use another --run.name, or --run.resume without these options"
+        )
+
+
+def check_corpus(config: Stage2Config, index: Index) -> None:
+    """What the shards must be for this model."""
+    shape = index.frame_shape
+    if not index.training().samples:
+        raise ValueError(f"{config.data.shards}: every shard is held out (test-*, val-*), none is left to train on")
+    build_model(dataclasses.replace(config.model, backbone=None, layers=1), shape, seed=0)
+    if config.model.backbone and not (Path(config.model.backbone) / "config.json").exists():
+        raise FileNotFoundError(f"no backbone in {config.model.backbone}: config.json is missing")
+
+
+def find_audio_encoder(config: Stage2Config) -> str | None:
+    """The folder to copy into the export: as configured, or `audio_encoder` beside a local folder of shards."""
+    if config.data.audio_encoder is not None:
+        if not Path(config.data.audio_encoder).is_dir():
+            raise FileNotFoundError(f"no audio encoder in {config.data.audio_encoder}")
+        return str(Path(config.data.audio_encoder).absolute())
+    beside = Path(config.data.shards).absolute().parent / "audio_encoder"
+    return str(beside) if "://" not in config.data.shards and beside.is_dir() else None
+
+
+def wait_for_resources(config: Stage2Config) -> bool:
+    """Waits until the cluster has what the ranks and the data need. Returns whether the ranks get GPUs.
+
+    ValueError with both numbers where it does not come: a training that takes every CPU would wait for its
+    data for ever.
+    """
+    scale = config.scale
+    need = scale.ranks * scale.cpus_per_rank + DATA_CPUS
+    deadline = time.monotonic() + scale.start_timeout_s
+    while True:
+        have = ray.cluster_resources()
+        use_gpu = scale.device == "gpu" or (scale.device == "auto" and have.get("GPU", 0) > 0)
+        enough_gpus = not use_gpu or have.get("GPU", 0) >= scale.ranks
+        if have.get("CPU", 0) >= need and enough_gpus:
+            return use_gpu
+        if time.monotonic() > deadline:
+            break
+        time.sleep(1.0)
+    if have.get("CPU", 0) < need:
+        raise ValueError(
+            f"the cluster has {have.get('CPU', 0):g} CPUs, but {scale.ranks} ranks of {scale.cpus_per_rank:g} and "
+            f"{DATA_CPUS:g} for reading data need {need:g}: lower --scale.ranks or --scale.cpus-per-rank"
+        )
+    raise ValueError(f"the cluster has {have.get('GPU', 0):g} GPUs, but {scale.ranks} ranks need one each")
+
+
+def root_cause(error: BaseException) -> str:
+    """The innermost cause that Ray wrapped, in one line."""
+    failures = getattr(error, "worker_failures", None) or {}
+    cause: BaseException = next(iter(failures.values()), error)
+    while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
+        cause = inner
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[-1] if lines else ''}"
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def connect(py_modules: list[str]) -> None:
+    """Joins the cluster that this driver is in, or starts one here; this checkout's code goes to its workers."""
+    env = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}  # or every line of progress is shown twice
+    os.environ.update(env)
+    ray.init(runtime_env={"py_modules": py_modules, "env_vars": env}, logging_level="WARNING")
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
