@@ -55,9 +55,8 @@ def main() -> int:
 
 
 def _say(fate: VideoFate) -> None:
-    print(
-        f"{fate.status:6} {fate.split:5} {fate.frames:6d} frames  {fate.file}{f': {fate.reason}' if fate.reason else ''}"
-    )
+    why = f": {fate.reason}" if fate.reason else ""
+    print(f"{fate.status:6} {fate.split:5} {fate.frames:6d} frames  {fate.file}{why}")
 
 
 if __name__ == "__main__":

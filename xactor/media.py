@@ -15,7 +15,9 @@ from pathlib import Path
 import av
 import numpy as np
 from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.error import FFmpegError
 from av.video.frame import VideoFrame
 
 _log = logging.getLogger(__name__)
@@ -156,6 +158,7 @@ def _mux(partial, frames, fps, samples, sample_rate_hz, crf, preset, metadata) -
         video.pix_fmt = "yuv420p"
         video.options = {"crf": str(crf), "preset": preset, "threads": "1"}
         audio = container.add_stream("aac", rate=sample_rate_hz, layout="mono")
+        assert isinstance(audio, AudioStream)
         audio.bit_rate = 64_000 if sample_rate_hz <= 24_000 else 128_000
         audio.codec_context.time_base = Fraction(1, sample_rate_hz)
         heard = 0
@@ -205,7 +208,7 @@ def _mux(partial, frames, fps, samples, sample_rate_hz, crf, preset, metadata) -
 def _open(source: str | Path) -> Iterator[InputContainer]:
     try:
         container = av.open(str(source))
-    except (av.FFmpegError, ValueError) as error:
+    except (FFmpegError, ValueError) as error:
         if not Path(source).exists():
             raise ValueError(f"{source}: no such file") from error
         empty = Path(source).is_file() and Path(source).stat().st_size == 0
@@ -220,18 +223,22 @@ def _decode(container: InputContainer, stream, source) -> Iterator[AudioFrame | 
     packets = bad = 0
     last: Exception | None = None
     try:
-        for packet in container.demux(stream):
+        for packet in container.demux(stream):  # the last one is empty and flushes the decoder
             packets += 1
             try:
                 frames = packet.decode()
-            except av.FFmpegError as error:
+            except FFmpegError as error:
                 bad, last = bad + 1, error
                 continue
             yield from frames  # type: ignore[misc]
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         raise ValueError(f"{source}: corrupt ({error})") from error
     if bad > max(_FORGIVEN_PACKETS, packets // 100) or (bad and bad >= packets - 1):
         raise ValueError(f"{source}: corrupt ({bad} of {packets} packets cannot be decoded: {last})")
+    # An mp4's index tells how many packets there are to be.
+    expected = stream.frames if "mp4" in container.format.name else 0
+    if packets - 1 < 0.9 * expected:
+        raise ValueError(f"{source}: truncated (it ends after {packets - 1} of {expected} packets)")
     if bad:
         _log.warning("%s: %d of %d packets could not be decoded and were left out", source, bad, packets)
 

@@ -59,7 +59,7 @@ class FaceLandmarker:
         self._most_faces = most_faces
         if model is None:
             # Read at once, so that it also works from inside a zipped package.
-            with as_file(files(__package__).joinpath("face_landmarker.task")) as packaged:
+            with as_file(files("xactor.faces").joinpath("face_landmarker.task")) as packaged:
                 self._model = packaged.read_bytes()
         elif Path(model).is_file():
             self._model = Path(model).read_bytes()

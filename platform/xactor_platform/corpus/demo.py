@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +26,6 @@ from xactor.audio.windows import FPS, SAMPLE_RATE_HZ
 from xactor.controls import embed_controls
 from xactor.media import write_video
 from xactor_platform.corpus.identity import (
-    HELD_OUT,
     Identity,
     held_out_identities,
     render_frame,
@@ -121,7 +120,7 @@ def make_demo_corpus(
     clips: dict[str, int] = {}
     frames: dict[str, int] = {}
     shards = folder / "shards"
-    made = _make_clips(plans, folder, size_px, workers or os.cpu_count() or 1)
+    made = _make_clips(plans, folder, size_px, workers or os.cpu_count() or 1, progress)
     for split in ("train", "test"):
         with ShardWriter(str(shards), split, samples_per_shard=16, overwrite=True) as writer:
             for plan in (p for p in plans if p.split == split):
@@ -130,9 +129,6 @@ def make_demo_corpus(
                 writer.write(key, members)
                 clips[split] = clips.get(split, 0) + 1
                 frames[split] = frames.get(split, 0) + members["json"]["frames"]
-                progress(
-                    f"{sum(clips.values())}/{len(plans)} clips, {sum(frames.values()) / FPS / 60:.1f} min of talk"
-                )
     load_index(str(shards))
     return DemoCorpus(
         folder=folder,
@@ -278,20 +274,23 @@ def hash_seed(seed: tuple[int, ...]) -> int:
 
 
 def _make_clips(
-    plans: list[ClipPlan], folder: Path, size_px: int, workers: int
+    plans: list[ClipPlan], folder: Path, size_px: int, workers: int, progress: Callable[[str], None]
 ) -> Iterator[tuple[str, dict]]:
     """The clips in the plan's order, made by a pool of processes with one thread each."""
     if workers == 1:
-        for plan in plans:
+        for number, plan in enumerate(plans):
             yield make_clip(plan, folder, size_px)
+            progress(f"{number + 1}/{len(plans)} clips")
         return
     # The long ones first, so that no core waits for one at the end.
     order = sorted(range(len(plans)), key=lambda i: -plans[i].duration_s)
-    with ProcessPoolExecutor(
-        min(workers, len(plans)), mp_context=multiprocessing.get_context("spawn"), initializer=one_thread
-    ) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(plans)), mp_context=context, initializer=one_thread) as pool:
         futures = {i: pool.submit(make_clip, plans[i], folder, size_px) for i in order}
         try:
+            for number, done in enumerate(as_completed(futures.values())):
+                done.result()
+                progress(f"{number + 1}/{len(plans)} clips")
             for i in range(len(plans)):
                 yield futures.pop(i).result()
         except BaseException:

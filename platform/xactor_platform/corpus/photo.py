@@ -100,8 +100,8 @@ class PhotoFace:
         face = self._canvas.copy()
         moved[mouth] = self._darken(moved[mouth], hollow, seam)
         face[self._box] = moved
-        where = self._pose.map(controls[INDEX["headPitch"] :])
-        return cv2.remap(face, where, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        map_x, map_y = self._pose.maps(controls[INDEX["headPitch"] :])
+        return cv2.remap(face, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
     def _bend(self, c: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
         """Where each pixel comes from when brows rise and the mouth's corners move; float32 [h, w] twice."""

@@ -33,7 +33,7 @@ class PoseMap:
         self._centre, self._radii, self._source_px, self._size_px = centre, radii, source_px, size_px
         # Where the pixels' centres stand among the grid's points.
         inner = ((np.arange(size_px) + 0.5) / size_px * (_GRID - 1)).astype(np.float32)
-        self._at = np.stack(np.meshgrid(inner, inner), axis=2)
+        self._at = np.meshgrid(inner, inner)
         self._hold = np.ones_like(self._x)
         if reach is not None:
             away = np.hypot((self._x - centre[0]) / radii[0], (self._y - centre[1]) / radii[1])
@@ -41,8 +41,8 @@ class PoseMap:
             edge = np.maximum(abs(self._x), abs(self._y))
             self._hold *= 1 - _smoothstep((edge - 0.8) / 0.2)
 
-    def map(self, pose: np.ndarray) -> np.ndarray:
-        """Where each pixel comes from, float32 [S, S, 2] for `cv2.remap`, for a pose [6] as in `xactor.controls.POSE`."""
+    def maps(self, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where each pixel comes from, float32 [S, S] twice, for a pose [6] as in `xactor.controls.POSE`."""
         pitch, yaw, roll, x, y, log_scale = (float(value) for value in pose)
         radius_x, radius_y = self._radii
         face_width = 2 * radius_x
@@ -60,7 +60,8 @@ class PoseMap:
         map_x = self._x + (self._centre[0] + dx - self._x) * self._hold
         map_y = self._y + (self._centre[1] + dy - self._y) * self._hold
         pixels = (np.stack([map_x, map_y], axis=2) + 1) * (self._source_px / 2) - 0.5  # [G, G, 2]
-        return cv2.remap(pixels.astype(np.float32), self._at, None, cv2.INTER_LINEAR)
+        large = cv2.remap(pixels.astype(np.float32), *self._at, cv2.INTER_LINEAR)
+        return large[..., 0].copy(), large[..., 1].copy()
 
 
 def _smoothstep(value: np.ndarray) -> np.ndarray:

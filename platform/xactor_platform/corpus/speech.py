@@ -62,12 +62,12 @@ class Synthesiser:
         sound = np.concatenate([c.audio_float_array for c in self._voice.synthesize(text, config)])
         sound = resample(sound, round(self._rate_hz * shift), SAMPLE_RATE_HZ)
         level = np.sqrt(np.mean(sound**2) + 1e-9)
-        return np.float32(sound * (10 ** ((-29 + 9 * arousal) / 20) / level))
+        return (sound * (10 ** ((-29 + 9 * arousal) / 20) / level)).astype(np.float32)
 
 
 def sentences(split: str) -> list[str]:
     """The sentences of `train` or of `test`; no sentence is in both."""
-    text = files(__package__).joinpath(f"sentences_{split}.txt").read_text(encoding="utf-8")
+    text = files("xactor_platform.corpus").joinpath(f"sentences_{split}.txt").read_text(encoding="utf-8")
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from xactor.audio import LogMelEncoder, load_audio_encoder
-from xactor.audio.windows import FPS, SAMPLES_PER_FRAME, frame_count
+from xactor.audio.windows import FPS, frame_count
 from xactor.controls import embed_controls
 from xactor.faces import FaceLandmarker, control_track
 from xactor.media import read_audio, read_frames
@@ -194,7 +194,7 @@ def _try_video(job: tuple[str, str, str | None]) -> dict | str:
         return reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
 
 
-def _in_pool(jobs: list, workers: int) -> Iterator[dict | str]:
+def _in_pool(jobs: list, workers: int, work: Callable = _try_video) -> Iterator[dict | str]:
     """Results in order. A file that kills its process fails alone: what was in flight with it runs again."""
     done = 0
     alone = False
@@ -204,7 +204,7 @@ def _in_pool(jobs: list, workers: int) -> Iterator[dict | str]:
             1 if alone else min(workers, len(jobs) - done), context, _start_worker
         ) as pool:
             batch = jobs[done : done + 1] if alone else jobs[done:]
-            futures = [pool.submit(_try_video, job) for job in batch]
+            futures = [pool.submit(work, job) for job in batch]
             alone = False
             for future in futures:
                 try:

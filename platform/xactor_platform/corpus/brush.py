@@ -1,0 +1,153 @@
+"""Painting on a square canvas: anti-aliased shapes, strokes, soft tints, and smooth lines through points.
+
+Coordinates run from -1 to 1 over the canvas, x right and y down; colours are RGB in 0..255. Still parts are painted
+`FINE` times finer than the canvas and reduced afterwards.
+"""
+
+import cv2
+import numpy as np
+
+CANVAS_PX = 448
+FINE = 2
+_SHIFT = 4  # fractional bits of a coordinate for OpenCV
+
+
+def px(value: float) -> float:
+    return (value + 1) * (CANVAS_PX / 2)
+
+
+def _fixed(points: np.ndarray, fine: float = 1, at: tuple[int, int] = (0, 0)) -> np.ndarray:
+    """Canvas points [n, 2] as OpenCV's fixed-point pixels, relative to a patch at `at`."""
+    pixels = (points + 1) * (CANVAS_PX * fine / 2) - 0.5 - np.asarray(at)
+    return np.rint(pixels * (1 << _SHIFT)).astype(np.int32).reshape(-1, 1, 2)
+
+
+def _colour(colour) -> tuple[float, float, float, float]:
+    red, green, blue = (float(value) for value in colour)
+    return red, green, blue, 255.0
+
+
+def fill(picture, points, colour, at=(0, 0), alpha: float = 1.0, fine: int = 1) -> None:
+    shape = [_fixed(points, fine, at)]
+    if alpha >= 1:
+        cv2.fillPoly(picture, shape, _colour(colour), cv2.LINE_AA, _SHIFT)
+        return
+    _faintly(
+        picture,
+        points,
+        at,
+        fine,
+        2,
+        alpha,
+        lambda p, s: cv2.fillPoly(p, s, _colour(colour), cv2.LINE_AA, _SHIFT),
+    )
+
+
+def stroke(picture, points, colour, width: int, at=(0, 0), alpha: float = 1.0, fine: int = 1) -> None:
+    def draw(target, shape):
+        cv2.polylines(target, shape, False, _colour(colour), width, cv2.LINE_AA, _SHIFT)
+
+    if alpha >= 1:
+        draw(picture, [_fixed(points, fine, at)])
+    else:
+        _faintly(picture, points, at, fine, width + 2, alpha, draw)
+
+
+def _faintly(picture, points, at, fine, margin, alpha, draw) -> None:
+    """Draws with transparency, touching only the pixels around the points."""
+    pixels = (points + 1) * (CANVAS_PX * fine / 2) - np.asarray(at)
+    low = np.maximum(pixels.min(axis=0).astype(int) - margin, 0)
+    high = pixels.max(axis=0).astype(int) + margin + 1
+    patch = picture[low[1] : high[1], low[0] : high[0]]
+    if not patch.size:
+        return
+    over = np.ascontiguousarray(patch)
+    draw(over, [_fixed(points, fine, (at[0] + low[0], at[1] + low[1]))])
+    patch[...] = cv2.addWeighted(over, alpha, patch, 1 - alpha, 0)
+
+
+def disc(picture, x: float, y: float, radius: float, colour, at=(0, 0)) -> None:
+    one = 1 << _SHIFT
+    centre = _fixed(np.array([[x, y]]), 1, at).ravel()
+    size = round(radius * (CANVAS_PX / 2) * one)
+    cv2.circle(picture, (int(centre[0]), int(centre[1])), size, _colour(colour), -1, cv2.LINE_AA, _SHIFT)
+
+
+def cut(picture: np.ndarray, outline: np.ndarray) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
+    """The patch around an outline (a view), its corner, and the outline's soft mask uint8 [h, w]."""
+    pixels = (outline + 1) * (CANVAS_PX / 2)
+    low = np.clip(pixels.min(axis=0).astype(int) - 3, 0, CANVAS_PX - 4)
+    high = np.clip(pixels.max(axis=0).astype(int) + 4, low + 4, CANVAS_PX)
+    patch = picture[low[1] : high[1], low[0] : high[0]]
+    mask = np.zeros(patch.shape[:2], dtype=np.uint8)
+    cv2.fillPoly(mask, [_fixed(outline, 1, (int(low[0]), int(low[1])))], 255, cv2.LINE_AA, _SHIFT)
+    return patch, (int(low[0]), int(low[1])), mask
+
+
+def blend(patch: np.ndarray, over: np.ndarray, mask: np.ndarray) -> None:
+    weight = mask[..., None].astype(np.int32)
+    patch[...] = (patch + ((over.astype(np.int32) - patch) * weight + 127) // 255).astype(np.uint8)
+
+
+def tint(picture: np.ndarray, colour, strength: np.ndarray) -> None:
+    """Moves colours towards one, by a strength [H, W] in 0..1; transparency stays."""
+    rows, columns = np.flatnonzero(strength.max(axis=1) > 2e-3), np.flatnonzero(strength.max(axis=0) > 2e-3)
+    if not rows.size or not columns.size:
+        return
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    patch = picture[box]
+    weight = np.clip(strength[box], 0, 1).astype(np.float32)[..., None] * (patch[..., 3:] / np.float32(255))
+    target = np.asarray(colour, dtype=np.float32)
+    target = target[box] if target.ndim == 3 else target
+    patch[..., :3] = np.rint(patch[..., :3] * (1 - weight) + target * weight).astype(np.uint8)
+
+
+def soft(outline: np.ndarray, blur: float) -> np.ndarray:
+    """An outline's inside as a mask [H, W] in 0..1 at the painting's size, blurred by canvas units."""
+    size = CANVAS_PX * FINE
+    # What is blurred wide needs no fine mask.
+    coarse = 1 if blur < 0.015 else 4
+    mask = np.zeros((size // coarse, size // coarse), dtype=np.uint8)
+    cv2.fillPoly(mask, [_fixed(outline, FINE / coarse)], 255, cv2.LINE_AA, _SHIFT)
+    soft = mask.astype(np.float32) / 255
+    if blur:
+        soft = cv2.GaussianBlur(soft, (0, 0), blur * size / coarse / 2)
+    return soft if coarse == 1 else cv2.resize(soft, (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def rgba(rgb: np.ndarray) -> np.ndarray:
+    alpha = np.full((*rgb.shape[:2], 1), 255, dtype=np.uint8)
+    return np.ascontiguousarray(np.concatenate([np.clip(rgb, 0, 255).astype(np.uint8), alpha], axis=2))
+
+
+def ellipse(x: float, y: float, radius_x: float, radius_y: float, power: float = 2.0) -> np.ndarray:
+    angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+    cos, sin = np.cos(angle), np.sin(angle)
+    round_x = np.sign(cos) * np.abs(cos) ** (2 / power)
+    round_y = np.sign(sin) * np.abs(sin) ** (2 / power)
+    return np.stack([x + radius_x * round_x, y + radius_y * round_y], axis=1)
+
+
+def mirror(right_half: list[tuple[float, float]]) -> np.ndarray:
+    """A closed smooth outline from its right half, listed from the top to the bottom, both ends at x = 0."""
+    right = np.array(right_half)
+    left = right[1:-1][::-1] * (-1, 1)
+    return through(np.concatenate([right, left]), 10, closed=True)
+
+
+def through(points: np.ndarray, steps: int, closed: bool = False) -> np.ndarray:
+    """A smooth (Catmull-Rom) line through points, `steps` to each stretch."""
+    if closed:
+        padded = np.concatenate([points[-1:], points, points[:2]])
+    else:
+        padded = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])
+    t = np.linspace(0, 1, steps, endpoint=False)[:, None]
+    a, b, c, d = (padded[i : len(padded) - 3 + i][:, None] for i in range(4))
+    line = 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
+    line = line.reshape(-1, 2)
+    return line if closed else np.concatenate([line, points[-1:]])
+
+
+def step(value: np.ndarray) -> np.ndarray:
+    value = np.clip(value, 0, 1)
+    return value * value * (3 - 2 * value)

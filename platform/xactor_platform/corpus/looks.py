@@ -1,0 +1,91 @@
+"""What a drawn person looks like, from a seed: skin, hair, eyes, dress, and the shape of a face."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_SKINS = ((247, 216, 190), (236, 190, 158), (214, 160, 122), (177, 120, 84), (132, 86, 60), (98, 62, 45))
+_HAIRS = (
+    (35, 26, 24),
+    (74, 46, 30),
+    (120, 74, 40),
+    (176, 130, 72),
+    (150, 60, 34),
+    (150, 150, 156),
+    (24, 24, 34),
+)
+_IRISES = ((86, 54, 30), (62, 92, 60), (70, 112, 150), (110, 100, 60), (54, 44, 40), (90, 120, 120))
+_CLOTHES = ((52, 76, 110), (140, 52, 58), (60, 104, 84), (90, 70, 120), (190, 150, 70), (44, 48, 56))
+_WALLS = (
+    (206, 214, 220),
+    (222, 206, 190),
+    (190, 206, 196),
+    (214, 198, 212),
+    (176, 192, 214),
+    (228, 220, 200),
+)
+STYLES = ("short", "long", "bun", "curly", "bob", "bald")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looks:
+    """What makes one drawn person different from another. Colours are RGB, lengths in canvas units."""
+
+    skin: np.ndarray
+    hair: np.ndarray
+    iris: np.ndarray
+    clothes: np.ndarray
+    wall: np.ndarray
+    lips: np.ndarray
+    style: str
+    face_width: float
+    chin: float
+    jaw: float
+    eye_gap: float
+    eye_size: float
+    brow_weight: float
+    nose: float
+    mouth_width: float
+    lip_fullness: float
+    glasses: bool
+    beard: float
+    freckles: bool
+
+
+def draw_looks(seed: int) -> Looks:
+    """The looks that belong to a seed. Neighbouring seeds differ in style, skin and hair for sure."""
+    rng = np.random.Generator(np.random.PCG64([seed, 404]))
+
+    def pick(colours, offset: int) -> np.ndarray:
+        base = np.array(colours[(seed * 5 + offset) % len(colours)], dtype=np.float64)
+        return np.clip(base + rng.normal(0, 5, 3), 0, 255)
+
+    style = STYLES[seed % len(STYLES)]
+    skin = pick(_SKINS, int(rng.integers(2)))
+    bearded = style in ("short", "bald", "curly") and rng.uniform() < 0.6
+    lips = np.clip(skin * (0.80, 0.55, 0.55) + (18, 6, 12), 0, 255)
+    return Looks(
+        skin=skin,
+        hair=pick(_HAIRS, seed // 3),
+        iris=pick(_IRISES, seed // 2),
+        clothes=pick(_CLOTHES, seed // 4),
+        wall=pick(_WALLS, seed // 5 + 2),
+        lips=lips if bearded else np.clip(lips + np.array((14, -6, 2)), 0, 255),
+        style=style,
+        face_width=rng.uniform(0.42, 0.47),
+        chin=rng.uniform(0.62, 0.68),
+        jaw=rng.uniform(0.62, 0.82),
+        eye_gap=rng.uniform(0.185, 0.205),
+        eye_size=rng.uniform(0.098, 0.112),
+        brow_weight=rng.uniform(0.8, 1.35),
+        nose=rng.uniform(0.85, 1.15),
+        mouth_width=rng.uniform(0.165, 0.195),
+        lip_fullness=rng.uniform(0.85, 1.25),
+        glasses=bool(rng.uniform() < 0.25),
+        beard=rng.uniform(0.35, 0.8) if bearded else 0.0,
+        freckles=bool(rng.uniform() < 0.3),
+    )
+
+
+# Where a drawn face's parts stand on the canvas.
+EYES_Y, BROWS_Y, NOSE_Y, MOUTH_Y = -0.06, -0.215, 0.17, 0.355

@@ -1,0 +1,107 @@
+"""Faces in real pictures, and control tracks from what is seen of them."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from xactor.controls import BLENDSHAPES, INDEX
+from xactor.faces import Face, FaceLandmarker, control_track
+
+
+def face(jaw: float = 0.0, matrix: np.ndarray | None = None) -> Face:
+    shapes = np.zeros(len(BLENDSHAPES), np.float32)
+    shapes[INDEX["jawOpen"]] = jaw
+    place = np.eye(4, dtype=np.float32)
+    place[2, 3] = -40
+    return Face(
+        points=np.zeros((478, 3), np.float32), blendshapes=shapes, matrix=place if matrix is None else matrix
+    )
+
+
+def turned(axis: int, angle: float) -> np.ndarray:
+    """A face turned about x, y or z, axes right, up and towards the viewer."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    matrix = np.eye(4, dtype=np.float32)
+    a, b = [(1, 2), (2, 0), (0, 1)][axis]
+    matrix[a, a] = matrix[b, b] = cos
+    matrix[a, b], matrix[b, a] = -sin, sin
+    matrix[2, 3] = -40
+    return matrix
+
+
+def test_short_gaps_are_bridged_by_straight_lines():
+    track = control_track([face(0.0), None, None, face(0.3), None])
+    assert track.shape == (5, 57)
+    assert track.dtype == np.float32
+    assert track[:, INDEX["jawOpen"]] == pytest.approx([0, 0.1, 0.2, 0.3, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("faces", "reason"),
+    [
+        ([], "no frames"),
+        ([None] * 9, "no face in any frame"),
+        ([face()] * 3 + [None] * 6 + [face()], "no face in frames 3 to 8 of 10"),
+        ([None] * 6 + [face()], "no face in frames 0 to 5 of 7"),
+        ([face()] + [None] * 6, "no face in frames 1 to 6 of 7"),
+    ],
+)
+def test_longer_gaps_are_named(faces, reason):
+    with pytest.raises(ValueError, match=reason):
+        control_track(faces)
+
+
+def test_pose_has_the_signs_it_says():
+    # Turned about the axis to the right: the nose goes down. About the one up: to the right. About the one towards the
+    # viewer by a negative angle: clockwise as seen.
+    for axis, angle, name in ((0, 0.2, "headPitch"), (1, 0.3, "headYaw"), (2, -0.1, "headRoll")):
+        row = control_track([face(matrix=turned(axis, angle))])[0]
+        assert row[INDEX[name]] == pytest.approx(abs(angle), abs=1e-5)
+        others = [n for n in ("headPitch", "headYaw", "headRoll") if n != name]
+        assert [row[INDEX[n]] for n in others] == pytest.approx([0, 0], abs=1e-5)
+
+
+def test_place_and_size_are_relative_to_the_clip():
+    near = np.eye(4, dtype=np.float32)
+    near[:3, 3] = (7, -7, -20)
+    track = control_track([face(), face(), face(matrix=near)])
+    assert track[0, INDEX["headX"] :] == pytest.approx([0, 0, 0])
+    assert track[2, INDEX["headX"] :] == pytest.approx([0.5, 0.5, np.log(2)])
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mediapipe", None)
+    monkeypatch.setitem(sys.modules, "mediapipe.tasks.python", None)
+    with pytest.raises(ValueError, match=r"xactor\[landmarks\]"):
+        FaceLandmarker()
+
+
+def test_a_model_that_is_none_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no such landmark model"):
+        FaceLandmarker(tmp_path / "missing.task")
+    (tmp_path / "bad.task").write_bytes(b"not a bundle")
+    with pytest.raises(ValueError, match=r"bad\.task: not a face landmark model"):
+        FaceLandmarker(tmp_path / "bad.task").detect(np.zeros((64, 64, 3), np.uint8))
+
+
+def test_a_photograph_has_its_face_and_a_wall_has_none():
+    astronaut = pytest.importorskip("skimage.data").astronaut()
+    landmarker = FaceLandmarker()
+    faces = landmarker.detect(astronaut)
+    assert len(faces) == 1
+    left, top, right, bottom = faces[0].box
+    assert 160 < left < 200 < 250 < right < 290
+    assert 50 < top < 90 < 160 < bottom < 195
+    assert faces[0].points.shape == (478, 3)
+    assert landmarker.detect(np.full((200, 200, 3), 128, np.uint8)) == []
+
+
+def test_of_several_faces_the_largest_is_followed():
+    cv2 = pytest.importorskip("cv2")
+    astronaut = pytest.importorskip("skimage.data").astronaut()[0:220, 110:330]
+    picture = np.full((480, 640, 3), 200, np.uint8)
+    picture[20:460, 180:620] = cv2.resize(astronaut, (440, 440))
+    picture[0:160, 0:160] = cv2.resize(astronaut, (160, 160))
+    seen = list(FaceLandmarker().follow([picture] * 3))
+    assert all(found is not None and found.box[0] > 180 for found in seen)

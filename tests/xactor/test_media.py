@@ -1,0 +1,185 @@
+"""Sound and pictures keep their length and their place in time, whatever the file."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from xactor.media import read_audio, read_frames, resample, write_video
+
+
+def tone(samples: int, hz: float = 440, rate_hz: int = 16_000) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * hz * np.arange(samples) / rate_hz)).astype(np.float32)
+
+
+def grey(level: int, height: int = 64, width: int = 48) -> np.ndarray:
+    return np.full((height, width, 3), level, np.uint8)
+
+
+def timed_video(path, times_s: list[Fraction], *, rotation: int = 0) -> None:
+    """A silent video whose frame i is shown at times_s[i], its grey level 4 times its time in 25ths."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.options = {"crf": "5", "threads": "1"}
+        stream.codec_context.time_base = Fraction(1, 90_000)
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for time_s in times_s:
+            picture = grey(round(float(time_s) * 100) % 256)
+            picture[:20, :20] = 255  # a mark in the upper left
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = round(time_s * 90_000), Fraction(1, 90_000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize("samples", [777, 16_000, 33_000, 48_001])
+def test_what_is_written_is_read_back_as_long(tmp_path, samples):
+    frames = max(1, round(samples / 640))
+    sound = tone(samples)
+    assert write_video(tmp_path / "a.mp4", (grey(i * 3) for i in range(frames)), samples=sound) == frames
+    heard = read_audio(tmp_path / "a.mp4")
+    assert heard.dtype == np.float32
+    assert len(heard) == samples
+    assert np.corrcoef(heard, sound)[0, 1] > 0.98
+    seen = [picture[32, 24, 0] for picture in read_frames(tmp_path / "a.mp4")]
+    assert np.abs(np.array(seen, int) - 3 * np.arange(frames)).max() <= 3
+
+
+def test_the_index_stands_in_front_and_the_same_input_gives_the_same_bytes(tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / name, [grey(9)] * 5, samples=tone(3200), metadata={"comment": "made"})
+    data = (tmp_path / "a.mp4").read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    assert data == (tmp_path / "b.mp4").read_bytes()
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert container.metadata["comment"] == "made"
+        assert container.streams.video[0].codec_context.pix_fmt == "yuv420p"
+
+
+def test_nothing_stays_of_a_video_that_fails(tmp_path):
+    def frames():
+        yield grey(1)
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        write_video(tmp_path / "a.mp4", frames(), samples=tone(640))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [([], "at least one"), ([grey(0, 63)], "even"), ([grey(0), grey(0, 32)], "first was 64x48")],
+)
+def test_bad_frames_are_refused(tmp_path, frames, message):
+    with pytest.raises(ValueError, match=message):
+        write_video(tmp_path / "a.mp4", frames, samples=tone(640))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rate", [Fraction(30_000, 1001), Fraction(50), Fraction(10), Fraction(25)])
+def test_any_rate_becomes_the_nearest_frames_at_25(tmp_path, rate):
+    times = [Fraction(i) / rate for i in range(int(2 * rate))]
+    timed_video(tmp_path / "a.mp4", times)
+    seen = [float(picture[50, 40, 0]) for picture in read_frames(tmp_path / "a.mp4")]
+    assert len(seen) == round(len(times) / rate * 25)
+    nearest = [float(min(times, key=lambda t: abs(t - Fraction(n, 25)))) for n in range(len(seen))]
+    assert np.abs(np.array(seen) - 100 * np.array(nearest)).max() <= 2.5
+
+
+def test_a_variable_rate_keeps_its_time(tmp_path):
+    times = [Fraction(t, 1000) for t in (0, 20, 40, 200, 233, 266, 700, 720, 970)]
+    timed_video(tmp_path / "a.mp4", times)
+    seen = np.array([float(picture[50, 40, 0]) for picture in read_frames(tmp_path / "a.mp4")])
+    nearest = [float(min(times, key=lambda t: abs(t - Fraction(n, 25)))) for n in range(len(seen))]
+    assert np.abs(seen - 100 * np.array(nearest)).max() <= 2.5
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_rotated_videos_stand_upright(tmp_path, rotation):
+    timed_video(tmp_path / "a.mp4", [Fraction(i, 25) for i in range(3)], rotation=rotation)
+    picture = next(iter(read_frames(tmp_path / "a.mp4")))
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        stored = next(container.decode(video=0))
+    assert picture.shape[:2] == ((64, 48) if rotation == 180 else (48, 64))
+    upright = np.rot90(stored.to_ndarray(format="rgb24"), round(stored.rotation / 90))
+    assert np.array_equal(picture, upright)
+    # Counter-clockwise, as the display matrix has it: the mark in the upper left goes to the lower left first.
+    corner = {90: (-5, 5), 180: (-5, -5), 270: (5, -5)}[rotation]
+    assert picture[corner][0] > 200
+
+
+@pytest.mark.parametrize(
+    ("layout", "rate_hz", "codec", "suffix"),
+    [
+        ("mono", 8_000, "pcm_u8", "wav"),
+        ("stereo", 44_100, "pcm_s16le", "wav"),
+        ("5.1", 48_000, "flac", "flac"),
+        ("mono", 96_000, "pcm_f32le", "wav"),
+        ("stereo", 48_000, "libopus", "webm"),
+    ],
+)
+def test_any_sound_becomes_mono_at_16_khz(tmp_path, layout, rate_hz, codec, suffix):
+    path = tmp_path / f"a.{suffix}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate_hz, layout=layout)
+        channels = len(stream.layout.channels)
+        sound = np.tile(tone(rate_hz, rate_hz=rate_hz), (channels, 1))
+        frame = av.AudioFrame.from_ndarray(sound, format="fltp", layout=layout)
+        frame.sample_rate = rate_hz
+        resampler = av.AudioResampler(format=stream.format, layout=layout, rate=rate_hz, frame_size=960)
+        for part in (frame, None):
+            for block in resampler.resample(part):
+                container.mux(stream.encode(block))
+        container.mux(stream.encode(None))
+    heard = read_audio(path)
+    assert abs(len(heard) - 16_000) <= 400
+    spectrum = np.abs(np.fft.rfft(heard[:16_000] * np.hanning(len(heard[:16_000]))))
+    assert abs(spectrum.argmax() - 440) <= 2
+
+
+def test_sound_that_starts_late_is_preceded_by_silence(tmp_path):
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 48, 64, "yuv420p"
+        audio = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        for i in range(25):
+            frame = av.VideoFrame.from_ndarray(grey(i), format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        sound = av.AudioFrame.from_ndarray(
+            (tone(8000)[None] * 32767).astype(np.int16), format="s16", layout="mono"
+        )
+        sound.sample_rate, sound.pts, sound.time_base = 16_000, 8000, Fraction(1, 16_000)
+        container.mux(audio.encode(sound))
+        container.mux(audio.encode(None))
+    heard = read_audio(tmp_path / "a.mkv")
+    assert abs(len(heard) - 16_000) <= 16
+    assert np.abs(heard[:7900]).max() == 0
+    assert np.abs(heard[8100:]).max() > 0.2
+
+
+def test_resampling_keeps_duration():
+    assert abs(len(resample(tone(22_050, rate_hz=22_050), 22_050, 16_000)) - 16_000) <= 2
+
+
+def test_errors_name_the_file_and_the_cause(tmp_path):
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    timed_video(tmp_path / "silent.mp4", [Fraction(i, 25) for i in range(5)])
+    with pytest.raises(ValueError, match=r"missing\.wav: no such file"):
+        read_audio(tmp_path / "missing.wav")
+    with pytest.raises(ValueError, match=r"empty\.wav: the file is empty"):
+        read_audio(tmp_path / "empty.wav")
+    with pytest.raises(ValueError, match=r"noise\.mp4: cannot be decoded"):
+        read_audio(tmp_path / "noise.mp4")
+    with pytest.raises(ValueError, match=r"silent\.mp4: no audio track"):
+        read_audio(tmp_path / "silent.mp4")
+    write_video(tmp_path / "cut.mp4", [grey(i) for i in range(50)], samples=tone(32_000))
+    whole = (tmp_path / "cut.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 4])
+    with pytest.raises(ValueError, match=r"cut\.mp4"):
+        list(read_frames(tmp_path / "cut.mp4"))
