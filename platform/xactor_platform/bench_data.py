@@ -24,14 +24,19 @@ from xactor_platform.stream import PlannedStream
 
 FPS = 25
 LATENT_WIDTH, AUDIO_WIDTH = 512, 768
-A100_FRAMES_PER_S = 3400  # what one rank of the 7B model eats, by its arithmetic at 40 % MFU
+A100_FRAMES_PER_S = 3400  # of one rank of the 7B model: half of 312 TFLOP/s over 6 x 7.6e9 a frame
 PACKAGES = ("ray", "webdataset", "torch", "numpy", "pyarrow")
 
 
 def environment() -> dict[str, Any]:
     """What the figures depend on."""
     packages = {name: version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), "cpus": os.cpu_count(), **packages}
+    return {
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        **packages,
+    }
 
 
 def write_synthetic(folder: str, size_bytes: int, audio_layers: int, context_frames: int) -> None:
