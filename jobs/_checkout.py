@@ -3,8 +3,11 @@
 `ray job submit --working-dir .` puts a copy of the checkout on machines that have the dependencies but not
 this code, and `platform/` cannot be a package (it would shadow Python's own module): so every job imports
 this module first, and hands `PY_MODULES` to `ray.init`.
+
+That copy is temporary. A submitted job therefore goes to ~/xactor, and what it is told in relative paths lies there.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,3 +17,8 @@ PY_MODULES = [str(CHECKOUT / room) for room in ("xactor", "serving", "platform/x
 for folder in (CHECKOUT, CHECKOUT / "platform"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
+
+if "working_dir_files" in CHECKOUT.parts:  # Ray's name for the folder of such copies
+    home = Path.home() / "xactor"
+    home.mkdir(parents=True, exist_ok=True)
+    os.chdir(home)

@@ -28,7 +28,7 @@ class MotionTransformerConfig(PreTrainedConfig):
     """
 
     model_type = "xactor_motion"
-    sub_configs = {"backbone": Qwen2Config}  # noqa: RUF012 - transformers' own convention
+    sub_configs = {"backbone": Qwen2Config}  # noqa: RUF012  # pyright: ignore
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class LevelEmbedding(nn.Module):
         rates = torch.exp(torch.arange(self.sines, device=k.device) * (-math.log(10_000.0) / self.sines))
         angles = k.float()[..., None] * rates  # [B, T, sines]; float32, since bf16 cannot tell 999 from 1000
         waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
-        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+        return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
 
 
 class MotionTransformer(PreTrainedModel):
@@ -89,6 +89,8 @@ class MotionTransformer(PreTrainedModel):
     """
 
     config: MotionTransformerConfig
+    latent_mean: Tensor
+    latent_std: Tensor
     config_class = MotionTransformerConfig
     base_model_prefix = "motion"
     supports_gradient_checkpointing = True
@@ -104,7 +106,7 @@ class MotionTransformer(PreTrainedModel):
         qwen.pad_token_id = qwen.bos_token_id = qwen.eos_token_id = None
         self.backbone = backbone or Qwen2Model(qwen)
         self.backbone.embed_tokens = None  # pyright: ignore[reportAttributeAccessIssue]
-        self.backbone.set_attn_implementation(config._attn_implementation)
+        self.backbone.set_attn_implementation(config._attn_implementation or "sdpa")
         self.latent_in = nn.Linear(config.latent_dim, hidden)
         self.level = LevelEmbedding(hidden)
         self.audio_fusion = AudioFusion(config.audio_layers, config.audio_dim, config.audio_width)
@@ -134,7 +136,7 @@ class MotionTransformer(PreTrainedModel):
         """
         if not (Path(folder) / "config.json").exists():
             raise FileNotFoundError(f"no backbone in {folder}: config.json is missing")
-        loaded, info = Qwen2Model.from_pretrained(
+        loaded, info = Qwen2Model.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             folder, config=_qwen_config(folder), output_loading_info=True, dtype=torch.float32
         )
         if info["missing_keys"]:
@@ -202,7 +204,7 @@ class MotionTransformer(PreTrainedModel):
             q = kv = torch.arange(2 * width, device=z_k.device)
             predicate = functools.partial(teacher_visible, frames=width, **rules)
             real = None if real is None else real.repeat(1, 2)
-        mask = make_mask(self.backbone.config._attn_implementation, predicate, q, kv, real)
+        mask = make_mask(str(self.backbone.config._attn_implementation), predicate, q, kv, real)
 
         level = self.level(k)  # [B, T, H]
         z_k = z_k.to(level.dtype)

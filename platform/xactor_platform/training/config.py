@@ -1,7 +1,8 @@
 """What a training run is made of: frozen dataclasses, and presets that fill them."""
 
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, cast
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
 
 from xactor.motion import ForcingConfig
 from xactor.motion.masks import Attention
@@ -12,6 +13,15 @@ def _at_least(owner: object, low: float, *names: str) -> None:
     for name in names:
         if getattr(owner, name) < low:
             raise ValueError(f"{name} must be >= {low:g}, got {getattr(owner, name):g}")
+
+
+Location = TypeVar("Location", str, str | None)
+
+
+def _absolute(location: Location) -> Location:
+    if location is None or "://" in location:
+        return location
+    return str(Path(location).expanduser().absolute())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +181,19 @@ class Stage2Config:
         except (KeyError, TypeError) as error:
             raise ValueError(f"the saved config is of another version: {error}") from error
 
+    def located(self) -> "Stage2Config":
+        """The same with local paths made absolute: a worker's current folder is another than the driver's."""
+        return replace(
+            self,
+            run=replace(self.run, storage=_absolute(self.run.storage)),
+            data=replace(
+                self.data,
+                shards=_absolute(self.data.shards),
+                audio_encoder=_absolute(self.data.audio_encoder),
+            ),
+            model=replace(self.model, backbone=_absolute(self.model.backbone)),
+        )
+
     @property
     def plan(self) -> PlanConfig:
         return PlanConfig(
@@ -186,7 +209,12 @@ def tiny() -> Stage2Config:
     """Minutes on two CPU cores, on the demo corpus."""
     return Stage2Config(
         train=TrainConfig(
-            steps=600, learning_rate=1e-3, schedule="cosine", micro_batches=4, budget_frames=1024, evaluate_every=100
+            steps=600,
+            learning_rate=1e-3,
+            schedule="cosine",
+            micro_batches=4,
+            budget_frames=1024,
+            evaluate_every=100,
         )
     )
 

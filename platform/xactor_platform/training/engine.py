@@ -59,7 +59,7 @@ def make_engine(objective: nn.Module, config: TrainConfig, *, ranks: int, bf16: 
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
     engine, *_ = deepspeed.initialize(
         model=objective,
-        model_parameters=[p for p in objective.parameters() if p.requires_grad],
+        model_parameters=[p for p in objective.parameters() if p.requires_grad],  # pyright: ignore[reportArgumentType]
         config=deepspeed_config(config, ranks=ranks, bf16=bf16),
         dist_init_required=False,
     )

@@ -19,7 +19,15 @@ from xactor_platform.training.run_folder import BAD, CONFIG, EXPORT, METRICS, Ru
 from xactor_platform.training.stage2 import build_model, latent_moments
 
 DATA_CPUS = 1.0  # Ray Data must have one, or it waits for ever
-RESUMABLE = ("run", "scale", "train.steps", "train.evaluate", "train.checkpoint", "train.keep", "train.log_samples")
+RESUMABLE = (
+    "run",
+    "scale",
+    "train.steps",
+    "train.evaluate",
+    "train.checkpoint",
+    "train.keep",
+    "train.log_samples",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +118,9 @@ def check_corpus(config: Stage2Config, index: Index) -> None:
     """What the shards must be for this model."""
     shape = index.frame_shape
     if not index.training().samples:
-        raise ValueError(f"{config.data.shards}: every shard is held out (test-*, val-*), none is left to train on")
+        raise ValueError(
+            f"{config.data.shards}: every shard is held out (test-*, val-*), none is left to train on"
+        )
     build_model(dataclasses.replace(config.model, backbone=None, layers=1), shape, seed=0)
     if config.model.backbone and not (Path(config.model.backbone) / "config.json").exists():
         raise FileNotFoundError(f"no backbone in {config.model.backbone}: config.json is missing")
@@ -176,5 +186,5 @@ def connect(py_modules: list[str]) -> None:
     """Joins the cluster that this driver is in, or starts one here; this checkout's code goes to its workers."""
     env = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}  # or every line of progress is shown twice
     os.environ.update(env)
-    ray.init(runtime_env={"py_modules": py_modules, "env_vars": env}, logging_level="WARNING")
+    ray.init(runtime_env={"py_modules": py_modules, "env_vars": env}, logging_level=logging.WARNING)
     logging.getLogger("ray.data").setLevel(logging.WARNING)

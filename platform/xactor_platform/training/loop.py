@@ -1,5 +1,6 @@
 """The training loop: what one rank does from its planned stream to the optimizer step."""
 
+import logging
 import os
 import tempfile
 import time
@@ -40,6 +41,7 @@ class Job:
 
 def train_rank(job: dict[str, Job]) -> None:
     """Ray Train's `train_loop_per_worker`."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it would repeat every report of every rank
     try:
         _train(job["job"])
     except TrainingStopped as error:

@@ -84,7 +84,8 @@ def forcing_batch(
 
 def latent_moments(index: Index, plan: PlanConfig) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of the latents, [D] each, over a seeded part of the corpus."""
-    count, total, square = 0, 0.0, 0.0
+    count = 0
+    total = square = np.zeros(index.frame_shape.latent_width)
     order = plan_epoch(index.frames, index.shard, plan, 0)
     for step in range(order.steps):
         for micro_batch in order.step(step):
@@ -128,9 +129,7 @@ class HeldOut:
         objective.eval()
         for micro_batch in self._mine:
             batch = read_batch(self._index, micro_batch)
-            ready = forcing_batch(
-                batch, seed=0, epoch="held-out", model=objective.model, config=self._config
-            )
+            ready = forcing_batch(batch, seed=0, epoch="held-out", model=objective.model, config=self._config)
             totals += torch.tensor([float(objective(ready.to(device))), float(batch.mask.sum())])
         objective.train()
         return totals.to(device)

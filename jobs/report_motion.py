@@ -1,0 +1,47 @@
+"""Report what a trained motion model has learned, on held-out clips of the demo's kind.
+
+    ray job submit --working-dir . -- python jobs/report_motion.py \\
+        --run /data/runs/demo --shards /data/shards --output /data/report
+
+Also plain. Writes report.json, loss.png and lips.png.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import _checkout  # noqa: F401
+
+import tyro
+
+from xactor.motion import SamplingConfig
+from xactor_platform.motion_report import report_motion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """A run's folder, its shards, where to write, and how to sample."""
+
+    run: str = "demo/runs/demo"
+    shards: str = "demo/corpus/shards"
+    output: Path = Path("demo/report")
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    seed: int = 0
+    max_clips: int = 8
+
+
+def main() -> None:
+    args = tyro.cli(Args)
+    try:
+        report = report_motion(
+            args.run, args.shards, args.output, config=args.sampling, seed=args.seed, max_clips=args.max_clips
+        )
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(report.table())
+    print(f"written: {args.output}/report.json, loss.png, lips.png")
+
+
+if __name__ == "__main__":
+    main()
