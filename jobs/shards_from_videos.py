@@ -1,6 +1,7 @@
 """Makes stage 2's shards from any folder of talking videos, by a landmark model; see report.jsonl for each one's fate.
 
-    ray job submit --working-dir . -- python jobs/shards_from_videos.py --videos /data/talking --output s3://bucket/shards
+    ray job submit --working-dir . -- python jobs/shards_from_videos.py \\
+        --videos /data/talking --output s3://bucket/shards
 
 Also plain: `python jobs/shards_from_videos.py --videos DIR --output DIR`. Needs no cluster: it works with all cores
 of the machine it is on. Exit 0 all videos used, 3 some could not be, 2 bad arguments or nothing usable.

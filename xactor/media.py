@@ -123,7 +123,7 @@ def write_video(
     """Frames uint8 [H, W, 3] and sound float32 [N] mono to an h264 + aac mp4; returns the number of frames.
 
     The index stands in front (faststart). The file appears whole or not at all. One thread, so the same input
-    gives the same bytes. H and W must be even (yuv420p).
+    gives the same bytes. H and W must be even (yuv420p). No samples give a video without an audio track.
     """
     path = Path(path)
     samples = np.ascontiguousarray(samples, dtype=np.float32)
@@ -157,10 +157,12 @@ def _mux(partial, frames, fps, samples, sample_rate_hz, crf, preset, metadata) -
         video = container.add_stream("libx264", rate=fps)
         video.pix_fmt = "yuv420p"
         video.options = {"crf": str(crf), "preset": preset, "threads": "1"}
-        audio = container.add_stream("aac", rate=sample_rate_hz, layout="mono")
-        assert isinstance(audio, AudioStream)
-        audio.bit_rate = 64_000 if sample_rate_hz <= 24_000 else 128_000
-        audio.codec_context.time_base = Fraction(1, sample_rate_hz)
+        # Without sound there is no track for it: an empty one is no file that players like.
+        audio = container.add_stream("aac", rate=sample_rate_hz, layout="mono") if len(samples) else None
+        if audio is not None:
+            assert isinstance(audio, AudioStream)
+            audio.bit_rate = 64_000 if sample_rate_hz <= 24_000 else 128_000
+            audio.codec_context.time_base = Fraction(1, sample_rate_hz)
         heard = 0
 
         def speak(until: int) -> None:
@@ -173,6 +175,7 @@ def _mux(partial, frames, fps, samples, sample_rate_hz, crf, preset, metadata) -
                     start,
                     Fraction(1, sample_rate_hz),
                 )
+                assert audio is not None
                 container.mux(audio.encode(sound))
                 heard = start + len(block)
 
@@ -199,7 +202,7 @@ def _mux(partial, frames, fps, samples, sample_rate_hz, crf, preset, metadata) -
             raise ValueError("a video needs at least one frame, got none")
         speak(len(samples))
         container.mux(video.encode(None))
-        if len(samples):
+        if audio is not None:
             container.mux(audio.encode(None))
     return count
 

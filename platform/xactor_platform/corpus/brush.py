@@ -18,8 +18,11 @@ def px(value: float) -> float:
 
 def _fixed(points: np.ndarray, fine: float = 1, at: tuple[int, int] = (0, 0)) -> np.ndarray:
     """Canvas points [n, 2] as OpenCV's fixed-point pixels, relative to a patch at `at`."""
-    pixels = (points + 1) * (CANVAS_PX * fine / 2) - 0.5 - np.asarray(at)
-    return np.rint(pixels * (1 << _SHIFT)).astype(np.int32).reshape(-1, 1, 2)
+    scale = CANVAS_PX * fine / 2 * (1 << _SHIFT)
+    fixed = points * scale + (scale - (1 << _SHIFT) / 2)
+    if at != (0, 0):
+        fixed -= (at[0] << _SHIFT, at[1] << _SHIFT)
+    return np.rint(fixed).astype(np.int32)
 
 
 def _colour(colour) -> tuple[float, float, float, float]:
@@ -61,7 +64,7 @@ def _faintly(picture, points, at, fine, margin, alpha, draw) -> None:
     patch = picture[low[1] : high[1], low[0] : high[0]]
     if not patch.size:
         return
-    over = np.ascontiguousarray(patch)
+    over = patch.copy()
     draw(over, [_fixed(points, fine, (at[0] + low[0], at[1] + low[1]))])
     patch[...] = cv2.addWeighted(over, alpha, patch, 1 - alpha, 0)
 

@@ -45,12 +45,13 @@ class DrawnFace:
         self._pose = PoseMap(
             centre=(0, 0.05), radii=(0.46, 0.62), source_px=CANVAS_PX, size_px=size_px, reach=None, view=VIEW
         )
-        # Rows that the opening jaw pulls down: from the lips to a little below the chin, over the face's width.
-        self._jaw_top = int(px(0.14))
-        rows, columns = np.mgrid[self._jaw_top : CANVAS_PX, 0:CANVAS_PX].astype(np.float32)
+        # What the opening jaw pulls down: from the lips to a little below the chin, over the face's width.
+        self._jaw = slice(int(px(0.14)), CANVAS_PX), slice(int(px(-0.6)), int(px(0.6)) + 1)
+        rows, columns = np.mgrid[self._jaw].astype(np.float32)
         x, y = (columns + 0.5) / (CANVAS_PX / 2) - 1, (rows + 0.5) / (CANVAS_PX / 2) - 1
         pull = step((y - 0.2) / (self.looks.chin - 0.2)) * (1 - step((abs(x) - 0.36) / 0.24))
-        self._rows, self._columns, self._pull = rows - self._jaw_top, columns, pull * (CANVAS_PX / 2)
+        self._rows, self._columns = rows - self._jaw[0].start, columns - self._jaw[1].start
+        self._pull = pull * (CANVAS_PX / 2)
 
     def render(self, controls: np.ndarray) -> np.ndarray:
         """One frame, uint8 [S, S, 3] RGB, from a row of the control track [57]."""
@@ -76,13 +77,9 @@ class DrawnFace:
         drop = 0.17 * c["jawOpen"]
         if drop < 1e-3:
             return
-        below = np.ascontiguousarray(head[self._jaw_top :])
-        head[self._jaw_top :] = cv2.remap(
-            below,
-            self._columns,
-            self._rows - drop * self._pull,
-            cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REPLICATE,
+        below, rows = head[self._jaw].copy(), self._rows - drop * self._pull
+        head[self._jaw] = cv2.remap(
+            below, self._columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
 
     def _draw_mouth(self, head: np.ndarray, c: dict[str, float]) -> None:
