@@ -65,7 +65,8 @@ def local_cluster(
         "PATH": f"{Path(python).parent}{os.pathsep}{env.get('PATH', '')}",
     }
     command = [python, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--num-cpus={cpus}"]
-    command += [f"--port={port}", "--node-ip-address=127.0.0.1", "--ray-client-server-port=0"]
+    command += [f"--port={port}", "--node-ip-address=127.0.0.1"]
+    command += [f"--ray-client-server-port={_free_port()}", f"--dashboard-agent-listen-port={_free_port()}"]
     command += [
         "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard_port}",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 from xactor.motion import ForcingConfig
 from xactor.motion.masks import Attention
@@ -15,13 +15,8 @@ def _at_least(owner: object, low: float, *names: str) -> None:
             raise ValueError(f"{name} must be >= {low:g}, got {getattr(owner, name):g}")
 
 
-Location = TypeVar("Location", str, str | None)
-
-
-def _absolute(location: Location) -> Location:
-    if location is None or "://" in location:
-        return location
-    return str(Path(location).expanduser().absolute())
+def _absolute(location: str) -> str:
+    return location if "://" in location else str(Path(location).expanduser().absolute())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,9 +184,9 @@ class Stage2Config:
             data=replace(
                 self.data,
                 shards=_absolute(self.data.shards),
-                audio_encoder=_absolute(self.data.audio_encoder),
+                audio_encoder=self.data.audio_encoder and _absolute(self.data.audio_encoder),
             ),
-            model=replace(self.model, backbone=_absolute(self.model.backbone)),
+            model=replace(self.model, backbone=self.model.backbone and _absolute(self.model.backbone)),
         )
 
     @property
