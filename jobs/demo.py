@@ -5,6 +5,7 @@
 Everything lands in demo/: the corpus, the run, the model, the report.
 """
 
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ CORPUS, RUNS, REPORT = DEMO / "corpus", DEMO / "runs", DEMO / "report"
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cluster ends with the demo
     started = time.monotonic()
     if not (CORPUS / "shards" / "index.parquet").exists():
         say("1. A corpus of talking clips with known ground truth, and its shards")

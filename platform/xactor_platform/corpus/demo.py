@@ -246,7 +246,7 @@ def make_clip(plan: ClipPlan, folder: Path, size_px: int) -> tuple[str, dict]:
         pictures,
         fps=FPS,
         samples=samples,
-        preset="superfast",
+        preset="ultrafast",
         metadata={"comment": "drawn by a program"},
     )
     np.save(target / f"{plan.key}.controls.npy", controls)

@@ -87,12 +87,12 @@ class MotionConfig:
     """
 
     backbone: str | None = None
-    hidden: int = 192
-    layers: int = 4
+    hidden: int = 128
+    layers: int = 3
     heads: int = 4
     kv_heads: int = 2
-    mlp: int = 512
-    audio_width: int = 192
+    mlp: int = 336
+    audio_width: int = 128
     chunk_frames: int = 16
     context_frames: int = 128
     attention: Attention = "chunk"
@@ -126,7 +126,7 @@ class TrainConfig:
     log_samples: write every sample of every step to samples.jsonl.
     """
 
-    steps: int = 600
+    steps: int = 400
     seed: int = 0
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
@@ -204,11 +204,11 @@ def tiny() -> Stage2Config:
     """Minutes on two CPU cores, on the demo corpus."""
     return Stage2Config(
         train=TrainConfig(
-            steps=600,
+            steps=400,
             learning_rate=1e-3,
             schedule="cosine",
             micro_batches=4,
-            budget_frames=1024,
+            budget_frames=512,
             evaluate_every=100,
         )
     )

@@ -66,6 +66,10 @@ def make_engine(objective: nn.Module, config: TrainConfig, *, ranks: int, bf16: 
     return engine
 
 
+def use_bf16(config: TrainConfig, device: torch.device) -> bool:
+    return config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+
+
 def learning_rate(step: int, config: TrainConfig) -> float:
     """The rate of global step `step`: a pure function, so that resume needs no state of it."""
     if step < config.warmup_steps:

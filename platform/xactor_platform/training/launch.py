@@ -84,8 +84,8 @@ def train_stage2(config: Stage2Config) -> Outcome:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise RuntimeError(f"run {folder.uri} failed: {root_cause(error)}") from error
-    if result.metrics and "error" in result.metrics:
-        raise RuntimeError(f"run {folder.uri} stopped: {result.metrics['error']}")
+    if result.return_value is not None:
+        raise RuntimeError(f"run {folder.uri} stopped: {result.return_value}")
     return Outcome(folder.uri, f"{folder.uri}/{EXPORT}", folder.read_lines(METRICS)[-1])
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.distributed as dist
 
 from xactor.motion import (
     DiffusionForcing,
@@ -123,16 +123,19 @@ class HeldOut:
                 self._mine.append(micro_batch)
 
     @torch.no_grad()
-    def loss(self, objective: DiffusionForcing, device: torch.device) -> Tensor:
-        """This rank's [summed loss, frames], float64 [2]: add over the ranks, then divide."""
-        totals = torch.zeros(2, dtype=torch.float64)
+    def evaluate(self, objective: DiffusionForcing, device: torch.device) -> dict[str, float]:
+        """{"held_out_loss": mean over the held-out frames of all ranks}; empty where none are held out."""
+        totals = torch.zeros(2, dtype=torch.float64, device=device)  # summed loss, frames
         objective.eval()
         for micro_batch in self._mine:
             batch = read_batch(self._index, micro_batch)
             ready = forcing_batch(batch, seed=0, epoch="held-out", model=objective.model, config=self._config)
-            totals += torch.tensor([float(objective(ready.to(device))), float(batch.mask.sum())])
+            totals[0] += objective(ready.to(device))
+            totals[1] += int(batch.mask.sum())
         objective.train()
-        return totals.to(device)
+        dist.all_reduce(totals)
+        loss, frames = totals.tolist()
+        return {"held_out_loss": loss / frames} if frames else {}
 
 
 def export(objective: DiffusionForcing, folder: Path, audio_encoder: str | None) -> None:

@@ -1,0 +1,135 @@
+"""What a rank writes down of its steps, and what it shows as it goes."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+from xactor_platform.index import BadSample
+from xactor_platform.plan import Step
+from xactor_platform.training.config import Stage2Config
+from xactor_platform.training.engine import peak_flops
+from xactor_platform.training.run_folder import BAD, METRICS, SAMPLES, RunFolder, RunLog
+
+PROGRESS_S = 5.0  # between progress lines
+
+
+class TrainingStopped(ValueError):
+    """The run cannot go on, and every rank knows it: nothing to retry."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step gave. loss: of all ranks, a frame; bad, samples: this rank's; bad_anywhere: counted on all."""
+
+    loss: float
+    bad: list[BadSample]
+    bad_anywhere: int
+    samples: list[tuple[str, int, int]]
+
+
+class Clock:
+    """How long a step takes, and how much of it is waiting for data."""
+
+    def begin(self) -> None:
+        self._begun, self.waited_s = time.perf_counter(), 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time inside counts as waiting."""
+        begun = time.perf_counter()
+        yield
+        self.waited_s += time.perf_counter() - begun
+
+    def end(self) -> None:
+        self.step_s = time.perf_counter() - self._begun
+
+
+class Recorder:
+    """Rank 0 writes down what happened in every step, and shows it as it goes."""
+
+    def __init__(self, config: Stage2Config, rank: int, engine, *, first_step: int):
+        self._config, self._rank, self._first = config, rank, first_step
+        folder = RunFolder(config.run.storage, config.run.name)
+        wanted = (METRICS, BAD) + ((SAMPLES,) if config.train.log_samples else ())
+        self._attempt = 0
+        if rank == 0:
+            self._attempt = max((row.get("attempt", 0) for row in folder.read_lines(METRICS)), default=0) + 1
+        self._logs = {name: RunLog(folder, name) for name in wanted} if rank == 0 else {}
+        self._flops_a_frame = 6 * sum(p.numel() for p in engine.module.parameters())
+        self._peak = peak_flops()
+        self._bad = self._seen = 0
+        self._started = self._shown = time.perf_counter()
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        for log in self._logs.values():
+            log.close()
+
+    def bad(self, result: StepResult, step: Step) -> None:
+        """Count the samples found bad when they were read; past the bound the run stops, on all ranks alike."""
+        self._seen += sum(len(batch.row) for batch in step.micro_batches)
+        self._bad += result.bad_anywhere
+        if not result.bad_anywhere:
+            return
+        named: list[list[BadSample] | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(named, result.bad)
+        rows = [sample for rank in named for sample in rank or []]
+        if BAD in self._logs:
+            for sample in rows:
+                self._logs[BAD].write(vars(sample))
+        bound = self._config.data.max_bad_fraction
+        if self._bad > bound * self._seen:
+            raise TrainingStopped(
+                f"{self._bad} of {self._seen} samples read so far are bad, more than data.max_bad_fraction "
+                f"({bound:g}) allows; the last: {rows[-1]}"
+            )
+
+    def samples(self, step: int, mine: list[tuple[str, int, int]]) -> None:
+        """With train.log_samples: who trained on what."""
+        if not self._config.train.log_samples:
+            return
+        gathered: list[list[tuple[str, int, int]] | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, mine)
+        if SAMPLES in self._logs:
+            for rank, samples in enumerate(gathered):
+                row = {"step": step, "attempt": self._attempt, "rank": rank, "samples": samples}
+                self._logs[SAMPLES].write(row)
+
+    def step(self, row: dict[str, Any], clock: Clock) -> None:
+        """A line of metrics.jsonl: `row` and the step's times; now and then a line of progress."""
+        if self._rank:
+            return
+        rate = row["frames"] / clock.step_s
+        ranks = dist.get_world_size()
+        row["step_s"] = round(clock.step_s, 4)
+        row["data_wait_s"] = round(clock.waited_s, 4)
+        row["frames_per_s"] = round(rate, 1)
+        row["mfu"] = rate * self._flops_a_frame / (self._peak * ranks) if self._peak else None
+        row["attempt"] = self._attempt
+        self._logs[METRICS].write(row)
+        self._show(row)
+
+    def flush(self) -> None:
+        for log in self._logs.values():
+            log.flush()
+
+    def _show(self, row: dict[str, Any]) -> None:
+        now, steps = time.perf_counter(), self._config.train.steps
+        if now - self._shown < PROGRESS_S and "held_out_loss" not in row and row["step"] != steps:
+            return
+        self._shown = now
+        pace = (now - self._started) / (row["step"] - self._first)
+        left = int(pace * (steps - row["step"]))
+        held_out = f"  held-out {row['held_out_loss']:.4f}" if "held_out_loss" in row else ""
+        print(
+            f"step {row['step']}/{steps}  epoch {row['epoch']}  loss {row['loss']:.4f}{held_out}  "
+            f"lr {row['lr']:.1e}  {row['frames_per_s']:,.0f} frames/s  "
+            f"data wait {row['data_wait_s'] / row['step_s']:.0%}  {left // 60}:{left % 60:02d} left",
+            flush=True,
+        )

@@ -1,0 +1,291 @@
+"""Training through real Ray Train and DeepSpeed ZeRO-2: resume, ranks, bad samples, and what a run leaves behind."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+
+from xactor.motion import MotionTransformer
+from xactor_platform.shards import ShardWriter
+from xactor_platform.training.config import (
+    DataConfig,
+    MotionConfig,
+    RunConfig,
+    ScaleConfig,
+    Stage2Config,
+    TrainConfig,
+    paper_7b,
+    small,
+    tiny,
+)
+from xactor_platform.training.engine import learning_rate
+from xactor_platform.training.launch import refuse_changes, train_stage2
+from xactor_platform.training.run_folder import RunFolder, RunLog
+
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> str:
+    """Forty training clips and four held out, of latents of width 6."""
+    folder = str(tmp_path_factory.mktemp("corpus") / "shards")
+    generator = np.random.default_rng(0)
+    for split, clips in (("train", 40), ("test", 4)):
+        with ShardWriter(folder, split, samples_per_shard=10) as writer:
+            for i in range(clips):
+                frames = int(generator.integers(10, 70))
+                audio = generator.standard_normal((frames, 2, 5)).astype(np.float16)
+                wave = np.sin(0.2 * np.arange(frames) + generator.uniform(0, 6))  # something to learn
+                motion = np.repeat(1.4 * wave[:, None], 6, axis=1).astype(np.float16)
+                meta = {"frames": frames, "fps": 25, "speaker": f"s{i % 3}"}
+                writer.write(f"{split}-{i:03d}", {"motion.npy": motion, "audio.npy": audio, "json": meta})
+    return folder
+
+
+def config_of(shards: str, storage: Path, name: str, *, ranks: int = 2, **train) -> Stage2Config:
+    options = {
+        "steps": STEPS,
+        "micro_batches": 4,
+        "budget_frames": 96,
+        "warmup_steps": 2,
+        "learning_rate": 1e-2,
+    }
+    options |= {"evaluate_every": 12, "checkpoint_every": 12, "log_samples": True, **train}
+    return Stage2Config(
+        run=RunConfig(storage=str(storage), name=name),
+        scale=ScaleConfig(ranks=ranks, cpus_per_rank=0.5, start_timeout_s=5, max_failures=0),
+        data=DataConfig(shards=shards),
+        model=MotionConfig(
+            hidden=32,
+            layers=2,
+            heads=2,
+            kv_heads=1,
+            mlp=48,
+            audio_width=16,
+            chunk_frames=8,
+            context_frames=48,
+        ),
+        train=TrainConfig(**options),
+    )
+
+
+def rows(storage: Path, name: str, file: str = "metrics.jsonl") -> list[dict]:
+    return RunFolder(str(storage), name).read_lines(file)
+
+
+@pytest.fixture(scope="module")
+def whole_run(ray_cluster, shards, tmp_path_factory):
+    """An uninterrupted run on two ranks: its storage and outcome."""
+    storage = tmp_path_factory.mktemp("runs")
+    return storage, train_stage2(config_of(shards, storage, "whole"))
+
+
+@pytest.mark.cluster
+def test_a_run_leaves_what_the_design_says(whole_run, shards):
+    storage, outcome = whole_run
+    metrics = rows(storage, "whole")
+    assert [r["step"] for r in metrics] == list(range(1, STEPS + 1))
+    named = "step epoch loss lr grad_norm frames padding step_s data_wait_s frames_per_s mfu skipped"
+    assert all(set(named.split()) <= set(r) for r in metrics)
+    assert [("held_out_loss" in r) for r in metrics] == ([False] * 11 + [True]) * 2
+    assert metrics[23]["held_out_loss"] < 0.9 * metrics[11]["held_out_loss"]
+    assert outcome.last == metrics[-1]
+
+    folder = storage / "whole"
+    saved = json.loads((folder / "config.json").read_text())
+    assert Stage2Config.from_dict(saved["config"]) == config_of(shards, storage, "whole")
+    assert {"checkpoint-00000012", "checkpoint-00000024"} <= {p.name for p in folder.iterdir()}
+    model = MotionTransformer.from_pretrained(folder / "export" / "motion")
+    assert (model.config.latent_dim, model.config.audio_layers, model.config.audio_dim) == (6, 2, 5)
+    torch.testing.assert_close(model.latent_mean, torch.tensor(saved["moments"][0]))
+    assert (folder / "export" / "motion_scheduler" / "scheduler_config.json").exists()
+
+
+@pytest.mark.cluster
+def test_every_sample_is_trained_on_once_an_epoch(whole_run, shards):
+    storage, _ = whole_run
+    logged = rows(storage, "whole", "samples.jsonl")
+    assert {(r["step"], r["rank"]) for r in logged} == {(s, r) for s in range(1, STEPS + 1) for r in (0, 1)}
+    epochs = {m["step"]: m["epoch"] for m in rows(storage, "whole")}
+    first = [tuple(s) for r in logged if epochs[r["step"]] == 0 for s in r["samples"]]
+    assert len(first) == len(set(first))
+    if max(epochs.values()) > 0:
+        frames: dict[str, int] = {}
+        for key, _, count in first:
+            frames[key] = frames.get(key, 0) + count
+        assert len(frames) == 40
+
+
+@pytest.mark.cluster
+def test_a_resumed_run_equals_the_uninterrupted_one(whole_run, shards, tmp_path):
+    storage, _ = whole_run
+    train_stage2(config_of(shards, tmp_path, "parts", steps=12))
+    outcome = train_stage2(config_of(shards, tmp_path, "parts"))
+    expected, got = rows(storage, "whole"), rows(tmp_path, "parts")
+    assert [r["step"] for r in got] == list(range(1, STEPS + 1))
+    assert [r["attempt"] for r in got] == [1] * 12 + [2] * 12
+    for name in ("loss", "grad_norm", "frames", "lr"):
+        assert [r[name] for r in got] == [r[name] for r in expected], name
+    assert got[-1]["held_out_loss"] == expected[-1]["held_out_loss"]
+    samples = [(r["step"], r["rank"], r["samples"]) for r in rows(tmp_path, "parts", "samples.jsonl")]
+    assert samples == [(r["step"], r["rank"], r["samples"]) for r in rows(storage, "whole", "samples.jsonl")]
+    for part in ("motion/model.safetensors", "motion/config.json"):
+        whole = (storage / "whole" / "export" / part).read_bytes()
+        assert (Path(outcome.export) / part).read_bytes() == whole, part
+
+
+@pytest.mark.cluster
+def test_one_rank_takes_the_steps_of_two(whole_run, shards, tmp_path):
+    storage, _ = whole_run
+    train_stage2(config_of(shards, tmp_path, "one", ranks=1))
+    expected, got = rows(storage, "whole"), rows(tmp_path, "one")
+    for one, two in zip(got, expected, strict=True):
+        assert one["frames"] == two["frames"]
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+        assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)
+
+    def by_step(run: list[dict]) -> dict[int, list]:
+        steps: dict[int, list] = {}
+        for r in run:
+            steps.setdefault(r["step"], []).extend(map(tuple, r["samples"]))
+        return {step: sorted(samples) for step, samples in steps.items()}
+
+    one_rank = by_step(rows(tmp_path, "one", "samples.jsonl"))
+    assert one_rank == by_step(rows(storage, "whole", "samples.jsonl"))
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("bound", [0.0, 0.5])
+def test_a_sample_with_nan_stops_the_run_or_is_skipped_within_the_bound(ray_cluster, tmp_path, sample, bound):
+    folder = str(tmp_path / "shards")
+    (tmp_path / "shards").mkdir()
+    with webdataset.TarWriter(f"{folder}/train-000000.tar") as writer:  # ours refuses to write such a sample
+        for i in range(10):
+            members = sample(20, seed=i)
+            if i == 4:
+                members["motion.npy"][7, 3] = np.nan
+            writer.write({"__key__": f"clip-{i}", **members})
+    config = config_of(folder, tmp_path, "nan", steps=2, ranks=1)
+    config = dataclasses.replace(config, data=DataConfig(shards=folder, max_bad_fraction=bound))
+    if bound == 0:
+        with pytest.raises(RuntimeError, match=r"clip-4.*"):
+            train_stage2(config)
+    else:
+        assert np.isfinite(train_stage2(config).last["loss"])
+    bad = rows(tmp_path, "nan", "bad_samples.jsonl")
+    assert {b["key"] for b in bad} == {"clip-4"}
+
+
+@pytest.mark.cluster
+def test_too_few_cpus_for_the_data_to_flow(ray_cluster, shards, tmp_path):
+    config = config_of(shards, tmp_path, "greedy")
+    config = dataclasses.replace(config, scale=ScaleConfig(ranks=4, cpus_per_rank=1, start_timeout_s=1))
+    with pytest.raises(ValueError, match=r"has 4 CPUs, but 4 ranks of 1 and 1 for reading data need 5"):
+        train_stage2(config)
+    assert not (tmp_path / "greedy" / "config.json").exists()
+
+
+@pytest.mark.cluster
+def test_a_run_does_not_change_its_config_or_resume_from_nothing(whole_run, shards):
+    storage, _ = whole_run
+    changed = config_of(shards, storage, "whole", learning_rate=0.5)
+    with pytest.raises(ValueError, match=r"train\.learning_rate was 0\.01, now 0\.5"):
+        train_stage2(changed)
+    fresh = config_of(shards, storage, "nothing")
+    fresh = dataclasses.replace(fresh, run=dataclasses.replace(fresh.run, resume=True))
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        train_stage2(fresh)
+
+
+def test_what_cannot_be_trained_on_is_named(shards, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        train_stage2(config_of(str(tmp_path / "nowhere"), tmp_path, "x"))
+    config = config_of(shards, tmp_path, "x")
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=str(tmp_path)))
+    with pytest.raises(FileNotFoundError, match=r"no backbone in .*config\.json is missing"):
+        train_stage2(config)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: ScaleConfig(ranks=0), "ranks must be >= 1, got 0"),
+        (lambda: TrainConfig(learning_rate=0), "learning_rate must be > 0, got 0"),
+        (lambda: DataConfig(max_bad_fraction=2), r"max_bad_fraction must be within 0\.\.1, got 2"),
+        (lambda: MotionConfig(heads=5), "heads must divide hidden"),
+        (lambda: MotionConfig(context_frames=100), "multiple of chunk_frames.*got 100"),
+        (lambda: RunConfig(name="a/b"), "plain folder name, got 'a/b'"),
+        (lambda: Stage2Config(scale=ScaleConfig(ranks=3)), "one of 1, 2, 4, 8, 16; got 3"),
+        (
+            lambda: Stage2Config(train=TrainConfig(budget_frames=100)),
+            r"budget_frames must be >= .*128.*got 100",
+        ),
+    ],
+)
+def test_a_config_that_cannot_work_is_named(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
+@pytest.mark.parametrize("preset", [tiny, small, paper_7b])
+def test_presets_survive_json(preset):
+    config = preset()
+    saved = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert Stage2Config.from_dict(saved) == config
+    with pytest.raises(ValueError, match="another version.*colour"):
+        Stage2Config.from_dict({**saved, "train": {**saved["train"], "colour": 1}})
+
+
+def test_the_papers_figures():
+    config = paper_7b()
+    assert (config.train.steps, config.train.learning_rate, config.scale.ranks) == (66_000, 1e-4, 16)
+    assert (config.model.chunk_frames, config.model.context_frames, config.forcing.audio_drop) == (
+        64,
+        512,
+        0.1,
+    )
+
+
+def test_only_what_may_change_changes():
+    before = dataclasses.asdict(tiny())
+    refuse_changes(before, {**before, "scale": {**before["scale"], "ranks": 1}}, "runs/x")
+    refuse_changes(before, {**before, "train": {**before["train"], "steps": 9}}, "runs/x")
+    with pytest.raises(ValueError, match=r"data\.shards was .* now 'other'"):
+        refuse_changes(before, {**before, "data": {**before["data"], "shards": "other"}}, "runs/x")
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    train = TrainConfig(steps=100, learning_rate=1.0, warmup_steps=10, schedule="cosine")
+    rates = [learning_rate(step, train) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(0.1, abs=0.01)
+    assert learning_rate(99, dataclasses.replace(train, schedule="constant")) == 1.0
+
+
+def test_a_log_goes_on_after_a_line_cut_short(tmp_path):
+    folder = RunFolder(str(tmp_path), "run")
+    log = RunLog(folder, "metrics.jsonl")
+    log.write({"step": 1})
+    log.close()
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    log = RunLog(folder, "metrics.jsonl")
+    log.write({"step": 2})
+    log.close()
+    assert folder.read_lines("metrics.jsonl") == [{"step": 1}, {"step": 2}]
+
+
+def test_an_export_replaces_the_one_before_whole(tmp_path):
+    folder = RunFolder(str(tmp_path), "run")
+    for text in ("old", "new"):
+        source = tmp_path / text
+        (source / "motion").mkdir(parents=True)
+        (source / "motion" / f"{text}.txt").write_text(text)
+        folder.upload_folder(source, "export")
+    assert [p.name for p in (tmp_path / "run").rglob("*.txt")] == ["new.txt"]
+    assert not (tmp_path / "run" / ".export.part").exists()
