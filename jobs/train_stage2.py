@@ -16,7 +16,7 @@ import tyro
 
 from xactor_platform.corpus.demo import make_demo_corpus
 from xactor_platform.training.config import PRESETS, Stage2Config
-from xactor_platform.training.launch import connect, saved_config, train_stage2
+from xactor_platform.training.launch import saved_config, train_stage2
 from xactor_platform.training.run_folder import RunFolder
 
 
@@ -43,8 +43,7 @@ def main() -> None:
         config = parse(sys.argv[1:])
         if len(sys.argv) == 1 and not Path(config.data.shards).exists():
             make_demo_corpus(Path(config.data.shards).parent, progress=print)
-        connect(_checkout.PY_MODULES)
-        outcome = train_stage2(config)
+        outcome = train_stage2(config, py_modules=_checkout.PY_MODULES)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

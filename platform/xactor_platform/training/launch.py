@@ -39,8 +39,11 @@ class Outcome:
     last: dict[str, Any]
 
 
-def train_stage2(config: Stage2Config) -> Outcome:
+def train_stage2(config: Stage2Config, *, py_modules: list[str] | None = None) -> Outcome:
     """Trains, or goes on training, the run that the config names.
+
+    Args:
+        py_modules: folders of code for the cluster's workers; it is joined once everything else was found right.
 
     Raises:
         ValueError, FileNotFoundError, NotADirectoryError: what cannot work, before anything starts.
@@ -55,6 +58,8 @@ def train_stage2(config: Stage2Config) -> Outcome:
     index = load_index(config.data.shards, max_bad_fraction=config.data.max_bad_fraction)
     check_corpus(config, index)
     moments = tuple(saved["moments"]) if saved else latent_moments(index.training(), config.plan)
+    if not ray.is_initialized():
+        connect(py_modules or [])
     use_gpu = wait_for_resources(config)
 
     folder.write_text(CONFIG, json.dumps({"config": as_dict(config), "moments": moments}, indent=2) + "\n")
@@ -183,8 +188,16 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def connect(py_modules: list[str]) -> None:
-    """Joins the cluster that this driver is in, or starts one here; this checkout's code goes to its workers."""
+    """Joins the cluster that RAY_ADDRESS names, as it does in a submitted job; otherwise starts one here.
+
+    This checkout's code goes to its workers. Ray's own way of finding a cluster, by a file that the last one left,
+    would wait minutes for one that is gone.
+    """
     env = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}  # or every line of progress is shown twice
     os.environ.update(env)
-    ray.init(runtime_env={"py_modules": py_modules, "env_vars": env}, logging_level=logging.WARNING)
+    ray.init(
+        address=os.environ.get("RAY_ADDRESS", "local"),
+        runtime_env={"py_modules": py_modules, "env_vars": env},
+        logging_level=logging.WARNING,
+    )
     logging.getLogger("ray.data").setLevel(logging.WARNING)

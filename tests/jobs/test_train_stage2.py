@@ -1,0 +1,120 @@
+"""The main job as a user runs it: by plain python, and submitted to a cluster that does not have this code."""
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xactor_platform.cluster import local_cluster
+from xactor_platform.shards import ShardWriter
+from xactor_platform.training.run_folder import RunFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    *(
+        "--train.steps",
+        "4",
+        "--train.micro-batches",
+        "2",
+        "--train.budget-frames",
+        "96",
+        "--train.warmup-steps",
+        "1",
+    ),
+    *("--model.hidden", "32", "--model.heads", "2", "--model.kv-heads", "1", "--model.layers", "2"),
+    *("--model.mlp", "48", "--model.chunk-frames", "8", "--model.context-frames", "48"),
+]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> str:
+    folder = str(tmp_path_factory.mktemp("corpus") / "shards")
+    generator = np.random.default_rng(0)
+    for split, clips in (("train", 12), ("test", 2)):
+        with ShardWriter(folder, split) as writer:
+            for i in range(clips):
+                motion = generator.standard_normal((30, 8)).astype(np.float16)
+                audio = generator.standard_normal((30, 1, 6)).astype(np.float16)
+                meta = {"frames": 30, "fps": 25, "speaker": "s"}
+                writer.write(f"{split}-{i}", {"motion.npy": motion, "audio.npy": audio, "json": meta})
+    return folder
+
+
+def plain(*arguments: str, timeout_s: int = 300) -> subprocess.CompletedProcess:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "jobs/train_stage2.py", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+
+
+@pytest.mark.cluster
+def test_it_runs_by_plain_python(shards, tmp_path):
+    where = ["--data.shards", shards, "--run.storage", str(tmp_path), "--run.name", "plain"]
+    run = plain("tiny", *where, *SMALL)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "done: step 4" in run.stdout
+    assert [r["step"] for r in RunFolder(str(tmp_path), "plain").read_lines("metrics.jsonl")] == [1, 2, 3, 4]
+    assert (tmp_path / "plain" / "export" / "motion" / "model.safetensors").exists()
+
+
+@pytest.fixture(scope="module")
+def python_without_this_code(tmp_path_factory) -> str:
+    """An environment with every dependency of this one and without the project: as on a cluster's machines."""
+    folder = tmp_path_factory.mktemp("machine")
+    venv.create(folder, symlinks=True)
+    python = folder / "bin" / "python"
+    ours = next(p for p in sys.path if p.endswith("site-packages"))
+    (theirs,) = (folder / "lib").glob("python3*/site-packages")
+    (theirs / "dependencies.pth").write_text(
+        f"{ours}\n"
+    )  # a path of a .pth: the .pth files in it do not count
+    code = "import ray, deepspeed, importlib.util as u; print(u.find_spec('xactor'), u.find_spec('xactor_platform'))"
+    found = subprocess.run([python, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    assert found.stdout.split()[-2:] == ["None", "None"], found.stdout
+    return str(python)
+
+
+@pytest.mark.cluster
+def test_it_runs_submitted_to_a_cluster_that_lacks_this_code(shards, tmp_path, python_without_this_code):
+    where = ["--data.shards", shards, "--run.storage", str(tmp_path), "--run.name", "submitted"]
+    with local_cluster(cpus=3, python=python_without_this_code, log=tmp_path / "ray.log") as cluster:
+        code = cluster.submit(["python", "jobs/train_stage2.py", "tiny", *where, *SMALL], working_dir=ROOT)
+        assert code == 0, (tmp_path / "ray.log").read_text()
+        bad = cluster.submit(
+            ["python", "jobs/train_stage2.py", "--data.shards", str(tmp_path / "none")], working_dir=ROOT
+        )
+        assert bad == 1  # ray job submit's own; the job's is 2
+    rows = RunFolder(str(tmp_path), "submitted").read_lines("metrics.jsonl")
+    assert [r["step"] for r in rows] == [1, 2, 3, 4]
+    assert (tmp_path / "submitted" / "export" / "motion" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--train.stepz", "4"], "--train.stepz"),
+        (["--scale.ranks", "3"], "ranks must divide micro_batches (4): one of 1, 2, 4; got 3"),
+        (["--train.budget-frames", "100"], "budget_frames must be >= context_frames (128), got 100"),
+        (["--data.shards", "/nowhere"], "/nowhere: no such folder"),
+        (["--data.shards", "README.md"], "is a file, not a folder"),
+        (["--run.name", "none", "--run.resume"], "nothing to resume"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, says, tmp_path, monkeypatch, capsys):
+    """In this process, since a new one takes seconds to import; Ray is not joined before the input is right."""
+    monkeypatch.setattr(sys, "argv", ["train_stage2.py", *arguments, "--run.storage", str(tmp_path)])
+    monkeypatch.setattr(sys, "path", [str(ROOT / "jobs"), *sys.path])
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "jobs" / "train_stage2.py"), run_name="__main__")
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert says in re.sub(r"[│╭╮╰╯─\s]+", " ", out + err)  # tyro draws a box
+    assert not (tmp_path / "tiny" / "config.json").exists()
