@@ -1,0 +1,56 @@
+"""The report on what was learned: it tells a model that knows nothing, and needs something held out."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xactor.controls import CONTROL_COUNT, INDEX, embed_controls
+from xactor.motion import SamplingConfig
+from xactor_platform.index import load_index
+from xactor_platform.motion_report import _correlation, report_motion
+from xactor_platform.shards import ShardWriter
+from xactor_platform.training.config import MotionConfig
+from xactor_platform.training.stage2 import build_model
+
+
+def write_clips(folder: str, split: str, frames: int = 90) -> None:
+    generator = np.random.default_rng(0)
+    with ShardWriter(folder, split) as writer:
+        controls = np.zeros((frames, CONTROL_COUNT), np.float32)
+        controls[:, INDEX["jawOpen"]] = 0.5 + 0.5 * np.sin(np.arange(frames))
+        audio = generator.standard_normal((frames, 1, 6)).astype(np.float16)
+        motion = embed_controls(controls).astype(np.float16)
+        meta = {"frames": frames, "fps": 25, "speaker": "s"}
+        writer.write(f"{split}-0", {"motion.npy": motion, "audio.npy": audio, "json": meta})
+
+
+def test_an_untrained_model_does_not_follow_the_truth(tmp_path):
+    shards = str(tmp_path / "shards")
+    write_clips(shards, "test")
+    shape = load_index(shards).frame_shape
+    sizes = MotionConfig(hidden=32, layers=1, heads=2, kv_heads=1, mlp=32, chunk_frames=16, context_frames=32)
+    build_model(sizes, shape, seed=0).save_pretrained(tmp_path / "run" / "export" / "motion")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.9}\n')
+    report = report_motion(str(tmp_path / "run"), shards, tmp_path / "report", config=SamplingConfig(steps=2))
+    assert abs(report.with_cfg) < 0.4
+    assert (report.clips, report.frames, len(report.quarters)) == (1, 90, 4)
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["rollout_s"] == pytest.approx(3.6)
+    for name in ("loss.png", "lips.png"):
+        with Image.open(tmp_path / "report" / name) as picture:
+            assert picture.width > 400
+    assert "audio CFG 3" in report.table()
+
+
+def test_it_needs_something_held_out(tmp_path):
+    write_clips(str(tmp_path), "train")
+    with pytest.raises(ValueError, match="no held-out shards"):
+        report_motion("run", str(tmp_path), tmp_path / "report")
+
+
+def test_correlation_is_pearsons():
+    a = np.sin(np.arange(50.0))
+    assert _correlation(a, 3 * a + 1) == pytest.approx(1)
+    assert _correlation(a, -a) == pytest.approx(-1)
+    assert _correlation(a, np.zeros(50)) == 0
