@@ -55,6 +55,10 @@ def make_engine(objective: nn.Module, config: TrainConfig, *, ranks: int, bf16: 
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
+    # Between CPU ranks DeepSpeed would compile an operator of its own: 45 s on a fresh machine, a compiler on every
+    # node, and a wait for ever where an earlier build was killed and left its lock. Gloo, which it falls back to, has
+    # none of these.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # DeepSpeed calls a name that torch renamed.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
     engine, *_ = deepspeed.initialize(
