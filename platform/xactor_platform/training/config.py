@@ -204,7 +204,7 @@ def tiny() -> Stage2Config:
     """Minutes on two CPU cores, on the demo corpus."""
     return Stage2Config(
         train=TrainConfig(
-            steps=400,
+            steps=300,
             learning_rate=1e-3,
             schedule="cosine",
             micro_batches=4,
