@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 help:            ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/'
 
 setup: .venv/.ready  ## .venv with the exact versions of constraints.txt
 
@@ -17,6 +17,11 @@ setup: .venv/.ready  ## .venv with the exact versions of constraints.txt
 demo: setup      ## corpus, shards, a local Ray cluster, training on it, and what was learned: in demo/
 	$(BIN)/python jobs/demo.py
 
+stage1: setup    ## the renderer from nothing at 64 px, on the demo corpus, and what it learned: in demo/
+	test -f demo/corpus/videos/index.parquet || $(BIN)/python jobs/make_demo_corpus.py
+	$(BIN)/python jobs/train_stage1.py tiny --run.storage demo/runs --run.name stage1
+	$(BIN)/python jobs/report_render.py
+
 test: setup check ## style, types, rooms and all tests
 	$(BIN)/python -m pytest
 
@@ -26,4 +31,4 @@ fmt: setup       ## format and fix
 check: setup     ## style, types and import rules, without the tests
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports && $(BIN)/pyright
 
-.PHONY: help setup demo test fmt check
+.PHONY: help setup demo stage1 test fmt check

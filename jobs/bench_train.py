@@ -13,8 +13,9 @@ import tyro
 
 from xactor_platform.bench_data import environment
 from xactor_platform.training.bench import compare_attention, compare_loop
-from xactor_platform.training.config import PRESETS, ScaleConfig, Stage2Config
+from xactor_platform.training.config import ScaleConfig
 from xactor_platform.training.launch import connect
+from xactor_platform.training.stage2_config import PRESETS, Stage2Config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

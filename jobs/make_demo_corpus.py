@@ -1,4 +1,4 @@
-"""Makes the demo corpus: talking clips with known ground truth, and stage 2's shards from them.
+"""Makes the demo corpus: talking clips with known ground truth, and the shards of both stages from them.
 
     ray job submit --working-dir . -- python jobs/make_demo_corpus.py --output /shared/demo/corpus
 
@@ -21,16 +21,18 @@ class Args:
     """The demo corpus. No arguments: ten minutes of talk in demo/corpus."""
 
     output: Path = Path("demo/corpus")
-    """Folder to write: clips/, shards/ and audio_encoder/."""
+    """Folder to write: clips/, videos/, shards/ and audio_encoder/."""
     seed: int = 0
     """The same seed gives the same bytes."""
     minutes: float = 10.0
     """Minutes of talk to train on; about two more are held out."""
     held_out_minutes: float | None = None
     """Minutes held out, if not about two."""
-    size_px: int = 256
-    """The frames' side."""
-    identities: int = 6
+    size_px: int = 192
+    """The clips' side."""
+    crop_px: int = 64
+    """The face crops' side in the video shards."""
+    identities: int = 48
     """People to train on; two more are held out."""
     speech: Path | None = None
     """A folder of recordings to speak instead of the synthetic voice."""
@@ -51,7 +53,7 @@ def main() -> int:
         return 2
     for split, count in corpus.clips.items():
         print(f"\n{split}: {count} clips, {corpus.minutes[split]:.1f} min", end="")
-    print(f"\n{corpus.folder} in {corpus.seconds:.0f} s; shards in {corpus.shards}")
+    print(f"\n{corpus.folder} in {corpus.seconds:.0f} s; shards in {corpus.shards} and {corpus.videos}")
     return 0
 
 

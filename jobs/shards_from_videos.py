@@ -1,10 +1,11 @@
-"""Makes stage 2's shards from any folder of talking videos, by a landmark model; see report.jsonl for each one's fate.
+"""Makes shards from any folder of talking videos, by a landmark model; see report.jsonl for each one's fate.
 
     ray job submit --working-dir . -- python jobs/shards_from_videos.py \\
-        --videos /data/talking --output s3://bucket/shards
+        --videos /data/talking --output s3://bucket/shards --crops 512
 
-Also plain: `python jobs/shards_from_videos.py --videos DIR --output DIR`. Needs no cluster: it works with all cores
-of the machine it is on. Exit 0 all videos used, 3 some could not be, 2 bad arguments or nothing usable.
+The shards are stage 2's; with --crops, stage 1's come beside them. Also plain: `python jobs/shards_from_videos.py
+--videos DIR --output DIR`. Needs no cluster: it works with all cores of the machine it is on. Exit 0 all videos used,
+3 some could not be, 2 bad arguments or nothing usable.
 """
 
 import _checkout  # noqa: F401
@@ -25,7 +26,11 @@ class Args:
     videos: str = "demo/corpus/clips"
     """A folder, or a glob pattern in quotes."""
     output: str = "demo/from_videos"
-    """Folder or URI of the shards."""
+    """Folder or URI of stage 2's shards."""
+    crops: int = 0
+    """Side in pixels of the face crops for stage 1's video shards; 0 makes none."""
+    crops_output: str | None = None
+    """Folder or URI of the video shards; videos/ beside the output if not given."""
     landmarks: Path | None = None
     """Another MediaPipe .task file than the packaged one."""
     held_out: float = 0.2

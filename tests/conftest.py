@@ -1,9 +1,11 @@
-"""What tests share: one Ray cluster of their own, started by the first test that asks for it."""
+"""What tests share: one Ray cluster of their own, started by the first test that asks for it, and small videos."""
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 # Of this throwaway cluster only: no token to hand to every process. Read when Ray is first imported.
@@ -29,12 +31,56 @@ def ray_cluster() -> Iterator[str]:
     """The address of a cluster with four CPUs, which may be more than the machine has."""
     import ray
 
-    context = ray.init(
-        address="local",
-        num_cpus=RAY_CPUS,
-        include_dashboard=False,
-        object_store_memory=512 << 20,
-        logging_level=logging.WARNING,
-    )
+    from xactor_platform.cluster import free_port
+
+    # Ray Train asks the dashboard about its own end, and where it finds none waits 12 s, after every training. Its
+    # processes are told where it is, and not left to find the file of some cluster that is gone.
+    port = free_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{port}")
+        context = ray.init(
+            address="local",
+            num_cpus=RAY_CPUS,
+            dashboard_port=port,
+            object_store_memory=512 << 20,
+            logging_level=logging.WARNING,
+        )
     yield context.address_info["gcs_address"]
     ray.shutdown()
+
+
+def make_pictures(frames: int, seed: int = 0, side: int = 32) -> np.ndarray:
+    """A disc that moves over a background of its own: uint8 [frames, side, side, 3]."""
+    generator = np.random.default_rng(seed)
+    back, front = generator.integers(40, 216, (2, 3))
+    speed, phase = generator.uniform(0.1, 0.4), generator.uniform(0, 6)
+    y, x = np.mgrid[:side, :side]
+    middle = side / 2 + side / 4 * np.sin(speed * np.arange(frames)[:, None, None] + phase)
+    inside = (x - middle) ** 2 + (y - middle) ** 2 < (side / 5) ** 2  # [frames, side, side]
+    return np.where(inside[..., None], front, back).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def video_corpus(tmp_path_factory) -> Callable[..., tuple[str, list[Path]]]:
+    """Writes videos of the given lengths into shards. Returns the shards' folder and the videos, `<split>-<number>`."""
+
+    def write(
+        lengths: Sequence[int], split: str = "train", samples_per_shard: int = 8, folder: str | None = None
+    ) -> tuple[str, list[Path]]:
+        from xactor.media import write_video
+        from xactor_platform.shards import ShardWriter
+
+        clips = tmp_path_factory.mktemp("clips")
+        folder = folder or str(tmp_path_factory.mktemp("corpus") / "videos")
+        with ShardWriter(folder, split, samples_per_shard=samples_per_shard) as writer:
+            for i, frames in enumerate(lengths):
+                clip = clips / f"{split}-{i:04d}.mp4"
+                sound = np.zeros(frames * 640, np.float32)
+                write_video(
+                    clip, make_pictures(frames, seed=i if split == "train" else 1000 + i), samples=sound
+                )
+                meta = {"frames": frames, "fps": 25, "speaker": f"s{i % 3}"}
+                writer.write(clip.stem, {"mp4": clip.read_bytes(), "json": meta})
+        return folder, sorted(clips.iterdir())
+
+    return write

@@ -1,3 +1,47 @@
 """X-Actor: portraits that act from audio. Models and their mathematics; no Ray, no DeepSpeed."""
 
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xactor.audio import LogMelEncoder, Wav2Vec2Encoder
+    from xactor.motion import MotionScheduler, MotionTransformer, SamplingConfig
+    from xactor.pipeline import XActorPipeline
+    from xactor.render import MotionEncoder, ReferenceUNet, RenderConfig, Renderer, RendererUNet
+
 __version__ = "0.1.0"
+__all__ = [
+    "LogMelEncoder",
+    "MotionEncoder",
+    "MotionScheduler",
+    "MotionTransformer",
+    "ReferenceUNet",
+    "RenderConfig",
+    "Renderer",
+    "RendererUNet",
+    "SamplingConfig",
+    "Wav2Vec2Encoder",
+    "XActorPipeline",
+]
+
+# Where each is defined. A pipeline's model_index.json names its parts as this package's, wherever their files lie.
+_HOMES = {
+    "LogMelEncoder": "xactor.audio",
+    "MotionEncoder": "xactor.render",
+    "MotionScheduler": "xactor.motion",
+    "MotionTransformer": "xactor.motion",
+    "ReferenceUNet": "xactor.render",
+    "RenderConfig": "xactor.render",
+    "Renderer": "xactor.render",
+    "RendererUNet": "xactor.render",
+    "SamplingConfig": "xactor.motion",
+    "Wav2Vec2Encoder": "xactor.audio",
+    "XActorPipeline": "xactor.pipeline",
+}
+
+
+def __getattr__(name: str):
+    # On first use, so that `import xactor` alone loads neither torch nor diffusers.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -2,36 +2,72 @@
 
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
-from xactor_platform.index import BadSample, CorpusShape, Index
+from xactor_platform.index import BadSample, Index
 from xactor_platform.plan import Cursor, MicroBatch
-from xactor_platform.reading import Raw, Request, make_request, read_raw
+from xactor_platform.reading import PARTS, Raw, Request, make_request, read_raw
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Batch:
-    """A micro-batch, zero where padded. B samples, T frames of the longest.
+    """A micro-batch of B samples, each (key, start, frames).
 
     A sample of weight 0 (a filler's, or one found bad when it was read) is all zeros and must not count.
     """
 
-    motion: np.ndarray  # float32 [B, T, D]
-    audio: np.ndarray  # float32 [B, T, L, F]
-    frames: np.ndarray  # int64 [B]
-    starts: np.ndarray  # int64 [B], first frame in the clip
-    weight: np.ndarray  # float32 [B], 1 or 0
     keys: list[str]  # [B]
+    starts: np.ndarray  # int64 [B], first frame in the clip
+    frames: np.ndarray  # int64 [B]
+    weight: np.ndarray  # float32 [B], 1 or 0
     bad: list[BadSample] = field(default_factory=list)
     cursor: Cursor | None = None  # the global step it belongs to
     step_frames: int = 0  # real frames of that step over all ranks
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LatentBatch(Batch):
+    """Latents and audio features, zero where padded. T frames of the longest."""
+
+    motion: np.ndarray  # float32 [B, T, D]
+    audio: np.ndarray  # float32 [B, T, L, F]
 
     @property
     def mask(self) -> np.ndarray:
         """Bool [B, T]: frames that exist and count."""
         inside = np.arange(self.motion.shape[1]) < self.frames[:, None]
         return inside & (self.weight[:, None] > 0)
+
+
+class LatentReader:
+    """Reads latents and audio features for a stream."""
+
+    def __init__(self, index: Index):
+        self.index, self._arena, self._shape = index, Arena(), index.frame_shape
+        self.bytes_per_frame = self._shape.bytes_per_frame
+        self.read = partial(read_raw, index.location, self._shape)
+
+    def request(self, micro_batch: MicroBatch, *, step: int = 0, epoch: int | str = 0) -> Request:
+        return make_request(self.index, micro_batch)
+
+    def batch(self, request: Request, raw: Raw) -> LatentBatch:
+        """Pads a micro-batch's bytes into float32 arrays."""
+        motion, audio = (
+            _pad(raw.parts[name].view(dtype), request.frames, item, self._arena)
+            for name, (dtype, item) in zip(PARTS, self._shape.members, strict=True)
+        )
+        weight, bad = judge(request.keys, request.shards, raw)
+        return LatentBatch(
+            keys=request.keys,
+            starts=request.starts,
+            frames=request.frames,
+            weight=weight,
+            bad=bad,
+            motion=motion,
+            audio=audio,
+        )
 
 
 class Arena:
@@ -59,40 +95,18 @@ class Arena:
         return buffer[:size].reshape(shape)
 
 
-def read_batch(index: Index, micro_batch: MicroBatch) -> Batch:
+def read_batch(index: Index, micro_batch: MicroBatch) -> LatentBatch:
     """Reads one micro-batch here and now: what the stream does, for evaluation and tests."""
-    shape = index.frame_shape
-    request = make_request(index, micro_batch)
-    return make_batch(request, read_raw(index.location, shape, [request])[0], shape, Arena())
+    reader = LatentReader(index)
+    request = reader.request(micro_batch)
+    return reader.batch(request, reader.read([request])[0])
 
 
-def make_batch(
-    request: Request,
-    raw: Raw,
-    shape: CorpusShape,
-    arena: Arena,
-    *,
-    cursor: Cursor | None = None,
-    step_frames: int = 0,
-) -> Batch:
-    """Pads a micro-batch's bytes into float32 arrays."""
-    weight = np.full(len(request.keys), 1.0 if request.shards else 0.0, np.float32)
+def judge(keys: list[str], shards: list[str], raw: Raw) -> tuple[np.ndarray, list[BadSample]]:
+    """The samples' weights, float32 [B], and those found bad. A filler, which names no shards, weighs nothing."""
+    weight = np.full(len(keys), 1.0 if shards else 0.0, np.float32)
     weight[[place for place, _ in raw.bad]] = 0.0
-    motion, audio = (
-        _pad(data.view(dtype), request.frames, item, arena)
-        for data, (dtype, item) in zip((raw.motion, raw.audio), shape.members, strict=True)
-    )
-    return Batch(
-        motion=motion,
-        audio=audio,
-        frames=request.frames,
-        starts=request.starts,
-        weight=weight,
-        keys=request.keys,
-        bad=[BadSample(request.keys[place], request.shards[place], reason) for place, reason in raw.bad],
-        cursor=cursor,
-        step_frames=step_frames,
-    )
+    return weight, [BadSample(keys[place], shards[place], reason) for place, reason in raw.bad]
 
 
 def _pad(data: np.ndarray, frames: np.ndarray, item: tuple[int, ...], arena: Arena) -> np.ndarray:

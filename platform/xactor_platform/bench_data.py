@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 from webdataset.compat import WebDataset
 
-from xactor_platform.batch import Arena
+from xactor_platform.batch import Arena, LatentReader
 from xactor_platform.index import Index, load_index
 from xactor_platform.plan import Cursor, PlanConfig, plan_epoch
 from xactor_platform.shards import ShardWriter
@@ -107,7 +107,7 @@ def _rate(batches: Iterable[int]) -> dict[str, float]:
 
 def _planned(index: Index, config: PlanConfig, workers: int, epochs: int) -> Iterator[int]:
     steps = sum(plan_epoch(index.frames, index.shard, config, epoch).steps for epoch in range(epochs))
-    with PlannedStream(index, config, rank=0, ranks=1, start=Cursor(), steps=steps) as stream:
+    with PlannedStream(LatentReader(index), config, rank=0, ranks=1, start=Cursor(), steps=steps) as stream:
         for batch in stream:
             yield int((batch.frames * (batch.weight > 0)).sum())
 

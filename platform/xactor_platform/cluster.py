@@ -56,17 +56,18 @@ def local_cluster(
     Raises:
         RuntimeError: it did not start in 90 s.
     """
-    port, dashboard_port = _free_port(), _free_port()
+    port, dashboard_port = free_port(), free_port()
     dashboard = f"http://127.0.0.1:{dashboard_port}"
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     env |= {
         "RAY_AUTH_MODE": "disabled",  # a throwaway cluster that only this machine can reach
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_API_SERVER_ADDRESS": dashboard,  # or they look for a file that another cluster may have left
         "PATH": f"{Path(python).parent}{os.pathsep}{env.get('PATH', '')}",
     }
     command = [python, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--num-cpus={cpus}"]
     command += [f"--port={port}", "--node-ip-address=127.0.0.1"]
-    command += [f"--ray-client-server-port={_free_port()}", f"--dashboard-agent-listen-port={_free_port()}"]
+    command += [f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
     command += [
         "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard_port}",
@@ -88,7 +89,8 @@ def local_cluster(
         yield LocalCluster(f"127.0.0.1:{port}", dashboard, env)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback interface that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -55,10 +55,12 @@ class Location:
     def replace(self, name: str) -> Iterator[NativeFile]:
         """A stream that becomes the file when the block ends, and nothing at all when it raises.
 
+        The name may have folders in front, which are made.
+
         Closing an object store's stream completes its upload whatever happened before, so the bytes go
         under a name that no reader takes and are moved at the end.
         """
-        self.filesystem.create_dir(self.path, recursive=True)
+        self.filesystem.create_dir(os.path.dirname(f"{self.path}/{name}"), recursive=True)
         part = f"{self.path}/{name}.{uuid.uuid4().hex[:8]}.part"
         try:
             with self.filesystem.open_output_stream(part) as stream:
@@ -68,6 +70,18 @@ class Location:
             with suppress(OSError):
                 self.filesystem.delete_file(part)
             raise
+
+
+def beside(uri: str, name: str) -> str:
+    """The path or URI of a folder in the same parent. ValueError for a bucket, which has none."""
+    if "://" not in uri:
+        return os.path.join(os.path.dirname(os.path.abspath(os.path.expanduser(uri))), name)
+    place, mark, query = uri.partition("?")
+    scheme, path = place.split("://", 1)
+    parent, slash, _ = path.rstrip("/").rpartition("/")
+    if not slash:
+        raise ValueError(f"{uri}: must be a folder inside the bucket")
+    return f"{scheme}://{parent}/{name}{mark}{query}"
 
 
 @lru_cache(maxsize=64)

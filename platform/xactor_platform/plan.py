@@ -20,6 +20,8 @@ class PlanConfig:
         budget_frames: most frames of one micro-batch, padding included.
         context_frames: longest sample; a longer clip is tiled.
         window_shards: how many shards are shuffled together. More mixes better, fewer reads more locally.
+        whole: samples of exactly context_frames only, as many as fit into a clip, at a random place; what is left of
+            the clip sits this epoch out. For models that take no padding.
     """
 
     seed: int = 0
@@ -27,6 +29,7 @@ class PlanConfig:
     budget_frames: int = 4096
     context_frames: int = 512
     window_shards: int = 16
+    whole: bool = False
 
     def __post_init__(self):
         if self.seed < 0:
@@ -137,14 +140,15 @@ class EpochPlan:
 def plan_epoch(frames: np.ndarray, shard: np.ndarray, config: PlanConfig, epoch: int) -> EpochPlan:
     """The plan of one epoch.
 
-    Every frame of every clip is in exactly one sample of the epoch. Depends on nothing but its arguments.
+    Every frame of every clip is in exactly one sample of the epoch, with `whole` in at most one. Depends on nothing
+    but its arguments.
 
     Args:
         frames: int [clips], their lengths.
         shard: int [clips], the shard that holds each.
 
     Raises:
-        ValueError: no clips, or a clip without frames.
+        ValueError: no clips, a clip without frames, or with `whole` none that is long enough.
     """
     frames, shard = np.asarray(frames, dtype=np.int64), np.asarray(shard, dtype=np.int64)
     if not len(frames):
@@ -160,7 +164,10 @@ def plan_epoch(frames: np.ndarray, shard: np.ndarray, config: PlanConfig, epoch:
     generator = np.random.Generator(np.random.PCG64([config.seed, epoch]))
     names, shard = np.unique(shard, return_inverse=True)
     window = generator.permutation(len(names))[shard] // config.window_shards
-    clip, start, length = _tile(frames, config.context_frames, generator)
+    tile = _tile_whole if config.whole else _tile
+    clip, start, length = tile(frames, config.context_frames, generator)
+    if not len(clip):
+        raise ValueError(f"no clip has {config.context_frames} frames, the longest has {frames.max()}")
     # Inside a window: longest first, those of one length in random order, so that batches differ by epoch.
     order = np.lexsort((generator.random(len(clip)), -length, window[clip]))
     clip, start, length = clip[order], start[order], length[order]
@@ -189,6 +196,17 @@ def _tile(
     lines = (number - (offset > 0)[clip]) * context + offset[clip]
     start, end = np.maximum(lines, 0), np.minimum(lines + context, frames[clip])
     return clip, start, end - start
+
+
+def _tile_whole(
+    frames: np.ndarray, context: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As many samples of the context's length as fit, one after another from a random frame on."""
+    pieces = frames // context
+    offset = generator.integers(0, frames - pieces * context + 1)
+    clip = np.repeat(np.arange(len(frames)), pieces)
+    number = np.arange(len(clip)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    return clip, offset[clip] + number * context, np.full(len(clip), context)
 
 
 def _cut(length: np.ndarray, window: np.ndarray, budget_frames: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ from xactor_platform.plan import MicroBatch
 from xactor_platform.scan import parse_npy_header
 
 MEMBERS = ("motion.npy", "audio.npy")
+PARTS = ("motion", "audio")
 MERGE_BYTES = 64 << 10  # reading a smaller gap costs less than another request
 RUN_BYTES = 32 << 20  # most of one request
 REMOTE_READS = 16  # requests in flight of one task; an object store answers each in 20 to 100 ms
@@ -32,10 +33,9 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Raw:
-    """A micro-batch as it travels: stored bytes, samples one after another without padding."""
+    """A micro-batch as it travels: bytes by name (of latents `motion` and `audio`), samples one after another."""
 
-    motion: np.ndarray  # uint8
-    audio: np.ndarray  # uint8
+    parts: dict[str, np.ndarray]  # uint8, flat
     bad: list[tuple[int, str]]  # place in the batch, reason
 
 
@@ -116,7 +116,7 @@ def _lay_out(request: Request, number: int, shape: CorpusShape) -> tuple[Raw, li
             part = room[begins[i] : ends[i]]
             ranges.append(_Range(shard, offsets[i], part, (number, i), dtype, whole, header))
         rooms.append(room)
-    return Raw(rooms[0], rooms[1], []), ranges
+    return Raw(dict(zip(PARTS, rooms, strict=True)), []), ranges
 
 
 def _merge(ranges: Sequence[_Range]) -> Iterator[list[_Range]]:

@@ -4,15 +4,50 @@ import io
 import json
 import re
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
-from typing import Any
+from contextlib import ExitStack, nullcontext, suppress
+from typing import Any, Self
 
 import numpy as np
 from webdataset.writer import TarWriter
 
+from xactor_platform.index import INDEX_NAME
 from xactor_platform.location import Location
 
 FPS = 25
+
+
+class Shard:
+    """One tar, whole or absent, also absent without samples; a context manager.
+
+    Args:
+        location: of the folder.
+        name: such as `train-000003.tar`; an earlier file of that name is replaced at the end.
+    """
+
+    def __init__(self, location: Location, name: str):
+        self.samples = self.bytes = 0
+        self._location, self._name = location, name
+        self._stack = ExitStack()
+        self._tar: TarWriter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, exc_type, exc, traceback) -> None:
+        if self._tar is not None:
+            # After an exception an unclosed tar would write to its closed stream when it is collected.
+            with suppress(OSError) if exc_type else nullcontext():
+                self._tar.close()
+        self._stack.__exit__(exc_type, exc, traceback)
+
+    def write(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Adds one sample, as `encode_members` gives it."""
+        if self._tar is None:
+            stream = self._stack.enter_context(self._location.replace(self._name))
+            self._tar = TarWriter(stream, encoder=False, mtime=0)
+        self._tar.write({"__key__": key, **members})
+        self.samples += 1
+        self.bytes += sum(map(len, members.values()))
 
 
 class ShardWriter:
@@ -51,8 +86,7 @@ class ShardWriter:
         self.overwrite = overwrite
         self.shards = 0  # ended ones
         self._keys: set[str] = set()
-        self._open: tuple[ExitStack, TarWriter] | None = None
-        self._samples = self._bytes = 0
+        self._open: Shard | None = None
 
     def __enter__(self) -> "ShardWriter":
         self.location.filesystem.create_dir(self.location.path, recursive=True)
@@ -61,8 +95,9 @@ class ShardWriter:
         if earlier and not self.overwrite:
             there = f"{len(earlier)} shards of {self.split!r}, the first {earlier[0]}"
             raise FileExistsError(f"{self.location.uri} already holds {there}")
-        for shard in earlier:
-            self.location.delete(shard)
+        # An index is known to be stale by the shards' sizes, and new ones may be of the same.
+        for stale in [*earlier, *({INDEX_NAME} & self.location.sizes().keys())]:
+            self.location.delete(stale)
         return self
 
     def __exit__(self, exc_type, exc, traceback) -> None:
@@ -71,11 +106,8 @@ class ShardWriter:
         if exc_type is None:
             self._end_shard()
         else:
-            stack, tar = self._open
-            self._open = None
-            with suppress(OSError):  # an unclosed tar would write to its closed stream when it is collected
-                tar.close()
-            stack.__exit__(exc_type, exc, traceback)
+            shard, self._open = self._open, None
+            shard.__exit__(exc_type, exc, traceback)
 
     def write(self, key: str, members: Mapping[str, np.ndarray | Mapping[str, Any] | bytes]) -> None:
         """Adds one sample.
@@ -88,31 +120,31 @@ class ShardWriter:
         Raises:
             ValueError: a key or a sample that no reader would take.
         """
-        if not key or "." in key or "/" in key:
-            raise ValueError(f"a key must not be empty nor hold '.' or '/', got {key!r}")
         if key in self._keys:
             raise ValueError(f"key {key!r} was already written")
-        check_members(key, members)
-        encoded = {extension: _encode(value) for extension, value in members.items()}
+        encoded = encode_members(key, members)
         if self._open is None:
-            stack = ExitStack()
-            stream = stack.enter_context(self.location.replace(f"{self.split}-{self.shards:06d}.tar"))
-            self._open = stack, TarWriter(stream, encoder=False, mtime=0)
+            self._open = Shard(self.location, f"{self.split}-{self.shards:06d}.tar")
+        self._open.write(key, encoded)
         self._keys.add(key)
-        self._open[1].write({"__key__": key, **encoded})
-        self._samples += 1
-        self._bytes += sum(map(len, encoded.values()))
-        if self._samples >= self.samples_per_shard or self._bytes >= self.bytes_per_shard:
+        if self._open.samples >= self.samples_per_shard or self._open.bytes >= self.bytes_per_shard:
             self._end_shard()
 
     def _end_shard(self) -> None:
-        assert self._open is not None
-        stack, tar = self._open
-        tar.close()
-        stack.close()
-        self._open = None
-        self._samples = self._bytes = 0
+        shard, self._open = self._open, None
+        assert shard is not None
+        shard.__exit__(None, None, None)
         self.shards += 1
+
+
+def encode_members(
+    key: str, members: Mapping[str, np.ndarray | Mapping[str, Any] | bytes]
+) -> dict[str, bytes]:
+    """A sample's members as they stand in a shard. ValueError as in `ShardWriter.write`."""
+    if not key or "." in key or "/" in key:
+        raise ValueError(f"a key must not be empty nor hold '.' or '/', got {key!r}")
+    check_members(key, members)
+    return {extension: _encode(value) for extension, value in members.items()}
 
 
 def check_members(key: str, members: Mapping[str, Any]) -> None:

@@ -3,11 +3,12 @@
 import json
 import logging
 import pickle
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
-from typing import cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +16,10 @@ import ray
 from ray.data import ExecutionOptions, ExecutionResources
 from ray.util.placement_group import placement_group_table
 
-from xactor_platform.batch import Arena, Batch, make_batch
-from xactor_platform.index import CorpusShape, Index
-from xactor_platform.location import Location
-from xactor_platform.plan import Cursor, PlanConfig, Step, rank_micro_batches, walk
-from xactor_platform.reading import Raw, Request, make_request, read_raw
+from xactor_platform.batch import Batch
+from xactor_platform.index import Index
+from xactor_platform.plan import Cursor, MicroBatch, PlanConfig, Step, rank_micro_batches, walk
+from xactor_platform.reading import Raw
 
 BLOCK_BYTES = 32 << 20  # of micro-batches that one task reads: fewer make the tasks' own cost count
 BLOCKS_AHEAD = 8  # read and not yet trained on, of one rank
@@ -30,6 +30,24 @@ for _name in ("execution.streaming_executor", "progress"):
     logging.getLogger(f"ray.data._internal.{_name}").setLevel(logging.ERROR)
 
 
+class Reader(Protocol):
+    """How micro-batches of one kind of corpus are read: latents, or videos."""
+
+    index: Index
+    bytes_per_frame: int  # of a planned frame on its way, about
+    read: Callable[
+        [Sequence[Any]], list[Raw]
+    ]  # what Ray Data's tasks do; it travels to them, and the index does not
+
+    def request(self, micro_batch: MicroBatch, *, step: int, epoch: int) -> Any:
+        """What to read for a micro-batch of global step `step`, the run's first being 0; small."""
+        ...
+
+    def batch(self, request: Any, raw: Raw) -> Batch:
+        """What was read, as the training takes it."""
+        ...
+
+
 class PlannedStream:
     """A rank's micro-batches in the plan's order: an iterator, to be closed (or used in `with`).
 
@@ -37,12 +55,13 @@ class PlannedStream:
     to epoch and ends after `steps` steps.
 
     Args:
-        index: what to train on, usually `load_index(...).training()`.
+        reader: of what to train on, usually of `load_index(...).training()`.
         config: the plan's.
         rank: whose micro-batches.
         ranks: how many share a step; must divide `config.micro_batches`.
         start: the first step to give.
         steps: how many steps to give.
+        done: how many steps the run has had before.
         cpu_timeout_s: how long to wait for Ray to have a CPU free for reading.
 
     Raises:
@@ -52,28 +71,30 @@ class PlannedStream:
 
     def __init__(
         self,
-        index: Index,
+        reader: Reader,
         config: PlanConfig,
         *,
         rank: int,
         ranks: int,
         start: Cursor,
         steps: int,
+        done: int = 0,
         cpu_timeout_s: float = 30.0,
     ):
         config.check_ranks(ranks)
         if not 0 <= rank < ranks:
             raise ValueError(f"rank must be in 0..{ranks - 1}, got {rank}")
-        self._index, self._shape, self._arena = index, index.frame_shape, Arena()
-        self._per_block = max(1, BLOCK_BYTES // (config.budget_frames * self._shape.bytes_per_frame))
+        self._reader, index = reader, reader.index
+        micro_batch_bytes = config.budget_frames * reader.bytes_per_frame
+        self._per_block = max(1, BLOCK_BYTES // micro_batch_bytes)
         cpus = max(1.0, wait_for_cpus(cpu_timeout_s) // ranks)
-        ahead = 2 * BLOCKS_AHEAD * max(BLOCK_BYTES, config.budget_frames * self._shape.bytes_per_frame)
+        ahead = 2 * BLOCKS_AHEAD * max(BLOCK_BYTES, micro_batch_bytes)
         share = ray.cluster_resources().get("object_store_memory", ahead) / (4 * ranks)  # the rest is others'
         self._limits = ExecutionResources.for_limits(cpu=cpus, object_store_memory=min(ahead, share))
         steps_ahead = islice(walk(index.frames, index.shard, config, start), steps)
         self._turns = (
-            (step, mine)
-            for step in steps_ahead
+            (number, step, mine)
+            for number, step in enumerate(steps_ahead, start=done)
             for mine in rank_micro_batches(step.micro_batches, rank, ranks)
         )
         self._opened: list[_Segment] = []
@@ -109,20 +130,19 @@ class PlannedStream:
                 if not self._following and blocks_left <= BLOCKS_AHEAD:
                     self._following = self._opener.submit(self._open_segment)
                 step, request = segment.turns[number]
-                yield make_batch(
-                    request, raw, self._shape, self._arena, cursor=step.cursor, step_frames=step.frames
-                )
+                batch = self._reader.batch(request, raw)
+                yield replace(batch, cursor=step.cursor, step_frames=step.frames)
             self._opened.remove(segment)
             segment.close()
 
     def _open_segment(self) -> "_Segment | None":
         turns = [
-            (step, make_request(self._index, mine))
-            for step, mine in islice(self._turns, SEGMENT_BLOCKS * self._per_block)
+            (step, self._reader.request(mine, step=number, epoch=step.cursor.epoch))
+            for number, step, mine in islice(self._turns, SEGMENT_BLOCKS * self._per_block)
         ]
         if not turns:
             return None
-        segment = _Segment(turns, self._per_block, self._index.location, self._shape, self._limits)
+        segment = _Segment(turns, self._per_block, self._reader.read, self._limits)
         self._opened.append(segment)
         return segment
 
@@ -132,10 +152,9 @@ class _Segment:
 
     def __init__(
         self,
-        turns: list[tuple[Step, Request]],
+        turns: list[tuple[Step, Any]],
         per_block: int,
-        location: Location,
-        shape: CorpusShape,
+        read: Callable[[Sequence[Any]], list[Raw]],
         limits: ExecutionResources,
     ):
         self.turns = turns
@@ -149,7 +168,7 @@ class _Segment:
         dataset.context.enable_progress_bars = False
         dataset.context.print_on_execution_start = False
         dataset = dataset.map_batches(
-            partial(_read_block, location, shape),
+            partial(_read_block, read),
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
@@ -176,16 +195,15 @@ class _Segment:
         self._tables.close()
 
 
-def _read_block(location: Location, shape: CorpusShape, block: pa.Table) -> pa.Table:
+def _read_block(read: Callable[[Sequence[Any]], list[Raw]], block: pa.Table) -> pa.Table:
     """What a Ray Data task does: reads the requests of one row into a row for each of them."""
     first = block["first"][0].as_py()
-    raws = read_raw(location, shape, pickle.loads(block["requests"][0].as_py()))
+    raws = read(pickle.loads(block["requests"][0].as_py()))
     return pa.table(
         {
             "number": pa.array(range(first, first + len(raws)), pa.int64()),
-            "motion": pa.chunked_array([_as_row(raw.motion) for raw in raws]),
-            "audio": pa.chunked_array([_as_row(raw.audio) for raw in raws]),
             "bad": pa.array([json.dumps(raw.bad) for raw in raws], pa.string()),
+            **{name: pa.chunked_array([_as_row(raw.parts[name]) for raw in raws]) for name in raws[0].parts},
         }
     )
 
@@ -197,8 +215,12 @@ def _as_row(data: np.ndarray) -> pa.Array:
 
 
 def _raw_of(table: pa.Table, row: int) -> Raw:
-    motion, audio = (np.frombuffer(table[name][row].as_buffer(), np.uint8) for name in ("motion", "audio"))
-    return Raw(motion, audio, [(place, reason) for place, reason in json.loads(table["bad"][row].as_py())])
+    parts = {
+        name: np.frombuffer(table[name][row].as_buffer(), np.uint8)
+        for name in table.column_names
+        if name not in ("number", "bad")
+    }
+    return Raw(parts, [(place, reason) for place, reason in json.loads(table["bad"][row].as_py())])
 
 
 def wait_for_cpus(timeout_s: float) -> float:

@@ -14,6 +14,7 @@ from xactor.motion import (
     SamplingConfig,
     draw,
     sample_motion,
+    stream_motion,
 )
 from xactor.motion.history import history_levels
 from xactor.motion.sampler import sampling_plan
@@ -188,6 +189,31 @@ def test_batched_recordings_equal_each_alone():
         torch.testing.assert_close(together[row], alone[0], atol=1e-4, rtol=1e-4)
     again = sample_motion(model, audio[:1], seeds=[9], config=config)
     assert not torch.allclose(again, together[:1])
+
+
+@pytest.mark.parametrize("piece_frames", [1, 7, 24, 60])
+def test_streamed_motion_equals_the_whole_recordings(piece_frames):
+    model, audio = small_model(), torch.randn(2, 45, 2, 10)
+    config = SamplingConfig(steps=2)
+    whole = sample_motion(model, audio, seeds=[1, 2], config=config)
+    chunks = list(stream_motion(model, audio.split(piece_frames, dim=1), seeds=[1, 2], config=config))
+    assert [chunk.shape[1] for chunk in chunks] == [8, 8, 8, 8, 8, 5]
+    assert torch.equal(torch.cat(chunks, dim=1), whole)
+
+
+def test_a_chunk_comes_as_soon_as_its_sound_is_there():
+    heard = 0
+
+    def speech():
+        nonlocal heard
+        for piece in torch.randn(1, 45, 2, 10).split(1, dim=1):
+            heard += 1
+            yield piece
+
+    model = small_model()
+    for number, _ in enumerate(stream_motion(model, speech(), seeds=[1], config=SamplingConfig(steps=1))):
+        ahead = model.config.audio_window
+        assert heard == min(8 * (number + 1) + ahead, 45)
 
 
 def test_guidance_of_1_is_the_branch_with_audio():

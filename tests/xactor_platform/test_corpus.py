@@ -8,15 +8,19 @@ import sys
 import tarfile
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 from xactor.audio.windows import frame_count
 from xactor.controls import CONTROL_COUNT, INDEX, decode_controls, lip_opening
+from xactor.faces import CropBox
 from xactor.media import read_audio, read_frames, write_video
 from xactor_platform.corpus import demo, performance, speech, videos
+from xactor_platform.corpus.clip_plan import plan_synthetic
 from xactor_platform.corpus.identity import (
     Identity,
+    find_crop,
     held_out_identities,
     render_frame,
     training_identities,
@@ -49,7 +53,7 @@ def controls(**values: float) -> np.ndarray:
 def corpus(tmp_path_factory) -> demo.DemoCorpus:
     folder = tmp_path_factory.mktemp("corpus")
     return demo.make_demo_corpus(
-        folder, seed=3, minutes=0.1, held_out_minutes=0.1, size_px=64, identities=2, workers=1
+        folder, seed=3, minutes=0.1, held_out_minutes=0.1, size_px=64, crop_px=48, identities=2, workers=1
     )
 
 
@@ -62,14 +66,16 @@ def read_shard(shard: Path) -> dict[str, dict]:
             stream = tar.extractfile(member)
             assert stream is not None
             data = stream.read()
-            found.setdefault(key, {})[extension] = (
-                json.loads(data) if extension == "json" else np.load(io.BytesIO(data), allow_pickle=False)
-            )
+            if extension == "json":
+                data = json.loads(data)
+            elif extension.endswith("npy"):
+                data = np.load(io.BytesIO(data), allow_pickle=False)
+            found.setdefault(key, {})[extension] = data
     return found
 
 
-def samples_of(corpus: demo.DemoCorpus, split: str) -> dict[str, dict]:
-    shards = sorted(corpus.shards.glob(f"{split}-*.tar"))
+def samples_of(folder: Path, split: str) -> dict[str, dict]:
+    shards = sorted(folder.glob(f"{split}-*.tar"))
     return {key: sample for shard in shards for key, sample in read_shard(shard).items()}
 
 
@@ -77,7 +83,7 @@ class TestDemoCorpus:
     def test_clips_tracks_and_shards_agree(self, corpus):
         assert corpus.minutes["train"] >= 0.1
         for split in ("train", "test"):
-            for key, sample in samples_of(corpus, split).items():
+            for key, sample in samples_of(corpus.shards, split).items():
                 clip = corpus.folder / "clips" / split / f"{key}.mp4"
                 track = np.load(clip.with_suffix(".controls.npy"))
                 frames = sample["json"]["frames"]
@@ -88,9 +94,37 @@ class TestDemoCorpus:
         index = load_index(str(corpus.shards))
         assert index.samples == sum(corpus.clips.values())
 
+    def test_video_shards_hold_the_same_clips_cropped_to_the_face(self, corpus, tmp_path):
+        motion, pictures = load_index(str(corpus.shards)), load_index(str(corpus.videos))
+        assert pictures.shape is None
+        assert list(pictures.key) == list(motion.key)
+        assert np.array_equal(pictures.frames, motion.frames)
+        for split in ("train", "test"):
+            for key, sample in samples_of(corpus.videos, split).items():
+                clip = corpus.folder / "clips" / split / f"{key}.mp4"
+                face = tmp_path / "face.mp4"
+                face.write_bytes(sample["mp4"])
+                assert np.array_equal(sample["controls.npy"], np.load(clip.with_suffix(".controls.npy")))
+                assert len(read_audio(face)) == len(read_audio(clip))
+                box = CropBox(**sample["json"]["crop"])
+                crops = np.stack(list(read_frames(face))).astype(int)
+                assert crops.shape == (sample["json"]["frames"], 48, 48, 3)
+                with av.open(face) as container:
+                    keyframes = [p.pts * p.time_base * 25 for p in container.demux(video=0) if p.is_keyframe]
+                assert {0, 25, 50, 75, 100, 125} <= set(keyframes)  # cheap to seek in
+                whole = np.stack([box.cut(frame, 48) for frame in read_frames(clip)])
+                assert np.abs(crops - whole).mean() < 6  # two lossy encodings
+
     def test_the_same_seed_gives_the_same_bytes_in_any_number_of_processes(self, corpus, tmp_path):
         demo.make_demo_corpus(
-            tmp_path, seed=3, minutes=0.1, held_out_minutes=0.1, size_px=64, identities=2, workers=2
+            tmp_path,
+            seed=3,
+            minutes=0.1,
+            held_out_minutes=0.1,
+            size_px=64,
+            crop_px=48,
+            identities=2,
+            workers=2,
         )
         files = [p for p in sorted(corpus.folder.rglob("*")) if p.is_file() and p.suffix != ".parquet"]
         assert len(files) >= 8
@@ -98,7 +132,7 @@ class TestDemoCorpus:
             assert file.read_bytes() == (tmp_path / file.relative_to(corpus.folder)).read_bytes(), file
 
     def test_neither_faces_nor_sentences_are_in_both_splits(self, corpus):
-        splits = {split: samples_of(corpus, split).values() for split in ("train", "test")}
+        splits = {split: samples_of(corpus.shards, split).values() for split in ("train", "test")}
         speakers = {split: {s["json"]["speaker"] for s in found} for split, found in splits.items()}
         spoken = {
             split: {line for s in found for line in s["json"]["text"]} for split, found in splits.items()
@@ -108,7 +142,7 @@ class TestDemoCorpus:
         assert spoken["train"].isdisjoint(spoken["test"])
 
     def test_the_whole_plan_keeps_its_promises(self):
-        plans = demo.plan_synthetic(seed=0, train_s=600, held_out_s=112, identities=6)
+        plans = plan_synthetic(seed=0, train_s=600, held_out_s=112, identities=48)
         train, test = ([p for p in plans if p.split == split] for split in ("train", "test"))
         assert sum(p.duration_s for p in train) >= 600
         assert sum(p.duration_s for p in test) >= 90
@@ -116,7 +150,7 @@ class TestDemoCorpus:
         assert all(6 <= p.duration_s <= 66 for p in plans)
         assert len({p.key for p in plans}) == len({p.seed for p in plans}) == len(plans)
         assert {p.identity.name for p in test} == {"drawn-007", "astronaut"}
-        assert len({p.identity.name for p in train}) == 6
+        assert len({p.identity.name for p in train}) == len(train)
         assert not set(speech.sentences("train")) & set(speech.sentences("test"))
 
     def test_recordings_that_a_user_names_are_spoken(self, tmp_path):
@@ -128,13 +162,14 @@ class TestDemoCorpus:
             tmp_path / "out", minutes=1, size_px=32, identities=1, speech=tmp_path / "in", workers=1
         )
         assert made.clips == {"train": 2, "test": 1}
-        assert {s["json"]["source"] for s in samples_of(made, "train").values()} == {"0.mp4", "1.mp4"}
+        assert {s["json"]["source"] for s in samples_of(made.shards, "train").values()} == {"0.mp4", "1.mp4"}
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
             ({"minutes": 0}, "minutes must be"),
             ({"size_px": 63}, "size_px must be even"),
+            ({"crop_px": 30}, "crop_px must be even and >= 32"),
             ({"identities": 0}, "identities must be >= 1"),
             ({"workers": 0}, "workers must be >= 1"),
             ({"speech": "nowhere"}, "no recordings found"),
@@ -178,6 +213,25 @@ class TestPerformance:
         brows = track[:, INDEX["browOuterUpLeft"]]
         assert brows[-100:].mean() > brows[150:250].mean() + 0.05
         assert np.abs(np.diff(track[:, INDEX["mouthSmileLeft"]])).max() < 0.02
+
+
+def test_no_two_people_look_alike():
+    faces = [
+        render_frame(who, controls(), 64)[8:56, 12:52].astype(int)
+        for who in [held_out_identities()[0], *training_identities(48)]
+    ]
+    for i, face in enumerate(faces):
+        nearest = min(np.abs(face - other).mean() for j, other in enumerate(faces) if j != i)
+        assert nearest > (15 if i == 0 else 10)
+
+
+def test_a_face_is_found_in_what_is_drawn():
+    for who in [*training_identities(6), *held_out_identities()]:
+        box = find_crop(who, 128)
+        assert box is not None
+        # The frames are about the square that is cut.
+        assert 112 < box.side < 138
+        assert abs(box.left) < 10 > abs(box.top)
 
 
 @pytest.mark.parametrize("identity", [*training_identities(1), *held_out_identities()], ids=lambda i: i.name)
@@ -235,9 +289,11 @@ class TestVideos:
     def test_good_clips_become_shards_and_bad_ones_a_line_each(self, folder, tmp_path):
         fates = []
         made = videos.shards_from_videos(
-            str(folder), str(tmp_path), held_out=0, workers=2, progress=fates.append
+            str(folder), str(tmp_path / "shards"), crops=64, held_out=0, workers=2, progress=fates.append
         )
-        report = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
+        report = [
+            json.loads(line) for line in (tmp_path / "shards" / "report.jsonl").read_text().splitlines()
+        ]
         assert [vars(fate) for fate in fates] == [vars(fate) for fate in made.fates] == report
         reasons = {Path(row["file"]).stem: row["reason"] for row in report}
         assert reasons.pop("good 0") is reasons.pop("good 1") is None
@@ -252,7 +308,7 @@ class TestVideos:
         assert expected.keys() == reasons.keys()
         for name, words in expected.items():
             assert words in reasons[name], reasons
-        shard = read_shard(tmp_path / "train-000000.tar")
+        shard = read_shard(tmp_path / "shards" / "train-000000.tar")
         found = {sample["json"]["speaker"]: sample for sample in shard.values()}
         assert found.keys() == {"good 0", "good 1"}
         for name, sample in found.items():
@@ -260,9 +316,31 @@ class TestVideos:
             seen = decode_controls(sample["motion.npy"])
             assert len(seen) == len(sample["audio.npy"]) == len(truth) == 50
             # What a landmark model reads off the pictures is what they were made from.
-            assert np.corrcoef(lip_opening(seen), lip_opening(truth))[0, 1] > 0.8
+            assert np.corrcoef(lip_opening(seen), lip_opening(truth))[0, 1] > 0.75
             assert np.corrcoef(seen[:, INDEX["headYaw"]], truth[:, INDEX["headYaw"]])[0, 1] > 0.5
-        assert load_index(str(tmp_path)).samples == 2
+        motion, pictures = load_index(str(tmp_path / "shards")), load_index(str(tmp_path / "videos"))
+        assert list(motion.key) == list(pictures.key) == list(shard)
+        face = tmp_path / "face.mp4"
+        for row in range(2):
+            face.write_bytes(pictures.read(row, "mp4"))
+            crops = np.stack(list(read_frames(face)))
+            assert crops.shape == (50, 64, 64, 3)
+            assert frame_count(len(read_audio(face))) == 50
+            # The clips show about the square that is cut.
+            box = CropBox(**pictures.read_meta(row)["crop"])
+            assert 180 < box.side < 205
+            clip = read_frames(folder / f"{pictures.speaker[row]}.mp4")
+            whole = np.stack([box.cut(frame, 64) for frame in clip]).astype(int)
+            assert np.abs(crops - whole).mean() < 3
+
+    @pytest.mark.parametrize("crops", [16, 65, -2])
+    def test_the_crops_side_is_checked(self, folder, tmp_path, crops):
+        with pytest.raises(ValueError, match=f"crops must be 0, or even and >= 32, got {crops}"):
+            videos.shards_from_videos(str(folder), str(tmp_path), crops=crops)
+
+    def test_crops_do_not_come_among_the_videos(self, folder, tmp_path):
+        with pytest.raises(ValueError, match="crops_output must be a folder of its own"):
+            videos.shards_from_videos(str(folder), str(tmp_path), crops=64, crops_output=str(folder))
 
     def test_the_job_tells_by_its_exit_code(self, folder, tmp_path):
         def job(*arguments: str) -> subprocess.CompletedProcess:
@@ -295,9 +373,9 @@ class TestVideos:
         from xactor.audio import LogMelEncoder
 
         LogMelEncoder().save_pretrained(tmp_path)
-        members = videos.read_video(str(clip), str(tmp_path))
-        opening = lip_opening(decode_controls(members["motion.npy"]))
-        assert members["json"]["frames"] == len(opening) == len(members["audio.npy"])
+        motion = videos.read_video(str(clip), str(tmp_path)).motion
+        opening = lip_opening(decode_controls(motion["motion.npy"]))
+        assert motion["json"]["frames"] == len(opening) == len(motion["audio.npy"])
         assert opening.std() > 0.05
 
 

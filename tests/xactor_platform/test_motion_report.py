@@ -11,8 +11,8 @@ from xactor.motion import SamplingConfig
 from xactor_platform.index import load_index
 from xactor_platform.motion_report import _correlation, report_motion
 from xactor_platform.shards import ShardWriter
-from xactor_platform.training.config import MotionConfig
 from xactor_platform.training.stage2 import build_model
+from xactor_platform.training.stage2_config import MotionConfig
 
 
 def write_clips(folder: str, split: str, frames: int = 90) -> None:

@@ -1,6 +1,7 @@
 """The plan: nothing dropped, nothing repeated, never over budget, the same for every number of ranks."""
 
 import time
+from dataclasses import replace
 from itertools import islice, pairwise
 
 import numpy as np
@@ -53,6 +54,33 @@ def test_every_frame_is_in_exactly_one_sample(corpus, config, epoch):
         assert mine[0][0] == 0
         assert mine[-1][1] == frames
         assert all(end == start for (_, end), (start, _) in pairwise(mine))
+
+
+@given(corpora(), configs(), st.integers(0, 3))
+def test_whole_samples_are_as_many_as_fit_and_share_no_frame(corpus, config, epoch):
+    lengths, shard = corpus
+    config = replace(config, whole=True)
+    if lengths.max() < config.context_frames:
+        with pytest.raises(ValueError, match=f"no clip has {config.context_frames} frames, the longest has"):
+            plan_epoch(lengths, shard, config, epoch)
+        return
+    plan = plan_epoch(lengths, shard, config, epoch)
+    spans = sorted(samples_of(batch for step in steps_of(plan) for batch in step))
+    assert {n for _, _, n in spans} == {config.context_frames}
+    for row, frames in enumerate(lengths):
+        starts = [start for r, start, _ in spans if r == row]
+        assert len(starts) == frames // config.context_frames
+        assert all(b - a >= config.context_frames for a, b in pairwise(starts))
+        assert not starts or (starts[0] >= 0 and starts[-1] + config.context_frames <= frames)
+
+
+def test_whole_samples_reach_every_frame_in_time():
+    lengths, config = np.array([37]), PlanConfig(micro_batches=1, context_frames=16, whole=True)
+    seen = set()
+    for epoch in range(60):
+        for _, start, frames in samples_of(plan_epoch(lengths, np.zeros(1), config, epoch).step(0)):
+            seen |= set(range(start, start + frames))
+    assert seen == set(range(37))
 
 
 @given(corpora(), configs(), st.integers(0, 3))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from xactor_platform.index import load_index
 from xactor_platform.location import Location
 from xactor_platform.shards import ShardWriter
 
@@ -67,6 +68,13 @@ def test_earlier_shards_are_kept_or_replaced_as_a_whole(tmp_path, sample):
         ShardWriter(str(tmp_path), "train").__enter__()
     with ShardWriter(str(tmp_path), "train-b") as writer:  # another split, though its name begins alike
         writer.write("other", sample(4))
+
+
+def test_the_index_of_earlier_shards_goes_with_them(tmp_path):
+    for text in ("short", "rather longer"):  # a tar is padded: both are of one size
+        with ShardWriter(str(tmp_path), "train", overwrite=True) as writer:
+            writer.write("clip", {"mp4": bytes(9), "json": {"frames": 4, "fps": 25, "text": text}})
+        assert load_index(str(tmp_path)).read_meta(0)["text"] == text
 
 
 def test_a_file_uri_is_a_location(tmp_path, sample):

@@ -14,7 +14,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from webdataset.writer import TarWriter
 
 from xactor_platform import stream as stream_module
-from xactor_platform.batch import Arena, read_batch
+from xactor_platform.batch import Arena, LatentReader, read_batch
 from xactor_platform.index import load_index
 from xactor_platform.location import Location
 from xactor_platform.plan import Cursor, MicroBatch, PlanConfig, plan_epoch, rank_micro_batches, walk
@@ -144,7 +144,9 @@ class TestOnRay:
     def test_it_gives_the_plans_batches_over_epochs_and_executions(self, index):
         steps = 3 * plan_epoch(index.frames, index.shard, CONFIG, 0).steps
         want = expected(index, CONFIG, 0, 1, Cursor(), steps)
-        with PlannedStream(index, CONFIG, rank=0, ranks=1, start=Cursor(), steps=steps) as stream:
+        with PlannedStream(
+            LatentReader(index), CONFIG, rank=0, ranks=1, start=Cursor(), steps=steps
+        ) as stream:
             got = list(stream)
         assert len(got) == len(want) == steps * CONFIG.micro_batches
         for batch, (step, plain) in zip(got, want, strict=True):
@@ -159,7 +161,9 @@ class TestOnRay:
     @pytest.mark.parametrize("ranks", [2, 4])
     def test_ranks_share_the_same_samples(self, index, ranks):
         def run(rank, of):
-            with PlannedStream(index, CONFIG, rank=rank, ranks=of, start=Cursor(), steps=4) as stream:
+            with PlannedStream(
+                LatentReader(index), CONFIG, rank=rank, ranks=of, start=Cursor(), steps=4
+            ) as stream:
                 return [(batch.cursor, *s) for batch in stream for s in samples_of(batch)]
 
         dealt = [run(rank, ranks) for rank in range(ranks)]
@@ -167,7 +171,9 @@ class TestOnRay:
 
     def test_resumed_equals_uninterrupted(self, index):
         def run(start, steps):
-            with PlannedStream(index, CONFIG, rank=1, ranks=2, start=start, steps=steps) as stream:
+            with PlannedStream(
+                LatentReader(index), CONFIG, rank=1, ranks=2, start=start, steps=steps
+            ) as stream:
                 return [(b.cursor, samples_of(b), b.motion.copy()) for b in stream]
 
         whole = run(Cursor(), 6)
@@ -180,7 +186,9 @@ class TestOnRay:
     def test_a_sample_found_bad_when_read_is_reported(self, index):
         spoil(index, 3, "motion.npy")
         steps = plan_epoch(index.frames, index.shard, CONFIG, 0).steps
-        with PlannedStream(index, CONFIG, rank=0, ranks=1, start=Cursor(), steps=steps) as stream:
+        with PlannedStream(
+            LatentReader(index), CONFIG, rank=0, ranks=1, start=Cursor(), steps=steps
+        ) as stream:
             bad = [b for batch in stream for b in batch.bad]
         assert [(b.key, b.reason) for b in bad] == [(index.key[3], "holds NaN or infinity")]
 
@@ -190,7 +198,9 @@ class TestOnRay:
                 tar.write({"__key__": f"clip{i}", **sample(frames, seed=i)})
         index = load_index(str(tmp_path))
         steps = plan_epoch(index.frames, index.shard, CONFIG, 0).steps
-        with PlannedStream(index, CONFIG, rank=0, ranks=1, start=Cursor(), steps=steps) as stream:
+        with PlannedStream(
+            LatentReader(index), CONFIG, rank=0, ranks=1, start=Cursor(), steps=steps
+        ) as stream:
             frames = sum(int(b.mask.sum()) for b in stream)
         assert frames == sum(LENGTHS)
 
@@ -198,7 +208,7 @@ class TestOnRay:
         def executors():
             return [t for t in threading.enumerate() if "StreamingExecutor" in t.name or "planned" in t.name]
 
-        stream = PlannedStream(index, CONFIG, rank=0, ranks=1, start=Cursor(), steps=10_000)
+        stream = PlannedStream(LatentReader(index), CONFIG, rank=0, ranks=1, start=Cursor(), steps=10_000)
         next(stream)
         assert executors()
         stream.close()
@@ -213,7 +223,9 @@ class TestOnRay:
         group = placement_group([{"CPU": 3}])
         ray.get(group.ready())
         try:
-            with PlannedStream(index, CONFIG, rank=0, ranks=2, start=Cursor(), steps=3) as stream:
+            with PlannedStream(
+                LatentReader(index), CONFIG, rank=0, ranks=2, start=Cursor(), steps=3
+            ) as stream:
                 assert len(list(stream)) == 3 * CONFIG.micro_batches // 2
         finally:
             remove_placement_group(group)
@@ -224,17 +236,21 @@ class TestOnRay:
         message = r"no CPU came free .* in 1 s: reading needs 1, Ray has 4, of which 0 free and 4 held"
         try:
             with pytest.raises(ValueError, match=message):
-                PlannedStream(index, CONFIG, rank=0, ranks=1, start=Cursor(), steps=1, cpu_timeout_s=1)
+                PlannedStream(
+                    LatentReader(index), CONFIG, rank=0, ranks=1, start=Cursor(), steps=1, cpu_timeout_s=1
+                )
         finally:
             remove_placement_group(group)
 
     def test_a_plan_that_cannot_work_is_refused_at_the_start(self, index):
         with pytest.raises(ValueError, match=r"ranks must divide micro_batches \(4\): one of 1, 2, 4; got 3"):
-            PlannedStream(index, CONFIG, rank=0, ranks=3, start=Cursor(), steps=1)
+            PlannedStream(LatentReader(index), CONFIG, rank=0, ranks=3, start=Cursor(), steps=1)
         with pytest.raises(ValueError, match=r"rank must be in 0\.\.1, got 2"):
-            PlannedStream(index, CONFIG, rank=2, ranks=2, start=Cursor(), steps=1)
+            PlannedStream(LatentReader(index), CONFIG, rank=2, ranks=2, start=Cursor(), steps=1)
         with (
             pytest.raises(ValueError, match="nothing to train on"),
-            PlannedStream(index.held_out(), CONFIG, rank=0, ranks=1, start=Cursor(), steps=1) as stream,
+            PlannedStream(
+                LatentReader(index.held_out()), CONFIG, rank=0, ranks=1, start=Cursor(), steps=1
+            ) as stream,
         ):
             next(stream)

@@ -6,8 +6,10 @@ work all call `features` or, piece by piece, `encode`.
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -40,14 +42,22 @@ class AudioEncoder(ABC):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write everything that `load_audio_encoder` needs."""
 
+    def to(self, device: torch.device | str) -> Self:
+        """Where to compute. An encoder without weights stays where it is."""
+        return self
+
     def features(self, samples: np.ndarray, *, batch_windows: int = 16) -> np.ndarray:
-        """Features of a whole recording: float32 [T, L, F], T = round(duration x 25).
+        """Features of a whole recording: float32 [T, L, F], T = round(duration x 25). As `stream`, in one piece."""
+        return np.concatenate(list(self.stream(samples, batch_windows=batch_windows)))
+
+    def stream(self, samples: np.ndarray, *, batch_windows: int = 16) -> Iterator[np.ndarray]:
+        """Features piece by piece, each of `batch_windows` windows: float32 [n, L, F].
 
         Args:
             samples: float32 [N], mono, 16 kHz.
 
         Raises:
-            ValueError: samples that are not finite or not one-dimensional, or shorter than a frame.
+            ValueError: samples that are not finite or not one-dimensional, or no longer than half a frame.
         """
         if samples.ndim != 1:
             raise ValueError(f"audio must be mono, one-dimensional, got shape {samples.shape}")
@@ -56,17 +66,15 @@ class AudioEncoder(ABC):
         frames = frame_count(len(samples))
         if frames < 1:
             raise ValueError(
-                f"audio must be at least {SAMPLES_PER_FRAME} samples (40 ms), got {len(samples)}"
+                f"audio must be longer than {SAMPLES_PER_FRAME // 2} samples (half a frame, 20 ms), got {len(samples)}"
             )
         count = window_count(frames, self.windows)
-        runs = []
         for first in range(0, count, batch_windows):
-            cut = [
-                cut_window(samples, i, self.windows) for i in range(first, min(first + batch_windows, count))
-            ]
+            last = min(first + batch_windows, count)
+            cut = [cut_window(samples, i, self.windows) for i in range(first, last)]
             with torch.inference_mode():
-                runs.append(self.encode(torch.from_numpy(np.stack(cut))).cpu())  # [W, hop, L, F]
-        return torch.cat(runs).flatten(0, 1)[:frames].numpy()  # [T, L, F]
+                piece = self.encode(torch.from_numpy(np.stack(cut))).cpu()  # [W, hop, L, F]
+            yield piece.flatten(0, 1)[: frames - first * self.windows.hop_frames].numpy()  # [n, L, F]
 
 
 class LogMelEncoder(AudioEncoder):
@@ -95,13 +103,16 @@ class LogMelEncoder(AudioEncoder):
     def encode(self, windows: Tensor) -> Tensor:
         spec = self.windows
         edge = (self.WIDTH - self.STEP) // 2  # so that each step's analysis window is centred on it
-        sound = torch.nn.functional.pad(windows.float(), (edge, edge))
-        cuts = sound.unfold(-1, self.WIDTH, self.STEP) * torch.hann_window(self.WIDTH)  # [W, 4 frames, 400]
-        power = torch.fft.rfft(cuts, n=self.FFT).abs().square()  # [W, 4 frames, 257]
-        mel = torch.log(power @ self.bank + 1e-4)  # [W, 4 frames, mels]
+        asked = slice(
+            spec.left_frames * SAMPLES_PER_FRAME,
+            (spec.left_frames + spec.hop_frames) * SAMPLES_PER_FRAME + 2 * edge,
+        )
+        sound = torch.nn.functional.pad(windows.float(), (edge, edge))[:, asked]
+        cuts = sound.unfold(-1, self.WIDTH, self.STEP) * torch.hann_window(self.WIDTH)  # [W, 4 hop, 400]
+        power = torch.fft.rfft(cuts, n=self.FFT).abs().square()  # [W, 4 hop, 257]
+        mel = torch.log(power @ self.bank + 1e-4)  # [W, 4 hop, mels]
         mel = (mel + 4.0) / 4.0  # about zero mean and unit variance on speech
-        mel = mel.view(len(windows), spec.frames, 1, 4 * self.mels)  # [W, frames, 1, F]
-        return mel[:, spec.left_frames : spec.left_frames + spec.hop_frames]
+        return mel.view(len(windows), spec.hop_frames, 1, 4 * self.mels)
 
     def save_pretrained(self, folder: str | Path) -> None:
         config = {
@@ -131,7 +142,7 @@ class Wav2Vec2Encoder(AudioEncoder):
         self.windows = windows or WindowSpec()
         self.layers, self.width = len(chosen), model.config.hidden_size
 
-    def to(self, device: torch.device | str) -> "Wav2Vec2Encoder":
+    def to(self, device: torch.device | str) -> Self:
         self.model.to(device)
         return self
 

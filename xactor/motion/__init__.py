@@ -1,7 +1,7 @@
 """The motion model: transformer, diffusion forcing, sampling."""
 
 from xactor.motion.forcing import DiffusionForcing, ForcingBatch, ForcingConfig, draw
-from xactor.motion.sampler import SamplingConfig, sample_motion
+from xactor.motion.sampler import SamplingConfig, sample_motion, stream_motion
 from xactor.motion.scheduler import MotionScheduler
 from xactor.motion.transformer import MotionTransformer, MotionTransformerConfig
 
@@ -15,4 +15,5 @@ __all__ = [
     "SamplingConfig",
     "draw",
     "sample_motion",
+    "stream_motion",
 ]

@@ -7,7 +7,7 @@ Coordinates run from -1 to 1 over the canvas, x right and y down; colours are RG
 import cv2
 import numpy as np
 
-CANVAS_PX = 448
+CANVAS_PX = 384
 FINE = 2
 _SHIFT = 4  # fractional bits of a coordinate for OpenCV
 

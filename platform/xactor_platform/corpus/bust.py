@@ -16,15 +16,15 @@ from xactor_platform.corpus.brush import (
     through,
     tint,
 )
-from xactor_platform.corpus.looks import EYES_Y, MOUTH_Y, NOSE_Y, Looks
+from xactor_platform.corpus.looks import EYES_Y, NOSE_Y, Looks
 
 
 def paint_wall(k: Looks) -> np.ndarray:
     """The wall with shoulders, collar and neck before it, uint8 [P, P, 3]; it stays while the head moves."""
     size = CANVAS_PX * FINE
-    y, x = np.mgrid[0:size, 0:size] / (size / 2) - 1
-    light = 1.06 - 0.22 * np.hypot(x + 0.5, y + 0.7) / 1.6
-    picture = rgba(k.wall[None, None] * light[..., None])
+    at = (np.arange(size) / (size / 2) - 1).astype(np.float32)
+    light = 1.06 - 0.22 * np.hypot(at + 0.5, at[:, None] + 0.7) / 1.6
+    picture = rgba(k.wall.astype(np.float32) * light[..., None])
     # Shoulders, a collar and the neck in front of the wall: they stay while the head moves.
     body = mirror([(0.0, 0.86), (0.2, 0.85), (0.36, 0.9), (0.68, 0.98), (0.95, 1.1), (1.0, 1.4), (0.0, 1.4)])
     fill(picture, body, k.clothes, fine=FINE)
@@ -101,7 +101,7 @@ def paint_head(k: Looks, rng: np.random.Generator) -> np.ndarray:
         cover = inside * (1 - soft(ellipse(0, 0.0, 0.34, 0.3, power=2.6), 0.07))
         y = np.linspace(-1, 1, size)[:, None]
         cover *= step((y - 0.0) / 0.2)
-        lip_gap = soft(ellipse(0, MOUTH_Y + 0.01, 0.15, 0.045), 0.02)
+        lip_gap = soft(ellipse(0, k.mouth_y + 0.01, 0.15, 0.045), 0.02)
         grain = cv2.GaussianBlur(rng.normal(0, 1, (size, size)).astype(np.float32), (0, 0), 1.2)
         tint(
             head,

@@ -22,10 +22,11 @@ from xactor_platform.corpus.brush import (
     through,
 )
 from xactor_platform.corpus.bust import paint_head, paint_wall
-from xactor_platform.corpus.looks import BROWS_Y, EYES_Y, MOUTH_Y, NOSE_Y, draw_looks
+from xactor_platform.corpus.looks import BROWS_Y, EYES_Y, NOSE_Y, draw_looks
 from xactor_platform.corpus.pose import PoseMap
 
-VIEW = (0.0, 0.06, 0.8)  # what of the canvas is shown: its middle and half its side
+# What of the canvas is shown: its middle and half its side; about the square that `xactor.faces.crop_box` finds.
+VIEW = (0.0, 0.12, 0.87)
 
 
 class DrawnFace:
@@ -118,7 +119,7 @@ class DrawnFace:
                 - 0.28 * funnel
             )
             sink = -0.085 * m["Smile"] + 0.075 * m["Frown"] + 0.3 * gap + 0.01 * m["Stretch"]
-            ends.append((middle + side * k.mouth_width * max(wide, 0.35), MOUTH_Y + sink))
+            ends.append((middle + side * k.mouth_width * max(wide, 0.35), k.mouth_y + sink))
         (ax, ay), (bx, by) = ends
         t = np.linspace(0, 1, 25)
         x = ax + (bx - ax) * t
@@ -126,7 +127,7 @@ class DrawnFace:
         arch = 1 - (2 * t - 1) ** 2  # 0 at the corners, 1 in the middle
         flat = np.sqrt(arch)
         bow = 0.35 * np.exp(-(((t - 0.5) / 0.07) ** 2)) * 0.03  # the dent of the upper lip
-        line = MOUTH_Y + 0.01 * both["Smile"] - rise
+        line = k.mouth_y + 0.01 * both["Smile"] - rise
         inner_up = base + (line - base) * flat**0.9
         inner_low = base + (line + gap + 0.03 * both["LowerDown"] + rise * 0.3 - base) * (
             0.55 * flat + 0.45 * arch

@@ -3,13 +3,17 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
+import cv2
 import numpy as np
 
+from xactor.controls import CONTROL_COUNT
+from xactor.faces import CropBox, FaceLandmarker, crop_box
 from xactor_platform.corpus.drawn import DrawnFace
 from xactor_platform.corpus.photo import PhotoFace
 from xactor_platform.corpus.speech import Voice
 
 PHOTO = "astronaut"
+DETECTED_PX = 256  # at this size faces are looked for
 # The photograph is held out: there is one only, and what a renderer makes of a real face it never saw is the question.
 HELD_OUT = ("drawn-007", PHOTO)
 
@@ -46,8 +50,21 @@ def render_frame(identity: Identity, controls: np.ndarray, size_px: int = 256) -
 
 
 @lru_cache(maxsize=16)
+def find_crop(identity: Identity, size_px: int) -> CropBox | None:
+    """The square around a person's face at rest, in frames of that size; None where no face is found in them."""
+    still = render_frame(identity, np.zeros(CONTROL_COUNT, np.float32), size_px)
+    faces = _landmarker().detect(cv2.resize(still, (DETECTED_PX, DETECTED_PX)))
+    return crop_box(faces[0]).scaled(size_px / DETECTED_PX) if faces else None
+
+
+@lru_cache(maxsize=16)
 def _face(seed: int | None, size_px: int) -> DrawnFace | PhotoFace:
     return PhotoFace(size_px) if seed is None else DrawnFace(seed, size_px)
+
+
+@lru_cache(maxsize=1)
+def _landmarker() -> FaceLandmarker:
+    return FaceLandmarker(most_faces=1)
 
 
 def _voice(seed: int) -> Voice:

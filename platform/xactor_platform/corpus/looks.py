@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# Every colour is a blend of two of these, so that no two people share one.
 _SKINS = ((247, 216, 190), (236, 190, 158), (214, 160, 122), (177, 120, 84), (132, 86, 60), (98, 62, 45))
 _HAIRS = (
     (35, 26, 24),
@@ -45,6 +46,7 @@ class Looks:
     eye_size: float
     brow_weight: float
     nose: float
+    mouth_y: float
     mouth_width: float
     lip_fullness: float
     glasses: bool
@@ -53,39 +55,45 @@ class Looks:
 
 
 def draw_looks(seed: int) -> Looks:
-    """The looks that belong to a seed. Neighbouring seeds differ in style, skin and hair for sure."""
+    """The looks that belong to a seed. Neighbouring seeds differ in style for sure."""
     rng = np.random.Generator(np.random.PCG64([seed, 404]))
 
-    def pick(colours, offset: int) -> np.ndarray:
-        base = np.array(colours[(seed * 5 + offset) % len(colours)], dtype=np.float64)
-        return np.clip(base + rng.normal(0, 5, 3), 0, 255)
+    def pick(colours, spread: float = 6) -> np.ndarray:
+        one, other = rng.integers(len(colours), size=2)
+        blend = np.array(colours[one]) + rng.uniform(0, 0.5) * (np.array(colours[other]) - colours[one])
+        return np.clip(blend + rng.normal(0, spread, 3), 0, 255)
 
     style = STYLES[seed % len(STYLES)]
-    skin = pick(_SKINS, int(rng.integers(2)))
+    skin = pick(_SKINS, 3)
     bearded = style in ("short", "bald", "curly") and rng.uniform() < 0.6
-    lips = np.clip(skin * (0.80, 0.55, 0.55) + (18, 6, 12), 0, 255)
+    lips = skin * (0.80, 0.55, 0.55) + (18, 6, 12)
+    if not bearded:
+        lips = lips + np.array((14, -6, 2)) + rng.normal(0, 9, 3)
+    face_width = rng.uniform(0.405, 0.485)
+    chin = rng.uniform(0.605, 0.7)
     return Looks(
         skin=skin,
-        hair=pick(_HAIRS, seed // 3),
-        iris=pick(_IRISES, seed // 2),
-        clothes=pick(_CLOTHES, seed // 4),
-        wall=pick(_WALLS, seed // 5 + 2),
-        lips=lips if bearded else np.clip(lips + np.array((14, -6, 2)), 0, 255),
+        hair=pick(_HAIRS),
+        iris=pick(_IRISES),
+        clothes=pick(_CLOTHES, 16),
+        wall=pick(_WALLS, 14),
+        lips=np.clip(lips, 0, 255),
         style=style,
-        face_width=rng.uniform(0.42, 0.47),
-        chin=rng.uniform(0.62, 0.68),
-        jaw=rng.uniform(0.62, 0.82),
-        eye_gap=rng.uniform(0.185, 0.205),
-        eye_size=rng.uniform(0.098, 0.112),
-        brow_weight=rng.uniform(0.8, 1.35),
-        nose=rng.uniform(0.85, 1.15),
-        mouth_width=rng.uniform(0.165, 0.195),
-        lip_fullness=rng.uniform(0.85, 1.25),
+        face_width=face_width,
+        chin=chin,
+        jaw=rng.uniform(0.6, 0.86),
+        eye_gap=face_width * rng.uniform(0.405, 0.47),
+        eye_size=rng.uniform(0.094, 0.116),
+        brow_weight=rng.uniform(0.7, 1.5),
+        nose=rng.uniform(0.8, 1.25),
+        mouth_y=MOUTH_Y + 0.35 * (chin - 0.65) + rng.uniform(-0.018, 0.018),
+        mouth_width=rng.uniform(0.15, 0.205),
+        lip_fullness=rng.uniform(0.7, 1.4),
         glasses=bool(rng.uniform() < 0.25),
         beard=rng.uniform(0.35, 0.8) if bearded else 0.0,
         freckles=bool(rng.uniform() < 0.3),
     )
 
 
-# Where a drawn face's parts stand on the canvas.
+# Where a drawn face's parts stand on the canvas; the mouth about there.
 EYES_Y, BROWS_Y, NOSE_Y, MOUTH_Y = -0.06, -0.215, 0.17, 0.355

@@ -11,7 +11,7 @@ import numpy as np
 from xactor.controls import INDEX
 from xactor_platform.corpus.pose import PoseMap
 
-_CROP = (135, 26, 180)  # left, top, side of the square that is used
+_CROP = (135, 33, 180)  # left, top, side of the square that is used; as `xactor.faces.crop_box` finds it
 _ZOOM = 2.0  # canvas pixels to a pixel of the photograph
 _SKIN_SHADE = (96, 58, 50)
 

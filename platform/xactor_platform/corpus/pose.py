@@ -1,7 +1,7 @@
 """Turning a flat picture of a head: the map that a head's pose makes of it, with a rounded head's parallax."""
 
-import cv2
 import numpy as np
+import torch
 
 _GRID = 33
 
@@ -31,9 +31,10 @@ class PoseMap:
         axis = np.linspace(-1, 1, _GRID)
         self._x, self._y = np.meshgrid(view[0] + view[2] * axis, view[1] + view[2] * axis)  # [G, G]
         self._centre, self._radii, self._source_px, self._size_px = centre, radii, source_px, size_px
-        # Where the pixels' centres stand among the grid's points.
-        inner = ((np.arange(size_px) + 0.5) / size_px * (_GRID - 1)).astype(np.float32)
-        self._at = np.meshgrid(inner, inner)
+        # Of each pixel's centre, how near it is to the grid's points: [S, G]. (OpenCV's remap rounds such places.)
+        inner = (np.arange(size_px) + 0.5) / size_px * (_GRID - 1)
+        near = (1 - abs(inner[:, None] - np.arange(_GRID))).clip(0)
+        self._near = torch.from_numpy(near.astype(np.float32))
         self._hold = np.ones_like(self._x)
         if reach is not None:
             away = np.hypot((self._x - centre[0]) / radii[0], (self._y - centre[1]) / radii[1])
@@ -59,9 +60,10 @@ class PoseMap:
         # What is far from the head stays.
         map_x = self._x + (self._centre[0] + dx - self._x) * self._hold
         map_y = self._y + (self._centre[1] + dy - self._y) * self._hold
-        pixels = (np.stack([map_x, map_y], axis=2) + 1) * (self._source_px / 2) - 0.5  # [G, G, 2]
-        large = cv2.remap(pixels.astype(np.float32), *self._at, cv2.INTER_LINEAR)
-        return large[..., 0].copy(), large[..., 1].copy()
+        pixels = (np.stack([map_x, map_y]) + 1) * (self._source_px / 2) - 0.5  # [2, G, G]
+        # By torch, which keeps to the threads it is given; NumPy's BLAS takes all cores in every process.
+        large = self._near @ torch.from_numpy(pixels.astype(np.float32)) @ self._near.T  # [2, S, S]
+        return large[0].numpy(), large[1].numpy()
 
 
 def _smoothstep(value: np.ndarray) -> np.ndarray:

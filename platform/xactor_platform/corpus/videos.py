@@ -1,4 +1,7 @@
-"""Any talking videos to stage-2 shards: a landmark model's control track, embedded by the fixed map, and the sound.
+"""Any talking videos to shards, by a landmark model.
+
+Stage 2's hold the control track, embedded by the fixed map, and the sound's features. Stage 1's, where crops are asked
+for, hold the square around the face with its sound, under the same keys.
 
 A video that cannot be used is one line of the report, never the end of the job.
 """
@@ -8,29 +11,34 @@ import json
 import multiprocessing
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from xactor.audio import LogMelEncoder, load_audio_encoder
-from xactor.audio.windows import FPS, frame_count
+from xactor.audio.windows import FPS, SAMPLES_PER_FRAME, frame_count
 from xactor.controls import embed_controls
-from xactor.faces import FaceLandmarker, control_track
+from xactor.faces import FaceLandmarker, control_track, crop_box
 from xactor.media import read_audio, read_frames
+from xactor_platform.corpus.face_video import ClipSamples, face_video
+from xactor_platform.corpus.worker import start_worker
 from xactor_platform.index import load_index
-from xactor_platform.location import Location
+from xactor_platform.location import Location, beside
 from xactor_platform.shards import ShardWriter
 
 SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp"}
 LEAST_S = 1.0
 REPORT = "report.jsonl"
+SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +81,8 @@ def shards_from_videos(
     output: str,
     *,
     landmarks: str | Path | None = None,
+    crops: int = 0,
+    crops_output: str | None = None,
     held_out: float = 0.2,
     audio_encoder: str | Path | None = None,
     seed: int = 0,
@@ -84,6 +94,8 @@ def shards_from_videos(
     Args:
         videos: a folder or a glob pattern.
         landmarks: another landmark model than the packaged one.
+        crops: the side of face crops in pixels, for video shards; 0 makes none.
+        crops_output: folder or URI of the video shards; `videos` beside `output` where it is not given.
         held_out: so many videos (1 or more), or that part of them (below 1), go to the split `test`.
         audio_encoder: a folder that holds one; log-mel without weights where it is not given.
         seed: of which videos are held out.
@@ -94,6 +106,11 @@ def shards_from_videos(
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be >= 1, got {workers}")
+    if crops and (crops < 32 or crops % 2):
+        raise ValueError(f"crops must be 0, or even and >= 32, got {crops}")
+    crops_output = crops_output or beside(output, "videos")
+    if crops and Path(crops_output) in (Path(videos).absolute(), Path(output).absolute()):
+        raise ValueError(f"crops_output must be a folder of its own, got {crops_output}")
     files = find_videos(videos)
     splits = _splits(len(files), held_out, seed)
     FaceLandmarker(landmarks)  # A missing extra or model is said before any work.
@@ -103,25 +120,36 @@ def shards_from_videos(
         folder = Path(scratch) / "audio_encoder"
         encoder.save_pretrained(folder)
         for part in sorted(folder.iterdir()):
-            with Location.parse(_inside(output, "audio_encoder")).replace(part.name) as stream:
+            with target.replace(f"audio_encoder/{part.name}") as stream:
                 stream.write(part.read_bytes())
         fates = []
-        with (
-            ShardWriter(output, "train", overwrite=True) as train,
-            ShardWriter(output, "test", overwrite=True) as test,
-        ):
-            writers = {"train": train, "test": test}
-            jobs = [(str(file), str(folder), str(landmarks) if landmarks else None) for file in files]
-            for number, made in enumerate(_in_pool(jobs, workers or os.cpu_count() or 1)):
+        with ExitStack() as stack:
+            motion = {
+                split: stack.enter_context(ShardWriter(output, split, overwrite=True)) for split in SPLITS
+            }
+            pictures = {
+                split: stack.enter_context(ShardWriter(crops_output, split, overwrite=True))
+                for split in SPLITS
+                if crops
+            }
+            task = partial(
+                _try_video,
+                encoder_folder=str(folder),
+                landmarks=str(landmarks) if landmarks else None,
+                crops=crops,
+            )
+            for number, made in enumerate(_in_pool(files, workers or os.cpu_count() or 1, task)):
                 key = f"{number:05d}-{re.sub(r'[^A-Za-z0-9_-]+', '-', files[number].stem)[:80]}"
-                members = {} if isinstance(made, str) else made
-                if members:
-                    writers[splits[number]].write(key, members)
+                failed = isinstance(made, str)
+                if not failed:
+                    motion[splits[number]].write(key, made.motion)
+                    if made.video is not None:
+                        pictures[splits[number]].write(key, made.video)
                 fate = VideoFate(
                     file=str(files[number]),
-                    status="ok" if members else "failed",
-                    reason=made if isinstance(made, str) else None,
-                    frames=members["json"]["frames"] if members else 0,
+                    status="failed" if failed else "ok",
+                    reason=made if failed else None,
+                    frames=0 if failed else made.motion["json"]["frames"],
                     split=splits[number],
                     key=key,
                 )
@@ -134,12 +162,13 @@ def shards_from_videos(
         raise ValueError(
             f"{videos}: none of {len(files)} videos can be trained on ({first}); see {REPORT} in {output}"
         )
-    load_index(output)
+    for shards in (output, crops_output) if crops else (output,):
+        load_index(shards)
     return VideoCorpus(shards=output, fates=fates)
 
 
-def read_video(file: str, encoder_folder: str, landmarks: str | None = None) -> dict:
-    """One video's members for a shard.
+def read_video(file: str, encoder_folder: str, landmarks: str | None = None, crops: int = 0) -> ClipSamples:
+    """One video's members for the shards.
 
     Raises:
         ValueError: naming why the video cannot be used.
@@ -159,18 +188,29 @@ def read_video(file: str, encoder_folder: str, landmarks: str | None = None) -> 
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     features = _encoder(encoder_folder).features(samples)[:frames]  # [T, L, F]
-    return {
+    meta = {
+        "frames": frames,
+        "fps": FPS,
+        "source": Path(file).name,
+        "speaker": Path(file).stem,
+        "sync_confidence": None,
+    }
+    motion = {
         "motion.npy": embed_controls(controls).astype(np.float16),
         "audio.npy": features.astype(np.float16),
-        "json": {
-            "frames": frames,
-            "fps": FPS,
-            "source": Path(file).name,
-            "speaker": Path(file).stem,
-            "sync_confidence": None,
-            "motion": "controls",
-        },
+        "json": {**meta, "motion": "controls"},
     }
+    if not crops:
+        return ClipSamples(motion=motion, video=None)
+    box = crop_box([face for face in faces[:frames] if face is not None])
+    # Decoded once more: a long video's pictures would not fit into memory.
+    pictures = (box.cut(picture, crops) for picture in islice(read_frames(file, FPS), frames))
+    video = {
+        "mp4": face_video(pictures, samples[: frames * SAMPLES_PER_FRAME]),
+        "controls.npy": controls,
+        "json": {**meta, "crop": vars(box)},
+    }
+    return ClipSamples(motion=motion, video=video)
 
 
 def _splits(count: int, held_out: float, seed: int) -> list[str]:
@@ -185,23 +225,23 @@ def _splits(count: int, held_out: float, seed: int) -> list[str]:
     return ["test" if i in chosen else "train" for i in range(count)]
 
 
-def _try_video(job: tuple[str, str, str | None]) -> dict | str:
+def _try_video(file: Path, **options) -> ClipSamples | str:
     """The members, or the reason why there are none."""
     try:
-        return read_video(*job)
+        return read_video(str(file), **options)
     except Exception as error:  # Whatever a strange file does to a decoder is that file's failure.
-        reason = str(error).removeprefix(f"{job[0]}: ") or type(error).__name__
+        reason = str(error).removeprefix(f"{file}: ") or type(error).__name__
         return reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
 
 
-def _in_pool(jobs: list, workers: int, work: Callable = _try_video) -> Iterator[dict | str]:
+def _in_pool(jobs: list, workers: int, work: Callable) -> Iterator[Any]:
     """Results in order. A file that kills its process fails alone: what was in flight with it runs again."""
     done = 0
     alone = False
     while done < len(jobs):
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(
-            1 if alone else min(workers, len(jobs) - done), context, _start_worker
+            1 if alone else min(workers, len(jobs) - done), context, start_worker
         ) as pool:
             batch = jobs[done : done + 1] if alone else jobs[done:]
             futures = [pool.submit(work, job) for job in batch]
@@ -218,23 +258,6 @@ def _in_pool(jobs: list, workers: int, work: Callable = _try_video) -> Iterator[
                     break
                 done += 1
                 yield result
-
-
-def _start_worker() -> None:
-    """One computing thread, and quiet: MediaPipe's C++ logs every graph it starts, past every setting."""
-    import torch
-
-    torch.set_num_threads(1)
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    silent = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silent, 2)
-    os.close(silent)
-
-
-def _inside(folder: str, name: str) -> str:
-    """A folder inside a folder, where the outer may be a URI with query options."""
-    path, mark, query = folder.partition("?") if "://" in folder else (folder, "", "")
-    return f"{path.rstrip('/')}/{name}{mark}{query}"
 
 
 @lru_cache(maxsize=1)

@@ -17,10 +17,10 @@ from xactor_platform.index import CorpusShape, load_index
 from xactor_platform.plan import Cursor, walk
 from xactor_platform.stream import PlannedStream
 from xactor_platform.training import stage2
-from xactor_platform.training.config import Stage2Config
 from xactor_platform.training.engine import make_engine, peak_flops, use_bf16
 from xactor_platform.training.loop import prepare_device, train_step
 from xactor_platform.training.recorder import Clock
+from xactor_platform.training.stage2_config import Stage2Config
 
 
 def compare_loop(config: Stage2Config, *, rounds: int, use_gpu: bool) -> dict[str, Any]:
@@ -58,10 +58,17 @@ def _measure(options: dict[str, Any]) -> dict[str, Any]:
     device = prepare_device(config)
     index = load_index(config.data.shards)
     width = index.frame_shape.latent_width
-    objective = stage2.build_objective(config, index.frame_shape, ([0.0] * width, [1.0] * width))
-    engine = make_engine(objective, config.train, ranks=1, bf16=use_bf16(config.train, device))
+    facts = {"moments": ([0.0] * width, [1.0] * width), "audio_encoder": None}
+    stage = stage2.Stage2(config, facts, index, rank=0, ranks=1, device=device)
+    engine = make_engine(
+        stage.objective,
+        config.train,
+        stage.parameter_groups(),
+        ranks=1,
+        bf16=use_bf16(config.train, device),
+    )
     clock, loop, resident, waits, frames = Clock(), [], [], [], []
-    stream = PlannedStream(index, config.plan, rank=0, ranks=1, start=Cursor(), steps=rounds + 1)
+    stream = PlannedStream(stage.reader, config.plan, rank=0, ranks=1, start=Cursor(), steps=rounds + 1)
     steps = walk(index.frames, index.shard, config.plan, Cursor())
     with stream:
         for step in itertools.islice(steps, rounds + 1):
@@ -72,14 +79,14 @@ def _measure(options: dict[str, Any]) -> dict[str, Any]:
             engine.step()
             _finish(device)
             resident.append(time.perf_counter() - begun)
-            train_step(engine, stream, step, config, clock)
+            train_step(engine, stage, stream, step, len(loop), config, clock)
             loop.append(clock.step_s)
             waits.append(clock.waited_s)
             frames.append(step.frames)
     # The first step of each warms up and waits for the first block. Ratios pair steps of the same lengths.
     pairs = [a / b for a, b in zip(loop[1:], resident[1:], strict=True)]
     rate = sum(frames[1:]) / sum(loop[1:])
-    parameters = sum(p.numel() for p in objective.parameters())
+    parameters = sum(p.numel() for p in stage.objective.parameters())
     peak = peak_flops()
     return {
         "parameters": parameters,

@@ -3,6 +3,7 @@
 import logging
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,8 +51,15 @@ def deepspeed_config(config: TrainConfig, *, ranks: int, bf16: bool) -> dict[str
     }
 
 
-def make_engine(objective: nn.Module, config: TrainConfig, *, ranks: int, bf16: bool):
-    """The engine around the objective, in a process group that exists already."""
+def make_engine(
+    objective: nn.Module,
+    config: TrainConfig,
+    groups: Sequence[Sequence[nn.Parameter]],
+    *,
+    ranks: int,
+    bf16: bool,
+):
+    """The engine around the objective, in a process group that exists already. Each group has its own learning rate."""
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
@@ -63,7 +71,7 @@ def make_engine(objective: nn.Module, config: TrainConfig, *, ranks: int, bf16: 
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
     engine, *_ = deepspeed.initialize(
         model=objective,
-        model_parameters=[p for p in objective.parameters() if p.requires_grad],  # pyright: ignore[reportArgumentType]
+        model_parameters=[{"params": list(group)} for group in groups],  # pyright: ignore[reportArgumentType]
         config=deepspeed_config(config, ranks=ranks, bf16=bf16),
         dist_init_required=False,
     )
@@ -74,18 +82,25 @@ def use_bf16(config: TrainConfig, device: torch.device) -> bool:
     return config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """The rate of global step `step`: a pure function, so that resume needs no state of it."""
+def learning_rate(
+    step: int, config: TrainConfig, *, peak: float | None = None, steps: int | None = None
+) -> float:
+    """The rate of step `step` of `steps`, the highest being `peak`; by default the config's.
+
+    A pure function, so that resume needs no state of it.
+    """
+    peak, steps = config.learning_rate if peak is None else peak, config.steps if steps is None else steps
     if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
+        return peak * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
-        return config.learning_rate
-    done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
-    return config.learning_rate * (0.1 + 0.9 * (1 + math.cos(math.pi * min(done, 1.0))) / 2)
+        return peak
+    done = (step - config.warmup_steps) / max(steps - config.warmup_steps, 1)
+    return peak * (0.1 + 0.9 * (1 + math.cos(math.pi * min(done, 1.0))) / 2)
 
 
-def set_learning_rate(engine, rate: float) -> None:
-    for group in engine.optimizer.param_groups:
+def set_learning_rates(engine, rates: Sequence[float]) -> None:
+    """Of each group. Where it is 0 the group's parameters stay as they are, bit by bit, weight decay included."""
+    for group, rate in zip(engine.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
 
 

@@ -5,18 +5,18 @@ import json
 import logging
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from xactor_platform.index import Index, load_index
-from xactor_platform.training.config import Stage2Config
+from xactor_platform.cluster import free_port
+from xactor_platform.index import load_index
+from xactor_platform.training.config import StageConfig
 from xactor_platform.training.loop import Job, train_rank
 from xactor_platform.training.run_folder import BAD, CONFIG, EXPORT, METRICS, RunFolder
-from xactor_platform.training.stage2 import build_model, latent_moments
+from xactor_platform.training.stage import stage_of
 
 DATA_CPUS = 1.0  # Ray Data must have one, or it waits for ever
 RESUMABLE = (
@@ -26,6 +26,7 @@ RESUMABLE = (
     "train.evaluate",
     "train.checkpoint",
     "train.keep",
+    "train.sheet",
     "train.log_samples",
 )
 
@@ -39,7 +40,7 @@ class Outcome:
     last: dict[str, Any]
 
 
-def train_stage2(config: Stage2Config, *, py_modules: list[str] | None = None) -> Outcome:
+def train(config: StageConfig, *, py_modules: list[str] | None = None) -> Outcome:
     """Trains, or goes on training, the run that the config names.
 
     Args:
@@ -56,20 +57,23 @@ def train_stage2(config: Stage2Config, *, py_modules: list[str] | None = None) -
     if saved is not None:
         refuse_changes(saved["config"], as_dict(config), folder.uri)
     index = load_index(config.data.shards, max_bad_fraction=config.data.max_bad_fraction)
-    check_corpus(config, index)
-    moments = tuple(saved["moments"]) if saved else latent_moments(index.training(), config.plan)
+    if not index.training().samples:
+        raise ValueError(
+            f"{config.data.shards}: every shard is held out (test-*, val-*), none is left to train on"
+        )
+    facts = stage_of(config).prepare(config, index, saved)
     if not ray.is_initialized():
         connect(py_modules or [])
     use_gpu = wait_for_resources(config)
 
-    folder.write_text(CONFIG, json.dumps({"config": as_dict(config), "moments": moments}, indent=2) + "\n")
+    folder.write_text(CONFIG, json.dumps({"config": as_dict(config), **facts}, indent=2) + "\n")
     if index.bad:
         rows = "".join(json.dumps(vars(sample)) + "\n" for sample in index.bad)
         folder.write_text(BAD, rows)
     resources = {"CPU": config.scale.cpus_per_rank, **({"GPU": 1} if use_gpu else {})}
     trainer = TorchTrainer(
         train_rank,
-        train_loop_config={"job": Job(config, moments, find_audio_encoder(config))},
+        train_loop_config={"job": Job(config, facts)},
         torch_config=TorchConfig(
             backend="nccl" if use_gpu else "gloo", timeout_s=config.scale.collective_timeout_s
         ),
@@ -94,8 +98,9 @@ def train_stage2(config: Stage2Config, *, py_modules: list[str] | None = None) -
     return Outcome(folder.uri, f"{folder.uri}/{EXPORT}", folder.read_lines(METRICS)[-1])
 
 
-def as_dict(config: Stage2Config) -> dict[str, Any]:
-    return dataclasses.asdict(config)
+def as_dict(config: StageConfig) -> dict[str, Any]:
+    """As JSON has it, which knows lists but no tuples."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def saved_config(folder: RunFolder) -> dict[str, Any] | None:
@@ -119,29 +124,7 @@ def refuse_changes(saved: dict[str, Any], given: dict[str, Any], uri: str) -> No
         )
 
 
-def check_corpus(config: Stage2Config, index: Index) -> None:
-    """What the shards must be for this model."""
-    shape = index.frame_shape
-    if not index.training().samples:
-        raise ValueError(
-            f"{config.data.shards}: every shard is held out (test-*, val-*), none is left to train on"
-        )
-    build_model(dataclasses.replace(config.model, backbone=None, layers=1), shape, seed=0)
-    if config.model.backbone and not (Path(config.model.backbone) / "config.json").exists():
-        raise FileNotFoundError(f"no backbone in {config.model.backbone}: config.json is missing")
-
-
-def find_audio_encoder(config: Stage2Config) -> str | None:
-    """The folder to copy into the export: as configured, or `audio_encoder` beside a local folder of shards."""
-    if config.data.audio_encoder is not None:
-        if not Path(config.data.audio_encoder).is_dir():
-            raise FileNotFoundError(f"no audio encoder in {config.data.audio_encoder}")
-        return str(Path(config.data.audio_encoder).absolute())
-    beside = Path(config.data.shards).absolute().parent / "audio_encoder"
-    return str(beside) if "://" not in config.data.shards and beside.is_dir() else None
-
-
-def wait_for_resources(config: Stage2Config) -> bool:
+def wait_for_resources(config: StageConfig) -> bool:
     """Waits until the cluster has what the ranks and the data need. Returns whether the ranks get GPUs.
 
     ValueError with both numbers where it does not come: a training that takes every CPU would wait for its
@@ -195,9 +178,15 @@ def connect(py_modules: list[str]) -> None:
     """
     env = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}  # or every line of progress is shown twice
     os.environ.update(env)
+    started: dict[str, Any] = {}
+    if "RAY_ADDRESS" not in os.environ:
+        # For its processes too, which would look for that file when a training ends.
+        started["dashboard_port"] = port = free_port()
+        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     ray.init(
         address=os.environ.get("RAY_ADDRESS", "local"),
         runtime_env={"py_modules": py_modules, "env_vars": env},
         logging_level=logging.WARNING,
+        **started,
     )
     logging.getLogger("ray.data").setLevel(logging.WARNING)

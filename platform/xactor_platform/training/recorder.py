@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from xactor_platform.index import BadSample
 from xactor_platform.plan import Step
-from xactor_platform.training.config import Stage2Config
+from xactor_platform.training.config import StageConfig
 from xactor_platform.training.engine import peak_flops
 from xactor_platform.training.run_folder import BAD, METRICS, SAMPLES, RunFolder, RunLog
 
@@ -23,9 +23,10 @@ class TrainingStopped(ValueError):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step gave. loss: of all ranks, a frame; bad, samples: this rank's; bad_anywhere: counted on all."""
+    """What a step gave. loss: a frame of all ranks; bad, samples: this rank's; frames, bad_anywhere: counted on all."""
 
     loss: float
+    frames: int
     bad: list[BadSample]
     bad_anywhere: int
     samples: list[tuple[str, int, int]]
@@ -51,7 +52,7 @@ class Clock:
 class Recorder:
     """Rank 0 writes down what happened in every step, and shows it as it goes."""
 
-    def __init__(self, config: Stage2Config, rank: int, engine, *, first_step: int):
+    def __init__(self, config: StageConfig, rank: int, flops_per_frame: float | None, *, first_step: int):
         self._config, self._rank, self._first = config, rank, first_step
         folder = RunFolder(config.run.storage, config.run.name)
         wanted = (METRICS, BAD) + ((SAMPLES,) if config.train.log_samples else ())
@@ -59,8 +60,7 @@ class Recorder:
         if rank == 0:
             self._attempt = max((row.get("attempt", 0) for row in folder.read_lines(METRICS)), default=0) + 1
         self._logs = {name: RunLog(folder, name) for name in wanted} if rank == 0 else {}
-        self._flops_a_frame = 6 * sum(p.numel() for p in engine.module.parameters())
-        self._peak = peak_flops()
+        self._flops_per_frame, self._peak = flops_per_frame, peak_flops()
         self._bad = self._seen = 0
         self._started = self._shown = time.perf_counter()
 
@@ -110,7 +110,9 @@ class Recorder:
         row["step_s"] = round(clock.step_s, 4)
         row["data_wait_s"] = round(clock.waited_s, 4)
         row["frames_per_s"] = round(rate, 1)
-        row["mfu"] = rate * self._flops_a_frame / (self._peak * ranks) if self._peak else None
+        row["mfu"] = None
+        if self._flops_per_frame and self._peak:
+            row["mfu"] = rate * self._flops_per_frame / (self._peak * ranks)
         row["attempt"] = self._attempt
         self._logs[METRICS].write(row)
         self._show(row)
@@ -127,8 +129,9 @@ class Recorder:
         pace = (now - self._started) / (row["step"] - self._first)
         left = int(pace * (steps - row["step"]))
         held_out = f"  held-out {row['held_out_loss']:.4f}" if "held_out_loss" in row else ""
+        phase = f"{row['phase']}  " if "phase" in row else ""
         print(
-            f"step {row['step']}/{steps}  epoch {row['epoch']}  loss {row['loss']:.4f}{held_out}  "
+            f"step {row['step']}/{steps}  {phase}epoch {row['epoch']}  loss {row['loss']:.4f}{held_out}  "
             f"lr {row['lr']:.1e}  {row['frames_per_s']:,.0f} frames/s  "
             f"data wait {row['data_wait_s'] / row['step_s']:.0%}  {left // 60}:{left % 60:02d} left",
             flush=True,

@@ -1,4 +1,4 @@
-"""A run's folder, `<storage>/<name>/`: config.json, metrics.jsonl, samples.jsonl, checkpoints, export/."""
+"""A run's folder, `<storage>/<name>/`: config.json, metrics.jsonl, samples.jsonl, checkpoints, sheets/, export/."""
 
 import json
 import shutil
@@ -10,12 +10,13 @@ from pyarrow import fs
 
 from xactor_platform.location import Location
 
-CONFIG, METRICS, SAMPLES, BAD, EXPORT = (
+CONFIG, METRICS, SAMPLES, BAD, EXPORT, SHEETS = (
     "config.json",
     "metrics.jsonl",
     "samples.jsonl",
     "bad_samples.jsonl",
     "export",
+    "sheets",
 )
 
 
@@ -31,9 +32,12 @@ class RunFolder:
         return self.location.uri if not self.location.is_local else self.location.path
 
     def write_text(self, name: str, text: str) -> None:
-        """Whole or not at all."""
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Whole or not at all. The name may have folders in front."""
         with self.location.replace(name) as stream:
-            stream.write(text.encode())
+            stream.write(data)
 
     def read_text(self, name: str) -> str | None:
         """None where there is no such file."""

@@ -1,11 +1,13 @@
-"""Stage 2's side of training: how the motion model is built, fed and exported."""
+"""Stage 2, the motion model: how it is built, fed and exported."""
 
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
+from torch import Tensor, nn
 
 from xactor.motion import (
     DiffusionForcing,
@@ -15,13 +17,91 @@ from xactor.motion import (
     MotionTransformerConfig,
     draw,
 )
-from xactor_platform.batch import Batch, read_batch
+from xactor_platform.batch import LatentBatch, LatentReader, read_batch
 from xactor_platform.index import CorpusShape, Index
-from xactor_platform.plan import PlanConfig, plan_epoch
-from xactor_platform.training.config import MotionConfig, Stage2Config
+from xactor_platform.plan import MicroBatch, PlanConfig, Step, plan_epoch
+from xactor_platform.training.engine import learning_rate
+from xactor_platform.training.held_out import HeldOut
+from xactor_platform.training.stage import Facts, Stage
+from xactor_platform.training.stage2_config import LatentDataConfig, MotionConfig, Stage2Config
 
 MOMENT_FRAMES = 200_000
 SMALLEST_STD = 1e-3  # a latent dimension that the corpus never moves must not be blown up
+
+
+class Stage2(Stage):
+    """Trains the motion transformer on latents and audio features.
+
+    Its facts: the latents' moments, and the folder of the audio encoder.
+    """
+
+    objective: DiffusionForcing
+
+    @classmethod
+    def prepare(cls, config: Stage2Config, index: Index, saved: Facts | None) -> Facts:
+        shape, backbone = index.frame_shape, config.model.backbone
+        build_model(replace(config.model, backbone=None, layers=1), shape, seed=0)  # does it fit the corpus?
+        if backbone and not (Path(backbone) / "config.json").exists():
+            raise FileNotFoundError(f"no backbone in {backbone}: config.json is missing")
+        moments = saved["moments"] if saved else latent_moments(index.training(), config.plan)
+        return {"moments": moments, "audio_encoder": find_audio_encoder(config.data)}
+
+    def __init__(
+        self, config: Stage2Config, facts: Facts, index: Index, *, rank: int, ranks: int, device: torch.device
+    ):
+        self._config, self._audio_encoder, self._device = config, facts["audio_encoder"], device
+        self._index = index.held_out()
+        self.objective = build_objective(config, index.frame_shape, facts["moments"])
+        self.reader = LatentReader(index.training())
+        self.flops_per_frame = 6 * sum(p.numel() for p in self.objective.parameters())
+        self._held_out = HeldOut(
+            self._index, config.plan, config.train.evaluate_frames, rank=rank, ranks=ranks
+        )
+
+    def parameter_groups(self) -> list[list[nn.Parameter]]:
+        return [[p for p in self.objective.parameters() if p.requires_grad]]
+
+    def rates(self, step: int) -> list[float]:
+        return [learning_rate(step, self._config.train)]
+
+    def target_frames(self, planned: Step, step: int) -> int:
+        return planned.frames
+
+    def loss(
+        self, forward: Callable[..., Tensor], batch: LatentBatch, step: int, key: tuple[int | str, ...]
+    ) -> Tensor:
+        model = self.objective.model.config
+        draws = [
+            draw(
+                (*key, clip, int(start)),
+                int(frames),
+                model.latent_dim,
+                model.chunk_frames,
+                self._config.forcing,
+            )
+            for clip, start, frames in zip(batch.keys, batch.starts, batch.frames, strict=True)
+        ]
+        z, audio, frames, weight = (
+            torch.from_numpy(a) for a in (batch.motion, batch.audio, batch.frames, batch.weight)
+        )
+        return forward(ForcingBatch.build(z, audio, frames, weight, draws).to(self._device))
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        def loss(micro_batch: MicroBatch) -> tuple[Tensor, int]:
+            batch = read_batch(self._index, micro_batch)
+            return self.loss(self.objective, batch, step, (0, "held-out")), int(batch.mask.sum())
+
+        self.objective.eval()
+        figures = self._held_out.evaluate(loss, self._device)
+        self.objective.train()
+        return figures
+
+    def export(self, folder: Path) -> None:
+        """motion/, motion_scheduler/ and, where known, audio_encoder/."""
+        self.objective.model.save_pretrained(folder / "motion")
+        MotionScheduler().save_pretrained(folder / "motion_scheduler")
+        if self._audio_encoder:
+            shutil.copytree(self._audio_encoder, folder / "audio_encoder")
 
 
 def build_model(config: MotionConfig, shape: CorpusShape, *, seed: int) -> MotionTransformer:
@@ -62,26 +142,6 @@ def build_objective(
     return DiffusionForcing(model, config.forcing)
 
 
-def forcing_batch(
-    batch: Batch, *, seed: int, epoch: int | str, model: MotionTransformer, config: Stage2Config
-) -> ForcingBatch:
-    """A planned micro-batch with each sample's own draw, keyed (seed, epoch, key, start)."""
-    draws = [
-        draw(
-            (seed, epoch, key, int(start)),
-            int(frames),
-            model.config.latent_dim,
-            model.config.chunk_frames,
-            config.forcing,
-        )
-        for key, start, frames in zip(batch.keys, batch.starts, batch.frames, strict=True)
-    ]
-    z, audio, frames, weight = (
-        torch.from_numpy(a) for a in (batch.motion, batch.audio, batch.frames, batch.weight)
-    )
-    return ForcingBatch.build(z, audio, frames, weight, draws)
-
-
 def latent_moments(index: Index, plan: PlanConfig) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of the latents, [D] each, over a seeded part of the corpus."""
     count = 0
@@ -105,42 +165,11 @@ def latent_moments(index: Index, plan: PlanConfig) -> tuple[list[float], list[fl
     return mean.tolist(), std.tolist()
 
 
-class HeldOut:
-    """The held-out loss: the same clips and the same draws every time, shared out over the ranks."""
-
-    def __init__(self, index: Index, config: Stage2Config, *, rank: int, ranks: int):
-        self._config, self._index = config, index.held_out()
-        self._mine, frames = [], 0
-        if not self._index.samples or not config.train.evaluate_frames:
-            return
-        plan = plan_epoch(self._index.frames, self._index.shard, config.plan, 0)
-        batches = [b for s in range(plan.steps) for b in plan.step(s) if not b.is_filler]
-        for number, micro_batch in enumerate(batches):
-            if frames >= config.train.evaluate_frames:
-                break
-            frames += int(micro_batch.frames.sum())
-            if number % ranks == rank:
-                self._mine.append(micro_batch)
-
-    @torch.no_grad()
-    def evaluate(self, objective: DiffusionForcing, device: torch.device) -> dict[str, float]:
-        """{"held_out_loss": mean over the held-out frames of all ranks}; empty where none are held out."""
-        totals = torch.zeros(2, dtype=torch.float64, device=device)  # summed loss, frames
-        objective.eval()
-        for micro_batch in self._mine:
-            batch = read_batch(self._index, micro_batch)
-            ready = forcing_batch(batch, seed=0, epoch="held-out", model=objective.model, config=self._config)
-            totals[0] += objective(ready.to(device))
-            totals[1] += int(batch.mask.sum())
-        objective.train()
-        dist.all_reduce(totals)
-        loss, frames = totals.tolist()
-        return {"held_out_loss": loss / frames} if frames else {}
-
-
-def export(objective: DiffusionForcing, folder: Path, audio_encoder: str | None) -> None:
-    """The trained model as a pipeline's parts: motion/, motion_scheduler/ and, where known, audio_encoder/."""
-    objective.model.save_pretrained(folder / "motion")
-    MotionScheduler().save_pretrained(folder / "motion_scheduler")
-    if audio_encoder:
-        shutil.copytree(audio_encoder, folder / "audio_encoder")
+def find_audio_encoder(config: LatentDataConfig) -> str | None:
+    """The folder to copy into the export: as configured, or `audio_encoder` beside a local folder of shards."""
+    if config.audio_encoder is not None:
+        if not Path(config.audio_encoder).is_dir():
+            raise FileNotFoundError(f"no audio encoder in {config.audio_encoder}")
+        return str(Path(config.audio_encoder).absolute())
+    beside = Path(config.shards).absolute().parent / "audio_encoder"
+    return str(beside) if "://" not in config.shards and beside.is_dir() else None

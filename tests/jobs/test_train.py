@@ -1,4 +1,4 @@
-"""The main job as a user runs it: by plain python, and submitted to a cluster that does not have this code."""
+"""The trainers as a user runs them: by plain python, and submitted to a cluster that does not have this code."""
 
 import os
 import re
@@ -46,22 +46,32 @@ def shards(tmp_path_factory) -> str:
     return folder
 
 
-def plain(*arguments: str, timeout_s: int = 300) -> subprocess.CompletedProcess:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    command = [sys.executable, "jobs/train_stage2.py", *arguments]
-    return subprocess.run(
-        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout_s, check=False
-    )
-
-
 @pytest.mark.cluster
-def test_it_runs_by_plain_python(shards, tmp_path):
-    where = ["--data.shards", shards, "--run.storage", str(tmp_path), "--run.name", "plain"]
-    run = plain("tiny", *where, *SMALL)
+def test_stage_1_runs_by_plain_python(video_corpus, tmp_path):
+    videos, _ = video_corpus([30, 40, 50])
+    command = [sys.executable, "jobs/train_stage1.py", "tiny", "--data.shards", videos]
+    command += ["--run.storage", str(tmp_path), "--run.name", "plain"]
+    command += [
+        "--train.steps",
+        "4",
+        "--train.vae-steps",
+        "1",
+        "--train.frames-steps",
+        "2",
+        "--train.stills",
+        "2",
+    ]
+    command += ["--train.budget-frames", "16", "--model.image-size", "32", "--model.window-frames", "8"]
+    command += ["--model.channels", "16", "32", "--model.vae-channels", "8", "16"]
+    command += ["--model.encoder-channels", "8", "8", "16"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "done: step 4" in run.stdout
-    assert [r["step"] for r in RunFolder(str(tmp_path), "plain").read_lines("metrics.jsonl")] == [1, 2, 3, 4]
-    assert (tmp_path / "plain" / "export" / "motion" / "model.safetensors").exists()
+    metrics = RunFolder(str(tmp_path), "plain").read_lines("metrics.jsonl")
+    assert [r["phase"] for r in metrics] == ["vae", "frames", "frames", "temporal"]
+    for part in ("motion_encoder", "unet", "reference_unet", "vae", "scheduler"):
+        assert (tmp_path / "plain" / "export" / part).is_dir()
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +92,7 @@ def python_without_this_code(tmp_path_factory) -> str:
 
 
 @pytest.mark.cluster
-def test_it_runs_submitted_to_a_cluster_that_lacks_this_code(shards, tmp_path, python_without_this_code):
+def test_stage_2_runs_submitted_to_a_cluster_that_lacks_this_code(shards, tmp_path, python_without_this_code):
     where = ["--data.shards", shards, "--run.storage", str(tmp_path), "--run.name", "submitted"]
     with local_cluster(cpus=3, python=python_without_this_code, log=tmp_path / "ray.log") as cluster:
         code = cluster.submit(["python", "jobs/train_stage2.py", "tiny", *where, *SMALL], working_dir=ROOT)
@@ -97,23 +107,26 @@ def test_it_runs_submitted_to_a_cluster_that_lacks_this_code(shards, tmp_path, p
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("stage", "arguments", "says"),
     [
-        (["--train.stepz", "4"], "--train.stepz"),
-        (["--scale.ranks", "3"], "ranks must divide micro_batches (4): one of 1, 2, 4; got 3"),
-        (["--train.budget-frames", "100"], "budget_frames must be >= context_frames (128), got 100"),
-        (["--data.shards", "/nowhere"], "/nowhere: no such folder"),
-        (["--data.shards", "README.md"], "is a file, not a folder"),
-        (["--run.name", "none", "--run.resume"], "nothing to resume"),
+        (2, ["--train.stepz", "4"], "--train.stepz"),
+        (2, ["--scale.ranks", "3"], "ranks must divide micro_batches (4): one of 1, 2, 4; got 3"),
+        (2, ["--train.budget-frames", "100"], "budget_frames must be >= context_frames (128), got 100"),
+        (2, ["--data.shards", "/nowhere"], "/nowhere: no such folder"),
+        (2, ["--data.shards", "README.md"], "is a file, not a folder"),
+        (2, ["--run.name", "none", "--run.resume"], "nothing to resume"),
+        (1, ["--train.vae-steps", "0"], "vae_steps must be >= 1 where the VAE starts from nothing, got 0"),
+        (1, ["--train.budget-frames", "15"], "budget_frames must be >= context_frames (16), got 15"),
+        (1, ["--data.shards", "/nowhere"], "/nowhere: no such folder"),
     ],
 )
-def test_bad_input_is_one_clear_line(arguments, says, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_one_clear_line(stage, arguments, says, tmp_path, monkeypatch, capsys):
     """In this process, since a new one takes seconds to import; Ray is not joined before the input is right."""
-    monkeypatch.setattr(sys, "argv", ["train_stage2.py", *arguments, "--run.storage", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", [f"train_stage{stage}.py", *arguments, "--run.storage", str(tmp_path)])
     monkeypatch.setattr(sys, "path", [str(ROOT / "jobs"), *sys.path])
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "jobs" / "train_stage2.py"), run_name="__main__")
+        runpy.run_path(str(ROOT / "jobs" / f"train_stage{stage}.py"), run_name="__main__")
     assert ended.value.code == 2
     out, err = capsys.readouterr()
     assert says in re.sub(r"[│╭╮╰╯─\s]+", " ", out + err)  # tyro draws a box

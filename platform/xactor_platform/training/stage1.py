@@ -1,0 +1,239 @@
+"""Stage 1, the motion encoder and the renderer: how they are built, fed, shown and exported."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import Tensor, nn
+
+from xactor.randomness import keyed_generator
+from xactor.render import Parts, RenderConfig, Renderer, RenderObjective, published_parts, random_parts
+from xactor.render.autoencoder import decode, encode
+from xactor.render.frames import from_model, to_model
+from xactor_platform.index import Index
+from xactor_platform.plan import MicroBatch, Step
+from xactor_platform.training.averages import Averages
+from xactor_platform.training.engine import learning_rate
+from xactor_platform.training.held_out import HeldOut
+from xactor_platform.training.run_folder import SHEETS, RunFolder
+from xactor_platform.training.sheet import draw_sheet
+from xactor_platform.training.stage import Facts, Stage
+from xactor_platform.training.stage1_config import RendererConfig, Stage1Config
+from xactor_platform.video import VideoBatch, VideoReader
+
+
+class Stage1(Stage):
+    """Trains the renderer on videos in phases, one after another: its autoencoder, on single frames, on windows.
+
+    One engine has the parameters of all phases. Those of the others have a learning rate of 0 and no gradient. When a
+    phase ends its averaged weights become the weights: so what follows is trained beside what will be exported.
+    """
+
+    objective: RenderObjective
+
+    @classmethod
+    def prepare(cls, config: Stage1Config, index: Index, saved: Facts | None) -> Facts:
+        model, window = config.model, config.model.window_frames
+        reader = VideoReader(
+            index.training(), image_size=model.image_size, seed=0, stills=config.train.stills_of
+        )
+        longest = reader.index.frames.max()
+        if longest < window:
+            raise ValueError(f"model.window_frames must be <= {longest}, the longest clip's, got {window}")
+        for folder in published_folders(model):
+            if not (folder / "config.json").is_file():
+                raise FileNotFoundError(f"no weights in {folder}: config.json is missing")
+        if not model.sd15:
+            build_parts(model, seed=0)  # do the sizes fit each other?
+        return {}
+
+    def __init__(
+        self, config: Stage1Config, facts: Facts, index: Index, *, rank: int, ranks: int, device: torch.device
+    ):
+        train = config.train
+        self._config, self._rank, self._device = config, rank, device
+        self.objective = build_objective(config).to(device)
+        self._groups = {name: group for name, group in self.objective.parameter_groups().items() if group}
+        self._averages = {name: Averages(group, train.ema_decay) for name, group in self._groups.items()}
+        self._training: str | None = None  # the phase whose parameters have gradients
+        size, held_out = config.model.image_size, index.held_out()
+        self.reader = VideoReader(index.training(), image_size=size, seed=train.seed, stills=train.stills_of)
+        self._held_out_reader = VideoReader(held_out, image_size=size, seed=0, stills=train.stills_of)
+        self._held_out = HeldOut(held_out, config.plan, train.evaluate_frames, rank=rank, ranks=ranks)
+
+    def parameter_groups(self) -> list[list[nn.Parameter]]:
+        return list(self._groups.values())
+
+    def rates(self, step: int) -> list[float]:
+        train = self._config.train
+        phase = train.phase(step)
+        first, end = train.span(phase)
+        peaks = {
+            "vae": train.vae_learning_rate,
+            "frames": train.learning_rate,
+            "temporal": train.temporal_learning_rate,
+        }
+        rate = learning_rate(step - first, train, peak=peaks[phase], steps=end - first)
+        return [rate if name == phase else 0.0 for name in self._groups]
+
+    def target_frames(self, planned: Step, step: int) -> int:
+        window = self._config.model.window_frames
+        return planned.frames // window * (self._config.train.stills_of(step) or window)
+
+    def begin(self, step: int) -> None:
+        phase = self._config.train.phase(step)
+        if phase == self._training:
+            return
+        before = self._config.train.phase(step - 1) if step else phase
+        if before != phase:
+            self._averages[before].adopt()
+        for name, group in self._groups.items():
+            for parameter in group:
+                parameter.requires_grad_(name == phase)
+        self._training = phase
+        # DeepSpeed casts parameters alone, and diffusers adds its table of positions to them as it is.
+        for module in (self.objective.unet, self.objective.reference_unet):
+            for buffer in module.buffers():
+                buffer.data = buffer.to(module.dtype)
+
+    def loss(
+        self, forward: Callable[..., Tensor], batch: VideoBatch, step: int, key: tuple[int | str, ...]
+    ) -> Tensor:
+        samples = [(*key, clip, start) for clip, start in zip(batch.keys, batch.starts.tolist(), strict=True)]
+        # What modules draw by themselves, like dropout: so that it too is the same on any rank and after a resume.
+        torch.manual_seed(keyed_generator(*samples[0], "modules").initial_seed())
+        targets, references, weight = (
+            torch.from_numpy(a).to(self._device) for a in (batch.targets, batch.references, batch.weight)
+        )
+        return forward(targets, references, weight, samples, self._config.train.phase(step))
+
+    def end(self, step: int) -> None:
+        phase = self._config.train.phase(step)
+        self._averages[phase].update(step - self._config.train.span(phase)[0])
+
+    def columns(self, step: int) -> dict[str, Any]:
+        return {"phase": self._config.train.phase(step)}
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        def loss(micro_batch: MicroBatch) -> tuple[Tensor, int]:
+            batch = read_now(self._held_out_reader, micro_batch, step, "held-out")
+            good = int(batch.weight.sum())
+            return self.loss(self.objective, batch, step, (0, "held-out")), good * batch.targets.shape[1]
+
+        with self._averages[self._config.train.phase(step)].applied():
+            self.objective.eval()
+            figures = self._held_out.evaluate(loss, self._device)
+            if self._rank == 0:
+                self._show(step)
+            self.objective.train()
+        return figures
+
+    def export(self, folder: Path) -> None:
+        """motion_encoder/, unet/, reference_unet/, vae/ and scheduler/, of averaged weights."""
+        phase = self._config.train.phase(self._config.train.steps - 1)
+        with self._averages[phase].applied():
+            self._renderer().save_pretrained(folder)
+
+    def state(self) -> dict[str, Any]:
+        return {"averages": {name: averages.state() for name, averages in self._averages.items()}}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        for name, values in state["averages"].items():
+            self._averages[name].load_state(values)
+
+    def _renderer(self) -> Renderer:
+        o = self.objective
+        return Renderer(o.motion_encoder, o.unet, o.reference_unet, o.vae, o.scheduler)
+
+    @torch.no_grad()
+    def _show(self, step: int) -> None:
+        """Writes the sheet of this step: held-out clips as `reference | driving | generated`, a row a clip."""
+        index, window = self._held_out_reader.index, self._config.model.window_frames
+        long_enough = np.flatnonzero(index.frames >= window)
+        rows = long_enough[_spread(len(long_enough), self._config.train.sheet_rows)]
+        if not len(rows):
+            return
+        middle = MicroBatch(rows, (index.frames[rows] - window) // 2, np.full(len(rows), window))
+        reader = VideoReader(
+            index, image_size=self._config.model.image_size, seed=0, stills=lambda step: None
+        )
+        batch = read_now(reader, middle, step, "sheet")
+        pictures = [
+            [reference, targets[window // 2], self._generate(reference, targets, step)]
+            for reference, targets in zip(batch.references, batch.targets, strict=True)
+        ]
+        folder = RunFolder(self._config.run.storage, self._config.run.name)
+        folder.write_bytes(f"{SHEETS}/step-{step + 1:08d}.png", draw_sheet(pictures))
+
+    def _generate(self, reference: np.ndarray, targets: np.ndarray, step: int) -> np.ndarray:
+        """The middle one of targets uint8 [W, S, S, 3], as far as the phase has come."""
+        phase, at = self._config.train.phase(step), len(targets) // 2
+        vae = self.objective.vae
+        if phase == "vae":
+            latents = encode(vae, to_model(targets[at : at + 1], vae.device, vae.dtype))
+            return from_model(decode(vae, latents))[0]
+        if phase == "frames":
+            targets, at = targets[at : at + 1], 0
+        renderer = self._renderer()
+        config = RenderConfig(
+            steps=self._config.train.sheet_steps, window_frames=len(targets), overlap_frames=0
+        )
+        z = self.objective.motion_encoder.encode(targets)
+        return renderer.window(renderer.reference(reference), z, seed=0, first_frame=0, config=config)[at]
+
+
+def build_objective(config: Stage1Config) -> RenderObjective:
+    """Model and loss, the same on every rank."""
+    parts = build_parts(config.model, seed=config.train.seed)
+    if config.train.gradient_checkpointing:
+        parts.unet.enable_gradient_checkpointing()
+        parts.reference_unet.enable_gradient_checkpointing()
+    return RenderObjective(**vars(parts), config=config.objective, train_vae=config.train.vae_steps > 0)
+
+
+def build_parts(config: RendererConfig, *, seed: int) -> Parts:
+    """From published weights where there are any, otherwise random ones."""
+    sizes = {"latent_dim": config.latent_dim, "motion_tokens": config.motion_tokens}
+    start: dict[str, Any] = {"prediction_type": config.prediction_type, "seed": seed, **sizes}
+    if config.sd15:
+        parts = published_parts(config.sd15, animatediff=config.animatediff, vae=config.vae, **start)
+        shrink = 1 << (len(parts.vae.config["block_out_channels"]) - 1)
+        for unet in (parts.unet, parts.reference_unet):
+            unet.register_to_config(sample_size=config.image_size // shrink)
+        return parts
+    given = AutoencoderKL.from_pretrained(config.vae, low_cpu_mem_usage=False) if config.vae else None
+    parts = random_parts(
+        image_size=config.image_size,
+        channels=config.channels,
+        vae_channels=tuple(given.config["block_out_channels"]) if given else config.vae_channels,
+        latent_channels=given.config["latent_channels"] if given else config.latent_channels,
+        encoder_channels=config.encoder_channels,
+        layers_per_block=config.layers_per_block,
+        heads=config.heads,
+        motion_width=config.motion_width,
+        window_frames=max(config.window_frames, 32),
+        **start,
+    )
+    return replace(parts, vae=given) if given else parts
+
+
+def published_folders(config: RendererConfig) -> list[Path]:
+    """Where weights to begin with are looked for."""
+    sd15 = [Path(config.sd15) / "unet"] if config.sd15 else []
+    vae = [Path(config.sd15) / "vae"] if config.sd15 and not config.vae else []
+    return sd15 + vae + [Path(folder) for folder in (config.animatediff, config.vae) if folder]
+
+
+def read_now(reader: VideoReader, micro_batch: MicroBatch, step: int, epoch: str) -> VideoBatch:
+    """A micro-batch, without a stream."""
+    request = reader.request(micro_batch, step=step, epoch=epoch)
+    return reader.batch(request, reader.read([request])[0])
+
+
+def _spread(count: int, wanted: int) -> np.ndarray:
+    """At most so many numbers below `count`, evenly."""
+    return np.unique(np.linspace(0, count - 1, min(wanted, count)).astype(int))

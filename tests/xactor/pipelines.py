@@ -1,0 +1,36 @@
+"""A whole pipeline for tests: every part real and random, none of them large."""
+
+import torch
+from motion_models import small_model
+
+from xactor.audio import LogMelEncoder
+from xactor.motion import MotionScheduler
+from xactor.pipeline import XActorPipeline
+from xactor.render import random_parts
+
+LATENT_DIM = 32
+
+
+def small_pipeline(**changes) -> XActorPipeline:
+    parts = random_parts(
+        image_size=64,
+        channels=(32, 64),
+        vae_channels=(16, 16, 32),
+        encoder_channels=(16, 16, 32, 32),
+        motion_tokens=4,
+        motion_width=32,
+        latent_dim=LATENT_DIM,
+    )
+    torch.manual_seed(1)
+    for weight in parts.unet.parameters():
+        if not weight.any():  # what starts at zero would hide the motion and the time
+            torch.nn.init.normal_(weight, std=0.2)
+    return XActorPipeline(
+        **{
+            "motion": small_model(latent_dim=LATENT_DIM, audio_layers=1, audio_dim=64),
+            "motion_scheduler": MotionScheduler(),
+            "audio_encoder": LogMelEncoder(mels=16),
+            **vars(parts),
+            **changes,
+        }
+    )

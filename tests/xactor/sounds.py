@@ -1,0 +1,38 @@
+"""Sound files of many kinds for tests, written by PyAV."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+
+
+def voice(seconds: float, rate_hz: int = 16_000) -> np.ndarray:
+    """Something that rises and falls like speech: float32 [N]."""
+    t = np.arange(round(seconds * rate_hz)) / rate_hz
+    carrier = np.sin(2 * np.pi * 180 * t) + 0.5 * np.sin(2 * np.pi * 440 * t)
+    return (0.2 * carrier * (1 + np.sin(2 * np.pi * 3 * t)) / 2).astype(np.float32)
+
+
+def write_sound(
+    path: Path,
+    seconds: float = 1.0,
+    *,
+    rate_hz: int = 16_000,
+    layout: str = "mono",
+    codec: str = "pcm_s16le",
+    samples: np.ndarray | None = None,
+) -> Path:
+    """A sound file; each channel is a little quieter than the one before. The format is the suffix's."""
+    samples = voice(seconds, rate_hz) if samples is None else samples
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate_hz, layout=layout)
+        channels = len(stream.layout.channels)
+        sound = samples[None] * np.linspace(1, 0.5, channels, dtype=np.float32)[:, None]
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound), format="fltp", layout=layout)
+        frame.sample_rate = rate_hz
+        resampler = av.AudioResampler(format=stream.format, layout=layout, rate=rate_hz, frame_size=960)
+        for part in (frame, None):
+            for block in resampler.resample(part):
+                container.mux(stream.encode(block))
+        container.mux(stream.encode(None))
+    return path

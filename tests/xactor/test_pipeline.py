@@ -1,0 +1,242 @@
+"""The whole as a diffusers pipeline: saved, loaded, assembled, and streamed."""
+
+import json
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from motion_models import small_model
+from PIL import Image
+from pipelines import LATENT_DIM, small_pipeline
+from sounds import voice
+
+import xactor
+from xactor import RenderConfig, SamplingConfig, XActorPipeline
+from xactor.audio import LogMelEncoder
+from xactor.motion import sample_motion
+from xactor.portrait import find_portrait, read_image
+
+QUICK = {"motion": SamplingConfig(steps=2), "render": RenderConfig(steps=2)}
+PARTS = [
+    "motion",
+    "motion_scheduler",
+    "motion_encoder",
+    "audio_encoder",
+    "unet",
+    "reference_unet",
+    "vae",
+    "scheduler",
+]
+
+
+@pytest.fixture(scope="module")
+def pipeline(model_folder) -> XActorPipeline:
+    loaded = XActorPipeline.from_pretrained(model_folder)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def portrait(portrait_file):
+    return find_portrait(read_image(portrait_file))
+
+
+def test_a_saved_pipeline_is_a_diffusers_folder(model_folder):
+    index = json.loads((model_folder / "model_index.json").read_text())
+    assert index["_class_name"] == "XActorPipeline"
+    for name in PARTS:
+        library, kind = index[name]
+        assert library in ("xactor", "diffusers")
+        assert getattr(import_module(library), kind).__name__ == kind
+    assert sorted(path.name for path in model_folder.iterdir()) == sorted([*PARTS, "model_index.json"])
+    assert (model_folder / "audio_encoder" / "preprocessor_config.json").is_file()
+    AutoencoderKL.from_pretrained(model_folder, subfolder="vae", low_cpu_mem_usage=False)
+
+
+def test_what_is_loaded_animates_as_what_was_saved(pipeline, portrait):
+    samples = voice(0.5)
+    saved = list(small_pipeline().animate(portrait, samples, seed=3, **QUICK))
+    loaded = list(pipeline.animate(portrait, samples, seed=3, **QUICK))
+    assert len(loaded) == 13 - 1  # 12.5 rounds to the even number, as everywhere
+    assert np.array_equal(saved, loaded)
+    assert not np.array_equal(loaded, list(pipeline.animate(portrait, samples, seed=4, **QUICK)))
+
+
+def test_streamed_frames_are_those_of_the_whole(pipeline, portrait):
+    """Sound, motion and frames passed on piece by piece against each of them made whole."""
+    samples = voice(1.6)
+    features = pipeline.audio_encoder.features(samples)
+    z = sample_motion(pipeline.motion, torch.from_numpy(features)[None], seeds=[0], config=QUICK["motion"])[0]
+    renderer = pipeline.renderer
+    reference = renderer.reference(np.array(portrait.box.cut(portrait.picture, renderer.image_size)))
+    whole = list(renderer.render(reference, z, seed=0, config=QUICK["render"]))
+    assert len(whole) == 40
+    assert np.array_equal(list(pipeline.animate(portrait, samples, **QUICK)), whole)
+
+
+def test_the_first_frame_does_not_wait_for_the_last_chunk(pipeline, portrait):
+    calls = 0
+
+    def count(*_):
+        nonlocal calls
+        calls += 1
+
+    hook = pipeline.motion.register_forward_hook(count)
+    try:
+        frames = pipeline.animate(portrait, voice(3.0), **QUICK)
+        next(frames)
+        first = calls
+        assert sum(1 for _ in frames) == 74
+    finally:
+        hook.remove()
+    assert 0 < first < calls / 2
+
+
+def test_calling_reads_files_and_saves_a_video(pipeline, portrait_file, speech_file, tmp_path):
+    animation = pipeline(portrait_file, speech_file, **QUICK)
+    assert animation.frame_count == 30
+    assert animation.save(tmp_path / "out.mp4") == 30
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_samples_are_as_good_as_a_file(pipeline, portrait_file):
+    animation = pipeline(portrait_file, voice(0.2), **QUICK)
+    frames = list(animation.frames)
+    assert len(frames) == animation.frame_count == 5
+    assert all(frame.shape == (64, 64, 3) and frame.dtype == np.uint8 for frame in frames)
+
+
+def test_diffusers_progress_bar_counts_frames(pipeline, portrait_file, capsys):
+    pipeline.set_progress_bar_config(desc="speaking")
+    try:
+        list(pipeline(portrait_file, voice(0.2), **QUICK).frames)
+    finally:
+        pipeline.set_progress_bar_config(disable=True)
+    assert "speaking: 100%" in (bar := capsys.readouterr().err)
+    assert "5/5" in bar
+
+
+def test_pasted_back_frames_are_the_picture_around_the_face(pipeline, portrait_file):
+    animation = pipeline(portrait_file, voice(0.2), paste_back=True, **QUICK)
+    picture = read_image(portrait_file)
+    box = find_portrait(picture).box
+    outside = np.ones(picture.shape[:2], bool)
+    outside[max(box.top, 0) : box.top + box.side, max(box.left, 0) : box.left + box.side] = False
+    for frame in animation.frames:
+        assert np.array_equal(frame[outside], picture[outside])
+        assert not np.array_equal(frame, picture)
+
+
+def test_large_and_odd_pictures_become_what_h264_takes(pipeline, portrait_file):
+    with Image.open(portrait_file) as photograph:
+        face = np.asarray(photograph.crop((110, 0, 330, 220)).resize((1001, 1001)))
+    picture = np.pad(face, ((0, 0), (700, 800), (0, 0)), mode="edge")
+    for wide, shape in ((picture, (768, 1920, 3)), (picture[:, 600:1801], (1000, 1200, 3))):
+        animation = pipeline(Image.fromarray(wide), voice(0.05), paste_back=True, **QUICK)
+        assert [frame.shape for frame in animation.frames] == [shape]
+
+
+def test_stages_come_together(model_folder, portrait, pipeline, tmp_path):
+    stage1, stage2 = tmp_path / "1", tmp_path / "2"
+    for folder, names in (
+        (stage1, ("motion_encoder", "unet", "reference_unet", "vae", "scheduler")),
+        (stage2, PARTS),
+    ):
+        for name in names:
+            shutil.copytree(model_folder / name, folder / name)
+    shutil.rmtree(stage2 / "unet")
+    assembled = XActorPipeline.from_stages(stage1, stage2)
+    samples = voice(0.2)
+    frames = list(assembled.animate(portrait, samples, **QUICK))
+    assert np.array_equal(frames, list(pipeline.animate(portrait, samples, **QUICK)))
+    with pytest.raises(ValueError, match=r"1: the part motion/ is missing"):
+        XActorPipeline.from_stages(stage2, stage1)
+
+
+def test_models_are_cast_and_the_audio_encoder_is_not(model_folder, portrait):
+    pipeline = XActorPipeline.from_pretrained(model_folder, torch_dtype=torch.bfloat16)
+    assert {pipeline.motion.dtype, pipeline.unet.dtype, pipeline.vae.dtype} == {torch.bfloat16}
+    samples = voice(0.2)
+    assert pipeline.audio_encoder.features(samples).dtype == np.float32
+    assert len(list(pipeline.animate(portrait, samples, **QUICK))) == 5
+
+
+def test_a_ready_part_stands_for_the_folders(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    shutil.rmtree(folder / "motion")
+    motion = small_model(latent_dim=LATENT_DIM, audio_layers=1, audio_dim=64)
+    assert XActorPipeline.from_pretrained(folder, motion=motion).motion is motion
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_missing_part_is_named(model_folder, tmp_path, name):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    shutil.rmtree(folder / name)
+    with pytest.raises(ValueError, match=f"{folder}: the part {name}/ is missing"):
+        XActorPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_foreign_part_is_named(model_folder, tmp_path, name):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    shutil.rmtree(folder / name)
+    other = (
+        "scheduler" if name == "motion_scheduler" else "motion_scheduler" if name == "scheduler" else "vae"
+    )
+    shutil.copytree(model_folder / (other if name != "vae" else "unet"), folder / name)
+    with pytest.raises(ValueError, match=f"{folder}: the part {name}/ is no "):
+        XActorPipeline.from_pretrained(folder)
+
+
+def test_weights_cut_off_or_left_out_are_named(model_folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=f"{folder}: the part unet/ is no RendererUNet"):
+        XActorPipeline.from_pretrained(folder)
+    weights.write_bytes(whole)
+    tensors = load_file(weights)
+    del tensors["motion_norm.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"part unet/ .* weights are missing: motion_norm\.weight"):
+        XActorPipeline.from_pretrained(folder)
+
+
+def test_folders_that_are_no_pipeline_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere: no pipeline's folder"):
+        XActorPipeline.from_pretrained(tmp_path / "nowhere")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(ValueError, match="must be of an XActorPipeline, got StableDiffusionPipeline"):
+        XActorPipeline.from_pretrained(tmp_path)
+
+
+def test_parts_that_do_not_fit_are_refused_by_their_numbers():
+    with pytest.raises(ValueError, match=r"latents of 48 numbers, the renderer takes 32"):
+        small_pipeline(motion=small_model(latent_dim=48, audio_layers=1, audio_dim=64))
+    with pytest.raises(ValueError, match=r"features of 1 layers of 64, the audio encoder makes 1 of 80"):
+        small_pipeline(audio_encoder=LogMelEncoder(mels=20))
+
+
+def test_sound_too_short_or_too_long_is_named(pipeline, portrait_file, speech_file):
+    with pytest.raises(ValueError, match=r"the sound: 20 ms of sound are too short"):
+        pipeline(portrait_file, voice(0.02), **QUICK)
+    with pytest.raises(ValueError, match=r"a\.wav: longer than 1 s"):
+        pipeline(portrait_file, speech_file, max_seconds=1, **QUICK)
+
+
+def test_the_package_is_light_and_its_names_are_all_there():
+    code = "import sys, xactor; assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    for name in xactor.__all__:
+        assert getattr(xactor, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = xactor.Nothing

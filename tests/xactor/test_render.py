@@ -1,0 +1,305 @@
+"""The renderer: its windows, its published layouts, its loss."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.models.unets.unet_motion_model import MotionAdapter
+
+from xactor.render import (
+    Blend,
+    MotionEncoder,
+    Parts,
+    RenderConfig,
+    Renderer,
+    RenderObjective,
+    published_parts,
+    random_parts,
+    render_windows,
+)
+from xactor.render.augment import DRIVING, Augmentation, augment
+from xactor.render.renderer import windows_of
+
+SMALL = RenderConfig(steps=2, window_frames=6, overlap_frames=2)
+
+
+def small_parts(**options) -> Parts:
+    sizes = {"image_size": 32, "channels": (16, 32), "vae_channels": (8, 16), "encoder_channels": (8, 16, 16)}
+    return random_parts(**sizes, motion_width=16, motion_tokens=4, latent_dim=32, **options)
+
+
+def awake(parts: Parts) -> Parts:
+    """With what starts at zero made random: a test must see the motion and the time."""
+    torch.manual_seed(1)
+    for parameter in [*parts.unet.parameters(), *parts.vae.parameters()]:
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return parts
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Renderer:
+    return Renderer(**vars(awake(small_parts())))
+
+
+@pytest.fixture(scope="module")
+def portrait() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def z() -> torch.Tensor:
+    return torch.randn(13, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 5, 6, 7, 10, 11, 12, 23])
+@pytest.mark.parametrize("piece", [1, 4, 50])
+def test_windows_are_the_same_whole_and_piecewise(frames, piece):
+    z = torch.arange(frames, dtype=torch.float32)[:, None]
+    found = list(windows_of(z.split(piece), SMALL))
+    assert [(first, first + len(part)) for first, part in found] == render_windows(frames, SMALL)
+    assert all(part[0, 0] == first for first, part in found)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 6, 7, 10, 11, 12, 23])
+def test_blended_windows_are_the_whole_video(frames):
+    blend, out = Blend(SMALL), []
+    video = np.random.default_rng(frames).integers(0, 255, (frames, 2, 2, 3), dtype=np.uint8)
+    for first, end in render_windows(frames, SMALL):
+        out += list(blend.add(video[first:end]))
+    out += list(blend.rest())
+    np.testing.assert_array_equal(np.stack(out), video)
+
+
+def test_an_overlap_fades_from_one_window_to_the_next():
+    blend = Blend(RenderConfig(window_frames=4, overlap_frames=2))
+    first = list(blend.add(np.full((4, 1, 1, 3), 0, np.uint8)))
+    second = list(blend.add(np.full((4, 1, 1, 3), 90, np.uint8)))
+    levels = [int(frame[0, 0, 0]) for frame in first + second + list(blend.rest())]
+    assert levels == [0, 0, 30, 60, 90, 90]
+
+
+def test_a_window_depends_on_nothing_but_itself(renderer, portrait, z):
+    reference = renderer.reference(portrait)
+    video = list(renderer.render(reference, z, seed=3, config=SMALL))
+    assert len(video) == 13
+    again = list(renderer.render(reference, z.split(5), seed=3, config=SMALL))
+    np.testing.assert_array_equal(np.stack(video), np.stack(again))
+    second = renderer.window(reference, z[4:10], seed=3, first_frame=4, config=SMALL)
+    np.testing.assert_array_equal(np.stack(video[6:8]), second[2:4])  # what no neighbour shares
+    other = renderer.window(reference, z[4:10], seed=4, first_frame=4, config=SMALL)
+    assert (other != second).any()
+
+
+def test_motion_time_and_reference_are_heard(renderer, portrait, z):
+    reference = renderer.reference(portrait)
+
+    def window(z, reference=reference, **options):
+        config = RenderConfig(steps=2, window_frames=6, overlap_frames=2, **options)
+        return renderer.window(reference, z, seed=0, first_frame=0, config=config).astype(int)
+
+    plain = window(z[:6])
+    assert (window(z[6:12]) != plain).any()
+    assert (window(z[:6], renderer.reference(255 - portrait)) != plain).any()
+    assert (window(z[:6], cfg=1) != plain).any()
+    late = torch.cat([z[:5], z[12:13]])
+    assert (window(late)[0] != plain[0]).any()  # the first frame hears the last
+
+
+def test_parts_load_as_they_were_saved(renderer, portrait, z, tmp_path):
+    renderer.save_pretrained(tmp_path)
+    loaded = Renderer.from_pretrained(tmp_path)
+    one, two = (
+        r.window(r.reference(portrait), z[:6], seed=0, first_frame=0, config=SMALL)
+        for r in (renderer, loaded)
+    )
+    np.testing.assert_array_equal(one, two)
+    frames = np.stack([portrait, 255 - portrait])
+    torch.testing.assert_close(
+        loaded.parts.motion_encoder.encode(frames), renderer.parts.motion_encoder.encode(frames)
+    )
+    (tmp_path / "vae" / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no vae in .*config\.json is missing"):
+        Renderer.from_pretrained(tmp_path)
+
+
+def test_what_cannot_be_rendered_is_named(renderer, portrait, z):
+    reference = renderer.reference(portrait)
+    with pytest.raises(ValueError, match=r"must be uint8 \[32, 32, 3\], got uint8 \[16, 16, 3\]"):
+        renderer.reference(portrait[:16, :16])
+    with pytest.raises(ValueError, match=r"z must be \[frames, 32\].*\[6, 31\]"):
+        renderer.window(reference, z[:6, :31], seed=0, first_frame=0, config=SMALL)
+    with pytest.raises(ValueError, match=r"1\.\.6 frames, got 7"):
+        renderer.window(reference, z[:7], seed=0, first_frame=0, config=SMALL)
+    with pytest.raises(ValueError, match="NaN"):
+        renderer.window(reference, z[:6] * float("nan"), seed=0, first_frame=0, config=SMALL)
+    with pytest.raises(ValueError, match="window_frames must be <= 32 for this renderer, got 40"):
+        renderer.window(reference, z[:6], seed=0, first_frame=0, config=RenderConfig(window_frames=40))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"steps": 0}, r"1\.\.1000, got 0"),
+        ({"cfg": 0.5}, r"1\.\.20, got 0\.5"),
+        ({"overlap_frames": 9}, r"0\.\.8, half of window_frames, got 9"),
+        ({"window_frames": 0}, "window_frames must be >= 1, got 0"),
+    ],
+)
+def test_options_out_of_range_are_named(options, says):
+    with pytest.raises(ValueError, match=says):
+        RenderConfig(**options)
+
+
+# The loss
+
+
+@pytest.fixture(scope="module")
+def objective() -> RenderObjective:
+    return RenderObjective(**vars(awake(small_parts())), train_vae=True)
+
+
+@pytest.fixture(scope="module")
+def clips() -> tuple[torch.Tensor, torch.Tensor, list[tuple]]:
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 255, (3, 4, 32, 32, 3), generator=generator, dtype=torch.uint8)
+    return frames, frames[:, 0], [(0, 0, f"clip-{i}", 5) for i in range(3)]
+
+
+@pytest.mark.parametrize(("phase", "count"), [("frames", 1), ("frames", 2), ("temporal", 4)])
+def test_a_sample_loses_the_same_alone_and_in_a_batch(objective, clips, phase, count):
+    frames, reference, seeds = clips
+    with torch.no_grad():
+        batched = objective(frames[:, :count], reference, torch.tensor([1.0, 0.0, 1.0]), seeds, phase)
+        alone = [
+            objective(frames[i : i + 1, :count], reference[i : i + 1], torch.ones(1), seeds[i : i + 1], phase)
+            for i in (0, 2)
+        ]
+    torch.testing.assert_close(batched, sum(alone), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("phase", ["vae", "frames", "temporal"])
+def test_a_phase_trains_its_own_group(objective, clips, phase):
+    frames, reference, seeds = clips
+    objective.zero_grad()
+    objective(frames[:, : 4 if phase == "temporal" else 1], reference, torch.ones(3), seeds, phase).backward()
+    groups = objective.parameter_groups()
+    moved = {
+        name: sum(p.grad is not None and bool(p.grad.any()) for p in group) for name, group in groups.items()
+    }
+    assert moved[phase] > 0.8 * len(groups[phase])
+    if phase != "temporal":
+        assert moved["temporal"] == 0
+    if phase != "vae":
+        assert moved["vae"] == 0
+    trained = [id(p) for group in groups.values() for p in group]
+    assert len(trained) == len(set(trained))
+    heard = {id(p) for p in objective.parameters() if p.grad is not None and p.grad.any()}
+    assert heard <= set(trained)
+
+
+def test_the_reference_network_trains(clips):
+    """Its features are inside the UNet's self-attention, which must carry their gradient back."""
+    frames, reference, seeds = clips
+    objective = RenderObjective(**vars(awake(small_parts())))
+    objective(frames[:, :1], reference, torch.ones(3), seeds, "frames").backward()
+    assert objective.reference_unet.conv_in.weight.grad.abs().sum() > 0
+    assert not objective.parameter_groups()["vae"]
+
+
+def test_an_augmentation_is_the_same_for_all_frames_of_a_sample(clips):
+    picture = torch.rand(1, 1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    changes = [Augmentation.draw(DRIVING, torch.Generator().manual_seed(i)) for i in range(2)]
+    out = augment(picture.expand(2, 3, 3, 32, 32), changes)
+    assert torch.equal(out[0, 0], out[0, 2])
+    assert not torch.allclose(out[0, 0], out[1, 0], atol=0.05)
+    assert out.abs().max() <= 1
+
+
+# Published layouts, small
+
+
+def published(folder: Path) -> Path:
+    """Stable Diffusion 1.5's layout with AnimateDiff's adapter, at a small size."""
+    torch.manual_seed(0)
+    UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32, 32, 32),
+        cross_attention_dim=24,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    ).save_pretrained(folder / "sd15" / "unet")
+    AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        scaling_factor=0.18215,
+    ).save_pretrained(folder / "sd15" / "vae")
+    MotionAdapter(
+        block_out_channels=(16, 32, 32, 32),
+        motion_norm_num_groups=8,
+        motion_num_attention_heads=2,
+        use_motion_mid_block=False,
+    ).save_pretrained(folder / "animatediff")
+    return folder
+
+
+def test_published_weights_load_by_their_names(tmp_path, caplog):
+    folder = published(tmp_path)
+    with caplog.at_level(logging.INFO, logger="xactor.render.parts"):
+        parts = published_parts(folder / "sd15", animatediff=folder / "animatediff")
+    assert (
+        "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight" in caplog.text
+    )  # dropped, and listed
+    unet = UNet2DConditionModel.from_pretrained(folder / "sd15" / "unet", low_cpu_mem_usage=False)
+    adapter = MotionAdapter.from_pretrained(folder / "animatediff", low_cpu_mem_usage=False)
+    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+    for model in (parts.unet, parts.reference_unet):
+        assert torch.equal(model.state_dict()[name], unet.state_dict()[name])
+    time = "down_blocks.1.motion_modules.0.transformer_blocks.0.attn1.to_q.weight"
+    assert torch.equal(parts.unet.state_dict()[time], adapter.state_dict()[time])
+    assert parts.vae.config["scaling_factor"] == 0.18215
+
+
+def test_step_0_is_the_published_unet_without_its_text(tmp_path):
+    """A single frame, no reference: the same as SD1.5's UNet whose text attention gives nothing."""
+    parts = published_parts(published(tmp_path) / "sd15")
+    plain = UNet2DConditionModel.from_pretrained(tmp_path / "sd15" / "unet", low_cpu_mem_usage=False).eval()
+    for name, layer in plain.named_modules():
+        if name.endswith("attn2.to_out.0"):
+            for parameter in layer.parameters():
+                torch.nn.init.zeros_(parameter)
+    x, level = torch.randn(1, 1, 4, 8, 8), torch.tensor([400])
+    with torch.no_grad():
+        ours = parts.unet.eval()(x, level, torch.randn(1, 1, 512), torch.ones(1), None)
+        theirs = plain(x[:, 0], level, torch.zeros(1, 1, 24)).sample
+    torch.testing.assert_close(ours[:, 0], theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_of_another_architecture_are_named(tmp_path):
+    published(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no weights in .*unet: config\.json is missing"):
+        published_parts(tmp_path / "nowhere")
+    UNet2DConditionModel(
+        sample_size=8, block_out_channels=(16, 32, 32, 32), cross_attention_dim=24, attention_head_dim=2,
+        norm_num_groups=8, class_embed_type="timestep",
+    ).save_pretrained(tmp_path / "sd15" / "unet")  # fmt: skip
+    with pytest.raises(ValueError, match="foreign weights.*class_embedding"):
+        published_parts(tmp_path / "sd15")
+
+
+def test_the_encoder_takes_pictures_of_any_size():
+    encoder = MotionEncoder(image_size=32, channels=(8, 16, 16), latent_dim=32).eval()
+    picture = np.random.default_rng(0).integers(0, 255, (2, 8, 8, 3), dtype=np.uint8)
+    large = picture.repeat(8, axis=1).repeat(8, axis=2)
+    assert encoder.encode(large).shape == (2, 32)
+    assert encoder.encode(large[:0]).shape == (0, 32)
+    with pytest.raises(ValueError, match="uint8"):
+        encoder.encode(large.astype(np.float32))
+    with pytest.raises(ValueError, match="image_size of at least 64.*got image_size 32"):
+        MotionEncoder(image_size=32, channels=(8, 8, 8, 8))

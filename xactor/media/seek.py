@@ -1,0 +1,94 @@
+"""Some pictures of a video, without decoding all that come before them."""
+
+import io
+from collections.abc import Iterator, Sequence
+from itertools import chain, dropwhile
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from xactor.media.container import length_s, origin_s
+from xactor.media.pictures import upright
+
+_DECODE_ON_S = 1.0  # to a picture that is no further off, decoding on is as quick as a jump
+_BACK_S = (
+    0.0,
+    0.5,
+    2.0,
+    8.0,
+)  # how much earlier to jump: an index may lead past the picture by the codec's delay
+
+
+def pick_frames(video: bytes, numbers: Sequence[int], fps: float = 25) -> Iterator[np.ndarray]:
+    """The pictures of those numbers, as `read_frames` numbers them: uint8 [H, W, 3] RGB.
+
+    Args:
+        video: a file's content.
+        numbers: rising.
+
+    Raises:
+        ValueError: no video, damaged on the way to a picture, or too short to have it.
+    """
+    try:
+        with av.open(io.BytesIO(video), "r") as container:
+            if not container.streams.video:
+                raise ValueError("no video track")
+            yield from _pick(container, container.streams.video[0], numbers, fps)
+    except FFmpegError as error:
+        raise ValueError(f"cannot be decoded ({error.strerror})") from error
+
+
+def _pick(
+    container: InputContainer, stream: VideoStream, numbers: Sequence[int], fps: float
+) -> Iterator[np.ndarray]:
+    stream.thread_count = 1
+    start_s = origin_s(container)
+    usual_s = float(1 / stream.average_rate) if stream.average_rate else 1 / fps
+    frames: Iterator[VideoFrame] = iter(())
+    converter = VideoReformatter()
+    here: VideoFrame | None = None
+    ahead: VideoFrame | None = None
+    for n in numbers:
+        due_s = start_s + n / fps
+        if here is None or due_s - _time(here) > _DECODE_ON_S:
+            frames = _decode_from(container, stream, due_s)
+            here, ahead = next(frames, None), next(frames, None)
+            if here is None:
+                raise ValueError("the video track is empty")
+        while ahead is not None and due_s >= (_time(here) + _time(ahead)) / 2:
+            here, ahead = ahead, next(frames, None)
+        if ahead is None:
+            end_s = _time(here) - start_s + (length_s(here) or usual_s)
+            count = max(round(end_s * fps), 1)
+            if n >= count:
+                raise ValueError(f"ends after {count} frames, frame {n} is wanted")
+        yield upright(here, converter)
+
+
+def _decode_from(container: InputContainer, stream: VideoStream, due_s: float) -> Iterator[VideoFrame]:
+    """Frames from a keyframe on that lies no later than `due_s`, or from the beginning."""
+    assert stream.time_base is not None
+    begin_s = float((stream.start_time or 0) * stream.time_base)
+    for back_s in _BACK_S:
+        at_s = due_s - back_s
+        if at_s <= begin_s:
+            break
+        container.seek(round(at_s / float(stream.time_base)), stream=stream)
+        # What precedes the keyframe needs frames that were jumped over.
+        frames = dropwhile(lambda frame: not frame.key_frame, container.decode(stream))
+        first = next(frames, None)
+        if first is not None and _time(first) <= due_s + 1e-6:
+            return chain([first], frames)
+    container.seek(stream.start_time or 0, stream=stream)
+    return iter(container.decode(stream))
+
+
+def _time(frame: VideoFrame) -> float:
+    if frame.time is None:
+        raise ValueError("holds a frame without a time")
+    return frame.time

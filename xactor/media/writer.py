@@ -1,0 +1,163 @@
+"""Pictures and sound into an mp4 that appears whole or not at all."""
+
+import os
+import threading
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import OutputContainer
+from av.video.frame import VideoFrame
+
+from xactor.media.sound import Sound
+
+# What AAC takes of its own; other rates become 48 kHz, other layouts the usual one of as many channels, or of fewer.
+_AAC_RATES_HZ = frozenset(
+    (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)
+)
+_AAC_LAYOUTS = ("mono", "stereo", "2.1", "4.0", "5.0", "5.1")  # by the number of channels
+_AAC_OTHER_LAYOUTS = ("3.0", "quad")
+_BLOCK = 1024  # samples a channel in an AAC frame
+
+
+def write_video(
+    path: str | Path,
+    frames: Iterable[np.ndarray],
+    *,
+    fps: int = 25,
+    samples: np.ndarray | Sound,
+    sample_rate_hz: int = 16_000,
+    crf: int = 18,
+    preset: str = "veryfast",
+    keyframe_every: int | None = None,
+    metadata: dict[str, str] | None = None,
+) -> int:
+    """Frames uint8 [H, W, 3] and sound to an h264 + aac mp4; returns the number of frames.
+
+    The index stands in front (faststart). The file appears whole or not at all. One thread, so the same input
+    gives the same bytes. H and W must be even (yuv420p). Neither pictures nor a file's sound are held in memory.
+
+    Args:
+        preset: x264's; with "ultrafast" the sound is coded fast too.
+        samples: float32 [N] mono at `sample_rate_hz`, or the sound of a file, which keeps its rate and channels as
+            far as AAC has them. No samples give a video without an audio track.
+        keyframe_every: at least one of so many frames can be sought to; as x264 thinks best where it is not given.
+    """
+    path = Path(path)
+    if isinstance(samples, np.ndarray) and samples.ndim != 1:
+        raise ValueError(f"samples must be mono [N], got shape {samples.shape}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    try:
+        with av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            container.metadata.update(metadata or {})
+            options: dict[str, object] = {"crf": str(crf), "preset": preset, "threads": "1"}
+            if keyframe_every is not None:
+                options["g"] = str(keyframe_every)
+            pictures = _Pictures(container, fps, options)
+            speech = _Speech(container, samples, sample_rate_hz, fast=preset == "ultrafast")
+            for picture in frames:
+                pictures.write(picture)
+                # In step with the pictures, so that a player need not seek.
+                speech.write(until=Fraction(pictures.count, fps))
+            if not pictures.count:
+                raise ValueError("a video needs at least one frame, got none")
+            speech.close()
+            pictures.close()
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return pictures.count
+
+
+class _Pictures:
+    """The video track."""
+
+    def __init__(self, container: OutputContainer, fps: int, options: dict[str, object]):
+        self.count = 0
+        self._container, self._fps = container, fps
+        self._stream = container.add_stream("libx264", rate=fps)
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.options = options
+
+    def write(self, picture: np.ndarray) -> None:
+        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+            raise ValueError(f"a frame must be uint8 [H, W, 3], got {picture.dtype} {picture.shape}")
+        height, width = picture.shape[:2]
+        stream = self._stream
+        if self.count == 0:
+            if height % 2 or width % 2:
+                raise ValueError(f"frames must have even height and width, got {height}x{width}")
+            stream.width, stream.height = width, height
+        elif (width, height) != (stream.width, stream.height):
+            raise ValueError(
+                f"frame {self.count} is {height}x{width}, the first was {stream.height}x{stream.width}"
+            )
+        frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        frame.pts, frame.time_base = self.count, Fraction(1, self._fps)
+        self._container.mux(stream.encode(frame))
+        self.count += 1
+
+    def close(self) -> None:
+        self._container.mux(self._stream.encode(None))
+
+
+class _Speech:
+    """The audio track, in the codec's own blocks. Without sound there is none: players do not like an empty one."""
+
+    def __init__(
+        self, container: OutputContainer, samples: np.ndarray | Sound, sample_rate_hz: int, *, fast: bool
+    ):
+        self._container = container
+        if isinstance(samples, Sound):
+            self._rate_hz, self._layout = _encodable(samples)
+            self._blocks = samples.blocks(self._rate_hz, self._layout)
+        else:
+            self._rate_hz, self._layout = sample_rate_hz, "mono"
+            self._blocks = iter([np.asarray(samples, np.float32)[:, None]])
+        self._waiting = next(self._blocks)  # [n, channels], not encoded yet
+        self._written = 0
+        self._stream: AudioStream | None = None
+        if len(self._waiting):
+            self._stream = container.add_stream("aac", rate=self._rate_hz, layout=self._layout)  # pyright: ignore
+            assert self._stream is not None
+            self._stream.options = {"aac_coder": "fast"} if fast else {}
+            each = 64_000 if self._rate_hz <= 24_000 else 128_000 if self._layout == "mono" else 96_000
+            self._stream.bit_rate = each * self._waiting.shape[1]
+            self._stream.codec_context.time_base = Fraction(1, self._rate_hz)
+
+    def write(self, until: Fraction | None = None) -> None:
+        """Encodes the whole blocks up to a time in seconds, or all that is left."""
+        while self._stream is not None:
+            if until is not None and self._written + _BLOCK > until * self._rate_hz:
+                return
+            while len(self._waiting) < _BLOCK and (block := next(self._blocks, None)) is not None:
+                self._waiting = np.concatenate([self._waiting, block])
+            if not len(self._waiting):
+                return
+            block, self._waiting = self._waiting[:_BLOCK], self._waiting[_BLOCK:]
+            sound = AudioFrame.from_ndarray(
+                np.ascontiguousarray(block).reshape(1, -1), format="flt", layout=self._layout
+            )
+            sound.sample_rate, sound.pts = self._rate_hz, self._written
+            sound.time_base = Fraction(1, self._rate_hz)
+            self._container.mux(self._stream.encode(sound))
+            self._written += len(block)
+
+    def close(self) -> None:
+        self.write()
+        if self._stream is not None:
+            self._container.mux(self._stream.encode(None))
+
+
+def _encodable(sound: Sound) -> tuple[int, str]:
+    """The rate and the layout nearest to a sound's own that AAC takes."""
+    rate_hz = sound.sample_rate_hz if sound.sample_rate_hz in _AAC_RATES_HZ else 48_000
+    if sound.layout in (*_AAC_LAYOUTS, *_AAC_OTHER_LAYOUTS):
+        return rate_hz, sound.layout
+    channels = len(av.AudioLayout(sound.layout).channels)
+    return rate_hz, _AAC_LAYOUTS[min(channels, len(_AAC_LAYOUTS)) - 1]

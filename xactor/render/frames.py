@@ -1,0 +1,17 @@
+"""Pictures as files hold them and as models take them."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def to_model(frames: np.ndarray | Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """uint8 [..., H, W, 3] to [..., 3, H, W] in [-1, 1]."""
+    frames = torch.as_tensor(frames, device=device)
+    return frames.movedim(-1, -3).to(dtype) / 127.5 - 1
+
+
+def from_model(frames: Tensor) -> np.ndarray:
+    """[..., 3, H, W] in [-1, 1] to uint8 [..., H, W, 3]."""
+    pixels = ((frames.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels.movedim(-3, -1).contiguous().cpu().numpy()

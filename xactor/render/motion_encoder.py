@@ -1,0 +1,108 @@
+"""E_mot: a face to one motion latent, by the bottleneck and the augmentation free of who it is (Paper 3.1)."""
+
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from xactor.render.frames import to_model
+
+_GRID = 4  # what is left of the picture's plane at each scale: where in the face something moves
+_SCALES = 3  # how many of the last stages are heard
+
+
+class MotionEncoder(ModelMixin, ConfigMixin):
+    """Face crops to the mean and log variance of z (Paper 3.1: "multiscale facial motions into a compact 1D latent").
+
+    The paper and X-NeMo leave the network open. Ours: strided residual stages, of which the last three are each
+    pooled to a 4 x 4 grid of a few channels and fused by an MLP.
+
+    Args:
+        image_size: the side at which it looks, in pixels; other sizes are resized to it.
+        channels: of its stages; each halves the side.
+        latent_dim: the width of z.
+    """
+
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: int = 256,
+        channels: tuple[int, ...] = (64, 128, 256, 512, 512, 512),
+        latent_dim: int = 512,
+    ):
+        super().__init__()
+        if image_size >> len(channels) < _GRID or len(channels) < _SCALES:
+            raise ValueError(
+                f"{len(channels)} stages need an image_size of at least {_GRID << len(channels)} and at least "
+                f"{_SCALES} stages, got image_size {image_size}"
+            )
+        widths = (channels[0], *channels)
+        self.stem = nn.Conv2d(3, channels[0], 3, padding=1)
+        self.stages = nn.ModuleList(_Stage(a, b) for a, b in zip(widths, channels, strict=False))
+        heard = channels[-_SCALES:]
+        self.scales = nn.ModuleList(nn.Conv2d(width, latent_dim // _GRID**2, 1) for width in heard)
+        self.fuse = nn.Sequential(
+            nn.LayerNorm(_SCALES * (latent_dim // _GRID**2) * _GRID**2),
+            nn.Linear(_SCALES * (latent_dim // _GRID**2) * _GRID**2, latent_dim),
+            nn.SiLU(),
+            nn.Linear(latent_dim, 2 * latent_dim),
+        )
+        # z begins as a clear signal: were it noise of unit variance, the renderer would learn to do without it, and the
+        # KL term would see to it that it stays so.
+        head = cast(nn.Linear, self.fuse[-1])
+        with torch.no_grad():
+            head.weight[:latent_dim] *= 8
+            head.bias[latent_dim:] = -8.0
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames [N, 3, S, S] in [-1, 1] to mean and log variance, each [N, latent_dim]."""
+        size = self.config["image_size"]
+        if frames.shape[-1] != size:
+            frames = F.interpolate(frames, (size, size), mode="bilinear", antialias=True, align_corners=False)
+        x = self.stem(frames)
+        heard = []
+        for stage in self.stages:
+            x = stage(x)  # [N, C, S', S']
+            heard.append(x)
+        pooled = [
+            F.adaptive_avg_pool2d(scale(x), _GRID).flatten(1)
+            for scale, x in zip(self.scales, heard[-_SCALES:], strict=True)
+        ]
+        mean, logvar = self.fuse(torch.cat(pooled, dim=1)).chunk(2, dim=1)
+        return mean, logvar.clamp(-12.0, 6.0)
+
+    @torch.no_grad()
+    def encode(self, frames: np.ndarray, *, batch: int = 64) -> Tensor:
+        """Frames uint8 [T, S, S, 3] to z, float32 [T, latent_dim] on the CPU: the posterior's mean."""
+        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+            raise ValueError(f"frames must be uint8 [T, S, S, 3], got {frames.dtype} {frames.shape}")
+        parts = [
+            self(to_model(frames[i : i + batch], self.device, self.dtype))[0]
+            for i in range(0, len(frames), batch)
+        ]
+        if not parts:
+            return torch.zeros(0, self.config["latent_dim"])
+        return torch.cat(parts).float().cpu()
+
+
+class _Stage(nn.Module):
+    """Half the side: a strided convolution and a residual one."""
+
+    def __init__(self, width_in: int, width_out: int):
+        super().__init__()
+        self.down = nn.Conv2d(width_in, width_out, 3, stride=2, padding=1)
+        self.norm1 = nn.GroupNorm(min(16, width_out // 4), width_out)
+        self.norm2 = nn.GroupNorm(min(16, width_out // 4), width_out)
+        self.conv1 = nn.Conv2d(width_out, width_out, 3, padding=1)
+        self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(x)
+        h = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(h)))

@@ -1,0 +1,136 @@
+"""The renderer's UNet: SD1.5's with temporal layers, motion cross-attention and the reference in its self-attention."""
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D, UNetMotionModel
+from torch import Tensor, nn
+
+from xactor.render.attention import (
+    ReadMotion,
+    ReadReference,
+    ReferenceFeatures,
+    own_config,
+    spatial_blocks,
+)
+
+
+class RendererUNet(UNetMotionModel):
+    """Noised frames, motion latents and a reference to the scheduler's prediction (Paper 3.1.1).
+
+    A motion latent becomes several tokens, since attention to a single one could not tell places apart (Ours: a
+    linear map to `motion_tokens` of them). The output projections of the motion cross-attention and of the temporal
+    layers start at zero: step 0 is the loaded UNet with the reference in its self-attention.
+
+    Args:
+        latent_dim: the width of z. motion_tokens: how many tokens a z becomes. cross_attention_dim: their width.
+        locality: how much more a token hears what is near its place in the frame and in the reference, learned from
+            this value on; None is the published attention. Ours: from random weights, without it, it takes thousands
+            of steps until the reference is heard at all.
+        The others as of diffusers' UNetMotionModel.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | None = None,
+        in_channels: int = 4,
+        out_channels: int = 4,
+        down_block_types: tuple[str, ...] = (
+            "CrossAttnDownBlockMotion",
+            "CrossAttnDownBlockMotion",
+            "CrossAttnDownBlockMotion",
+            "DownBlockMotion",
+        ),
+        up_block_types: tuple[str, ...] = (
+            "UpBlockMotion",
+            "CrossAttnUpBlockMotion",
+            "CrossAttnUpBlockMotion",
+            "CrossAttnUpBlockMotion",
+        ),
+        block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280),
+        layers_per_block: int = 2,
+        norm_num_groups: int = 32,
+        cross_attention_dim: int = 768,
+        num_attention_heads: int = 8,
+        motion_max_seq_length: int = 32,
+        motion_num_attention_heads: int = 8,
+        use_motion_mid_block: bool = True,
+        latent_dim: int = 512,
+        motion_tokens: int = 16,
+        locality: float | None = None,
+    ):
+        super().__init__(
+            sample_size=sample_size,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            down_block_types=down_block_types,
+            up_block_types=up_block_types,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            norm_num_groups=norm_num_groups,
+            cross_attention_dim=cross_attention_dim,
+            num_attention_heads=num_attention_heads,
+            motion_max_seq_length=motion_max_seq_length,
+            motion_num_attention_heads=motion_num_attention_heads,
+            use_motion_mid_block=use_motion_mid_block,
+        )
+        self.motion_proj = nn.Linear(latent_dim, motion_tokens * cross_attention_dim)
+        self.motion_norm = nn.LayerNorm(cross_attention_dim)
+        self.null_motion = nn.Parameter(torch.zeros(motion_tokens, cross_attention_dim))
+        for name, block in spatial_blocks(self):
+            if locality is not None:
+                block.attn1.locality = nn.Parameter(torch.full((num_attention_heads,), locality))
+            block.attn1.set_processor(ReadReference(f"{name}.attn1"))
+            block.attn2.set_processor(ReadMotion())
+            _zero(block.attn2.to_out[0])
+        for module in self.temporal_layers():
+            module.__class__ = _TemporalLayer
+            _zero(module.proj_out)
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        noisy: Tensor,
+        level: Tensor,
+        z: Tensor,
+        keep: Tensor,
+        reference: ReferenceFeatures,
+    ) -> Tensor:
+        """The prediction for noised latents, [B, F, 4, h, w].
+
+        Args:
+            noisy: [B, F, 4, h, w]. level: the scheduler's timesteps [B].
+            z: motion latents [B, F, latent_dim].
+            keep: [B], 1 where the motion is heard and 0 where it is dropped, for classifier-free guidance.
+            reference: of `ReferenceUNet.features`, [B, ...] each.
+        """
+        tokens = self.motion_proj(z.flatten(0, 1)).unflatten(-1, self.null_motion.shape)  # [B F, M, C]
+        keep = keep.to(tokens.dtype).repeat_interleave(z.shape[1])[:, None, None]
+        tokens = keep * self.motion_norm(tokens) + (1 - keep) * self.null_motion
+        out = super().forward(
+            noisy.transpose(1, 2),  # [B, 4, F, h, w]
+            level,
+            encoder_hidden_states=tokens,
+            cross_attention_kwargs={"reference": reference},
+            return_dict=False,
+        )[0]
+        return out.transpose(1, 2)
+
+    def to_json_string(self) -> str:
+        return own_config(self)
+
+    def temporal_layers(self) -> list[AnimateDiffTransformer3D]:
+        return [module for module in self.modules() if isinstance(module, AnimateDiffTransformer3D)]
+
+
+class _TemporalLayer(AnimateDiffTransformer3D):
+    """AnimateDiff's, which a single frame passes by: it has no time, and the first phase trains without them."""
+
+    def forward(self, hidden_states: Tensor, *args, num_frames: int = 1, **kwargs) -> Tensor:
+        if num_frames == 1:
+            return hidden_states
+        return super().forward(hidden_states, *args, num_frames=num_frames, **kwargs)
+
+
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
