@@ -97,10 +97,6 @@ def test_stage_2_runs_submitted_to_a_cluster_that_lacks_this_code(shards, tmp_pa
     with local_cluster(cpus=3, python=python_without_this_code, log=tmp_path / "ray.log") as cluster:
         code = cluster.submit(["python", "jobs/train_stage2.py", "tiny", *where, *SMALL], working_dir=ROOT)
         assert code == 0, (tmp_path / "ray.log").read_text()
-        bad = cluster.submit(
-            ["python", "jobs/train_stage2.py", "--data.shards", str(tmp_path / "none")], working_dir=ROOT
-        )
-        assert bad == 1  # ray job submit's own; the job's is 2
     rows = RunFolder(str(tmp_path), "submitted").read_lines("metrics.jsonl")
     assert [r["step"] for r in rows] == [1, 2, 3, 4]
     assert (tmp_path / "submitted" / "export" / "motion" / "model.safetensors").exists()
