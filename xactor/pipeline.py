@@ -27,6 +27,7 @@ from xactor.motion import (
 )
 from xactor.portrait import Portrait, find_portrait, read_image
 from xactor.provenance import ai_generated
+from xactor.randomness import into_own_memory
 from xactor.render import MotionEncoder, ReferenceUNet, RenderConfig, Renderer, RendererUNet
 
 STAGE_1 = ("motion_encoder", "unet", "reference_unet", "vae", "scheduler")
@@ -276,6 +277,7 @@ def _load(folder: Path, name: str, dtype: torch.dtype, options: dict[str, Any]):
         model, info = kind.from_pretrained(where, output_loading_info=True, **options)  # pyright: ignore
         if info["missing_keys"]:
             raise ValueError(f"weights are missing: {', '.join(sorted(info['missing_keys'])[:3])}")
+        into_own_memory(model)
         return model
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         why = " ".join(str(error).split())

@@ -1,9 +1,9 @@
-"""Randomness by key: the same key draws the same numbers on any machine, rank or replica, in any order."""
+"""What makes results repeat. Randomness by key: the same key draws the same numbers anywhere, in any order."""
 
 import hashlib
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def keyed_generator(*key: str | int) -> torch.Generator:
@@ -19,3 +19,13 @@ def frame_noise(seed: int, purpose: str, first_frame: int, frames: int, width: i
         for frame in range(first_frame, first_frame + frames)
     ]
     return torch.stack(rows) if rows else torch.zeros(0, width)
+
+
+def into_own_memory(model: nn.Module) -> None:
+    """Weights of a loaded model to where torch puts them.
+
+    A mapped file has them anywhere, and on a CPU sums over them round otherwise than over the same weights that
+    were just trained.
+    """
+    for weight in model.parameters():
+        weight.data = weight.data.clone()

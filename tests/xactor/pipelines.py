@@ -15,10 +15,10 @@ def small_pipeline(**changes) -> XActorPipeline:
     parts = random_parts(
         image_size=64,
         channels=(32, 64),
-        vae_channels=(16, 16, 32),
+        vae_channels=(16, 32, 48),
         encoder_channels=(16, 16, 32, 32),
         motion_tokens=4,
-        motion_width=32,
+        motion_width=48,
         latent_dim=LATENT_DIM,
     )
     torch.manual_seed(1)

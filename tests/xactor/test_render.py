@@ -1,11 +1,13 @@
 """The renderer: its windows, its published layouts, its loss."""
 
+import itertools
 import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.models.unets.unet_motion_model import MotionAdapter
@@ -21,15 +23,23 @@ from xactor.render import (
     random_parts,
     render_windows,
 )
+from xactor.render.attention import Locality
 from xactor.render.augment import DRIVING, Augmentation, augment
+from xactor.render.autoencoder import decode, encode
 from xactor.render.renderer import windows_of
 
 SMALL = RenderConfig(steps=2, window_frames=6, overlap_frames=2)
 
 
 def small_parts(**options) -> Parts:
-    sizes = {"image_size": 32, "channels": (16, 32), "vae_channels": (8, 16), "encoder_channels": (8, 16, 16)}
-    return random_parts(**sizes, motion_width=16, motion_tokens=4, latent_dim=32, **options)
+    sizes = {
+        "image_size": 32,
+        "channels": (16, 32),
+        "vae_channels": (16, 32),
+        "latent_channels": 8,
+        "encoder_channels": (8, 16, 16),
+    }
+    return random_parts(**{**sizes, **options}, motion_width=48, motion_tokens=4, latent_dim=32)
 
 
 def awake(parts: Parts) -> Parts:
@@ -170,7 +180,9 @@ def clips() -> tuple[torch.Tensor, torch.Tensor, list[tuple]]:
     return frames, frames[:, 0], [(0, 0, f"clip-{i}", 5) for i in range(3)]
 
 
-@pytest.mark.parametrize(("phase", "count"), [("frames", 1), ("frames", 2), ("temporal", 4)])
+@pytest.mark.parametrize(
+    ("phase", "count"), [("vae", 2), ("motion", 2), ("frames", 1), ("frames", 2), ("temporal", 4)]
+)
 def test_a_sample_loses_the_same_alone_and_in_a_batch(objective, clips, phase, count):
     frames, reference, seeds = clips
     with torch.no_grad():
@@ -182,7 +194,7 @@ def test_a_sample_loses_the_same_alone_and_in_a_batch(objective, clips, phase, c
     torch.testing.assert_close(batched, sum(alone), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("phase", ["vae", "frames", "temporal"])
+@pytest.mark.parametrize("phase", ["vae", "motion", "frames", "temporal"])
 def test_a_phase_trains_its_own_group(objective, clips, phase):
     frames, reference, seeds = clips
     objective.zero_grad()
@@ -220,6 +232,55 @@ def test_an_augmentation_is_the_same_for_all_frames_of_a_sample(clips):
     assert out.abs().max() <= 1
 
 
+def test_a_vae_from_nothing_is_a_cosine_transform_that_keeps_errors():
+    """Differences of latents are as large as those of pictures, up to what the left-out coefficients hold."""
+    vae = small_parts().vae
+    generator = torch.Generator().manual_seed(0)
+    smooth = F.interpolate(torch.randn(4, 3, 4, 4, generator=generator), (32, 32), mode="bicubic").clamp(
+        -1, 1
+    )
+    with torch.no_grad():
+        latents, decoded = encode(vae, smooth), decode(vae, encode(vae, smooth))
+    energy = (smooth[0] - smooth[1]).square().sum()
+    assert 0.95 < (latents[0] - latents[1]).square().sum() / energy < 1.0
+    # The first coefficient is the block's mean brightness, as scipy's transform has it too.
+    grey = smooth.sum(1, keepdim=True) / 3**0.5
+    torch.testing.assert_close(latents[:, :1], F.avg_pool2d(grey, 2) * 2, rtol=0.01, atol=0.01)
+    coarse = F.interpolate(F.avg_pool2d(smooth, 2), scale_factor=2.0)
+    assert (decoded - coarse).abs().mean() < 0.1 < (decoded - smooth.flip(0)).abs().mean()
+    with pytest.raises(ValueError, match=r"needs stages of at least \(12, 32\) channels, got \(8, 16\)"):
+        small_parts(vae_channels=(8, 16))
+
+
+def test_locality_hears_what_is_where_it_looks():
+    """As softmax(-fall |p - k|^2) by hand, moved by what `look` says."""
+    local = Locality(2, 6, 1.5)
+    torch.nn.init.normal_(local.look.bias)
+    tokens = torch.randn(1, 16, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        asks, gives = local(tokens, 4)
+        found = (asks[0] @ gives.T).softmax(-1)  # [heads, 16, 4]
+        moved = local.look.bias.view(2, 2)
+        for head, fall in enumerate((1.5, 1.5 / 8)):
+            for n, (y, x) in enumerate(itertools.product(range(4), range(4))):
+                at = torch.tensor([(y - 1.5) / 2, (x - 1.5) / 2]) + moved[head]
+                keys = torch.tensor([[-0.5, -0.5], [-0.5, 0.5], [0.5, -0.5], [0.5, 0.5]])
+                wanted = (-fall * (at - keys).square().sum(-1)).softmax(-1)
+                torch.testing.assert_close(found[head, n], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_motion_token_guesses_the_change_of_its_own_cell():
+    unet = small_parts().unet
+    with torch.no_grad():
+        unet.motion_proj.weight.zero_()
+        # Of token 1 of 2 x 2, the number of channel 2, row 3, column 0: 4 a unit.
+        unet.motion_proj.weight[1 * 48 + 2 * 16 + 3 * 4 + 0, 5] = 4.0
+        change = unet.guess_change(torch.eye(32)[5:6])
+    assert change.shape == (1, 3, 8, 8)
+    assert change.nonzero().tolist() == [[0, 2, 3, 4]]
+    assert change[0, 2, 3, 4] == 1
+
+
 # Published layouts, small
 
 
@@ -229,7 +290,7 @@ def published(folder: Path) -> Path:
     UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(16, 32, 32, 32),
-        cross_attention_dim=24,
+        cross_attention_dim=48,
         attention_head_dim=2,
         norm_num_groups=8,
     ).save_pretrained(folder / "sd15" / "unet")
@@ -277,7 +338,7 @@ def test_step_0_is_the_published_unet_without_its_text(tmp_path):
     x, level = torch.randn(1, 1, 4, 8, 8), torch.tensor([400])
     with torch.no_grad():
         ours = parts.unet.eval()(x, level, torch.randn(1, 1, 512), torch.ones(1), None)
-        theirs = plain(x[:, 0], level, torch.zeros(1, 1, 24)).sample
+        theirs = plain(x[:, 0], level, torch.zeros(1, 1, 48)).sample
     torch.testing.assert_close(ours[:, 0], theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -286,7 +347,7 @@ def test_weights_of_another_architecture_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no weights in .*unet: config\.json is missing"):
         published_parts(tmp_path / "nowhere")
     UNet2DConditionModel(
-        sample_size=8, block_out_channels=(16, 32, 32, 32), cross_attention_dim=24, attention_head_dim=2,
+        sample_size=8, block_out_channels=(16, 32, 32, 32), cross_attention_dim=48, attention_head_dim=2,
         norm_num_groups=8, class_embed_type="timestep",
     ).save_pretrained(tmp_path / "sd15" / "unet")  # fmt: skip
     with pytest.raises(ValueError, match="foreign weights.*class_embedding"):

@@ -14,7 +14,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 from torch import nn
 
-from xactor.render import MotionEncoder, RenderConfig, Renderer, random_parts
+from xactor.render import PHASES, MotionEncoder, RenderConfig, Renderer, random_parts
 from xactor_platform.index import load_index
 from xactor_platform.plan import Cursor, walk
 from xactor_platform.training.averages import Averages
@@ -32,7 +32,8 @@ from xactor_platform.training.stage1_config import (
     tiny,
 )
 
-VAE_STEPS, FRAMES_STEPS, STEPS, HALF = 6, 8, 18, 9  # the half lies among the steps on frames
+VAE_STEPS, MOTION_STEPS, FRAMES_STEPS, STEPS = 4, 2, 8, 18
+EVERY, HALF = 6, 9  # the half lies among the steps on frames
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,6 +62,7 @@ def config_of(videos: str, storage: Path, name: str, *, ranks: int = 2, **train)
     options = {
         "steps": STEPS,
         "vae_steps": VAE_STEPS,
+        "motion_steps": MOTION_STEPS,
         "frames_steps": FRAMES_STEPS,
         "stills": 2,
         "micro_batches": 2,
@@ -68,9 +70,9 @@ def config_of(videos: str, storage: Path, name: str, *, ranks: int = 2, **train)
         "warmup_steps": 2,
         "learning_rate": 1e-3,
         "ema_decay": 0.9,
-        "evaluate_every": VAE_STEPS,
+        "evaluate_every": EVERY,
         "evaluate_frames": 32,
-        "checkpoint_every": VAE_STEPS,
+        "checkpoint_every": EVERY,
         "keep_checkpoints": 9,
         "sheet_rows": 2,
         "sheet_steps": 2,
@@ -85,10 +87,11 @@ def config_of(videos: str, storage: Path, name: str, *, ranks: int = 2, **train)
             image_size=32,
             window_frames=8,
             channels=(16, 32),
-            vae_channels=(8, 16),
+            vae_channels=(16, 32),
+            latent_channels=8,
             encoder_channels=(8, 8, 16),
             heads=2,
-            motion_width=16,
+            motion_width=48,
             motion_tokens=4,
             latent_dim=32,
         ),
@@ -117,7 +120,7 @@ def test_a_run_leaves_what_it_should(whole_run, videos):
     storage, outcome = whole_run
     metrics = rows(storage, "whole")
     assert [r["step"] for r in metrics] == list(range(1, STEPS + 1))
-    phases = ["vae"] * VAE_STEPS + ["frames"] * FRAMES_STEPS
+    phases = ["vae"] * VAE_STEPS + ["motion"] * MOTION_STEPS + ["frames"] * FRAMES_STEPS
     assert [r["phase"] for r in metrics] == phases + ["temporal"] * (STEPS - len(phases))
     # Two micro-batches of two windows: two stills of each, then all of their eight frames.
     full = [r["frames"] for r in metrics if r["frames"] in (8, 32)]
@@ -175,26 +178,28 @@ def test_only_the_phases_own_parameters_move_and_averages_take_over_where_it_end
     states = {step: checkpoint(storage, "whole", step) for step in (6, 12, 18)}
     models = {step: state["module"] for step, state in states.items()}
     temporal = {n for n in models[6] if "motion_modules" in n}
-    vae = {n for n in models[6] if n.startswith("vae.")}
+    vae = {n for n in models[6] if n.startswith("vae.decoder.")}
+    encoder = {n for n in models[6] if n.startswith("motion_encoder.")}
     assert temporal
     assert vae
 
     def moved(first: int, last: int) -> set[str]:
         return {n for n, value in models[first].items() if not torch.equal(value, models[last][n])}
 
-    # Six steps on frames: the VAE took its averages on, bit by bit, and nothing over time moved.
+    # Four steps of the VAE, which then took its averages on, bit by bit, and rested; two of the motion encoder.
     names = [n for n, _ in build_objective(config_of("", storage, "x")).named_parameters()]
     own = [n for n in names if n in vae]
     averages = states[6]["stage"]["averages"]["vae"]
     assert len(own) == len(averages)
     for name, average in zip(own, averages, strict=True):
-        torch.testing.assert_close(models[12][name], average, rtol=0, atol=0)
-    assert moved(6, 12) & vae
-    assert not moved(6, 12) & temporal
-    assert {n for n in moved(6, 12) if n.startswith("motion_encoder.")}
+        torch.testing.assert_close(models[6][name], average, rtol=0, atol=0)
+    # Six steps on frames: the renderer and the motion encoder move, and nothing over time.
+    assert not moved(6, 12) & (vae | temporal)
+    assert moved(6, 12) & encoder
+    assert {n for n in moved(6, 12) if n.startswith("reference_unet.")}
     # Two more on frames and four on windows: the VAE rests.
-    assert not moved(12, 18) & vae
     assert moved(12, 18) & temporal
+    assert not moved(12, 18) & vae
     # The export holds the averages of the phase that ended last, not what the last step left.
     exported = Renderer.from_pretrained(outcome.export).parts.unet.state_dict()
     assert any(
@@ -321,11 +326,11 @@ def test_the_papers_figures():
 
 
 def test_phases_do_not_hang_on_the_number_of_steps():
-    train = Stage1TrainConfig(steps=10, vae_steps=3, frames_steps=4, stills=2)
+    train = Stage1TrainConfig(steps=10, vae_steps=2, motion_steps=1, frames_steps=4, stills=2)
     phases = [train.phase(step) for step in range(10)]
-    assert phases == ["vae"] * 3 + ["frames"] * 4 + ["temporal"] * 3
+    assert phases == ["vae"] * 2 + ["motion"] + ["frames"] * 4 + ["temporal"] * 3
     assert [replace(train, steps=30).phase(step) for step in range(10)] == phases
-    assert [train.span(phase) for phase in ("vae", "frames", "temporal")] == [(0, 3), (3, 7), (7, 10)]
+    assert [train.span(phase) for phase in PHASES] == [(0, 2), (2, 3), (3, 7), (7, 10)]
     assert [train.stills_of(step) for step in (0, 6, 7)] == [2, 2, None]
 
 
@@ -333,14 +338,18 @@ def test_one_phase_at_a_time_learns_with_a_warm_up_of_its_own(videos):
     config = config_of(videos, Path("x"), "x", temporal_learning_rate=3e-4, vae_learning_rate=2e-3)
     stage = Stage1(config, {}, load_index(videos), rank=0, ranks=1, device=torch.device("cpu"))
     rates = np.array([stage.rates(step) for step in range(STEPS)])  # [steps, groups]
-    assert ((rates > 0).sum(1) == 1).all()
-    assert rates.max(0) == pytest.approx([2e-3, 1e-3, 3e-4])
-    for first, group in ((0, 0), (VAE_STEPS, 1), (VAE_STEPS + FRAMES_STEPS, 2)):
+    starts = np.cumsum([0, VAE_STEPS, MOTION_STEPS, FRAMES_STEPS])
+    frames = slice(starts[2], starts[3])
+    assert (np.delete(rates, frames, axis=0) > 0).sum(1).tolist() == [1] * (STEPS - FRAMES_STEPS)
+    assert ((rates[frames] > 0) == [False, True, True, False]).all()  # the motion encoder learns on
+    assert rates.max(0) == pytest.approx([2e-3, 1e-3, 1e-3, 3e-4])
+    assert rates[frames, 1].max() == pytest.approx(1e-4)
+    for group, first in enumerate(starts):
         assert rates[first + 1, group] == pytest.approx(2 * rates[first, group])
     groups = stage.parameter_groups()
     for step, group in ((0, 0), (1, 0)):
         stage.begin(step)
-        assert [all(p.requires_grad for p in g) for g in groups] == [n == group for n in range(3)]
+        assert [all(p.requires_grad for p in g) for g in groups] == [n == group for n in range(4)]
         assert not any(p.requires_grad for n, g in enumerate(groups) if n != group for p in g)
 
 
@@ -393,10 +402,10 @@ def test_published_weights_render_at_the_configured_size(tmp_path):
         layers_per_block=1,
         norm_num_groups=8,
         attention_head_dim=2,
-        cross_attention_dim=24,
+        cross_attention_dim=48,
     ).save_pretrained(tmp_path / "unet")
     AutoencoderKL(
-        block_out_channels=(8, 16),
+        block_out_channels=(16, 32),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         norm_num_groups=4,
@@ -405,11 +414,11 @@ def test_published_weights_render_at_the_configured_size(tmp_path):
     config = config_of("", tmp_path, "x")
     for model in (
         RendererConfig(sd15=str(tmp_path), image_size=32, window_frames=8),
-        replace(config.model, vae=str(tmp_path / "vae"), vae_channels=(8, 16, 32)),
+        replace(config.model, vae=str(tmp_path / "vae"), vae_channels=(16, 32, 64)),
     ):
         o = build_objective(replace(config, model=model, train=replace(config.train, vae_steps=0)))
         groups = o.parameter_groups()
         assert not groups["vae"]
         assert groups["frames"]
-        assert o.vae.config["block_out_channels"] == [8, 16]
+        assert o.vae.config["block_out_channels"] == [16, 32]
         assert Renderer(o.motion_encoder, o.unet, o.reference_unet, o.vae, o.scheduler).image_size == 32

@@ -3,7 +3,6 @@
 import inspect
 import json
 import math
-from functools import lru_cache
 from typing import Any
 
 import diffusers
@@ -36,11 +35,46 @@ class WriteReference:
         return _attend(attn, hidden_states, attn.to_k(hidden_states), attn.to_v(hidden_states))
 
 
+class Locality(nn.Module):
+    """Makes attention from one square plane to another fall with the squared distance from where a token looks.
+
+    A token looks at its own place, moved by as much as it learns to: so what moves is fetched from where it was. The
+    places are three more columns of queries and keys, as -a |p - k|^2 is 2 a p.k - a |k|^2 and what all keys share.
+
+    Args:
+        heads, width: of the attention.
+        fall: of the first head, in logits a squared step between keys; an eighth of it of the next, and so on. Learned
+            from there.
+    """
+
+    def __init__(self, heads: int, width: int, fall: float):
+        super().__init__()
+        self.fall = nn.Parameter(fall * 8.0 ** -torch.arange(heads))
+        self.look = nn.Linear(width, 2 * heads)
+        nn.init.zeros_(self.look.weight)
+        nn.init.zeros_(self.look.bias)
+
+    def forward(self, hidden_states: Tensor, keys: int) -> tuple[Tensor, Tensor]:
+        """Columns of the queries of tokens [B, N, C], [B, heads, N, 3], and of a plane of keys, [keys, 3]."""
+        own, heard = math.isqrt(hidden_states.shape[1]), math.isqrt(keys)
+        place = _places(own, hidden_states) * (heard / own)  # [N, 2], in steps between keys
+        moved = self.look(hidden_states).unflatten(-1, (-1, 2)).transpose(1, 2)  # [B, heads, N, 2]
+        fall = self.fall.abs()[:, None, None]
+        asks = torch.cat([2 * fall * (place + moved), -fall.expand(*moved.shape[:3], 1)], dim=-1)
+        key_place = _places(heard, hidden_states)
+        return asks, torch.cat([key_place, key_place.square().sum(-1, keepdim=True)], dim=-1)
+
+
+def _places(side: int, like: Tensor) -> Tensor:
+    """Of a plane's tokens from its middle, in steps between them, [side x side, 2]."""
+    line = torch.arange(side, device=like.device, dtype=like.dtype) - (side - 1) / 2
+    return torch.cartesian_prod(line, line)
+
+
 class ReadReference:
     """Self-attention of the UNet: its frame's own tokens and the reference's side by side.
 
-    Where the attention has a `locality` [heads], tokens hear what is near their own place first, in the frame and in
-    the reference alike: logits fall by it with the squared distance in tokens.
+    Where the attention has a `Locality`, tokens hear what is near a place first, in the frame and the reference alike.
     """
 
     def __init__(self, name: str):
@@ -56,10 +90,6 @@ class ReadReference:
         reference: ReferenceFeatures | None = None,
     ) -> Tensor:
         key, value = attn.to_k(hidden_states), attn.to_v(hidden_states)  # [B F, N, C]
-        bias = None
-        if (locality := getattr(attn, "locality", None)) is not None:
-            side = math.isqrt(hidden_states.shape[1])
-            bias = -locality.abs()[:, None, None] * _squared_distances(side).to(key)  # [heads, N, N]
         if reference is not None:
             features = reference[self.name]  # [B, N, C]
             frames = len(hidden_states) // len(features)
@@ -67,8 +97,7 @@ class ReadReference:
                 torch.cat([own, project(features).repeat_interleave(frames, dim=0)], dim=1)  # [B F, 2 N, C]
                 for own, project in ((key, attn.to_k), (value, attn.to_v))
             )
-            bias = None if bias is None else torch.cat([bias, bias], dim=-1)  # [heads, N, 2 N]
-        return _attend(attn, hidden_states, key, value, bias)
+        return _attend(attn, hidden_states, key, value, planes=1 if reference is None else 2)
 
 
 class ReadMotion:
@@ -89,22 +118,19 @@ class ReadMotion:
         )
 
 
-@lru_cache(maxsize=8)
-def _squared_distances(side: int) -> Tensor:
-    """Between the places of a square plane of tokens, [N, N]."""
-    place = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"), -1).flatten(
-        0, 1
-    )
-    return (place[:, None] - place).square().sum(-1)
-
-
-def _attend(
-    attn: Any, hidden_states: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
-) -> Tensor:
-    """Tokens [B, N, C] to keys and values [B, M, C], with a bias on the logits [heads, N, M]."""
+def _attend(attn: Any, hidden_states: Tensor, key: Tensor, value: Tensor, *, planes: int = 1) -> Tensor:
+    """Tokens [B, N, C] to keys and values [B, M, C]; these lie in so many planes where the attention has a locality."""
     query = attn.to_q(hidden_states)
     query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)  # [B, heads, N, C / heads]
+    width = query.shape[-1]
+    if (locality := getattr(attn, "locality", None)) is not None:
+        asks, gives = locality(hidden_states, key.shape[2] // planes)  # [B, heads, N, 3], [M / planes, 3]
+        gives = gives.repeat(planes, 1).expand(*key.shape[:2], -1, -1)
+        query = torch.cat([query, asks * math.sqrt(width)], dim=-1)  # against the attention's own scale
+        key, value = torch.cat([key, gives], dim=-1), F.pad(value, (0, 3))
+    out = F.scaled_dot_product_attention(query, key, value, scale=width**-0.5)[
+        ..., :width
+    ]  # [B, heads, N, C']
     return attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
 
 

@@ -30,7 +30,7 @@ class AugmentConfig:
 # Of the reference and the target together, as if it were another person: all alike, so nothing tells them apart.
 PERSON = AugmentConfig(colour=0.3, scale=0.12, shift=0.05, warp=0.035)
 # Of the driving frame on top.
-DRIVING = AugmentConfig(colour=0.4, scale=0.12, shift=0.03, warp=0.03)
+DRIVING = AugmentConfig(colour=0.4, scale=0.04, shift=0.01, warp=0.02)
 
 
 @dataclass(frozen=True)

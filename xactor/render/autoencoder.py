@@ -1,10 +1,14 @@
 """Pictures to the latents that the renderer denoises, and back: Stable Diffusion's VAE (Paper 3.1.1)."""
 
+import itertools
+import math
 from typing import Any, cast
 
 import torch
+from diffusers.models.attention_processor import Attention
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from torch import Tensor
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
 
 
 def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
@@ -19,13 +23,123 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     return cast(Any, vae.decode(cast(Any, scaled), return_dict=False))[0]
 
 
-def reconstruction_loss(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """What a VAE that is trained from nothing minimises, [N]: the pictures' error, and latents far from unit variance.
+def reconstruction_loss(vae: AutoencoderKL, pictures: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """What the decoder of a VAE that starts from nothing minimises: the error of pictures [B, n, 3, S, S], [B].
 
-    Ours: the latents' mean and deviation are held at 0 and 1, so that no scaling factor has to be measured, and a
-    little noise on them stands for the posterior's.
+    Ours: a little noise on the latents, drawn for each sample, stands for what the renderer will leave.
     """
-    latents = encode(vae, pictures)
-    error = decode(vae, latents + 0.05 * torch.randn_like(latents)) - pictures
-    spread = ((latents.std(dim=(0, 2, 3)) - 1) ** 2).mean() + (latents.mean(dim=(0, 2, 3)) ** 2).mean()
-    return error.abs().mean(dim=(1, 2, 3)) + 2 * (error**2).mean(dim=(1, 2, 3)) + 0.1 * spread
+    with torch.no_grad():
+        latents = encode(vae, pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])
+    noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators]).to(latents)
+    error = decode(vae, (latents + 0.03 * noise).flatten(0, 1)).unflatten(0, pictures.shape[:2]) - pictures
+    return error.abs().mean(dim=(1, 2, 3, 4)) + 4 * (error**2).mean(dim=(1, 2, 3, 4))
+
+
+# Beside which a signal of about 1 is small: norms then leave it its size. The decoder's is smaller, since it learns on.
+_ENCODER_CONSTANT, _DECODER_CONSTANT = 30.0, 4.0
+
+
+@torch.no_grad()
+def start_as_cosines(vae: AutoencoderKL) -> None:
+    """Writes the code of JPEG into a VAE from nothing: an orthonormal cosine transform of blocks in opponent colours.
+
+    The encoder is then finished: errors of latents are errors of pictures, latents of still places stay still, and a
+    block's mean has the largest variance, all of which makes them easy to denoise. The decoder gives each block its
+    mean colour, and learns the rest: nearest upsampling followed by convolutions cannot invert the transform as such.
+
+    The norms and activations are passed linearly: each signal goes as the pair (a, -a) beside constants, and
+    silu(a) - silu(-a) = a.
+
+    Raises:
+        ValueError: stages too narrow for it.
+    """
+    encoder, decoder = cast(Any, vae.encoder), cast(Any, vae.decoder)
+    widths, coefficients = list(vae.config["block_out_channels"]), int(vae.config["latent_channels"])
+    block, halvings = 1 << (len(widths) - 1), len(widths) - 1
+    need = [3 * 4 ** (i + 1) for i in range(halvings - 1)] + [coefficients, 4 * coefficients]
+    need[0] = max(need[0], 12)
+    if halvings < 1 or coefficients > 3 * block**2 or any(w < n for w, n in zip(widths, need, strict=False)):
+        raise ValueError(
+            f"a VAE of {coefficients} latent channels from nothing needs stages of at least {tuple(need)} channels, "
+            f"got {tuple(widths)}"
+        )
+    for module in (*encoder.modules(), *decoder.modules()):
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
+            _carry(module)
+        elif isinstance(module, ResnetBlock2D):
+            _clear(module.conv2)
+        elif isinstance(module, Attention):
+            _clear(cast(Any, module.to_out)[0])
+    basis = _cosines(block, coefficients)  # [L, 3, S, S]
+    _carry(encoder.conv_in)
+    for level, stage in enumerate(encoder.down_blocks[:-1]):
+        conv = stage.downsamplers[0].conv
+        _clear(conv)
+        side, last = 1 << level, level == halvings - 1
+        for y, x, c, v, u in itertools.product(range(2), range(2), range(3), range(side), range(side)):
+            inside, at = (c * side + v) * side + u, (y * side + v, x * side + u)
+            if last:
+                conv.weight[:coefficients, inside, y, x] = basis[:, c, at[0], at[1]]
+            else:
+                conv.weight[(c * 2 * side + at[0]) * 2 * side + at[1], inside, y, x] = 1
+    _pairs(
+        encoder.down_blocks[-1].resnets[0].conv_shortcut,
+        encoder.conv_norm_out,
+        encoder.conv_out,
+        coefficients,
+        _ENCODER_CONSTANT,
+    )
+    encoder.conv_out.bias[coefficients:] = -12.0  # the posterior's log variance
+    for conv in (vae.quant_conv, vae.post_quant_conv):
+        _carry(cast(Any, conv))
+    _clear(decoder.conv_in)
+    decoder.conv_in.weight[:3, :, 1, 1] = basis.mean(dim=(2, 3)).T  # a block's mean colour
+    for i in range(coefficients):
+        decoder.conv_in.weight[3 + i, i, 1, 1] = 1
+    for stage in decoder.up_blocks[:-1]:
+        conv = stage.upsamplers[0].conv
+        _carry(conv)
+        conv.weight += 0.002 * torch.randn_like(conv.weight)
+    _pairs(
+        decoder.up_blocks[-1].resnets[0].conv_shortcut,
+        decoder.conv_norm_out,
+        decoder.conv_out,
+        3,
+        _DECODER_CONSTANT,
+    )
+
+
+def _cosines(side: int, count: int) -> Tensor:
+    """The lowest of the orthonormal cosines over a block's places times opponent colours, [count, 3, side, side]."""
+    k = torch.arange(side)
+    wave = torch.cos(math.pi * (2 * k + 1) * k[:, None] / (2 * side)) * math.sqrt(2 / side)
+    wave[0] = math.sqrt(1 / side)
+    colours = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
+    colours /= colours.norm(dim=1, keepdim=True)
+    every = torch.einsum("ay,bx,kc->kabcyx", wave, wave, colours).flatten(0, 2)
+    # Colour varies less and more slowly than brightness.
+    cost = (torch.tensor([0.0, 2.5, 2.5])[:, None, None] + k[:, None] + k).flatten()
+    return every[cost.argsort(stable=True)[:count]]
+
+
+def _pairs(shortcut: Any, norm: Any, out: Any, count: int, constant: float) -> None:
+    """The first `count` channels through norm, activation and output as they are."""
+    _clear(shortcut)
+    _clear(out)
+    for i in range(len(shortcut.weight) // 4):
+        shortcut.bias[4 * i + 2], shortcut.bias[4 * i + 3] = constant, -constant
+    for i in range(count):
+        for channel, sign in ((4 * i, 1.0), (4 * i + 1, -1.0)):
+            shortcut.weight[channel, i] = sign
+            out.weight[i, channel, 1, 1] = sign
+    norm.weight.fill_(constant / math.sqrt(2))
+
+
+def _carry(conv: nn.Conv2d) -> None:
+    nn.init.dirac_(conv.weight)
+    nn.init.zeros_(cast(nn.Parameter, conv.bias))
+
+
+def _clear(part: nn.Module) -> None:
+    for parameter in part.parameters():
+        nn.init.zeros_(parameter)

@@ -19,7 +19,7 @@ class MotionEncoder(ModelMixin, ConfigMixin):
     """Face crops to the mean and log variance of z (Paper 3.1: "multiscale facial motions into a compact 1D latent").
 
     The paper and X-NeMo leave the network open. Ours: strided residual stages, of which the last three are each
-    pooled to a 4 x 4 grid of a few channels and fused by an MLP.
+    pooled to a 4 x 4 grid of a few channels and fused by a linear map.
 
     Args:
         image_size: the side at which it looks, in pixels; other sizes are resized to it.
@@ -47,17 +47,14 @@ class MotionEncoder(ModelMixin, ConfigMixin):
         self.stages = nn.ModuleList(_Stage(a, b) for a, b in zip(widths, channels, strict=False))
         heard = channels[-_SCALES:]
         self.scales = nn.ModuleList(nn.Conv2d(width, latent_dim // _GRID**2, 1) for width in heard)
-        self.fuse = nn.Sequential(
-            nn.LayerNorm(_SCALES * (latent_dim // _GRID**2) * _GRID**2),
-            nn.Linear(_SCALES * (latent_dim // _GRID**2) * _GRID**2, latent_dim),
-            nn.SiLU(),
-            nn.Linear(latent_dim, 2 * latent_dim),
-        )
-        # z begins as a clear signal: were it noise of unit variance, the renderer would learn to do without it, and the
-        # KL term would see to it that it stays so.
+        features = _SCALES * (latent_dim // _GRID**2) * _GRID**2
+        self.fuse = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, 2 * latent_dim))
+        # z begins small, so that what it learns soon outweighs what it was by chance, and with little noise: were its
+        # variance 1, the renderer would learn to do without it.
         head = cast(nn.Linear, self.fuse[-1])
         with torch.no_grad():
-            head.weight[:latent_dim] *= 8
+            head.weight[:latent_dim] *= 0.1
+            head.bias[:latent_dim] *= 0.1
             head.bias[latent_dim:] = -8.0
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:

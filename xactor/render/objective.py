@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
@@ -17,9 +18,10 @@ from xactor.render.motion_encoder import MotionEncoder
 from xactor.render.reference import ReferenceUNet
 from xactor.render.unet import RendererUNet
 
-# vae: the autoencoder, where it is trained from nothing. frames: everything but time. temporal: the layers over time.
-Phase = Literal["vae", "frames", "temporal"]
-PHASES: tuple[Phase, ...] = ("vae", "frames", "temporal")
+# vae: the autoencoder, where it is trained from nothing. motion: the motion encoder alone. frames: everything but time.
+# temporal: the layers over time.
+Phase = Literal["vae", "motion", "frames", "temporal"]
+PHASES: tuple[Phase, ...] = ("vae", "motion", "frames", "temporal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +29,17 @@ class ObjectiveConfig:
     """
     kl_weight: of the KL divergence of z from the standard normal, summed over z, beside the mean squared error.
     motion_drop: how often the motion is dropped, for classifier-free guidance.
-    moving_weight: how much more a place counts that moved between the reference and the target; 0 is the plain loss.
+    difference_weight: of how badly a linear map of two frames' z tells the difference of their thumbnails. It shows
+        E_mot what moves from the first step on; the way through the UNet does so only once the reference is heard, and
+        by then z has died out. X-NeMo has a second decoder for the same.
     """
 
     kl_weight: float = 1e-5
     motion_drop: float = 0.1
-    moving_weight: float = 0.0
+    difference_weight: float = 1.0
 
     def __post_init__(self):
-        for name in ("kl_weight", "moving_weight"):
+        for name in ("kl_weight", "difference_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         if not 0 <= self.motion_drop < 1:
@@ -61,22 +65,26 @@ class RenderObjective(nn.Module):
             motion_encoder,
             unet,
             reference_unet,
-            vae.requires_grad_(train_vae),
+            vae.requires_grad_(False),
         )
+        cast(nn.Module, vae.decoder).requires_grad_(train_vae)  # the encoder of one from nothing is finished
         self.scheduler = scheduler
         self.config = config or ObjectiveConfig()
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+    def parameter_groups(self) -> dict[Phase, list[nn.Parameter]]:
         """What each phase trains; the lists have nothing in common."""
         temporal = {id(p) for layer in self.unet.temporal_layers() for p in layer.parameters()}
+        elsewhere = temporal | {id(p) for p in self.unet.motion_proj.parameters()}
+        motion = [*self.motion_encoder.parameters(), *self.unet.motion_proj.parameters()]
         spatial = [
             p
-            for part in (self.motion_encoder, self.reference_unet, self.unet)
+            for part in (self.reference_unet, self.unet)
             for p in part.parameters()
-            if p.requires_grad and id(p) not in temporal
+            if p.requires_grad and id(p) not in elsewhere
         ]
         return {
             "vae": [p for p in self.vae.parameters() if p.requires_grad],
+            "motion": motion,
             "frames": spatial,
             "temporal": [p for p in self.unet.parameters() if id(p) in temporal],
         }
@@ -87,8 +95,8 @@ class RenderObjective(nn.Module):
         """The loss summed over the frames of the samples whose weight is 1.
 
         Args:
-            frames: uint8 [B, F, S, S, 3], of one clip a sample: single ones in the first two phases, a window of
-                successive ones in the last. reference: uint8 [B, S, S, 3], another frame of the clip.
+            frames: uint8 [B, F, S, S, 3], of one clip a sample: a window of successive ones in the last phase, single
+                ones before. reference: uint8 [B, S, S, 3], another frame of the clip.
             seeds: a sample's own, for everything that is drawn for it.
         """
         generators = [keyed_generator(*seed, "render") for seed in seeds]
@@ -99,33 +107,46 @@ class RenderObjective(nn.Module):
         both = augment(both, [Augmentation.draw(PERSON, g) for g in generators])
         weight = weight.to(device, dtype)
         if phase == "vae":
-            loss = reconstruction_loss(self.vae, both.flatten(0, 1)).unflatten(0, both.shape[:2])
-            return (loss.mean(1) * weight).sum() * frames.shape[1]
+            both = torch.stack([_quarter(clip, g) for clip, g in zip(both, generators, strict=True)])
+            return (reconstruction_loss(self.vae, both, generators) * weight).sum() * frames.shape[1]
         # Frames by themselves, each with its own noise level; or all of a sample's as one window.
-        clips = frames.shape[1] if phase == "frames" else 1
-        return self._diffusion_loss(both, generators, weight, clips)
-
-    def _diffusion_loss(
-        self, both: Tensor, generators: list[torch.Generator], weight: Tensor, clips: int
-    ) -> Tensor:
-        """Of `clips` windows a sample, N = B x clips in all, that share the sample's reference."""
-        device, dtype = both.device, both.dtype
-        with torch.no_grad():
-            latents = encode(self.vae, both.flatten(0, 1)).unflatten(0, both.shape[:2])
-        still = latents[:, 0]  # [B, C, h, w]
-        clean = latents[:, 1:].unflatten(1, (clips, -1)).flatten(0, 1)  # [N, W, C, h, w]
-        pictures = both[:, 1:].unflatten(1, (clips, -1)).flatten(0, 1)  # [N, W, 3, S, S]
-        window = clean.shape[1]
+        clips = 1 if phase == "temporal" else frames.shape[1]
+        pictures = both[:, 1:].unflatten(1, (clips, -1)).flatten(0, 1)  # [N, W, 3, S, S], N = B x clips
+        window = pictures.shape[1]
 
         def drawn(draw: Callable[[torch.Generator], Any]) -> list:
+            """Of each of the N windows."""
             return [draw(g) for g in generators for _ in range(clips)]
 
         driving = augment(pictures, drawn(lambda g: Augmentation.draw(DRIVING, g)))
         mean, logvar = self.motion_encoder(driving.flatten(0, 1))  # [N W, D]
         noise = torch.cat(drawn(lambda g: torch.randn(window, mean.shape[1], generator=g)))
-        z = (mean + torch.exp(logvar / 2) * noise.to(device, dtype)).unflatten(0, (-1, window))
-        keep = torch.cat(drawn(lambda g: torch.rand(1, generator=g) >= self.config.motion_drop)).to(device)
+        z = mean + torch.exp(logvar / 2) * noise.to(device, dtype)
+        loss = self.config.kl_weight * 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(1)  # [N W]
+        if phase != "temporal" and self.config.difference_weight:
+            resting = augment(both[:, :1], [Augmentation.draw(DRIVING, g) for g in generators])[:, 0]
+            start = self.motion_encoder(resting)[0].repeat_interleave(clips, dim=0)
+            guess = self.unet.guess_change(z - start)  # [N W, 3, T, T]
+            thumbnails = F.adaptive_avg_pool2d(both.flatten(0, 1), guess.shape[-1]).unflatten(
+                0, both.shape[:2]
+            )
+            true = (thumbnails[:, 1:] - thumbnails[:, :1]).flatten(0, 1)
+            guess = (guess - true).square().mean(dim=(1, 2, 3))
+            loss = loss + self.config.difference_weight * guess
+        if phase != "motion":
+            loss = loss + self._denoising_loss(both, z.unflatten(0, (-1, window)), generators, drawn)
+        return (loss * weight.repeat_interleave(clips * window)).sum()
 
+    def _denoising_loss(
+        self, both: Tensor, z: Tensor, generators: list[torch.Generator], drawn: Callable[[Callable], list]
+    ) -> Tensor:
+        """Of N windows [N W], with z [N, W, D], which share the references of their samples [B, 1 + F, 3, S, S]."""
+        device, dtype = both.device, both.dtype
+        count, window = z.shape[:2]
+        with torch.no_grad():
+            latents = encode(self.vae, both.flatten(0, 1)).unflatten(0, both.shape[:2])
+        clean = latents[:, 1:].reshape(count, window, *latents.shape[2:])  # [N, W, C, h, w]
+        keep = torch.cat(drawn(lambda g: torch.rand(1, generator=g) >= self.config.motion_drop)).to(device)
         steps = int(self.scheduler.config["num_train_timesteps"])
         level: Any = torch.cat(drawn(lambda g: torch.randint(0, steps, (1,), generator=g))).to(device)
         eps = torch.stack(drawn(lambda g: torch.randn(clean.shape[1:], generator=g))).to(device, dtype)
@@ -135,13 +156,13 @@ class RenderObjective(nn.Module):
             if self.scheduler.config["prediction_type"] == "v_prediction"
             else eps
         )
-        features = self.reference_unet.features(still)
+        features = self.reference_unet.features(latents[:, 0])
         error = (self.unet(noisy, level, z, keep, features) - target) ** 2  # [N, W, C, h, w]
-        if self.config.moving_weight:
-            moved = (clean - still.repeat_interleave(clips, dim=0)[:, None]).abs().mean(2, keepdim=True)
-            usual = moved.mean(dim=(1, 2, 3, 4), keepdim=True).clamp_min(1e-3)
-            places = 1 + self.config.moving_weight * moved / usual  # [N, W, 1, h, w]
-            error = error * places / places.mean(dim=(1, 2, 3, 4), keepdim=True)
-        divergence = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(1)  # [N W]
-        loss = error.mean(dim=(2, 3, 4)).flatten() + self.config.kl_weight * divergence
-        return (loss * weight.repeat_interleave(clips * window)).sum()
+        return error.mean(dim=(2, 3, 4)).flatten()
+
+
+def _quarter(clip: Tensor, generator: torch.Generator) -> Tensor:
+    """A piece of half the side of pictures [..., S, S]: enough for an autoencoder to learn from, for less work."""
+    side = clip.shape[-1] // 2
+    top, left = torch.randint(0, clip.shape[-1] - side + 1, (2,), generator=generator).tolist()
+    return clip[..., top : top + side, left : left + side]

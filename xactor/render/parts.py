@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.models.unets.unet_motion_model import MotionAdapter
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import nn
 
+from xactor.render.attention import spatial_blocks
+from xactor.render.autoencoder import start_as_cosines
 from xactor.render.motion_encoder import MotionEncoder
 from xactor.render.reference import ReferenceUNet
 from xactor.render.unet import RendererUNet
@@ -56,7 +57,7 @@ def random_parts(
     channels: tuple[int, ...] = (48, 96),
     vae_channels: tuple[int, ...] = (16, 32, 64),
     encoder_channels: tuple[int, ...] = (16, 32, 64, 128),
-    latent_channels: int = 8,
+    latent_channels: int = 12,
     layers_per_block: int = 1,
     heads: int = 2,
     motion_width: int = 64,
@@ -95,7 +96,7 @@ def random_parts(
             motion_max_seq_length=window_frames,
             latent_dim=latent_dim,
             motion_tokens=motion_tokens,
-            locality=0.2,
+            locality=1.6,
         ),
         reference_unet=ReferenceUNet(
             **shape,
@@ -110,20 +111,27 @@ def random_parts(
             up_block_types=vae_stages[1],
             layers_per_block=1,
             latent_channels=latent_channels,
-            norm_num_groups=min(16, min(vae_channels) // 2),
+            norm_num_groups=min(vae_channels) // 4,
             scaling_factor=1.0,
         ),
         scheduler=ddim_scheduler(prediction_type),
     )
-    for module in parts.vae.modules():
-        if isinstance(module, ResnetBlock2D):  # a nearly linear code first: it learns sooner
-            nn.init.zeros_(module.conv2.weight)
+    start_as_cosines(parts.vae)
+    _start_open(parts.unet)
     # Both start from the same weights, as they do from published ones: so that like finds like.
     own = parts.reference_unet.state_dict()
     parts.reference_unet.load_state_dict(
         {n: w for n, w in parts.unet.state_dict().items() if n in own}, strict=False
     )
     return parts
+
+
+def _start_open(unet: RendererUNet) -> None:
+    """Attention hands on what it hears at full strength: where nothing was learned, nothing is to be protected."""
+    for _, block in spatial_blocks(unet):
+        for attention in (block.attn1, block.attn2):
+            for layer in (attention.to_v, attention.to_out[0]):
+                nn.init.orthogonal_(layer.weight)
 
 
 def published_parts(

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
-from xactor.randomness import keyed_generator
+from xactor.randomness import into_own_memory, keyed_generator
 from xactor.render.attention import ReferenceFeatures
 from xactor.render.autoencoder import decode, encode
 from xactor.render.frames import from_model, to_model
@@ -192,6 +192,8 @@ class Renderer:
                 raise FileNotFoundError(f"no {name} in {folder}: {name}/{part.config_name} is missing")
             options: dict[str, Any] = {} if part is DDIMScheduler else {"low_cpu_mem_usage": False}
             parts[name] = part.from_pretrained(str(config.parent), **options)
+            if isinstance(parts[name], nn.Module):
+                into_own_memory(parts[name])
         return cls(**parts)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Renderer":

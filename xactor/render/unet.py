@@ -1,11 +1,15 @@
 """The renderer's UNet: SD1.5's with temporal layers, motion cross-attention and the reference in its self-attention."""
 
+import math
+
 import torch
+import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D, UNetMotionModel
 from torch import Tensor, nn
 
 from xactor.render.attention import (
+    Locality,
     ReadMotion,
     ReadReference,
     ReferenceFeatures,
@@ -13,19 +17,22 @@ from xactor.render.attention import (
     spatial_blocks,
 )
 
+_CELL = 4  # places of a thumbnail that a motion token stands for, a side
+
 
 class RendererUNet(UNetMotionModel):
     """Noised frames, motion latents and a reference to the scheduler's prediction (Paper 3.1.1).
 
     A motion latent becomes several tokens, since attention to a single one could not tell places apart (Ours: a
-    linear map to `motion_tokens` of them). The output projections of the motion cross-attention and of the temporal
-    layers start at zero: step 0 is the loaded UNet with the reference in its self-attention.
+    linear map to `motion_tokens` of them, in a square grid over the face). The output projections of the motion
+    cross-attention and of the temporal layers start at zero: step 0 is the loaded UNet with the reference in its
+    self-attention.
 
     Args:
         latent_dim: the width of z. motion_tokens: how many tokens a z becomes. cross_attention_dim: their width.
-        locality: how much more a token hears what is near its place in the frame and in the reference, learned from
-            this value on; None is the published attention. Ours: from random weights, without it, it takes thousands
-            of steps until the reference is heard at all.
+        locality: how much more a token hears what is near its place, in the frame, the reference and the grid of motion
+            tokens: of the first head, as `Locality` has it; None is the published attention. Ours, after ALiBi's
+            slopes: from random weights, without it, it takes thousands of steps until the reference is heard.
         The others as of diffusers' UNetMotionModel.
     """
 
@@ -59,6 +66,11 @@ class RendererUNet(UNetMotionModel):
         motion_tokens: int = 16,
         locality: float | None = None,
     ):
+        if math.isqrt(motion_tokens) ** 2 != motion_tokens or cross_attention_dim < 3 * _CELL**2:
+            raise ValueError(
+                f"motion tokens must be a square number of at least {3 * _CELL**2} wide, "
+                f"got {motion_tokens} of {cross_attention_dim}"
+            )
         super().__init__(
             sample_size=sample_size,
             in_channels=in_channels,
@@ -75,11 +87,13 @@ class RendererUNet(UNetMotionModel):
             use_motion_mid_block=use_motion_mid_block,
         )
         self.motion_proj = nn.Linear(latent_dim, motion_tokens * cross_attention_dim)
+        nn.init.normal_(self.motion_proj.bias)  # so that the norm leaves tokens their size
         self.motion_norm = nn.LayerNorm(cross_attention_dim)
         self.null_motion = nn.Parameter(torch.zeros(motion_tokens, cross_attention_dim))
         for name, block in spatial_blocks(self):
             if locality is not None:
-                block.attn1.locality = nn.Parameter(torch.full((num_attention_heads,), locality))
+                for attention in (block.attn1, block.attn2):
+                    attention.locality = Locality(num_attention_heads, attention.query_dim, locality)
             block.attn1.set_processor(ReadReference(f"{name}.attn1"))
             block.attn2.set_processor(ReadMotion())
             _zero(block.attn2.to_out[0])
@@ -114,6 +128,19 @@ class RendererUNet(UNetMotionModel):
             return_dict=False,
         )[0]
         return out.transpose(1, 2)
+
+    def guess_change(self, change: Tensor) -> Tensor:
+        """The linear part of what a difference of motion latents [N, latent_dim] does to a face: [N, 3, T, T].
+
+        Motion tokens lie in a square grid over the face, and the first numbers of each are the change of its cell's
+        thumbnail, 4 x 4 places in units of a quarter of [-1, 1]. So what z says has a place before the UNet hears it.
+        """
+        tokens = F.linear(change, self.motion_proj.weight).unflatten(-1, self.null_motion.shape)  # [N, M, C]
+        side = math.isqrt(tokens.shape[1])
+        cells = tokens[..., : 3 * _CELL**2].unflatten(-1, (3, _CELL, _CELL)).unflatten(1, (side, side)) / 4
+        return (
+            cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        )  # [N, 3, side x _CELL, side x _CELL]
 
     def to_json_string(self) -> str:
         return own_config(self)

@@ -1,6 +1,7 @@
 """Stage 1, the motion encoder and the renderer: how they are built, fed, shown and exported."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from xactor.randomness import keyed_generator
-from xactor.render import Parts, RenderConfig, Renderer, RenderObjective, published_parts, random_parts
+from xactor.render import Parts, Phase, RenderConfig, Renderer, RenderObjective, published_parts, random_parts
 from xactor.render.autoencoder import decode, encode
 from xactor.render.frames import from_model, to_model
 from xactor_platform.index import Index
@@ -27,7 +28,8 @@ from xactor_platform.video import VideoBatch, VideoReader
 
 
 class Stage1(Stage):
-    """Trains the renderer on videos in phases, one after another: its autoencoder, on single frames, on windows.
+    """Trains the renderer on videos in phases, one after another: its autoencoder, its motion encoder, on
+    single frames, on windows.
 
     One engine has the parameters of all phases. Those of the others have a learning rate of 0 and no gradient. When a
     phase ends its averaged weights become the weights: so what follows is trained beside what will be exported.
@@ -57,7 +59,9 @@ class Stage1(Stage):
         train = config.train
         self._config, self._rank, self._device = config, rank, device
         self.objective = build_objective(config).to(device)
-        self._groups = {name: group for name, group in self.objective.parameter_groups().items() if group}
+        self._groups: dict[Phase, list[nn.Parameter]] = {
+            name: group for name, group in self.objective.parameter_groups().items() if group
+        }
         self._averages = {name: Averages(group, train.ema_decay) for name, group in self._groups.items()}
         self._training: str | None = None  # the phase whose parameters have gradients
         size, held_out = config.model.image_size, index.held_out()
@@ -72,13 +76,11 @@ class Stage1(Stage):
         train = self._config.train
         phase = train.phase(step)
         first, end = train.span(phase)
-        peaks = {
-            "vae": train.vae_learning_rate,
-            "frames": train.learning_rate,
-            "temporal": train.temporal_learning_rate,
-        }
-        rate = learning_rate(step - first, train, peak=peaks[phase], steps=end - first)
-        return [rate if name == phase else 0.0 for name in self._groups]
+        peaks = train.peaks(phase)
+        return [
+            learning_rate(step - first, train, peak=peaks.get(name, 0.0), steps=end - first)
+            for name in self._groups
+        ]
 
     def target_frames(self, planned: Step, step: int) -> int:
         window = self._config.model.window_frames
@@ -88,12 +90,13 @@ class Stage1(Stage):
         phase = self._config.train.phase(step)
         if phase == self._training:
             return
-        before = self._config.train.phase(step - 1) if step else phase
-        if before != phase:
-            self._averages[before].adopt()
+        if step and (before := self._config.train.phase(step - 1)) != phase:
+            for averages in self._averaged(before):
+                averages.adopt()
+        trained = self._config.train.peaks(phase)
         for name, group in self._groups.items():
             for parameter in group:
-                parameter.requires_grad_(name == phase)
+                parameter.requires_grad_(name in trained)
         self._training = phase
         # DeepSpeed casts parameters alone, and diffusers adds its table of positions to them as it is.
         for module in (self.objective.unet, self.objective.reference_unet):
@@ -113,7 +116,8 @@ class Stage1(Stage):
 
     def end(self, step: int) -> None:
         phase = self._config.train.phase(step)
-        self._averages[phase].update(step - self._config.train.span(phase)[0])
+        for averages in self._averaged(phase):
+            averages.update(step - self._config.train.span(phase)[0])
 
     def columns(self, step: int) -> dict[str, Any]:
         return {"phase": self._config.train.phase(step)}
@@ -124,7 +128,7 @@ class Stage1(Stage):
             good = int(batch.weight.sum())
             return self.loss(self.objective, batch, step, (0, "held-out")), good * batch.targets.shape[1]
 
-        with self._averages[self._config.train.phase(step)].applied():
+        with self._with_averages(step):
             self.objective.eval()
             figures = self._held_out.evaluate(loss, self._device)
             if self._rank == 0:
@@ -134,8 +138,7 @@ class Stage1(Stage):
 
     def export(self, folder: Path) -> None:
         """motion_encoder/, unet/, reference_unet/, vae/ and scheduler/, of averaged weights."""
-        phase = self._config.train.phase(self._config.train.steps - 1)
-        with self._averages[phase].applied():
+        with self._with_averages(self._config.train.steps - 1):
             self._renderer().save_pretrained(folder)
 
     def state(self) -> dict[str, Any]:
@@ -144,6 +147,18 @@ class Stage1(Stage):
     def load_state(self, state: dict[str, Any]) -> None:
         for name, values in state["averages"].items():
             self._averages[name].load_state(values)
+
+    def _averaged(self, phase: Phase) -> list[Averages]:
+        """Of what a phase trains."""
+        return [self._averages[name] for name in self._config.train.peaks(phase)]
+
+    @contextmanager
+    def _with_averages(self, step: int) -> Iterator[None]:
+        """The averaged weights of what a step trains are inside."""
+        with ExitStack() as stack:
+            for averages in self._averaged(self._config.train.phase(step)):
+                stack.enter_context(averages.applied())
+            yield
 
     def _renderer(self) -> Renderer:
         o = self.objective
@@ -173,7 +188,7 @@ class Stage1(Stage):
         """The middle one of targets uint8 [W, S, S, 3], as far as the phase has come."""
         phase, at = self._config.train.phase(step), len(targets) // 2
         vae = self.objective.vae
-        if phase == "vae":
+        if phase in ("vae", "motion"):  # nothing is rendered yet
             latents = encode(vae, to_model(targets[at : at + 1], vae.device, vae.dtype))
             return from_model(decode(vae, latents))[0]
         if phase == "frames":
