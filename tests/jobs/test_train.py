@@ -51,25 +51,19 @@ def test_stage_1_runs_by_plain_python(video_corpus, tmp_path):
     videos, _ = video_corpus([30, 40, 50])
     command = [sys.executable, "jobs/train_stage1.py", "tiny", "--data.shards", videos]
     command += ["--run.storage", str(tmp_path), "--run.name", "plain"]
-    command += [
-        "--train.steps",
-        "4",
-        "--train.vae-steps",
-        "1",
-        "--train.frames-steps",
-        "2",
-        "--train.stills",
-        "2",
-    ]
+    command += ["--train.steps", "4", "--train.stills", "2"]
+    for phase in ("vae", "motion", "frames"):
+        command += [f"--train.{phase}-steps", "1"]
     command += ["--train.budget-frames", "16", "--model.image-size", "32", "--model.window-frames", "8"]
-    command += ["--model.channels", "16", "32", "--model.vae-channels", "8", "16"]
+    command += ["--model.channels", "16", "32", "--model.vae-channels", "16", "32"]
+    command += ["--model.latent-channels", "8"]
     command += ["--model.encoder-channels", "8", "8", "16"]
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "done: step 4" in run.stdout
     metrics = RunFolder(str(tmp_path), "plain").read_lines("metrics.jsonl")
-    assert [r["phase"] for r in metrics] == ["vae", "frames", "frames", "temporal"]
+    assert [r["phase"] for r in metrics] == ["vae", "motion", "frames", "temporal"]
     for part in ("motion_encoder", "unet", "reference_unet", "vae", "scheduler"):
         assert (tmp_path / "plain" / "export" / part).is_dir()
 

@@ -1,0 +1,167 @@
+"""Measures the renderer: frames per second and peak memory by window, steps and size, beside diffusers' AnimateDiff.
+
+Weights are random, which takes as long. Each case runs in a process of its own, since memory's peak is a process's.
+"""
+
+import resource
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_motion_model import MotionAdapter, UNetMotionModel
+from diffusers.pipelines.animatediff.pipeline_animatediff import AnimateDiffPipeline
+
+from xactor.render import (
+    MotionEncoder,
+    Parts,
+    ReferenceUNet,
+    RenderConfig,
+    Renderer,
+    RendererUNet,
+    random_parts,
+)
+from xactor.render.parts import ddim_scheduler
+
+Size = Literal["tiny", "sd15"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """
+    window_frames: how many frames are denoised together, twice that with guidance.
+    kind: `cached` computes the reference once, `uncached` for every window, `animatediff` is diffusers' own pipeline.
+    """
+
+    size: Size
+    image_size: int
+    window_frames: int
+    steps: int
+    kind: Literal["cached", "uncached", "animatediff"] = "cached"
+    rounds: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """frames_per_s: the median of the rounds. peak_mb: of the GPU's memory, or of the process's."""
+
+    frames_per_s: float
+    peak_mb: float
+
+
+def measure(cases: list[Case]) -> list[dict[str, Any]]:
+    """Each case with what was measured of it."""
+    rows = []
+    for case in cases:
+        with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+            rows.append(asdict(case) | asdict(pool.submit(run_case, case).result()))
+    return rows
+
+
+def run_case(case: Case) -> Measured:
+    """In this process."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    once = _animatediff(case, device, dtype) if case.kind == "animatediff" else _ours(case, device, dtype)
+    once()  # warm
+    seconds = []
+    for _ in range(case.rounds):
+        start = time.perf_counter()
+        once()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    peak = torch.cuda.max_memory_allocated() / 1e6 if device.type == "cuda" else _peak_rss_mb()
+    return Measured(frames_per_s=case.window_frames / median(seconds), peak_mb=peak)
+
+
+def _ours(case: Case, device: torch.device, dtype: torch.dtype):
+    renderer = Renderer(**vars(make_parts(case.size, case.image_size))).to(device, dtype)
+    config = RenderConfig(
+        steps=case.steps, window_frames=case.window_frames, overlap_frames=min(4, case.window_frames // 2)
+    )
+    size = renderer.image_size
+    portrait = np.random.default_rng(0).integers(0, 255, (size, size, 3), dtype=np.uint8)
+    z = torch.randn(case.window_frames, renderer.latent_dim, generator=torch.Generator().manual_seed(0))
+    cached = renderer.reference(portrait) if case.kind == "cached" else None
+
+    def once() -> None:
+        reference = renderer.reference(portrait) if cached is None else cached
+        renderer.window(reference, z, seed=0, first_frame=0, config=config)
+
+    return once
+
+
+def _animatediff(case: Case, device: torch.device, dtype: torch.dtype):
+    """diffusers' pipeline with a UNet of the same widths, given its text as embeddings."""
+    parts = make_parts(case.size, case.image_size)
+    ours = parts.unet.config
+    unet = UNetMotionModel(
+        **{
+            name: ours[name]
+            for name in (
+                "sample_size", "in_channels", "out_channels", "down_block_types", "up_block_types",
+                "block_out_channels", "layers_per_block", "norm_num_groups", "cross_attention_dim",
+                "num_attention_heads",
+                "motion_max_seq_length", "motion_num_attention_heads", "use_motion_mid_block",
+            )
+        }
+    )  # fmt: skip
+    unused: Any = None  # text encoder and tokenizer: embeddings are given
+    pipeline = AnimateDiffPipeline(
+        vae=parts.vae,
+        text_encoder=unused,
+        tokenizer=unused,
+        unet=unet,
+        motion_adapter=MotionAdapter(
+            block_out_channels=tuple(ours["block_out_channels"]),
+            motion_norm_num_groups=ours["norm_num_groups"],
+        ),
+        scheduler=parts.scheduler,
+    ).to(device, dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    text = torch.randn(1, 77, ours["cross_attention_dim"], device=device, dtype=dtype)
+
+    def once() -> None:
+        pipeline(
+            prompt_embeds=text,
+            negative_prompt_embeds=text,
+            num_frames=case.window_frames,
+            height=case.image_size,
+            width=case.image_size,
+            num_inference_steps=case.steps,
+            guidance_scale=2.5,
+            decode_chunk_size=4,
+            output_type="np",
+        )
+
+    return once
+
+
+def make_parts(size: Size, image_size: int) -> Parts:
+    """Random ones of either size."""
+    if size == "tiny":
+        return random_parts(image_size=image_size)
+    latents = image_size // 8
+    return Parts(
+        motion_encoder=MotionEncoder(),
+        unet=RendererUNet(sample_size=latents),
+        reference_unet=ReferenceUNet(sample_size=latents),
+        vae=AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),  # pyright: ignore[reportArgumentType]
+            down_block_types=("DownEncoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
+            up_block_types=("UpDecoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
+            layers_per_block=2,
+            scaling_factor=0.18215,
+        ),
+        scheduler=ddim_scheduler(),
+    )
+
+
+def _peak_rss_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
