@@ -186,8 +186,8 @@ class Stage1Config(StageConfig):
 def tiny() -> Stage1Config:
     """Within 90 minutes on two CPU cores, on the demo corpus, from nothing.
 
-    One rank, whose threads share the work of its many small operations better than two ranks do. The motion encoder stays
-    as the motion steps made it: trained on beside a UNet that does not hear z yet, it forgets.
+    One rank, whose two threads are faster here than two ranks. The motion encoder stays as the motion steps made it:
+    trained on beside a UNet that does not hear z yet, it forgets.
     """
     return Stage1Config(
         scale=ScaleConfig(ranks=1, threads=2),
