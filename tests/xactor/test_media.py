@@ -48,6 +48,17 @@ def test_what_is_written_is_read_back_as_long(tmp_path, samples):
     assert np.abs(np.array(seen, int) - 3 * np.arange(frames)).max() <= 3
 
 
+@pytest.mark.parametrize("side", [48, 64, 136])
+def test_moving_pictures_are_coded_the_same_each_time(tmp_path, side):
+    noise = np.random.default_rng(0).integers(0, 256, (30, side, side, 3), dtype=np.uint8)
+    frames = [noise[0] // 2 + frame // 8 for frame in noise]
+    made = set()
+    for _ in range(12):
+        write_video(tmp_path / "a.mp4", frames, samples=np.zeros(0, np.float32))
+        made.add((tmp_path / "a.mp4").read_bytes())
+    assert len(made) == 1
+
+
 def test_the_index_stands_in_front_and_the_same_input_gives_the_same_bytes(tmp_path):
     for name in ("a.mp4", "b.mp4"):
         write_video(tmp_path / name, [grey(9)] * 5, samples=tone(3200), metadata={"comment": "made"})

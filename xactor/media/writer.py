@@ -55,7 +55,14 @@ def write_video(
     try:
         with av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container:
             container.metadata.update(metadata or {})
-            options: dict[str, object] = {"crf": str(crf), "preset": preset, "threads": "1"}
+            # Without mbtree: of pictures that are no multiple of 128 px wide it reads memory that nobody wrote, and
+            # codes the same frames otherwise each time.
+            options: dict[str, object] = {
+                "crf": str(crf),
+                "preset": preset,
+                "threads": "1",
+                "x264-params": "mbtree=0",
+            }
             if keyframe_every is not None:
                 options["g"] = str(keyframe_every)
             pictures = _Pictures(container, fps, options)
