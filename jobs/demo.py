@@ -1,66 +1,142 @@
-"""The demo, an executable table of contents: from nothing to a motion model that moves lips with speech.
+"""The demo, an executable table of contents: from nothing to portraits that speak.
 
     python jobs/demo.py
 
-Everything lands in demo/: the corpus, the run, the model, the report.
+Everything lands in demo/: the corpus, both trainings, the model, the reports, two videos.
 """
 
+import itertools
+import json
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import _checkout
 
-from xactor_platform.cluster import local_cluster
+import numpy as np
+from PIL import Image
+
+from xactor.media import read_frames
+from xactor_platform.cluster import LocalCluster, local_cluster
+from xactor_platform.index import load_index
+from xactor_platform.render_report import sheet
 
 DEMO = _checkout.CHECKOUT / "demo"
-CORPUS, RUNS, REPORT = DEMO / "corpus", DEMO / "runs", DEMO / "report"
+CORPUS, LATENTS, RUNS, MODEL, REPORT = (
+    DEMO / name for name in ("corpus", "latents", "runs", "model", "report")
+)
+VIDEOS = DEMO / "videos"
+# Minutes of what `make stage1` gives more than half an hour.
+STAGE_1 = {"vae-steps": 150, "motion-steps": 400, "frames-steps": 450, "steps": 1020, "evaluate-every": 510}
+# A renderer that has learned for minutes does best in few large steps.
+RENDER = {"steps": 2, "cfg": 1.0}
+SHEET_COLUMNS = 8
 
 
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cluster ends with the demo
     started = time.monotonic()
-    if not (CORPUS / "shards" / "index.parquet").exists():
-        say("1. A corpus of talking clips with known ground truth, and its shards")
+    if not (CORPUS / "videos" / "index.parquet").exists():
+        say("1. A corpus of talking clips with known ground truth")
         run("make_demo_corpus.py", "--output", str(CORPUS))
-    say("2. A local Ray cluster, and the training job submitted to it: 2 ranks of ZeRO-2")
     with local_cluster(cpus=2, log=DEMO / "ray.log") as cluster:
-        arguments = [
-            "--data.shards",
-            str(CORPUS / "shards"),
-            "--run.storage",
-            str(RUNS),
-            "--run.name",
-            "demo",
-        ]
-        code = cluster.submit(
-            ["python", "jobs/train_stage2.py", "tiny", *arguments], working_dir=_checkout.CHECKOUT
+        say("2. A local Ray cluster, and stage 1 submitted to it: the motion encoder and the renderer")
+        steps = [part for name, value in STAGE_1.items() for part in (f"--train.{name}", str(value))]
+        submit(
+            cluster,
+            *("train_stage1.py", "tiny", "--data.shards", str(CORPUS / "videos"), *steps),
+            *("--run.storage", str(RUNS), "--run.name", "stage1"),
         )
-    if code:
-        sys.exit(f"the training job failed with exit code {code}; Ray's log: {DEMO / 'ray.log'}")
-    say("3. What was learned, on a held-out person and held-out speech")
+        say("3. The corpus as that encoder's motion latents")
+        submit(
+            cluster,
+            *(
+                "precompute.py",
+                "--videos",
+                str(CORPUS / "videos"),
+                "--model",
+                str(RUNS / "stage1" / "export"),
+            ),
+            *("--output", str(LATENTS / "shards")),
+        )
+        say("4. Stage 2 on them: the motion model, 2 ranks of ZeRO-2")
+        submit(
+            cluster,
+            *("train_stage2.py", "tiny", "--data.shards", str(LATENTS / "shards")),
+            *("--run.storage", str(RUNS), "--run.name", "stage2"),
+        )
+    say("5. What both have learned, on held-out people and held-out speech")
+    run(
+        "report_render.py",
+        *("--model", str(RUNS / "stage1" / "export"), "--videos", str(CORPUS / "videos")),
+        *("--output", str(REPORT / "render"), "--max-clips", "4"),
+        *(part for name, value in RENDER.items() for part in (f"--render.{name}", str(value))),
+    )
     run(
         "report_motion.py",
-        *("--run", str(RUNS / "demo"), "--shards", str(CORPUS / "shards"), "--output", str(REPORT)),
-        *("--sampling.steps", "20"),
+        *("--run", str(RUNS / "stage2"), "--shards", str(LATENTS / "shards")),
+        *("--output", str(REPORT / "motion"), "--sampling.steps", "20"),
     )
-    minutes = (time.monotonic() - started) / 60
-    say(f"Done in {minutes:.1f} minutes")
-    print(f"corpus  {CORPUS}/clips (mp4), {CORPUS}/shards\nrun     {RUNS}/demo (metrics.jsonl, checkpoints)")
-    print(f"model   {RUNS}/demo/export\nplots   {REPORT}/loss.png, {REPORT}/lips.png")
+    say("6. A drawn person and a real photograph, neither ever trained on, speak held-out speech")
+    shown = speak()
+    sheet(shown).save(REPORT / "acting.png")
+    say(f"Done in {(time.monotonic() - started) / 60:.1f} minutes")
+    print(f"videos  {VIDEOS}/*.mp4\nmodel   {MODEL} (xactor animate --model {MODEL.name} ...)")
+    print(f"corpus  {CORPUS}/clips (mp4); runs {RUNS}/stage1, {RUNS}/stage2 (metrics.jsonl, checkpoints)")
+    print(f"plots   {REPORT}: acting.png, render/faces.png, motion/loss.png, motion/lips.png")
+
+
+def speak() -> list[list[np.ndarray]]:
+    """A video of each held-out person; rows of pictures, a person's true clip and the video by turns."""
+    export = {f"--stage{n}": str(RUNS / f"stage{n}" / "export") for n in (1, 2)}
+    if not MODEL.exists():
+        xactor("assemble", *itertools.chain(*export.items()), "--output", str(MODEL))
+    VIDEOS.mkdir(exist_ok=True)
+    held_out = load_index(str(CORPUS / "videos")).held_out()
+    clips: dict[str, Path] = {}
+    for row in np.argsort(held_out.frames, kind="stable"):  # of each person the shortest
+        clips.setdefault(str(held_out.speaker[row]), CORPUS / "clips" / "test" / f"{held_out.key[row]}.mp4")
+    items = []
+    for speaker, clip in clips.items():
+        Image.fromarray(next(read_frames(clip))).save(VIDEOS / f"{speaker}.png")
+        paths = {"image": VIDEOS / f"{speaker}.png", "audio": clip, "output": VIDEOS / f"{speaker}.mp4"}
+        items.append({name: str(path) for name, path in paths.items()})
+    (VIDEOS / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    render = itertools.chain(*((f"--render-{name}", str(value)) for name, value in RENDER.items()))
+    options = ("--motion-steps", "20", *render)
+    xactor("animate", "--model", str(MODEL), "--input", str(VIDEOS / "items.jsonl"), *options)
+    rows = []
+    for speaker, clip in clips.items():
+        for video in (clip, VIDEOS / f"{speaker}.mp4"):
+            frames = list(read_frames(video))
+            rows.append([frames[n] for n in np.linspace(0, len(frames) - 1, SHEET_COLUMNS).astype(int)])
+    return rows
 
 
 def say(line: str) -> None:
     print(f"\n== {line}", flush=True)
 
 
-def run(job: str, *arguments: str) -> None:
-    code = subprocess.run(
-        [sys.executable, str(_checkout.CHECKOUT / "jobs" / job), *arguments], check=False
-    ).returncode
+def submit(cluster: LocalCluster, job: str, *arguments: str) -> None:
+    code = cluster.submit(["python", f"jobs/{job}", *arguments], working_dir=_checkout.CHECKOUT)
     if code:
-        sys.exit(f"jobs/{job} failed with exit code {code}")
+        sys.exit(f"the job jobs/{job} failed with exit code {code}; Ray's log: {DEMO / 'ray.log'}")
+
+
+def run(job: str, *arguments: str) -> None:
+    _run(f"jobs/{job}", str(_checkout.CHECKOUT / "jobs" / job), *arguments)
+
+
+def xactor(*arguments: str) -> None:
+    _run("xactor", "-m", "xactor.cli", *arguments)
+
+
+def _run(name: str, *arguments: str) -> None:
+    code = subprocess.run([sys.executable, *arguments], check=False, cwd=_checkout.CHECKOUT).returncode
+    if code:
+        sys.exit(f"{name} failed with exit code {code}")
 
 
 if __name__ == "__main__":

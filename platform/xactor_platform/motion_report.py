@@ -1,9 +1,12 @@
 """What a motion model has learned, on held-out clips: sampled against true lip opening, with plots.
 
-Needs latents whose lip opening can be read off: those of the fixed embedding (`xactor.controls`).
+Needs latents whose lip opening can be read off: those of the fixed embedding (`xactor.controls`), or a motion encoder's
+of clips whose control track is known. Off these it is read by a linear map, fitted on the training clips.
 """
 
+import io
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,16 +17,20 @@ from xactor.controls import LATENT_DIM, decode_controls, lip_opening
 from xactor.motion import MotionTransformer, SamplingConfig, sample_motion
 from xactor_platform.batch import read_batch
 from xactor_platform.index import Index, load_index
+from xactor_platform.linear import fit_linear
 from xactor_platform.plan import MicroBatch
 from xactor_platform.training.run_folder import EXPORT, METRICS, RunFolder
 
 QUARTERS = 4
+_CONTROLS = "controls.npy"
+_FITTED_FRAMES = 4000  # of the training clips, that the linear map is fitted on
 
 
 @dataclass(frozen=True, kw_only=True)
 class MotionReport:
     """Correlations of sampled with true lip opening over all held-out frames, and over one long rollout.
 
+    readable: of what is read off the true latents with the truth: as near as any can come. 1 of the fixed embedding.
     with_cfg, without_cfg: at the given guidance and at 1.
     shuffled: with another time's audio; near 0 where lips follow the audio.
     rollout_s, quarters: the longest clip's length, and the correlation in each quarter of it.
@@ -34,6 +41,7 @@ class MotionReport:
     frames: int
     steps: int
     audio_cfg: float
+    readable: float
     with_cfg: float
     without_cfg: float
     shuffled: float
@@ -48,6 +56,7 @@ class MotionReport:
             [
                 f"Lip opening on {self.clips} held-out clips ({self.frames / 25:.0f} s), "
                 f"{self.steps} DDIM steps: correlation with the truth",
+                f"  the true latents          {self.readable:.2f}",
                 f"  audio CFG {self.audio_cfg:g}               {self.with_cfg:.2f}",
                 f"  without CFG               {self.without_cfg:.2f}",
                 f"  shuffled audio            {self.shuffled:.2f}",
@@ -73,18 +82,18 @@ def report_motion(
         shards: URI of the shards; their `test-` and `val-` ones are used.
 
     Raises:
-        ValueError: no held-out clips, or latents that are not the fixed embedding's width.
+        ValueError: no held-out clips, or latents off which nothing can be read.
     """
     config = config or SamplingConfig()
-    held_out = load_index(shards).held_out()
+    index = load_index(shards)
+    held_out = index.held_out()
     if not held_out.samples:
         raise ValueError(f"{shards}: no held-out shards (test-*, val-*) to report on")
     model = MotionTransformer.from_pretrained(Path(run) / EXPORT / "motion").eval()
-    if model.config.latent_dim != LATENT_DIM:
-        raise ValueError(f"lip opening needs latents of width {LATENT_DIM}, got {model.config.latent_dim}")
+    lips = _lip_reader(index)
     rows = np.argsort(-held_out.frames, kind="stable")[:max_clips]
     plain = SamplingConfig(**{**asdict(config), "audio_cfg": 1.0})
-    guided, unguided, shuffled, truth = [], [], [], []
+    guided, unguided, shuffled, latents, truth = [], [], [], [], []
     for row in rows:
         z, audio = _clip(held_out, int(row))
         other = torch.roll(audio, len(audio) // 2, dims=0)
@@ -92,22 +101,28 @@ def report_motion(
         guided.append(both[0].numpy())
         shuffled.append(both[1].numpy())
         unguided.append(sample_motion(model, audio[None], seeds=[seed], config=plain)[0].numpy())
-        truth.append(z)
+        latents.append(z)
+        truth.append(_true_lips(held_out, int(row)) if _has_controls(held_out) else lips(z))
     quarters = [
-        _correlation(_lips(part), _lips(true))
+        _correlation(lips(part), true)
         for part, true in zip(
             np.array_split(guided[0], QUARTERS), np.array_split(truth[0], QUARTERS), strict=True
         )
     ]
-    last, true_last = np.array_split(guided[0], QUARTERS)[-1], np.array_split(truth[0], QUARTERS)[-1]
+    last, true_last = np.array_split(guided[0], QUARTERS)[-1], np.array_split(latents[0], QUARTERS)[-1]
+
+    def over_clips(sampled: list[np.ndarray]) -> float:
+        return _correlation(np.concatenate([lips(z) for z in sampled]), np.concatenate(truth))
+
     report = MotionReport(
         clips=len(rows),
         frames=sum(map(len, truth)),
         steps=config.steps,
         audio_cfg=config.audio_cfg,
-        with_cfg=_over_clips(guided, truth),
-        without_cfg=_over_clips(unguided, truth),
-        shuffled=_over_clips(shuffled, truth),
+        readable=over_clips(latents),
+        with_cfg=over_clips(guided),
+        without_cfg=over_clips(unguided),
+        shuffled=over_clips(shuffled),
         rollout_s=len(truth[0]) / 25,
         quarters=quarters,
         rms=float(last.std(0).mean() / true_last.std(0).mean()),
@@ -115,7 +130,7 @@ def report_motion(
     output.mkdir(parents=True, exist_ok=True)
     (output / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
     _plot_loss(RunFolder(str(Path(run).parent), Path(run).name).read_lines(METRICS), output / "loss.png")
-    _plot_lips(_lips(truth[0]), _lips(guided[0]), _lips(shuffled[0]), report, output / "lips.png")
+    _plot_lips(truth[0], lips(guided[0]), lips(shuffled[0]), report, output / "lips.png")
     return report
 
 
@@ -128,19 +143,39 @@ def _clip(index: Index, row: int) -> tuple[np.ndarray, torch.Tensor]:
     return batch.motion[0], torch.from_numpy(batch.audio[0])
 
 
-def _lips(z: np.ndarray) -> np.ndarray:
-    return lip_opening(decode_controls(z))
+def _has_controls(index: Index) -> bool:
+    return _CONTROLS in index.offset
+
+
+def _true_lips(index: Index, row: int) -> np.ndarray:
+    return lip_opening(np.load(io.BytesIO(index.read(row, _CONTROLS)), allow_pickle=False))
+
+
+def _lip_reader(index: Index) -> Callable[[np.ndarray], np.ndarray]:
+    """What reads lip opening [T] off latents [T, D]."""
+    if not _has_controls(index):
+        made_by, width = index.read_meta(0).get("motion"), index.frame_shape.latent_width
+        if made_by == "encoder" or width != LATENT_DIM:
+            raise ValueError(
+                f"{index.location.uri}: lip opening needs the fixed embedding's latents, or {_CONTROLS} beside others"
+            )
+        return lambda z: lip_opening(decode_controls(z))
+    training = index.training()
+    if not training.samples:
+        raise ValueError(f"{index.location.uri}: no training shards to learn from what the latents mean")
+    z, lips = [], []
+    for row in np.random.default_rng(0).permutation(training.samples):
+        z.append(np.load(io.BytesIO(training.read(int(row), "motion.npy")), allow_pickle=False).astype(float))
+        lips.append(_true_lips(training, int(row)))
+        if sum(map(len, z)) >= _FITTED_FRAMES:
+            break
+    read = fit_linear(np.concatenate(z), np.concatenate(lips)[:, None])
+    return lambda latents: read(latents)[:, 0]
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson's; 0 where one does not move at all."""
     return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else 0.0
-
-
-def _over_clips(sampled: list[np.ndarray], truth: list[np.ndarray]) -> float:
-    return _correlation(
-        np.concatenate([_lips(z) for z in sampled]), np.concatenate([_lips(z) for z in truth])
-    )
 
 
 def _plot_loss(rows: list[dict], path: Path) -> None:

@@ -23,13 +23,13 @@ from xactor.render import RenderConfig, Renderer
 from xactor_platform.corpus.identity import Identity, find_crop, render_frame
 from xactor_platform.corpus.speech import Voice
 from xactor_platform.index import Index, load_index
+from xactor_platform.linear import fit_linear
 
 # Top, bottom, left, right in parts of the crop.
 FACE = (0.18, 0.85, 0.2, 0.8)
 MOUTH = (0.55, 0.8, 0.32, 0.68)
 HEAD = ("headPitch", "headYaw", "headRoll")
 _SHEET_ROWS, _SHEET_COLUMNS, _SHEET_PX = 6, 7, 96
-_RIDGE = 1e-2  # of the latents' mean variance
 _EXPRESSIONS, _PEOPLE = 120, 8
 _UNSEEN = 1000  # the first of the drawn people whom no corpus holds
 
@@ -203,15 +203,14 @@ def probe_latents(renderer: Renderer, controls: np.ndarray) -> Latents:
     controls = np.concatenate([controls[::2], controls[1::2]])
     expressions, half = len(controls), (len(controls) + 1) // 2
     z = np.stack([_latents_of(renderer, person, controls) for person in people])  # [P, E, D]
-    spread = z.reshape(-1, z.shape[-1]).var(axis=0).mean()
     known, asked = (part.reshape(-1, z.shape[-1]) for part in (z[:, :half], z[:, half:]))
-    votes = _linear(known, np.repeat(np.eye(len(people)), half, axis=0), asked, spread)
+    votes = fit_linear(known, np.repeat(np.eye(len(people)), half, axis=0))(asked)
     accuracy = float((votes.argmax(1) == np.repeat(np.arange(len(people)), expressions - half)).mean())
 
     wanted = np.column_stack([lip_opening(controls), controls[:, [INDEX[name] for name in HEAD]]])  # [E, 4]
     both = (np.tile(part, (len(people), 1)) for part in (wanted[:half], wanted[half:]))
     fitted, true = both
-    guess = _linear(known, fitted, asked, spread)
+    guess = fit_linear(known, fitted)(asked)
     r2 = 1 - ((guess - true) ** 2).sum(0) / ((true - true.mean(0)) ** 2).sum(0)
 
     across = [np.linalg.norm(z[i] - z[j], axis=-1).mean() for i in range(len(people)) for j in range(i)]
@@ -241,11 +240,3 @@ def _latents_of(renderer: Renderer, person: Identity, controls: np.ndarray) -> n
         for frame in frames
     ]
     return renderer.parts.motion_encoder.encode(np.stack(crops)).numpy()
-
-
-def _linear(known: np.ndarray, wanted: np.ndarray, asked: np.ndarray, spread: float) -> np.ndarray:
-    """Ridge regression: fitted to `known` [N, D] -> `wanted` [N, K], tried on `asked` [M, D]; [M, K]."""
-    centre, mean = known.mean(0), wanted.mean(0)
-    x = known - centre
-    gram = x @ x.T + _RIDGE * spread * x.shape[1] * np.eye(len(x))
-    return (asked - centre) @ (x.T @ np.linalg.solve(gram, wanted - mean)) + mean

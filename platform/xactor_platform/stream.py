@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import ExecutionOptions, ExecutionResources
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.util.placement_group import placement_group_table
 
 from xactor_platform.batch import Batch
@@ -24,6 +26,7 @@ from xactor_platform.reading import Raw
 BLOCK_BYTES = 32 << 20  # of micro-batches that one task reads: fewer make the tasks' own cost count
 BLOCKS_AHEAD = 8  # read and not yet trained on, of one rank
 SEGMENT_BLOCKS = 256  # of one Ray Data execution: its requests are laid out before it starts
+SCHEDULE_S = 0.01  # the least from one turn of Ray Data's scheduling to the next
 
 # Ray Data reports each execution's end; here that is one of many, in the midst of a training's progress line.
 for _name in ("execution.streaming_executor", "progress"):
@@ -167,6 +170,7 @@ class _Segment:
         dataset.context.execution_options = ExecutionOptions(resource_limits=limits, preserve_order=True)
         dataset.context.enable_progress_bars = False
         dataset.context.print_on_execution_start = False
+        dataset.context.custom_execution_callback_classes = [_Unhurried]
         dataset = dataset.map_batches(
             partial(_read_block, read),
             batch_size=None,
@@ -193,6 +197,21 @@ class _Segment:
 
     def close(self) -> None:
         self._tables.close()
+
+
+class _Unhurried(ExecutionCallback):
+    """Lets the scheduling of an execution turn no more often than is of use.
+
+    Its loop waits for tasks to bring something; but where they have, and may not hand it on since enough waits
+    already, it turns without end, on a whole core and with the training's own interpreter lock.
+    """
+
+    def __init__(self):
+        self._turned = time.monotonic()
+
+    def on_execution_step(self, executor: Any) -> None:
+        time.sleep(max(0.0, self._turned + SCHEDULE_S - time.monotonic()))
+        self._turned = time.monotonic()
 
 
 def _read_block(read: Callable[[Sequence[Any]], list[Raw]], block: pa.Table) -> pa.Table:

@@ -18,7 +18,7 @@ def small_pipeline(**changes) -> XActorPipeline:
         vae_channels=(16, 32, 48),
         encoder_channels=(16, 16, 32, 32),
         motion_tokens=4,
-        motion_width=48,
+        motion_width=80,
         latent_dim=LATENT_DIM,
     )
     torch.manual_seed(1)

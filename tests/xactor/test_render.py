@@ -39,7 +39,7 @@ def small_parts(**options) -> Parts:
         "latent_channels": 8,
         "encoder_channels": (8, 16, 16),
     }
-    return random_parts(**{**sizes, **options}, motion_width=48, motion_tokens=4, latent_dim=32)
+    return random_parts(**{**sizes, **options}, motion_width=80, motion_tokens=4, latent_dim=32)
 
 
 def awake(parts: Parts) -> Parts:
@@ -269,16 +269,22 @@ def test_locality_hears_what_is_where_it_looks():
                 torch.testing.assert_close(found[head, n], wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_a_motion_token_guesses_the_change_of_its_own_cell():
+def test_a_motion_token_changes_and_moves_its_own_places():
     unet = small_parts().unet
+    picture = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
+        still = unet.guess_motion(torch.zeros(1, 32), picture)
+        torch.testing.assert_close(still, torch.nn.functional.adaptive_avg_pool2d(picture, 16))
         unet.motion_proj.weight.zero_()
-        # Of token 1 of 2 x 2, the number of channel 2, row 3, column 0: 4 a unit.
-        unet.motion_proj.weight[1 * 48 + 2 * 16 + 3 * 4 + 0, 5] = 4.0
-        change = unet.guess_change(torch.eye(32)[5:6])
-    assert change.shape == (1, 3, 8, 8)
-    assert change.nonzero().tolist() == [[0, 2, 3, 4]]
-    assert change[0, 2, 3, 4] == 1
+        places = unet.motion_proj.weight[:, 5].view(4, 80)[:, :80].view(4, 5, 4, 4)
+        places[1, 4, 3, 0] = 4.0  # token 1 of 2 x 2, its lowest left place of 4 x 4: blue
+        change = unet.guess_motion(torch.eye(32)[5:6], picture) - still
+        assert change[0, :2].abs().max() < 1e-5
+        assert change[0, 2].argmax() in (6 * 16 + 8, 6 * 16 + 9, 7 * 16 + 8, 7 * 16 + 9)
+        places.zero_()
+        places[:, 0] = 4.0 * 4 * 2 / 16  # everything comes from one thumbnail's pixel to the right
+        moved = unet.guess_motion(torch.eye(32)[5:6], picture)
+    torch.testing.assert_close(moved[..., :-1], still[..., 1:])
 
 
 # Published layouts, small
@@ -290,7 +296,7 @@ def published(folder: Path) -> Path:
     UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(16, 32, 32, 32),
-        cross_attention_dim=48,
+        cross_attention_dim=80,
         attention_head_dim=2,
         norm_num_groups=8,
     ).save_pretrained(folder / "sd15" / "unet")
@@ -338,7 +344,7 @@ def test_step_0_is_the_published_unet_without_its_text(tmp_path):
     x, level = torch.randn(1, 1, 4, 8, 8), torch.tensor([400])
     with torch.no_grad():
         ours = parts.unet.eval()(x, level, torch.randn(1, 1, 512), torch.ones(1), None)
-        theirs = plain(x[:, 0], level, torch.zeros(1, 1, 48)).sample
+        theirs = plain(x[:, 0], level, torch.zeros(1, 1, 80)).sample
     torch.testing.assert_close(ours[:, 0], theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -347,7 +353,7 @@ def test_weights_of_another_architecture_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no weights in .*unet: config\.json is missing"):
         published_parts(tmp_path / "nowhere")
     UNet2DConditionModel(
-        sample_size=8, block_out_channels=(16, 32, 32, 32), cross_attention_dim=48, attention_head_dim=2,
+        sample_size=8, block_out_channels=(16, 32, 32, 32), cross_attention_dim=80, attention_head_dim=2,
         norm_num_groups=8, class_embed_type="timestep",
     ).save_pretrained(tmp_path / "sd15" / "unet")  # fmt: skip
     with pytest.raises(ValueError, match="foreign weights.*class_embedding"):

@@ -1,6 +1,7 @@
 """The report on what was learned: it tells a model that knows nothing, and needs something held out."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,32 +16,67 @@ from xactor_platform.training.stage2 import build_model
 from xactor_platform.training.stage2_config import MotionConfig
 
 
-def write_clips(folder: str, split: str, frames: int = 90) -> None:
+def write_clips(
+    folder: str, split: str, frames: int = 90, *, encoder: bool = False, truth: bool = False
+) -> None:
+    """One clip, of the fixed embedding's latents or of those that an encoder would have made."""
     generator = np.random.default_rng(0)
     with ShardWriter(folder, split) as writer:
         controls = np.zeros((frames, CONTROL_COUNT), np.float32)
         controls[:, INDEX["jawOpen"]] = 0.5 + 0.5 * np.sin(np.arange(frames))
         audio = generator.standard_normal((frames, 1, 6)).astype(np.float16)
-        motion = embed_controls(controls).astype(np.float16)
-        meta = {"frames": frames, "fps": 25, "speaker": "s"}
-        writer.write(f"{split}-0", {"motion.npy": motion, "audio.npy": audio, "json": meta})
+        motion = embed_controls(controls)
+        if encoder:  # another place and another size, and something that has nothing to do with the lips
+            motion = (
+                0.2 * motion
+                + generator.standard_normal(motion.shape[1])
+                + 0.01 * generator.standard_normal(motion.shape)
+            )
+        meta = {"frames": frames, "fps": 25, "speaker": "s", "motion": "encoder" if encoder else "controls"}
+        members = {"motion.npy": motion.astype(np.float16), "audio.npy": audio, "json": meta}
+        writer.write(f"{split}-0", {**members, "controls.npy": controls} if truth else members)
+
+
+def write_untrained(run: Path, shards: str) -> None:
+    shape = load_index(shards).frame_shape
+    sizes = MotionConfig(hidden=32, layers=1, heads=2, kv_heads=1, mlp=32, chunk_frames=16, context_frames=32)
+    build_model(sizes, shape, seed=0).save_pretrained(run / "export" / "motion")
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.9}\n')
 
 
 def test_an_untrained_model_does_not_follow_the_truth(tmp_path):
     shards = str(tmp_path / "shards")
     write_clips(shards, "test")
-    shape = load_index(shards).frame_shape
-    sizes = MotionConfig(hidden=32, layers=1, heads=2, kv_heads=1, mlp=32, chunk_frames=16, context_frames=32)
-    build_model(sizes, shape, seed=0).save_pretrained(tmp_path / "run" / "export" / "motion")
-    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.9}\n')
+    write_untrained(tmp_path / "run", shards)
     report = report_motion(str(tmp_path / "run"), shards, tmp_path / "report", config=SamplingConfig(steps=2))
     assert abs(report.with_cfg) < 0.4
+    assert report.readable == pytest.approx(1)
     assert (report.clips, report.frames, len(report.quarters)) == (1, 90, 4)
     assert json.loads((tmp_path / "report" / "report.json").read_text())["rollout_s"] == pytest.approx(3.6)
     for name in ("loss.png", "lips.png"):
         with Image.open(tmp_path / "report" / name) as picture:
             assert picture.width > 400
     assert "audio CFG 3" in report.table()
+
+
+def test_an_encoders_latents_are_read_by_what_the_training_clips_tell(tmp_path):
+    shards = str(tmp_path / "shards")
+    write_clips(shards, "train", encoder=True, truth=True)
+    write_clips(shards, "test", encoder=True, truth=True)
+    write_untrained(tmp_path / "run", shards)
+    report = report_motion(str(tmp_path / "run"), shards, tmp_path / "report", config=SamplingConfig(steps=2))
+    assert report.readable > 0.95
+    assert abs(report.with_cfg) < 0.4
+
+
+@pytest.mark.parametrize("truth", [False, True])
+def test_latents_that_nothing_can_be_read_off_are_named(tmp_path, truth):
+    shards = str(tmp_path / "shards")
+    write_clips(shards, "test", encoder=True, truth=truth)
+    write_untrained(tmp_path / "run", shards)
+    says = "no training shards" if truth else "controls.npy beside others"
+    with pytest.raises(ValueError, match=says):
+        report_motion(str(tmp_path / "run"), shards, tmp_path / "report")
 
 
 def test_it_needs_something_held_out(tmp_path):

@@ -99,6 +99,7 @@ def test_latents_and_features_are_the_encoders_own(made, videos, model, clips, t
             array(index, row, "audio.npy"), sound.features(read_audio(file)).astype(np.float16)
         )
         assert index.read_meta(row) == {**source.read_meta(row), "motion": "encoder"}
+        assert index.read(row, "controls.npy") == source.read(row, "controls.npy")
 
 
 def test_the_encoder_comes_with_its_latents(made, model):

@@ -91,7 +91,7 @@ def config_of(videos: str, storage: Path, name: str, *, ranks: int = 2, **train)
             latent_channels=8,
             encoder_channels=(8, 8, 16),
             heads=2,
-            motion_width=48,
+            motion_width=80,
             motion_tokens=4,
             latent_dim=32,
         ),
@@ -402,7 +402,7 @@ def test_published_weights_render_at_the_configured_size(tmp_path):
         layers_per_block=1,
         norm_num_groups=8,
         attention_head_dim=2,
-        cross_attention_dim=48,
+        cross_attention_dim=80,
     ).save_pretrained(tmp_path / "unet")
     AutoencoderKL(
         block_out_channels=(16, 32),

@@ -18,6 +18,7 @@ from xactor_platform.batch import Arena, LatentReader, read_batch
 from xactor_platform.index import load_index
 from xactor_platform.location import Location
 from xactor_platform.plan import Cursor, MicroBatch, PlanConfig, plan_epoch, rank_micro_batches, walk
+from xactor_platform.reading import Raw
 from xactor_platform.shards import ShardWriter
 from xactor_platform.stream import PlannedStream
 
@@ -218,6 +219,27 @@ class TestOnRay:
         assert not executors()
         with pytest.raises(StopIteration):
             next(stream)
+
+    def test_reading_ahead_rests_while_the_training_is_busy(self, index, monkeypatch):
+        monkeypatch.setattr(stream_module, "SEGMENT_BLOCKS", 500)
+        reader = LatentReader(index)
+        small = reader.read
+
+        def large(requests):  # so that as much as may wait is soon there
+            return [
+                Raw({**raw.parts, "more": np.zeros(1 << 20, np.uint8)}, raw.bad) for raw in small(requests)
+            ]
+
+        reader.read = large
+        busy = []
+        with PlannedStream(reader, CONFIG, rank=0, ranks=1, start=Cursor(), steps=400) as stream:
+            for _ in range(6):
+                for _ in range(10):
+                    next(stream)
+                started = time.process_time()
+                time.sleep(1)
+                busy.append(time.process_time() - started)
+        assert np.median(busy) < 0.4, busy  # of a core, and all of one where nothing rests
 
     def test_it_flows_beside_workers_that_hold_all_but_one_cpu(self, index):
         group = placement_group([{"CPU": 3}])

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
@@ -29,17 +28,19 @@ class ObjectiveConfig:
     """
     kl_weight: of the KL divergence of z from the standard normal, summed over z, beside the mean squared error.
     motion_drop: how often the motion is dropped, for classifier-free guidance.
-    difference_weight: of how badly a linear map of two frames' z tells the difference of their thumbnails. It shows
+    motion_weight: of how badly the difference of two frames' z moves a thumbnail of the one to the other. It shows
         E_mot what moves from the first step on; the way through the UNet does so only once the reference is heard, and
         by then z has died out. X-NeMo has a second decoder for the same.
+    person_weight: of what the z of a clip's frames have in common, a mean product: who it is, and not what it does.
     """
 
     kl_weight: float = 1e-5
     motion_drop: float = 0.1
-    difference_weight: float = 1.0
+    motion_weight: float = 1.0
+    person_weight: float = 0.1
 
     def __post_init__(self):
-        for name in ("kl_weight", "difference_weight"):
+        for name in ("kl_weight", "motion_weight", "person_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         if not 0 <= self.motion_drop < 1:
@@ -123,19 +124,23 @@ class RenderObjective(nn.Module):
         noise = torch.cat(drawn(lambda g: torch.randn(window, mean.shape[1], generator=g)))
         z = mean + torch.exp(logvar / 2) * noise.to(device, dtype)
         loss = self.config.kl_weight * 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(1)  # [N W]
-        if phase != "temporal" and self.config.difference_weight:
+        if phase != "temporal":
             resting = augment(both[:, :1], [Augmentation.draw(DRIVING, g) for g in generators])[:, 0]
-            start = self.motion_encoder(resting)[0].repeat_interleave(clips, dim=0)
-            guess = self.unet.guess_change(z - start)  # [N W, 3, T, T]
-            thumbnails = F.adaptive_avg_pool2d(both.flatten(0, 1), guess.shape[-1]).unflatten(
-                0, both.shape[:2]
-            )
-            true = (thumbnails[:, 1:] - thumbnails[:, :1]).flatten(0, 1)
-            guess = (guess - true).square().mean(dim=(1, 2, 3))
-            loss = loss + self.config.difference_weight * guess
+            start = self.motion_encoder(resting)[0]  # [B, D]
+            loss = loss + self.config.motion_weight * self._guess_error(both, z, start)
+            common = _common(torch.cat([start[:, None], mean.unflatten(0, frames.shape[:2])], dim=1))
+            loss = loss + self.config.person_weight * common.repeat_interleave(clips)
         if phase != "motion":
             loss = loss + self._denoising_loss(both, z.unflatten(0, (-1, window)), generators, drawn)
         return (loss * weight.repeat_interleave(clips * window)).sum()
+
+    def _guess_error(self, both: Tensor, z: Tensor, start: Tensor) -> Tensor:
+        """Of thumbnails of the frames, guessed from their references', [B F]: of pictures [B, 1 + F, 3, S, S]."""
+        frames = both.shape[1] - 1
+        reference = both[:, 0].repeat_interleave(frames, dim=0)
+        guess = self.unet.guess_motion(z - start.repeat_interleave(frames, dim=0), reference)
+        true = self.unet.thumbnails(both[:, 1:].flatten(0, 1))
+        return (guess - true).square().mean(dim=(1, 2, 3))
 
     def _denoising_loss(
         self, both: Tensor, z: Tensor, generators: list[torch.Generator], drawn: Callable[[Callable], list]
@@ -166,3 +171,10 @@ def _quarter(clip: Tensor, generator: torch.Generator) -> Tensor:
     side = clip.shape[-1] // 2
     top, left = torch.randint(0, clip.shape[-1] - side + 1, (2,), generator=generator).tolist()
     return clip[..., top : top + side, left : left + side]
+
+
+def _common(z: Tensor) -> Tensor:
+    """The mean product of two different ones of n latents [B, n, D]: the squared size of what they share, [B]."""
+    count, width = z.shape[1:]
+    products = z.sum(1).square().sum(1) - z.square().sum((1, 2))
+    return products / (count * (count - 1) * width)

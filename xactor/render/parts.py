@@ -60,7 +60,7 @@ def random_parts(
     latent_channels: int = 12,
     layers_per_block: int = 1,
     heads: int = 2,
-    motion_width: int = 64,
+    motion_width: int = 96,
     motion_tokens: int = 16,
     latent_dim: int = LATENT_DIM,
     window_frames: int = 32,

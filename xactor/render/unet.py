@@ -17,7 +17,9 @@ from xactor.render.attention import (
     spatial_blocks,
 )
 
-_CELL = 4  # places of a thumbnail that a motion token stands for, a side
+_CELL = 4  # places that a motion token stands for, a side
+_SAYS = 5  # numbers of each place: the way that it came, x and y, and the change of its colour
+_THUMBNAIL = 2  # pixels of a thumbnail a place, a side
 
 
 class RendererUNet(UNetMotionModel):
@@ -66,9 +68,9 @@ class RendererUNet(UNetMotionModel):
         motion_tokens: int = 16,
         locality: float | None = None,
     ):
-        if math.isqrt(motion_tokens) ** 2 != motion_tokens or cross_attention_dim < 3 * _CELL**2:
+        if math.isqrt(motion_tokens) ** 2 != motion_tokens or cross_attention_dim < _SAYS * _CELL**2:
             raise ValueError(
-                f"motion tokens must be a square number of at least {3 * _CELL**2} wide, "
+                f"motion tokens must be a square number of at least {_SAYS * _CELL**2} wide, "
                 f"got {motion_tokens} of {cross_attention_dim}"
             )
         super().__init__(
@@ -129,18 +131,43 @@ class RendererUNet(UNetMotionModel):
         )[0]
         return out.transpose(1, 2)
 
-    def guess_change(self, change: Tensor) -> Tensor:
-        """The linear part of what a difference of motion latents [N, latent_dim] does to a face: [N, 3, T, T].
+    def guess_motion(self, change: Tensor, pictures: Tensor) -> Tensor:
+        """What a change of motion latents makes of pictures, by linear maps and a warp: thumbnails [N, 3, T, T].
 
-        Motion tokens lie in a square grid over the face, and the first numbers of each are the change of its cell's
-        thumbnail, 4 x 4 places in units of a quarter of [-1, 1]. So what z says has a place before the UNet hears it.
+        Motion tokens lie in a square grid over the face, and the first numbers of each are for its 4 x 4 places: from
+        where its colour comes, in an eighth of the picture's side, and by how much it changes, in a quarter of [-1, 1].
+        So what z says has a place before the UNet hears it. The same way for the same motion whoever it is, as in FOMM
+        and LIA: ways fit more faces than colours do.
+
+        Args:
+            change: of motion latents, [N, latent_dim]. pictures: [N, 3, S, S] in [-1, 1].
         """
         tokens = F.linear(change, self.motion_proj.weight).unflatten(-1, self.null_motion.shape)  # [N, M, C]
         side = math.isqrt(tokens.shape[1])
-        cells = tokens[..., : 3 * _CELL**2].unflatten(-1, (3, _CELL, _CELL)).unflatten(1, (side, side)) / 4
-        return (
-            cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
-        )  # [N, 3, side x _CELL, side x _CELL]
+        places = (
+            tokens[..., : _SAYS * _CELL**2].unflatten(-1, (_SAYS, _CELL, _CELL)).unflatten(1, (side, side))
+        )
+        places = (
+            places.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3) / 4
+        )  # [N, 5, side x _CELL, side x _CELL]
+        size = _THUMBNAIL * places.shape[-1]
+        places = F.interpolate(places, (size, size), mode="bilinear", align_corners=False)
+        own = F.affine_grid(
+            torch.eye(2, 3, device=change.device, dtype=change.dtype).expand(len(change), 2, 3),
+            [len(change), 3, size, size],
+            align_corners=False,
+        )
+        moved = F.grid_sample(
+            self.thumbnails(pictures),
+            own + places[:, :2].movedim(1, -1) / 4,
+            padding_mode="border",
+            align_corners=False,
+        )
+        return moved + places[:, 2:]
+
+    def thumbnails(self, pictures: Tensor) -> Tensor:
+        """Pictures [N, 3, S, S] as small as `guess_motion` makes them."""
+        return F.adaptive_avg_pool2d(pictures, _THUMBNAIL * _CELL * math.isqrt(self.null_motion.shape[0]))
 
     def to_json_string(self) -> str:
         return own_config(self)

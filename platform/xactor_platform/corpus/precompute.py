@@ -7,6 +7,7 @@
 One Ray task makes one shard, whole or absent, so the same call again does what is missing.
 """
 
+import io
 import json
 import logging
 import tempfile
@@ -32,6 +33,7 @@ from xactor_platform.scan import scan_shard
 from xactor_platform.shards import Shard, encode_members
 
 MOTION_ENCODER, AUDIO_ENCODER = "motion_encoder", "audio_encoder"
+_TRUTH = "controls.npy"  # where the videos hold it, so do the latents: reports read off them what was meant
 _BATCH = 64  # frames that are decoded and encoded at once, so that a clip of any length takes little memory
 _NAMED = 5
 logger = logging.getLogger(__name__)
@@ -136,6 +138,8 @@ def encode_shard(index: Index, place: Location, motion: MotionEncoder, sound: Au
             key = str(index.key[row])
             try:
                 members = encode_clip(index.read(row, "mp4"), index.read_meta(row), motion, sound)
+                if _TRUTH in index.offset and index.offset[_TRUTH][row] >= 0:
+                    members[_TRUTH] = np.load(io.BytesIO(index.read(row, _TRUTH)), allow_pickle=False)
                 shard.write(key, encode_members(key, members))
             except ValueError as error:
                 bad.append(BadSample(key, name, str(error)))

@@ -51,7 +51,7 @@ class RendererConfig:
     latent_channels: int = 12
     layers_per_block: int = 1
     heads: int = 2
-    motion_width: int = 64
+    motion_width: int = 96
     motion_tokens: int = 16
     latent_dim: int = 512
 
@@ -192,10 +192,10 @@ def tiny() -> Stage1Config:
     return Stage1Config(
         scale=ScaleConfig(ranks=1, threads=2),
         train=Stage1TrainConfig(
-            steps=5000,
-            vae_steps=400,
-            motion_steps=600,
-            frames_steps=3800,
+            steps=4700,
+            vae_steps=300,
+            motion_steps=1200,
+            frames_steps=3000,
             stills=4,
             vae_learning_rate=2e-3,
             learning_rate=1.5e-3,
@@ -209,7 +209,7 @@ def tiny() -> Stage1Config:
             checkpoint_every=250,
             sheet_steps=4,
         ),
-        objective=ObjectiveConfig(kl_weight=1e-7),
+        objective=ObjectiveConfig(kl_weight=1e-6),
     )
 
 
