@@ -28,8 +28,8 @@ class ObjectiveConfig:
     """
     kl_weight: of the KL divergence of z from the standard normal, summed over z, beside the mean squared error.
     motion_drop: how often the motion is dropped, for classifier-free guidance.
-    level_shift: above 1, noisier levels are trained more often (`shifted`). What a picture shows is settled there, and a
-        few steps' result rests on them.
+    level_shift: above 1, noisier levels are trained more often (`shifted`). What a picture shows is settled there, and
+        a few steps' result rests on them.
     motion_weight: of how badly the difference of two frames' z moves a thumbnail of the one to the other. It shows
         E_mot what moves from the first step on; the way through the UNet does so only once the reference is heard, and
         by then z has died out. X-NeMo has a second decoder for the same.
@@ -133,8 +133,8 @@ class RenderObjective(nn.Module):
             resting = augment(both[:, :1], [Augmentation.draw(DRIVING, g) for g in generators])[:, 0]
             start = self.motion_encoder(resting)[0]  # [B, D]
             loss = loss + self.config.motion_weight * self._guess_error(both, z, start)
-            common = common(torch.cat([start[:, None], mean.unflatten(0, frames.shape[:2])], dim=1))
-            loss = loss + self.config.person_weight * common.repeat_interleave(clips)
+            shared = common(torch.cat([start[:, None], mean.unflatten(0, frames.shape[:2])], dim=1))
+            loss = loss + self.config.person_weight * shared.repeat_interleave(clips)
         if phase != "motion":
             loss = loss + self._denoising_loss(both, z.unflatten(0, (-1, window)), generators, drawn)
         return (loss * weight.repeat_interleave(clips * window)).sum()
