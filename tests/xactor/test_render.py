@@ -26,7 +26,7 @@ from xactor.render import (
 from xactor.render.attention import Locality
 from xactor.render.augment import DRIVING, Augmentation, augment
 from xactor.render.autoencoder import decode, encode
-from xactor.render.objective import ObjectiveConfig, common, shifted
+from xactor.render.objective import common
 from xactor.render.renderer import windows_of
 
 SMALL = RenderConfig(steps=2, window_frames=6, overlap_frames=2)
@@ -228,16 +228,6 @@ def test_what_a_clips_latents_share_is_its_price():
     z = torch.randn(200, 5, 64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(common(z).mean(), torch.tensor(0.0), atol=0.01, rtol=0)
     torch.testing.assert_close(common(z + 0.5).mean(), torch.tensor(0.25), atol=0.02, rtol=0)
-
-
-def test_a_shift_trains_noisier_levels_more_often():
-    level = torch.linspace(0, 1, 1001)
-    assert torch.equal(shifted(level, 1.0), level)
-    up = shifted(level, 4.0)
-    assert (up.diff() > 0).all()
-    assert (up[0], up[500], up[-1]) == (0, pytest.approx(0.8), 1)
-    with pytest.raises(ValueError, match="level_shift must be within 0.1..100, got 0"):
-        ObjectiveConfig(level_shift=0)
 
 
 def test_an_augmentation_is_the_same_for_all_frames_of_a_sample(clips):

@@ -28,8 +28,6 @@ class ObjectiveConfig:
     """
     kl_weight: of the KL divergence of z from the standard normal, summed over z, beside the mean squared error.
     motion_drop: how often the motion is dropped, for classifier-free guidance.
-    level_shift: above 1, noisier levels are trained more often (`shifted`). What a picture shows is settled there, and
-        a few steps' result rests on them.
     motion_weight: of how badly the difference of two frames' z moves a thumbnail of the one to the other. It shows
         E_mot what moves from the first step on; the way through the UNet does so only once the reference is heard, and
         by then z has died out. X-NeMo has a second decoder for the same.
@@ -38,7 +36,6 @@ class ObjectiveConfig:
 
     kl_weight: float = 1e-5
     motion_drop: float = 0.1
-    level_shift: float = 1.0
     motion_weight: float = 1.0
     person_weight: float = 0.1
 
@@ -46,8 +43,6 @@ class ObjectiveConfig:
         for name in ("kl_weight", "motion_weight", "person_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
-        if not 0.1 <= self.level_shift <= 100:
-            raise ValueError(f"level_shift must be within 0.1..100, got {self.level_shift:g}")
         if not 0 <= self.motion_drop < 1:
             raise ValueError(f"motion_drop must be within 0..1, got {self.motion_drop}")
 
@@ -158,8 +153,7 @@ class RenderObjective(nn.Module):
         clean = latents[:, 1:].reshape(count, window, *latents.shape[2:])  # [N, W, C, h, w]
         keep = torch.cat(drawn(lambda g: torch.rand(1, generator=g) >= self.config.motion_drop)).to(device)
         steps = int(self.scheduler.config["num_train_timesteps"])
-        level: Any = shifted(torch.cat(drawn(lambda g: torch.rand(1, generator=g))), self.config.level_shift)
-        level = (level * steps).long().clamp(max=steps - 1).to(device)
+        level: Any = torch.cat(drawn(lambda g: torch.randint(0, steps, (1,), generator=g))).to(device)
         eps = torch.stack(drawn(lambda g: torch.randn(clean.shape[1:], generator=g))).to(device, dtype)
         noisy = self.scheduler.add_noise(clean, eps, level)
         target = (
@@ -170,11 +164,6 @@ class RenderObjective(nn.Module):
         features = self.reference_unet.features(latents[:, 0])
         error = (self.unet(noisy, level, z, keep, features) - target) ** 2  # [N, W, C, h, w]
         return error.mean(dim=(2, 3, 4)).flatten()
-
-
-def shifted(level: Tensor, shift: float) -> Tensor:
-    """Levels within 0..1 to levels within 0..1, higher ones by a shift above 1 (Stable Diffusion 3, equation 23)."""
-    return shift * level / (1 + (shift - 1) * level)
 
 
 def _quarter(clip: Tensor, generator: torch.Generator) -> Tensor:
