@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import _checkout
@@ -29,7 +30,8 @@ CORPUS, LATENTS, RUNS, MODEL, REPORT = (
 )
 VIDEOS = DEMO / "videos"
 # Minutes of what `make stage1` gives more than half an hour.
-STAGE_1 = {"vae-steps": 150, "motion-steps": 350, "frames-steps": 400, "steps": 920, "evaluate-every": 460}
+STAGE_1 = {"vae-steps": 100, "motion-steps": 350, "frames-steps": 260, "steps": 718, "evaluate-every": 359}
+STAGE_2 = {"steps": 200}
 # A renderer that has learned for minutes comes nearest to the truth in one step, blurred where it is unsure.
 RENDER = {"steps": 1, "cfg": 1.0}
 SHEET_COLUMNS = 8
@@ -43,10 +45,9 @@ def main() -> None:
         run("make_demo_corpus.py", "--output", str(CORPUS))
     with local_cluster(cpus=2, log=DEMO / "ray.log") as cluster:
         say("2. A local Ray cluster, and stage 1 submitted to it: the motion encoder and the renderer")
-        steps = [part for name, value in STAGE_1.items() for part in (f"--train.{name}", str(value))]
         submit(
             cluster,
-            *("train_stage1.py", "tiny", "--data.shards", str(CORPUS / "videos"), *steps),
+            *("train_stage1.py", "tiny", "--data.shards", str(CORPUS / "videos"), *options("train", STAGE_1)),
             *("--run.storage", str(RUNS), "--run.name", "stage1"),
         )
         say("3. The corpus as that encoder's motion latents")
@@ -64,7 +65,13 @@ def main() -> None:
         say("4. Stage 2 on them: the motion model, 2 ranks of ZeRO-2")
         submit(
             cluster,
-            *("train_stage2.py", "tiny", "--data.shards", str(LATENTS / "shards")),
+            *(
+                "train_stage2.py",
+                "tiny",
+                "--data.shards",
+                str(LATENTS / "shards"),
+                *options("train", STAGE_2),
+            ),
             *("--run.storage", str(RUNS), "--run.name", "stage2"),
         )
     say("5. What both have learned, on held-out people and held-out speech")
@@ -72,7 +79,7 @@ def main() -> None:
         "report_render.py",
         *("--model", str(RUNS / "stage1" / "export"), "--videos", str(CORPUS / "videos")),
         *("--output", str(REPORT / "render"), "--max-clips", "4"),
-        *(part for name, value in RENDER.items() for part in (f"--render.{name}", str(value))),
+        *options("render", RENDER),
     )
     run(
         "report_motion.py",
@@ -104,15 +111,21 @@ def speak() -> list[list[np.ndarray]]:
         paths = {"image": VIDEOS / f"{speaker}.png", "audio": clip, "output": VIDEOS / f"{speaker}.mp4"}
         items.append({name: str(path) for name, path in paths.items()})
     (VIDEOS / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-    render = itertools.chain(*((f"--render-{name}", str(value)) for name, value in RENDER.items()))
-    options = ("--motion-steps", "20", *render)
-    xactor("animate", "--model", str(MODEL), "--input", str(VIDEOS / "items.jsonl"), *options)
+    render = [
+        part.replace(".", "-", 1) if part.startswith("--") else part for part in options("render", RENDER)
+    ]
+    chosen = ("--input", str(VIDEOS / "items.jsonl"), "--motion-steps", "20", *render)
+    xactor("animate", "--model", str(MODEL), *chosen)
     rows = []
     for speaker, clip in clips.items():
         for video in (clip, VIDEOS / f"{speaker}.mp4"):
             frames = list(read_frames(video))
             rows.append([frames[n] for n in np.linspace(0, len(frames) - 1, SHEET_COLUMNS).astype(int)])
     return rows
+
+
+def options(group: str, values: Mapping[str, float]) -> list[str]:
+    return [part for name, value in values.items() for part in (f"--{group}.{name}", str(value))]
 
 
 def say(line: str) -> None:

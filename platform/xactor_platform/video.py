@@ -98,34 +98,32 @@ class VideoReader:
 def draw_frames(
     key: tuple[str | int, ...], start: int, frames: int, clip_frames: int, stills: int | None
 ) -> np.ndarray:
-    """Which frames of a sample are targets, rising, and which of its clip is their reference: int64 [F + 1].
+    """Which frames of a clip are targets, rising, and which is their reference: int64 [F + 1].
 
     The reference lies at least a second from all targets, or as far as the clip allows.
 
     Args:
         key: decides the draw.
         start, frames: of the sample. clip_frames: of its clip.
-        stills: how many targets; None for the whole sample.
+        stills: how many targets, one in the sample and the others anywhere in its clip, since neighbours teach little
+            that is new; None for the whole sample.
     """
     import torch  # processes that only read never load it
 
     from xactor.randomness import keyed_generator
 
     generator = keyed_generator(*key, "frames")
+
+    def draw(end: int, count: int = 1) -> np.ndarray:
+        return torch.randint(end, (count,), generator=generator).numpy()
+
     if stills is None:
         targets = start + np.arange(frames)
     else:
-        targets = start + torch.randperm(frames, generator=generator)[:stills].sort().values.numpy()
-    first, last = int(targets[0]), int(targets[-1])
-    before = max(
-        first - REFERENCE_APART + 1, 0
-    )  # how many frames lie far enough before the targets, and after
-    after = max(clip_frames - last - REFERENCE_APART, 0)
-    if before + after:
-        at = int(torch.randint(before + after, (), generator=generator))
-        reference = at if at < before else clip_frames - (before + after - at)
-    else:
-        reference = 0 if first > clip_frames - 1 - last else clip_frames - 1
+        targets = np.sort(np.append(start + draw(frames), draw(clip_frames, stills - 1)))
+    apart = np.abs(np.arange(clip_frames)[:, None] - targets).min(axis=1)
+    far = np.flatnonzero(apart >= REFERENCE_APART)
+    reference = far[draw(len(far))] if len(far) else [apart.argmax()]
     return np.append(targets, reference)
 
 

@@ -7,7 +7,11 @@ from torch import Tensor
 
 def to_model(frames: np.ndarray | Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """uint8 [..., H, W, 3] to [..., 3, H, W] in [-1, 1]."""
-    frames = torch.as_tensor(frames, device=device)
+    if isinstance(frames, np.ndarray):
+        frames = torch.from_numpy(
+            np.require(frames, requirements="W")
+        )  # what cannot be written to, torch warns of
+    frames = frames.to(device)
     return frames.movedim(-1, -3).to(dtype) / 127.5 - 1
 
 

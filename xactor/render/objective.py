@@ -37,7 +37,7 @@ class ObjectiveConfig:
     kl_weight: float = 1e-5
     motion_drop: float = 0.1
     motion_weight: float = 1.0
-    person_weight: float = 0.1
+    person_weight: float = 0.03
 
     def __post_init__(self):
         for name in ("kl_weight", "motion_weight", "person_weight"):

@@ -72,7 +72,7 @@ class Stage1TrainConfig(TrainConfig):
     motion_steps: the next train the motion encoder alone, on the changes of thumbnails that follow from it.
     frames_steps: the next train the reference network, the UNet and the motion encoder on single frames. What is left
         of the steps trains the temporal layers on windows.
-    stills: how many single frames of each window a step before the temporal ones takes.
+    stills: how many single frames a step before the temporal ones takes of each window's clip.
     learning_rate: of the frames' steps. vae_learning_rate, motion_learning_rate, temporal_learning_rate: of the others.
     encoder_learning_rate: of the motion encoder in the frames' steps; 0 leaves it as the motion steps made it.
     warmup_steps: of each phase's linear warm-up. schedule: constant afterwards, or a cosine down to a tenth.
@@ -192,20 +192,21 @@ def tiny() -> Stage1Config:
     return Stage1Config(
         scale=ScaleConfig(ranks=1, threads=2),
         train=Stage1TrainConfig(
-            steps=4700,
+            steps=4550,
             vae_steps=300,
             motion_steps=1200,
             frames_steps=3000,
-            stills=4,
+            stills=2,
             vae_learning_rate=2e-3,
+            motion_learning_rate=2e-3,
             learning_rate=1.5e-3,
             encoder_learning_rate=0.0,
             temporal_learning_rate=5e-4,
             schedule="cosine",
             micro_batches=1,
-            budget_frames=64,
+            budget_frames=128,
             evaluate_every=500,
-            evaluate_frames=256,
+            evaluate_frames=512,
             checkpoint_every=250,
             sheet_steps=4,
         ),
