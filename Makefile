@@ -14,14 +14,11 @@ setup: .venv/.ready  ## .venv with the exact versions of constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[platform,landmarks,demo,dev]'
 	touch $@
 
-demo: setup      ## corpus, a local Ray cluster, both stages trained on it, and portraits that speak: in demo/
+demo: setup      ## corpus, shards, a local Ray cluster, training on it, and what was learned: in demo/
 	$(BIN)/python jobs/demo.py
 
-stage1: setup    ## the renderer from nothing at 64 px, longer than the demo, and what it learned: in demo/
-	test -f demo/corpus/videos/index.parquet || $(BIN)/python jobs/make_demo_corpus.py
-	$(BIN)/python jobs/train_stage1.py tiny --run.storage demo/runs --run.name stage1-long
-	$(BIN)/python jobs/report_render.py --model demo/runs/stage1-long/export --output demo/report/stage1-long \
-		--render.steps 2 --render.cfg 1
+stage1: setup    ## the renderer from nothing at 64 px, stage 2 on its latents, and portraits that speak: in demo/
+	$(BIN)/python jobs/portraits.py
 
 test: setup check ## style, types, rooms and all tests
 	$(BIN)/python -m pytest

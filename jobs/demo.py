@@ -1,155 +1,66 @@
-"""The demo, an executable table of contents: from nothing to portraits that speak.
+"""The demo, an executable table of contents: from nothing to a motion model that moves lips with speech.
 
     python jobs/demo.py
 
-Everything lands in demo/: the corpus, both trainings, the model, the reports, two videos.
+Everything lands in demo/: the corpus, the run, the model, the report.
 """
 
-import itertools
-import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from pathlib import Path
 
 import _checkout
 
-import numpy as np
-from PIL import Image
-
-from xactor.media import read_frames
-from xactor_platform.cluster import LocalCluster, local_cluster
-from xactor_platform.index import load_index
-from xactor_platform.render_report import sheet
+from xactor_platform.cluster import local_cluster
 
 DEMO = _checkout.CHECKOUT / "demo"
-CORPUS, LATENTS, RUNS, MODEL, REPORT = (
-    DEMO / name for name in ("corpus", "latents", "runs", "model", "report")
-)
-VIDEOS = DEMO / "videos"
-# Minutes of what `make stage1` gives more than half an hour.
-STAGE_1 = {"vae-steps": 100, "motion-steps": 350, "frames-steps": 260, "steps": 718, "evaluate-every": 359}
-STAGE_2 = {"steps": 200}
-# A renderer that has learned for minutes comes nearest to the truth in one step, blurred where it is unsure.
-RENDER = {"steps": 1, "cfg": 1.0}
-SHEET_COLUMNS = 8
+CORPUS, RUNS, REPORT = DEMO / "corpus", DEMO / "runs", DEMO / "report"
 
 
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cluster ends with the demo
     started = time.monotonic()
-    if not (CORPUS / "videos" / "index.parquet").exists():
-        say("1. A corpus of talking clips with known ground truth")
+    if not (CORPUS / "shards" / "index.parquet").exists():
+        say("1. A corpus of talking clips with known ground truth, and its shards")
         run("make_demo_corpus.py", "--output", str(CORPUS))
+    say("2. A local Ray cluster, and the training job submitted to it: 2 ranks of ZeRO-2")
     with local_cluster(cpus=2, log=DEMO / "ray.log") as cluster:
-        say("2. A local Ray cluster, and stage 1 submitted to it: the motion encoder and the renderer")
-        submit(
-            cluster,
-            *("train_stage1.py", "tiny", "--data.shards", str(CORPUS / "videos"), *options("train", STAGE_1)),
-            *("--run.storage", str(RUNS), "--run.name", "stage1"),
+        arguments = [
+            "--data.shards",
+            str(CORPUS / "shards"),
+            "--run.storage",
+            str(RUNS),
+            "--run.name",
+            "demo",
+        ]
+        code = cluster.submit(
+            ["python", "jobs/train_stage2.py", "tiny", *arguments], working_dir=_checkout.CHECKOUT
         )
-        say("3. The corpus as that encoder's motion latents")
-        submit(
-            cluster,
-            *(
-                "precompute.py",
-                "--videos",
-                str(CORPUS / "videos"),
-                "--model",
-                str(RUNS / "stage1" / "export"),
-            ),
-            *("--output", str(LATENTS / "shards")),
-        )
-        say("4. Stage 2 on them: the motion model, 2 ranks of ZeRO-2")
-        submit(
-            cluster,
-            *(
-                "train_stage2.py",
-                "tiny",
-                "--data.shards",
-                str(LATENTS / "shards"),
-                *options("train", STAGE_2),
-            ),
-            *("--run.storage", str(RUNS), "--run.name", "stage2"),
-        )
-    say("5. What both have learned, on held-out people and held-out speech")
-    run(
-        "report_render.py",
-        *("--model", str(RUNS / "stage1" / "export"), "--videos", str(CORPUS / "videos")),
-        *("--output", str(REPORT / "render"), "--max-clips", "4"),
-        *options("render", RENDER),
-    )
+    if code:
+        sys.exit(f"the training job failed with exit code {code}; Ray's log: {DEMO / 'ray.log'}")
+    say("3. What was learned, on a held-out person and held-out speech")
     run(
         "report_motion.py",
-        *("--run", str(RUNS / "stage2"), "--shards", str(LATENTS / "shards")),
-        *("--output", str(REPORT / "motion"), "--sampling.steps", "20"),
+        *("--run", str(RUNS / "demo"), "--shards", str(CORPUS / "shards"), "--output", str(REPORT)),
+        *("--sampling.steps", "20"),
     )
-    say("6. A drawn person and a real photograph, neither ever trained on, speak held-out speech")
-    shown = speak()
-    sheet(shown).save(REPORT / "acting.png")
-    say(f"Done in {(time.monotonic() - started) / 60:.1f} minutes")
-    print(f"videos  {VIDEOS}/*.mp4\nmodel   {MODEL} (xactor animate --model {MODEL.name} ...)")
-    print(f"corpus  {CORPUS}/clips (mp4); runs {RUNS}/stage1, {RUNS}/stage2 (metrics.jsonl, checkpoints)")
-    print(f"plots   {REPORT}: acting.png, render/faces.png, motion/loss.png, motion/lips.png")
-
-
-def speak() -> list[list[np.ndarray]]:
-    """A video of each held-out person; rows of pictures, a person's true clip and the video by turns."""
-    export = {f"--stage{n}": str(RUNS / f"stage{n}" / "export") for n in (1, 2)}
-    if not MODEL.exists():
-        xactor("assemble", *itertools.chain(*export.items()), "--output", str(MODEL))
-    VIDEOS.mkdir(exist_ok=True)
-    held_out = load_index(str(CORPUS / "videos")).held_out()
-    clips: dict[str, Path] = {}
-    for row in np.argsort(held_out.frames, kind="stable"):  # of each person the shortest
-        clips.setdefault(str(held_out.speaker[row]), CORPUS / "clips" / "test" / f"{held_out.key[row]}.mp4")
-    items = []
-    for speaker, clip in clips.items():
-        Image.fromarray(next(read_frames(clip))).save(VIDEOS / f"{speaker}.png")
-        paths = {"image": VIDEOS / f"{speaker}.png", "audio": clip, "output": VIDEOS / f"{speaker}.mp4"}
-        items.append({name: str(path) for name, path in paths.items()})
-    (VIDEOS / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-    render = [
-        part.replace(".", "-", 1) if part.startswith("--") else part for part in options("render", RENDER)
-    ]
-    chosen = ("--input", str(VIDEOS / "items.jsonl"), "--motion-steps", "20", *render)
-    xactor("animate", "--model", str(MODEL), *chosen)
-    rows = []
-    for speaker, clip in clips.items():
-        for video in (clip, VIDEOS / f"{speaker}.mp4"):
-            frames = list(read_frames(video))
-            rows.append([frames[n] for n in np.linspace(0, len(frames) - 1, SHEET_COLUMNS).astype(int)])
-    return rows
-
-
-def options(group: str, values: Mapping[str, float]) -> list[str]:
-    return [part for name, value in values.items() for part in (f"--{group}.{name}", str(value))]
+    minutes = (time.monotonic() - started) / 60
+    say(f"Done in {minutes:.1f} minutes")
+    print(f"corpus  {CORPUS}/clips (mp4), {CORPUS}/shards\nrun     {RUNS}/demo (metrics.jsonl, checkpoints)")
+    print(f"model   {RUNS}/demo/export\nplots   {REPORT}/loss.png, {REPORT}/lips.png")
 
 
 def say(line: str) -> None:
     print(f"\n== {line}", flush=True)
 
 
-def submit(cluster: LocalCluster, job: str, *arguments: str) -> None:
-    code = cluster.submit(["python", f"jobs/{job}", *arguments], working_dir=_checkout.CHECKOUT)
-    if code:
-        sys.exit(f"the job jobs/{job} failed with exit code {code}; Ray's log: {DEMO / 'ray.log'}")
-
-
 def run(job: str, *arguments: str) -> None:
-    _run(f"jobs/{job}", str(_checkout.CHECKOUT / "jobs" / job), *arguments)
-
-
-def xactor(*arguments: str) -> None:
-    _run("xactor", "-m", "xactor.cli", *arguments)
-
-
-def _run(name: str, *arguments: str) -> None:
-    code = subprocess.run([sys.executable, *arguments], check=False, cwd=_checkout.CHECKOUT).returncode
+    code = subprocess.run(
+        [sys.executable, str(_checkout.CHECKOUT / "jobs" / job), *arguments], check=False
+    ).returncode
     if code:
-        sys.exit(f"{name} failed with exit code {code}")
+        sys.exit(f"jobs/{job} failed with exit code {code}")
 
 
 if __name__ == "__main__":
