@@ -2,7 +2,7 @@
 
     python jobs/portraits.py
 
-Everything lands in demo/: the corpus, the same as of `jobs/demo.py`, both trainings, the model, the reports, two videos.
+Everything lands in demo/: the corpus (as of `jobs/demo.py`), both trainings, the model, the reports, two videos.
 """
 
 import itertools
