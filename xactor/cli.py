@@ -1,7 +1,8 @@
-"""The `xactor` command: `animate` makes portraits speak, `assemble` makes one model of two trainings' exports.
+"""The `xactor` command: `animate` makes portraits speak, `assemble` makes one model of two trainings' exports, and
+`selfcheck` compares a measure with its published figures.
 
-Exit status: 0 done, 2 the command cannot be carried out as it is given, 3 some of the videos could not be made,
-130 interrupted. A video appears whole or not at all.
+Exit status: 0 done, 1 a self-check's figures are not the published ones, 2 the command cannot be carried out as it is
+given, 3 some of the videos could not be made, 130 interrupted. A video appears whole or not at all.
 """
 
 import json
@@ -65,6 +66,21 @@ class Assemble:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Selfcheck:
+    """Score the reference's own example with its published weights, and compare with what it says of it.
+
+    Args:
+        measure: which one.
+        weights: the published file: syncnet_v2.model.
+        video: the reference's example: data/example.avi.
+    """
+
+    measure: tyro.conf.Positional[Literal["syncnet"]]
+    weights: Path
+    video: Path
+
+
+@dataclass(frozen=True, kw_only=True)
 class Item:
     """One video to make."""
 
@@ -92,7 +108,7 @@ class Item:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     command = tyro.extras.subcommand_cli_from_dict(
-        {"animate": Animate, "assemble": Assemble},
+        {"animate": Animate, "assemble": Assemble, "selfcheck": Selfcheck},
         prog="xactor",
         description=__doc__,
         args=sys.argv[1:] if arguments is None else arguments,
@@ -100,13 +116,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # As by Ctrl-C, so that nothing half made stays behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        sys.exit(animate(command) if isinstance(command, Animate) else assemble(command))
+        sys.exit(_carry_out(command))
     except (ValueError, OSError) as error:
         print(f"error: {_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _carry_out(command: Animate | Assemble | Selfcheck) -> int:
+    match command:
+        case Animate():
+            return animate(command)
+        case Assemble():
+            return assemble(command)
+        case Selfcheck():
+            return selfcheck(command)
 
 
 def animate(command: Animate) -> int:
@@ -182,6 +208,23 @@ def assemble(command: Assemble) -> int:
         shutil.rmtree(partial, ignore_errors=True)
     print(f"model: {output}")
     return 0
+
+
+def selfcheck(command: Selfcheck) -> int:
+    """Prints measured beside published figures: 0 where all agree, 1 where one does not."""
+    from xactor.metrics.syncnet import load_published
+    from xactor.metrics.syncnet_selfcheck import syncnet_figures
+
+    model = load_published(command.weights)
+    figures = syncnet_figures(model, command.video)
+    print(f"{command.measure} on {command.video}, weights: {model.weights}")
+    print(f"{'':22}{'measured':>10}{'published':>11}{'tolerance':>11}")
+    for figure in figures:
+        verdict = "agrees" if figure.agrees else "DISAGREES"
+        print(
+            f"{figure.name:22}{figure.measured:10.3f}{figure.published:11.3f}{figure.tolerance:11.3f}  {verdict}"
+        )
+    return 0 if all(figure.agrees for figure in figures) else 1
 
 
 def _made(pipeline: "XActorPipeline", where: str, item: Item | ValueError) -> bool:

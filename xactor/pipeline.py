@@ -25,7 +25,7 @@ from xactor.motion import (
     SamplingConfig,
     stream_motion,
 )
-from xactor.portrait import Portrait, find_portrait, read_image
+from xactor.portrait import Portrait, find_portrait, read_image, sized_for_video
 from xactor.provenance import ai_generated
 from xactor.randomness import into_own_memory
 from xactor.render import MotionEncoder, ReferenceUNet, RenderConfig, Renderer, RendererUNet
@@ -41,8 +41,7 @@ _KINDS: dict[str, Any] = {
     "vae": AutoencoderKL,
     "scheduler": DDIMScheduler,
 }
-# Ours: a pasted-back picture's longer side, which every player decodes.
-PASTE_BACK_SIDE_PX = 1920
+PARTS = tuple(_KINDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,14 +128,9 @@ class XActorPipeline(DiffusionPipeline):
             seed: the same seed, portrait and sound give the same frames.
         """
         renderer = self.renderer
-        face = np.array(
-            portrait.box.cut(portrait.picture, renderer.image_size)
-        )  # [S, S, 3], for torch writable
-        audio = (
-            torch.from_numpy(piece)[None] for piece in self.audio_encoder.stream(samples)
-        )  # [1, n, L, F]
-        z = (chunk[0] for chunk in stream_motion(self.motion, audio, seeds=[seed], config=motion))  # [n, D]
-        reference = renderer.reference(face)
+        audio = (torch.from_numpy(piece) for piece in self.audio_encoder.stream(samples))  # [n, L, F]
+        z = stream_motion(self.motion, audio, seed=seed, config=motion)  # [n, D]
+        reference = renderer.reference(portrait.box.cut(portrait.picture, renderer.image_size))
         for frame in renderer.render(reference, z, seed=seed, config=render or RenderConfig()):
             yield portrait.box.paste(portrait.picture, frame) if paste_back else frame
 
@@ -169,7 +163,7 @@ class XActorPipeline(DiffusionPipeline):
             raise ValueError(f"{_name(audio, 'the sound')}: {length_ms:.0f} ms of sound are too short")
         picture = read_image(image)
         try:
-            portrait = find_portrait(_for_video(picture) if paste_back else picture)
+            portrait = find_portrait(sized_for_video(picture) if paste_back else picture)
         except ValueError as error:
             raise ValueError(f"{_name(image, 'the picture')}: {error}") from error
         frames = self.animate(
@@ -293,16 +287,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
-
-
-def _for_video(picture: np.ndarray) -> np.ndarray:
-    """Of a size that h264 takes: even, and not too large."""
-    height, width = picture.shape[:2]
-    shrink = min(1.0, PASTE_BACK_SIDE_PX / max(height, width))
-    height, width = (max(2, round(side * shrink) // 2 * 2) for side in (height, width))
-    if shrink < 1:
-        return np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
-    return np.ascontiguousarray(picture[:height, :width])
 
 
 def _name(source: Any, otherwise: str) -> str:

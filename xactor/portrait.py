@@ -20,6 +20,8 @@ LEAST_SIDE_PX = 32
 # The model does not find faces under about a seventh of the picture; parts of these sides are searched after the whole.
 _CLOSER = (1 / 2, 1 / 4)
 _LEAST_PART_PX = 96
+# Ours: a pasted-back picture's longer side, which every player decodes.
+PASTE_BACK_SIDE_PX = 1920
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error)
 _NEW_SUBFILE_TYPE, _PREVIEW = 254, 1  # TIFF: this page is a small version of another
 
@@ -88,6 +90,16 @@ def find_portrait(picture: np.ndarray, landmarker: FaceLandmarker | None = None)
     if left < 0 or top < 0 or right > width or bottom > height:
         notes.append("the face reaches past the picture's border, where the edge's pixels are repeated")
     return Portrait(picture=picture, box=crop_box(faces[0]), notes=tuple(notes))
+
+
+def sized_for_video(picture: np.ndarray) -> np.ndarray:
+    """Of a size that h264 takes: even, and not too large."""
+    height, width = picture.shape[:2]
+    shrink = min(1.0, PASTE_BACK_SIDE_PX / max(height, width))
+    height, width = (max(2, round(side * shrink) // 2 * 2) for side in (height, width))
+    if shrink < 1:
+        return np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
+    return np.ascontiguousarray(picture[:height, :width])
 
 
 def _search(picture: np.ndarray, landmarker: FaceLandmarker) -> list[Face]:

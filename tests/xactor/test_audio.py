@@ -5,7 +5,15 @@ import pytest
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from xactor.audio import LogMelEncoder, Wav2Vec2Encoder, WindowSpec, frame_count, load_audio_encoder
+from xactor.audio import (
+    FeatureStream,
+    LogMelEncoder,
+    Wav2Vec2Encoder,
+    WindowSpec,
+    frame_count,
+    load_audio_encoder,
+    sound_needed,
+)
 from xactor.audio.windows import cut_window
 
 SPEC = WindowSpec(hop_frames=8, left_frames=24, right_frames=2)
@@ -70,6 +78,32 @@ def test_streamed_pieces_are_the_whole(encoder):
     pieces = list(encoder.stream(samples, batch_windows=3))
     assert [len(piece) for piece in pieces] == [24, 24, 24, 24, 4]
     np.testing.assert_allclose(np.concatenate(pieces), encoder.features(samples), atol=1e-5)
+
+
+@pytest.mark.parametrize("piece_samples", [1000, 5120, 16_123, 200_000])
+def test_sound_that_arrives_in_pieces_has_the_whole_ones_features(encoder, piece_samples):
+    samples = speechlike(6.3)
+    stream = FeatureStream(encoder)
+    heard, made = 0, []
+    for piece in np.split(samples, range(piece_samples, len(samples), piece_samples)):
+        made.append(stream.hear(piece))
+        heard += len(piece)
+        certain = (heard // 640 - SPEC.right_frames) // SPEC.hop_frames * SPEC.hop_frames
+        assert sum(map(len, made)) == max(certain, 0)  # at once, and nothing that may still change
+        assert stream._kept.nbytes <= 4 * 640 * (SPEC.frames + SPEC.hop_frames) + 4 * piece_samples
+    made.append(stream.end())
+    np.testing.assert_allclose(np.concatenate(made), encoder.features(samples), atol=1e-5)
+
+
+def test_a_bad_piece_of_sound_leaves_the_stream_as_it_was(encoder):
+    samples, stream = speechlike(2.0), FeatureStream(encoder)
+    with pytest.raises(ValueError, match="longer than 320 samples .*got 0"):
+        stream.end()
+    made = [stream.hear(samples[:9000])]
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        stream.hear(np.full(700, np.nan, np.float32))
+    made += [stream.hear(samples[9000:]), stream.end()]
+    np.testing.assert_allclose(np.concatenate(made), encoder.features(samples), atol=1e-5)
 
 
 def test_far_sound_does_not_reach(encoder):
@@ -142,3 +176,13 @@ def test_bad_folders_are_named(tmp_path):
         Wav2Vec2Encoder(tiny_wav2vec2(), layers=(9,))
     with pytest.raises(ValueError, match="hop_frames must be >= 1, got 0"):
         WindowSpec(hop_frames=0)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 3), (0, 40), (7, 8), (8, 16), (29, 75), (60, 75)])
+def test_features_of_some_frames_are_those_of_the_whole(first, last):
+    """Of the sound that they look at alone."""
+    samples = speechlike(3)
+    encoder = Wav2Vec2Encoder(tiny_wav2vec2(), windows=SPEC)
+    begin, end = sound_needed(first, last, SPEC)
+    part = encoder.features_of(samples[begin:end], first, last, start=begin)
+    torch.testing.assert_close(part, encoder.features(samples)[first:last], atol=1e-5, rtol=1e-5)

@@ -1,12 +1,22 @@
 """Sound and pictures keep their length and their place in time, whatever the file."""
 
 from fractions import Fraction
+from itertools import pairwise
 
 import av
 import numpy as np
 import pytest
 
-from xactor.media import read_audio, read_frames, resample, write_video
+from xactor.media import (
+    FragmentedVideo,
+    LiveSound,
+    join_videos,
+    read_audio,
+    read_frames,
+    remux,
+    resample,
+    write_video,
+)
 
 
 def tone(samples: int, hz: float = 440, rate_hz: int = 16_000) -> np.ndarray:
@@ -194,3 +204,75 @@ def test_errors_name_the_file_and_the_cause(tmp_path):
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 4])
     with pytest.raises(ValueError, match=r"cut\.mp4"):
         list(read_frames(tmp_path / "cut.mp4"))
+
+
+def fragments(frames: int, samples: np.ndarray, *, live: bool) -> list[bytes]:
+    """A video whose pictures turn white with frame 25, in pieces; the last is what comes with its end."""
+    track = LiveSound() if live else samples
+    video = FragmentedVideo(track, metadata={"comment": "made"})
+    pieces = []
+    for number in range(frames):
+        if isinstance(track, LiveSound):
+            track.hear(samples[number * 640 : (number + 1) * 640])
+        pieces.append(video.add(grey(255 if number >= 25 else 0)))
+    return [*pieces, video.end()]
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_fragments_come_while_a_video_is_made_and_play_in_step(tmp_path, live):
+    samples = np.zeros(75 * 640, np.float32)
+    samples[16_000:16_400] = 0.9 * np.sin(np.arange(400) / 3)  # one second in, as the pictures turn white
+    pieces = fragments(75, samples, live=live)
+    assert (
+        next(number for number, piece in enumerate(pieces) if piece) <= 11
+    )  # a window of 12 pictures is enough
+    assert sum(bool(piece) for piece in pieces) >= 8
+    path, plain = tmp_path / "fragments.mp4", tmp_path / "plain.mp4"
+    path.write_bytes(b"".join(pieces))
+    remux(path, plain)
+    for made in (path, plain):
+        sound, pictures = read_audio(made), list(read_frames(made))
+        assert len(pictures) == 75
+        assert abs(np.flatnonzero(np.abs(sound) > 0.2)[0] - 16_000) < 40
+        assert next(number for number, picture in enumerate(pictures) if picture.mean() > 100) == 25
+        with av.open(str(made)) as container:
+            assert container.metadata["comment"] == "made"
+            assert container.streams.video[0].codec_context.pix_fmt == "yuv420p"
+    for one, other in zip(read_frames(path), read_frames(plain), strict=True):
+        np.testing.assert_array_equal(one, other)
+    index = plain.read_bytes()
+    assert 0 < index.find(b"moov") < index.find(b"mdat")
+    assert b"moof" not in index
+
+
+def test_a_video_in_fragments_needs_a_picture():
+    with pytest.raises(ValueError, match="at least one frame"):
+        FragmentedVideo(np.zeros(640, np.float32)).end()
+
+
+def test_parts_joined_are_the_video_made_at_once(tmp_path):
+    frames = [grey(i * 4) for i in range(60)]
+    sound = tone(60 * 640)
+    write_video(tmp_path / "whole.mp4", frames, samples=sound)
+    cuts = [0, 24, 25, 60]
+    parts = []
+    for number, (first, end) in enumerate(pairwise(cuts)):
+        parts.append(tmp_path / f"{number}.mp4")
+        write_video(parts[-1], frames[first:end], samples=np.zeros(0, np.float32))
+    made = join_videos(parts, tmp_path / "joined.mp4", samples=sound, metadata={"comment": "made"})
+    assert made == 60
+    expected = [picture for part in parts for picture in read_frames(part)]
+    joined = list(read_frames(tmp_path / "joined.mp4"))
+    assert len(joined) == 60
+    assert all(np.array_equal(a, b) for a, b in zip(joined, expected, strict=True))
+    np.testing.assert_array_equal(read_audio(tmp_path / "joined.mp4"), read_audio(tmp_path / "whole.mp4"))
+    with av.open(str(tmp_path / "joined.mp4")) as container:
+        assert container.metadata["comment"] == "made"
+        assert float(container.streams.video[0].average_rate) == 25
+        assert container.start_time == 0
+
+
+def test_nothing_joined_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="at least one part"):
+        join_videos([], tmp_path / "joined.mp4", samples=np.zeros(0, np.float32))
+    assert not list(tmp_path.iterdir())

@@ -17,7 +17,7 @@ from xactor.motion import (
     stream_motion,
 )
 from xactor.motion.history import history_levels
-from xactor.motion.sampler import sampling_plan
+from xactor.motion.sampling import sampling_plan
 from xactor.randomness import frame_noise
 
 KEY = (0, 3, "clip", 128)
@@ -125,11 +125,16 @@ def test_history_levels():
 @given(
     frames=st.integers(0, 448),
     steps=st.integers(1, 60),
+    groups=st.integers(1, 60),
     history=st.sampled_from(["linear", "vanilla", "fractional"]),
 )
-def test_a_plan_ends_clean_and_never_rises(frames, steps, history):
-    plan = sampling_plan(frames, 64, 448, SamplingConfig(steps=steps, history=history))
-    assert plan.shape == (steps + 1, frames + 64)
+def test_a_plan_ends_clean_and_never_rises(frames, steps, groups, history):
+    groups = min(groups, steps)
+    plan = sampling_plan(frames, 64, 448, SamplingConfig(steps=steps, history=history, groups=groups))
+    assert plan.shape[1] == frames + 64
+    assert len(plan) == steps + 1 + (groups - 1) * -(-steps // groups)
+    assert (plan[steps, frames : frames + 64 // groups] == 0).all()
+    assert (plan[:, frames:].diff(dim=1) >= 0).all()  # earlier frames are ahead
     assert (plan[0, frames:] == 1000).all()
     assert (plan[-1, frames:] == 0).all()
     assert (plan.diff(dim=0) <= 0).all()
@@ -145,15 +150,16 @@ def uncached(model, audio, seed: int, config: SamplingConfig):
     z = torch.zeros(0, model.config.latent_dim)
     for first in range(0, total, size):
         last, start = min(first + size, total), max(first - capacity, 0)
-        plan = sampling_plan(first - start, last - first, capacity, config)
+        plan = sampling_plan(first - start, size, capacity, config)[:, : last - start]
         past_eps = frame_noise(seed, "history", start, first - start, z.shape[1])
         history = scheduler.add_noise(z[start:first], past_eps, plan[0, : first - start])
         chunk = frame_noise(seed, "chunk", first, last - first, z.shape[1])
-        heard = [start - window, last + window]
-        rows = [t if 0 <= t < total else None for t in range(*heard)]
-        real = torch.tensor([[t is not None for t in rows]])
         for k, k_next in zip(plan[:-1], plan[1:], strict=True):
-            z_k = torch.cat([history, chunk])[None]
+            moving = int((k_next[first - start :] < 1000).sum())
+            k, k_next = k[: first - start + moving], k_next[first - start :][:moving]
+            rows = [t if 0 <= t < total else None for t in range(start - window, first + moving + window)]
+            real = torch.tensor([[t is not None for t in rows]])
+            z_k = torch.cat([history, chunk[:moving]])[None]
             v = []
             for keep in (1.0, 0.0):
                 embedded = model.embed_audio(audio[None], torch.tensor([keep]))[0]
@@ -162,17 +168,20 @@ def uncached(model, audio, seed: int, config: SamplingConfig):
                 )
                 v.append(model(z_k, k[None], around[None], real)[0, first - start :])
             guided = v[1] + config.audio_cfg * (v[0] - v[1])
-            chunk = scheduler.step(guided, chunk, k[first - start :], k_next[first - start :])
+            fallen = scheduler.step(guided, chunk[:moving], k[first - start :], k_next)
+            chunk = torch.cat([fallen, chunk[moving:]])
         z = torch.cat([z, chunk])
     return model.destandardise(z)
 
 
 @pytest.mark.parametrize("attention", ["chunk", "causal"])
-@pytest.mark.parametrize("history", ["linear", "vanilla", "fractional"])
-def test_cached_sampling_equals_uncached(attention, history):
+@pytest.mark.parametrize(
+    ("history", "groups"), [("linear", 1), ("vanilla", 1), ("fractional", 1), ("linear", 4)]
+)
+def test_cached_sampling_equals_uncached(attention, history, groups):
     model = small_model(attention=attention)
     audio = torch.randn(45, 2, 10)  # five chunks and five frames: the context fills, slides and is cropped
-    config = SamplingConfig(steps=3, history=history, history_level=100)
+    config = SamplingConfig(steps=4, history=history, history_level=100, groups=groups)
     with torch.no_grad():
         expected = uncached(model, audio, 7, config)
     got = sample_motion(model, audio[None], seeds=[7], config=config)[0]
@@ -193,12 +202,12 @@ def test_batched_recordings_equal_each_alone():
 
 @pytest.mark.parametrize("piece_frames", [1, 7, 24, 60])
 def test_streamed_motion_equals_the_whole_recordings(piece_frames):
-    model, audio = small_model(), torch.randn(2, 45, 2, 10)
+    model, audio = small_model(), torch.randn(45, 2, 10)
     config = SamplingConfig(steps=2)
-    whole = sample_motion(model, audio, seeds=[1, 2], config=config)
-    chunks = list(stream_motion(model, audio.split(piece_frames, dim=1), seeds=[1, 2], config=config))
-    assert [chunk.shape[1] for chunk in chunks] == [8, 8, 8, 8, 8, 5]
-    assert torch.equal(torch.cat(chunks, dim=1), whole)
+    whole = sample_motion(model, audio[None], seeds=[1], config=config)[0]
+    chunks = list(stream_motion(model, audio.split(piece_frames), seed=1, config=config))
+    assert [len(chunk) for chunk in chunks] == [8, 8, 8, 8, 8, 5]
+    assert torch.equal(torch.cat(chunks), whole)
 
 
 def test_a_chunk_comes_as_soon_as_its_sound_is_there():
@@ -206,12 +215,12 @@ def test_a_chunk_comes_as_soon_as_its_sound_is_there():
 
     def speech():
         nonlocal heard
-        for piece in torch.randn(1, 45, 2, 10).split(1, dim=1):
+        for piece in torch.randn(45, 2, 10).split(1):
             heard += 1
             yield piece
 
     model = small_model()
-    for number, _ in enumerate(stream_motion(model, speech(), seeds=[1], config=SamplingConfig(steps=1))):
+    for number, _ in enumerate(stream_motion(model, speech(), seed=1, config=SamplingConfig(steps=1))):
         ahead = model.config.audio_window
         assert heard == min(8 * (number + 1) + ahead, 45)
 
@@ -228,6 +237,8 @@ def test_guidance_of_1_is_the_branch_with_audio():
     [
         ({"steps": 0}, r"steps must be within 1\.\.1000, got 0"),
         ({"audio_cfg": 0.5}, r"audio_cfg must be within 1\.\.20, got 0\.5"),
+        ({"steps": 10, "groups": 11}, r"groups must be within 1\.\.steps, 10, got 11"),
+        ({"group_delay": 51}, r"group_delay must be within 1\.\.steps, 50, got 51"),
         ({"history": "none"}, "history must be one of linear, vanilla, fractional, got 'none'"),
         ({"history": "vanilla", "history_level": 1001}, r"history_level must be within 0\.\.1000, got 1001"),
     ],

@@ -2,7 +2,9 @@
 
 import itertools
 import logging
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from xactor.render import (
     RenderConfig,
     Renderer,
     RenderObjective,
+    Window,
     published_parts,
     random_parts,
     render_windows,
@@ -26,7 +29,9 @@ from xactor.render import (
 from xactor.render.attention import Locality
 from xactor.render.augment import DRIVING, Augmentation, augment
 from xactor.render.autoencoder import decode, encode
+from xactor.render.frames import from_model
 from xactor.render.objective import common
+from xactor.render.prediction import predict
 from xactor.render.renderer import windows_of
 
 SMALL = RenderConfig(steps=2, window_frames=6, overlap_frames=2)
@@ -92,6 +97,21 @@ def test_an_overlap_fades_from_one_window_to_the_next():
     second = list(blend.add(np.full((4, 1, 1, 3), 90, np.uint8)))
     levels = [int(frame[0, 0, 0]) for frame in first + second + list(blend.rest())]
     assert levels == [0, 0, 30, 60, 90, 90]
+
+
+@pytest.mark.parametrize("cfg", [1.0, 2.5])
+def test_windows_of_several_videos_side_by_side_equal_each_alone(renderer, portrait, z, cfg):
+    config = RenderConfig(steps=2, cfg=cfg, window_frames=6, overlap_frames=2)
+    windows = [
+        Window(reference=renderer.reference(picture), z=z[at : at + 5], seed=at, first_frame=2 * at)
+        for at, picture in enumerate((portrait, portrait[::-1].copy(), portrait[:, ::-1].copy()))
+    ]
+    together = renderer.windows(windows, config)
+    for window, frames in zip(windows, together, strict=True):
+        own = renderer.windows([window], config)[0]
+        assert np.abs(own.astype(int) - frames).max() <= 1  # sums in another order may round otherwise
+    with pytest.raises(ValueError, match=r"alike in length, got \[3, 5\]"):
+        renderer.windows([windows[0], replace(windows[1], z=z[:3])], config)
 
 
 def test_a_window_depends_on_nothing_but_itself(renderer, portrait, z):
@@ -278,10 +298,11 @@ def test_locality_hears_what_is_where_it_looks():
 
 def test_a_motion_token_changes_and_moves_its_own_places():
     unet = small_parts().unet
-    picture = torch.rand(1, 3, 64, 64)
+    picture = unet.thumbnails(torch.rand(1, 3, 64, 64))
+    assert picture.shape == (1, 3, 16, 16)
     with torch.no_grad():
         still = unet.guess_motion(torch.zeros(1, 32), picture)
-        torch.testing.assert_close(still, torch.nn.functional.adaptive_avg_pool2d(picture, 16))
+        torch.testing.assert_close(still, picture)
         unet.motion_proj.weight.zero_()
         places = unet.motion_proj.weight[:, 5].view(4, 80)[:, :80].view(4, 5, 4, 4)
         places[1, 4, 3, 0] = 4.0  # token 1 of 2 x 2, its lowest left place of 4 x 4: blue
@@ -292,6 +313,49 @@ def test_a_motion_token_changes_and_moves_its_own_places():
         places[:, 0] = 4.0 * 4 * 2 / 16  # everything comes from one thumbnail's pixel to the right
         moved = unet.guess_motion(torch.eye(32)[5:6], picture)
     torch.testing.assert_close(moved[..., :-1], still[..., 1:])
+
+
+@pytest.mark.parametrize("step", [0, 300, 999])
+def test_a_unet_that_says_nothing_predicts_from_the_guess(step):
+    """The best velocity for latents normal around the guess, as the mean over many draws of them shows."""
+    parts = small_parts()
+    spread, count = parts.unet.config["guess_spread"], 200_000
+    generator = torch.Generator().manual_seed(0)
+    signal = float(parts.scheduler.alphas_cumprod[step])
+    a, b = signal**0.5, (1 - signal) ** 0.5
+    clean, eps = (
+        0.7 + spread * torch.randn(count, generator=generator),
+        torch.randn(count, generator=generator),
+    )
+    noisy, velocity = a * clean + b * eps, a * eps - b * clean
+
+    class Silent:
+        config = parts.unet.config
+
+        def __call__(self, noisy, *_):
+            return torch.zeros_like(noisy)
+
+    five, levels, none = (count, 1, 1, 1, 1), torch.full((count,), step), torch.zeros(0)
+    guess = torch.full(five, 0.7)
+    unet: Any = Silent()
+    found = predict(unet, parts.scheduler, noisy.view(five), levels, none, none, {}, guess).flatten()
+    slope, offset = np.polyfit(noisy.numpy(), velocity.numpy(), 1) if noisy.std() > 1e-3 else (0.0, 0.0)
+    assert (found - (slope * noisy + offset)).abs().mean() < 0.005
+
+
+def test_random_parts_render_the_portrait_as_z_moves_it():
+    """Before the first step, in one DDIM step from pure noise: the guess, whatever the VAE would lose of it."""
+    renderer = Renderer(**vars(small_parts()))
+    portrait = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    reference = renderer.reference(portrait)
+    z = reference.z + torch.randn(2, 32, generator=torch.Generator().manual_seed(1))
+    config = RenderConfig(steps=1, cfg=1.0, window_frames=2, overlap_frames=0)
+    with torch.no_grad():
+        moved = renderer.parts.unet.guess_motion(z - reference.z, reference.picture.expand(2, -1, -1, -1))
+    wanted = from_model(moved)
+    got = renderer.window(reference, z, seed=0, first_frame=0, config=config)
+    assert np.abs(got.astype(int) - wanted.astype(int)).max() <= 2
+    assert np.abs(wanted[0].astype(int) - wanted[1].astype(int)).max() > 5
 
 
 # Published layouts, small
@@ -350,7 +414,7 @@ def test_step_0_is_the_published_unet_without_its_text(tmp_path):
                 torch.nn.init.zeros_(parameter)
     x, level = torch.randn(1, 1, 4, 8, 8), torch.tensor([400])
     with torch.no_grad():
-        ours = parts.unet.eval()(x, level, torch.randn(1, 1, 512), torch.ones(1), None)
+        ours = parts.unet.eval()(x, level, torch.randn(1, 1, 512), torch.ones(1), None, torch.randn_like(x))
         theirs = plain(x[:, 0], level, torch.zeros(1, 1, 80)).sample
     torch.testing.assert_close(ours[:, 0], theirs, rtol=1e-4, atol=1e-4)
 

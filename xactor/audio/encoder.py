@@ -15,7 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xactor.audio.windows import SAMPLES_PER_FRAME, WindowSpec, cut_window, frame_count, window_count
+from xactor.audio.windows import (
+    SAMPLES_PER_FRAME,
+    WindowSpec,
+    cut_window,
+    frame_count,
+    window_count,
+    window_start,
+)
 
 CONFIG_FILE = "preprocessor_config.json"
 
@@ -51,7 +58,7 @@ class AudioEncoder(ABC):
         return np.concatenate(list(self.stream(samples, batch_windows=batch_windows)))
 
     def stream(self, samples: np.ndarray, *, batch_windows: int = 16) -> Iterator[np.ndarray]:
-        """Features piece by piece, each of `batch_windows` windows: float32 [n, L, F].
+        """Features piece by piece, of `batch_windows` windows at a time: float32 [n, L, F].
 
         Args:
             samples: float32 [N], mono, 16 kHz.
@@ -59,22 +66,104 @@ class AudioEncoder(ABC):
         Raises:
             ValueError: samples that are not finite or not one-dimensional, or no longer than half a frame.
         """
-        if samples.ndim != 1:
-            raise ValueError(f"audio must be mono, one-dimensional, got shape {samples.shape}")
-        if not np.isfinite(samples).all():
-            raise ValueError("audio holds NaN or infinite samples")
-        frames = frame_count(len(samples))
+        _check(samples)
+        listener = FeatureStream(self, batch_windows=batch_windows)
+        size = batch_windows * self.windows.hop_frames * SAMPLES_PER_FRAME
+        ahead = self.windows.right_frames * SAMPLES_PER_FRAME
+        for piece in np.split(samples, range(size + ahead, len(samples), size)):
+            if len(features := listener.hear(piece)):
+                yield features
+        if len(features := listener.end()):
+            yield features
+
+    def features_of(
+        self,
+        samples: np.ndarray,
+        first_frame: int,
+        last_frame: int,
+        *,
+        start: int = 0,
+        batch_windows: int = 16,
+    ) -> np.ndarray:
+        """Features of frames [first_frame, last_frame) of a recording, float32 [n, L, F], as those of the whole.
+
+        Args:
+            samples: float32 [N], mono, 16 kHz: all that `sound_needed` says, or up to the recording's end.
+            start: where in the recording they begin.
+        """
+        _check(samples)
+        spec = self.windows
+        indices = range(first_frame // spec.hop_frames, window_count(last_frame, spec))
+        cut = np.stack([cut_window(samples, i, spec, start=start) for i in indices])
+        with torch.inference_mode():
+            parts = [self.encode(some).cpu() for some in torch.from_numpy(cut).split(batch_windows)]
+        features = torch.cat(parts).flatten(0, 1).numpy()
+        skip = first_frame - indices.start * spec.hop_frames
+        return features[skip : skip + last_frame - first_frame]
+
+
+class FeatureStream:
+    """Features of sound that arrives piece by piece, equal to the whole recording's: a window is computed as soon as
+    all its sound is there. Keeps as much sound as one window looks back at.
+    """
+
+    def __init__(self, encoder: AudioEncoder, *, batch_windows: int = 16):
+        self._encoder, self._batch = encoder, batch_windows
+        self._kept = np.zeros(0, dtype=np.float32)
+        self._start = 0  # of `_kept` in the recording
+        self._made = 0  # windows
+
+    def hear(self, samples: np.ndarray) -> np.ndarray:
+        """The features that the next samples make certain: float32 [n, L, F], n may be 0.
+
+        Args:
+            samples: float32 [N], mono, 16 kHz, any N.
+
+        Raises:
+            ValueError: samples that are not finite or not one-dimensional. What was heard before stays as it was.
+        """
+        _check(samples)
+        self._kept = np.concatenate([self._kept, samples])
+        spec = self._encoder.windows
+        whole = (
+            self._heard // SAMPLES_PER_FRAME - spec.right_frames
+        )  # frames with all that their window looks at
+        return self._encode(max(whole // spec.hop_frames, self._made))
+
+    def end(self) -> np.ndarray:
+        """The features of the rest: float32 [n, L, F]; round(duration x 25) in all.
+
+        Raises:
+            ValueError: nothing was heard that is longer than half a frame.
+        """
+        frames = frame_count(self._heard)
         if frames < 1:
             raise ValueError(
-                f"audio must be longer than {SAMPLES_PER_FRAME // 2} samples (half a frame, 20 ms), got {len(samples)}"
+                f"audio must be longer than {SAMPLES_PER_FRAME // 2} samples (half a frame, 20 ms), got {self._heard}"
             )
-        count = window_count(frames, self.windows)
-        for first in range(0, count, batch_windows):
-            last = min(first + batch_windows, count)
-            cut = [cut_window(samples, i, self.windows) for i in range(first, last)]
+        made = self._made * self._encoder.windows.hop_frames
+        return self._encode(window_count(frames, self._encoder.windows))[: frames - made]
+
+    @property
+    def _heard(self) -> int:
+        return self._start + len(self._kept)
+
+    def _encode(self, last: int) -> np.ndarray:
+        """The windows up to `last`, and forgets what only they looked at."""
+        encoder, pieces = (
+            self._encoder,
+            [np.zeros((0, self._encoder.layers, self._encoder.width), np.float32)],
+        )
+        while self._made < last:
+            batch = range(self._made, min(self._made + self._batch, last))
+            cut = [cut_window(self._kept, i, encoder.windows, start=self._start) for i in batch]
             with torch.inference_mode():
-                piece = self.encode(torch.from_numpy(np.stack(cut))).cpu()  # [W, hop, L, F]
-            yield piece.flatten(0, 1)[: frames - first * self.windows.hop_frames].numpy()  # [n, L, F]
+                features = encoder.encode(torch.from_numpy(np.stack(cut))).cpu()  # [W, hop, L, F]
+            pieces.append(features.flatten(0, 1).numpy())
+            self._made = batch.stop
+            unheard = max(window_start(self._made, encoder.windows), 0)
+            self._kept, self._start = self._kept[unheard - self._start :], unheard
+        return np.concatenate(pieces)
 
 
 class LogMelEncoder(AudioEncoder):
@@ -177,6 +266,13 @@ class Wav2Vec2Encoder(AudioEncoder):
             "windows": asdict(self.windows),
         }
         (Path(folder) / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _check(samples: np.ndarray) -> None:
+    if samples.ndim != 1:
+        raise ValueError(f"audio must be mono, one-dimensional, got shape {samples.shape}")
+    if not np.isfinite(samples).all():
+        raise ValueError("audio holds NaN or infinite samples")
 
 
 def load_audio_encoder(folder: str | Path, *, layers: tuple[int, ...] | None = None) -> AudioEncoder:

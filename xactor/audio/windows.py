@@ -44,7 +44,7 @@ def window_count(frames: int, spec: WindowSpec) -> int:
     return -(-frames // spec.hop_frames)
 
 
-def cut_window(samples: np.ndarray, index: int, spec: WindowSpec) -> np.ndarray:
+def cut_window(samples: np.ndarray, index: int, spec: WindowSpec, *, start: int = 0) -> np.ndarray:
     """Window `index` of a recording, normalised: float32 [spec.frames * 640].
 
     Zero mean and unit variance over the sound that exists (Wav2Vec2's own preprocessing, here per window); what
@@ -52,14 +52,28 @@ def cut_window(samples: np.ndarray, index: int, spec: WindowSpec) -> np.ndarray:
 
     Args:
         samples: float32 [N], mono, 16 kHz.
+        start: where in the recording they begin, if what was before them is no longer needed.
     """
-    first = (index * spec.hop_frames - spec.left_frames) * SAMPLES_PER_FRAME
+    first = window_start(index, spec)
     size = spec.frames * SAMPLES_PER_FRAME
     window = np.zeros(size, dtype=np.float32)
-    inside = samples[max(first, 0) : max(first + size, 0)]
+    assert max(first, 0) >= start
+    inside = samples[max(first, 0) - start : max(first + size - start, 0)]
     if inside.size:
         sound = inside.astype(np.float64)
         sound = (sound - sound.mean()) / np.sqrt(sound.var() + 1e-7)
         at = max(-first, 0)
         window[at : at + sound.size] = sound
     return window
+
+
+def window_start(index: int, spec: WindowSpec) -> int:
+    """The first sample that window `index` looks at; below 0 at a recording's beginning."""
+    return (index * spec.hop_frames - spec.left_frames) * SAMPLES_PER_FRAME
+
+
+def sound_needed(first_frame: int, last_frame: int, spec: WindowSpec) -> tuple[int, int]:
+    """The samples [first, last) that the features of frames [first_frame, last_frame) look at."""
+    first = window_start(first_frame // spec.hop_frames, spec)
+    last = window_start(window_count(last_frame, spec) - 1, spec) + spec.frames * SAMPLES_PER_FRAME
+    return max(first, 0), last

@@ -4,8 +4,20 @@ Time 0 is where a player would start the file, for sound and pictures alike, so 
 whichever of the two begins first.
 """
 
+from xactor.media.fragments import FragmentedVideo
 from xactor.media.pictures import read_frames
-from xactor.media.sound import Sound, read_audio, resample
-from xactor.media.writer import write_video
+from xactor.media.sound import LiveSound, Sound, TooLong, read_audio, resample
+from xactor.media.writer import join_videos, remux, write_video
 
-__all__ = ["Sound", "read_audio", "read_frames", "resample", "write_video"]
+__all__ = [
+    "FragmentedVideo",
+    "LiveSound",
+    "Sound",
+    "TooLong",
+    "join_videos",
+    "read_audio",
+    "read_frames",
+    "remux",
+    "resample",
+    "write_video",
+]

@@ -1,5 +1,6 @@
 """The sound of a file: whole and mono for features, or block by block as it is for the track of a video."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ from xactor.media.container import decode, length_s, open_container, origin_s
 # Sound that a file's clock jumps over is silence; smaller steps are rounding in the container.
 _GAP_S = 0.05
 T = TypeVar("T")
+
+
+class TooLong(ValueError):
+    """More sound than is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +78,25 @@ class Sound:
                 raise ValueError(f"{self.source}: the audio track is empty")
 
 
+class LiveSound:
+    """Mono sound that comes while it is written: an iterator over the blocks that are there by now."""
+
+    def __init__(self):
+        self._blocks: deque[np.ndarray] = deque()
+
+    def hear(self, samples: np.ndarray) -> None:
+        """The next of it, float32 [N]."""
+        self._blocks.append(np.asarray(samples, np.float32)[:, None])
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self
+
+    def __next__(self) -> np.ndarray:
+        if not self._blocks:
+            raise StopIteration
+        return self._blocks.popleft()
+
+
 def read_audio(
     source: str | Path, sample_rate_hz: int = 16_000, *, max_seconds: float | None = None
 ) -> np.ndarray:
@@ -86,7 +110,7 @@ def read_audio(
         pieces.append(block[:, 0])
         samples += len(block)
         if max_seconds is not None and samples > max_seconds * sample_rate_hz:
-            raise ValueError(f"{source}: longer than {max_seconds:g} s, the most that is taken")
+            raise TooLong(f"{source}: longer than {max_seconds:g} s, the most that is taken")
     return np.concatenate(pieces)
 
 

@@ -2,9 +2,10 @@
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -13,7 +14,8 @@ from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from av.video.frame import VideoFrame
 
-from xactor.media.sound import Sound
+from xactor.media.container import open_container
+from xactor.media.sound import LiveSound, Sound
 
 # What AAC takes of its own; other rates become 48 kHz, other layouts the usual one of as many channels, or of fewer.
 _AAC_RATES_HZ = frozenset(
@@ -22,6 +24,7 @@ _AAC_RATES_HZ = frozenset(
 _AAC_LAYOUTS = ("mono", "stereo", "2.1", "4.0", "5.0", "5.1")  # by the number of channels
 _AAC_OTHER_LAYOUTS = ("3.0", "quad")
 _BLOCK = 1024  # samples a channel in an AAC frame
+_REORDERED = 2  # frames that x264 decodes ahead, with its usual B-frames
 
 
 def write_video(
@@ -65,8 +68,8 @@ def write_video(
             }
             if keyframe_every is not None:
                 options["g"] = str(keyframe_every)
-            pictures = _Pictures(container, fps, options)
-            speech = _Speech(container, samples, sample_rate_hz, fast=preset == "ultrafast")
+            pictures = Pictures(container, fps, options)
+            speech = Speech(container, samples, sample_rate_hz, fast=preset == "ultrafast")
             for picture in frames:
                 pictures.write(picture)
                 # In step with the pictures, so that a player need not seek.
@@ -81,7 +84,69 @@ def write_video(
     return pictures.count
 
 
-class _Pictures:
+def remux(source: str | Path, target: str | Path) -> None:
+    """A fragmented mp4 as a plain one, its index in front: the same pictures and sound, not coded anew."""
+    with (
+        av.open(str(source)) as fragmented,
+        av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as plain,
+    ):
+        plain.metadata.update({"comment": fragmented.metadata.get("comment", "")})
+        tracks = {stream.index: plain.add_stream_from_template(stream) for stream in fragmented.streams}  # pyright: ignore
+        for packet in fragmented.demux():
+            if packet.dts is not None:
+                packet.stream = tracks[packet.stream.index]
+                plain.mux(packet)
+
+
+def join_videos(
+    parts: Sequence[str | Path],
+    target: str | Path,
+    *,
+    fps: int = 25,
+    samples: np.ndarray | Sound,
+    sample_rate_hz: int = 16_000,
+    metadata: dict[str, str] | None = None,
+) -> int:
+    """Silent parts of one video, made alike by `write_video`, one after another and with sound: the number of frames.
+
+    The pictures are not coded anew. The file appears whole or not at all. See `write_video`.
+    """
+    target = Path(target)
+    partial = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    try:
+        with av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            container.metadata.update(metadata or {})
+            track: Any = None
+            speech: Speech | None = None
+            frames = 0
+            for part in parts:
+                with open_container(part) as source:
+                    pictures = source.streams.video[0]
+                    if track is None or speech is None:
+                        track = container.add_stream_from_template(pictures)
+                        speech = Speech(container, samples, sample_rate_hz, fast=False)
+                    assert pictures.time_base is not None
+                    frame = Fraction(1, fps) / pictures.time_base
+                    first = round(frames * frame)
+                    for packet in source.demux(pictures):
+                        if packet.pts is None:
+                            continue
+                        # A short part's decoding times are not so far ahead as a long one's: they must rise throughout.
+                        packet.pts, packet.dts = packet.pts + first, round((frames - _REORDERED) * frame)
+                        packet.stream = track
+                        container.mux(packet)
+                        frames += 1
+                        speech.write(until=Fraction(frames, fps))
+            if speech is None:
+                raise ValueError("a video needs at least one part, got none")
+            speech.close()
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return frames
+
+
+class Pictures:
     """The video track."""
 
     def __init__(self, container: OutputContainer, fps: int, options: dict[str, object]):
@@ -113,11 +178,16 @@ class _Pictures:
         self._container.mux(self._stream.encode(None))
 
 
-class _Speech:
+class Speech:
     """The audio track, in the codec's own blocks. Without sound there is none: players do not like an empty one."""
 
     def __init__(
-        self, container: OutputContainer, samples: np.ndarray | Sound, sample_rate_hz: int, *, fast: bool
+        self,
+        container: OutputContainer,
+        samples: np.ndarray | Sound | LiveSound,
+        sample_rate_hz: int,
+        *,
+        fast: bool,
     ):
         self._container = container
         if isinstance(samples, Sound):
@@ -125,11 +195,12 @@ class _Speech:
             self._blocks = samples.blocks(self._rate_hz, self._layout)
         else:
             self._rate_hz, self._layout = sample_rate_hz, "mono"
-            self._blocks = iter([np.asarray(samples, np.float32)[:, None]])
-        self._waiting = next(self._blocks)  # [n, channels], not encoded yet
+            live = isinstance(samples, LiveSound)
+            self._blocks = samples if live else iter([np.asarray(samples, np.float32)[:, None]])
+        self._waiting = next(self._blocks, np.zeros((0, 1), np.float32))  # [n, channels], not encoded yet
         self._written = 0
         self._stream: AudioStream | None = None
-        if len(self._waiting):
+        if len(self._waiting) or isinstance(samples, LiveSound):
             self._stream = container.add_stream("aac", rate=self._rate_hz, layout=self._layout)  # pyright: ignore
             assert self._stream is not None
             self._stream.options = {"aac_coder": "fast"} if fast else {}

@@ -46,10 +46,11 @@ def dense_mask(
     """The predicate as SDPA wants it: bool [B or 1, 1, Q, KV].
 
     Args:
-        q, kv: positions, int [Q] and [KV].
+        q, kv: positions, int [Q] and [KV], or [B, Q] and [B, KV] where rows stand at different places.
         kv_real: which keys are no padding, bool [B, KV].
     """
-    mask = predicate(q[:, None], kv[None, :])[None, None]  # [1, 1, Q, KV]
+    mask = predicate(q[..., :, None], kv[..., None, :])  # [.., Q, KV]
+    mask = mask[:, None] if mask.dim() == 3 else mask[None, None]
     return mask if kv_real is None else mask & kv_real[:, None, None, :]
 
 
@@ -60,11 +61,11 @@ def block_mask(
     from torch.nn.attention.flex_attention import create_block_mask
 
     def mask_mod(b, h, i, j):
-        seen = predicate(q[i], kv[j])
+        seen = predicate(q[b, i], kv[b, j]) if q.dim() == 2 else predicate(q[i], kv[j])
         return seen if kv_real is None else seen & kv_real[b, j]
 
-    batch = None if kv_real is None else len(kv_real)
-    return create_block_mask(mask_mod, batch, None, len(q), len(kv), device=str(q.device))
+    batch = len(q) if q.dim() == 2 else None if kv_real is None else len(kv_real)
+    return create_block_mask(mask_mod, batch, None, q.shape[-1], kv.shape[-1], device=str(q.device))
 
 
 def make_mask(implementation: str, predicate, q: Tensor, kv: Tensor, kv_real: Tensor | None = None):

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen2Model
-from transformers.cache_utils import DynamicCache
 
 from xactor.motion.audio_attention import AudioFusion, WindowedAudioAttention
+from xactor.motion.cache import HistoryPass
 from xactor.motion.masks import Attention, make_mask, real_frames, teacher_visible, visible
 
 
@@ -63,6 +63,15 @@ class MotionTransformerConfig(PreTrainedConfig):
         if attention not in ("chunk", "causal"):
             raise ValueError(f"attention must be 'chunk' or 'causal', got {attention!r}")
         super().__init__(**kwargs)
+
+    @property
+    def history_frames(self) -> int:
+        """How many frames before a chunk are seen beside it."""
+        return self.context_frames - self.chunk_frames
+
+    def heard_from(self, first_frame: int) -> int:
+        """From which frame on a stream that goes on at `first_frame` has to know its sound."""
+        return max(first_frame - self.history_frames - self.audio_window, 0)
 
 
 class LevelEmbedding(nn.Module):
@@ -174,7 +183,7 @@ class MotionTransformer(PreTrainedModel):
         *,
         frames: Tensor | None = None,
         clean: Tensor | None = None,
-        past: DynamicCache | None = None,
+        past: HistoryPass | None = None,
     ) -> Tensor:
         """The predicted velocity, [B, T, D].
 
@@ -186,19 +195,21 @@ class MotionTransformer(PreTrainedModel):
             audio_real: bool [B, T + 2w], False past the clip's ends.
             frames: real lengths [B]; None where nothing is padded.
             clean: clean latents [B, T, D] for teacher forcing: then every chunk sees these as its history.
-            past: keys and values of the history; the T latents continue it, and it is extended by them.
+            past: keys and values of each row's history, which the T latents continue, or where to keep theirs.
         """
         assert audio.shape[1] == z_k.shape[1] + 2 * self.config.audio_window
         width = z_k.shape[1]
-        first = past.get_seq_length() if past is not None else 0
-        position = torch.arange(first, first + width, device=z_k.device)  # [T]
+        position = torch.arange(width, device=z_k.device)  # [T]
         rules = {"chunk_frames": self.config.chunk_frames, "attention": self.config.attention}
         real = None if frames is None else real_frames(frames, width)  # [B, T]
-        if clean is None:
-            q, kv = position, torch.arange(first + width, device=z_k.device)
-            predicate = functools.partial(visible, **rules)
-        else:
-            assert past is None
+        predicate, q, kv = functools.partial(visible, **rules), position, position
+        if past is not None:
+            assert clean is None
+            position = q = past.frames[:, None] + position  # [B, T]
+            before = torch.arange(-past.width, 0, device=z_k.device) + past.frames[:, None]  # [B, H]
+            kv = torch.cat([before, position], dim=1)  # [B, H + T]; below 0 it is padding
+            real = (kv >= 0) if real is None else torch.cat([before >= 0, real], dim=1)
+        elif clean is not None:
             z_k, k = torch.cat([clean, z_k], 1), torch.cat([torch.zeros_like(k), k], 1)  # [B, 2T, ..]
             position = position.repeat(2)
             q = kv = torch.arange(2 * width, device=z_k.device)
@@ -209,7 +220,7 @@ class MotionTransformer(PreTrainedModel):
         level = self.level(k)  # [B, T, H]
         z_k = z_k.to(level.dtype)
         x = self.latent_in(z_k) + level  # [B, T, H]
-        rotary = self.backbone.rotary_emb(x, position[None])
+        rotary = self.backbone.rotary_emb(x, position.expand(1, -1) if past is None else position)
         for layer, audio_attention in zip(self.backbone.layers, self.audio_attention, strict=True):
             x = layer(x, attention_mask=mask, position_embeddings=rotary, past_key_values=past)
             x = x + _heard(audio_attention, x, audio, audio_real, doubled=clean is not None)

@@ -14,6 +14,7 @@ from xactor.render.augment import DRIVING, PERSON, Augmentation, augment
 from xactor.render.autoencoder import encode, reconstruction_loss
 from xactor.render.frames import to_model
 from xactor.render.motion_encoder import MotionEncoder
+from xactor.render.prediction import predict
 from xactor.render.reference import ReferenceUNet
 from xactor.render.unet import RendererUNet
 
@@ -124,34 +125,47 @@ class RenderObjective(nn.Module):
         noise = torch.cat(drawn(lambda g: torch.randn(window, mean.shape[1], generator=g)))
         z = mean + torch.exp(logvar / 2) * noise.to(device, dtype)
         loss = self.config.kl_weight * 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(1)  # [N W]
+        resting = augment(both[:, :1], [Augmentation.draw(DRIVING, g) for g in generators])[:, 0]
+        start = self.motion_encoder(resting)[0]  # [B, D]
         if phase != "temporal":
-            resting = augment(both[:, :1], [Augmentation.draw(DRIVING, g) for g in generators])[:, 0]
-            start = self.motion_encoder(resting)[0]  # [B, D]
             loss = loss + self.config.motion_weight * self._guess_error(both, z, start)
             shared = common(torch.cat([start[:, None], mean.unflatten(0, frames.shape[:2])], dim=1))
             loss = loss + self.config.person_weight * shared.repeat_interleave(clips)
         if phase != "motion":
-            loss = loss + self._denoising_loss(both, z.unflatten(0, (-1, window)), generators, drawn)
+            windows = z.unflatten(0, (-1, window))
+            loss = loss + self._denoising_loss(both, windows, start, generators, drawn)
         return (loss * weight.repeat_interleave(clips * window)).sum()
 
     def _guess_error(self, both: Tensor, z: Tensor, start: Tensor) -> Tensor:
         """Of thumbnails of the frames, guessed from their references', [B F]: of pictures [B, 1 + F, 3, S, S]."""
         frames = both.shape[1] - 1
-        reference = both[:, 0].repeat_interleave(frames, dim=0)
+        reference = self.unet.thumbnails(both[:, 0]).repeat_interleave(frames, dim=0)
         guess = self.unet.guess_motion(z - start.repeat_interleave(frames, dim=0), reference)
         true = self.unet.thumbnails(both[:, 1:].flatten(0, 1))
         return (guess - true).square().mean(dim=(1, 2, 3))
 
     def _denoising_loss(
-        self, both: Tensor, z: Tensor, generators: list[torch.Generator], drawn: Callable[[Callable], list]
+        self,
+        both: Tensor,
+        z: Tensor,
+        start: Tensor,
+        generators: list[torch.Generator],
+        drawn: Callable[[Callable], list],
     ) -> Tensor:
-        """Of N windows [N W], with z [N, W, D], which share the references of their samples [B, 1 + F, 3, S, S]."""
+        """Of N windows [N W], with z [N, W, D], which share the references of their samples [B, 1 + F, 3, S, S], whose
+        own z are `start` [B, D]."""
         device, dtype = both.device, both.dtype
         count, window = z.shape[:2]
         with torch.no_grad():
             latents = encode(self.vae, both.flatten(0, 1)).unflatten(0, both.shape[:2])
         clean = latents[:, 1:].reshape(count, window, *latents.shape[2:])  # [N, W, C, h, w]
         keep = torch.cat(drawn(lambda g: torch.rand(1, generator=g) >= self.config.motion_drop)).to(device)
+        with torch.no_grad():
+            frames = both.shape[1] - 1
+            change = z.flatten(0, 1) - start.repeat_interleave(frames, dim=0)  # [N W, D]
+            change = change * keep.repeat_interleave(window)[:, None]
+            moved = self.unet.guess_motion(change, both[:, 0].repeat_interleave(frames, dim=0))
+            guess = encode(self.vae, moved).unflatten(0, (count, window))  # [N, W, C, h, w]
         steps = int(self.scheduler.config["num_train_timesteps"])
         level: Any = torch.cat(drawn(lambda g: torch.randint(0, steps, (1,), generator=g))).to(device)
         eps = torch.stack(drawn(lambda g: torch.randn(clean.shape[1:], generator=g))).to(device, dtype)
@@ -162,7 +176,8 @@ class RenderObjective(nn.Module):
             else eps
         )
         features = self.reference_unet.features(latents[:, 0])
-        error = (self.unet(noisy, level, z, keep, features) - target) ** 2  # [N, W, C, h, w]
+        predicted = predict(self.unet, self.scheduler, noisy, level, z, keep, features, guess)
+        error = (predicted - target) ** 2  # [N, W, C, h, w]
         return error.mean(dim=(2, 3, 4)).flatten()
 
 

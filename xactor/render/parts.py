@@ -21,6 +21,7 @@ from xactor.render.unet import RendererUNet
 _log = logging.getLogger(__name__)
 
 LATENT_DIM = 512
+GUESS_SPREAD = 0.25  # as measured of the demo corpus, whose latents have unit variance
 _PLAINLY: Any = {"low_cpu_mem_usage": False}  # the other way needs a package that nothing else here does
 
 
@@ -97,6 +98,7 @@ def random_parts(
             latent_dim=latent_dim,
             motion_tokens=motion_tokens,
             locality=1.6,
+            guess_spread=GUESS_SPREAD if prediction_type == "v_prediction" else None,
         ),
         reference_unet=ReferenceUNet(
             **shape,
@@ -118,6 +120,9 @@ def random_parts(
     )
     start_as_cosines(parts.vae)
     _start_open(parts.unet)
+    if prediction_type == "v_prediction":  # it begins by saying that the guess lacks nothing
+        nn.init.zeros_(parts.unet.conv_out.weight)
+        nn.init.zeros_(parts.unet.conv_out.bias)  # pyright: ignore[reportArgumentType]
     # Both start from the same weights, as they do from published ones: so that like finds like.
     own = parts.reference_unet.state_dict()
     parts.reference_unet.load_state_dict(
@@ -196,7 +201,7 @@ def published_parts(
     )
     weights = plain.state_dict()
     _load(reference, weights, f"{sd15}/unet", new=())
-    _load(unet, weights, f"{sd15}/unet", new=("attn2", "motion_", "null_motion"))
+    _load(unet, weights, f"{sd15}/unet", new=("attn2", "motion_", "null_motion", "conv_in.guess"))
     if adapter:
         unet.load_motion_modules(adapter)
     autoencoder = AutoencoderKL.from_pretrained(_folder(vae) if vae else _folder(sd15, "vae"), **_PLAINLY)

@@ -5,7 +5,7 @@ may be rendered anywhere, in any order, and again after a failure; and a video o
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from xactor.render.autoencoder import decode, encode
 from xactor.render.frames import from_model, to_model
 from xactor.render.motion_encoder import MotionEncoder
 from xactor.render.parts import Parts
+from xactor.render.prediction import predict
 from xactor.render.reference import ReferenceUNet
 from xactor.render.unet import RendererUNet
 
-_DECODE_SLICE = 4  # frames that the VAE decodes together: at 512 px its activations outweigh the UNet's
+_SLICE = 4  # frames that the VAE takes together: at 512 px its activations outweigh the UNet's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,33 @@ class RenderConfig:
     def stride(self) -> int:
         """Frames from one window's start to the next's."""
         return self.window_frames - self.overlap_frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What is computed of a portrait once, for all of its windows.
+
+    Attributes:
+        features: of the reference network. picture: the portrait, [1, 3, S, S]. z: its own motion latent, [1, D].
+    """
+
+    features: ReferenceFeatures
+    picture: Tensor
+    z: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Frames of one video that are denoised together.
+
+    Attributes:
+        z: their motion latents [W, latent_dim]. seed: of the video. first_frame: the first one's number in it.
+    """
+
+    reference: Reference
+    z: Tensor
+    seed: int
+    first_frame: int
 
 
 def render_windows(frames: int, config: RenderConfig) -> list[tuple[int, int]]:
@@ -103,21 +131,21 @@ class Renderer:
         return self.parts.unet.dtype
 
     @torch.no_grad()
-    def reference(self, image: np.ndarray) -> ReferenceFeatures:
-        """The features of a portrait uint8 [S, S, 3], S = image_size: once a portrait, for all of its windows."""
+    def reference(self, image: np.ndarray) -> Reference:
+        """Of a portrait uint8 [S, S, 3], S = image_size: once a portrait, for all of its windows."""
         if image.shape != (self.image_size, self.image_size, 3) or image.dtype != np.uint8:
             raise ValueError(
                 f"the portrait must be uint8 [{self.image_size}, {self.image_size}, 3], "
                 f"got {image.dtype} {list(image.shape)}"
             )
         vae = self.parts.vae
-        latents = encode(vae, to_model(image[None], vae.device, vae.dtype))
-        return self.parts.reference_unet.features(latents.to(self.dtype))
+        picture = to_model(image[None], vae.device, vae.dtype)
+        features = self.parts.reference_unet.features(encode(vae, picture).to(self.dtype))
+        return Reference(features=features, picture=picture, z=self.parts.motion_encoder(picture)[0])
 
-    @torch.no_grad()
     def window(
         self,
-        reference: ReferenceFeatures,
+        reference: Reference,
         z: Tensor,
         *,
         seed: int,
@@ -128,33 +156,61 @@ class Renderer:
 
         `first_frame` is the number of its first frame in the whole video: noise is keyed by it.
         """
+        window = Window(reference=reference, z=z, seed=seed, first_frame=first_frame)
+        return self.windows([window], config)[0]
+
+    @torch.no_grad()
+    def windows(self, windows: Sequence[Window], config: RenderConfig | None = None) -> list[np.ndarray]:
+        """Windows of like length, of any videos, side by side: as many uint8 [W, S, S, 3]."""
         config = config or RenderConfig()
-        self._check(z, config)
-        unet, size = self.parts.unet, int(self.parts.unet.config["sample_size"])
-        shape = (int(unet.config["in_channels"]), size, size)
-        noise = [
-            torch.randn(shape, generator=keyed_generator(seed, "render", frame))
-            for frame in range(first_frame, first_frame + len(z))
-        ]
-        x = torch.stack(noise).to(self.device, self.dtype)[None]  # [1, W, 4, h, w]
+        for window in windows:
+            self.check(window.z, config)
+        if len({len(window.z) for window in windows}) != 1:
+            raise ValueError(
+                f"windows must be alike in length, got {sorted({len(window.z) for window in windows})}"
+            )
         branches = 2 if config.cfg > 1 else 1  # with motion, and without
+        x = torch.stack([self._noise(window) for window in windows])  # [N, W, 4, h, w]
+        z = torch.stack([window.z for window in windows]).to(self.device, self.dtype)  # [N, W, latent_dim]
         keep = torch.tensor([1, 0][:branches], device=self.device)
-        z = z.to(self.device, self.dtype).expand(branches, *z.shape)
-        features = {name: f.expand(branches, *f.shape[1:]) for name, f in reference.items()}
+        guess = torch.stack(
+            [self._guess(window.reference, own, keep) for window, own in zip(windows, z, strict=True)], dim=1
+        ).flatten(0, 1)  # [branches N, W, 4, h, w]: first all with motion, then all without
+        keep = keep.repeat_interleave(len(windows))
+        z = z.repeat(branches, 1, 1)
+        features = {
+            name: torch.cat([window.reference.features[name] for window in windows] * branches)
+            for name in windows[0].reference.features
+        }
         scheduler = copy.deepcopy(
             self.parts.scheduler
         )  # its timesteps are state, and windows may run side by side
         scheduler.set_timesteps(config.steps)
         for level in scheduler.timesteps.tolist():
-            levels = torch.full((branches,), level, device=self.device)
-            out = unet(x.expand(branches, *x.shape[1:]), levels, z, keep, features)
-            guided = out[:1] if branches == 1 else out[1:] + config.cfg * (out[:1] - out[1:])
+            levels = torch.full((len(z),), level, device=self.device)
+            noisy = x.repeat(branches, 1, 1, 1, 1)
+            out = predict(self.parts.unet, scheduler, noisy, levels, z, keep, features, guess)
+            heard, *unheard = out.chunk(branches)
+            guided = unheard[0] + config.cfg * (heard - unheard[0]) if unheard else heard
             x = scheduler.step(guided, level, x, eta=0.0, return_dict=False)[0]
-        return self._decode(x[0])
+        return [self._decode(own, window) for own, window in zip(x, windows, strict=True)]
+
+    def check(self, z: Tensor, config: RenderConfig) -> None:
+        """ValueError: motion latents or choices that no window can be rendered of."""
+        if z.ndim != 2 or z.shape[1] != self.latent_dim:
+            raise ValueError(f"z must be [frames, {self.latent_dim}] for this renderer, got {list(z.shape)}")
+        if not 1 <= len(z) <= config.window_frames:
+            raise ValueError(f"a window holds 1..{config.window_frames} frames, got {len(z)}")
+        if config.window_frames > self.longest_window:
+            raise ValueError(
+                f"window_frames must be <= {self.longest_window} for this renderer, got {config.window_frames}"
+            )
+        if not torch.isfinite(z).all():
+            raise ValueError("z holds NaN or infinity")
 
     def render(
         self,
-        reference: ReferenceFeatures,
+        reference: Reference,
         z: Tensor | Iterable[Tensor],
         *,
         seed: int,
@@ -202,36 +258,71 @@ class Renderer:
             part.to(device=device, dtype=dtype)  # pyright: ignore
         return self
 
-    def _check(self, z: Tensor, config: RenderConfig) -> None:
-        if z.ndim != 2 or z.shape[1] != self.latent_dim:
-            raise ValueError(f"z must be [frames, {self.latent_dim}] for this renderer, got {list(z.shape)}")
-        if not 1 <= len(z) <= config.window_frames:
-            raise ValueError(f"a window holds 1..{config.window_frames} frames, got {len(z)}")
-        if config.window_frames > self.longest_window:
-            raise ValueError(
-                f"window_frames must be <= {self.longest_window} for this renderer, got {config.window_frames}"
-            )
-        if not torch.isfinite(z).all():
-            raise ValueError("z holds NaN or infinity")
+    def _noise(self, window: Window) -> Tensor:
+        """What its frames begin as, [W, 4, h, w]."""
+        unet, size = self.parts.unet, int(self.parts.unet.config["sample_size"])
+        shape = (int(unet.config["in_channels"]), size, size)
+        frames = range(window.first_frame, window.first_frame + len(window.z))
+        noise = [
+            torch.randn(shape, generator=keyed_generator(window.seed, "render", frame)) for frame in frames
+        ]
+        return torch.stack(noise).to(self.device, self.dtype)
 
-    def _decode(self, latents: Tensor) -> np.ndarray:
+    def _guess(self, reference: Reference, z: Tensor, keep: Tensor) -> Tensor:
+        """Latents of the portrait as motion latents [W, D] move it, or as it is: by branches, [B, W, 4, h, w]."""
+        change = (keep.to(z.dtype)[:, None, None] * (z - reference.z)).flatten(0, 1)  # [B W, D]
+        parts = []
+        for some in change.split(_SLICE):
+            picture = reference.picture.expand(len(some), *reference.picture.shape[1:])
+            parts.append(encode(self.parts.vae, self.parts.unet.guess_motion(some, picture)).to(self.dtype))
+        return torch.cat(parts).unflatten(0, (len(keep), len(z)))
+
+    def _decode(self, latents: Tensor, window: Window) -> np.ndarray:
         """[W, 4, h, w] to uint8 [W, S, S, 3], a few frames at a time."""
-        parts = [decode(self.parts.vae, part) for part in latents.split(_DECODE_SLICE)]
-        return np.concatenate([from_model(part) for part in parts])
+        vae, unet = self.parts.vae, self.parts.unet
+        change = window.z.to(self.device, self.dtype) - window.reference.z
+        frames = []
+        for part, some in zip(latents.split(_SLICE), change.split(_SLICE), strict=True):
+            pictures = decode(vae, part)
+            if unet.config["guess_spread"] is not None:
+                # Ours: what a small autoencoder loses of the guess, it loses of the frame: that much is put back.
+                picture = window.reference.picture.expand(len(some), *window.reference.picture.shape[1:])
+                moved = unet.guess_motion(some, picture)
+                pictures = pictures + moved - decode(vae, encode(vae, moved).to(self.dtype))
+            frames.append(from_model(pictures))
+        return np.concatenate(frames)
+
+
+class Cutter:
+    """Cuts a performance, as it comes, into the windows of `render_windows`: (first frame, latents [W, D])."""
+
+    def __init__(self, config: RenderConfig):
+        self._config = config
+        self._held: Tensor | None = None
+        self._first = 0  # frame of `_held`
+
+    def add(self, piece: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """The windows that are complete with the next latents [n, D]."""
+        held = piece if self._held is None else torch.cat([self._held, piece])
+        # A frame more than the window, or its end may turn out to be the performance's.
+        while len(held) > self._config.window_frames:
+            yield self._first, held[: self._config.window_frames]
+            held, self._first = held[self._config.stride :], self._first + self._config.stride
+        self._held = held
+
+    def rest(self) -> Iterator[tuple[int, Tensor]]:
+        """The last window, when no more comes."""
+        held, self._held = self._held, None
+        if held is not None and len(held) and (self._first == 0 or len(held) > self._config.overlap_frames):
+            yield self._first, held
 
 
 def windows_of(pieces: Iterable[Tensor], config: RenderConfig) -> Iterator[tuple[int, Tensor]]:
-    """Pieces [n, D] of a performance to the windows of `render_windows`: (first frame, latents [W, D])."""
-    held: Tensor | None = None
-    first = 0
+    """Pieces [n, D] of a performance to its windows."""
+    cutter = Cutter(config)
     for piece in pieces:
-        held = piece if held is None else torch.cat([held, piece])
-        # A frame more than the window, or its end may turn out to be the performance's.
-        while len(held) > config.window_frames:
-            yield first, held[: config.window_frames]
-            held, first = held[config.stride :], first + config.stride
-    if held is not None and len(held) and (first == 0 or len(held) > config.overlap_frames):
-        yield first, held
+        yield from cutter.add(piece)
+    yield from cutter.rest()
 
 
 class Blend:

@@ -30,11 +30,18 @@ class RendererUNet(UNetMotionModel):
     cross-attention and of the temporal layers start at zero: step 0 is the loaded UNet with the reference in its
     self-attention.
 
+    Beside the noised frames it sees a guess of them, the reference picture moved as `guess_motion` has it (Ours, after
+    the warping renderers FOMM and LIA; the paper's hears motion by cross-attention alone). From random weights that
+    saves it from learning to copy a face before it can learn to move one. What comes in this way starts at zero too.
+    A UNet from nothing says what the guess lacks; see `predict`.
+
     Args:
         latent_dim: the width of z. motion_tokens: how many tokens a z becomes. cross_attention_dim: their width.
         locality: how much more a token hears what is near its place, in the frame, the reference and the grid of motion
             tokens: of the first head, as `Locality` has it; None is the published attention. Ours, after ALiBi's
             slopes: from random weights, without it, it takes thousands of steps until the reference is heard.
+        guess_spread: how far latents are from the guess, RMS, where the UNet says what the guess lacks; None where it
+            says all, as published weights do.
         The others as of diffusers' UNetMotionModel.
     """
 
@@ -67,6 +74,7 @@ class RendererUNet(UNetMotionModel):
         latent_dim: int = 512,
         motion_tokens: int = 16,
         locality: float | None = None,
+        guess_spread: float | None = None,
     ):
         if math.isqrt(motion_tokens) ** 2 != motion_tokens or cross_attention_dim < _SAYS * _CELL**2:
             raise ValueError(
@@ -88,6 +96,7 @@ class RendererUNet(UNetMotionModel):
             motion_num_attention_heads=motion_num_attention_heads,
             use_motion_mid_block=use_motion_mid_block,
         )
+        self.conv_in = _FramesAndGuess(self.conv_in)
         self.motion_proj = nn.Linear(latent_dim, motion_tokens * cross_attention_dim)
         nn.init.normal_(self.motion_proj.bias)  # so that the norm leaves tokens their size
         self.motion_norm = nn.LayerNorm(cross_attention_dim)
@@ -110,6 +119,7 @@ class RendererUNet(UNetMotionModel):
         z: Tensor,
         keep: Tensor,
         reference: ReferenceFeatures,
+        guess: Tensor,
     ) -> Tensor:
         """The prediction for noised latents, [B, F, 4, h, w].
 
@@ -118,12 +128,13 @@ class RendererUNet(UNetMotionModel):
             z: motion latents [B, F, latent_dim].
             keep: [B], 1 where the motion is heard and 0 where it is dropped, for classifier-free guidance.
             reference: of `ReferenceUNet.features`, [B, ...] each.
+            guess: latents of the frames as `guess_motion` has them, [B, F, 4, h, w].
         """
         tokens = self.motion_proj(z.flatten(0, 1)).unflatten(-1, self.null_motion.shape)  # [B F, M, C]
         keep = keep.to(tokens.dtype).repeat_interleave(z.shape[1])[:, None, None]
         tokens = keep * self.motion_norm(tokens) + (1 - keep) * self.null_motion
         out = super().forward(
-            noisy.transpose(1, 2),  # [B, 4, F, h, w]
+            torch.cat([noisy, guess], dim=2).transpose(1, 2),  # [B, 8, F, h, w]
             level,
             encoder_hidden_states=tokens,
             cross_attention_kwargs={"reference": reference},
@@ -132,7 +143,7 @@ class RendererUNet(UNetMotionModel):
         return out.transpose(1, 2)
 
     def guess_motion(self, change: Tensor, pictures: Tensor) -> Tensor:
-        """What a change of motion latents makes of pictures, by linear maps and a warp: thumbnails [N, 3, T, T].
+        """What a change of motion latents makes of pictures, by linear maps and a warp: [N, 3, T, T].
 
         Motion tokens lie in a square grid over the face, and the first numbers of each are for its 4 x 4 places: from
         where its colour comes, in an eighth of the picture's side, and by how much it changes, in a quarter of [-1, 1].
@@ -140,7 +151,7 @@ class RendererUNet(UNetMotionModel):
         and LIA: ways fit more faces than colours do.
 
         Args:
-            change: of motion latents, [N, latent_dim]. pictures: [N, 3, S, S] in [-1, 1].
+            change: of motion latents, [N, latent_dim]. pictures: [N, 3, T, T] in [-1, 1].
         """
         tokens = F.linear(change, self.motion_proj.weight).unflatten(-1, self.null_motion.shape)  # [N, M, C]
         side = math.isqrt(tokens.shape[1])
@@ -149,24 +160,15 @@ class RendererUNet(UNetMotionModel):
         )
         places = (
             places.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3) / 4
-        )  # [N, 5, side x _CELL, side x _CELL]
-        size = _THUMBNAIL * places.shape[-1]
-        places = F.interpolate(places, (size, size), mode="bilinear", align_corners=False)
-        own = F.affine_grid(
-            torch.eye(2, 3, device=change.device, dtype=change.dtype).expand(len(change), 2, 3),
-            [len(change), 3, size, size],
-            align_corners=False,
-        )
-        moved = F.grid_sample(
-            self.thumbnails(pictures),
-            own + places[:, :2].movedim(1, -1) / 4,
-            padding_mode="border",
-            align_corners=False,
-        )
-        return moved + places[:, 2:]
+        )  # [N, 5, side * 4, side * 4]
+        places = F.interpolate(places, pictures.shape[-2:], mode="bilinear", align_corners=False)
+        still = torch.eye(2, 3, device=change.device, dtype=change.dtype).expand(len(change), 2, 3)
+        own = F.affine_grid(still, list(pictures.shape), align_corners=False)
+        way = own + places[:, :2].movedim(1, -1) / 4
+        return F.grid_sample(pictures, way, padding_mode="border", align_corners=False) + places[:, 2:]
 
     def thumbnails(self, pictures: Tensor) -> Tensor:
-        """Pictures [N, 3, S, S] as small as `guess_motion` makes them."""
+        """Pictures [N, 3, S, S] made so small that two pixels a side are a place of `guess_motion`."""
         return F.adaptive_avg_pool2d(pictures, _THUMBNAIL * _CELL * math.isqrt(self.null_motion.shape[0]))
 
     def to_json_string(self) -> str:
@@ -174,6 +176,21 @@ class RendererUNet(UNetMotionModel):
 
     def temporal_layers(self) -> list[AnimateDiffTransformer3D]:
         return [module for module in self.modules() if isinstance(module, AnimateDiffTransformer3D)]
+
+
+class _FramesAndGuess(nn.Conv2d):
+    """The UNet's first convolution, under its published names, and one for the guess that is added to it."""
+
+    def __init__(self, published: nn.Conv2d):
+        channels, size, padding = published.in_channels, published.kernel_size[0], published.padding
+        super().__init__(channels, published.out_channels, size, padding=padding)  # pyright: ignore[reportArgumentType]
+        self.load_state_dict(published.state_dict())
+        self.guess = nn.Conv2d(channels, published.out_channels, size, padding=padding, bias=False)  # pyright: ignore
+        _zero(self.guess)
+
+    def forward(self, input: Tensor) -> Tensor:
+        frames, guess = input.chunk(2, dim=1)
+        return super().forward(frames) + self.guess(guess)
 
 
 class _TemporalLayer(AnimateDiffTransformer3D):

@@ -1,0 +1,240 @@
+"""The engine: streams that step together equal each alone, whenever they come and go; what it does to the bad ones."""
+
+import pytest
+import torch
+from motion_models import small_model
+
+from xactor.motion import EngineFull, MotionEngine, MotionStream, SamplingConfig, sample_motion
+
+CONFIGS = [
+    SamplingConfig(steps=4),
+    SamplingConfig(steps=2, audio_cfg=1),
+    SamplingConfig(steps=3, history="vanilla", audio_cfg=5),
+    SamplingConfig(steps=4, groups=4),
+]
+
+
+def speech(frames: int, seed: int) -> torch.Tensor:
+    return torch.randn(frames, 2, 10, generator=torch.Generator().manual_seed(seed))
+
+
+def alone(model, number: int, frames: int) -> torch.Tensor:
+    return sample_motion(model, speech(frames, number)[None], seeds=[number], config=CONFIGS[number % 4])[0]
+
+
+def drain(engine: MotionEngine, streams: list[MotionStream], limit: int = 2000) -> list[torch.Tensor]:
+    """Steps until nothing moves: what each stream made meanwhile."""
+    made = [[stream.take()] for stream in streams]
+    for _ in range(limit):
+        if not engine.step():
+            break
+        for stream, pieces in zip(streams, made, strict=True):
+            pieces.append(stream.take())
+            stream.played = stream.made
+    return [torch.cat(pieces) for pieces in made]
+
+
+@pytest.mark.parametrize("max_batch", [2, 8])
+def test_streams_that_come_at_different_times_equal_each_alone(max_batch):
+    """Different lengths, places, noise levels, steps, guidance and histories, in one forward pass."""
+    model, lengths = small_model(), [45, 19, 40, 37, 8, 1]
+    engine = MotionEngine(model, max_streams=len(lengths), max_batch=max_batch)
+    streams, made = [], [[] for _ in lengths]
+    while len(streams) < len(lengths) or not all(stream.done for stream in streams):
+        if len(streams) < len(lengths):
+            stream = engine.open(seed=len(streams), config=CONFIGS[len(streams) % 4])
+            stream.hear(speech(lengths[len(streams)], len(streams)))
+            stream.end()
+            streams.append(stream)
+        for _ in range(5):
+            engine.step()
+        for pieces, stream in zip(made, streams, strict=False):
+            pieces.append(stream.take())
+            stream.played = stream.made
+    for number, frames in enumerate(lengths):
+        together = torch.cat(made[number])
+        torch.testing.assert_close(together, alone(model, number, frames), atol=1e-4, rtol=1e-4)
+    assert not engine.streams
+
+
+def test_a_stream_dropped_amid_a_chunk_leaves_the_others_as_they_are():
+    model = small_model()
+    engine = MotionEngine(model, max_streams=2)
+    kept, dropped = (engine.open(seed=n, config=CONFIGS[n]) for n in (0, 1))
+    for number, stream in enumerate((kept, dropped)):
+        stream.hear(speech(30, number))
+        stream.end()
+    with pytest.raises(EngineFull, match="2 streams are open"):
+        engine.open(seed=3)
+    for _ in range(3):
+        engine.step()
+    engine.close(dropped)
+    newcomer = engine.open(seed=2, config=CONFIGS[2])  # in the same place
+    newcomer.hear(speech(30, 2))
+    newcomer.end()
+    first, second = drain(engine, [kept, newcomer])
+    torch.testing.assert_close(first, alone(model, 0, 30), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(second, alone(model, 2, 30), atol=1e-4, rtol=1e-4)
+
+
+def test_bad_audio_is_refused_and_changes_nothing():
+    model = small_model()
+    engine = MotionEngine(model)
+    stream, other = engine.open(seed=0, config=CONFIGS[0]), engine.open(seed=1, config=CONFIGS[1])
+    other.hear(speech(20, 1))
+    other.end()
+    with pytest.raises(ValueError, match="the stream is empty"):
+        stream.end()
+    stream.hear(speech(20, 0)[:10])
+    with pytest.raises(ValueError, match=r"features must be \[n, 2, 10\], got \[5, 3, 10\]"):
+        stream.hear(torch.zeros(5, 3, 10))
+    with pytest.raises(ValueError, match="from frame 10 hold NaN or infinite"):
+        stream.hear(torch.full((5, 2, 10), torch.nan))
+    stream.hear(speech(20, 0)[10:])
+    stream.end()
+    with pytest.raises(ValueError, match="after the stream's end at frame 20"):
+        stream.hear(speech(5, 0))
+    for number, z in enumerate(drain(engine, [stream, other])):
+        torch.testing.assert_close(z, alone(model, number, 20), atol=1e-4, rtol=1e-4)
+
+
+def test_latents_that_are_not_finite_end_their_stream_alone():
+    model = small_model()
+    engine = MotionEngine(model)
+    sick, well = engine.open(seed=0, config=CONFIGS[0]), engine.open(seed=1, config=CONFIGS[1])
+    for number, stream in enumerate((sick, well)):
+        stream.hear(speech(20, number))
+        stream.end()
+    for _ in range(2):
+        engine.step()
+    assert sick._chunk is not None
+    sick._chunk.z = torch.full_like(sick._chunk.z, torch.nan)  # as a diverged model would make
+    made = []
+    while not well.done:
+        engine.step()
+        made.append(well.take())
+        well.played = well.made
+    torch.testing.assert_close(torch.cat(made), alone(model, 1, 20), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="NaN or infinite latents at frame 0"):
+        sick.take()
+    assert not sick.done
+    assert not engine.streams
+
+
+def test_the_stream_whose_viewer_waits_first_steps_first():
+    engine = MotionEngine(small_model(), max_batch=1)
+    config = SamplingConfig(steps=3)
+    ahead, behind = engine.open(seed=0, config=config), engine.open(seed=1, config=config)
+    for stream in (ahead, behind):
+        stream.hear(speech(40, 0))
+    while ahead.made < 8:
+        assert engine.step() == [ahead]  # first come
+    assert engine.step() == [behind]
+    ahead.played = 8
+    behind.made = 4
+    assert engine.step() == [ahead]
+
+
+def test_a_stream_rests_while_it_is_far_ahead_of_its_viewer():
+    engine = MotionEngine(small_model(), run_ahead_frames=16)
+    stream = engine.open(seed=0, config=SamplingConfig(steps=2))
+    stream.hear(speech(80, 0))
+    stream.end()
+    while engine.step():
+        stream.take()
+    assert stream.made == 16
+    stream.played = 1
+    assert engine.step() == [stream]
+
+
+def test_memory_is_the_streams_and_not_its_lengths():
+    engine = MotionEngine(small_model())
+    stream = engine.open(seed=0, config=SamplingConfig(steps=1))
+
+    def held() -> int:
+        tensors = [value for value in vars(stream).values() if isinstance(value, torch.Tensor)]
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+    sizes = []
+    for number in range(40):
+        stream.hear(speech(8, number))
+        drain(engine, [stream])
+        sizes.append(held())
+    assert stream.made > 300
+    assert len(set(sizes[10:])) == 1
+
+
+def test_pipelined_frames_come_early_and_with_little_sound():
+    """The first group is there after `steps` passes, with the sound of its own frames and two more."""
+    model, config = small_model(), SamplingConfig(steps=4, groups=4, group_delay=4)
+    engine, audio = MotionEngine(model), speech(30, 3)
+    stream = engine.open(seed=3, config=config)
+    stream.hear(audio[: 2 + 1])
+    assert not engine.step()
+    stream.hear(audio[3 : 2 + 2])
+    for made in (0, 0, 0, 2):
+        assert engine.step() == [stream]
+        assert stream.made == made
+    assert not engine.step()
+    stream.hear(audio[4:])
+    stream.end()
+    whole = sample_motion(model, audio[None], seeds=[3], config=config)[0]
+    torch.testing.assert_close(drain(engine, [stream])[0], whole, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["max_streams", "max_batch", "run_ahead_frames"])
+def test_sizes_below_1_are_named(name):
+    with pytest.raises(ValueError, match=f"{name} must be >= 1, got 0"):
+        MotionEngine(small_model(), **{name: 0})
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_stream_goes_on_in_another_engine_as_if_nothing_had_been(number):
+    """Its past and its sound are all there is of it."""
+    model, frames, chunk = small_model(), 45, 8
+    whole = alone(model, number, frames)
+    for first in (8, 24, 40):
+        engine = MotionEngine(model)
+        stream = engine.open(seed=number, config=CONFIGS[number], first_frame=first, past=whole[:first])
+        heard = model.config.heard_from(first)
+        assert heard == max(first - 24 - 2, 0)
+        stream.hear(speech(frames, number)[heard : first + chunk + 2])
+        if first + chunk + 2 >= frames:
+            stream.end()
+        [made] = drain(engine, [stream])
+        torch.testing.assert_close(made, whole[first : first + len(made)], atol=1e-4, rtol=1e-4)
+        assert len(made) == min(chunk, frames - first)
+
+
+def test_a_past_that_does_not_fit_is_refused():
+    engine = MotionEngine(small_model())
+    with pytest.raises(
+        ValueError, match="from frame 16 on must have at least the 16 latents before it, got 3"
+    ):
+        engine.open(seed=0, first_frame=16, past=torch.zeros(3, 32))
+    with pytest.raises(ValueError, match="at least the 24 latents before it, got 0"):
+        engine.open(seed=0, first_frame=80)
+    with pytest.raises(ValueError, match=r"past must be \[n, 32\], got \[8, 5\]"):
+        engine.open(seed=0, first_frame=8, past=torch.zeros(8, 5))
+    with pytest.raises(ValueError, match="past holds NaN"):
+        engine.open(seed=0, first_frame=8, past=torch.full((8, 32), torch.nan))
+    assert not engine.streams
+
+
+def test_what_another_stream_left_behind_is_not_seen():
+    """Memory that nobody wrote, or a stream that failed, may hold NaN; masks do not keep NaN out."""
+    model = small_model()
+    engine = MotionEngine(model, max_streams=2)
+    for keys, values in engine._cache.layers:
+        keys.fill_(torch.nan)
+        values.fill_(torch.nan)
+    streams = []
+    for number, first in enumerate((0, 8)):  # histories of different lengths: the shorter one is padded
+        past = alone(model, number, 40)[:first]
+        stream = engine.open(seed=number, config=CONFIGS[number], first_frame=first, past=past)
+        stream.hear(speech(40, number)[model.config.heard_from(first) :])
+        stream.end()
+        streams.append(stream)
+    for number, made in enumerate(drain(engine, streams)):
+        wanted = alone(model, number, 40)[8 * number :]
+        torch.testing.assert_close(made, wanted, atol=1e-4, rtol=1e-4)

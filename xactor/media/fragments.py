@@ -1,0 +1,85 @@
+"""A video that is watched while it is made: fragmented mp4, as bytes."""
+
+import io
+from fractions import Fraction
+
+import av
+import numpy as np
+
+from xactor.media.sound import LiveSound, Sound
+from xactor.media.writer import Pictures, Speech
+
+
+class FragmentedVideo:
+    """Pictures and sound in, pieces of an h264 + aac mp4 out, each as soon as its pictures are there.
+
+        video = FragmentedVideo(sound)
+        for frame in frames:
+            send(video.add(frame))
+        send(video.end())
+
+    The encoder holds no pictures back. Not for several threads at once.
+
+    Args:
+        samples: float32 [N] mono at `sample_rate_hz`, the sound of a file, or sound that comes no later than the
+            pictures that it belongs to.
+        fragment_frames: how many pictures a fragment holds.
+    """
+
+    def __init__(
+        self,
+        samples: np.ndarray | Sound | LiveSound,
+        *,
+        sample_rate_hz: int = 16_000,
+        fps: int = 25,
+        fragment_frames: int = 8,
+        crf: int = 18,
+        preset: str = "veryfast",
+        metadata: dict[str, str] | None = None,
+    ):
+        self._fps = fps
+        self._out = _Out()
+        options = {
+            # The index waits for the first fragment: only then it can say that AAC begins before the sound does.
+            "movflags": "delay_moov+default_base_moof+skip_trailer",
+            "frag_duration": str(fragment_frames * 1_000_000 // fps),
+        }
+        self._container = av.open(self._out, "w", format="mp4", options=options)
+        self._container.metadata.update(metadata or {})
+        coding: dict[str, object] = {"crf": str(crf), "preset": preset, "tune": "zerolatency", "threads": "1"}
+        self._pictures = Pictures(self._container, fps, coding)
+        self._speech = Speech(self._container, samples, sample_rate_hz, fast=False)
+
+    def add(self, picture: np.ndarray) -> bytes:
+        """What is finished with the next picture, uint8 [H, W, 3]; often nothing."""
+        self._pictures.write(picture)
+        self._speech.write(until=Fraction(self._pictures.count, self._fps))
+        return self._out.take()
+
+    def end(self) -> bytes:
+        """The rest. ValueError: there was no picture."""
+        if not self._pictures.count:
+            raise ValueError("a video needs at least one frame, got none")
+        self._speech.close()
+        self._pictures.close()
+        self._container.close()
+        return self._out.take()
+
+
+class _Out(io.RawIOBase):
+    """Keeps what is written until it is taken."""
+
+    def __init__(self):
+        self._bytes = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data) -> int:
+        self._bytes += data
+        return len(data)
+
+    def take(self) -> bytes:
+        taken = bytes(self._bytes)
+        self._bytes.clear()
+        return taken

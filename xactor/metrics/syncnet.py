@@ -1,0 +1,283 @@
+"""SyncNet: whether lips and sound belong together (Chung and Zisserman 2016, Out of time).
+
+Two networks, of 5 frames of a face and of the 0.2 s of sound at the same time, into one space: what is in sync is near.
+The layers, and their names in a file, are those of github.com/joonson/syncnet_python, so that its published
+`syncnet_v2.model` loads; of narrower ones there is a small model for those who have no published weights.
+"""
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from xactor.metrics.mfcc import COEFFICIENTS, ROWS_PER_FRAME
+from xactor.metrics.weights import RANDOM, described
+
+WINDOW_FRAMES = 5
+WINDOW_ROWS = ROWS_PER_FRAME * WINDOW_FRAMES  # of cepstra: 0.2 s
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_MOUTH = 0.56  # Ours: how far down a face crop the mouth is, with room for the jaw
+_NAMED = 4  # tensors that an error names
+# What a module that was saved whole is made of. Loading one runs nothing but these.
+_PLAIN_LAYERS = (
+    nn.Sequential, nn.Linear, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
+    nn.MaxPool2d, nn.MaxPool3d, nn.ReLU, set,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncNetConfig:
+    """The sizes. The defaults are the published ones.
+
+    image_size: the side of a face crop, in pixels.
+    mouth_px: of the crop only the square of so many pixels around the mouth is seen; 0 sees all, as the published one.
+    stem_stride: of the first layer over what is seen.
+    lip_channels, audio_channels: of the six convolutions of each network.
+    embedding: the width of the common space.
+    """
+
+    image_size: int = 224
+    mouth_px: int = 0
+    stem_stride: int = 2
+    lip_channels: tuple[int, ...] = (96, 256, 256, 256, 256, 512)
+    audio_channels: tuple[int, ...] = (64, 192, 384, 256, 256, 512)
+    embedding: int = 1024
+
+    def __post_init__(self):
+        for name in ("lip_channels", "audio_channels"):
+            channels = getattr(self, name)
+            if len(channels) != 6 or min(channels) < 1:
+                raise ValueError(f"{name} must be 6 numbers >= 1, got {list(channels)}")
+        for name in ("stem_stride", "embedding"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not 0 <= self.mouth_px <= self.image_size:
+            raise ValueError(f"mouth_px must be within 0..{self.image_size}, got {self.mouth_px}")
+        if self.last_side < 1:
+            raise ValueError(
+                f"image_size or mouth_px is too small for stem_stride {self.stem_stride}: {self.seen_px}"
+            )
+
+    @property
+    def seen_px(self) -> int:
+        """The side of what is seen of a crop."""
+        return self.mouth_px or self.image_size
+
+    @property
+    def last_side(self) -> int:
+        """What is left of that side before the last convolution, which spans all of it: 6 of 224 px."""
+        side = self.seen_px
+        for kernel, stride, padding in ((7, self.stem_stride, 0), (3, 2, 0), (5, 2, 1), (3, 2, 1), (3, 2, 0)):
+            side = (side + 2 * padding - kernel) // stride + 1
+            if side < 1:
+                return 0
+        return side
+
+
+def small_config() -> SyncNetConfig:
+    """Ours: the same layers over the mouth of a face of 64 px, narrow enough to be trained in minutes on two CPU cores.
+
+    The paper's network, too, saw the mouth alone; the published one sees the face.
+    """
+    return SyncNetConfig(
+        image_size=64,
+        mouth_px=32,
+        stem_stride=1,
+        lip_channels=(16, 32, 48, 48, 48, 96),
+        audio_channels=(16, 32, 48, 48, 48, 96),
+        embedding=64,
+    )
+
+
+class SyncNet(nn.Module):
+    """The two networks.
+
+    Attributes:
+        weights: what it has learned, in words; every score carries it.
+    """
+
+    def __init__(self, config: SyncNetConfig | None = None, *, weights: str = RANDOM):
+        super().__init__()
+        self.config, self.weights = config or SyncNetConfig(), weights
+        self.netcnnaud = _audio_layers(self.config.audio_channels)
+        self.netfcaud = _head(self.config.audio_channels[-1], self.config.embedding)
+        self.netcnnlip = _lip_layers(self.config)
+        self.netfclip = _head(self.config.lip_channels[-1], self.config.embedding)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def see(self, frames: Tensor) -> Tensor:
+        """Face crops float [B, 3, T, S, S], BGR in 0..255, to one embedding for each 5 frames: [B, T - 4, E].
+
+        Only the first layer looks along time, so successive windows share it: the same as each window by itself.
+        """
+        seen = self.netcnnlip(self._mouths(frames))  # [B, C, T - 4, 1, 1]
+        seen = seen.flatten(2).transpose(1, 2)  # [B, T - 4, C]
+        return self.netfclip(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
+
+    def _mouths(self, frames: Tensor) -> Tensor:
+        """What is seen of crops [B, 3, T, S, S]: around the mouth, or all."""
+        side, size = frames.shape[-1], self.config.mouth_px or frames.shape[-1]
+        top, left = min(round(_MOUTH * side - size / 2), side - size), (side - size) // 2
+        return frames[..., top : top + size, left : left + size]
+
+    def hear(self, cepstra: Tensor) -> Tensor:
+        """Windows of cepstra [N, 13, 20], coefficient by time, to embeddings [N, E]."""
+        heard = self.netcnnaud(cepstra[:, None])  # [N, C, 1, 1]
+        return self.netfcaud(heard.flatten(1))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """config.json and model.safetensors."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        config = {"model_type": "syncnet", "weights": self.weights, **asdict(self.config)}
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, Path(folder) / WEIGHTS)
+        (Path(folder) / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """The model of a folder that `save_pretrained` wrote, ready to score.
+
+        Raises:
+            FileNotFoundError: one of the two files is not there.
+            ValueError: no SyncNet, or weights that do not fit, by name.
+        """
+        folder = Path(folder)
+        for name in (CONFIG, WEIGHTS):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder}: holds no {name}")
+        try:
+            config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+            kind, weights = config.pop("model_type", None), config.pop("weights", "unnamed")
+            if kind != "syncnet":
+                raise ValueError(f"model_type must be 'syncnet', got {kind!r}")
+            sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+            model = cls(SyncNetConfig(**sizes), weights=weights)
+            state = load_file(folder / WEIGHTS)
+        except (ValueError, TypeError, AttributeError, SafetensorError) as error:
+            raise ValueError(f"{folder}: not a SyncNet folder: {error}") from error
+        _fill(model, state, str(folder / WEIGHTS))
+        return model.eval()
+
+
+def load_published(path: str | Path) -> SyncNet:
+    """The published model of a file like `syncnet_v2.model`, ready to score: a state dict, or a whole pickled module.
+
+    Nothing in the file is run: torch reads tensors and, of a module, the layers that SyncNet has.
+
+    Raises:
+        ValueError: no such file, nothing that torch reads as one of the two, or tensors that are not the published
+            ones, by name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file of weights")
+    try:
+        with torch.serialization.safe_globals([*_PLAIN_LAYERS, *_names_of_modules()]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{path}: not a state dict or module that torch loads safely: {reason}") from error
+    state = loaded.state_dict() if isinstance(loaded, nn.Module) else loaded
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path}: must hold tensors by name, got {type(loaded).__name__}")
+    model = SyncNet(weights=described(path))
+    _fill(model, state, str(path))
+    return model.eval()
+
+
+class _PickledModule(nn.Module):
+    """Stands for the reference's own class where a module was saved whole."""
+
+
+def _names_of_modules() -> list[tuple[type[nn.Module], str]]:
+    """The reference's class, by the names under which it can have been imported."""
+    return [(_PickledModule, f"{room}SyncNetModel.S") for room in ("", "syncnet_python.", "syncnet.")]
+
+
+def _fill(model: SyncNet, state: Mapping[str, Tensor], source: str) -> None:
+    """Copies weights in, strictly by name and shape. ValueError names those that are missing, unknown or misshaped."""
+    wanted = model.state_dict()
+    # Files older than torch 0.4.1 do not count batches, and scoring does not need the count.
+    missing = [n for n in wanted if n not in state and not n.endswith("num_batches_tracked")]
+    unknown = [n for n in state if n not in wanted]
+    misshaped = [
+        f"{n} {list(state[n].shape)} for {list(wanted[n].shape)}"
+        for n in wanted
+        if n in state and state[n].shape != wanted[n].shape
+    ]
+    problems = [
+        f"{len(names)} {what}: {', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}"
+        for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", misshaped))
+        if names
+    ]
+    if problems:
+        raise ValueError(f"{source}: tensors do not fit SyncNet; {'; '.join(problems)}")
+    broken = [n for n, v in state.items() if not torch.isfinite(v).all()]
+    if broken:
+        raise ValueError(f"{source}: {broken[0]} holds NaN or infinite numbers")
+    model.load_state_dict({**wanted, **state})
+
+
+def _audio_layers(c: tuple[int, ...]) -> nn.Sequential:
+    """Cepstra [N, 1, 13, 20] to [N, c[5], 1, 1]."""
+    assert (COEFFICIENTS, WINDOW_ROWS) == (13, 20)  # what the last kernel spans depends on them
+    return nn.Sequential(
+        *_block2d(1, c[0], 3, padding=1),
+        nn.MaxPool2d(1),  # the reference has it, and so the names count it
+        *_block2d(c[0], c[1], 3, padding=1),
+        nn.MaxPool2d(3, stride=(1, 2)),  # [N, c[1], 11, 9]
+        *_block2d(c[1], c[2], 3, padding=1),
+        *_block2d(c[2], c[3], 3, padding=1),
+        *_block2d(c[3], c[4], 3, padding=1),
+        nn.MaxPool2d(3, stride=2),  # [N, c[4], 5, 4]
+        *_block2d(c[4], c[5], (5, 4)),
+    )
+
+
+def _lip_layers(config: SyncNetConfig) -> nn.Sequential:
+    """Crops [B, 3, T, S, S] to [B, c[5], T - 4, 1, 1]."""
+    c, side = config.lip_channels, config.last_side
+    return nn.Sequential(
+        *_block3d(
+            3, c[0], (WINDOW_FRAMES, 7, 7), stride=config.stem_stride
+        ),  # [B, c[0], T - 4, 109, 109] of 224
+        nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2)),
+        *_block3d(c[0], c[1], (1, 5, 5), stride=2, padding=1),
+        nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
+        *_block3d(c[1], c[2], (1, 3, 3), padding=1),
+        *_block3d(c[2], c[3], (1, 3, 3), padding=1),
+        *_block3d(c[3], c[4], (1, 3, 3), padding=1),
+        nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2)),  # [B, c[4], T - 4, 6, 6] of 224
+        *_block3d(c[4], c[5], (1, side, side)),
+    )
+
+
+def _block2d(
+    width_in: int, width_out: int, kernel: int | tuple[int, int], *, padding: int = 0
+) -> list[nn.Module]:
+    return [nn.Conv2d(width_in, width_out, kernel, padding=padding), nn.BatchNorm2d(width_out), nn.ReLU()]
+
+
+def _block3d(
+    width_in: int, width_out: int, kernel: tuple[int, int, int], *, stride: int = 1, padding: int = 0
+) -> list[nn.Module]:
+    """Stride and padding within a frame; along time there is neither."""
+    convolution = nn.Conv3d(
+        width_in, width_out, kernel, stride=(1, stride, stride), padding=(0, padding, padding)
+    )
+    return [convolution, nn.BatchNorm3d(width_out), nn.ReLU()]
+
+
+def _head(width: int, embedding: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, embedding)
+    )
