@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tyro
 from xactor_platform import bench_data
+from xactor_platform.environment import environment
 from xactor_platform.plan import PlanConfig
 
 
@@ -36,7 +37,7 @@ def main(args: BenchData) -> None:
     config = PlanConfig(budget_frames=args.budget_frames)
     report = {
         "command": " ".join(["python", "jobs/bench_data.py", *sys.argv[1:]]),
-        "environment": bench_data.environment(),
+        "environment": environment(),
         "plan_of_the_papers_corpus": bench_data.measure_plan(config),
         "streams": [],
     }

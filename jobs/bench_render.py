@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 import tyro
 
-from xactor_platform.bench_data import environment
-from xactor_platform.bench_render import Case, measure
+from xactor_platform.environment import environment
+from xactor_platform.bench_render import Case, measure, measure_lengths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,10 @@ class BenchRender:
     windows: tuple[int, ...] = (8, 16)
     steps: tuple[int, ...] = (4, 25)
     rounds: int = 3
+    model: Path | None = None
+    """A pipeline's folder: with it and a portrait, videos of `seconds` are made whole, for their memory and seams."""
+    image: Path | None = None
+    seconds: tuple[float, ...] = (20, 120)
     output: Path = _checkout.CHECKOUT / "infra/benchmarks/render.json"
 
 
@@ -40,21 +44,30 @@ def main(args: BenchRender) -> None:
         for steps in args.steps
         for kind in ("cached", "uncached", "animatediff")
     ]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     rows = measure(cases)
+    lengths = []
+    if args.model and args.image:
+        lengths = measure_lengths(str(args.model), str(args.image), list(args.seconds), steps=4)
     report = {
         "command": " ".join(["python", "jobs/bench_render.py", *sys.argv[1:]]),
         "environment": environment(),
-        "device": device,
         "rows": rows,
+        "lengths": lengths,
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"{args.size} on {device}\n  px  window  steps  reference    frames/s  peak MB")
+    print(
+        f"{args.size} on {report['environment']['device']}\n  px  window  steps  reference    frames/s  peak MB"
+    )
     for row in rows:
         print(
             f"{row['image_size']:>4}  {row['window_frames']:>6}  {row['steps']:>5}  {row['kind']:<11}"
             f"  {row['frames_per_s']:>8.2f}  {row['peak_mb']:>7.0f}"
+        )
+    for row in lengths:
+        print(
+            f"{row['seconds']:g} s: {row['peak_mb']:.0f} MB, {row['frames_per_s']:.1f} frames/s, "
+            f"change from frame to frame {row['at_seams']:.2f} at seams, {row['elsewhere']:.2f} elsewhere"
         )
     print(args.output)
 

@@ -11,7 +11,7 @@ from typing import Literal
 import ray
 import tyro
 
-from xactor_platform.bench_data import environment
+from xactor_platform.environment import environment
 from xactor_platform.training.bench import compare_attention, compare_loop
 from xactor_platform.training.config import ScaleConfig
 from xactor_platform.training.launch import connect

@@ -19,6 +19,10 @@ RAY_CPUS = 4
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Ray Serve's own configuration classes, on a pydantic that is newer than they are.
+    config.addinivalue_line(
+        "filterwarnings", "ignore:Using extra keyword arguments on `Field`:DeprecationWarning"
+    )
     # Ray Data's own DataContext sets options that Ray Data has deprecated.
     config.addinivalue_line("filterwarnings", r"ignore::DeprecationWarning:ray\.data\.context")
     # It also leaves each execution's log file to the garbage collector.

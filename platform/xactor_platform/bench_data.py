@@ -1,12 +1,9 @@
 """Measures the data: the planned stream beside plain webdataset, and the plan of the paper's corpus."""
 
 import logging
-import os
-import platform
 import time
 import tracemalloc
 from collections.abc import Iterable, Iterator
-from importlib.metadata import version
 from statistics import median
 from typing import Any, cast
 
@@ -25,18 +22,6 @@ from xactor_platform.stream import PlannedStream
 FPS = 25
 LATENT_WIDTH, AUDIO_WIDTH = 512, 768
 A100_FRAMES_PER_S = 3400  # of one rank of the 7B model: half of 312 TFLOP/s over 6 x 7.6e9 a frame
-PACKAGES = ("ray", "webdataset", "torch", "numpy", "pyarrow")
-
-
-def environment() -> dict[str, Any]:
-    """What the figures depend on."""
-    packages = {name: version(name) for name in PACKAGES}
-    return {
-        "python": platform.python_version(),
-        "cpus": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        **packages,
-    }
 
 
 def write_synthetic(folder: str, size_bytes: int, audio_layers: int, context_frames: int) -> None:

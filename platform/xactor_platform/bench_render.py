@@ -17,6 +17,9 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_motion_model import MotionAdapter, UNetMotionModel
 from diffusers.pipelines.animatediff.pipeline_animatediff import AnimateDiffPipeline
 
+from xactor.audio import SAMPLE_RATE_HZ
+from xactor.motion import SamplingConfig
+from xactor.pipeline import XActorPipeline
 from xactor.render import (
     MotionEncoder,
     Parts,
@@ -61,6 +64,62 @@ def measure(cases: list[Case]) -> list[dict[str, Any]]:
         with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
             rows.append(asdict(case) | asdict(pool.submit(run_case, case).result()))
     return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Long:
+    """A whole video by a model, of so many seconds of noise.
+
+    peak_mb: as in `Measured`. at_seams, elsewhere: the mean change from a frame to the next, in grey levels, where two
+    windows share frames and where they do not.
+    """
+
+    seconds: float
+    steps: int
+    frames_per_s: float
+    peak_mb: float
+    at_seams: float
+    elsewhere: float
+
+
+def measure_lengths(model: str, image: str, seconds: list[float], *, steps: int) -> list[dict[str, Any]]:
+    """A video of each length, in a process of its own."""
+    rows = []
+    for each in seconds:
+        with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+            rows.append(asdict(pool.submit(run_long, model, image, each, steps).result()))
+    return rows
+
+
+def run_long(model: str, image: str, seconds: float, steps: int) -> Long:
+    """In this process."""
+    pipeline = XActorPipeline.from_pretrained(model)
+    if torch.cuda.is_available():
+        pipeline.to("cuda", torch.bfloat16)
+    pipeline.set_progress_bar_config(disable=True)
+    rng = np.random.default_rng(0)
+    samples = (0.1 * rng.standard_normal(round(seconds * SAMPLE_RATE_HZ))).astype(np.float32)
+    config = RenderConfig(steps=steps, cfg=1)
+    begun, before, changes = time.perf_counter(), None, []
+    for frame in pipeline(image, samples, motion=SamplingConfig(steps=steps), render=config).frames:
+        now = frame.astype(np.float32)
+        if before is not None:
+            changes.append(float(np.abs(now - before).mean()))
+        before = now
+    took_s = time.perf_counter() - begun
+    # Frames first..first + overlap are faded from the window before: into, inside and out of them are seams.
+    place = np.arange(1, len(changes) + 1)  # of the later frame
+    seam = (place >= config.stride) & (place % config.stride <= config.overlap_frames)
+    device_mb = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else _peak_rss_mb()
+    found = np.array(changes)
+    return Long(
+        seconds=seconds,
+        steps=steps,
+        frames_per_s=(len(changes) + 1) / took_s,
+        peak_mb=device_mb,
+        at_seams=float(found[seam].mean()),
+        elsewhere=float(found[~seam].mean()),
+    )
 
 
 def run_case(case: Case) -> Measured:

@@ -90,21 +90,21 @@ def report_motion(
     if not held_out.samples:
         raise ValueError(f"{shards}: no held-out shards (test-*, val-*) to report on")
     model = MotionTransformer.from_pretrained(Path(run) / EXPORT / "motion").eval()
-    lips = _lip_reader(index)
+    lips = lip_reader(index)
     rows = np.argsort(-held_out.frames, kind="stable")[:max_clips]
     plain = SamplingConfig(**{**asdict(config), "audio_cfg": 1.0})
     guided, unguided, shuffled, latents, truth = [], [], [], [], []
     for row in rows:
-        z, audio = _clip(held_out, int(row))
+        z, audio = read_clip(held_out, int(row))
         other = torch.roll(audio, len(audio) // 2, dims=0)
         both = sample_motion(model, torch.stack([audio, other]), seeds=[seed, seed], config=config)
         guided.append(both[0].numpy())
         shuffled.append(both[1].numpy())
         unguided.append(sample_motion(model, audio[None], seeds=[seed], config=plain)[0].numpy())
         latents.append(z)
-        truth.append(_true_lips(held_out, int(row)) if _has_controls(held_out) else lips(z))
+        truth.append(true_lips(held_out, int(row), z, lips))
     quarters = [
-        _correlation(lips(part), true)
+        correlation(lips(part), true)
         for part, true in zip(
             np.array_split(guided[0], QUARTERS), np.array_split(truth[0], QUARTERS), strict=True
         )
@@ -112,7 +112,7 @@ def report_motion(
     last, true_last = np.array_split(guided[0], QUARTERS)[-1], np.array_split(latents[0], QUARTERS)[-1]
 
     def over_clips(sampled: list[np.ndarray]) -> float:
-        return _correlation(np.concatenate([lips(z) for z in sampled]), np.concatenate(truth))
+        return correlation(np.concatenate([lips(z) for z in sampled]), np.concatenate(truth))
 
     report = MotionReport(
         clips=len(rows),
@@ -134,7 +134,7 @@ def report_motion(
     return report
 
 
-def _clip(index: Index, row: int) -> tuple[np.ndarray, torch.Tensor]:
+def read_clip(index: Index, row: int) -> tuple[np.ndarray, torch.Tensor]:
     """A whole clip: latents [T, D] and audio features [T, L, F]."""
     whole = MicroBatch(np.array([row]), np.array([0]), index.frames[row : row + 1])
     batch = read_batch(index, whole)
@@ -143,16 +143,25 @@ def _clip(index: Index, row: int) -> tuple[np.ndarray, torch.Tensor]:
     return batch.motion[0], torch.from_numpy(batch.audio[0])
 
 
+def true_lips(index: Index, row: int, z: np.ndarray, lips: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """A clip's lip opening [T]: of its control track where the shards hold it, or as read off its latents."""
+    return _controlled_lips(index, row) if _has_controls(index) else lips(z)
+
+
 def _has_controls(index: Index) -> bool:
     return _CONTROLS in index.offset
 
 
-def _true_lips(index: Index, row: int) -> np.ndarray:
+def _controlled_lips(index: Index, row: int) -> np.ndarray:
     return lip_opening(np.load(io.BytesIO(index.read(row, _CONTROLS)), allow_pickle=False))
 
 
-def _lip_reader(index: Index) -> Callable[[np.ndarray], np.ndarray]:
-    """What reads lip opening [T] off latents [T, D]."""
+def lip_reader(index: Index) -> Callable[[np.ndarray], np.ndarray]:
+    """What reads lip opening [T] off latents [T, D].
+
+    Raises:
+        ValueError: latents of which nothing is known.
+    """
     if not _has_controls(index):
         made_by, width = index.read_meta(0).get("motion"), index.frame_shape.latent_width
         if made_by == "encoder" or width != LATENT_DIM:
@@ -166,14 +175,14 @@ def _lip_reader(index: Index) -> Callable[[np.ndarray], np.ndarray]:
     z, lips = [], []
     for row in np.random.default_rng(0).permutation(training.samples):
         z.append(np.load(io.BytesIO(training.read(int(row), "motion.npy")), allow_pickle=False).astype(float))
-        lips.append(_true_lips(training, int(row)))
+        lips.append(_controlled_lips(training, int(row)))
         if sum(map(len, z)) >= _FITTED_FRAMES:
             break
     read = fit_linear(np.concatenate(z), np.concatenate(lips)[:, None])
     return lambda latents: read(latents)[:, 0]
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson's; 0 where one does not move at all."""
     return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else 0.0
 

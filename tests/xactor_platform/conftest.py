@@ -1,12 +1,15 @@
-"""Small corpora for the platform's tests."""
+"""Small corpora, a small model and its input for the platform's tests."""
 
+import wave
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from xactor.media import write_video
 from xactor_platform.shards import ShardWriter
 
 LATENT_WIDTH, AUDIO_LAYERS, AUDIO_WIDTH = 6, 2, 5
@@ -39,3 +42,39 @@ def corpus(tmp_path: Path) -> Callable[..., str]:
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> str:
+    from pipelines import small_pipeline
+
+    folder = tmp_path_factory.mktemp("model")
+    small_pipeline().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def media(tmp_path_factory) -> Path:
+    """face.png, bust.mp4 with that face, 1.wav .. 4.wav of so many seconds, and files that are none."""
+    from xactor.controls import CONTROL_COUNT
+    from xactor_platform.corpus.identity import held_out_identities, render_frame
+
+    folder = tmp_path_factory.mktemp("media")
+    face = render_frame(held_out_identities()[0], np.zeros(CONTROL_COUNT, np.float32), 256)
+    Image.fromarray(face).save(folder / "face.png")
+    Image.fromarray(np.full((128, 128, 3), 90, np.uint8)).save(folder / "wall.png")
+    write_video(folder / "bust.mp4", [face] * 10, samples=np.zeros(0, np.float32))
+    for seconds in (1, 2, 3, 4):
+        write_wav(folder / f"{seconds}.wav", seconds)
+    (folder / "text.png").write_text("no picture")
+    (folder / "cut.wav").write_bytes((folder / "1.wav").read_bytes()[:20])
+    return folder
+
+
+def write_wav(path: Path, seconds: float, seed: int = 0) -> None:
+    noise = np.random.default_rng(seed).standard_normal(round(seconds * 16_000))
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes((3000 * noise).astype("<i2").tobytes())

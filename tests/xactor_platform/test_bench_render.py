@@ -1,6 +1,12 @@
 """The renderer's benchmark: it measures what it says."""
 
-from xactor_platform.bench_render import Case, Measured, measure, run_case
+import numpy as np
+from PIL import Image
+from pipelines import small_pipeline
+
+from xactor.controls import CONTROL_COUNT
+from xactor_platform.bench_render import Case, Measured, measure, measure_lengths, run_case
+from xactor_platform.corpus.identity import held_out_identities, render_frame
 
 
 def test_more_steps_take_longer_and_each_kind_runs():
@@ -20,3 +26,16 @@ def test_diffusers_pipeline_is_measured_beside_in_a_process_of_its_own():
     assert row["kind"] == "animatediff"
     assert row["frames_per_s"] > 0
     assert 100 < row["peak_mb"] < 4000
+
+
+def test_a_whole_video_is_measured_with_its_seams(tmp_path):
+    model, image = tmp_path / "model", tmp_path / "face.png"
+    small_pipeline().save_pretrained(model)
+    Image.fromarray(render_frame(held_out_identities()[0], np.zeros(CONTROL_COUNT, np.float32), 256)).save(
+        image
+    )
+    (row,) = measure_lengths(str(model), str(image), [1.5], steps=1)
+    assert row["frames_per_s"] > 0
+    assert 100 < row["peak_mb"] < 4000
+    assert 0 < row["at_seams"] < 255
+    assert 0 < row["elsewhere"] < 255

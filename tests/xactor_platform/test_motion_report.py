@@ -10,7 +10,7 @@ from PIL import Image
 from xactor.controls import CONTROL_COUNT, INDEX, embed_controls
 from xactor.motion import SamplingConfig
 from xactor_platform.index import load_index
-from xactor_platform.motion_report import _correlation, report_motion
+from xactor_platform.motion_report import correlation, report_motion
 from xactor_platform.shards import ShardWriter
 from xactor_platform.training.stage2 import build_model
 from xactor_platform.training.stage2_config import MotionConfig
@@ -87,6 +87,6 @@ def test_it_needs_something_held_out(tmp_path):
 
 def test_correlation_is_pearsons():
     a = np.sin(np.arange(50.0))
-    assert _correlation(a, 3 * a + 1) == pytest.approx(1)
-    assert _correlation(a, -a) == pytest.approx(-1)
-    assert _correlation(a, np.zeros(50)) == 0
+    assert correlation(a, 3 * a + 1) == pytest.approx(1)
+    assert correlation(a, -a) == pytest.approx(-1)
+    assert correlation(a, np.zeros(50)) == 0

@@ -88,6 +88,7 @@ class TrainConfig:
     gradient_checkpointing: recompute activations in the backward pass.
     overlap_comm: DeepSpeed's overlap of reduction and backward; it has had races, so off by default.
     log_samples: write every sample of every step to samples.jsonl.
+    tensorboard: write metrics to the run's folder `tensorboard` too.
     """
 
     steps: int = 400
@@ -108,6 +109,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     overlap_comm: bool = False
     log_samples: bool = False
+    tensorboard: bool = False
 
     def __post_init__(self):
         at_least(self, 1, "steps", "micro_batches", "budget_frames", "window_shards", "keep_checkpoints")

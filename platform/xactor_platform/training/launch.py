@@ -28,6 +28,7 @@ RESUMABLE = (
     "train.keep",
     "train.sheet",
     "train.log_samples",
+    "train.tensorboard",
 )
 
 

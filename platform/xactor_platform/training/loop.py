@@ -75,6 +75,7 @@ def _train(job: Job) -> None:
             row = {
                 "step": number,
                 "epoch": planned.cursor.epoch,
+                "epoch_step": planned.cursor.step,
                 "loss": result.loss,
                 "lr": max(rates),
                 "grad_norm": float(engine.get_global_grad_norm() or 0.0),
@@ -90,7 +91,8 @@ def _train(job: Job) -> None:
                 _export(stage, config)
             if _due(number, train.checkpoint_every, train.steps):
                 recorder.flush()
-                _save(engine, stage, number, planned.following, row)
+                with recorder.checkpoint():
+                    _save(engine, stage, number, planned.following, row)
 
 
 def train_step(

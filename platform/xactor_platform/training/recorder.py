@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,12 @@ import torch.distributed as dist
 
 from xactor_platform.index import BadSample
 from xactor_platform.plan import Step
+from xactor_platform.training.board import Board
 from xactor_platform.training.config import StageConfig
 from xactor_platform.training.engine import peak_flops
 from xactor_platform.training.run_folder import BAD, METRICS, SAMPLES, RunFolder, RunLog
+from xactor_platform.training.telemetry import Telemetry
+from xactor_platform.training.trace import TraceOnDemand
 
 PROGRESS_S = 5.0  # between progress lines
 
@@ -60,6 +64,9 @@ class Recorder:
         if rank == 0:
             self._attempt = max((row.get("attempt", 0) for row in folder.read_lines(METRICS)), default=0) + 1
         self._logs = {name: RunLog(folder, name) for name in wanted} if rank == 0 else {}
+        self._telemetry = Telemetry(config.run.name, rank, config.train.steps)
+        self._trace = TraceOnDemand(folder)
+        self._board = Board(folder, first_step=first_step) if config.train.tensorboard and not rank else None
         self._flops_per_frame, self._peak = flops_per_frame, peak_flops()
         self._bad = self._seen = 0
         self._started = self._shown = time.perf_counter()
@@ -68,6 +75,9 @@ class Recorder:
         return self
 
     def __exit__(self, *exc) -> None:
+        self._trace.close()
+        if self._board:
+            self._board.close()
         for log in self._logs.values():
             log.close()
 
@@ -81,6 +91,7 @@ class Recorder:
         dist.all_gather_object(named, result.bad)
         rows = [sample for rank in named for sample in rank or []]
         if BAD in self._logs:
+            self._telemetry.bad(self._bad)
             for sample in rows:
                 self._logs[BAD].write(vars(sample))
         bound = self._config.data.max_bad_fraction
@@ -103,6 +114,7 @@ class Recorder:
 
     def step(self, row: dict[str, Any], clock: Clock) -> None:
         """A line of metrics.jsonl: `row` and the step's times; now and then a line of progress."""
+        self._telemetry.times(clock.step_s, clock.waited_s)
         if self._rank:
             return
         rate = row["frames"] / clock.step_s
@@ -115,9 +127,19 @@ class Recorder:
             row["mfu"] = rate * self._flops_per_frame / (self._peak * ranks)
         row["attempt"] = self._attempt
         self._logs[METRICS].write(row)
+        self._telemetry.step(row)
+        self._trace.step(row["step"])
+        if self._board:
+            self._board.step(row)
         self._show(row)
 
+    def checkpoint(self) -> AbstractContextManager[None]:
+        """What is inside makes a checkpoint of all ranks."""
+        return contextlib.nullcontext() if self._rank else self._telemetry.checkpoint()
+
     def flush(self) -> None:
+        if self._board:
+            self._board.flush()
         for log in self._logs.values():
             log.flush()
 

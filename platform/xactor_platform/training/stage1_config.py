@@ -85,6 +85,7 @@ class Stage1TrainConfig(TrainConfig):
     gradient_checkpointing: recompute activations in the backward pass.
     overlap_comm: DeepSpeed's overlap of reduction and backward; it has had races, so off by default.
     log_samples: write every sample of every step to samples.jsonl.
+    tensorboard: write metrics to the run's folder `tensorboard` too.
     """
 
     budget_frames: int = 64
@@ -192,10 +193,10 @@ def tiny() -> Stage1Config:
     return Stage1Config(
         scale=ScaleConfig(ranks=1, threads=2),
         train=Stage1TrainConfig(
-            steps=4550,
+            steps=3650,
             vae_steps=300,
-            motion_steps=1200,
-            frames_steps=3000,
+            motion_steps=2700,
+            frames_steps=600,
             stills=2,
             vae_learning_rate=2e-3,
             motion_learning_rate=2e-3,
@@ -208,7 +209,7 @@ def tiny() -> Stage1Config:
             evaluate_every=500,
             evaluate_frames=512,
             checkpoint_every=250,
-            sheet_steps=4,
+            sheet_steps=1,
         ),
         objective=ObjectiveConfig(kl_weight=1e-6),
     )

@@ -1,0 +1,105 @@
+"""The service's times: to the first fragment beside the bare pipeline and an empty graph, and under a rising load.
+
+    python jobs/bench_serve.py [--model demo/model] [--rates 0.25 0.5 1 2 4] [--seconds 30]
+
+Starts Ray by itself. Writes infra/benchmarks/serve.json.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import _checkout
+
+import tyro
+
+from xactor_platform.cluster import free_port
+from xactor_platform.environment import environment
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchServe:
+    """Which model, portrait and speech, and how hard."""
+
+    model: Path = _checkout.CHECKOUT / "demo/model"
+    image: Path = _checkout.CHECKOUT / "demo/report/portrait.png"
+    audio: Path = _checkout.CHECKOUT / "demo/report/speech.wav"
+    rates: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    """Requests a second."""
+    seconds: float = 30
+    """At each rate."""
+    requests: int = 20
+    """One after another, for the time to the first fragment."""
+    motion_steps: int = 10
+    render_steps: int = 1
+    max_videos: int = 4
+    output: Path = _checkout.CHECKOUT / "infra/benchmarks/serve.json"
+
+
+def main(args: BenchServe) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    from ray import serve
+
+    from serving.app import Arguments, build
+    from serving.bench import Load, added, bare_first_fragments, empty_graph, first_fragments, under_load
+    from xactor.audio import SAMPLE_RATE_HZ
+    from xactor.media import read_audio
+    from xactor.pipeline import XActorPipeline
+
+    for path in (args.image, args.audio):
+        if not path.is_file():
+            sys.exit(f"error: {path}: no such file")
+    port = free_port()
+    ray.init(
+        address="local", num_cpus=4, log_to_driver=False, runtime_env={"py_modules": _checkout.PY_MODULES}
+    )
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    url = f"http://127.0.0.1:{port}"
+    fields = {"motion_steps": args.motion_steps, "render_steps": args.render_steps, "render_cfg": 1}
+    load = Load(
+        image=args.image.read_bytes(),
+        audio=args.audio.read_bytes(),
+        seconds=len(read_audio(args.audio)) / SAMPLE_RATE_HZ,
+        fields={name: str(value) for name, value in fields.items()},
+    )
+    limits = {"max_videos": args.max_videos, "max_videos_per_key": args.max_videos}
+    arguments = Arguments(model=str(args.model.resolve()), limits=limits)
+    serve.run(build(arguments), name="xactor")
+    motion = serve.get_deployment_handle("motion", "xactor").facts.remote().result()
+    render = serve.get_deployment_handle("render", "xactor").facts.remote().result()
+    serve.run(empty_graph(motion, render), name="empty", route_prefix="/empty")
+    pipeline = XActorPipeline.from_pretrained(args.model)
+    with tempfile.TemporaryDirectory() as folder:
+        first_fragments(url, load, requests=3)  # warm
+        bare_first_fragments(pipeline, load, Path(folder), requests=2)
+        first = added(
+            first_fragments(url, load, requests=args.requests),
+            bare_first_fragments(pipeline, load, Path(folder), requests=args.requests),
+            first_fragments(f"{url}/empty", load, requests=args.requests),
+        )
+    print(json.dumps(first, indent=2), flush=True)
+    rows = []
+    for rate in args.rates:
+        rows.append(under_load(url, load, rate=rate, seconds=args.seconds))
+        print(json.dumps(rows[-1]), flush=True)
+    report = {
+        "command": " ".join(["python", "jobs/bench_serve.py", *sys.argv[1:]]),
+        **environment(),
+        "video_s": load.seconds,
+        **fields,
+        "max_videos": args.max_videos,
+        "first_fragment": first,
+        "load": rows,
+    }
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(report, indent=2) + "\n")
+    serve.shutdown()
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(BenchServe))

@@ -1,0 +1,313 @@
+"""Measures the motion engine: its cache, its batching of streams, few steps, and an hour beside a minute.
+
+Weights are random, which takes as long. Runs where Ray is not installed.
+"""
+
+import resource
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Qwen2Config
+
+from xactor.audio import FPS
+from xactor.motion import (
+    MotionEngine,
+    MotionScheduler,
+    MotionStream,
+    MotionTransformer,
+    MotionTransformerConfig,
+    SamplingConfig,
+)
+from xactor.motion.sampling import sampling_plan
+from xactor.randomness import frame_noise
+
+# Qwen2.5's published sizes, and smaller ones of the same shape: hidden, layers, heads, key-value heads, mlp.
+SIZES = {
+    "3M": (256, 4, 4, 2, 512),
+    "15M": (512, 4, 8, 2, 1536),
+    "90M": (768, 12, 12, 2, 3072),
+    "0.5B": (896, 24, 14, 2, 4864),
+    "7B": (3584, 28, 28, 4, 18944),
+}
+AUDIO = (4, 768)  # layers and width of Wav2Vec2 base's features
+
+
+def make_model(size: str) -> MotionTransformer:
+    """A random model at the paper's context and chunk: bf16 on a GPU, float32 on a CPU."""
+    hidden, layers, heads, kv_heads, mlp = SIZES[size]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backbone = Qwen2Config(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=mlp,
+    )
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16 if device.type == "cuda" else torch.float32)
+    try:
+        with device:
+            model = MotionTransformer(
+                MotionTransformerConfig(
+                    backbone=backbone,
+                    audio_layers=AUDIO[0],
+                    audio_dim=AUDIO[1],
+                    audio_width=min(hidden, 1024),
+                )
+            )
+    finally:
+        torch.set_default_dtype(before)
+    return model.eval()
+
+
+def speech(frames: int, seed: int = 0) -> Tensor:
+    """Features [frames, L, F] of noise."""
+    return torch.randn(frames, *AUDIO, generator=torch.Generator().manual_seed(seed))
+
+
+def compare_cache(size: str, *, steps: int, rounds: int) -> dict[str, Any]:
+    """Seconds of one chunk after a full history: by the engine, and with history and chunk through every step."""
+    model = make_model(size)
+    chunk, capacity = model.config.chunk_frames, model.config.context_frames - model.config.chunk_frames
+    config, window = SamplingConfig(steps=steps), model.config.audio_window
+    engine = MotionEngine(model, max_streams=1, run_ahead_frames=10**9)
+    stream = engine.open(seed=0, config=config)
+    stream.hear(speech(capacity + rounds * chunk + window))
+    _until(engine, stream, capacity)
+    past = torch.randn(1, capacity, model.config.latent_dim, device=model.device)
+    audio = speech(capacity + chunk + window)
+    cached, uncached = [], []
+    for _ in range(rounds):
+        cached.append(_seconds(lambda: _until(engine, stream, stream.made + chunk)))
+        uncached.append(_seconds(lambda: uncached_chunk(model, past, audio, config)))
+    return {
+        "size": size,
+        "parameters": model.num_parameters(),
+        "context_frames": model.config.context_frames,
+        "chunk_frames": chunk,
+        "steps": steps,
+        "cached_s": median(cached),
+        "uncached_s": median(uncached),
+        "uncached_over_cached": median(uncached) / median(cached),
+    }
+
+
+@torch.inference_mode()
+def uncached_chunk(model: MotionTransformer, past: Tensor, audio: Tensor, config: SamplingConfig) -> Tensor:
+    """The chunk that the engine makes with seed 0 after a standardised past [1, H, D], standardised [1, n, D].
+
+    Args:
+        audio: features of the past, the chunk and w frames after it, [H + n + w, L, F].
+    """
+    scheduler, h, chunk = MotionScheduler(), past.shape[1], model.config.chunk_frames
+    window, device = model.config.audio_window, past.device
+    plan = sampling_plan(h, chunk, h, config).to(device)
+    eps = frame_noise(0, "history", 0, h, past.shape[2]).to(past)[None]
+    noised = scheduler.add_noise(past, eps, plan[:1, :h])
+    heard = torch.nn.functional.pad(audio, (0, 0, 0, 0, window, 0)).expand(2, -1, -1, -1).to(device)
+    real = (torch.arange(h + chunk + 2 * window, device=device) >= window).expand(2, -1)
+    # Both branches in one pass, as the engine has them.
+    branches = model.embed_audio(heard, torch.tensor([1.0, 0.0], device=device))
+    z = frame_noise(0, "chunk", h, chunk, past.shape[2]).to(past)[None]
+    for k, k_next in zip(plan[:-1, None], plan[1:, None], strict=True):
+        z_k = torch.cat([noised, z], 1).expand(2, -1, -1)
+        v = model(z_k, k.expand(2, -1), branches, real)[:, h:].float()
+        z = scheduler.step(v[1:] + config.audio_cfg * (v[:1] - v[1:]), z, k[:, h:], k_next[:, h:])
+    return z
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A recording of so many frames that arrives so many seconds after the start."""
+
+    number: int
+    frames: int
+    arrives_s: float
+
+
+def compare_batching(
+    size: str, *, streams: int, chunks: int, steps: int, rounds: int, max_batch: int
+) -> dict[str, Any]:
+    """The same requests, arriving twice as fast as one can be served, through the engine, one after another, and in
+    batches of all that wait. Ratios are of medians over rounds, taken in turn.
+    """
+    model = make_model(size)
+    config = SamplingConfig(steps=steps)
+    frames = chunks * model.config.chunk_frames
+    alone = Request(number=0, frames=frames, arrives_s=0.0)
+    _serve(model, [alone], config, admit="one", max_batch=1)  # warm
+    service_s = _serve(model, [alone], config, admit="one", max_batch=1)["seconds"]
+    requests = [Request(number=n, frames=frames, arrives_s=n * service_s / 2) for n in range(streams)]
+    ways = {"engine": "any", "one_after_another": "one", "whole_batches": "batch"}
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way, admit in ways.items():
+            found[way].append(_serve(model, requests, config, admit=admit, max_batch=max_batch))
+    figures = {
+        way: {name: median(row[name] for row in rows) for name in rows[0]} for way, rows in found.items()
+    }
+    best = max(figures[way]["frames_per_s"] for way in ("one_after_another", "whole_batches"))
+    return {
+        "size": size,
+        "streams": streams,
+        "frames_a_stream": frames,
+        "steps": steps,
+        "max_batch": max_batch,
+        **figures,
+        "throughput_over_the_better": figures["engine"]["frames_per_s"] / best,
+    }
+
+
+def _serve(
+    model: MotionTransformer, requests: list[Request], config: SamplingConfig, *, admit: str, max_batch: int
+) -> dict[str, float]:
+    """Serves requests as they arrive. `admit` when: `any` time, when `one` is over, when the whole `batch` is over."""
+    engine = MotionEngine(model, max_streams=len(requests), max_batch=max_batch, run_ahead_frames=10**9)
+    waiting, running = list(requests), {}
+    first_s: dict[int, float] = {}
+    made = 0
+    begun = time.perf_counter()
+    while waiting or running:
+        now = time.perf_counter() - begun
+        arrived = [r for r in waiting if r.arrives_s <= now]
+        allowed = {"any": len(arrived), "one": 0 if running else 1, "batch": 0 if running else len(arrived)}
+        for request in arrived[: allowed[admit]]:
+            stream = engine.open(seed=request.number, config=config)
+            stream.hear(speech(request.frames, request.number))
+            stream.end()
+            running[stream] = request
+            waiting.remove(request)
+        if not engine.step():
+            time.sleep(0.0005)  # until the next arrives
+        for stream, request in list(running.items()):
+            made += len(stream.take())
+            if stream.made and request.number not in first_s:
+                _synchronize()
+                first_s[request.number] = time.perf_counter() - begun - request.arrives_s
+            if stream.done:
+                del running[stream]
+    _synchronize()
+    seconds = time.perf_counter() - begun
+    return {
+        "seconds": seconds,
+        "frames_per_s": made / seconds,
+        "first_chunk_p50_s": float(np.percentile(list(first_s.values()), 50)),
+        "first_chunk_p95_s": float(np.percentile(list(first_s.values()), 95)),
+    }
+
+
+def measure_rate(size: str, *, config: SamplingConfig, rounds: int) -> dict[str, Any]:
+    """One stream with a full history: frames per second and the real-time factor, seconds a second of motion."""
+    model = make_model(size)
+    chunk, capacity = model.config.chunk_frames, model.config.context_frames - model.config.chunk_frames
+    engine = MotionEngine(model, max_streams=1, run_ahead_frames=10**9)
+    stream = engine.open(seed=0, config=config)
+    stream.hear(speech(capacity + (rounds + 1) * chunk + model.config.audio_window))
+    _until(engine, stream, capacity)
+    seconds, firsts = [], []
+    for _ in range(rounds):
+        begun, made = time.perf_counter(), stream.made
+        _until(engine, stream, made + 1)
+        _synchronize()
+        firsts.append(time.perf_counter() - begun)
+        _until(engine, stream, made + chunk)
+        _synchronize()
+        seconds.append(time.perf_counter() - begun)
+    row = {
+        "size": size,
+        "parameters": model.num_parameters(),
+        "steps": config.steps,
+        "groups": config.groups,
+        "frames_per_s": chunk / median(seconds),
+        "real_time_factor": median(seconds) / (chunk / FPS),
+        "first_frames_s": median(firsts),
+    }
+    if torch.cuda.is_available():  # every pass reads every weight
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        passes = len(sampling_plan(0, chunk, 1, config))  # its steps, and the history's
+        row["of_the_bandwidth_floor"] = passes * weights / memory_bandwidth() / median(seconds)
+    return row
+
+
+def memory_bandwidth() -> float:
+    """Bytes a second that the GPU reads and writes, measured by copying."""
+    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    target.copy_(source)
+    return 2 * source.numel() / min(_seconds(lambda: target.copy_(source)) for _ in range(10))
+
+
+def measure_length(size: str, *, minutes: int, steps: int) -> dict[str, Any]:
+    """One stream of so many minutes: seconds a chunk and memory, in its second minute (the first fills the context)
+    and its last.
+
+    Raises:
+        ValueError: no second minute.
+    """
+    if minutes < 2:
+        raise ValueError(f"minutes must be >= 2, got {minutes}")
+    model = make_model(size)
+    engine = MotionEngine(model, max_streams=1)
+    stream = engine.open(seed=0, config=SamplingConfig(steps=steps))
+    chunk = model.config.chunk_frames
+    pool = speech(chunk)
+    chunks = minutes * 60 * FPS // chunk
+    a_minute = 60 * FPS // chunk
+    seconds, memory = [], []
+    for _ in range(chunks):
+        stream.hear(pool)
+        seconds.append(_seconds(lambda: _drain(engine, stream)))
+        memory.append(_memory_mb())
+    early, late = slice(a_minute, 2 * a_minute), slice(-a_minute, None)
+    return {
+        "size": size,
+        "minutes": minutes,
+        "steps": steps,
+        "chunk_s_early": median(seconds[early]),
+        "chunk_s_late": median(seconds[late]),
+        "late_over_early_s": median(seconds[late]) / median(seconds[early]),
+        "memory_mb_early": median(memory[early]),
+        "memory_mb_late": median(memory[late]),
+        "late_over_early_mb": median(memory[late]) / median(memory[early]),
+    }
+
+
+def _until(engine: MotionEngine, stream: MotionStream, made: int) -> None:
+    while stream.made < made:
+        engine.step()
+        stream.take()
+
+
+def _drain(engine: MotionEngine, stream: MotionStream) -> None:
+    while engine.step():
+        stream.take()
+        stream.played = stream.made
+
+
+def _seconds(action: Callable[[], Any]) -> float:
+    _synchronize()
+    begun = time.perf_counter()
+    action()
+    _synchronize()
+    return time.perf_counter() - begun
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _memory_mb() -> float:
+    """Of the GPU's memory, or of the process's now."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated() / 1e6
+    with suppress(OSError), open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

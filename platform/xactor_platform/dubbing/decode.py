@@ -1,0 +1,54 @@
+"""Files to a face and a sound, in a process that may die of them."""
+
+import atexit
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+from xactor.decoding import DecodingPool, Refused
+from xactor_platform.dubbing.files import local_file
+from xactor_platform.dubbing.stage import Stage
+from xactor_platform.dubbing.work import Dub, Portrayed
+
+
+class Decode(Stage):
+    """
+    size: the side of the face's square. decode_s: for one row's files.
+    """
+
+    name = "decode"
+
+    def __init__(self, *, size: int, decode_s: float):
+        self._size = size
+        self._pool = DecodingPool(processes=1, timeout_s=decode_s)
+        # Ray ends an actor's children before the actor, which would say at length, as it exits, that they are gone.
+        atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)
+
+    def work(self, work: Dub) -> Iterator[Portrayed]:
+        row = work.row
+        with ExitStack() as files:
+            try:
+                image = files.enter_context(local_file(row.image or row.video or ""))
+                audio = files.enter_context(local_file(row.audio))
+            except ValueError as error:
+                raise Refused("bad_input", str(error)) from error
+            future = self._pool.submit(
+                image,
+                audio,
+                size=self._size,
+                max_seconds=row.options.max_seconds,
+                paste_back=row.options.paste_back,
+                from_video=row.video is not None,
+            )
+            try:
+                decoded = future.result()
+            except Exception as error:
+                raise self._pool.refusal(error) or error from error
+        yield Portrayed(
+            dub=work,
+            square=decoded.square,
+            samples=decoded.samples,
+            picture=decoded.picture,
+            box=decoded.box,
+            spent=work.spent,
+        )

@@ -1,0 +1,131 @@
+"""The manifest: rows of JSON lines, CSV or Parquet, each an image or a video, a sound and options."""
+
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+from pyarrow import csv, fs
+
+from xactor.options import AnimateOptions
+from xactor_platform.dubbing.work import Failed, Row
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_TEXT = ("id", "image", "video", "audio")
+
+
+def read_manifest(uri: str, options: AnimateOptions) -> tuple[list[Row], list[Failed]]:
+    """Its rows, and those that cannot be: without an id that can name a file, or one that an earlier row has, without
+    its files' names, or with options that are none.
+
+    Relative paths are from the manifest's folder.
+
+    Raises:
+        ValueError: no such file, of no kind that is read, or without rows.
+    """
+    rows: list[Row] = []
+    failed: list[Failed] = []
+    seen: dict[str, int] = {}
+    number = 0
+    for number, cells in _cells(uri):
+        try:
+            row = _row(number, cells, options, uri)
+            before = seen.setdefault(row.id.lower(), number)
+            if before != number:  # some filesystems do not tell letters' cases apart
+                raise ValueError(f"id {row.id!r} is row {before}'s already")
+            rows.append(row)
+        except ValueError as error:
+            name = cells.get("id") if isinstance(cells, dict) else None
+            message = f"row {number}: {error}"
+            failed.append(
+                Failed(
+                    number=number, id=name if isinstance(name, str) else None, code="bad_row", message=message
+                )
+            )
+    if not number:
+        raise ValueError(f"{uri}: no rows")
+    return rows, failed
+
+
+def _row(number: int, cells: Any, options: AnimateOptions, manifest: str) -> Row:
+    if isinstance(cells, ValueError):
+        raise cells
+    if not isinstance(cells, dict):
+        raise ValueError(f"must be a JSON object, got {str(cells)[:40]}")
+    cells = {name: value for name, value in cells.items() if value is not None}
+    name, image, video, audio = (cells.pop(name, None) for name in _TEXT)
+    if not isinstance(name, str) or not _ID.fullmatch(name):
+        raise ValueError(
+            f"id must be 1..128 letters, digits, '.', '_' or '-', the first a letter or digit, got {str(name)[:200]!r}"
+        )
+    if (image is None) == (video is None):
+        raise ValueError("needs either an image or a video")
+    for kind, path in (("image", image), ("video", video), ("audio", audio)):
+        if path is None and kind != "audio":
+            continue
+        if not isinstance(path, str) or not path or "\0" in path:
+            raise ValueError(f"{kind} must be a path or URI, got {path!r}")
+    chosen = options.with_row(cells)
+    chosen.sampling()
+    chosen.rendering()
+    places = (None if path is None else _located(path, manifest) for path in (image, video, audio))
+    image, video, audio = places
+    return Row(number=number, id=name, image=image, video=video, audio=audio or "", options=chosen)
+
+
+def _located(path: str, manifest: str) -> str:
+    if "://" in path or os.path.isabs(path):
+        return path
+    folder = manifest.rpartition("/")[0] if "://" in manifest else os.path.dirname(os.path.abspath(manifest))
+    return f"{folder}/{path}"
+
+
+def _cells(uri: str) -> Iterator[tuple[int, Any]]:
+    """Rows by number, from 1: a dict of cells, or what is wrong with the row."""
+    kind = os.path.splitext(uri.partition("?")[0])[1].lower()
+    if kind not in (".jsonl", ".ndjson", ".csv", ".parquet"):
+        raise ValueError(f"{uri}: a manifest must be .jsonl, .csv or .parquet, got {kind or 'no ending'!r}")
+    data = _read(uri)
+    if kind in (".jsonl", ".ndjson"):
+        yield from _json_lines(data, uri)
+        return
+    try:
+        if kind == ".csv":
+            text = dict.fromkeys(_TEXT, pa.string())
+            options = csv.ConvertOptions(column_types=text, strings_can_be_null=True, null_values=[""])
+            table = csv.read_csv(io.BytesIO(data), convert_options=options)
+        else:
+            table = pyarrow.parquet.read_table(io.BytesIO(data))
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{uri}: cannot be read ({error})") from error
+    yield from enumerate(table.to_pylist(), start=1)
+
+
+def _json_lines(data: bytes, uri: str) -> Iterator[tuple[int, Any]]:
+    try:
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{uri}: not UTF-8 ({error})") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except ValueError as error:
+            yield number, ValueError(f"not JSON ({error})")
+
+
+def _read(uri: str) -> bytes:
+    try:
+        if "://" in uri:
+            filesystem, path = fs.FileSystem.from_uri(uri)
+        else:
+            filesystem, path = fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+        with filesystem.open_input_stream(path) as stream:
+            return stream.read()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{uri}: cannot be read ({error})") from error

@@ -1,0 +1,318 @@
+"""A dubbing run: rows through the stages, their parts to videos, and an account of each.
+
+    look -> decode -> motion -> render -> encode -> write
+
+All but the last are Ray Data's: pools of actors that it grows and shrinks with the work, and that hand on no more than
+the object store bears. The last needs all parts of a video, which come from anywhere: tasks that this driver starts.
+"""
+
+import json
+import os
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import ray
+import ray.data
+from ray.exceptions import RayError, RayTaskError
+from ray.util.annotations import RayDeprecationWarning
+
+from xactor_platform.dubbing.bill import Bill, Tally
+from xactor_platform.dubbing.config import DubConfig, Pool
+from xactor_platform.dubbing.decode import Decode
+from xactor_platform.dubbing.encode import Encode
+from xactor_platform.dubbing.look import Look
+from xactor_platform.dubbing.manifest import read_manifest
+from xactor_platform.dubbing.model import ModelFacts, look_at_model
+from xactor_platform.dubbing.motion import Perform
+from xactor_platform.dubbing.render import Render
+from xactor_platform.dubbing.stage import Stage, failure
+from xactor_platform.dubbing.work import Done, Dub, Failed, Part, Row, pack, unpack
+from xactor_platform.dubbing.write import write
+from xactor_platform.location import Location
+
+RESULTS, BILL, PARTS_FOLDER = "results.jsonl", "bill.json", ".parts"
+_WRITING = 16  # videos that are put together at a time
+_SAVE_EVERY = 64  # rows: an object store's file is written anew each time
+
+
+class StorageFailed(OSError):
+    """The place of the videos takes no more: nothing is lost, and the same command goes on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of all rows: a line of results.jsonl each."""
+
+    bill: Bill
+    rows: list[dict[str, Any]]
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row["status"] != "ok"]
+
+
+def dub(config: DubConfig, *, connect: Callable[[], None], say: Callable[[str], None]) -> Outcome:
+    """Makes every video of the manifest that is not there.
+
+    Args:
+        connect: joins the cluster; called once all else was found right.
+        say: is told of progress, a line at a time.
+
+    Raises:
+        ValueError: what cannot work, before any work starts.
+        StorageFailed: the output takes no more.
+    """
+    rows, refused = read_manifest(config.manifest, config.options)
+    facts = look_at_model(config.model)
+    check_output(config.output)
+    connect()
+    check_cluster(config)
+    return Run(config, facts, say).make(rows, refused)
+
+
+def check_output(uri: str) -> None:
+    """ValueError: nothing can be written there."""
+    place = Location.parse(uri)
+    name = f".{uuid.uuid4().hex}"
+    try:
+        with place.replace(name) as file:
+            file.write(b"")
+        place.delete(name)
+    except OSError as error:
+        raise ValueError(f"{uri}: cannot be written to ({error})") from error
+
+
+def check_cluster(config: DubConfig) -> None:
+    """ValueError: this run's own cluster is too small for one actor a stage. Another's may grow."""
+    have, need = ray.cluster_resources().get("CPU", 0.0), config.pools.least_cpus
+    if need > have and "RAY_ADDRESS" not in os.environ:
+        raise ValueError(
+            f"this machine has {have:g} CPUs, one actor a stage needs {need:g}: lower --pools.*.cpus or --pools.*.min"
+        )
+
+
+class Run:
+    """One run over a manifest."""
+
+    def __init__(self, config: DubConfig, facts: ModelFacts, say: Callable[[str], None]):
+        self._config, self._facts, self._say = config, facts, say
+        self._place = Location.parse(config.output)
+        self._results: dict[int, dict[str, Any]] = {}  # by the row's number
+        self._unsaved = 0
+        self._writing: dict[ray.ObjectRef, Dub] = {}
+        self._parts: dict[int, set[int]] = {}  # that are there, of videos that are not whole
+
+    def make(self, rows: list[Row], refused: list[Failed]) -> Outcome:
+        self._tally = Tally(rows=len(rows) + len(refused), left_s=0.0)
+        for row in refused:
+            self._finish(row, 0.0)
+        dubs = self._look(rows)
+        self._tally.left_s = sum(dub.seconds for dub in dubs)
+        self._tally.begin_making()
+        left = dubs = sorted(dubs, key=lambda dub: (-dub.seconds, dub.row.number))
+        for attempt in range(1, self._config.attempts + 1):
+            if not left:
+                break
+            last = attempt == self._config.attempts
+            self._make(left, streams=1 if last and attempt > 1 else self._config.streams)
+            left = [dub for dub in left if dub.row.number not in self._results]
+            if left and not last:
+                self._say(f"{len(left)} rows were lost with their workers, and are tried again")
+        for dub in left:
+            tries = self._config.attempts
+            message = (
+                f"tried {tries} times, and its workers died each time" if tries > 1 else "its workers died"
+            )
+            self._finish(
+                Failed(number=dub.row.number, id=dub.row.id, code="lost", message=message), dub.seconds
+            )
+        if not any(row["status"] != "ok" for row in self._results.values()):
+            self._forget_parts()
+        self._save()
+        self._say(self._tally.line())
+        bill = self._tally.bill()
+        with self._place.replace(BILL) as file:
+            file.write((json.dumps(asdict(bill), indent=2) + "\n").encode())
+        return Outcome(bill=bill, rows=[row for _, row in sorted(self._results.items())])
+
+    def _look(self, rows: list[Row]) -> list[Dub]:
+        """Those that are still to be made."""
+        config = self._config
+        look = Look(output=config.output, model=self._facts.fingerprint, most_bytes=config.max_input_bytes)
+        dubs: list[Dub] = []
+        left = rows
+        for _ in range(config.attempts):
+            if not left:
+                break
+            with _context(config):
+                tables = ray.data.from_arrow([pack(row) for row in left])
+                looked = tables.map_batches(look.__call__, batch_size=1, batch_format="pyarrow", num_cpus=1)
+            seen = set()
+            for result in _results(looked):
+                seen.add(result.number if isinstance(result, Failed) else result.row.number)
+                self._tally.spend(result.spent)
+                if isinstance(result, Dub):
+                    dubs.append(replace(result, spent={}))
+                else:
+                    self._finish(result, 0.0)
+            left = [row for row in left if row.number not in seen]
+        for row in left:
+            lost = "its worker died when its files were read"
+            self._finish(Failed(number=row.number, id=row.id, code="lost", message=lost), 0.0)
+        return dubs
+
+    def _make(self, dubs: list[Dub], *, streams: int) -> None:
+        self._parts.clear()
+        by_number = {dub.row.number: dub for dub in dubs}
+        for result in _results(self._pipeline(dubs, streams)):
+            self._tally.spend(result.spent)
+            if isinstance(result, Failed):
+                self._finish(result, by_number[result.number].seconds)
+            else:
+                self._arrived(result)
+            self._written(most=_WRITING)
+        self._written(most=0)
+
+    def _pipeline(self, dubs: list[Dub], streams: int) -> ray.data.Dataset:
+        config, pools = self._config, self._config.pools
+        device = "cuda" if config.device == "gpu" else "cpu"
+        motion = {
+            "model": config.model,
+            "output": config.output,
+            "device": device,
+            "streams": streams,
+            "segment_windows": config.segment_windows,
+        }
+        render = {"model": config.model, "device": device, "windows": config.windows}
+        size = self._facts.image_size
+
+        def stage(tables, kind: type[Stage], pool: Pool, batch: int, gpus: float, **arguments):
+            group = (
+                {"ray.io/node-group": kind.name}
+                if config.pools.groups and kind in (Perform, Render)
+                else None
+            )
+            return tables.map_batches(
+                kind,
+                fn_constructor_kwargs=arguments,
+                batch_size=batch,
+                batch_format="pyarrow",
+                zero_copy_batch=True,
+                compute=ray.data.ActorPoolStrategy(min_size=pool.min, max_size=pool.max),
+                num_cpus=pool.cpus,
+                num_gpus=gpus or None,
+                ray_remote_args_fn=_tried_twice,
+                **({"label_selector": group} if group else {}),
+            )
+
+        with _context(config), warnings.catch_warnings():
+            # Ray 2.60 has no other way to bound the retries of a pool's tasks, and warns of this one.
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            tables = self._source(dubs)
+            tables = stage(tables, Decode, pools.decode, 1, 0, size=size, decode_s=config.decode_s)
+            tables = stage(tables, Perform, pools.motion, streams, config.gpus(pools.motion), **motion)
+            tables = stage(tables, Render, pools.render, 1, config.gpus(pools.render), **render)
+            return stage(tables, Encode, pools.encode, 1, 0, output=config.output)
+
+    def _source(self, dubs: list[Dub]) -> ray.data.Dataset:
+        return ray.data.from_arrow([pack(dub) for dub in dubs])
+
+    def _arrived(self, part: Part) -> None:
+        """With its last part, a video is put together."""
+        number = part.dub.row.number
+        parts = self._parts.setdefault(number, set())
+        if number in self._results or part.number in parts:
+            return
+        parts.add(part.number)
+        if len(parts) == part.of:
+            del self._parts[number]
+            task = ray.remote(num_cpus=0, max_retries=3)(_timed_write)
+            self._writing[task.remote(self._config.output, part.dub, part.of)] = part.dub
+
+    def _written(self, *, most: int) -> None:
+        """Takes note of the videos that are there, until no more than so many are being put together."""
+        while self._writing:
+            wait = len(self._writing) > most
+            done, _ = ray.wait([*self._writing], timeout=None if wait else 0)
+            if not done:
+                return
+            for task in done:
+                dub = self._writing.pop(task)
+                try:
+                    result = ray.get(task)
+                except RayTaskError as error:
+                    result = failure(dub.row, error.cause or error, {})  # pyright: ignore
+                except RayError:
+                    continue  # its worker died, three times: it is tried again with what else was lost
+                self._tally.spend(result.spent)
+                self._finish(result, dub.seconds)
+
+    def _finish(self, result: Done | Failed, expected_s: float) -> None:
+        """A row's line of the results. Each has one, whatever comes twice."""
+        failed = isinstance(result, Failed)
+        number = result.number if failed else result.row.number
+        if number in self._results:
+            return
+        if failed and result.code == "storage":
+            self._save()
+            raise StorageFailed(f"{self._config.output}: {result.message}")
+        self._results[number] = {
+            "id": result.id if failed else result.row.id,
+            "row": number,
+            "status": "failed" if failed else "ok",
+            "frames": 0 if failed else result.frames,
+            "seconds": 0.0 if failed else round(result.seconds, 3),
+            "error": {"code": result.code, "message": result.message} if failed else None,
+        }
+        self._tally.finish(result, expected_s)
+        if failed:
+            self._say(f"row {number}: {result.id}: {result.code}: {result.message}")
+        self._unsaved += 1
+        if self._unsaved >= _SAVE_EVERY:
+            self._save()
+            self._say(self._tally.line())
+
+    def _save(self) -> None:
+        """Of the videos that are there, each says itself what it was made from: this list is an account, no more."""
+        self._unsaved = 0
+        lines = "".join(json.dumps(row) + "\n" for _, row in sorted(self._results.items()))
+        with self._place.replace(RESULTS) as file:
+            file.write(lines.encode())
+
+    def _forget_parts(self) -> None:
+        """Those of rows that have changed since, too."""
+        path = f"{self._place.path}/{PARTS_FOLDER}"
+        if self._place.filesystem.get_file_info(path).type.name != "NotFound":
+            self._place.filesystem.delete_dir(path)
+
+
+def _tried_twice() -> dict[str, Any]:
+    """For actors: what dies with its worker is tried once more at once, not for ever as Ray Data would."""
+    return {"max_restarts": -1, "max_task_retries": 1}
+
+
+def _timed_write(output: str, dub: Dub, parts: int) -> Done:
+    import time
+
+    begun = time.perf_counter()
+    done = write(output, dub, parts)
+    return replace(done, spent={"write": time.perf_counter() - begun})
+
+
+def _results(tables: ray.data.Dataset) -> Iterator[Any]:
+    for table in tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from unpack(table)
+
+
+def _context(config: DubConfig):
+    """Ray Data's settings for what is built inside the block."""
+    context = ray.data.DataContext.get_current().copy()
+    context.target_max_block_size = 1  # a block a piece of work: the next is any actor's
+    context.max_errored_blocks = -1  # a dead worker's work is missed, and tried again; see `Run.make`
+    context.wait_for_min_actors_s = config.start_timeout_s
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    return ray.data.DataContext.current(context)

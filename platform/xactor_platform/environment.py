@@ -1,0 +1,29 @@
+"""What measured figures depend on."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "transformers", "diffusers", "ray", "deepspeed", "webdataset", "numpy", "pyarrow")
+
+
+def environment() -> dict[str, Any]:
+    """Versions and the machine, for a results file."""
+    return {
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+        **{name: found for name in PACKAGES if (found := _version(name))},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # the models run without Ray and DeepSpeed
+        return None

@@ -1,0 +1,141 @@
+"""What one video scores, by every metric that there are weights for; no more than a few frames are held."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from xactor.faces import CropBox, Face, FaceLandmarker
+from xactor.media import read_audio, read_frames
+from xactor.metrics.emotion import EmoNetVectors, emotion_difference, emotion_vectors, load_emonet
+from xactor.metrics.expressiveness import expressiveness
+from xactor.metrics.fvd import VideoStatistics, load_i3d
+from xactor.metrics.identity import ArcFaceModel, identity_similarity
+from xactor.metrics.length import length_difference_s
+from xactor.metrics.sync import sync
+from xactor.metrics.sync_crop import steady_boxes, sync_crop
+from xactor.metrics.syncnet import SyncNet, load_published
+from xactor.portrait import Portrait
+
+LEAST_SIDE_PX = 256  # smaller pictures are enlarged: neither landmarks nor metrics were made for fewer pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Where the metrics' networks are; a metric without one is left out.
+
+    syncnet: the published syncnet_v2.model, or a folder of a small one. i3d, emonet: the published files.
+    identity: a TorchScript face embedder in ArcFace's convention.
+    """
+
+    syncnet: Path | None = None
+    i3d: Path | None = None
+    emonet: Path | None = None
+    identity: Path | None = None
+
+
+class Judge:
+    """The metrics' networks, loaded once.
+
+    Raises:
+        ValueError: weights that do not load.
+    """
+
+    def __init__(self, weights: Weights):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._landmarker = FaceLandmarker(most_faces=1)
+        self._syncnet = _load_syncnet(weights.syncnet).to(device) if weights.syncnet else None
+        self._i3d = load_i3d(weights.i3d, device=device) if weights.i3d else None
+        emonet = load_emonet(weights.emonet, device=device) if weights.emonet else None
+        self._emotion = EmoNetVectors(emonet) if emonet else None
+        self._identity = ArcFaceModel(weights.identity, device=device) if weights.identity else None
+        networks = {
+            "SynC, SynD": self._syncnet,
+            "FVD": self._i3d,
+            "DEmo": self._emotion,
+            "identity": self._identity,
+        }
+        self.weights = {name: network.weights for name, network in networks.items() if network}
+
+    def score(
+        self, video: Path, portrait: Portrait, truth: tuple[Path, CropBox] | None
+    ) -> tuple[dict[str, float], dict[str, VideoStatistics]]:
+        """A generated video's scores by column, and for FVD the statistics of `made` and `true`.
+
+        Args:
+            truth: the true video, and the square of it that the generated one shows.
+
+        Raises:
+            ValueError: a video that cannot be read, or without a face.
+        """
+        faces = self._faces(video, None)
+        moves = expressiveness(faces)
+        scores: dict[str, float] = {"Glo": moves.glo, "Exp": moves.exp}
+        scores["length_s"] = length_difference_s(video)
+        if self._syncnet:
+            found = self._sync(video, faces)
+            scores |= {"SynC": found.confidence, "SynD": found.distance, "offset_frames": found.offset_frames}
+        if self._identity:
+            face = portrait.box.cut(portrait.picture, LEAST_SIDE_PX)
+            if seen := self._landmarker.detect(face):
+                frames = zip(_frames(video, None), faces, strict=True)
+                scores["identity"] = identity_similarity(self._identity, (face, seen[0]), frames).value
+        statistics = {"made": self._watched(video, None)} if self._i3d else {}
+        if truth:
+            path, box = truth
+            true_faces = self._faces(path, box)
+            true_moves = expressiveness(true_faces)
+            scores["DGlo"], scores["DExp"] = abs(moves.glo - true_moves.glo), abs(moves.exp - true_moves.exp)
+            if self._emotion:
+                scores["DEmo"] = self._emotions_apart((video, None, faces), (path, box, true_faces))
+            if self._i3d:
+                statistics["true"] = self._watched(path, box)
+        return scores, statistics
+
+    def _faces(self, video: Path, box: CropBox | None) -> list[Face | None]:
+        return list(self._landmarker.follow(_frames(video, box)))
+
+    def _sync(self, video: Path, faces: list[Face | None]):
+        assert self._syncnet
+        known = np.array([[np.nan] * 4 if face is None else face.box for face in faces])
+        at = np.flatnonzero(np.isfinite(known[:, 0]))
+        boxes = np.stack([np.interp(np.arange(len(known)), at, known[at, side]) for side in range(4)], axis=1)
+        size = self._syncnet.config.image_size
+        steady = steady_boxes(boxes)
+        crops = (sync_crop(f, b, size) for f, b in zip(_frames(video, None), steady, strict=True))
+        return sync(self._syncnet, crops, read_audio(video))
+
+    def _watched(self, video: Path, box: CropBox | None) -> VideoStatistics:
+        assert self._i3d
+        statistics = VideoStatistics.of(self._i3d)
+        statistics.watch(self._i3d, _frames(video, box))
+        return statistics
+
+    def _emotions_apart(self, made: tuple[Any, ...], true: tuple[Any, ...]) -> float:
+        assert self._emotion
+        rows = [
+            emotion_vectors(self._emotion, zip(_frames(video, box), faces, strict=True))
+            for video, box, faces in (made, true)
+        ]
+        shared = min(map(len, rows))  # they may differ by a frame
+        return emotion_difference(*(row[:shared] for row in rows), weights=self._emotion.weights).value
+
+
+def _frames(video: Path, box: CropBox | None) -> Iterator[np.ndarray]:
+    """A video's frames, or a square of each, at least 256 px a side."""
+    for frame in read_frames(video):
+        if box is not None:
+            yield box.cut(frame, max(LEAST_SIDE_PX, min(box.side, 512)))
+        elif (short := min(frame.shape[:2])) < LEAST_SIDE_PX:
+            height, width = (round(side * LEAST_SIDE_PX / short) for side in frame.shape[:2])
+            yield np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+        else:
+            yield frame
+
+
+def _load_syncnet(path: Path) -> SyncNet:
+    return SyncNet.from_pretrained(path) if path.is_dir() else load_published(path)

@@ -1,0 +1,123 @@
+"""An evaluation's results: report.json, the paper's Table 1 columns, and a sheet of frames."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from xactor.media import read_frames
+from xactor.metrics.fvd import VideoStatistics, fvd
+from xactor_platform.evaluation.pairs import Pair
+from xactor_platform.evaluation.run import Judged
+from xactor_platform.evaluation.study import QUESTIONS
+
+SELF_DRIVEN = ("SynC ↑", "SynD ↓", "FVD ↓", "DGlo ↓", "DExp ↓", "DEmo ↓")
+CROSS_DRIVEN = ("SynC ↑", "SynD ↓", "Glo ↑", "Exp ↑", *(f"{name} ↑" for name in QUESTIONS))
+OURS = ("identity ↑", "length_s")  # beyond the paper's
+# Table 1's last row.
+PAPER = {
+    "self-driven": {"SynC": 6.33, "SynD": 7.21, "FVD": 278.3, "DGlo": 0.021, "DExp": 0.005, "DEmo": 0.37},
+    "cross-driven": {
+        "SynC": 5.63, "SynD": 8.72, "Glo": 0.144, "Exp": 0.034,
+        "Syn": 0.761, "Div": 0.741, "Emo": 0.720, "VQ": 0.736,
+    },
+}  # fmt: skip
+_SHEET_ROWS, _SHEET_COLUMNS, _SHEET_PX = 8, 8, 128
+
+
+def means(results: list[Judged], totals: Mapping[str, VideoStatistics]) -> dict[str, float]:
+    """Every column over all videos that were judged; of signed lengths the mean of their size."""
+    columns = {name for judged in results for name in judged.scores}
+    found = {}
+    for name in sorted(columns):
+        values = np.array([judged.scores[name] for judged in results if name in judged.scores])
+        found[name] = float(np.abs(values).mean() if name == "length_s" else values.mean())
+    if {"made", "true"} <= set(totals):
+        found["FVD"] = fvd(totals["made"], totals["true"]).value
+    return found
+
+
+def table(
+    setting: str,
+    found: Mapping[str, float],
+    weights: Mapping[str, str],
+    notes: list[str],
+    votes: Mapping[str, float],
+) -> str:
+    """Table 1's columns in Markdown; `-` is what was not measured."""
+    columns = SELF_DRIVEN if setting == "self-driven" else CROSS_DRIVEN
+    columns = (*columns, *OURS)
+
+    def row(name: str, values: Mapping[str, float]) -> str:
+        cells = [f"{values[key]:.4g}" if (key := column.split()[0]) in values else "-" for column in columns]
+        return f"| {name} | " + " | ".join(cells) + " |"
+
+    lines = [
+        f"| {setting} | " + " | ".join(columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+        row("this", {**found, **votes}),
+        row("paper's X-Actor", PAPER[setting]),
+        "",
+        *(f"- {metric}: {made_by}" for metric, made_by in sorted(weights.items())),
+        *(f"- {note}" for note in notes),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_report(
+    setting: str,
+    pairs: list[Pair],
+    results: list[Judged],
+    weights: dict[str, str],
+    totals: Mapping[str, VideoStatistics],
+    videos: Path,
+    output: Path,
+    *,
+    facts: dict[str, Any],
+    votes: Mapping[str, float],
+) -> str:
+    """Writes report.json, table.md and frames.png to `output`; the table."""
+    judged = [result for result in results if not result.error]
+    found = means(judged, totals)
+    notes = [f"{len(judged)} of {len(results)} videos"]
+    if len(totals) == 2:
+        notes.append(
+            f"FVD over {totals['made'].count} windows of made and {totals['true'].count} of true frames"
+        )
+        notes += [note] if (note := fvd(totals["made"], totals["true"]).note) else []
+    if weights.get("SynC, SynD", "published") != "published" and "syncnet_v2" not in weights["SynC, SynD"]:
+        notes.append("SynC and SynD are not of the published SyncNet: not to be compared with the paper's")
+    text = table(setting, found, weights, notes, votes)
+    report = {
+        **facts,
+        "setting": setting,
+        "means": found,
+        "votes": dict(votes),
+        "weights": weights,
+        "notes": notes,
+        "videos": [asdict(result) for result in results],
+    }
+    (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    (output / "table.md").write_text(text)
+    done = {result.id for result in judged}
+    rows = [_row(videos / f"{pair.id}.mp4") for pair in pairs if pair.id in done][:_SHEET_ROWS]
+    if rows:
+        Image.fromarray(np.concatenate(rows)).save(output / "frames.png")
+    return text
+
+
+def _row(video: Path) -> np.ndarray:
+    """A video's frames at even times, side by side."""
+    count = sum(1 for _ in read_frames(video))
+    wanted = set(np.linspace(0, count - 1, _SHEET_COLUMNS).astype(int).tolist())
+    tiles = [
+        np.asarray(Image.fromarray(frame).resize((_SHEET_PX, _SHEET_PX), Image.Resampling.BICUBIC))
+        for number, frame in enumerate(read_frames(video))
+        if number in wanted
+    ]
+    tiles += [np.full((_SHEET_PX, _SHEET_PX, 3), 255, np.uint8)] * (_SHEET_COLUMNS - len(tiles))
+    return np.concatenate(tiles, axis=1)

@@ -1,0 +1,171 @@
+"""Makes and judges the videos of an evaluation on Ray actors; what is there already is not done again."""
+
+import contextlib
+import json
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from PIL import Image
+from ray.util import ActorPool
+
+from xactor.faces import CropBox
+from xactor.media import read_frames
+from xactor.metrics.fvd import VideoStatistics
+from xactor.options import AnimateOptions
+from xactor.portrait import Portrait, find_portrait, read_image
+from xactor_platform.evaluation.judge import Judge, Weights
+from xactor_platform.evaluation.pairs import Pair
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the videos come from: a model that makes them, or a folder of ready ones, `<id>.mp4`."""
+
+    model: Path | None = None
+    videos: Path | None = None
+    options: AnimateOptions = field(default_factory=AnimateOptions)
+
+    def __post_init__(self):
+        if (self.model is None) == (self.videos is None):
+            raise ValueError("either a model or a folder of videos must be given, not both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """One pair's result: scores by column, or why there are none."""
+
+    id: str
+    scores: dict[str, float]
+    error: str | None = None
+
+
+def evaluate(
+    pairs: list[Pair],
+    source: Source,
+    weights: Weights,
+    output: Path,
+    *,
+    actors: int,
+    gpus_per_actor: float,
+    say: Callable[[str], None],
+) -> tuple[list[Judged], dict[str, str], dict[str, VideoStatistics]]:
+    """Every pair's scores, which weights made them, and FVD's statistics of all videos together.
+
+    Writes to `output`: videos/<id>.mp4, scores/<id>.json and scores/<id>.pickle; a pair whose scores are there is not
+    judged again, nor a video that is there made again. What fails is tried anew by the next run.
+    """
+    for name in ("videos", "scores"):
+        (output / name).mkdir(parents=True, exist_ok=True)
+    missing = [pair for pair in pairs if not _scores_file(output, pair).exists()]
+    say(f"{len(pairs)} pairs, {len(pairs) - len(missing)} are judged already")
+    failed: dict[str, Judged] = {}
+    if missing:
+        worker = ray.remote(num_cpus=1, num_gpus=gpus_per_actor, max_restarts=2, max_task_retries=2)(_Worker)
+        pool = ActorPool([worker.remote(source, weights, output) for _ in range(min(actors, len(missing)))])
+        done: Any = pool.map_unordered(lambda actor, pair: actor.judge.remote(pair), missing)
+        for number, judged in enumerate(done):
+            if judged.error:
+                failed[judged.id] = judged
+            what = judged.error or ", ".join(f"{name} {value:.3g}" for name, value in judged.scores.items())
+            say(f"{number + 1} of {len(missing)}  {judged.id}: {what}")
+    results, totals, used = [], {}, {}
+    for pair in pairs:
+        if pair.id in failed:
+            results.append(failed[pair.id])
+            continue
+        row = json.loads(_scores_file(output, pair).read_text())
+        used |= row["weights"]
+        results.append(Judged(id=pair.id, scores=row["scores"]))
+        with _scores_file(output, pair).with_suffix(".pickle").open("rb") as file:
+            for name, statistics in pickle.load(file).items():
+                if name in totals:
+                    totals[name].merge(statistics)
+                else:
+                    totals[name] = statistics
+    return results, used, totals
+
+
+class _Worker:
+    """An actor: one model and one judge."""
+
+    def __init__(self, source: Source, weights: Weights, output: Path):
+        self._source, self._output = source, output
+        self._judge = Judge(weights)
+        self._pipeline = None
+        if source.model:
+            from xactor.pipeline import XActorPipeline
+
+            self._pipeline = XActorPipeline.from_pretrained(source.model)
+            self._pipeline.set_progress_bar_config(disable=True)
+            import torch
+
+            if torch.cuda.is_available():
+                self._pipeline.to("cuda", torch.bfloat16)
+
+    def judge(self, pair: Pair) -> Judged:
+        try:
+            portrait = find_portrait(_picture(pair))
+            video = self._video(pair, portrait)
+            truth = (pair.truth, _square(pair.truth)) if pair.truth else None
+            scores, statistics = self._judge.score(video, portrait, truth)
+        except (ValueError, OSError) as error:
+            return Judged(id=pair.id, scores={}, error=" ".join(str(error).split()))
+        file = _scores_file(self._output, pair)
+        with _whole(file.with_suffix(".pickle")) as part:
+            part.write_bytes(pickle.dumps(statistics))
+        with _whole(file) as part:  # last: it says that the pair is done
+            part.write_text(json.dumps({"scores": scores, "weights": self._judge.weights}, indent=2) + "\n")
+        return Judged(id=pair.id, scores=scores)
+
+    def _video(self, pair: Pair, portrait: Portrait) -> Path:
+        if self._source.videos:
+            return self._source.videos / f"{pair.id}.mp4"
+        path = self._output / "videos" / f"{pair.id}.mp4"
+        if not path.exists():
+            assert self._pipeline is not None
+            options = self._source.options
+            animation = self._pipeline(
+                Image.fromarray(portrait.picture),
+                pair.audio,
+                seed=options.seed,
+                motion=options.sampling(),
+                render=options.rendering(),
+                max_seconds=options.max_seconds,
+            )
+            animation.save(path)
+        return path
+
+
+def _picture(pair: Pair) -> np.ndarray:
+    """The portrait's picture uint8 [H, W, 3]."""
+    if pair.part is None:
+        return read_image(pair.portrait)
+    count = sum(1 for _ in read_frames(pair.portrait))
+    return next(islice(read_frames(pair.portrait), int(pair.part * count), None))
+
+
+def _square(video: Path) -> CropBox:
+    """The square around the face of a true video's first frame, as a generated one shows it."""
+    return find_portrait(next(read_frames(video))).box
+
+
+def _scores_file(output: Path, pair: Pair) -> Path:
+    return output / "scores" / f"{pair.id}.json"
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A file that appears whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,143 @@
+"""The votes of a user study: which files count, and each method's share of the choices, as in Table 1."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xactor_platform.evaluation.study import QUESTIONS, Key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """
+    raters: how many counted.
+    shares: by method and question, of all choices; a question's sum to 1.
+    errors: their standard errors over raters; none of a single rater.
+    left_out: a line for each file that does not count, with the reason.
+    """
+
+    raters: int
+    shares: dict[str, dict[str, float]]
+    errors: dict[str, dict[str, float]]
+    left_out: tuple[str, ...]
+
+    def table(self) -> str:
+        """In Markdown, with the standard errors."""
+
+        def cell(method: str, question: str) -> str:
+            error = self.errors.get(method, {}).get(question)
+            return f"{self.shares[method][question]:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+
+        lines = [
+            f"| {self.raters} raters | " + " | ".join(f"{question} ↑" for question in QUESTIONS) + " |",
+            "|---" * (len(QUESTIONS) + 1) + "|",
+        ]
+        for method in self.shares:
+            lines.append(f"| {method} | " + " | ".join(cell(method, q) for q in QUESTIONS) + " |")
+        return "\n".join(lines) + "\n"
+
+    def save(self, output: Path) -> None:
+        """Writes tally.json, table.md and for each method `<method>/votes.json`, which the evaluation takes."""
+        for method, shares in self.shares.items():
+            (output / method).mkdir(parents=True, exist_ok=True)
+            (output / method / "votes.json").write_text(json.dumps(shares, indent=2) + "\n")
+        (output / "tally.json").write_text(json.dumps(asdict(self), indent=2) + "\n")
+        (output / "table.md").write_text(self.table())
+
+
+def tally(files: Iterable[Path], key: Key) -> Tally:
+    """Counts vote files. One that is foreign, incomplete or a rater's second is left out, and why is said.
+
+    Raises:
+        ValueError: none counts.
+    """
+    counted: dict[int, Path] = {}
+    shares, left_out = [], []  # of each rater [methods, questions]
+    for file in sorted(set(files)):
+        try:
+            rater, share = _read(file, key)
+            if rater in counted:
+                raise ValueError(f"duplicate: rater {rater} voted in {counted[rater]} already")
+        except ValueError as error:
+            left_out.append(f"{file}: {error}")
+            continue
+        counted[rater] = file
+        shares.append(share)
+    if not shares:
+        raise ValueError("\n".join([f"no vote file counts, of {len(left_out)}", *left_out]))
+    spread = np.std(shares, axis=0, ddof=1) / math.sqrt(len(shares)) if len(shares) > 1 else None
+    return Tally(
+        raters=len(shares),
+        shares=_named(np.mean(shares, axis=0), key),
+        errors={} if spread is None else _named(spread, key),
+        left_out=tuple(left_out),
+    )
+
+
+def read_votes(path: Path) -> dict[str, float]:
+    """One method's shares, from its votes.json.
+
+    Raises:
+        ValueError: another kind of file.
+    """
+    votes = _json(path)
+    if not isinstance(votes, Mapping) or set(votes) != set(QUESTIONS):
+        raise ValueError(f"{path}: votes must have the keys {', '.join(QUESTIONS)} and no others")
+    for question, share in votes.items():
+        if not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise ValueError(f"{path}: {question} must be within 0..1, got {share!r}")
+    return dict(votes)
+
+
+def _read(file: Path, key: Key) -> tuple[int, np.ndarray]:
+    """Who voted, and the shares [methods, questions] of this rater's choices."""
+    ballot = _json(file)
+    if not isinstance(ballot, Mapping) or ballot.get("study") != key.study:
+        of = ballot.get("study") if isinstance(ballot, Mapping) else None
+        raise ValueError(f"foreign: it must be of the study {key.study}, got {of!r}")
+    rater: Any = ballot.get("rater")
+    if rater not in range(1, key.raters + 1):
+        raise ValueError(f"foreign: rater must be within 1..{key.raters}, got {rater!r}")
+    chosen = _choices(ballot.get("votes"), key)
+    share = np.zeros((len(key.methods), len(QUESTIONS)))
+    for (_, question), method in chosen.items():
+        share[key.methods.index(method), list(QUESTIONS).index(question)] += 1 / len(key.examples)
+    return rater, share
+
+
+def _choices(rows: Any, key: Key) -> dict[tuple[str, str], str]:
+    """The chosen method by example and question, all of them."""
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        raise ValueError("foreign: its votes must be a list of answers by question")
+    chosen: dict[tuple[str, str], str] = {}
+    for question, name in [answer for row in rows for answer in row.items()]:
+        if question not in QUESTIONS or not isinstance(name, str) or name not in key.videos:
+            raise ValueError(f"foreign: {question!r} is answered by {name!r}, which the study does not have")
+        method, example = key.videos[name]
+        if (example, question) in chosen:
+            raise ValueError(f"foreign: {question} of one example is answered twice")
+        chosen[example, question] = method
+    wanted = len(key.examples) * len(QUESTIONS)
+    if len(chosen) < wanted:
+        raise ValueError(f"incomplete: {wanted - len(chosen)} of {wanted} answers are missing")
+    return chosen
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from None
+
+
+def _named(figures: np.ndarray, key: Key) -> dict[str, dict[str, float]]:
+    """[methods, questions] by their names."""
+    return {
+        method: dict(zip(QUESTIONS, row, strict=True))
+        for method, row in zip(key.methods, figures.tolist(), strict=True)
+    }

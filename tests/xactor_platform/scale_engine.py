@@ -1,0 +1,58 @@
+"""One rank of a DeepSpeed engine, for test_scale: prints what its tensors hold after a backward pass.
+
+python scale_engine.py RANK RANKS FILE    (FILE: where the ranks meet)
+"""
+
+import gc
+import os
+import sys
+
+os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0"}
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from xactor_platform.training.config import TrainConfig
+from xactor_platform.training.engine import make_engine
+
+
+class Objective(nn.Module):
+    """Mostly one size of weights, as a transformer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(512, 512) for _ in range(16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x.float().square().mean()
+
+
+def held_bytes() -> int:
+    """Of all tensors that Python reaches, each storage once."""
+    storages = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, torch.Tensor):
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def main(rank: int, ranks: int, meeting: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
+    objective = Objective()
+    parameters = sum(p.numel() for p in objective.parameters())
+    engine = make_engine(objective, TrainConfig(), [list(objective.parameters())], ranks=ranks, bf16=True)
+    for _ in range(2):  # Adam has its moments after the first step
+        engine.backward(engine(torch.randn(4, 512, dtype=torch.bfloat16)), scale_wrt_gas=False)
+        held = held_bytes()
+        engine.step()
+    print(f"held {parameters} {held}", flush=True)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
