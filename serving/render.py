@@ -1,0 +1,107 @@
+"""The render deployment: windows of any number of videos, batched; a portrait's reference is computed once and kept."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from ray import serve
+
+from serving.metrics import metrics
+from serving.work import RenderFacts, WindowJob
+from xactor.render import Reference, Renderer, Window
+from xactor.weights import local_folder
+
+PARTS = ("motion_encoder", "unet", "reference_unet", "vae", "scheduler")
+REFERENCES = 32  # that a replica keeps
+T = TypeVar("T")
+
+
+@serve.deployment(name="render", health_check_period_s=5, health_check_timeout_s=30)
+class Render:
+    """One replica.
+
+    Args:
+        model: a pipeline's folder or URI. max_batch: windows side by side. stuck_s: a batch that takes longer is a
+            failed health check.
+    """
+
+    def __init__(self, model: str, *, max_batch: int, stuck_s: float):
+        self._renderer = Renderer.from_pretrained(local_folder(model, parts=PARTS))
+        if torch.cuda.is_available():
+            self._renderer.to("cuda", torch.bfloat16)
+        self._squares: dict[str, np.ndarray] = {}
+        self._stuck_s = stuck_s
+        self._lock = threading.Lock()  # one pass at a time
+        self._begun: float | None = None
+        self._batched.set_max_batch_size(max_batch)  # pyright: ignore
+
+    async def facts(self) -> RenderFacts:
+        return RenderFacts(image_size=self._renderer.image_size, latent_dim=self._renderer.latent_dim)
+
+    async def window(self, job: WindowJob) -> np.ndarray:
+        """Its frames, uint8 [W, S, S, 3]. Called with the portrait as the multiplexed model's id."""
+        begun = time.monotonic()
+        z = torch.tensor(job.z)
+        self._renderer.check(z, job.config)  # here, where it fails alone
+        self._keep(job)
+        reference = await self._reference(job.portrait)  # pyright: ignore
+        frames = await self._batched((job, reference))  # pyright: ignore
+        metrics().window_s.observe(time.monotonic() - begun)
+        return frames
+
+    def _keep(self, job: WindowJob) -> None:
+        """The square at hand for `_reference`, to which Serve gives the name alone."""
+        self._squares.pop(job.portrait, None)
+        self._squares[job.portrait] = job.square
+        if len(self._squares) > 2 * REFERENCES:
+            del self._squares[next(iter(self._squares))]
+
+    @serve.multiplexed(max_num_models_per_replica=REFERENCES)
+    async def _reference(self, portrait: str) -> Reference:
+        """Serve keeps the latest and sends a portrait's windows to where it is kept."""
+        square = self._squares[portrait]
+        metrics().references.inc()
+        return await asyncio.to_thread(self._pass, lambda: self._renderer.reference(square))
+
+    @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.005)
+    async def _batched(self, jobs: Sequence[tuple[WindowJob, Reference]]) -> list[np.ndarray]:
+        return await asyncio.to_thread(self._pass, lambda: self._render(jobs))
+
+    def _render(self, jobs: Sequence[tuple[WindowJob, Reference]]) -> list[np.ndarray]:
+        """Those that can be denoised together are: of one length and one choice of steps."""
+        alike: dict[object, list[int]] = {}
+        for at, (job, _) in enumerate(jobs):
+            alike.setdefault((len(job.z), job.config), []).append(at)
+        frames: dict[int, np.ndarray] = {}
+        for (_, config), places in alike.items():  # pyright: ignore
+            metrics().batch.observe(len(places), {"of": "render"})
+            windows = [
+                Window(
+                    reference=jobs[at][1],
+                    z=torch.tensor(jobs[at][0].z),
+                    seed=jobs[at][0].seed,
+                    first_frame=jobs[at][0].first_frame,
+                )
+                for at in places
+            ]
+            frames |= dict(zip(places, self._renderer.windows(windows, config), strict=True))
+        return [frames[at] for at in range(len(jobs))]
+
+    def _pass(self, work: Callable[[], T]) -> T:
+        """One at a time, and timed for the health check."""
+        with self._lock:
+            self._begun = time.monotonic()
+            try:
+                return work()
+            finally:
+                self._begun = None
+
+    def check_health(self) -> None:
+        """Serve asks now and then, and replaces a replica that raises."""
+        begun = self._begun
+        if begun is not None and (busy_s := time.monotonic() - begun) > self._stuck_s:
+            raise RuntimeError(f"the renderer has been in one batch for {busy_s:.0f} s")

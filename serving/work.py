@@ -1,0 +1,73 @@
+"""What the deployments say to each other: all that a piece of work needs, so that any replica can do it, and again."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from xactor.audio import WindowSpec
+from xactor.motion import SamplingConfig
+from xactor.render import RenderConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionFacts:
+    """What the motion model says of itself.
+
+    Attributes:
+        history_frames: how much of its past it sees. audio_window: how many frames of sound past a chunk it hears.
+        windows: where its audio features' windows stand.
+    """
+
+    latent_dim: int
+    chunk_frames: int
+    history_frames: int
+    audio_window: int
+    windows: WindowSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderFacts:
+    """What the renderer says of itself: its frames' side, and its motion latents' width."""
+
+    image_size: int
+    latent_dim: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkJob:
+    """One chunk of one performance.
+
+    Attributes:
+        seed, sampling: of the performance.
+        first_frame: of the chunk. past: the stored latents before it, float32 [H, D].
+        samples: sound, float32 [N], mono, 16 kHz, from sample `samples_from` on.
+        known_frames: up to which frame the sound suffices. ended: it is all there is, and the rest is to be made.
+        buffered_frames: how many frames the viewer has before it has to wait; who has least goes first.
+    """
+
+    seed: int
+    sampling: SamplingConfig
+    first_frame: int
+    past: np.ndarray
+    samples: np.ndarray
+    samples_from: int
+    known_frames: int
+    ended: bool
+    buffered_frames: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowJob:
+    """One window of one video.
+
+    Attributes:
+        portrait: a name of the face's square, the same for the same pixels. square: uint8 [S, S, 3].
+        z: motion latents float32 [W, D]. seed, first_frame, config: see `Renderer.window`.
+    """
+
+    portrait: str
+    square: np.ndarray
+    z: np.ndarray
+    seed: int
+    first_frame: int
+    config: RenderConfig

@@ -1,0 +1,199 @@
+"""What fails under load, and what grows with it: killed replicas, odd bodies, replicas that come with the work."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+from client import FAST, Service, delete, frames, run, wav
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+pytestmark = pytest.mark.cluster
+ERRORS = {400, 401, 413, 415, 422, 429, 503, 504}
+
+
+@pytest.fixture(scope="module")
+def faulty(serving, model) -> Iterator[Service]:
+    yield run(serving, model, "faulty", render_replicas=2)
+    delete("faulty")
+
+
+def replicas(kind: str) -> list[int]:
+    """Their processes."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            title = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if process.name.isdigit() and title.startswith(f"ray::ServeReplica:faulty:{kind}"):
+            found.append(int(process.name))
+    return found
+
+
+def while_loaded(service: Service, face: bytes, act: Callable[[], None]) -> list[requests.Response]:
+    """Three videos in the making, and what happens meanwhile."""
+
+    def ask(seed: int) -> requests.Response:
+        options = {**FAST, "motion_steps": 12}
+        return service.post(image=face, audio=wav(6), seed=str(seed), as_it_comes=True, **options)
+
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(ask, seed) for seed in range(3)]
+        answers = [future.result() for future in asked]  # by their first fragments
+        act()
+        return answers
+
+
+@pytest.mark.parametrize("kind", ["render", "motion"])
+def test_a_killed_replicas_work_is_done_again(faulty, face, tmp_path, kind):
+    """Nobody who watches notices more than a pause, and the frames are those that would have been."""
+    victims = replicas(kind)
+    assert len(victims) == {"render": 2, "motion": 1}[kind]
+    answers = while_loaded(faulty, face, lambda: os.kill(victims[0], signal.SIGKILL))
+    for seed, answer in enumerate(answers):
+        assert answer.status_code == 200
+        made = frames(answer.content, tmp_path)
+        assert len(made) == 150, seed
+    again(faulty, kind)
+
+
+def again(service: Service, kind: str) -> None:
+    """Until as many are there as before."""
+    wanted, deadline = {"render": 2, "motion": 1, "ingress": 1}[kind], time.monotonic() + 60
+    while (
+        len(replicas(kind)) < wanted or requests.get(f"{service.url}/healthz", timeout=30).status_code != 200
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def test_a_killed_ingress_ends_its_connections_and_the_next_ones_are_served(faulty, face):
+    [victim] = replicas("ingress")
+
+    def kill() -> None:
+        os.kill(victim, signal.SIGKILL)
+
+    for answer in while_loaded(faulty, face, kill):
+        with pytest.raises(requests.RequestException):
+            assert not answer.content  # it ends, and not as if it were whole
+    again(faulty, "ingress")
+    assert faulty.post(image=face, audio=wav(0.4), **FAST).status_code == 200
+
+
+def test_new_weights_come_without_a_dropped_request(serving, face, tmp_path, tmp_path_factory):
+    """A model is replaced while videos are made: they are whole, and the next one is the new model's."""
+    from pipelines import small_pipeline
+
+    folders = [tmp_path_factory.mktemp(name) for name in ("old", "new")]
+    for folder in folders:
+        pipeline = small_pipeline()
+        if folder is folders[1]:
+            for weight in pipeline.unet.conv_out.parameters():
+                weight.data.neg_()
+        pipeline.save_pretrained(folder)
+    name = "updated"
+    updated = run(serving, str(folders[0]), name)
+    try:
+        asked = {"image": face, "audio": wav(2), **FAST}
+        before = updated.post(**asked).content
+        answers = while_loaded(updated, face, lambda: run(serving, str(folders[1]), name) and None)
+        for answer in answers:
+            assert answer.status_code == 200
+            assert len(frames(answer.content, tmp_path)) == 150
+        after = updated.post(**asked).content
+        distance = [
+            abs(a.astype(int) - b).mean()
+            for a, b in zip(frames(before, tmp_path), frames(after, tmp_path), strict=True)
+        ]
+        assert min(distance[1:]) > 2, "the old weights still answer"
+    finally:
+        delete(name)
+
+
+VALUES = st.one_of(
+    st.text(max_size=20),
+    st.integers(-(10**20), 10**20).map(str),
+    st.floats().map(str),
+    st.binary(max_size=50),
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_malformed_bodies_are_in_the_table(service, face, data):
+    """Forms with the schema's fields, each left out, right, or anything at all."""
+    schema = service_schema(service)
+    form: list[tuple] = []
+    for name in schema:
+        right = {"image": face, "audio": wav(0.05)}.get(name, str(FAST.get(name, "1")).encode())
+        value = data.draw(st.one_of(st.none(), VALUES, st.just(right)), label=name)
+        if value is None:
+            continue
+        content = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
+        as_file = data.draw(st.booleans(), label=f"{name} as a file")
+        form.append((name, ("x", content) if as_file else (None, content)))
+    answer = requests.post(f"{service.url}/v1/videos", files=form or None, timeout=60)
+    if answer.status_code == 200:
+        assert answer.content
+        return
+    assert answer.status_code in ERRORS, answer.text
+    assert set(answer.json()["error"]) == {"code", "message", "request_id"}
+
+
+_SCHEMAS: dict[str, list[str]] = {}
+
+
+def service_schema(service: Service) -> list[str]:
+    if service.url not in _SCHEMAS:
+        schema = service.get("/openapi.json").json()
+        [form] = [part for name, part in schema["components"]["schemas"].items() if name == "VideoForm"]
+        _SCHEMAS[service.url] = list(form["properties"])
+    return _SCHEMAS[service.url]
+
+
+@pytest.mark.parametrize(
+    ("grows", "stays", "load"),
+    [
+        ("render", "motion", {"motion_steps": 1, "render_steps": 15}),
+        ("motion", "render", {"motion_steps": 400, "audio_cfg": 3, "render_steps": 1}),
+    ],
+    ids=["render", "motion"],
+)
+def test_replicas_come_with_their_own_load(serving, model, face, grows, stays, load):
+    from ray import serve
+
+    scaling = run(serving, model, "scaling", motion_replicas=0, render_replicas=0)
+
+    def count(kind: str) -> int:
+        return serve.status().applications["scaling"].deployments[kind].replica_states.get("RUNNING", 0)
+
+    enough = threading.Event()
+
+    def ask(seed: int) -> set[int]:
+        statuses = set()
+        while not enough.is_set():
+            options = {**FAST, **load, "seed": seed}
+            statuses.add(scaling.post(image=face, audio=wav(2, seed=seed), **options).status_code)
+        return statuses
+
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(ask, seed) for seed in range(8)]
+            deadline = time.monotonic() + 150
+            while count(grows) < 2 and time.monotonic() < deadline:
+                time.sleep(0.5)
+            counts = {kind: count(kind) for kind in (grows, stays)}
+            enough.set()
+            assert {status for future in asked for status in future.result()} == {200}
+        assert counts[grows] >= 2
+        assert counts[stays] == 1, f"{stays} has grown with {grows}'s load"
+    finally:
+        enough.set()
+        delete("scaling")

@@ -1,0 +1,102 @@
+"""The page in a real Chromium: from a dropped portrait to a video that plays, by keyboard, and errors in words."""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from client import FAST, png, wav
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH (Debian: apt-get install chromium)"),
+]
+playwright = pytest.importorskip("playwright.sync_api")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    with playwright.sync_playwright() as started:
+        options = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
+        options += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, service):
+    page = browser.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    outside: list[str] = []
+    page.on(
+        "request",
+        lambda r: None if r.url.startswith((service.url, "blob:", "data:")) else outside.append(r.url),
+    )
+    page.set_default_timeout(60_000)
+    page.goto(service.url + "/")
+    yield page
+    page.close()
+    assert not problems
+    assert not outside
+
+
+def choose(page, face: bytes, sound: bytes | None) -> None:
+    page.get_by_label("Portrait").set_input_files(
+        {"name": "face.png", "mimeType": "image/png", "buffer": face}
+    )
+    if sound:
+        file = {"name": "speech.wav", "mimeType": "audio/wav", "buffer": sound}
+        page.get_by_label("Speech", exact=False).first.set_input_files(file)
+    for name, value in FAST.items():
+        page.locator(f"#{name}").fill(str(value))
+
+
+def test_a_video_plays_and_can_be_saved(page, face, tmp_path):
+    choose(page, face, wav(3))
+    page.get_by_role("button", name="Make the video").press("Enter")  # by keyboard
+    page.wait_for_function("document.querySelector('video').currentTime > 0.2")
+    page.get_by_text("The video is ready.").wait_for()
+    page.wait_for_function("Math.abs(document.querySelector('video').duration - 3) < 0.1")
+    assert page.evaluate("document.querySelector('video').videoWidth") == 64
+    with page.expect_download() as saving:
+        page.get_by_role("link", name="Download the video").click()
+    saving.value.save_as(tmp_path / "saved.mp4")
+    assert (tmp_path / "saved.mp4").stat().st_size > 1000
+
+
+def test_speech_can_be_recorded(page, face):
+    choose(page, face, None)
+    page.get_by_role("button", name="Record speech").click()
+    page.wait_for_timeout(1200)
+    page.get_by_role("button", name="End the recording").click()
+    page.get_by_text("Your speech is recorded.").wait_for()
+    page.get_by_role("button", name="Make the video").click()
+    page.get_by_text("The video is ready.").wait_for()
+
+
+def test_errors_are_said_in_words(page):
+    import numpy as np
+
+    choose(page, png(np.full((200, 200, 3), 128, np.uint8)), wav(0.5))
+    page.get_by_role("button", name="Make the video").click()
+    alert = page.get_by_role("alert")
+    alert.filter(has_text="no face is found").wait_for()
+    assert "request" in alert.inner_text()
+    page.get_by_role("button", name="Make the video").wait_for()
+    assert page.get_by_role("button", name="Make the video").is_enabled()
+
+
+def test_every_control_has_a_name_and_the_keyboard_reaches_it(page):
+    unnamed = page.evaluate(
+        """() => [...document.querySelectorAll('input, button, a, video')].filter(e => !e.hidden && !e.labels?.length
+            && !e.textContent.trim() && e.tagName !== 'VIDEO').map(e => e.id)"""
+    )
+    assert unnamed == []
+    reached = set()
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id"))
+    wanted = {"image", "audio", "record", "motion_steps", "seed", "paste_back", "key", "make"}
+    assert wanted <= reached

@@ -1,0 +1,178 @@
+"""A performance by replicas that come and go: here the engine and the renderer themselves, without Ray."""
+
+import asyncio
+from contextlib import aclosing
+
+import numpy as np
+import pytest
+import torch
+from client import speech
+from pipelines import small_pipeline
+
+from serving.errors import ServiceError
+from serving.motion import EngineThread
+from serving.performance import HeardSound, Performance
+from serving.work import ChunkJob, MotionFacts, WindowJob
+from xactor.motion import MotionEngine, SamplingConfig, stream_motion
+from xactor.render import RenderConfig, Window
+
+SAMPLING, RENDERING = SamplingConfig(steps=3), RenderConfig(steps=1, cfg=1, window_frames=8, overlap_frames=2)
+
+
+class Parts:
+    """A pipeline's parts as replicas, and what was asked of them."""
+
+    def __init__(self):
+        self.pipeline = small_pipeline()
+        self.renderer = self.pipeline.renderer
+        self.engine = MotionEngine(self.pipeline.motion, max_streams=4, max_batch=4)
+        self.thread = EngineThread(self.engine, self.pipeline.audio_encoder)
+        self.windows: list[int] = []
+        config = self.pipeline.motion.config
+        self.facts = MotionFacts(
+            latent_dim=config.latent_dim,
+            chunk_frames=config.chunk_frames,
+            history_frames=config.history_frames,
+            audio_window=config.audio_window,
+            windows=self.pipeline.audio_encoder.windows,
+        )
+        self.square = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        self.reference = self.renderer.reference(self.square)
+
+    async def window(self, job: WindowJob) -> np.ndarray:
+        self.windows.append(job.first_frame)
+        window = Window(
+            reference=self.reference, z=torch.tensor(job.z), seed=job.seed, first_frame=job.first_frame
+        )
+        return (await asyncio.to_thread(self.renderer.windows, [window], job.config))[0]
+
+    def performance(self, sound: HeardSound, **changes) -> Performance:
+        return Performance(
+            **{
+                "square": self.square,
+                "sound": sound,
+                "seed": 5,
+                "sampling": SAMPLING,
+                "rendering": RENDERING,
+                "facts": self.facts,
+                "make_chunk": self.thread.chunk,
+                "make_window": self.window,
+                **changes,
+            }
+        )
+
+    def whole(self, samples: np.ndarray) -> np.ndarray:
+        """As the pipeline makes it."""
+        features = (torch.from_numpy(piece) for piece in self.pipeline.audio_encoder.stream(samples))
+        z = stream_motion(self.pipeline.motion, features, seed=5, config=SAMPLING)
+        return np.stack(list(self.renderer.render(self.reference, z, seed=5, config=RENDERING)))
+
+
+@pytest.fixture(scope="module")
+def parts() -> Parts:
+    return Parts()
+
+
+def sound(seconds: float) -> np.ndarray:
+    return speech(seconds).astype(np.float32) / 32768
+
+
+async def collect(performance: Performance) -> np.ndarray:
+    async with aclosing(performance.frames()) as frames:
+        return np.stack([frame async for frame in frames])
+
+
+def alike(one: np.ndarray, other: np.ndarray) -> bool:
+    """But for sums in another order."""
+    return one.shape == other.shape and int(np.abs(one.astype(int) - other).max()) <= 1
+
+
+@pytest.mark.parametrize("seconds", [0.03, 0.3, 1.63])
+def test_it_is_the_pipelines_video(parts, seconds):
+    samples = sound(seconds)
+    made = asyncio.run(collect(parts.performance(HeardSound.whole(samples))))
+    assert len(made) == round(len(samples) / 640)
+    assert alike(made, parts.whole(samples))
+
+
+def test_sound_that_comes_while_it_is_spoken_gives_the_same_video(parts):
+    samples = sound(1.63)
+
+    async def live() -> np.ndarray:
+        heard = HeardSound()
+
+        async def speak() -> None:
+            for piece in np.array_split(samples, 40):
+                heard.hear(piece)
+                await asyncio.sleep(0.002)
+            heard.end()
+
+        made, _ = await asyncio.gather(collect(parts.performance(heard)), speak())
+        return made
+
+    assert alike(asyncio.run(live()), parts.whole(samples))
+
+
+def test_a_viewer_who_leaves_frees_the_stream_and_its_windows(parts):
+    async def leave() -> None:
+        async with aclosing(parts.performance(HeardSound.whole(sound(10))).frames()) as frames:
+            async for _ in frames:
+                break
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        assert not others
+        for _ in range(200):
+            if not parts.engine.streams:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("the stream is still open")
+
+    parts.windows.clear()
+    asyncio.run(leave())
+    assert len(parts.windows) < 15  # of 42: they were not all begun
+
+
+def test_a_viewer_who_is_slow_holds_the_work_back(parts):
+    async def watch() -> list[int]:
+        async with aclosing(parts.performance(HeardSound.whole(sound(10))).frames()) as frames:
+            await anext(frames)
+            before = -1
+            while len(parts.windows) != before:  # until nothing more is begun
+                before = len(parts.windows)
+                await asyncio.sleep(0.5)
+            return list(parts.windows)
+
+    parts.windows.clear()
+    assert len(asyncio.run(watch())) <= 1 + 4 + 1  # shown, waiting in their queue, and for a place in it
+
+
+def test_what_was_made_before_a_failure_is_shown(parts):
+    async def fails(job: ChunkJob):
+        if job.first_frame >= 16:
+            raise ServiceError(503, "broken", "the motion replicas fail")
+        async for piece in parts.thread.chunk(job):
+            yield piece
+
+    async def watch() -> int:
+        count = 0
+        try:
+            async for _ in parts.performance(HeardSound.whole(sound(2)), make_chunk=fails).frames():
+                count += 1
+        except ServiceError:
+            return count
+        raise AssertionError("it did not fail")
+
+    assert asyncio.run(watch()) == 12  # 16 frames moved: two windows were whole, 0..8 and 6..14
+
+
+def test_a_bad_chunk_fails_alone(parts):
+    async def both():
+        good = collect(parts.performance(HeardSound.whole(sound(1))))
+        nan = np.full(16_000, np.nan, np.float32)
+        bad = collect(parts.performance(HeardSound.whole(nan)))
+        return await asyncio.gather(good, bad, return_exceptions=True)
+
+    made, failed = asyncio.run(both())
+    assert len(made) == 25
+    assert isinstance(failed, ValueError)
+    assert parts.thread.alive
+    assert parts.thread.busy_s == 0

@@ -1,0 +1,307 @@
+"""The service over HTTP and WebSocket: the same frames by both answers, and every error in the one form."""
+
+import asyncio
+import base64
+import json
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+
+import av
+import numpy as np
+import pytest
+import requests
+import websockets
+from client import FAST, Service, delete, frames, run, speech, wav
+from prometheus_client.parser import text_string_to_metric_families
+
+pytestmark = pytest.mark.cluster
+
+
+def wrong(answer: requests.Response, status: int, code: str) -> str:
+    """Checks an error's form: its message."""
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"code", "message", "request_id"}
+    assert error["code"] == code
+    assert error["request_id"] == answer.headers["x-request-id"]
+    assert "\n" not in error["message"]
+    return error["message"]
+
+
+def test_both_answers_have_the_same_frames_as_long_as_the_sound(service, face, tmp_path):
+    sound = wav(1.9, 44_100)
+    streamed = service.post(image=face, audio=sound, **FAST)
+    plain = service.post(image=face, audio=sound, **FAST, stream="false")
+    for answer in (streamed, plain):
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"] == "video/mp4"
+    one, other = frames(streamed.content, tmp_path), frames(plain.content, tmp_path)
+    assert len(one) == round(1.9 * 25)
+    np.testing.assert_array_equal(np.stack(one), np.stack(other))
+    path = tmp_path / "video.mp4"
+    for answer in (streamed, plain):
+        path.write_bytes(answer.content)
+        with av.open(str(path)) as made:
+            assert made.streams.video[0].codec_context.name == "h264"
+            assert made.streams.video[0].codec_context.pix_fmt == "yuv420p"
+            assert made.streams.audio[0].codec_context.name == "aac"
+            assert abs(made.duration / 1e6 - 1.9) < 0.1
+            assert json.loads(made.metadata["comment"])["ai_generated"] is True
+    assert plain.content.find(b"moov") < plain.content.find(b"mdat")
+
+
+def test_the_face_goes_back_into_its_picture(service, face, tmp_path):
+    answer = service.post(image=face, audio=wav(0.4), paste_back="true", **FAST)
+    assert frames(answer.content, tmp_path)[0].shape == (256, 256, 3)
+
+
+def test_the_first_fragment_comes_long_before_the_last(service, face):
+    begun = time.monotonic()
+    answer = service.post(image=face, audio=wav(12), as_it_comes=True, **FAST)
+    first_s, last_s, size = None, 0.0, 0
+    for data in answer.iter_content(None):
+        last_s = time.monotonic() - begun
+        first_s = first_s or last_s
+        size += len(data)
+    assert first_s is not None
+    assert first_s < 0.6 * last_s
+
+
+def test_fields_that_are_wrong(service, face):
+    sound = wav(0.4)
+    assert wrong(service.post(image=b"no picture", audio=sound), 400, "bad_input").startswith("image: ")
+    assert wrong(service.post(image=face, audio=b"no sound"), 400, "bad_input").startswith("audio: ")
+    assert "20 s" in wrong(service.post(image=face, audio=wav(21)), 413, "too_large")
+    assert "audio" in wrong(service.post(image=face), 422, "bad_option")
+    assert "image" in wrong(service.post(audio=sound), 422, "bad_option")
+    assert "image" in wrong(service.post(image="text", audio=sound), 422, "bad_option")
+    for name, value in {
+        "motion_steps": "0",
+        "render_steps": "many",
+        "audio_cfg": "nan",
+        "render_cfg": "-1",
+        "seed": "-1",
+        "history": "none",
+        "paste_back": "perhaps",
+        "surprise": "1",
+    }.items():
+        message = wrong(service.post(image=face, audio=sound, **{name: value}), 422, "bad_option")
+        assert message.startswith(f"{name}: ")
+
+
+def test_forms_that_are_wrong(service, face):
+    url = f"{service.url}/v1/videos"
+    assert "application/json" in wrong(requests.post(url, json={}, timeout=60), 415, "wrong_type")
+    assert "no content type" in wrong(requests.post(url, timeout=60), 415, "wrong_type")
+    doubled = [("image", face), ("audio", wav(0.4)), ("audio", wav(0.4))]
+    message = wrong(requests.post(url, files=doubled, timeout=60), 422, "bad_option")
+    assert message == "audio: given more than once"
+    broken = requests.post(
+        url, data=b"--x\r\nnonsense", headers={"content-type": "multipart/form-data; boundary=x"}, timeout=60
+    )
+    assert "image: Field required" in wrong(broken, 422, "bad_option")
+    huge = begin_upload(service, 10**12)
+    assert huge.startswith("HTTP/1.1 413")
+    assert "a request may hold 256 MiB at most" in huge
+
+
+def test_places_that_are_not_there(service):
+    wrong(service.get("/v2"), 404, "not_found")
+    wrong(service.get("/v1/videos"), 405, "wrong_method")
+
+
+def begin_upload(service: Service, size: int) -> str:
+    """Sends the head of a form of so many bytes, and no more: the answer."""
+    parts = urlsplit(service.url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=60) as connection:
+        head = f"POST {parts.path}/v1/videos HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n"
+        head += "Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+        connection.sendall(head.encode())
+        answer = b""
+        while b"}}" not in answer and (piece := connection.recv(65536)):
+            answer += piece
+        return answer.decode()
+
+
+def test_an_upload_that_stalls_ends_in_time(service):
+    answer = begin_upload(service, 1000)
+    assert answer.startswith("HTTP/1.1 504")
+    assert "the upload took longer than 5 s" in answer
+
+
+def test_clients_that_leave_leave_nothing(service, face):
+    """Connections cut after the first bytes, and before; then all places are free again."""
+
+    def leave(number: int) -> None:
+        try:
+            timeout = (10, 0.05 if number % 2 else 60)
+            answer = requests.post(
+                f"{service.url}/v1/videos",
+                files={"image": face, "audio": wav(15)},
+                data=FAST,
+                stream=True,
+                timeout=timeout,
+            )
+            next(answer.iter_content(100), None)
+            answer.close()
+        except requests.RequestException:
+            pass
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(leave, range(24)))
+    deadline = time.monotonic() + 60
+    while (open_now := gauge(service, "xactor_serve_videos_open")) and time.monotonic() < deadline:
+        time.sleep(1)
+    assert open_now == 0
+    assert service.post(image=face, audio=wav(0.4), **FAST).status_code == 200
+
+
+def gauge(service: Service, name: str) -> float:
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(service.get("/metrics").text)
+        for sample in family.samples
+        if sample.name == name
+    )
+
+
+def test_metrics_of_all_replicas_in_prometheus_words(service, face):
+    assert service.post(image=face, audio=wav(0.5), **FAST).status_code == 200
+    deadline = time.monotonic() + 60
+    wanted = {"first_fragment_seconds", "chunk_seconds", "window_seconds", "batch_size", "videos_open"}
+    wanted = {f"xactor_serve_{name}" for name in wanted}
+    while time.monotonic() < deadline:  # Ray's agents report every few seconds
+        answer = service.get("/metrics")
+        families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+        if wanted <= set(families):
+            break
+        time.sleep(1)
+    assert wanted <= set(families)
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert families["xactor_serve_chunk_seconds"].type == "histogram"
+    assert all(name.startswith("xactor_serve_") for name in families)
+
+
+def test_health_and_the_schema(service):
+    assert service.get("/healthz").json() == {"status": "ok"}
+    schema = service.get("/openapi.json").json()
+    post = schema["paths"]["/v1/videos"]["post"]
+    assert {"200", "400", "401", "413", "415", "422", "429", "503", "504"} <= set(post["responses"])
+    assert "example" in post["responses"]["400"]["content"]["application/json"]
+    assert "multipart/form-data" in post["requestBody"]["content"]
+
+
+# --- the socket ---------------------------------------------------------------------------------------------------
+
+
+def start(face: bytes, **changes) -> str:
+    return json.dumps({"image": base64.b64encode(face).decode(), **FAST, **changes})
+
+
+async def converse(service: Service, messages: list[str | bytes]) -> list[str | bytes]:
+    """Says all, and hears all until the other side closes."""
+    url = service.url.replace("http", "ws", 1) + "/v1/stream"
+    async with websockets.connect(url, max_size=None) as connection:
+
+        async def say() -> None:
+            for message in messages:
+                await connection.send(message)
+
+        saying = asyncio.create_task(say())
+        heard = []
+        try:
+            async with asyncio.timeout(90):
+                async for message in connection:
+                    heard.append(message)
+        except websockets.ConnectionClosedError:
+            pass  # with a code that says why
+        finally:
+            saying.cancel()
+            await asyncio.gather(saying, return_exceptions=True)
+    return heard
+
+
+def test_a_socket_makes_the_same_frames_of_sound_as_it_is_spoken(service, face, tmp_path):
+    sound = speech(2.1)
+    pieces = [piece.tobytes() for piece in np.array_split(sound, 30)]
+    heard = asyncio.run(converse(service, [start(face), *pieces, '{"type": "end"}']))
+    hello, *video, end = heard
+    assert json.loads(hello)["type"] == "start"
+    assert json.loads(end) == {"type": "end", "frames": round(2.1 * 25)}
+    live = frames(b"".join(part for part in video if isinstance(part, bytes)), tmp_path)
+
+    def apart(sound: bytes) -> float:
+        whole = frames(service.post(image=face, audio=sound, **FAST).content, tmp_path)
+        return float(np.abs(np.stack(live).astype(int) - np.stack(whole)).mean())
+
+    # Sums in another order round otherwise, and are coded otherwise then.
+    assert apart(wav(2.1)) < 0.1 * apart(wav(2.1, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("messages", "code", "says"),
+    [
+        ([b"\0\0"], "bad_option", "must be JSON"),
+        (["nonsense"], "bad_option", "JSON"),
+        (['{"image": ""}'], "bad_input", "empty"),
+        (["START", b"\0"], "bad_option", "two bytes a sample"),
+        (["START", "hello"], "bad_option", "come sound as bytes"),
+        (["START", '{"type": "end"}'], "bad_input", "too short"),
+        (["RATE"], "bad_option", "sample_rate_hz"),
+        (["START", bytes(2 * 16_000 * 21)], "too_large", "20 s"),
+        (["START"], "timed_out", "nothing was heard for 5 s"),
+    ],
+    ids=["bytes first", "no json", "no image", "odd", "text", "no sound", "rate", "long", "silence"],
+)
+def test_a_socket_that_says_what_it_should_not(service, face, messages, code, says):
+    known = {"START": start(face), "RATE": start(face, sample_rate_hz=44_100)}
+    heard = asyncio.run(converse(service, [known.get(m, m) if isinstance(m, str) else m for m in messages]))
+    error = json.loads(heard[-1])["error"]
+    assert error["code"] == code
+    assert says in error["message"]
+    assert error["request_id"]
+
+
+# --- keys -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def locked(serving, model):
+    yield run(serving, model, "locked", keys="sesame, open", limits={"max_videos_per_key": 1, "silence_s": 5})
+    delete("locked")
+
+
+def test_a_key_is_needed_but_for_the_page_and_health(locked, face):
+    sound = wav(0.4)
+    assert locked.get("/").status_code == 200
+    assert locked.get("/healthz").status_code == 200
+    for given in (None, "Bearer wrong", "sesame", "Bearer"):
+        headers = {"Authorization": given} if given else None
+        wrong(locked.post(image=face, audio=sound, headers=headers, **FAST), 401, "bad_key")
+        wrong(locked.get("/metrics", headers=headers), 401, "bad_key")
+    assert (
+        locked.post(image=face, audio=sound, headers={"Authorization": "Bearer open"}, **FAST).status_code
+        == 200
+    )
+
+
+def test_a_socket_takes_its_key_in_the_first_message(locked, face):
+    heard = asyncio.run(converse(locked, [start(face)]))
+    assert json.loads(heard[-1])["error"]["code"] == "bad_key"
+    said = [start(face, key="sesame"), speech(0.4).tobytes(), '{"type": "end"}']
+    assert json.loads(asyncio.run(converse(locked, said))[-1]) == {"type": "end", "frames": 10}
+
+
+def test_one_key_has_a_share_and_no_more(locked, face):
+    def ask(_) -> requests.Response:
+        return locked.post(image=face, audio=wav(4), headers={"Authorization": "Bearer sesame"}, **FAST)
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(ask, range(4)))
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert 1 <= len(refused) <= 3
+    for answer in refused:
+        wrong(answer, 429, "too_many")
+        assert int(answer.headers["Retry-After"]) > 0
