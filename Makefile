@@ -11,7 +11,7 @@ setup: .venv/.ready  ## .venv with the exact versions of constraints.txt
 .venv/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[platform,landmarks,demo,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[platform,serving,landmarks,demo,dev]'
 	touch $@
 
 demo: setup      ## corpus, shards, a local Ray cluster, training on it, and what was learned: in demo/
@@ -23,10 +23,13 @@ stage1: setup    ## the renderer from nothing at 64 px, stage 2 on its latents, 
 test: setup check ## style, types, rooms and all tests
 	$(BIN)/python -m pytest
 
+soak: setup      ## long trials of what the tests try once: hours
+	$(BIN)/python -m pytest -m soak --timeout 7200
+
 fmt: setup       ## format and fix
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 check: setup     ## style, types and import rules, without the tests
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports && $(BIN)/pyright
 
-.PHONY: help setup demo stage1 test fmt check
+.PHONY: help setup demo stage1 test soak fmt check

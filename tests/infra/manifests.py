@@ -1,0 +1,90 @@
+"""The files of infra/ as their readers see them: placeholders filled, YAML read."""
+
+import copy
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+KUBERAY = ROOT / "infra" / "kuberay"
+FILLED = {
+    "IMAGE": "registry.example/xactor:0.1.0",
+    "BUCKET": "bucket",
+    "RAY_AUTH_TOKEN": "token",
+    "XACTOR_API_KEYS": "key",
+    "REDIS_PASSWORD": "password",
+}
+
+# vCPUs, GiB of memory and GPUs of the instance types that the groups run on, from AWS's pages.
+INSTANCES = {"m6i.2xlarge": (8, 32, 0), "p4d.24xlarge": (96, 1152, 8), "p4de.24xlarge": (96, 1152, 8)}
+
+
+@functools.cache
+def read(path: Path) -> list[dict[str, Any]]:
+    """The documents of a YAML file. KeyError where it has a placeholder that nothing fills."""
+    return list(yaml.safe_load_all(re.sub(r"\$\{(\w+)\}", lambda found: FILLED[found[1]], path.read_text())))
+
+
+def launcher_config() -> dict[str, Any]:
+    """ray_cluster.yaml, a copy to change."""
+    return copy.deepcopy(read(ROOT / "ray_cluster.yaml")[0])
+
+
+def resources() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every object of infra/kuberay, with its file's name."""
+    for path in sorted(KUBERAY.glob("*.yaml")):
+        for document in read(path):
+            yield path.name, document
+
+
+def cluster_specs() -> dict[str, dict[str, Any]]:
+    """The spec of every Ray cluster, whichever custom resource makes it, by its file's name."""
+    where = {"RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
+    return {
+        name: document["spec"][where[document["kind"]]] if document["kind"] in where else document["spec"]
+        for name, document in resources()
+        if document["apiVersion"] == "ray.io/v1"
+    }
+
+
+def templates(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A cluster's pod templates: `head`, and the worker groups by their names."""
+    workers = {group["groupName"]: group["template"] for group in spec["workerGroupSpecs"]}
+    return {"head": spec["headGroupSpec"]["template"], **workers}
+
+
+def launched(
+    config: dict[str, Any], demands: list[tuple[dict[str, float], dict[str, str]]]
+) -> dict[str, int]:
+    """The nodes by group that Ray's own autoscaler would start for these demands.
+
+    Args:
+        config: of the autoscaler, as the launcher or KubeRay gives it.
+        demands: of resources, with the label selector of each.
+    """
+    from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+    from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+    from ray.autoscaler.v2.utils import ResourceRequestUtil
+    from ray.core.generated.common_pb2 import LabelSelectorOperator
+
+    within = LabelSelectorOperator.LABEL_OPERATOR_IN
+    requests = [
+        ResourceRequestUtil.make(
+            wanted, label_selectors=[[(key, within, [value]) for key, value in selector.items()]]
+        )
+        for wanted, selector in demands
+    ]
+    reply = ResourceDemandScheduler().schedule(
+        SchedulingRequest(
+            disable_launch_config_check=True,
+            node_type_configs=AutoscalingConfig(config, skip_content_hash=True).get_node_type_configs(),
+            max_num_nodes=config["max_workers"] + 1,
+            resource_requests=ResourceRequestUtil.group_by_count(requests),
+        )
+    )
+    assert not reply.infeasible_resource_requests, "no group can ever take some of these demands"
+    return {request.instance_type: request.count for request in reply.to_launch}

@@ -1,0 +1,340 @@
+"""Every query of the dashboards finds data in a real Prometheus that scrapes a cluster by infra/prometheus.yml."""
+
+import gzip
+import itertools
+import json
+import math
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import manifests
+import numpy as np
+import pytest
+import requests
+import yaml
+
+FOLDER = manifests.ROOT / "infra" / "grafana"
+SCRAPE = manifests.ROOT / "infra" / "prometheus.yml"
+DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
+STEPS, RUN = 6, "dashboards"
+FOUND_S = 90.0  # Ray's processes report every ten seconds, and a rate takes two of those
+
+PANELS = [
+    (name, panel)
+    for name, dashboard in DASHBOARDS.items()
+    for panel in dashboard["panels"]
+    if panel["type"] != "row"
+]
+QUERIES = [
+    pytest.param(target["expr"], id=f"{name}-{panel['title']}-{target['refId']}".replace(" ", "_"))
+    for name, panel in PANELS
+    for target in panel["targets"]
+]
+
+
+@pytest.mark.parametrize("name", ["train", "serve", "dub"])
+def test_grafana_can_show_it(name):
+    dashboard = DASHBOARDS[name]
+    assert dashboard["schemaVersion"] >= 39
+    assert dashboard["uid"] == f"xactor-{name}"
+    variables = {v["name"]: v for v in dashboard["templating"]["list"]}
+    assert variables["datasource"]["type"] == "datasource"
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(ids) == len(set(ids))
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard["panels"]:
+        at = panel["gridPos"]
+        cells = set(itertools.product(range(at["x"], at["x"] + at["w"]), range(at["y"], at["y"] + at["h"])))
+        assert not cells & taken, panel["title"]
+        assert at["x"] + at["w"] <= 24, panel["title"]
+        taken |= cells
+
+
+@pytest.mark.parametrize(("name", "panel"), PANELS, ids=lambda part: part if isinstance(part, str) else "")
+def test_a_panel_says_what_it_shows(name, panel):
+    assert panel["title"]
+    assert panel["description"].endswith(".")
+    assert panel["fieldConfig"]["defaults"]["unit"]
+    refs = [target["refId"] for target in panel["targets"]]
+    assert refs
+    assert len(refs) == len(set(refs))
+    for target in panel["targets"]:
+        assert target["datasource"]["uid"] == "${datasource}"
+        names = re.findall(r"\$(\w+)", target["expr"])
+        assert set(names) <= {"run", "__rate_interval"}, target["expr"]
+
+
+def test_prometheus_takes_the_scrape_config():
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian's package prometheus)")
+    checked = subprocess.run(
+        [promtool, "check", "config", str(SCRAPE)], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
+
+
+# --- with a real server -------------------------------------------------------------------------------------------
+
+
+class Prometheus:
+    """A server that has scraped since `since`, a Unix time."""
+
+    def __init__(self, url: str, again):
+        self._url, self._again = url, again
+        self.since = time.time()
+        self._deadline: float | None = None
+
+    def get(self, path: str, **params: Any) -> Any:
+        answer = requests.get(f"{self._url}/api/v1/{path}", params=params, timeout=10).json()
+        assert answer["status"] == "success", answer
+        return answer["data"]
+
+    def values(self, expression: str) -> list[float]:
+        """What a panel over the whole time would draw; NaN and infinity are no data."""
+        for name, value in {"$__rate_interval": "60s", "$run": ".+"}.items():
+            expression = expression.replace(name, value)
+        found = self.get("query_range", query=expression, start=self.since, end=time.time(), step=1)
+        values = [float(value) for series in found["result"] for _, value in series["values"]]
+        return [value for value in values if math.isfinite(value)]
+
+    def find(self, expression: str) -> list[float]:
+        """The same, waited for while the cluster goes on working; all of a session's waits are one."""
+        self._deadline = self._deadline or time.monotonic() + FOUND_S
+        while not (values := self.values(expression)) and time.monotonic() < self._deadline:
+            self._again()
+            time.sleep(1.0)
+        return values
+
+
+@pytest.fixture(scope="module")
+def prometheus(ray_cluster, work, tmp_path_factory) -> Iterator[Prometheus]:
+    binary = shutil.which("prometheus")
+    if binary is None:
+        pytest.skip("prometheus is not installed (Debian's package prometheus)")
+    import ray
+
+    from xactor_platform.cluster import free_port
+
+    folder = tmp_path_factory.mktemp("prometheus")
+    # As Ray writes it for every node of a cluster; its own file lists other clusters of this machine too.
+    agents = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes()]
+    (folder / "nodes.json").write_text(json.dumps([{"labels": {"job": "ray"}, "targets": agents}]))
+    config = yaml.safe_load(SCRAPE.read_text())
+    config["global"]["scrape_interval"] = "1s"
+    config["scrape_configs"][0]["file_sd_configs"][0]["files"] = [str(folder / "nodes.json")]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    url = f"127.0.0.1:{free_port()}"
+    command = [binary, f"--config.file={folder / 'prometheus.yml'}"]
+    command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={url}"]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+    try:
+        deadline = time.monotonic() + 30
+        while not _is_ready(f"http://{url}/-/ready"):
+            assert server.poll() is None, (folder / "log").read_text()[-2000:]
+            assert time.monotonic() < deadline, "Prometheus did not start in 30 s"
+            time.sleep(0.1)
+        yield Prometheus(f"http://{url}", work)
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=2).ok
+    except requests.ConnectionError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def work(ray_cluster) -> Iterator[Any]:
+    """Processes of the cluster that serve and dub as far as the metrics can tell; to be called again and again."""
+    import ray
+    from ray import serve
+
+    from xactor_platform.cluster import free_port
+
+    @serve.deployment(ray_actor_options={"num_cpus": 0.1})
+    class Serving:
+        """Records what a replica would of one video."""
+
+        def __call__(self) -> None:
+            from serving.metrics import metrics
+
+            shown = metrics()
+            for seconds, histogram in ((0.7, shown.first_s), (0.4, shown.chunk_s), (0.2, shown.window_s)):
+                histogram.observe(seconds)
+            shown.rate.observe(31.0)
+            for of in ("motion", "render"):
+                shown.batch.observe(2, {"of": of})
+                shown.again.inc(tags={"of": of})
+            shown.references.inc()
+            shown.windows.inc(3)
+            shown.errors.inc(tags={"code": "full"})
+            shown.open.set(1)
+
+    @ray.remote(num_cpus=0.1)
+    class Dubbing:
+        def __init__(self):
+            from xactor_platform.dubbing.bill import Tally
+
+            self._tally = Tally(10_000, 1e5)
+            self._tally.begin_making()
+
+        def record(self) -> None:
+            from xactor.options import AnimateOptions
+            from xactor_platform.dubbing.work import Done, Failed, Row
+
+            self._tally.spend(dict.fromkeys(("read", "decode", "motion", "render", "write"), 0.5))
+            row = Row(
+                number=1, id="row", image="face.png", video=None, audio="a.wav", options=AnimateOptions()
+            )
+            self._tally.finish(Done(row=row, frames=50, seconds=2.0, made=True), 2.0)
+            self._tally.finish(Failed(number=2, id=None, code="bad_row", message="no audio"), 2.0)
+
+    @ray.remote(num_cpus=0.1)
+    class Gpu:
+        """Two ranks on GPUs, which alone know their MFU."""
+
+        def __init__(self):
+            from xactor_platform.training.telemetry import Telemetry
+
+            self._ranks = [Telemetry("gpu", rank, 100) for rank in (0, 1)]
+
+        def record(self) -> None:
+            self._ranks[0].step({"frames": 8192, "mfu": 0.41})
+            for telemetry in self._ranks:
+                telemetry.times(4.9, 0.1)
+
+    serve.start(http_options={"host": "127.0.0.1", "port": free_port()})
+    serving = serve.run(Serving.bind(), name="recording", route_prefix="/recording")
+    dubbing, gpu = Dubbing.remote(), Gpu.remote()
+
+    def again() -> None:
+        calls = serving.remote()
+        ray.get([dubbing.record.remote(), gpu.record.remote()])
+        calls.result()
+
+    yield again
+    serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def run_folder(prometheus, work, tmp_path_factory) -> Path:
+    """Of a real training on two ranks that was scraped meanwhile, and asked for a trace and for TensorBoard's files."""
+    from xactor_platform.shards import ShardWriter
+    from xactor_platform.training.config import RunConfig, ScaleConfig, TrainConfig
+    from xactor_platform.training.launch import train
+    from xactor_platform.training.stage2_config import LatentDataConfig, MotionConfig, Stage2Config
+
+    folder = tmp_path_factory.mktemp("training")
+    generator = np.random.default_rng(0)
+    for split, clips in (("train", 12), ("test", 2)):
+        with ShardWriter(str(folder / "shards"), split, samples_per_shard=6) as writer:
+            for i in range(clips):
+                motion = generator.standard_normal((24, 6)).astype(np.float16)
+                audio = generator.standard_normal((24, 2, 5)).astype(np.float16)
+                meta = {"frames": 24, "fps": 25, "speaker": "s"}
+                writer.write(f"{split}-{i:02d}", {"motion.npy": motion, "audio.npy": audio, "json": meta})
+    work()
+    (folder / RUN).mkdir()
+    (folder / RUN / "profile").write_text("2")
+    sizes = {"hidden": 32, "layers": 2, "heads": 2, "kv_heads": 1, "mlp": 48, "audio_width": 16}
+    train(
+        Stage2Config(
+            run=RunConfig(storage=str(folder), name=RUN),
+            scale=ScaleConfig(ranks=2, cpus_per_rank=0.5, max_failures=0),
+            data=LatentDataConfig(shards=str(folder / "shards")),
+            model=MotionConfig(**sizes, chunk_frames=8, context_frames=24),
+            train=TrainConfig(
+                steps=STEPS,
+                micro_batches=2,
+                budget_frames=48,
+                evaluate_every=3,
+                checkpoint_every=4,
+                tensorboard=True,
+            ),
+        )
+    )
+    return folder / RUN
+
+
+@pytest.fixture(scope="module")
+def trained(run_folder) -> list[dict[str, Any]]:
+    """Its rows of metrics.jsonl."""
+    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.cluster
+def test_the_run_was_traced_and_has_tensorboards_files(run_folder, trained):
+    assert [path.name for path in (run_folder / "traces").iterdir()] == ["step-00000002.json.gz"]
+    trace = json.loads(gzip.decompress((run_folder / "traces" / "step-00000002.json.gz").read_bytes()))
+    names = {event["name"] for event in trace["traceEvents"]}
+    assert any("scaled_dot_product" in name for name in names)
+    assert not (run_folder / "profile").exists()
+    assert any(path.stat().st_size > 500 for path in (run_folder / "tensorboard").iterdir())
+
+
+@pytest.mark.cluster
+def test_what_prometheus_has_is_what_the_run_wrote(trained, prometheus):
+    last = trained[-1]
+    shown = {
+        "loss": "loss",
+        "held_out_loss": "held_out_loss",
+        "grad_norm": "grad_norm",
+        "learning_rate": "lr",
+        "padding_ratio": "padding",
+        "step": "step",
+        "epoch": "epoch",
+        "epoch_step": "epoch_step",
+        "frames_per_second": "frames_per_s",
+        "skipped_steps": "skipped",
+    }
+    for name, column in shown.items():
+        values = prometheus.find(f'ray_xactor_train_{name}{{run="{RUN}"}}')
+        assert values, name
+        assert values[-1] == pytest.approx(last[column], rel=1e-6), name
+    frames = prometheus.find(f'ray_xactor_train_frames_total{{run="{RUN}"}}')
+    assert frames[-1] == sum(row["frames"] for row in trained)
+    for name in ("step_seconds", "data_wait_seconds", "memory_bytes"):
+        assert prometheus.find(f'ray_xactor_train_{name}{{run="{RUN}", rank="0"}}'), name
+        # Those of another rank of the short run go with its process, which may be before the next scrape.
+        assert max(prometheus.find(f'count by (run) (ray_xactor_train_{name}{{run="gpu"}})')) == 2, name
+    memory = prometheus.find(f'ray_xactor_train_memory_bytes{{run="{RUN}"}}')
+    assert 50e6 < min(memory) < 5e9
+    age = prometheus.find(f'time() - ray_xactor_train_checkpoint_unix_seconds{{run="{RUN}"}}')
+    assert 0 <= age[0] < 60
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("expression", QUERIES)
+def test_a_query_finds_data(expression, trained, prometheus):
+    assert prometheus.find(expression)
+
+
+@pytest.mark.cluster
+def test_the_variable_lists_the_runs(trained, prometheus):
+    (variable,) = [v for v in DASHBOARDS["train"]["templating"]["list"] if v["name"] == "run"]
+    metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"]).groups()
+    assert RUN in prometheus.get(f"label/{label}/values", **{"match[]": metric, "start": prometheus.since})
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("name", ["train", "serve", "dub"])
+def test_every_metric_is_shown(name, trained, prometheus):
+    names = prometheus.get("label/__name__/values", start=prometheus.since)
+    ours = {
+        re.sub("_(bucket|sum|count)$", "", metric)
+        for metric in names
+        if metric.startswith(f"ray_xactor_{name}_")
+    }
+    assert ours
+    text = " ".join(target["expr"] for of, panel in PANELS if of == name for target in panel["targets"])
+    assert not {metric for metric in ours if metric not in text}

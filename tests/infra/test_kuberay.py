@@ -1,0 +1,339 @@
+"""infra/kuberay against KubeRay's and Kubernetes' schemas, Ray's own readers of it, and against each other."""
+
+import importlib.util
+import re
+import shlex
+
+import crd_schema
+import manifests
+import pytest
+import tyro
+import yaml
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+from ray.serve._private.constants import DEFAULT_GRACEFUL_SHUTDOWN_TIMEOUT_S
+from ray.serve.schema import ServeDeploySchema
+
+from xactor_platform.dubbing.config import DubConfig
+
+OBJECTS = list(manifests.resources())
+CUSTOM = [pair for pair in OBJECTS if pair[1]["apiVersion"] == "ray.io/v1"]
+CORE = [pair for pair in OBJECTS if pair[1]["apiVersion"] != "ray.io/v1"]
+SPECS = manifests.cluster_specs()
+KUBERNETES = "1.33"
+UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "m": 1e-3, "": 1}
+
+
+def name_of(pair) -> str:
+    return f"{pair[0]}:{pair[1]['kind']}/{pair[1]['metadata']['name']}"
+
+
+def quantity(text: str | int) -> float:
+    """Kubernetes' `500m`, `24Gi`, `8`."""
+    number, unit = re.fullmatch(r"([\d.]+)([a-zA-Z]*)", str(text)).groups()
+    return float(number) * UNITS[unit]
+
+
+def pods():
+    """(file, group, pod template) of every Ray pod."""
+    for file, spec in SPECS.items():
+        for group, template in manifests.templates(spec).items():
+            yield file, group, template
+
+
+@pytest.mark.parametrize("pair", CUSTOM, ids=name_of)
+def test_kuberay_takes_it(pair):
+    errors = crd_schema.validator(pair[1]["kind"]).iter_errors(pair[1])
+    assert not [f"{error.json_path}: {error.message[:200]}" for error in errors]
+
+
+@pytest.mark.parametrize("pair", CORE, ids=name_of)
+def test_kubernetes_takes_it(pair):
+    kubernetes = pytest.importorskip("kubernetes_validate")
+    kubernetes.validate(pair[1], KUBERNETES, strict=True)
+
+
+def test_every_object_is_in_the_one_namespace_and_named_once():
+    names = [
+        (o["kind"], o["metadata"]["name"]) for _, o in OBJECTS if o["metadata"].get("namespace") == "xactor"
+    ]
+    others = [o["kind"] for _, o in OBJECTS if o["metadata"].get("namespace") != "xactor"]
+    assert len(names) == len(set(names))
+    assert others == ["Namespace"]
+
+
+@pytest.mark.parametrize("file", SPECS)
+def test_rays_autoscaler_reads_it_as_the_launcher(file):
+    """The same groups, with the same labels and priorities, as ray_cluster.yaml has."""
+    launcher = manifests.launcher_config()["available_node_types"]
+    for name, group in autoscaling(file)["available_node_types"].items():
+        if name == "headgroup":
+            assert group["resources"]["CPU"] == 0
+            continue
+        assert group["labels"] == launcher[name]["labels"]
+        assert group.get("priority") == launcher[name].get("priority") or file.startswith("train")
+        assert group["resources"]["GPU"] <= launcher[name]["resources"]["GPU"]
+
+
+@pytest.mark.parametrize(
+    ("file", "group"), [(f, g["groupName"]) for f in SPECS for g in SPECS[f]["workerGroupSpecs"]]
+)
+def test_the_autoscaler_starts_the_group_that_is_asked_for(file, group):
+    config = autoscaling(file)
+    for worker in config["available_node_types"].values():
+        worker["min_workers"] = 0
+    demand = ({"GPU": 1.0, "CPU": 1.0}, {"ray.io/node-group": group})
+    assert manifests.launched(config, [demand]) == {group: 1}
+
+
+def test_what_scales_does_so_by_autoscaler_v2_and_training_does_not():
+    for file, spec in SPECS.items():
+        fixed = all(g["replicas"] == g["minReplicas"] == g["maxReplicas"] for g in spec["workerGroupSpecs"])
+        assert fixed == file.startswith("train")
+        assert spec.get("enableInTreeAutoscaling", False) != fixed
+        assert fixed or spec["autoscalerOptions"]["version"] == "v2"
+
+
+def test_ray_is_the_version_of_the_constraints_and_asks_for_the_token():
+    pinned = re.search(r"^ray==(.+)$", (manifests.ROOT / "constraints.txt").read_text(), re.M)
+    for spec in SPECS.values():
+        assert spec["rayVersion"] == pinned[1]
+        assert spec["authOptions"] == {"mode": "token", "secretName": "ray-token"}
+
+
+def test_what_stays_survives_its_head():
+    for file, document in CUSTOM:
+        assert ("gcsFaultToleranceOptions" in SPECS[file]) == (document["kind"] != "RayJob")
+
+
+def test_secrets_that_are_named_exist_and_hold_only_placeholders():
+    secrets = {o["metadata"]["name"]: set(o["stringData"]) for _, o in OBJECTS if o["kind"] == "Secret"}
+    asked = {("ray-token", "auth_token")} | set(secret_keys([o for _, o in OBJECTS]))
+    assert asked == {(name, key) for name, keys in secrets.items() for key in keys}
+    for line in (manifests.KUBERAY / "secrets.yaml").read_text().split("stringData:")[1:]:
+        assert re.match(r'\s+\w+: "\$\{[A-Z_]+\}"', line)
+
+
+def test_pods_are_guaranteed_what_they_ask_for():
+    for file, group, template in pods():
+        containers = template["spec"]["initContainers"] + template["spec"]["containers"]
+        for container in containers:
+            assert container["resources"]["requests"] == container["resources"]["limits"], (file, group)
+    for spec in SPECS.values():
+        sidecar = spec.get("autoscalerOptions", {}).get("resources", {})
+        assert sidecar.get("requests") == sidecar.get("limits")
+
+
+def test_pods_fit_their_nodes():
+    """As many as a node has GPUs, with a tenth of its memory left to the system."""
+    instances = {
+        name: g["node_config"]["InstanceType"]
+        for name, g in manifests.launcher_config()["available_node_types"].items()
+    }
+    for file, group, template in pods():
+        cpus, gib, gpus = manifests.INSTANCES[instances[group]]
+        limits = template["spec"]["containers"][0]["resources"]["limits"]
+        on_a_node = gpus / limits["nvidia.com/gpu"] if gpus else 1
+        sidecar = 0.5 if group == "head" else 0
+        assert on_a_node == int(on_a_node), (file, group)
+        assert on_a_node * quantity(limits["cpu"]) + sidecar <= cpus - 1, (file, group)
+        assert on_a_node * quantity(limits["memory"]) <= 0.9 * gib * UNITS["Gi"], (file, group)
+
+
+def test_rays_object_store_has_shared_memory_within_the_limit():
+    for file, group, template in pods():
+        container = template["spec"]["containers"][0]
+        mounted = next(m["name"] for m in container["volumeMounts"] if m["mountPath"] == "/dev/shm")
+        volume = next(v["emptyDir"] for v in template["spec"]["volumes"] if v["name"] == mounted)
+        assert volume["medium"] == "Memory", (file, group)
+        memory = quantity(container["resources"]["limits"]["memory"])
+        assert 0 < quantity(volume["sizeLimit"]) <= memory / 2, (file, group)
+
+
+def test_nothing_runs_as_root():
+    for file, group, template in pods():
+        pod = template["spec"]
+        assert pod["securityContext"]["runAsNonRoot"], (file, group)
+        for container in pod["initContainers"] + pod["containers"]:
+            context = container["securityContext"]
+            assert context == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        scales = SPECS[file].get("enableInTreeAutoscaling", False)
+        assert pod["automountServiceAccountToken"] == (group == "head" and scales), (file, group)
+
+
+def test_pods_of_a_kind_are_the_same_in_every_file():
+    """But for what is said to differ: the labels, the keys of the API, which weights, and the autoscaler's rights."""
+    seen = {}
+    for file, group, template in pods():
+        pod = {k: v for k, v in template["spec"].items() if k != "automountServiceAccountToken"}
+        text = re.sub(r"weights/xactor", "weights", yaml.safe_dump(pod))
+        pod = yaml.safe_load(text)
+        pod["containers"][0].pop("env", None)
+        assert seen.setdefault(group, pod) == pod, (file, group)
+        assert template["metadata"]["labels"]["app.kubernetes.io/instance"] == file.removesuffix(".yaml")
+
+
+def test_weights_come_to_where_the_container_reads_them():
+    for file, group, template in pods():
+        fetch, ray = template["spec"]["initContainers"][0], template["spec"]["containers"][0]
+        target = fetch["args"][1]
+        for container in (fetch, ray):
+            assert target in [mount["mountPath"] for mount in container["volumeMounts"]], (file, group)
+        assert target.removeprefix("/home/ray/xactor/") == fetch["args"][0].removeprefix("s3://bucket/")
+
+
+def test_grace_is_over_serves_drain_and_within_spots_notice():
+    drains = [d["graceful_shutdown_timeout_s"] for d in application()["deployments"]]
+    for file, group, template in pods():
+        grace = template["spec"]["terminationGracePeriodSeconds"]
+        assert max(*drains, DEFAULT_GRACEFUL_SHUTDOWN_TIMEOUT_S) + 30 <= grace <= 120, (file, group)
+
+
+def test_serve_reads_the_application_and_its_replicas_have_nodes():
+    ServeDeploySchema.model_validate(serve_config())
+    groups = {group["groupName"]: group for group in SPECS["serve.yaml"]["workerGroupSpecs"]}
+    for deployment in application()["deployments"]:
+        options, scale = deployment["ray_actor_options"], deployment["autoscaling_config"]
+        group = groups[options["label_selector"]["ray.io/node-group"]]
+        per_node = manifests.templates(SPECS["serve.yaml"])[group["groupName"]]["spec"]["containers"][0]
+        gpus = per_node["resources"]["limits"]["nvidia.com/gpu"] / options["num_gpus"]
+        assert group["minReplicas"] * gpus >= scale["min_replicas"]
+        assert group["maxReplicas"] * gpus >= scale["max_replicas"]
+
+
+def test_the_applications_builder_is_there():
+    module, builder = application()["import_path"].split(":")
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not written yet")
+    assert callable(getattr(importlib.import_module(module), builder))
+
+
+@pytest.mark.parametrize("stage", ["1", "2"])
+def test_training_runs_as_its_command_says_on_nodes_that_hold_it(stage, monkeypatch):
+    """The command line parses, and the ranks of its preset with Ray Data's CPU fit the cluster, GPU for GPU."""
+    from xactor_platform.training import stage1_config, stage2_config
+    from xactor_platform.training.command import parse
+    from xactor_platform.training.launch import DATA_CPUS
+
+    job = command(f"train-stage{stage}.yaml")
+    assert (manifests.ROOT / job[1]).is_file()
+    monkeypatch.setattr("xactor_platform.training.command.saved_config", lambda folder: None)
+    config = parse(job[2:], (stage1_config if stage == "1" else stage2_config).PRESETS)
+    assert config.run.storage == "s3://bucket/runs"
+    (group,) = SPECS[f"train-stage{stage}.yaml"]["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert group["replicas"] * limits["nvidia.com/gpu"] == config.scale.ranks
+    assert limits["nvidia.com/gpu"] * config.scale.cpus_per_rank + DATA_CPUS <= quantity(limits["cpu"])
+
+
+def test_dubbing_is_called_as_its_face_is():
+    job = command("dub.yaml")
+    assert job[:2] == ["python", "jobs/dub_bulk.py"]
+    assert (manifests.ROOT / job[1]).is_file()
+    config = tyro.cli(DubConfig, args=job[2:])
+    assert config.manifest == "s3://bucket/items.jsonl"
+    pools = config.pools
+    assert pools.groups, "each model's actors on its own nodes"
+    for group in SPECS["dub.yaml"]["workerGroupSpecs"]:
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        pool = getattr(pools, group["groupName"])
+        assert config.gpus(pool) == limits["nvidia.com/gpu"]
+        assert pool.max <= group["maxReplicas"]
+
+
+def test_budgets_protect_every_head_and_what_cannot_be_spared():
+    """Each pod is in one budget at most, and no budget asks for more pods than its cluster is sure to have."""
+    budgets = [o for _, o in OBJECTS if o["kind"] == "PodDisruptionBudget"]
+    kept = {b["metadata"]["name"]: 0 for b in budgets}
+    for file, group, template in pods():
+        own = {"ray.io/node-type": "head" if group == "head" else "worker"}
+        own |= template["metadata"]["labels"] | ({} if group == "head" else {"ray.io/group": group})
+        matched = [b for b in budgets if b["spec"]["selector"]["matchLabels"].items() <= own.items()]
+        assert len(matched) <= 1, (file, group)
+        assert matched or group != "head", (file, group)
+        worker = next(
+            (g for g in SPECS[file]["workerGroupSpecs"] if g["groupName"] == group), {"minReplicas": 1}
+        )
+        for budget in matched:
+            kept[budget["metadata"]["name"]] += worker["minReplicas"]
+            if file.startswith("train"):
+                assert budget["spec"]["minAvailable"] == worker["minReplicas"]
+    assert all(0 < b["spec"]["minAvailable"] <= kept[b["metadata"]["name"]] for b in budgets)
+
+
+def test_the_network_is_closed_but_for_what_is_named():
+    policies = {o["metadata"]["name"]: o["spec"] for _, o in OBJECTS if o["kind"] == "NetworkPolicy"}
+    assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    opened = {}
+    for name, policy in policies.items():
+        for rule in policy.get("ingress", []):
+            assert rule.get("from"), f"{name}: from everywhere"
+            for port in rule.get("ports", [{"port": "all"}]):
+                for peer in rule["from"]:
+                    opened.setdefault(port["port"], set()).add(frozenset(labels(peer).items()))
+    ray = frozenset({("ray.io/is-ray-node", "yes")})
+    assert opened["all"] == {ray}, "6379, 10001 and Ray's free ports are for Ray's own pods"
+    assert 10001 not in opened
+    assert opened[8265] == {
+        frozenset(
+            {
+                ("kubernetes.io/metadata.name", "kuberay-system"),
+                ("app.kubernetes.io/name", "kuberay-operator"),
+            }
+        ),
+        frozenset(
+            {("ray.io/originated-from-crd", "RayJob"), ("app.kubernetes.io/created-by", "kuberay-operator")}
+        ),
+    }
+    assert frozenset({("xactor/client", "true")}) in opened[8000]
+    assert opened.keys() == {"all", 8265, 8000, 8080, 44217, 44227, 6379}
+
+
+def labels(peer) -> dict[str, str]:
+    return {
+        key: value
+        for selector in ("namespaceSelector", "podSelector")
+        for key, value in peer.get(selector, {}).get("matchLabels", {}).items()
+    }
+
+
+def autoscaling(file):
+    """The autoscaler's config of a cluster, by the code that makes it inside one."""
+    return _derive_autoscaling_config_from_ray_cr(
+        {"metadata": {"name": "xactor", "namespace": "xactor"}, "spec": SPECS[file]}
+    )
+
+
+def serve_config():
+    (service,) = [o for _, o in CUSTOM if o["kind"] == "RayService"]
+    return yaml.safe_load(service["spec"]["serveConfigV2"])
+
+
+def application():
+    return serve_config()["applications"][0]
+
+
+def command(file) -> list[str]:
+    return shlex.split(next(o for name, o in CUSTOM if name == file)["spec"]["entrypoint"])
+
+
+def secret_keys(tree):
+    """(name, key) of every secretKeyRef below."""
+    if isinstance(tree, dict):
+        if "secretKeyRef" in tree:
+            yield tree["secretKeyRef"]["name"], tree["secretKeyRef"]["key"]
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        for part in tree:
+            yield from secret_keys(part)
+
+
+def test_the_readme_names_files_that_exist_and_the_version_of_the_schemas():
+    text = (manifests.ROOT / "infra" / "README.md").read_text()
+    for path in re.findall(r"\binfra/[\w./-]+\w", text):
+        assert (manifests.ROOT / path).exists(), path
+    for name in re.findall(r"\bput ([\w-]+)", text):
+        assert (manifests.KUBERAY / f"{name}.yaml").is_file(), name
+    schemas = (crd_schema.CRDS / "README.md").read_text()
+    (version,) = set(re.findall(r"--version (\d+\.\d+\.\d+)", text))
+    assert f"KubeRay v{version}," in schemas
+    assert f"--version {KUBERNETES} " in text

@@ -1,0 +1,99 @@
+"""ray_cluster.yaml as Ray's launcher and autoscaler read it, and prometheus.yml."""
+
+import manifests
+import pytest
+import yaml
+from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+GPU = {"GPU": 1.0, "CPU": 1.0}
+
+
+def groups() -> dict[str, dict]:
+    return manifests.launcher_config()["available_node_types"]
+
+
+def test_rays_own_loader_takes_it():
+    validate_config(prepare_config(manifests.launcher_config()))
+
+
+def test_resources_are_what_the_instance_types_have():
+    for name, group in groups().items():
+        cpus, _, gpus = manifests.INSTANCES[group["node_config"]["InstanceType"]]
+        promised = group["resources"]
+        if name == "head":
+            assert promised == {"CPU": 0}
+        else:
+            assert promised == {"CPU": cpus, "GPU": gpus, "accelerator_type:A100": 1}, name
+
+
+def test_only_render_is_on_spot():
+    spot = {name for name, group in groups().items() if "InstanceMarketOptions" in group["node_config"]}
+    assert spot == {"render"}
+    assert all(group.get("min_workers", 0) == 0 for group in groups().values()), "an idle cluster is its head"
+
+
+@pytest.mark.parametrize("group", ["train", "motion", "render"])
+def test_the_autoscaler_starts_the_group_that_is_asked_for(group):
+    config = prepare_config(manifests.launcher_config())
+    assert manifests.launched(config, [(GPU, {"ray.io/node-group": group})]) == {group: 1}
+
+
+def test_training_without_a_label_gets_train_nodes():
+    config = prepare_config(manifests.launcher_config())
+    ranks = [({"GPU": 1.0, "CPU": 8.0}, {})] * 16
+    assert manifests.launched(config, ranks) == {"train": 2}
+
+
+def test_every_process_asks_for_the_token_and_has_it():
+    config = manifests.launcher_config()
+    assert "--env=RAY_AUTH_MODE=token" in config["docker"]["run_options"]
+    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+def test_it_holds_no_key_and_an_exact_image():
+    text = (manifests.ROOT / "ray_cluster.yaml").read_text()
+    assert "aws_credentials" not in text
+    assert not any(word in text for word in ("AKIA", "secret_access_key", ":latest"))
+    assert all("IamInstanceProfile" in group["node_config"] for group in groups().values())
+
+
+@pytest.fixture
+def aws(monkeypatch, tmp_path):
+    """Ray's provider for AWS, in front of a fake of it."""
+    moto = pytest.importorskip("moto", reason="moto and boto3 are not installed")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "fake")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "fake")
+    monkeypatch.setenv("HOME", str(tmp_path))  # where the launcher leaves its key pair
+    with moto.mock_aws():
+        from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+
+        yield AWSNodeProvider
+
+
+def test_the_instance_types_are_what_aws_says(aws):
+    config = manifests.launcher_config()
+    for group in config["available_node_types"].values():
+        group["resources"] = {}
+    found = aws.fillout_available_node_types_resources(prepare_config(config))["available_node_types"]
+    for group in found.values():
+        cpus, gib, gpus = manifests.INSTANCES[group["node_config"]["InstanceType"]]
+        assert (group["resources"]["CPU"], group["resources"].get("GPU", 0)) == (cpus, gpus)
+        assert group["resources"].get("memory", 0) <= gib << 30
+
+
+def test_the_launcher_finds_all_that_it_needs(aws):
+    """Ray's whole bootstrap: subnets, security groups, a key pair; the profiles and images are ours."""
+    asked = prepare_config(manifests.launcher_config())
+    for name, group in aws.bootstrap_config(asked)["available_node_types"].items():
+        node = group["node_config"]
+        assert {"SubnetIds", "SecurityGroupIds", "KeyName"} <= node.keys()
+        assert node["IamInstanceProfile"] == {"Name": "xactor-head" if name == "head" else "xactor-worker"}
+        assert node["ImageId"] == asked["available_node_types"][name]["node_config"]["ImageId"]
+
+
+def test_prometheus_reads_rays_list_of_nodes():
+    config = yaml.safe_load((manifests.ROOT / "infra" / "prometheus.yml").read_text())
+    [ray] = config["scrape_configs"]
+    [nodes] = ray["file_sd_configs"]
+    assert nodes["files"] == [f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"]
