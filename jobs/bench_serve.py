@@ -1,6 +1,6 @@
 """The service's times: to the first fragment beside the bare pipeline and an empty graph, and under a rising load.
 
-    python jobs/bench_serve.py [--model demo/model] [--rates 0.25 0.5 1 2 4] [--seconds 30]
+    python jobs/bench_serve.py [--model demo/model] [--rates 0.25 0.5 1 2 4] [--seconds 30] [--soak-s 600]
 
 Starts Ray by itself. Writes infra/benchmarks/serve.json.
 """
@@ -36,6 +36,8 @@ class BenchServe:
     motion_steps: int = 10
     render_steps: int = 1
     max_videos: int = 4
+    soak_s: float = 600
+    """Under the highest rate, for the memory's growth; 0 leaves that out."""
     output: Path = _checkout.CHECKOUT / "infra/benchmarks/serve.json"
 
 
@@ -45,7 +47,8 @@ def main(args: BenchServe) -> None:
     from ray import serve
 
     from serving.app import Arguments, build
-    from serving.bench import Load, added, bare_first_fragments, empty_graph, first_fragments, under_load
+    from serving import bench
+    from serving.bench import Load
     from xactor.audio import SAMPLE_RATE_HZ
     from xactor.media import read_audio
     from xactor.pipeline import XActorPipeline
@@ -71,21 +74,28 @@ def main(args: BenchServe) -> None:
     serve.run(build(arguments), name="xactor")
     motion = serve.get_deployment_handle("motion", "xactor").facts.remote().result()
     render = serve.get_deployment_handle("render", "xactor").facts.remote().result()
-    serve.run(empty_graph(motion, render), name="empty", route_prefix="/empty")
+    serve.run(bench.empty_graph(motion, render), name="empty", route_prefix="/empty")
     pipeline = XActorPipeline.from_pretrained(args.model)
     with tempfile.TemporaryDirectory() as folder:
-        first_fragments(url, load, requests=3)  # warm
-        bare_first_fragments(pipeline, load, Path(folder), requests=2)
-        first = added(
-            first_fragments(url, load, requests=args.requests),
-            bare_first_fragments(pipeline, load, Path(folder), requests=args.requests),
-            first_fragments(f"{url}/empty", load, requests=args.requests),
+        bench.first_fragments(url, load, requests=3)  # warm
+        bench.bare_first_fragments(pipeline, load, Path(folder), requests=2)
+        first = bench.added(
+            bench.first_fragments(url, load, requests=args.requests),
+            bench.bare_first_fragments(pipeline, load, Path(folder), requests=args.requests),
+            bench.first_fragments(f"{url}/empty", load, requests=args.requests),
         )
     print(json.dumps(first, indent=2), flush=True)
     rows = []
     for rate in args.rates:
-        rows.append(under_load(url, load, rate=rate, seconds=args.seconds))
+        rows.append(bench.under_load(url, load, rate=rate, seconds=args.seconds))
         print(json.dumps(rows[-1]), flush=True)
+    held_up = bench.held_up(rows)
+    print(json.dumps(held_up), flush=True)
+    soak = None
+    if args.soak_s:
+        part_s = args.soak_s / 10
+        soak = bench.memory_under_load(url, load, rate=max(args.rates), seconds=args.soak_s, part_s=part_s)
+        print(json.dumps(soak), flush=True)
     report = {
         "command": " ".join(["python", "jobs/bench_serve.py", *sys.argv[1:]]),
         **environment(),
@@ -94,6 +104,8 @@ def main(args: BenchServe) -> None:
         "max_videos": args.max_videos,
         "first_fragment": first,
         "load": rows,
+        "past_saturation": held_up,
+        "soak": soak,
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(report, indent=2) + "\n")

@@ -22,6 +22,8 @@ from serving.videos import Limits, Videos
 
 # A window waits so long for a replica that knows its portrait: less than rendering takes, as a reference is soon made.
 _WARM = {"RAY_SERVE_MULTIPLEXED_MODEL_ID_MATCHING_TIMEOUT_S": "0.02"}
+# An ingress that is replaced, as with new weights, first ends the videos that it is making.
+_DRAIN_S = 600
 # Where a config file does not say otherwise.
 _SCALING = {
     "min_replicas": 1,
@@ -37,6 +39,7 @@ _SCALING = {
     name="ingress",
     ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": _WARM}},
     health_check_period_s=5,
+    graceful_shutdown_timeout_s=_DRAIN_S,
 )
 @serve.ingress()
 class Ingress:

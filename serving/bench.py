@@ -1,7 +1,9 @@
 """How fast the service is under load: what it adds to the pipeline, and what happens past saturation."""
 
 import asyncio
+import contextlib
 import io
+import threading
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+import psutil
 from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
@@ -126,6 +129,51 @@ def under_load(url: str, load: Load, *, rate: float, seconds: float) -> dict[str
         "first_p95_s": float(np.percentile(firsts, 95)),
         "fragments_on_time": 1 - sum(o.late for o in made) / max(sum(o.fragments for o in made), 1),
     }
+
+
+def held_up(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What became of the throughput past its peak, and of the requests that were too many."""
+    peak = max(range(len(rows)), key=lambda at: rows[at]["frames_per_s"])
+    statuses = {status for row in rows for status in row["statuses"]}
+    return {
+        "peak_frames_per_s": rows[peak]["frames_per_s"],
+        "least_past_it_over_peak": min(row["frames_per_s"] for row in rows[peak:])
+        / rows[peak]["frames_per_s"],
+        "other_statuses": sorted(statuses - {200, 429, 503}),
+    }
+
+
+def memory_under_load(url: str, load: Load, *, rate: float, seconds: float, part_s: float) -> dict[str, Any]:
+    """The same, and the memory of all that this process has started (Serve's replicas, Ray itself): its median in MiB
+    in the second part of so many seconds and in the last one.
+    """
+    seen: list[tuple[float, float]] = []
+    begun, ended = time.monotonic(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(1.0):
+            seen.append((time.monotonic() - begun, _children_mib()))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        row = under_load(url, load, rate=rate, seconds=seconds)
+    finally:
+        ended.set()
+        watcher.join()
+    # The first part warms caches and pools; what follows the last request is no load.
+    early = median(mib for at, mib in seen if part_s <= at < 2 * part_s)
+    late = median(mib for at, mib in seen if seconds - part_s <= at < seconds)
+    return {**row, "seconds": seconds, "early_mib": early, "late_mib": late, "late_over_early": late / early}
+
+
+def _children_mib() -> float:
+    """Resident, what processes share counted once for each: growth shows, the sum is an upper bound."""
+    total = 0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += process.memory_info().rss
+    return total / 2**20
 
 
 def bare_first_fragments(pipeline, load: Load, folder: Path, *, requests: int) -> list[float]:

@@ -1,6 +1,9 @@
 """What the replicas measure. Ray's agents collect it, and `GET /metrics` of any ingress shows all of it."""
 
 import asyncio
+from collections import Counter as Count
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import aiohttp
@@ -20,6 +23,8 @@ class _Metrics:
     """Made inside a replica, whose name they carry then."""
 
     def __init__(self):
+        self._queued: Count[str] = Count()
+
         def histogram(name: str, what: str, bounds: list[float], tags: tuple[str, ...] = ()) -> Histogram:
             return Histogram(PREFIX + name, what, bounds, tags)  # pyright: ignore[reportArgumentType]
 
@@ -36,6 +41,9 @@ class _Metrics:
         self.batch = histogram(
             "batch_size", "Streams or windows in one forward pass", [1, 2, 4, 8, 16, 32], ("of",)
         )
+        self.queue = Gauge(
+            PREFIX + "queue_depth", "Chunks or windows that a replica has, waiting or in the making", ("of",)
+        )
         self.references = Counter(
             PREFIX + "references_computed_total", "Portraits that were not in the cache"
         )
@@ -43,6 +51,17 @@ class _Metrics:
         self.errors = Counter(PREFIX + "errors_total", "Answers that are errors", ("code",))
         self.again = Counter(PREFIX + "retries_total", "Work done again after a replica failed", ("of",))
         self.open = Gauge(PREFIX + "videos_open", "Videos in the making")
+
+    @contextmanager
+    def queued(self, of: str) -> Iterator[None]:
+        """What is inside is one more of the replica's chunks or windows."""
+        self._queued[of] += 1
+        self.queue.set(self._queued[of], {"of": of})
+        try:
+            yield
+        finally:
+            self._queued[of] -= 1
+            self.queue.set(self._queued[of], {"of": of})
 
 
 @cache

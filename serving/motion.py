@@ -60,8 +60,9 @@ class Motion:
     async def chunk(self, job: ChunkJob) -> AsyncGenerator[np.ndarray, None]:
         """Its latents as they come out clean, float32 [n, D] each."""
         begun = time.monotonic()
-        async for piece in self._worker.chunk(job):
-            yield piece
+        with metrics().queued("motion"):
+            async for piece in self._worker.chunk(job):
+                yield piece
         metrics().chunk_s.observe(time.monotonic() - begun)
 
     def check_health(self) -> None:

@@ -19,24 +19,25 @@ class VideoOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    seed: Annotated[int, Field(ge=0, le=MOST_SEED, description="The same gives the same video.")] = (
-        _DEFAULT.seed
-    )
-    motion_steps: Annotated[int, Field(ge=1, le=1000, description="DDIM steps a chunk of motion.")] = (
-        _DEFAULT.motion_steps
-    )
+    seed: Annotated[
+        int, Field(ge=0, le=MOST_SEED, description="The same gives the same video.", examples=[7])
+    ] = _DEFAULT.seed
+    motion_steps: Annotated[
+        int, Field(ge=1, le=1000, description="DDIM steps a chunk of motion.", examples=[20])
+    ] = _DEFAULT.motion_steps
     audio_cfg: Annotated[
-        float, Field(ge=1, le=20, description="How strongly the motion follows the audio.")
+        float, Field(ge=1, le=20, description="How strongly the motion follows the audio.", examples=[3])
     ] = _DEFAULT.audio_cfg
     history: Annotated[
-        Literal["linear", "vanilla", "fractional"], Field(description="How noisy the past is seen.")
+        Literal["linear", "vanilla", "fractional"],
+        Field(description="How noisy the past is seen.", examples=["linear"]),
     ] = _DEFAULT.history
-    render_steps: Annotated[int, Field(ge=1, le=1000, description="DDIM steps a window of frames.")] = (
-        _DEFAULT.render_steps
-    )
-    render_cfg: Annotated[float, Field(ge=1, le=20, description="How strongly frames follow the motion.")] = (
-        _DEFAULT.render_cfg
-    )
+    render_steps: Annotated[
+        int, Field(ge=1, le=1000, description="DDIM steps a window of frames.", examples=[25])
+    ] = _DEFAULT.render_steps
+    render_cfg: Annotated[
+        float, Field(ge=1, le=20, description="How strongly frames follow the motion.", examples=[2.5])
+    ] = _DEFAULT.render_cfg
     paste_back: Annotated[bool, Field(description="Put the face back into the whole picture.")] = (
         _DEFAULT.paste_back
     )

@@ -48,8 +48,9 @@ class Render:
         z = torch.tensor(job.z)
         self._renderer.check(z, job.config)  # here, where it fails alone
         self._keep(job)
-        reference = await self._reference(job.portrait)  # pyright: ignore
-        frames = await self._batched((job, reference))  # pyright: ignore
+        with metrics().queued("render"):
+            reference = await self._reference(job.portrait)  # pyright: ignore
+            frames = await self._batched((job, reference))  # pyright: ignore
         metrics().window_s.observe(time.monotonic() - begun)
         return frames
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import requests
-from client import FAST, wav
+from client import FAST, frames, wav
 
 from serving.command import ServeCommand
 from xactor_platform.cluster import free_port
@@ -30,7 +30,7 @@ def test_what_cannot_be_served_is_said_at_once(tmp_path, monkeypatch, model, opt
 
 
 @pytest.mark.cluster
-def test_it_serves_until_it_is_ended(model, face):
+def test_it_serves_until_it_is_ended(model, face, tmp_path):
     port = free_port()
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     env |= {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -43,9 +43,11 @@ def test_it_serves_until_it_is_ended(model, face):
                     break
             url = f"http://127.0.0.1:{port}"
             assert url in line
-            form = {"image": face, "audio": wav(0.4)}
-            assert requests.post(f"{url}/v1/videos", files=form, data=FAST, timeout=60).status_code == 200
-            process.send_signal(signal.SIGTERM)
+            form = {"image": face, "audio": wav(4)}
+            answer = requests.post(f"{url}/v1/videos", files=form, data=FAST, stream=True, timeout=60)
+            assert answer.status_code == 200
+            process.send_signal(signal.SIGTERM)  # a video is in the making, and is finished
+            assert len(frames(answer.content, tmp_path)) == 100
             assert process.wait(120) == 0
         finally:
             process.kill()

@@ -186,7 +186,7 @@ def test_replicas_come_with_their_own_load(serving, model, face, grows, stays, l
     try:
         with ThreadPoolExecutor(8) as pool:
             asked = [pool.submit(ask, seed) for seed in range(8)]
-            deadline = time.monotonic() + 150
+            deadline = time.monotonic() + 300
             while count(grows) < 2 and time.monotonic() < deadline:
                 time.sleep(0.5)
             counts = {kind: count(kind) for kind in (grows, stays)}

@@ -1,6 +1,7 @@
 """A performance by replicas that come and go: here the engine and the renderer themselves, without Ray."""
 
 import asyncio
+import threading
 from contextlib import aclosing
 
 import numpy as np
@@ -10,7 +11,7 @@ from client import speech
 from pipelines import small_pipeline
 
 from serving.errors import ServiceError
-from serving.motion import EngineThread
+from serving.motion import EngineThread, Motion
 from serving.performance import HeardSound, Performance
 from serving.work import ChunkJob, MotionFacts, WindowJob
 from xactor.motion import MotionEngine, SamplingConfig, stream_motion
@@ -176,3 +177,41 @@ def test_a_bad_chunk_fails_alone(parts):
     assert isinstance(failed, ValueError)
     assert parts.thread.alive
     assert parts.thread.busy_s == 0
+
+
+def test_a_model_that_is_stuck_fails_its_health_check(model, monkeypatch):
+    """Serve asks each replica now and then, and replaces one that raises."""
+    replica = Motion.func_or_class(model, max_streams=1, max_batch=1, stuck_s=0.2)
+    engine, stuck = replica._worker._engine, threading.Event()
+    step = engine.step
+    monkeypatch.setattr(engine, "step", lambda: (stuck.wait(30), step())[1])
+    config = engine.model.config
+    job = ChunkJob(
+        seed=0,
+        sampling=SAMPLING,
+        first_frame=0,
+        past=np.zeros((0, config.latent_dim), np.float32),
+        samples=sound(0.4),
+        samples_from=0,
+        known_frames=10,
+        ended=True,
+        buffered_frames=0,
+    )
+
+    async def chunk() -> int:
+        made = asyncio.create_task(_frames(replica.chunk(job)))
+        async with asyncio.timeout(30):
+            while replica._worker.busy_s <= 0.2:
+                await asyncio.sleep(0.05)
+        with pytest.raises(RuntimeError, match="the motion model has been in one step for"):
+            replica.check_health()
+        stuck.set()
+        return await made
+
+    replica.check_health()
+    assert asyncio.run(chunk()) == 10
+    replica.check_health()
+
+
+async def _frames(pieces) -> int:
+    return sum([len(piece) async for piece in pieces])

@@ -131,7 +131,10 @@ def test_an_upload_that_stalls_ends_in_time(service):
     assert "the upload took longer than 5 s" in answer
 
 
-def test_clients_that_leave_leave_nothing(service, face):
+@pytest.mark.parametrize(
+    "clients", [24, pytest.param(400, marks=pytest.mark.soak)], ids=["24 clients", "400 clients"]
+)
+def test_clients_that_leave_leave_nothing(service, face, clients):
     """Connections cut after the first bytes, and before; then all places are free again."""
 
     def leave(number: int) -> None:
@@ -150,7 +153,7 @@ def test_clients_that_leave_leave_nothing(service, face):
             pass
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(leave, range(24)))
+        list(pool.map(leave, range(clients)))
     deadline = time.monotonic() + 60
     while (open_now := gauge(service, "xactor_serve_videos_open")) and time.monotonic() < deadline:
         time.sleep(1)
@@ -170,7 +173,14 @@ def gauge(service: Service, name: str) -> float:
 def test_metrics_of_all_replicas_in_prometheus_words(service, face):
     assert service.post(image=face, audio=wav(0.5), **FAST).status_code == 200
     deadline = time.monotonic() + 60
-    wanted = {"first_fragment_seconds", "chunk_seconds", "window_seconds", "batch_size", "videos_open"}
+    wanted = {
+        "first_fragment_seconds",
+        "chunk_seconds",
+        "window_seconds",
+        "batch_size",
+        "queue_depth",
+        "videos_open",
+    }
     wanted = {f"xactor_serve_{name}" for name in wanted}
     while time.monotonic() < deadline:  # Ray's agents report every few seconds
         answer = service.get("/metrics")
@@ -191,6 +201,14 @@ def test_health_and_the_schema(service):
     assert {"200", "400", "401", "413", "415", "422", "429", "503", "504"} <= set(post["responses"])
     assert "example" in post["responses"]["400"]["content"]["application/json"]
     assert "multipart/form-data" in post["requestBody"]["content"]
+    fields = schema["components"]["schemas"]["VideoForm"]["properties"]
+    assert fields["motion_steps"]["examples"] == [20]
+
+
+def test_huge_headers_are_refused(service):
+    answer = service.get("/healthz", headers={"X-Long": "a" * 2**20})
+    assert 400 <= answer.status_code < 500
+    assert service.get("/healthz").status_code == 200
 
 
 # --- the socket ---------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Bulk dubbing: manifests, segments that equal the whole, and runs on real Ray that lose and repeat nothing."""
 
+import contextlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
@@ -452,11 +454,19 @@ def test_a_row_that_kills_its_workers_is_recorded_and_takes_no_other_with_it(
     assert {p.stem for p in (tmp_path / "out").glob("*.mp4")} == {"a", "shot"}
 
 
+def actors_of(stage: str) -> list[int]:
+    """The processes of a stage's actors, of this test session's cluster alone."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.cmdline()[:1] == [f"ray::MapWorker(MapBatches({stage}))"]:
+                found.append(process.pid)
+    return found
+
+
 @pytest.mark.cluster
 def test_killed_workers_cost_nothing_but_time(ray_cluster, model, media, tmp_path):
     """While a run goes on, its render and motion actors are killed."""
-    from ray.util.state import list_actors
-
     rows = [{"id": f"k{n}", "image": "face.png", "audio": "3.wav", "render_steps": 6} for n in range(8)]
     config = config_of(write_manifest(media / "kill.jsonl", rows), tmp_path / "out", model, segment_windows=2)
     killed: list[str] = []
@@ -466,9 +476,9 @@ def test_killed_workers_cost_nothing_but_time(ray_cluster, model, media, tmp_pat
         for name in ("Render", "Perform"):
             while not ended.is_set():
                 begun = any((tmp_path / "out" / ".parts").glob("*/*"))
-                alive = [a for a in list_actors() if a.state == "ALIVE" and name in (a.name or a.class_name)]
+                alive = actors_of(name)
                 if begun and alive:
-                    os.kill(alive[0].pid, signal.SIGKILL)
+                    os.kill(alive[0], signal.SIGKILL)
                     killed.append(name)
                     break
                 time.sleep(0.2)
