@@ -14,6 +14,7 @@ from xactor_platform.shards import ShardWriter
 from xactor_platform.training.config import RunConfig, ScaleConfig, TrainConfig
 from xactor_platform.training.engine import learning_rate
 from xactor_platform.training.launch import refuse_changes, train
+from xactor_platform.training.recorder import last_attempts
 from xactor_platform.training.run_folder import RunFolder, RunLog
 from xactor_platform.training.stage2_config import (
     LatentDataConfig,
@@ -81,6 +82,19 @@ def rows(storage: Path, name: str, file: str = "metrics.jsonl") -> list[dict]:
     return RunFolder(str(storage), name).read_lines(file)
 
 
+def trained_on(storage: Path, name: str) -> dict[int, list]:
+    """The samples of each step, of whichever ranks: of the last attempt."""
+    logged = rows(storage, name, "samples.jsonl")
+    last = {
+        step: max(r["attempt"] for r in logged if r["step"] == step) for step in {r["step"] for r in logged}
+    }
+    steps: dict[int, list] = {}
+    for r in logged:
+        if r["attempt"] == last[r["step"]]:
+            steps.setdefault(r["step"], []).extend(map(tuple, r["samples"]))
+    return {step: sorted(samples) for step, samples in sorted(steps.items())}
+
+
 @pytest.fixture(scope="module")
 def whole_run(ray_cluster, shards, tmp_path_factory):
     """An uninterrupted run on two ranks: its storage and outcome."""
@@ -144,23 +158,32 @@ def test_a_resumed_run_equals_the_uninterrupted_one(whole_run, shards, tmp_path)
 
 
 @pytest.mark.cluster
-def test_one_rank_takes_the_steps_of_two(whole_run, shards, tmp_path):
+def test_a_run_goes_on_with_other_ranks_and_past_a_corrupt_checkpoint(whole_run, shards, tmp_path):
     storage, _ = whole_run
-    train(config_of(shards, tmp_path, "one", ranks=1))
-    expected, got = rows(storage, "whole"), rows(tmp_path, "one")
+    options = {"checkpoint_every": 4, "keep_best": 0}
+    train(config_of(shards, tmp_path, "parts", steps=8, **options))
+    newest = tmp_path / "parts" / "checkpoint-00000008"
+    part = next(newest.rglob("*optim_states.pt"))
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
+    train(config_of(shards, tmp_path, "parts", ranks=1, steps=10, **options))
+    train(config_of(shards, tmp_path, "parts", ranks=4, **options))
+    run = rows(tmp_path, "parts")
+    assert [(r["step"], r["attempt"]) for r in run] == [
+        *((s, 1) for s in range(1, 9)),
+        *((s, 2) for s in range(5, 11)),  # of step 8 nothing was left
+        *((s, 3) for s in range(11, STEPS + 1)),
+    ]
+    expected, got = rows(storage, "whole"), last_attempts(run, STEPS)
     for one, two in zip(got, expected, strict=True):
         assert one["frames"] == two["frames"]
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)
-
-    def by_step(run: list[dict]) -> dict[int, list]:
-        steps: dict[int, list] = {}
-        for r in run:
-            steps.setdefault(r["step"], []).extend(map(tuple, r["samples"]))
-        return {step: sorted(samples) for step, samples in steps.items()}
-
-    one_rank = by_step(rows(tmp_path, "one", "samples.jsonl"))
-    assert one_rank == by_step(rows(storage, "whole", "samples.jsonl"))
+    assert got[-1]["held_out_loss"] == pytest.approx(expected[-1]["held_out_loss"], rel=1e-4)
+    assert trained_on(tmp_path, "parts") == trained_on(storage, "whole")
+    kept = sorted(p.name for p in (tmp_path / "parts").glob("checkpoint-*"))
+    assert kept == [f"checkpoint-{step:08d}" for step in (16, 20, 24)]
 
 
 @pytest.mark.cluster
