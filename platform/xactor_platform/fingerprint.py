@@ -11,14 +11,15 @@ NAMED = 5
 
 
 def fingerprint(index: Index) -> dict[str, str]:
-    """A digest of each shard's samples by the shard's name: of what the plan depends on, keys and lengths in order."""
+    """A digest of each shard by its name: of its size and of what the plan depends on, keys and lengths in order."""
     order = np.argsort(index.shard, kind="stable")
     edges = np.searchsorted(index.shard[order], np.arange(len(index.shard_names) + 1))
     digests = {}
     for number, name in enumerate(index.shard_names):
         rows = order[edges[number] : edges[number + 1]]
-        samples = "\n".join(f"{index.key[row]} {index.frames[row]}" for row in rows)
-        digests[name] = hashlib.sha256(samples.encode()).hexdigest()[:16]
+        samples = [f"{index.key[row]} {index.frames[row]}" for row in rows]
+        whole = "\n".join([str(index.shard_sizes[number]), *samples])
+        digests[name] = hashlib.sha256(whole.encode()).hexdigest()[:16]
     return digests
 
 

@@ -69,7 +69,7 @@ def _measure(bench: CheckpointBench, storage: str) -> dict[str, Any]:
         before_commit=lambda: None,
         committed=lambda saved: None,
     )
-    blocked, waited, plain, alone, beside = [], [], [], [], []
+    blocked, waited, plain, alone, beside, size = [], [], [], [], [], 0
     with saver:
         for number in range(bench.rounds + 1):
             alone.append(median(step() for _ in range(bench.steps)))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import tempfile
 from typing import Any, cast
 
 import ray
@@ -103,7 +104,8 @@ def _run(job: Job, folder: RunFolder, use_gpu: bool) -> Ending:
     scale = job.config.scale
     for deaths in range(scale.max_failures + 1):
         try:
-            result = _trainer(job, folder, use_gpu).fit()
+            with tempfile.TemporaryDirectory(prefix="xactor-train-") as scratch:
+                result = _trainer(job, use_gpu, scratch).fit()
         except ray.train.TrainingFailedError as error:
             raise RuntimeError(f"run {folder.uri} failed: {root_cause(error)}") from error
         except RayActorError as error:
@@ -117,7 +119,8 @@ def _run(job: Job, folder: RunFolder, use_gpu: bool) -> Ending:
     raise AssertionError("unreachable")
 
 
-def _trainer(job: Job, folder: RunFolder, use_gpu: bool) -> TorchTrainer:
+def _trainer(job: Job, use_gpu: bool, scratch: str) -> TorchTrainer:
+    """Ray Train's own notes go to `scratch`: a run's folder is ours, and a storage that fails is not Ray's matter."""
     config, scale = job.config, job.config.scale
     resources = {"CPU": scale.cpus_per_rank, **({"GPU": 1} if use_gpu else {})}
     options: dict[str, Any] = {
@@ -133,8 +136,7 @@ def _trainer(job: Job, folder: RunFolder, use_gpu: bool) -> TorchTrainer:
         ),
         "run_config": ray.train.RunConfig(
             name=config.run.name,
-            storage_path=folder.storage.path,
-            storage_filesystem=folder.storage.filesystem,
+            storage_path=scratch,
             failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
