@@ -37,7 +37,7 @@ def main(args: BenchCheckpoint) -> None:
     print(
         f"{measured['state_bytes'] / 1e9:.2f} GB: a step waits {measured['blocked_s']:.2f} s, "
         f"{measured['blocked_share']:.1%} of a synchronous save ({measured['synchronous_s']:.2f} s), "
-        f"{measured['blocked_share_of_deepspeed']:.1%} of DeepSpeed's own ({measured['deepspeed_s']:.2f} s); "
+        f"{measured['blocked_share_of_plain']:.1%} of DeepSpeed's own and a copy ({measured['plain_s']:.2f} s); "
         f"the first {measured['first_blocked_s']:.2f} s\n"
         f"a step takes {measured['step_s']:.2f} s, beside a save {measured['step_beside_s']:.2f} s\n{args.output}"
     )

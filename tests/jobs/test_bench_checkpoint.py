@@ -18,5 +18,6 @@ def test_it_reports_what_a_step_waits_for(tmp_path):
     report = json.loads(out.read_text())
     assert report["state_bytes"] > 16 * 3 * 256 * 256
     assert 0 < report["blocked_s"] <= report["synchronous_s"]
+    assert report["plain_s"] > 0
     assert report["command"].endswith("--rounds 2 --output " + str(out))
     assert "GB: a step waits" in run.stdout

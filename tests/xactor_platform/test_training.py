@@ -1,6 +1,7 @@
 """Training through real Ray Train and DeepSpeed ZeRO-2: resume, ranks, bad samples, and what a run leaves behind."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from xactor_platform.shards import ShardWriter
 from xactor_platform.training.config import RunConfig, ScaleConfig, TrainConfig
 from xactor_platform.training.engine import learning_rate
 from xactor_platform.training.launch import refuse_changes, train
+from xactor_platform.training.lease import RunIsTaken, lease
 from xactor_platform.training.recorder import last_attempts
 from xactor_platform.training.run_folder import RunFolder, RunLog
 from xactor_platform.training.stage2_config import (
@@ -218,9 +220,66 @@ def test_a_run_does_not_change_its_config_or_resume_from_nothing(whole_run, shar
         train(fresh)
 
 
+@pytest.mark.cluster
+def test_a_run_goes_on_only_with_its_own_corpus_checkpoint_and_driver(whole_run, shards, tmp_path):
+    """All is refused before anything starts."""
+    storage, _ = whole_run
+    run = tmp_path / "run"
+    shutil.copytree(storage / "whole", run)
+    config = config_of(shards, tmp_path, "run")
+    with (
+        lease(RunFolder(str(tmp_path), "run")),
+        pytest.raises(RunIsTaken, match=r"is being trained by process \d+ on"),
+    ):
+        train(config)
+    about = json.loads((run / "config.json").read_text())
+    first = next(name for name in about["corpus"] if name.startswith("train-"))
+    (run / "config.json").write_text(json.dumps(about | {"corpus": about["corpus"] | {first: "another"}}))
+    with pytest.raises(
+        ValueError, match=rf"not the corpus that this run was begun on: shards 1 changed \({first}\)"
+    ):
+        train(config)
+    (run / "config.json").write_text(json.dumps(about))
+    path = run / f"checkpoint-{STEPS:08d}" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    other = manifest["config"] | {"model": manifest["config"]["model"] | {"layers": 5}}
+    path.write_text(json.dumps(manifest | {"config": other}))
+    with pytest.raises(
+        ValueError, match=rf"checkpoint-{STEPS:08d} exists with another config \(model\.layers was 5, now 2"
+    ):
+        train(config)
+    path.write_text(json.dumps(manifest | {"format": 99}))
+    with pytest.raises(ValueError, match="has format 99, this version reads up to 1: go on with the version"):
+        train(config)
+
+
+@pytest.mark.cluster
+def test_a_checkpoint_of_another_model_and_too_many_lost_steps_stop_a_run(whole_run, shards, tmp_path):
+    storage, _ = whole_run
+    shutil.copytree(storage / "whole", tmp_path / "run")
+    path = tmp_path / "run" / f"checkpoint-{STEPS:08d}" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"parameters": 7}))
+    with pytest.raises(RuntimeError, match=r"is of a model of 7 parameters, this one has [\d,]+"):
+        train(config_of(shards, tmp_path, "run", ranks=1, steps=STEPS + 1))
+    # A rate at which everything overflows.
+    config = config_of(
+        shards, tmp_path, "hot", ranks=1, learning_rate=1e30, clip_norm=1e30, max_skipped_steps=3
+    )
+    with pytest.raises(
+        RuntimeError, match=r"4 steps had a gradient that is not finite.*max_skipped_steps \(3\)"
+    ):
+        train(config)
+    lost = rows(tmp_path, "hot")
+    assert lost[-1]["skipped"] == 4
+    assert [r["step"] for r in lost] == list(range(1, len(lost) + 1))
+
+
 def test_what_cannot_be_trained_on_is_named(shards, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         train(config_of(str(tmp_path / "nowhere"), tmp_path, "x"))
+    with pytest.raises(OSError, match=r"/proc/runs"):  # a storage that nobody can write
+        train(config_of(shards, Path("/proc/runs"), "x"))
     config = config_of(shards, tmp_path, "x")
     config = replace(config, model=replace(config.model, backbone=str(tmp_path)))
     with pytest.raises(FileNotFoundError, match=r"no backbone in .*config\.json is missing"):
@@ -235,6 +294,9 @@ def test_what_cannot_be_trained_on_is_named(shards, tmp_path):
         (lambda: LatentDataConfig(max_bad_fraction=2), r"max_bad_fraction must be within 0\.\.1, got 2"),
         (lambda: MotionConfig(heads=5), "heads must divide hidden"),
         (lambda: MotionConfig(context_frames=100), "multiple of chunk_frames.*got 100"),
+        (lambda: ScaleConfig(ranks=2, min_ranks=3), r"min_ranks must be in 1\.\.ranks \(2\), got 3"),
+        (lambda: TrainConfig(max_skipped_steps=-1), "max_skipped_steps must be >= 0, got -1"),
+        (lambda: TrainConfig(loss_spike=0), "loss_spike must be > 0, got 0"),
         (lambda: RunConfig(name="a/b"), "plain folder name, got 'a/b'"),
         (lambda: Stage2Config(scale=ScaleConfig(ranks=3)), "one of 1, 2, 4, 8, 16; got 3"),
         (

@@ -2,6 +2,7 @@
 
 from typing import Any, cast
 
+import ray
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
@@ -19,12 +20,12 @@ class SharedSteps(ElasticScalingPolicy):
         self._plan, self._data_cpus = plan, data_cpus
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        free = {node: dict(resources) for node, resources in reserved_resources.items()}
+        room = super()._count_possible_workers(reserved_resources)
         cpus_per_rank = float(cast(Any, self.scaling_config._resources_per_worker_not_none).get("CPU", 0.0))
-        room = super()._count_possible_workers(free)
-        spare = sum(resources.get("CPU", 0.0) for resources in free.values()) - self._data_cpus
         if cpus_per_rank:
-            room = min(room, int(max(0.0, spare) // cpus_per_rank))
+            # What is reserved is the ranks' alone: what else there is shows in the whole.
+            cpus = ray.cluster_resources().get("CPU", 0.0) - self._data_cpus
+            room = min(room, int(max(0.0, cpus) // cpus_per_rank))
         return max((n for n in self._plan.allowed_ranks if n <= room), default=0)
 
 
