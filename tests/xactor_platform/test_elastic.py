@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -90,6 +91,10 @@ def test_a_cluster_grows_from_no_node_for_a_training_and_shrinks_after_it(shards
         )
         assert run.returncode == 0, run.stdout + run.stderr
         assert "done: step 3" in run.stdout
+        deadline = time.monotonic() + 120
+        while cluster.worker_nodes() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not cluster.worker_nodes()  # the wish was withdrawn
 
 
 @pytest.mark.parametrize(

@@ -232,8 +232,10 @@ def test_a_resumed_run_equals_the_uninterrupted_one(whole_run, videos, tmp_path)
 
 
 @pytest.mark.cluster
-def test_one_rank_takes_the_steps_of_two(whole_run, videos, tmp_path):
+def test_one_rank_goes_on_with_the_steps_of_two(whole_run, videos, tmp_path):
+    """From a checkpoint of two, in the midst of a phase: parameters that never had a gradient are in it too."""
     storage, _ = whole_run
+    train(config_of(videos, tmp_path, "one", steps=HALF))
     train(config_of(videos, tmp_path, "one", ranks=1))
     for one, two in zip(rows(tmp_path, "one"), rows(storage, "whole"), strict=True):
         assert (one["frames"], one["phase"], one["lr"]) == (two["frames"], two["phase"], two["lr"])

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import ray
 import ray.train
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from xactor_platform.cluster import free_port
@@ -20,14 +20,14 @@ from xactor_platform.training.checkpoints import Checkpoints
 from xactor_platform.training.config import StageConfig, as_dict
 from xactor_platform.training.elastic import ElasticTrainer
 from xactor_platform.training.health import CollectiveTimeout, OutOfMemory
-from xactor_platform.training.lease import lease
+from xactor_platform.training.lease import LeaseLost, lease
 from xactor_platform.training.loop import Ending, Job, train_rank
 from xactor_platform.training.notices import stopping_by_signal
 from xactor_platform.training.room import DATA_CPUS, room_for
 from xactor_platform.training.run_folder import BAD, CONFIG, EXPORT, METRICS, RunFolder
 from xactor_platform.training.stage import stage_of
 
-NAMED_ENDS = (CollectiveTimeout, OutOfMemory, StorageLost)
+NAMED_ENDS = (CollectiveTimeout, OutOfMemory, StorageLost, LeaseLost, OutOfMemoryError)
 RESUMABLE = (
     "run",
     "scale",
@@ -174,7 +174,8 @@ def root_cause(error: BaseException) -> str:
     named = [cause for cause in causes if isinstance(cause, NAMED_ENDS)]
     cause = (named or causes)[0]
     lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[-1] if lines else ''}"
+    # Ours say it in one line, and Ray, which ends a rank where a node is short of memory, in the first of many.
+    return f"{type(cause).__name__}: {lines[0 if named else -1] if lines else ''}"
 
 
 def _innermost(cause: BaseException) -> BaseException:

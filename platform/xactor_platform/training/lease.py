@@ -22,6 +22,10 @@ class RunIsTaken(ValueError):
     """Somebody else trains this run."""
 
 
+class LeaseLost(RuntimeError):
+    """Another driver has taken the run over."""
+
+
 @contextlib.contextmanager
 def lease(folder: RunFolder) -> Iterator[str]:
     """Holds the run while inside; gives the holder's name, which `is_held` knows.

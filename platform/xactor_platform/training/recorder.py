@@ -16,7 +16,7 @@ from xactor_platform.training.board import Board
 from xactor_platform.training.config import StageConfig
 from xactor_platform.training.engine import peak_flops
 from xactor_platform.training.health import Lag, Spikes, TrainingStopped, places
-from xactor_platform.training.lease import is_held
+from xactor_platform.training.lease import LeaseLost, is_held
 from xactor_platform.training.run_folder import BAD, METRICS, SAMPLES, RunFolder, RunLog
 from xactor_platform.training.saver import Saved
 from xactor_platform.training.telemetry import Telemetry
@@ -195,7 +195,7 @@ class Recorder:
         """
         self.flush()
         if not is_held(self._folder, holder):
-            raise TrainingStopped(f"run {self._folder.uri} was taken over: this start of it ends")
+            raise LeaseLost(f"run {self._folder.uri} was taken over by another driver: this one ends")
 
     def committed(self, saved: Saved) -> None:
         """Rank 0: a checkpoint has come to exist."""
