@@ -86,6 +86,7 @@ def left_alone(trial_of) -> dict[str, Any]:
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(1800)  # six starts of a training, on a machine that may have much else to do
 def test_killed_in_every_place_it_ends_as_if_nothing_had_been(trial_of, left_alone):
     kills = [Kill(victim=victim, after_step=7 + 10 * n) for n, victim in enumerate(VICTIMS)]
     trial, folder = trial_of("killed")

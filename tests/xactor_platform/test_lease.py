@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ray.train.v2.api.preemption import PreemptionInfo
 
 from xactor_platform.training import lease as module
 from xactor_platform.training import notices
@@ -109,6 +110,19 @@ def test_nobody_asks_an_object_store_or_ray_at_every_step(run, monkeypatch):
     monkeypatch.setattr(run, "read_text", lambda *_, **__: looks.append(1))
     assert [asker.seen() for _ in range(50)] == [0] * 50
     assert len(looks) <= 1
+
+
+def test_a_node_that_will_leave_makes_one_checkpoint(run, monkeypatch, capsys):
+    """What Ray says of it, of which only a cloud can make it say something, is given."""
+    answers = [None, PreemptionInfo(None, {"n1": [2]}), PreemptionInfo(None, {"n1": [2]})]
+    answers += [PreemptionInfo(None, {"n1": [2], "n2": [3]}), None]
+    asked = iter(answers)
+    monkeypatch.setattr("ray.train.get_preemption_info", lambda: next(asked))
+    rank_0 = Notices(run, 0)
+    assert not rank_0.leaving(rank_0.seen())  # asked Ray every five seconds only
+    monkeypatch.setattr(notices, "ASK_RAY_S", 0.0)
+    assert [rank_0.leaving(rank_0.seen()) for _ in answers] == [False, True, False, True, False]
+    assert "nodes are about to leave (n1, n2): making a checkpoint" in capsys.readouterr().out
 
 
 def test_the_first_sigterm_asks_and_what_an_earlier_stop_left_is_gone(run):
