@@ -1,17 +1,22 @@
 """Training through real Ray Train and DeepSpeed ZeRO-2: resume, ranks, bad samples, and what a run leaves behind."""
 
+import contextlib
 import json
 import shutil
+import threading
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from xactor.motion import MotionTransformer
 from xactor_platform.index import load_index
 from xactor_platform.shards import ShardWriter
+from xactor_platform.training.checkpoints import Checkpoints
 from xactor_platform.training.config import RunConfig, ScaleConfig, TrainConfig
 from xactor_platform.training.engine import learning_rate
 from xactor_platform.training.launch import refuse_changes, train
@@ -248,6 +253,10 @@ def test_a_run_goes_on_only_with_its_own_corpus_checkpoint_and_driver(whole_run,
         ValueError, match=rf"checkpoint-{STEPS:08d} exists with another config \(model\.layers was 5, now 2"
     ):
         train(config)
+    (run / "checkpoint_manager_snapshot.json").write_text("{}")
+    with pytest.raises(ValueError, match="was begun by an earlier version"):
+        train(config)
+    (run / "checkpoint_manager_snapshot.json").unlink()
     path.write_text(json.dumps(manifest | {"format": 99}))
     with pytest.raises(ValueError, match="has format 99, this version reads up to 1: go on with the version"):
         train(config)
@@ -273,6 +282,31 @@ def test_a_checkpoint_of_another_model_and_too_many_lost_steps_stop_a_run(whole_
     lost = rows(tmp_path, "hot")
     assert lost[-1]["skipped"] == 4
     assert [r["step"] for r in lost] == list(range(1, len(lost) + 1))
+
+
+@pytest.mark.cluster
+def test_a_rank_that_hangs_is_named_and_costs_no_row(ray_cluster, shards, tmp_path):
+    config = config_of(shards, tmp_path, "hung", steps=4000, checkpoint_every=2, evaluate_every=0)
+    config = replace(config, scale=replace(config.scale, collective_timeout_s=5))
+
+    def stop_one() -> None:
+        while len(rows(tmp_path, "hung")) < 6:
+            time.sleep(0.05)
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if " ".join(process.cmdline()).startswith("ray::RayTrainWorker"):
+                    process.suspend()  # as if it hung: Ray sees nothing wrong with it
+                    return
+
+    stopping = threading.Thread(target=stop_one, daemon=True)
+    stopping.start()
+    named = r"CollectiveTimeout: rank [01] waited 5 s \(scale\.collective_timeout_s\) in step \d+; missing: rank [01]"
+    with pytest.raises(RuntimeError, match=named):
+        train(config)
+    stopping.join()
+    got = rows(tmp_path, "hung")
+    assert [r["step"] for r in got] == list(range(1, len(got) + 1))
+    assert Checkpoints(RunFolder(str(tmp_path), "hung")).complete()[0].step >= 4
 
 
 def test_what_cannot_be_trained_on_is_named(shards, tmp_path):

@@ -28,6 +28,7 @@ from xactor_platform.training.run_folder import BAD, CONFIG, EXPORT, METRICS, Ru
 from xactor_platform.training.stage import stage_of
 
 NAMED_ENDS = (CollectiveTimeout, OutOfMemory, StorageLost, LeaseLost, OutOfMemoryError)
+EARLIER = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints, before they had manifests
 RESUMABLE = (
     "run",
     "scale",
@@ -70,6 +71,11 @@ def train(config: StageConfig, *, py_modules: list[str] | None = None) -> Outcom
     saved = saved_config(folder)
     if saved is None and config.run.resume:
         raise FileNotFoundError(f"nothing to resume: {folder.uri} holds no {CONFIG}")
+    if saved is not None and folder.read_text(EARLIER) is not None:
+        raise ValueError(
+            f"run {folder.uri} was begun by an earlier version, whose checkpoints this one does not read: "
+            f"go on with that version, or use another --run.name"
+        )
     index = load_index(config.data.shards, max_bad_fraction=config.data.max_bad_fraction)
     corpus = fingerprint(index)
     if saved is not None:
