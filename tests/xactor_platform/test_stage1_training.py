@@ -241,8 +241,7 @@ def test_one_rank_goes_on_with_the_steps_of_two(whole_run, videos, tmp_path):
         assert (one["frames"], one["phase"], one["lr"]) == (two["frames"], two["phase"], two["lr"])
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-2)
-        assert ("held_out_loss" in one) == ("held_out_loss" in two)
-        if "held_out_loss" in one:
+        if "held_out_loss" in two:  # the end of the part was evaluated too
             assert one["held_out_loss"] == pytest.approx(two["held_out_loss"], rel=1e-3)
     bad = [
         {b["key"] for b in rows(where, name, "bad_samples.jsonl")}
