@@ -18,8 +18,13 @@ def environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
-        **{name: found for name in PACKAGES if (found := _version(name))},
+        **packages(),
     }
+
+
+def packages() -> dict[str, str]:
+    """The versions of what is installed of them."""
+    return {name: found for name in PACKAGES if (found := _version(name))}
 
 
 def _version(name: str) -> str | None:

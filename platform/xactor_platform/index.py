@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xactor_platform.location import Location
+from xactor_platform.patience import patiently
 from xactor_platform.scan import Found, ShardScan, scan_shard
 
 INDEX_NAME = "index.parquet"
@@ -124,8 +126,13 @@ class Index:
         offset = self.offset[member][row] if member in self.offset else -1
         if offset < 0:
             raise KeyError(f"{self.key[row]} has no {member}")
-        with self.location.open(self.shard_names[self.shard[row]]) as file:
-            return file.read_at(int(self.length[member][row]), int(offset))
+        shard = self.shard_names[self.shard[row]]
+
+        def read() -> bytes:
+            with self.location.open(shard) as file:
+                return file.read_at(int(self.length[member][row]), int(offset))
+
+        return patiently(read, f"{self.location.uri}/{shard}")
 
     def read_meta(self, row: int) -> dict[str, Any]:
         """A sample's json."""
@@ -149,15 +156,16 @@ def load_index(location: str, *, max_bad_fraction: float = 0.0) -> Index:
     if not 0 <= max_bad_fraction <= 1:
         raise ValueError(f"max_bad_fraction must be in 0..1, got {max_bad_fraction}")
     place = Location.parse(location)
-    files = place.sizes()
+    files = patiently(place.sizes, location)
     shards = {name: size for name, size in files.items() if name.endswith(".tar")}
     if not shards:
         raise FileNotFoundError(f"{location}: no .tar among its {len(files)} files")
-    index = _stored(place, shards) if INDEX_NAME in files else None
+    stored = f"{location}/{INDEX_NAME}"
+    index = patiently(lambda: _stored(place, shards), stored) if INDEX_NAME in files else None
     if index is None:
         index = build_index(place, shards)
         try:
-            write_index(index)
+            patiently(partial(write_index, index), stored)
         except OSError as error:
             logger.warning("%s cannot be written (%s): its index is not kept", location, error)
     _check_bad(index, max_bad_fraction)
@@ -167,7 +175,11 @@ def load_index(location: str, *, max_bad_fraction: float = 0.0) -> Index:
 def build_index(location: Location, shards: Mapping[str, int]) -> Index:
     """Scans shards (name -> bytes) in parallel and puts their samples together, the unusable ones apart."""
     with ThreadPoolExecutor(min(SCAN_THREADS, len(shards))) as pool:
-        scans = list(pool.map(lambda item: scan_shard(location, *item), shards.items()))
+
+        def scan_one(shard: tuple[str, int]) -> ShardScan:
+            return patiently(lambda: scan_shard(location, *shard), f"{location.uri}/{shard[0]}")
+
+        scans = list(pool.map(scan_one, shards.items()))
     required = _required(scans)
     good: list[tuple[int, Found]] = []
     bad: list[BadSample] = []

@@ -84,6 +84,12 @@ def beside(uri: str, name: str) -> str:
     return f"{scheme}://{parent}/{name}{mark}{query}"
 
 
+def inside(uri: str, name: str) -> str:
+    """The path or URI of what lies in a folder, its query options kept."""
+    place, mark, query = uri.partition("?") if "://" in uri else (uri, "", "")
+    return f"{place.rstrip('/')}/{name}{mark}{query}"
+
+
 @lru_cache(maxsize=64)
 def _parse(uri: str) -> Location:
     if "://" not in uri:

@@ -42,11 +42,15 @@ class PlanConfig:
                 f"budget_frames must be >= context_frames ({self.context_frames}), got {self.budget_frames}"
             )
 
+    @property
+    def allowed_ranks(self) -> list[int]:
+        """The numbers of ranks that share the M micro-batches equally."""
+        return [n for n in range(1, self.micro_batches + 1) if self.micro_batches % n == 0]
+
     def check_ranks(self, ranks: int) -> None:
         """ValueError where so many ranks cannot share the M micro-batches equally."""
-        allowed = [n for n in range(1, self.micro_batches + 1) if self.micro_batches % n == 0]
-        if ranks not in allowed:
-            names = ", ".join(map(str, allowed))
+        if ranks not in self.allowed_ranks:
+            names = ", ".join(map(str, self.allowed_ranks))
             raise ValueError(
                 f"ranks must divide micro_batches ({self.micro_batches}): one of {names}; got {ranks}"
             )

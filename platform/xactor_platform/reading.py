@@ -8,6 +8,7 @@ import numpy as np
 
 from xactor_platform.index import CorpusShape, Index
 from xactor_platform.location import Location
+from xactor_platform.patience import StorageLost, patiently
 from xactor_platform.plan import MicroBatch
 from xactor_platform.scan import parse_npy_header
 
@@ -78,7 +79,7 @@ def read_raw(location: Location, shape: CorpusShape, requests: Sequence[Request]
     """Reads several micro-batches at once: neighbours in a shard are one request, wherever they belong.
 
     A sample that cannot be read, is not what was indexed, or holds NaN or infinity, is named in `bad` and
-    its bytes are zero.
+    its bytes are zero. StorageLost where the storage fails: that makes no sample bad.
     """
     raws, ranges = [], []
     for number, request in enumerate(requests):
@@ -137,9 +138,15 @@ def _merge(ranges: Sequence[_Range]) -> Iterator[list[_Range]]:
 def _read_run(location: Location, run: list[_Range]) -> list[tuple[tuple[int, int], str]]:
     """Fills the ranges of one request. Returns (sample, reason) of those that cannot be used."""
     begin, end = run[0].begin, max(r.end for r in run)
-    try:
+
+    def read() -> np.ndarray:
         with location.open(run[0].shard) as file:
-            data = np.frombuffer(file.read_at(end - begin, begin), np.uint8)
+            return np.frombuffer(file.read_at(end - begin, begin), np.uint8)
+
+    try:
+        data = patiently(read, f"{location.uri}/{run[0].shard}")
+    except StorageLost:
+        raise  # says nothing of the samples
     except OSError as error:
         return [(r.sample, f"cannot be read: {error}") for r in run]
     problems = []

@@ -71,13 +71,13 @@ def test_a_wrong_wish_is_said_once_and_harms_nothing(asked, tracer, tmp_path, ca
 def test_nobody_asks_more_often_than_every_few_seconds(folder, tmp_path, monkeypatch):
     tracer = TraceOnDemand(folder)
     looks = []
-    monkeypatch.setattr(folder, "read_text", looks.append)
+    monkeypatch.setattr(folder, "read_text", lambda name, **_: looks.append(name))
     work(tracer, 1, 50)
     assert len(looks) <= 2
 
 
 def test_a_storage_that_fails_does_not_end_the_training(folder, tracer, tmp_path, monkeypatch, capsys):
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError("the network is gone")
 
     (tmp_path / "run" / "profile").write_text("1")

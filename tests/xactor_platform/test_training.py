@@ -1,19 +1,27 @@
 """Training through real Ray Train and DeepSpeed ZeRO-2: resume, ranks, bad samples, and what a run leaves behind."""
 
+import contextlib
 import json
+import shutil
+import threading
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from xactor.motion import MotionTransformer
 from xactor_platform.index import load_index
 from xactor_platform.shards import ShardWriter
+from xactor_platform.training.checkpoints import Checkpoints
 from xactor_platform.training.config import RunConfig, ScaleConfig, TrainConfig
 from xactor_platform.training.engine import learning_rate
 from xactor_platform.training.launch import refuse_changes, train
+from xactor_platform.training.lease import RunIsTaken, lease
+from xactor_platform.training.recorder import last_attempts
 from xactor_platform.training.run_folder import RunFolder, RunLog
 from xactor_platform.training.stage2_config import (
     LatentDataConfig,
@@ -81,6 +89,19 @@ def rows(storage: Path, name: str, file: str = "metrics.jsonl") -> list[dict]:
     return RunFolder(str(storage), name).read_lines(file)
 
 
+def trained_on(storage: Path, name: str) -> dict[int, list]:
+    """The samples of each step, of whichever ranks: of the last attempt."""
+    logged = rows(storage, name, "samples.jsonl")
+    last = {
+        step: max(r["attempt"] for r in logged if r["step"] == step) for step in {r["step"] for r in logged}
+    }
+    steps: dict[int, list] = {}
+    for r in logged:
+        if r["attempt"] == last[r["step"]]:
+            steps.setdefault(r["step"], []).extend(map(tuple, r["samples"]))
+    return {step: sorted(samples) for step, samples in sorted(steps.items())}
+
+
 @pytest.fixture(scope="module")
 def whole_run(ray_cluster, shards, tmp_path_factory):
     """An uninterrupted run on two ranks: its storage and outcome."""
@@ -144,23 +165,32 @@ def test_a_resumed_run_equals_the_uninterrupted_one(whole_run, shards, tmp_path)
 
 
 @pytest.mark.cluster
-def test_one_rank_takes_the_steps_of_two(whole_run, shards, tmp_path):
+def test_a_run_goes_on_with_other_ranks_and_past_a_corrupt_checkpoint(whole_run, shards, tmp_path):
     storage, _ = whole_run
-    train(config_of(shards, tmp_path, "one", ranks=1))
-    expected, got = rows(storage, "whole"), rows(tmp_path, "one")
+    options = {"checkpoint_every": 4, "keep_best": 0}
+    train(config_of(shards, tmp_path, "parts", steps=8, **options))
+    newest = tmp_path / "parts" / "checkpoint-00000008"
+    part = next(newest.rglob("*optim_states.pt"))
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
+    train(config_of(shards, tmp_path, "parts", ranks=1, steps=10, **options))
+    train(config_of(shards, tmp_path, "parts", ranks=4, **options))
+    run = rows(tmp_path, "parts")
+    assert [(r["step"], r["attempt"]) for r in run] == [
+        *((s, 1) for s in range(1, 9)),
+        *((s, 2) for s in range(5, 11)),  # of step 8 nothing was left
+        *((s, 3) for s in range(11, STEPS + 1)),
+    ]
+    expected, got = rows(storage, "whole"), last_attempts(run, STEPS)
     for one, two in zip(got, expected, strict=True):
         assert one["frames"] == two["frames"]
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)
-
-    def by_step(run: list[dict]) -> dict[int, list]:
-        steps: dict[int, list] = {}
-        for r in run:
-            steps.setdefault(r["step"], []).extend(map(tuple, r["samples"]))
-        return {step: sorted(samples) for step, samples in steps.items()}
-
-    one_rank = by_step(rows(tmp_path, "one", "samples.jsonl"))
-    assert one_rank == by_step(rows(storage, "whole", "samples.jsonl"))
+    assert got[-1]["held_out_loss"] == pytest.approx(expected[-1]["held_out_loss"], rel=1e-4)
+    assert trained_on(tmp_path, "parts") == trained_on(storage, "whole")
+    kept = sorted(p.name for p in (tmp_path / "parts").glob("checkpoint-*"))
+    assert kept == [f"checkpoint-{step:08d}" for step in (16, 20, 24)]
 
 
 @pytest.mark.cluster
@@ -195,9 +225,95 @@ def test_a_run_does_not_change_its_config_or_resume_from_nothing(whole_run, shar
         train(fresh)
 
 
+@pytest.mark.cluster
+def test_a_run_goes_on_only_with_its_own_corpus_checkpoint_and_driver(whole_run, shards, tmp_path):
+    """All is refused before anything starts."""
+    storage, _ = whole_run
+    run = tmp_path / "run"
+    shutil.copytree(storage / "whole", run)
+    config = config_of(shards, tmp_path, "run")
+    with (
+        lease(RunFolder(str(tmp_path), "run")),
+        pytest.raises(RunIsTaken, match=r"is being trained by process \d+ on"),
+    ):
+        train(config)
+    about = json.loads((run / "config.json").read_text())
+    first = next(name for name in about["corpus"] if name.startswith("train-"))
+    (run / "config.json").write_text(json.dumps(about | {"corpus": about["corpus"] | {first: "another"}}))
+    with pytest.raises(
+        ValueError, match=rf"not the corpus that this run was begun on: shards 1 changed \({first}\)"
+    ):
+        train(config)
+    (run / "config.json").write_text(json.dumps(about))
+    path = run / f"checkpoint-{STEPS:08d}" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    other = manifest["config"] | {"model": manifest["config"]["model"] | {"layers": 5}}
+    path.write_text(json.dumps(manifest | {"config": other}))
+    with pytest.raises(
+        ValueError, match=rf"checkpoint-{STEPS:08d} exists with another config \(model\.layers was 5, now 2"
+    ):
+        train(config)
+    (run / "checkpoint_manager_snapshot.json").write_text("{}")
+    with pytest.raises(ValueError, match="was begun by an earlier version"):
+        train(config)
+    (run / "checkpoint_manager_snapshot.json").unlink()
+    path.write_text(json.dumps(manifest | {"format": 99}))
+    with pytest.raises(ValueError, match="has format 99, this version reads up to 1: go on with the version"):
+        train(config)
+
+
+@pytest.mark.cluster
+def test_a_checkpoint_of_another_model_and_too_many_lost_steps_stop_a_run(whole_run, shards, tmp_path):
+    storage, _ = whole_run
+    shutil.copytree(storage / "whole", tmp_path / "run")
+    path = tmp_path / "run" / f"checkpoint-{STEPS:08d}" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"parameters": 7}))
+    with pytest.raises(RuntimeError, match=r"is of a model of 7 parameters, this one has [\d,]+"):
+        train(config_of(shards, tmp_path, "run", ranks=1, steps=STEPS + 1))
+    # A rate at which everything overflows.
+    config = config_of(
+        shards, tmp_path, "hot", ranks=1, learning_rate=1e30, clip_norm=1e30, max_skipped_steps=3
+    )
+    with pytest.raises(
+        RuntimeError, match=r"4 steps had a gradient that is not finite.*max_skipped_steps \(3\)"
+    ):
+        train(config)
+    lost = rows(tmp_path, "hot")
+    assert lost[-1]["skipped"] == 4
+    assert [r["step"] for r in lost] == list(range(1, len(lost) + 1))
+
+
+@pytest.mark.cluster
+def test_a_rank_that_hangs_is_named_and_costs_no_row(ray_cluster, shards, tmp_path):
+    config = config_of(shards, tmp_path, "hung", steps=4000, checkpoint_every=2, evaluate_every=0)
+    config = replace(config, scale=replace(config.scale, collective_timeout_s=5))
+
+    def stop_one() -> None:
+        while len(rows(tmp_path, "hung")) < 6:
+            time.sleep(0.05)
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if " ".join(process.cmdline()).startswith("ray::RayTrainWorker"):
+                    process.suspend()  # as if it hung: Ray sees nothing wrong with it
+                    return
+
+    stopping = threading.Thread(target=stop_one, daemon=True)
+    stopping.start()
+    named = r"CollectiveTimeout: rank [01] waited 5 s \(scale\.collective_timeout_s\) in step \d+; missing: rank [01]"
+    with pytest.raises(RuntimeError, match=named):
+        train(config)
+    stopping.join()
+    got = rows(tmp_path, "hung")
+    assert [r["step"] for r in got] == list(range(1, len(got) + 1))
+    assert Checkpoints(RunFolder(str(tmp_path), "hung")).complete()[0].step >= 4
+
+
 def test_what_cannot_be_trained_on_is_named(shards, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         train(config_of(str(tmp_path / "nowhere"), tmp_path, "x"))
+    with pytest.raises(OSError, match=r"/proc/runs"):  # a storage that nobody can write
+        train(config_of(shards, Path("/proc/runs"), "x"))
     config = config_of(shards, tmp_path, "x")
     config = replace(config, model=replace(config.model, backbone=str(tmp_path)))
     with pytest.raises(FileNotFoundError, match=r"no backbone in .*config\.json is missing"):
@@ -212,6 +328,9 @@ def test_what_cannot_be_trained_on_is_named(shards, tmp_path):
         (lambda: LatentDataConfig(max_bad_fraction=2), r"max_bad_fraction must be within 0\.\.1, got 2"),
         (lambda: MotionConfig(heads=5), "heads must divide hidden"),
         (lambda: MotionConfig(context_frames=100), "multiple of chunk_frames.*got 100"),
+        (lambda: ScaleConfig(ranks=2, min_ranks=3), r"min_ranks must be in 1\.\.ranks \(2\), got 3"),
+        (lambda: TrainConfig(max_skipped_steps=-1), "max_skipped_steps must be >= 0, got -1"),
+        (lambda: TrainConfig(loss_spike=0), "loss_spike must be > 0, got 0"),
         (lambda: RunConfig(name="a/b"), "plain folder name, got 'a/b'"),
         (lambda: Stage2Config(scale=ScaleConfig(ranks=3)), "one of 1, 2, 4, 8, 16; got 3"),
         (

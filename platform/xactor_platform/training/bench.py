@@ -67,7 +67,7 @@ def _measure(options: dict[str, Any]) -> dict[str, Any]:
         ranks=1,
         bf16=use_bf16(config.train, device),
     )
-    clock, loop, resident, waits, frames = Clock(), [], [], [], []
+    clock, loop, resident, waits, frames = Clock(device), [], [], [], []
     stream = PlannedStream(stage.reader, config.plan, rank=0, ranks=1, start=Cursor(), steps=rounds + 1)
     steps = walk(index.frames, index.shard, config.plan, Cursor())
     with stream:

@@ -16,7 +16,7 @@ Config = TypeVar("Config", bound=StageConfig)
 
 
 def main(presets: Mapping[str, Callable[[], StageConfig]], py_modules: list[str]) -> None:
-    """Trains as the command line says, and exits: 0 done, 1 the run failed, 2 it cannot work.
+    """Trains as the command line says, and exits: 0 done or stopped as asked, 1 failed, 2 cannot work, 143 SIGTERM.
 
     Args:
         presets: the first, `tiny`, is taken where none is named. Without any arguments at all it trains on the demo
@@ -35,6 +35,12 @@ def main(presets: Mapping[str, Callable[[], StageConfig]], py_modules: list[str]
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    if outcome.stopped:
+        print(
+            f"stopped ({outcome.stopped}): step {outcome.last['step']} of {config.train.steps} is in a checkpoint; "
+            f"the same command goes on"
+        )
+        sys.exit(143 if outcome.stopped == "SIGTERM" else 0)
     held_out = outcome.last.get("held_out_loss")
     score = "no held-out shards" if held_out is None else f"held-out loss {held_out:.4f}"
     print(

@@ -1,7 +1,8 @@
 """What every training run is made of: frozen dataclasses, from which the command line is built."""
 
+import json
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -25,13 +26,16 @@ class RunConfig:
     storage: URI under which runs are kept (local, s3://, gs://).
     name: this run's folder there.
     resume: insist on going on; the saved config is the default of every other option.
+    patience_s: how long the storage may fail before the run ends; it trains on meanwhile.
     """
 
     storage: str = "runs"
     name: str = "tiny"
     resume: bool = False
+    patience_s: int = 120
 
     def __post_init__(self):
+        at_least(self, 0, "patience_s")
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"run name must be a plain folder name, got {self.name!r}")
 
@@ -39,7 +43,10 @@ class RunConfig:
 @dataclass(frozen=True, kw_only=True)
 class ScaleConfig:
     """
-    ranks: worker processes; must divide train.micro_batches.
+    ranks: worker processes; must divide train.micro_batches. A run may go on with another number.
+    min_ranks: go on with fewer, down to so many, where nodes are lost, and with more again when they come back; None
+        is always `ranks`.
+    resize_s: how often to look whether there is room for more.
     cpus_per_rank: CPUs reserved for each. Some must be left for Ray Data to read with.
     threads: torch threads a rank on CPU. Part of the config: resume is bit-equal only with the same number.
     device: `gpu` reserves one for each rank; `auto` where the cluster has any.
@@ -49,6 +56,8 @@ class ScaleConfig:
     """
 
     ranks: int = 2
+    min_ranks: int | None = None
+    resize_s: int = 60
     cpus_per_rank: float = 0.5
     threads: int = 1
     device: Literal["auto", "cpu", "gpu"] = "auto"
@@ -57,8 +66,10 @@ class ScaleConfig:
     max_failures: int = 2
 
     def __post_init__(self):
-        at_least(self, 1, "ranks", "threads", "start_timeout_s", "collective_timeout_s")
+        at_least(self, 1, "ranks", "threads", "start_timeout_s", "collective_timeout_s", "resize_s")
         at_least(self, 0, "max_failures", "cpus_per_rank")
+        if self.min_ranks is not None and not 1 <= self.min_ranks <= self.ranks:
+            raise ValueError(f"min_ranks must be in 1..ranks ({self.ranks}), got {self.min_ranks}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +95,9 @@ class TrainConfig:
     evaluate_every, checkpoint_every: in steps; 0 is only at the end.
     evaluate_frames: how many held-out frames an evaluation takes.
     keep_checkpoints: how many of the newest to keep.
+    keep_best: how many of those with the lowest held-out loss to keep besides.
+    max_skipped_steps: past so many steps without an update, since a gradient was not finite, the run stops.
+    loss_spike: a loss of more than so many times the median of the last 50 is logged and counted, no more.
     precision: `auto` is bf16 on a GPU and fp32 on a CPU.
     gradient_checkpointing: recompute activations in the backward pass.
     overlap_comm: DeepSpeed's overlap of reduction and backward; it has had races, so off by default.
@@ -105,6 +119,9 @@ class TrainConfig:
     evaluate_frames: int = 4096
     checkpoint_every: int = 200
     keep_checkpoints: int = 3
+    keep_best: int = 1
+    max_skipped_steps: int = 20
+    loss_spike: float = 3.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gradient_checkpointing: bool = False
     overlap_comm: bool = False
@@ -114,7 +131,8 @@ class TrainConfig:
     def __post_init__(self):
         at_least(self, 1, "steps", "micro_batches", "budget_frames", "window_shards", "keep_checkpoints")
         at_least(self, 0, "seed", "warmup_steps", "evaluate_every", "evaluate_frames", "checkpoint_every")
-        for name in ("learning_rate", "clip_norm"):
+        at_least(self, 0, "keep_best", "max_skipped_steps")
+        for name in ("learning_rate", "clip_norm", "loss_spike"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
 
@@ -152,3 +170,8 @@ class StageConfig(ABC):
     @abstractmethod
     def plan(self) -> PlanConfig:
         """How its epochs are cut."""
+
+
+def as_dict(config: StageConfig) -> dict[str, Any]:
+    """As JSON has it, which knows lists but no tuples."""
+    return json.loads(json.dumps(asdict(config)))

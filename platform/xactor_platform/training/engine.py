@@ -12,7 +12,9 @@ from torch import nn
 from xactor_platform.training.config import TrainConfig
 
 
-def deepspeed_config(config: TrainConfig, *, ranks: int, bf16: bool) -> dict[str, Any]:
+def deepspeed_config(
+    config: TrainConfig, *, ranks: int, bf16: bool, universal: bool = False
+) -> dict[str, Any]:
     """DeepSpeed's configuration, every default that matters stated.
 
     Any number of backwards makes a step (`managed_gradient_accumulation` off), and ranks add their gradients: the
@@ -36,6 +38,7 @@ def deepspeed_config(config: TrainConfig, *, ranks: int, bf16: bool) -> dict[str
             "reduce_bucket_size": 200_000_000,
         },
         "zero_force_ds_cpu_optimizer": False,
+        "checkpoint": {"load_universal": universal},
         "optimizer": {
             "type": "AdamW",
             "params": {
@@ -58,8 +61,12 @@ def make_engine(
     *,
     ranks: int,
     bf16: bool,
+    universal: bool = False,
 ):
-    """The engine around the objective, in a process group that exists already. Each group has its own learning rate."""
+    """The engine around the objective, in a process group that exists already. Each group has its own learning rate.
+
+    universal: what it will load was written by another number of ranks, and converted.
+    """
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
@@ -72,7 +79,7 @@ def make_engine(
     engine, *_ = deepspeed.initialize(
         model=objective,
         model_parameters=[{"params": list(group)} for group in groups],  # pyright: ignore[reportArgumentType]
-        config=deepspeed_config(config, ranks=ranks, bf16=bf16),
+        config=deepspeed_config(config, ranks=ranks, bf16=bf16, universal=universal),
         dist_init_required=False,
     )
     return engine

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import ray.train
 import ray.train.torch
@@ -18,34 +17,49 @@ from xactor_platform.batch import Batch
 from xactor_platform.index import BadSample, load_index
 from xactor_platform.plan import Cursor, Step, walk
 from xactor_platform.stream import PlannedStream
-from xactor_platform.training.config import StageConfig
+from xactor_platform.training.checkpoints import Checkpoints
+from xactor_platform.training.config import StageConfig, as_dict
 from xactor_platform.training.engine import make_engine, set_learning_rates, use_bf16
-from xactor_platform.training.recorder import Clock, Recorder, StepResult, TrainingStopped
+from xactor_platform.training.health import TrainingStopped, Watch
+from xactor_platform.training.notices import Notices
+from xactor_platform.training.recorder import Clock, Recorder, StepResult
+from xactor_platform.training.restore import Restored, newest_checkpoint
 from xactor_platform.training.run_folder import EXPORT, RunFolder
+from xactor_platform.training.saver import Saver
+from xactor_platform.training.snapshot import TAG
 from xactor_platform.training.stage import Facts, Stage, stage_of
-
-STATE_TAG = "state"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the driver hands each rank."""
+    """What the driver hands each rank. holder: of the run's lease."""
 
     config: StageConfig
     facts: Facts
+    holder: str
 
 
-def train_rank(job: dict[str, Job]) -> str | None:
-    """Ray Train's `train_loop_per_worker`. Returns why the run stopped, where it could not go on."""
+@dataclass(frozen=True)
+class Ending:
+    """How the ranks came to an end. stopped: why they could not go on; asked: somebody wanted them to stop."""
+
+    stopped: str | None = None
+    asked: bool = False
+
+
+def train_rank(job: dict[str, Job]) -> Ending:
+    """Ray Train's `train_loop_per_worker`."""
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it would repeat every report of every rank
+    watch = Watch(job["job"].config.scale.collective_timeout_s)
     try:
-        _train(job["job"])
+        with watch.naming():
+            return Ending(asked=_train(job["job"], watch))
     except TrainingStopped as error:
-        return str(error)
-    return None
+        return Ending(stopped=str(error))
 
 
-def _train(job: Job) -> None:
+def _train(job: Job, watch: Watch) -> bool:
+    """Trains to the end, or until it is asked to stop: then True."""
     config, train = job.config, job.config.train
     context = ray.train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
@@ -53,23 +67,44 @@ def _train(job: Job) -> None:
 
     index = load_index(config.data.shards, max_bad_fraction=config.data.max_bad_fraction)
     stage = stage_of(config)(config, job.facts, index, rank=rank, ranks=ranks, device=device)
-    engine = make_engine(
-        stage.objective, train, stage.parameter_groups(), ranks=ranks, bf16=use_bf16(train, device)
-    )
-    done, cursor = _restore(engine, stage)
+    folder = RunFolder(config.run.storage, config.run.name, config.run.patience_s)
+    checkpoints = Checkpoints(folder, keep=train.keep_checkpoints, keep_best=train.keep_best)
+    parameters = sum(p.numel() for p in stage.objective.parameters())
+    with newest_checkpoint(checkpoints, parameters) as found:
+        engine = make_engine(
+            stage.objective,
+            train,
+            stage.parameter_groups(),
+            ranks=ranks,
+            bf16=use_bf16(train, device),
+            universal=bool(found and found.universal),
+        )
+        done, cursor = _restore(engine, stage, found)
     training, left = stage.reader.index, train.steps - done
     steps = islice(walk(training.frames, training.shard, config.plan, cursor), left)
     stream = PlannedStream(
         stage.reader, config.plan, rank=rank, ranks=ranks, start=cursor, steps=left, done=done
     )
-    clock, recorder = Clock(), Recorder(config, rank, stage.flops_per_frame, first_step=done)
-
-    with stream, recorder:
+    clock, notices = Clock(device), Notices(folder, rank)
+    recorder = Recorder(config, rank, stage.flops_per_frame, first_step=done)
+    saver = Saver(
+        checkpoints,
+        rank=rank,
+        ranks=ranks,
+        token=recorder.token,
+        parameters=parameters,
+        config=as_dict(config),
+        timeout_s=config.scale.collective_timeout_s,
+        before_commit=lambda: recorder.before_commit(job.holder),
+        committed=recorder.committed,
+    )
+    with recorder, saver, stream:
         for number, planned in enumerate(steps, start=done + 1):  # so many are done after it
+            watch.step = number
             stage.begin(number - 1)
             rates = stage.rates(number - 1)
             set_learning_rates(engine, rates)
-            result = train_step(engine, stage, stream, planned, number - 1, config, clock)
+            result = train_step(engine, stage, stream, planned, number - 1, config, clock, notices.seen())
             recorder.bad(result, planned)
             recorder.samples(number, result.samples)
             row = {
@@ -86,13 +121,17 @@ def _train(job: Job) -> None:
             }
             if _due(number, train.evaluate_every, train.steps):
                 row |= stage.evaluate(number - 1)
-            recorder.step(row, clock)
+            recorder.step(row, clock, result.own_s)
             if number == train.steps and rank == 0:
-                _export(stage, config)
-            if _due(number, train.checkpoint_every, train.steps):
-                recorder.flush()
-                with recorder.checkpoint():
-                    _save(engine, stage, number, planned.following, row)
+                _export(stage, folder)
+            saver.check()
+            stop, leaving = notices.stop(result.notices), notices.leaving(result.notices)
+            if stop or leaving or _due(number, train.checkpoint_every, train.steps):
+                state = {"step": number, "cursor": vars(planned.following), "stage": stage.state()}
+                saver.save(engine, number, state, row.get("held_out_loss"))
+            if stop and number < train.steps:
+                return True
+    return False
 
 
 def train_step(
@@ -103,19 +142,24 @@ def train_step(
     step: int,
     config: StageConfig,
     clock: Clock,
+    notices: int = 0,
 ) -> StepResult:
-    """Global step number `step`: this rank's micro-batches forward and backward, then the optimizer."""
+    """Global step number `step`: this rank's micro-batches forward and backward, then the optimizer.
+
+    notices: rank 0's, which all ranks learn of together.
+    """
     clock.begin()
     ranks = dist.get_world_size()
     frames = stage.target_frames(planned, step)
-    totals = torch.zeros(2, dtype=torch.float64, device=engine.device)  # summed loss, bad samples
+    totals = torch.zeros(4, dtype=torch.float64, device=engine.device)  # loss, bad samples, notices, seconds
     bad: list[BadSample] = []
     samples: list[tuple[str, int, int]] = []
     for _ in range(config.train.micro_batches // ranks):
         with clock.waiting():
             batch = next(stream)
         assert batch.cursor == planned.cursor
-        loss = stage.loss(engine, batch, step, (config.train.seed, planned.cursor.epoch))
+        with clock.computing():
+            loss = stage.loss(engine, batch, step, (config.train.seed, planned.cursor.epoch))
         engine.backward(loss / frames, scale_wrt_gas=False)
         totals[0] += loss.detach()  # on the device: nothing waits for it before the step's end
         totals[1] += len(batch.bad)
@@ -124,10 +168,21 @@ def train_step(
         samples += [(key, start, count) for key, start, count, weight in rows if weight]
     engine.step()
     stage.end(step)
-    dist.all_reduce(totals)
-    loss, bad_anywhere = totals.tolist()
+    totals[2], totals[3] = notices, clock.own_s()
+    everyone = [torch.empty_like(totals) for _ in range(ranks)]
+    dist.all_gather(everyone, totals)
+    gathered = torch.stack(everyone).cpu()  # [ranks, 4]
+    loss, bad_anywhere, noticed, _ = gathered.sum(0).tolist()
     clock.end()
-    return StepResult(loss / frames, frames, bad, int(bad_anywhere), samples)
+    return StepResult(
+        loss=loss / frames,
+        frames=frames,
+        bad=bad,
+        bad_anywhere=int(bad_anywhere),
+        samples=samples,
+        notices=int(noticed),
+        own_s=gathered[:, 3].tolist(),
+    )
 
 
 def _due(step: int, every: int, last: int) -> bool:
@@ -143,32 +198,18 @@ def prepare_device(config: StageConfig) -> torch.device:
     return device
 
 
-def _restore(engine, stage: Stage) -> tuple[int, Cursor]:
+def _restore(engine, stage: Stage, found: Restored | None) -> tuple[int, Cursor]:
     """How many steps are done and where the data goes on: zero and the beginning for a new run."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
+    if found is None:
         return 0, Cursor()
-    with checkpoint.as_directory() as folder:
-        path, state = engine.load_checkpoint(folder, tag=STATE_TAG)
+    path, state = engine.load_checkpoint(found.folder, tag=TAG)
     if path is None:
-        raise TrainingStopped(f"checkpoint {checkpoint.path} cannot be loaded")
+        raise TrainingStopped(f"checkpoint {found.manifest.folder} cannot be loaded")
     stage.load_state(state["stage"])
     return state["step"], Cursor(**state["cursor"])
 
 
-def _save(engine, stage: Stage, step: int, following: Cursor, row: dict[str, Any]) -> None:
-    """A checkpoint of all ranks: each writes its own part, and Ray Train puts them into one folder."""
-    with tempfile.TemporaryDirectory(prefix="xactor-checkpoint-") as folder:
-        state = {"step": step, "cursor": vars(following), "stage": stage.state()}
-        engine.save_checkpoint(folder, tag=STATE_TAG, client_state=state, save_latest=False)
-        ray.train.report(
-            row,
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_dir_name=f"checkpoint-{step:08d}",
-        )
-
-
-def _export(stage: Stage, config: StageConfig) -> None:
+def _export(stage: Stage, run: RunFolder) -> None:
     with tempfile.TemporaryDirectory(prefix="xactor-export-") as folder:
         stage.export(Path(folder))
-        RunFolder(config.run.storage, config.run.name).upload_folder(folder, EXPORT)
+        run.upload_folder(folder, EXPORT)

@@ -2,11 +2,12 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+import uuid
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from xactor_platform.index import BadSample
@@ -14,33 +15,42 @@ from xactor_platform.plan import Step
 from xactor_platform.training.board import Board
 from xactor_platform.training.config import StageConfig
 from xactor_platform.training.engine import peak_flops
+from xactor_platform.training.health import Lag, Spikes, TrainingStopped, places
+from xactor_platform.training.lease import LeaseLost, is_held
 from xactor_platform.training.run_folder import BAD, METRICS, SAMPLES, RunFolder, RunLog
+from xactor_platform.training.saver import Saved
 from xactor_platform.training.telemetry import Telemetry
 from xactor_platform.training.trace import TraceOnDemand
 
 PROGRESS_S = 5.0  # between progress lines
 
 
-class TrainingStopped(ValueError):
-    """The run cannot go on, and every rank knows it: nothing to retry."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What a step gave. loss: a frame of all ranks; bad, samples: this rank's; frames, bad_anywhere: counted on all."""
+    """What a step gave.
+
+    loss: a frame of all ranks; bad, samples: this rank's; frames, bad_anywhere: counted on all. notices: rank 0's, from
+    outside. own_s: what each rank took for itself, [ranks].
+    """
 
     loss: float
     frames: int
     bad: list[BadSample]
     bad_anywhere: int
     samples: list[tuple[str, int, int]]
+    notices: int
+    own_s: list[float]
 
 
 class Clock:
-    """How long a step takes, and how much of it is waiting for data."""
+    """How long a step takes, how much of it is waiting for data, and how much a rank takes for itself."""
+
+    def __init__(self, device: torch.device):
+        self._on_gpu = device.type == "cuda"
 
     def begin(self) -> None:
-        self._begun, self.waited_s = time.perf_counter(), 0.0
+        self._begun, self.waited_s, self._computed_s = time.perf_counter(), 0.0, 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -48,6 +58,27 @@ class Clock:
         begun = time.perf_counter()
         yield
         self.waited_s += time.perf_counter() - begun
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Time inside, of forward passes, which wait for no other rank, counts as the rank's own."""
+        if not self._on_gpu:
+            begun = time.perf_counter()
+            yield
+            self._computed_s += time.perf_counter() - begun
+            return
+        events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        events[0].record()
+        yield
+        events[1].record()
+        self._events.append(events)
+
+    def own_s(self) -> float:
+        """Waiting for data and forward passes, once all of the step is on its way."""
+        if self._events:
+            self._events[-1][1].synchronize()
+        gpu_ms = sum(first.elapsed_time(last) for first, last in self._events)
+        return self.waited_s + self._computed_s + gpu_ms / 1000
 
     def end(self) -> None:
         self.step_s = time.perf_counter() - self._begun
@@ -58,11 +89,16 @@ class Recorder:
 
     def __init__(self, config: StageConfig, rank: int, flops_per_frame: float | None, *, first_step: int):
         self._config, self._rank, self._first = config, rank, first_step
-        folder = RunFolder(config.run.storage, config.run.name)
+        folder = RunFolder(config.run.storage, config.run.name, config.run.patience_s)
         wanted = (METRICS, BAD) + ((SAMPLES,) if config.train.log_samples else ())
-        self._attempt = 0
-        if rank == 0:
-            self._attempt = max((row.get("attempt", 0) for row in folder.read_lines(METRICS)), default=0) + 1
+        rows = folder.read_lines(METRICS) if rank == 0 else []
+        self._attempt = max((row.get("attempt", 0) for row in rows), default=0) + 1
+        self._spikes = Spikes(config.train.loss_spike, last_attempts(rows, first_step))
+        self._lag = Lag(places())
+        token = [uuid.uuid4().hex]
+        dist.broadcast_object_list(token, src=0)
+        self.token = token[0]  # of this start of the ranks
+        self._folder = folder
         self._logs = {name: RunLog(folder, name) for name in wanted} if rank == 0 else {}
         self._telemetry = Telemetry(config.run.name, rank, config.train.steps)
         self._trace = TraceOnDemand(folder)
@@ -112,11 +148,22 @@ class Recorder:
                 row = {"step": step, "attempt": self._attempt, "rank": rank, "samples": samples}
                 self._logs[SAMPLES].write(row)
 
-    def step(self, row: dict[str, Any], clock: Clock) -> None:
-        """A line of metrics.jsonl: `row` and the step's times; now and then a line of progress."""
+    def step(self, row: dict[str, Any], clock: Clock, own_s: list[float]) -> None:
+        """A line of metrics.jsonl: `row` and the step's times; now and then a line of progress.
+
+        Past the bound of steps without an update the run stops, on all ranks alike.
+        """
         self._telemetry.times(clock.step_s, clock.waited_s)
-        if self._rank:
-            return
+        if self._rank == 0:
+            self._write(row, clock, own_s)
+        bound = self._config.train.max_skipped_steps
+        if row["skipped"] > bound:
+            raise TrainingStopped(
+                f"{row['skipped']} steps had a gradient that is not finite, more than train.max_skipped_steps "
+                f"({bound}) allows; the last is step {row['step']}"
+            )
+
+    def _write(self, row: dict[str, Any], clock: Clock, own_s: list[float]) -> None:
         rate = row["frames"] / clock.step_s
         ranks = dist.get_world_size()
         row["step_s"] = round(clock.step_s, 4)
@@ -125,7 +172,15 @@ class Recorder:
         row["mfu"] = None
         if self._flops_per_frame and self._peak:
             row["mfu"] = rate * self._flops_per_frame / (self._peak * ranks)
+        if self._spikes.seen(row["loss"]):
+            print(
+                f"step {row['step']}: loss {row['loss']:.4f} stands out, usual is {self._spikes.usual:.4f}",
+                flush=True,
+            )
+        row["loss_spikes"] = self._spikes.count
         row["attempt"] = self._attempt
+        if lagging := self._lag.found(own_s):
+            print(f"step {row['step']}: {lagging}", flush=True)
         self._logs[METRICS].write(row)
         self._telemetry.step(row)
         self._trace.step(row["step"])
@@ -133,9 +188,18 @@ class Recorder:
             self._board.step(row)
         self._show(row)
 
-    def checkpoint(self) -> AbstractContextManager[None]:
-        """What is inside makes a checkpoint of all ranks."""
-        return contextlib.nullcontext() if self._rank else self._telemetry.checkpoint()
+    def before_commit(self, holder: str) -> None:
+        """Rank 0, before a checkpoint counts: the rows up to it are in the storage, and the run is still ours.
+
+        A rank that a crash of its driver left behind must not write into the run that goes on without it.
+        """
+        self.flush()
+        if not is_held(self._folder, holder):
+            raise LeaseLost(f"run {self._folder.uri} was taken over by another driver: this one ends")
+
+    def committed(self, saved: Saved) -> None:
+        """Rank 0: a checkpoint has come to exist."""
+        self._telemetry.checkpoint(saved.seconds, saved.blocked_s)
 
     def flush(self) -> None:
         if self._board:
@@ -158,3 +222,12 @@ class Recorder:
             f"data wait {row['data_wait_s'] / row['step_s']:.0%}  {left // 60}:{left % 60:02d} left",
             flush=True,
         )
+
+
+def last_attempts(rows: Iterable[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
+    """Of rows of metrics.jsonl those that count, one for each of the first `steps` steps: the last attempt's."""
+    by_step: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        if row["step"] <= steps and row["attempt"] >= by_step.get(row["step"], row)["attempt"]:
+            by_step[row["step"]] = row
+    return [by_step[step] for step in sorted(by_step)]

@@ -1,14 +1,17 @@
 """A run's folder, `<storage>/<name>/`: config.json, metrics.jsonl, samples.jsonl, checkpoints, sheets/, export/."""
 
+import contextlib
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pyarrow import fs
 
-from xactor_platform.location import Location
+from xactor_platform.location import Location, inside
+from xactor_platform.patience import PATIENCE_S, patiently
 
 CONFIG, METRICS, SAMPLES, BAD, EXPORT, SHEETS = (
     "config.json",
@@ -20,32 +23,52 @@ CONFIG, METRICS, SAMPLES, BAD, EXPORT, SHEETS = (
 )
 
 
-class RunFolder:
-    """Reads and writes the files of one run, on any filesystem of pyarrow's."""
+Result = TypeVar("Result")
 
-    def __init__(self, storage: str, name: str):
+
+class RunFolder:
+    """Reads and writes the files of one run, on any filesystem of pyarrow's.
+
+    Where the storage fails it is tried again, for `patience_s` seconds: then it is StorageLost.
+    """
+
+    def __init__(self, storage: str, name: str, patience_s: float = PATIENCE_S):
         self.storage = Location.parse(storage)
-        self.location = Location.parse(f"{storage.rstrip('/')}/{name}")
+        self.location = Location.parse(inside(storage, name))
+        self.patience_s = patience_s
 
     @property
     def uri(self) -> str:
-        return self.location.uri if not self.location.is_local else self.location.path
+        """As messages name it: without the options of a storage's URI."""
+        return self.location.path if self.location.is_local else self.location.uri.partition("?")[0]
+
+    def uri_of(self, name: str) -> str:
+        """Of something in it, to be opened."""
+        return inside(self.location.path if self.location.is_local else self.location.uri, name)
 
     def write_text(self, name: str, text: str) -> None:
         self.write_bytes(name, text.encode())
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Whole or not at all. The name may have folders in front."""
-        with self.location.replace(name) as stream:
-            stream.write(data)
 
-    def read_text(self, name: str) -> str | None:
+        def write() -> None:
+            with self.location.replace(name) as stream:
+                stream.write(data)
+
+        self._patiently(write, name)
+
+    def read_text(self, name: str, patience_s: float | None = None) -> str | None:
         """None where there is no such file."""
         path = f"{self.location.path}/{name}"
-        if self.location.filesystem.get_file_info(path).type == fs.FileType.NotFound:
-            return None
-        with self.location.open(name) as file:
-            return file.read().decode()
+
+        def read() -> str | None:
+            if self.location.filesystem.get_file_info(path).type == fs.FileType.NotFound:
+                return None
+            with self.location.open(name) as file:
+                return file.read().decode()
+
+        return self._patiently(read, name, patience_s)
 
     def read_lines(self, name: str) -> list[dict[str, Any]]:
         """A JSONL file's rows; a line cut short by a crash is left out."""
@@ -58,13 +81,37 @@ class RunFolder:
         return rows
 
     def upload_folder(self, source: str | Path, name: str) -> None:
-        """A local folder into the run's: complete, or the old one stays."""
+        """A local folder into the run's: complete, or the old one stays.
+
+        An object store cannot move folders: there the old one goes first, and both are never mixed.
+        """
         target, part = f"{self.location.path}/{name}", f"{self.location.path}/.{name}.part"
         filesystem = self.location.filesystem
-        self._delete(part)
-        fs.copy_files(str(source), part, destination_filesystem=filesystem)
-        self._delete(target)
-        filesystem.move(part, target)
+
+        def upload() -> None:
+            if not self.location.is_local:
+                self._delete(target)
+                fs.copy_files(str(source), target, destination_filesystem=filesystem)
+                return
+            self._delete(part)
+            fs.copy_files(str(source), part, destination_filesystem=filesystem)
+            self._delete(target)
+            filesystem.move(part, target)
+
+        self._patiently(upload, name)
+
+    def delete(self, name: str) -> None:
+        """Where there is such a file."""
+
+        def delete() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self.location.delete(name)
+
+        self._patiently(delete, name)
+
+    def _patiently(self, work: Callable[[], Result], name: str, patience_s: float | None = None) -> Result:
+        seconds = self.patience_s if patience_s is None else patience_s
+        return patiently(work, f"{self.uri}/{name}", seconds)
 
     def _delete(self, path: str) -> None:
         if self.location.filesystem.get_file_info(path).type != fs.FileType.NotFound:
@@ -74,11 +121,13 @@ class RunFolder:
 class RunLog:
     """A JSONL file that grows a line at a time.
 
-    An object store cannot append: there, lines gather in a local file that `flush` uploads whole.
+    A line that cannot be written now, on a full disk say, waits for the next one. An object store cannot append: there,
+    lines gather in a local file that `flush` uploads whole.
     """
 
     def __init__(self, folder: RunFolder, name: str):
         self._folder, self._name = folder, name
+        self._waiting = ""
         if folder.location.is_local:
             self._path = Path(folder.location.path) / name
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,21 +135,32 @@ class RunLog:
         else:
             self._path = Path(tempfile.mkdtemp(prefix="xactor-log-")) / name
             self._path.write_text(folder.read_text(name) or "")
-        self._file = self._path.open("a")
+        self._file = self._path.open("ab", buffering=0)
 
     def write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        self._waiting += json.dumps(row) + "\n"
+        with contextlib.suppress(OSError):
+            self._write_waiting()
 
     def flush(self) -> None:
+        """StorageLost where the lines could not be written for the folder's patience."""
+        patiently(self._write_waiting, f"{self._folder.uri}/{self._name}", self._folder.patience_s)
         if not self._folder.location.is_local:
             self._folder.write_text(self._name, self._path.read_text())
 
     def close(self) -> None:
-        self.flush()
-        self._file.close()
-        if not self._folder.location.is_local:
-            shutil.rmtree(self._path.parent, ignore_errors=True)
+        try:
+            self.flush()
+        finally:
+            self._file.close()
+            if not self._folder.location.is_local:
+                shutil.rmtree(self._path.parent, ignore_errors=True)
+
+    def _write_waiting(self) -> None:
+        while self._waiting:  # a disk that fills takes a part
+            data = self._waiting.encode()
+            written = self._file.write(data) or 0
+            self._waiting = data[written:].decode()
 
 
 def _end_last_line(path: Path) -> None:

@@ -1,9 +1,8 @@
 """What a training shows to Prometheus: `xactor_train_*`, which Ray's agents export as `ray_xactor_train_*`."""
 
-import contextlib
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,7 +23,8 @@ COLUMNS = {
     "frames_per_s": ("frames_per_second", "Frames a second of all ranks, of the last step"),
     "padding": ("padding_ratio", "Share of the last step's frames that is padding"),
     "mfu": ("mfu_ratio", "FLOPs that the model needs over those that the GPUs could do"),
-    "skipped": ("skipped_steps", "Steps without an update since the ranks started: a gradient overflowed"),
+    "skipped": ("skipped_steps", "Steps of the run without an update: a gradient was not finite"),
+    "loss_spikes": ("loss_spikes", "Steps of the run whose loss stood out"),
 }
 
 
@@ -54,7 +54,14 @@ class Telemetry:
         self._gauge("steps", "Global steps that the run is to do", self._run).set(steps)
         self._frames = Counter(f"{PREFIX}frames_total", "Frames trained on, padding not counted", ("run",))
         self._bad = self._gauge("bad_samples", "Samples found bad when they were read", self._run)
-        self._save_s = self._gauge("checkpoint_seconds", "How long the last checkpoint took", self._run)
+        self._save_s = self._gauge(
+            "checkpoint_seconds",
+            "How long the last checkpoint took, most of it beside the training",
+            self._run,
+        )
+        self._blocked_s = self._gauge(
+            "checkpoint_blocked_seconds", "How long the training waited for the last checkpoint", self._run
+        )
         self._saved = self._gauge(
             "checkpoint_unix_seconds",
             "When the last checkpoint was finished, or the ranks started; what came after would be lost",
@@ -80,12 +87,10 @@ class Telemetry:
         """Rank 0: so many were found bad since the ranks started, on all of them."""
         self._bad.set(samples)
 
-    @contextlib.contextmanager
-    def checkpoint(self) -> Iterator[None]:
-        """Rank 0: what is inside makes a checkpoint."""
-        begun = time.perf_counter()
-        yield
-        self._save_s.set(time.perf_counter() - begun)
+    def checkpoint(self, seconds: float, blocked_s: float) -> None:
+        """Rank 0: a checkpoint was finished."""
+        self._save_s.set(seconds)
+        self._blocked_s.set(blocked_s)
         self._saved.set(time.time())
 
     def _gauge(self, name: str, what: str, tags: dict[str, str]) -> Gauge:

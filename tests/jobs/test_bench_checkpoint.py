@@ -1,0 +1,23 @@
+"""The bench of checkpoints on a small state: what it reports, not how fast this machine is."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_it_reports_what_a_step_waits_for(tmp_path):
+    out = tmp_path / "checkpoint.json"
+    command = [sys.executable, "jobs/bench_checkpoint.py", "--width", "256", "--layers", "3", "--rounds", "2"]
+    run = subprocess.run(
+        [*command, "--output", str(out)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    report = json.loads(out.read_text())
+    assert report["state_bytes"] > 16 * 3 * 256 * 256
+    assert 0 < report["blocked_s"] <= report["synchronous_s"]
+    assert report["plain_s"] > 0
+    assert report["command"].endswith("--rounds 2 --output " + str(out))
+    assert "GB: a step waits" in run.stdout

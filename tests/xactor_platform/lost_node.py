@@ -1,0 +1,94 @@
+"""A training on two nodes beside the head, of which one is lost: for test_elastic.
+
+python lost_node.py SHARDS STORAGE
+"""
+
+import os
+import sys
+import threading
+import time
+
+os.environ |= {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+
+import ray
+from ray.cluster_utils import Cluster
+
+from xactor_platform.cluster import free_port
+from xactor_platform.training.config import RunConfig, ScaleConfig, TrainConfig
+from xactor_platform.training.launch import train
+from xactor_platform.training.run_folder import METRICS, RunFolder
+from xactor_platform.training.stage2_config import LatentDataConfig, MotionConfig, Stage2Config
+
+STEPS, LOSE_AFTER = 40, 8
+
+
+def config_of(shards: str, storage: str) -> Stage2Config:
+    return Stage2Config(
+        run=RunConfig(storage=storage, name="run"),
+        scale=ScaleConfig(
+            ranks=4,
+            min_ranks=1,
+            cpus_per_rank=1,
+            resize_s=600,
+            start_timeout_s=60,
+            collective_timeout_s=120,
+            max_failures=3,
+        ),
+        data=LatentDataConfig(shards=shards, max_bad_fraction=0.5),
+        model=MotionConfig(
+            hidden=32,
+            layers=2,
+            heads=2,
+            kv_heads=1,
+            mlp=48,
+            audio_width=16,
+            chunk_frames=8,
+            context_frames=48,
+        ),
+        train=TrainConfig(
+            steps=STEPS,
+            micro_batches=4,
+            budget_frames=96,
+            warmup_steps=2,
+            learning_rate=1e-2,
+            evaluate_every=0,
+            checkpoint_every=4,
+            log_samples=True,
+        ),
+    )
+
+
+def main(shards: str, storage: str) -> None:
+    port = free_port()
+    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+    head = {
+        "num_cpus": 1,
+        "dashboard_port": port,
+        "include_dashboard": True,
+        "object_store_memory": 256 << 20,
+    }
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    nodes = [cluster.add_node(num_cpus=2, object_store_memory=256 << 20) for _ in range(2)]
+    cluster.wait_for_nodes()
+    ray.init(address=cluster.address, logging_level="WARNING")
+    folder = RunFolder(storage, "run")
+
+    def lose() -> None:
+        while not any(row["step"] >= LOSE_AFTER for row in folder.read_lines(METRICS)):
+            time.sleep(0.05)
+        cluster.remove_node(nodes[1], allow_graceful=False)
+        print("lost a node", flush=True)
+
+    threading.Thread(target=lose, daemon=True).start()
+    outcome = train(config_of(shards, storage))
+    print(f"done: step {outcome.last['step']}", flush=True)
+    ray.shutdown()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

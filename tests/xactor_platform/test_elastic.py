@@ -1,0 +1,116 @@
+"""Training that goes on with fewer ranks when a node is lost, and a cluster that grows for it from nothing."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import ray.train
+
+from xactor_platform.cluster import WorkerGroup, local_cluster
+from xactor_platform.plan import PlanConfig
+from xactor_platform.shards import ShardWriter
+from xactor_platform.training import elastic
+from xactor_platform.training.crash_trial import command, history, python_env
+from xactor_platform.training.elastic import SharedSteps
+from xactor_platform.training.recorder import last_attempts
+from xactor_platform.training.run_folder import METRICS, SAMPLES, RunFolder
+
+HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[2]
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> str:
+    folder = str(tmp_path_factory.mktemp("corpus") / "shards")
+    generator = np.random.default_rng(0)
+    for split, clips in (("train", 80), ("test", 2)):
+        with ShardWriter(folder, split, samples_per_shard=20) as writer:
+            for i in range(clips):
+                frames = int(generator.integers(10, 70))
+                motion = generator.standard_normal((frames, 6)).astype(np.float16)
+                audio = generator.standard_normal((frames, 2, 5)).astype(np.float16)
+                meta = {"frames": frames, "fps": 25, "speaker": "s"}
+                writer.write(f"{split}-{i:03d}", {"motion.npy": motion, "audio.npy": audio, "json": meta})
+    return folder
+
+
+@pytest.mark.cluster
+def test_a_lost_node_costs_ranks_and_not_the_run(shards, tmp_path):
+    script = [sys.executable, str(HERE / "lost_node.py"), shards, str(tmp_path)]
+    run = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "lost a node" in run.stdout
+    assert f"done: step {STEPS}" in run.stdout
+    folder = RunFolder(str(tmp_path), "run")
+    by_attempt: dict[int, set[int]] = {}
+    for row in folder.read_lines(SAMPLES):
+        by_attempt.setdefault(row["attempt"], set()).add(row["rank"])
+    sizes = [len(ranks) for _, ranks in sorted(by_attempt.items())]
+    assert sizes[0] == 4
+    assert sizes[-1] == 2  # of three CPUs one reads data
+    rows = last_attempts(folder.read_lines(METRICS), STEPS)
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    history(folder, STEPS)  # no sample twice in an epoch
+
+
+@pytest.mark.cluster
+def test_a_cluster_grows_from_no_node_for_a_training_and_shrinks_after_it(shards, tmp_path):
+    options = {
+        "data.shards": shards,
+        "run.storage": tmp_path,
+        "run.name": "grown",
+        "train.steps": 3,
+        "train.micro-batches": 2,
+        "train.budget-frames": 96,
+        "model.hidden": 32,
+        "model.heads": 2,
+        "model.kv-heads": 1,
+        "model.layers": 1,
+        "model.mlp": 48,
+        "model.chunk-frames": 8,
+        "model.context-frames": 48,
+        "scale.cpus-per-rank": 1,
+        "scale.start-timeout-s": 200,
+    }
+    group = WorkerGroup(cpus=3, max_nodes=1)
+    with local_cluster(cpus=0, groups={"train": group}, idle_s=3, log=tmp_path / "ray.log") as cluster:
+        assert not cluster.worker_nodes()
+        env = python_env(cluster.env, cluster.address)
+        run = subprocess.run(
+            command("train_stage2", options),
+            cwd=ROOT,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert "done: step 3" in run.stdout
+        deadline = time.monotonic() + 120
+        while cluster.worker_nodes() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not cluster.worker_nodes()  # the wish was withdrawn
+
+
+@pytest.mark.parametrize(
+    ("reserved", "cpus", "ranks"),
+    [
+        ([4, 4], 9, 8),
+        ([4, 4], 8, 4),  # one CPU must be left, and 7 do not share a step of 16
+        ([4, 3], 8, 4),
+        ([3], 4, 2),
+        ([1], 1, 0),
+        ([20], 40, 8),  # never more than were asked for
+    ],
+)
+def test_ranks_are_rounded_down_to_what_shares_a_step(monkeypatch, reserved, cpus, ranks):
+    monkeypatch.setattr(elastic, "ray", SimpleNamespace(cluster_resources=lambda: {"CPU": cpus}))
+    scaling = ray.train.ScalingConfig(num_workers=(1, 8), resources_per_worker={"CPU": 1})
+    policy = SharedSteps(scaling, PlanConfig(micro_batches=16), data_cpus=1)
+    nodes = {f"node-{n}": {"CPU": float(cpus)} for n, cpus in enumerate(reserved)}
+    assert policy._count_possible_workers(nodes) == ranks
