@@ -52,7 +52,8 @@ def test_a_frame_is_what_is_shown_in_its_middle(tmp_path, times):
     for n, number in enumerate(seen):
         middle = began + Fraction(2 * n + 1, 50)
         shown = {
-            max(i for i, time in enumerate(times) if time <= middle + by) for by in (-Fraction(1, 10_000), Fraction(1, 10_000))
+            max(i for i, time in enumerate(times) if time <= middle + by)
+            for by in (-Fraction(1, 10_000), Fraction(1, 10_000))
         }
         assert number in shown, n
     # An event is seen half a frame early or late at the most.

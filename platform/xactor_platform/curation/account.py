@@ -4,6 +4,7 @@ import html
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from typing import get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +14,16 @@ from xactor_platform.curation.work import Fate
 from xactor_platform.location import Location
 
 REPORT, PAGE = "report.parquet", "report.html"
-_TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "Status": pa.string()}
+_TYPES = {int: pa.int64(), float: pa.float64()}
+_KINDS = get_type_hints(Fate)
 SCHEMA = pa.schema(
-    [(f.name, _TYPES[str(getattr(f.type, "__name__", f.type)).split(" |")[0]]) for f in fields(Fate)]
+    [
+        (
+            f.name,
+            next((t for kind, t in _TYPES.items() if _KINDS[f.name] in (kind, kind | None)), pa.string()),
+        )
+        for f in fields(Fate)
+    ]
 )
 # What is drawn: a column, its title and unit.
 _HISTOGRAMS = (

@@ -71,12 +71,12 @@ class Bounds:
 class CuratePools:
     """Actors of each stage."""
 
-    probe: Pool = field(default_factory=lambda: Pool(max=2, cpus=0.2))
-    scan: Pool = field(default_factory=lambda: Pool(max=16, cpus=0.5))
-    track: Pool = field(default_factory=lambda: Pool(max=64, cpus=1))
-    cut: Pool = field(default_factory=lambda: Pool(max=32, cpus=0.8))
-    sync: Pool = field(default_factory=lambda: Pool(max=16, cpus=0.8))
-    write: Pool = field(default_factory=lambda: Pool(max=8, cpus=0.2))
+    probe: Pool = field(default_factory=lambda: Pool(max=2, cpus=0.1))
+    scan: Pool = field(default_factory=lambda: Pool(max=16, cpus=0.2))
+    track: Pool = field(default_factory=lambda: Pool(max=64, cpus=0.5))
+    cut: Pool = field(default_factory=lambda: Pool(max=32, cpus=0.4))
+    sync: Pool = field(default_factory=lambda: Pool(max=16, cpus=0.4))
+    write: Pool = field(default_factory=lambda: Pool(max=8, cpus=0.1))
 
     @property
     def least_cpus(self) -> float:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from pyarrow import fs
 
@@ -67,11 +68,15 @@ def list_videos(folder: str) -> tuple[list[Video], list[tuple[str, Fate]]]:
 def video_of(folder: str, name: str, *, corpus: str = "folder", speaker: str | None = None) -> Video:
     """The video of that name below a folder."""
     shown = name.encode("utf-8", "backslashreplace").decode()
-    uri = f"{folder.rstrip('/')}/{name}"
+    if "://" in folder:
+        base, mark, query = folder.partition("?")
+        uri = f"{base.rstrip('/')}/{quote(name)}{mark}{query}"
+    else:
+        uri = os.path.abspath(os.path.join(folder, name))
     return Video(
         key=key_of(shown),
         name=shown,
-        uri=uri if "://" in folder else os.path.abspath(uri),
+        uri=uri,
         corpus=corpus,
         speaker=speaker or os.path.splitext(shown)[0],
     )

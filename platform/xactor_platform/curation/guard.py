@@ -1,5 +1,6 @@
 """A process that decodes what strangers made, and may die of it: bounded in time and memory, away from its actor."""
 
+import atexit
 import ctypes
 import multiprocessing
 import os
@@ -35,6 +36,8 @@ class Guard:
         self, make: Callable[..., Callable[[Any], Any]], arguments: dict[str, Any], memory_bytes: int
     ):
         self._memory_bytes = memory_bytes
+        # Ray ends an actor's children before the actor, which would say at length, as it exits, that they are gone.
+        atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)
         self._pool = ProcessPool(
             max_workers=1,
             initializer=_start,

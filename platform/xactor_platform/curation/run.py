@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 import ray.data
@@ -99,6 +99,7 @@ class Plan:
     def of(cls, config: CurateConfig, syncnet: dict[str, Any], keys: list[str]) -> "Plan":
         """The output's own, with what is new; written down. ValueError: it was made with other settings."""
         place = Location.parse(config.output)
+        place.filesystem.create_dir(place.path, recursive=True)
         settings = json.loads(json.dumps(config.decisive(syncnet)))
         groups: list[list[str]] = []
         if PLAN in place.sizes():
@@ -121,6 +122,10 @@ class Plan:
 
 class Run:
     """One run over videos."""
+
+    stages: ClassVar[dict[str, type[Stage]]] = {
+        kind.name: kind for kind in (Probe, Scan, Track, Cut, Sync, Write)
+    }
 
     def __init__(self, config: CurateConfig, plan: Plan, least_confidence: float, say: Callable[[str], None]):
         self._config, self._say, self._groups = config, say, plan.groups
@@ -165,10 +170,11 @@ class Run:
     def _pipeline(self, videos: list[Video]) -> ray.data.Dataset:
         config, pools, bounds = self._config, self._config.pools, self._config.bounds
 
-        def stage(tables: ray.data.Dataset, kind: type[Stage], pool: Pool, gpus: float = 0, **arguments):
+        def stage(tables: ray.data.Dataset, name: str, gpus: float = 0, **arguments):
+            pool: Pool = getattr(pools, name)
             every = {"output": config.output, "patience": bounds.patience, "memory_gib": bounds.memory_gib}
             return tables.map_batches(
-                kind,  # pyright: ignore
+                self.stages[name],  # pyright: ignore
                 fn_constructor_kwargs={**every, **arguments},
                 batch_size=1,
                 batch_format="pyarrow",
@@ -193,13 +199,13 @@ class Run:
             warnings.simplefilter("ignore", RayDeprecationWarning)
             tables = self._source(videos)
             size = {"most_bytes": bounds.most_bytes, "most_pixels": bounds.most_pixels}
-            tables = stage(tables, Probe, pools.probe, **most, **size)
-            tables = stage(tables, Scan, pools.scan, **most)
-            tables = stage(tables, Track, pools.track)
-            tables = stage(tables, Cut, pools.cut, gates=config.gates, size_px=config.size_px)
-            tables = stage(tables, Sync, pools.sync, gpus, **judge)
+            tables = stage(tables, "probe", **most, **size)
+            tables = stage(tables, "scan", **most)
+            tables = stage(tables, "track")
+            tables = stage(tables, "cut", gates=config.gates, size_px=config.size_px)
+            tables = stage(tables, "sync", gpus, **judge)
             held_out = {"held_out": config.held_out, "seed": config.seed}
-            return stage(tables, Write, pools.write, folder=config.output, **held_out)
+            return stage(tables, "write", folder=config.output, **held_out)
 
     def _source(self, videos: list[Video]) -> ray.data.Dataset:
         return ray.data.from_arrow([pack(video) for video in videos])

@@ -70,9 +70,7 @@ class Scan(Stage):
         found, samples = self._guard((probed, spans), self.patience_s(work))
         if spans is None:
             Parts(self._output, probed.video.key).cut(found)
-        return [
-            finished.get(number) or _piece(probed, number, found, samples) for number in range(len(found))
-        ]
+        return [finished.get(n) or piece for n, piece in enumerate(pieces_of(probed, found, samples))]
 
 
 def sound_of(source: Any, most_s: float) -> np.ndarray:
@@ -134,6 +132,11 @@ def part(first: int, end: int, loudness: np.ndarray) -> list[Span]:
         pieces.append((first, border))
         first = border
     return [*pieces, (first, end)]
+
+
+def pieces_of(probed: Probed, spans: list[Span], samples: np.ndarray) -> list[Piece]:
+    """A video's pieces, with their sound."""
+    return [_piece(probed, number, spans, samples) for number in range(len(spans))]
 
 
 def _piece(probed: Probed, number: int, spans: list[Span], samples: np.ndarray) -> Piece:

@@ -9,7 +9,7 @@ THUMBNAIL_PX = 64
 # Ours, in levels of 255 between thumbnails: what a cut is at least, beside what moves about it, and what always is one.
 _LEAST, _RATIO, _ALWAYS = 6.0, 5.0, 40.0
 _AROUND = 8  # frames before and after
-_LASTS = 3  # frames after which a cut still shows; a camera's flash does not
+_LASTS = 3  # frames before and after which a cut still shows; a camera's flash does not
 
 
 def shot_starts(thumbnails: Iterable[np.ndarray]) -> tuple[list[int], int]:
@@ -18,8 +18,8 @@ def shot_starts(thumbnails: Iterable[np.ndarray]) -> tuple[list[int], int]:
     A cut is a change that stands out from those around it and stays: neither a gesture nor a flash.
     """
     change: list[float] = []  # of frame n from the one before
-    lasting: list[float] = []  # of frame n + _LASTS - 1 from the one before n
-    recent: deque[np.ndarray] = deque(maxlen=_LASTS + 1)
+    lasting: list[float] = []  # of frame n + _LASTS - 1 from those before n, the likest of them
+    recent: deque[np.ndarray] = deque(maxlen=2 * _LASTS)
     for thumbnail in thumbnails:
         picture = thumbnail.astype(np.int16)
         if recent and recent[-1].shape != picture.shape:  # a stream may change its size: that is a cut
@@ -30,7 +30,7 @@ def shot_starts(thumbnails: Iterable[np.ndarray]) -> tuple[list[int], int]:
         recent.append(picture)
         if len(recent) > _LASTS:
             lasting += [255.0] * (len(change) - _LASTS - len(lasting))
-            lasting.append(_apart(recent[0], picture))
+            lasting.append(min(_apart(before, picture) for before in list(recent)[:-_LASTS]))
     lasting += change[len(lasting) :]
     d, stays = np.array(change), np.array(lasting)
     starts = [0] if len(d) else []

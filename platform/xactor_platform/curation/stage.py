@@ -82,7 +82,7 @@ class Stage:
             )
             return replace(work, clips=clips)
         video, facts = (work, None) if isinstance(work, Video) else (work.video, work.facts)
-        detail = " ".join(detail.replace(video.uri, video.name).split())[:500]
+        detail = said(video, detail)
         status = "dropped" if reason in SEEN else "failed"
         fate = fate_of(
             video, facts, status, reason=reason, detail=detail, end_s=facts.seconds if facts else 0.0
@@ -110,13 +110,19 @@ def clip_fate(piece: Piece, number: int, split: str) -> Fate:
         piece.facts,
         clip.status,
         reason=clip.reason,
-        detail=" ".join(clip.detail.replace(piece.video.uri, piece.video.name).split())[:500],
+        detail=said(piece.video, clip.detail),
         clip=clip_key(piece, number),
         start_s=clip.first / FPS,
         end_s=clip.end / FPS,
         split=split,
         **more,
     )
+
+
+def said(video: Video, detail: str) -> str:
+    """In one line, and by the name that people know."""
+    detail = detail.removeprefix(f"{video.uri}: ").replace(video.uri, video.name)
+    return " ".join(detail.split())[:500]
 
 
 def clip_key(piece: Piece, number: int) -> str:

@@ -169,16 +169,17 @@ def _followed(
 
 
 def _chosen(faces: list[Face], frame: np.ndarray, hint: Box | None) -> Face | None:
-    """The largest face, or of those whose middle is where it is meant to be."""
+    """The largest face; of those whose middle is where it is meant to be, if there are any."""
     if hint:
         height, width = frame.shape[:2]
         left, top, right, bottom = hint
-        faces = [
+        meant = [
             face
             for face in faces
             if left <= (face.box[0] + face.box[2]) / 2 / width <= right
             and top <= (face.box[1] + face.box[3]) / 2 / height <= bottom
         ]
+        faces = meant or faces
     return faces[0] if faces else None
 
 
