@@ -4,7 +4,7 @@ A piece travels pickled in one column: arrays of every size are safe there, and 
 """
 
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,7 @@ def tried_twice() -> dict[str, Any]:
     return {"max_restarts": -1, "max_task_retries": 1}
 
 
-def results(tables: ray.data.Dataset) -> Iterator[Any]:
+def results(tables: ray.data.Dataset) -> Generator[Any, None, None]:
     """What comes out of a pipeline, as it comes."""
     for batch in tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from unpack(batch)  # pyright: ignore[reportArgumentType]

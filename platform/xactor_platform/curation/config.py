@@ -50,7 +50,7 @@ class Bounds:
     """
 
     most_bytes: int = 64 << 30
-    most_s: float = 4 * 3600
+    most_s: float = 2 * 3600
     most_pixels: int = 8192 * 4320
     memory_gib: float = 4
     patience: float = 4

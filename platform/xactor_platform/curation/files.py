@@ -67,7 +67,7 @@ def list_videos(folder: str) -> tuple[list[Video], list[tuple[str, Fate]]]:
 
 def video_of(folder: str, name: str, *, corpus: str = "folder", speaker: str | None = None) -> Video:
     """The video of that name below a folder."""
-    shown = name.encode("utf-8", "backslashreplace").decode()
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
     if "://" in folder:
         base, mark, query = folder.partition("?")
         uri = f"{base.rstrip('/')}/{quote(name)}{mark}{query}"

@@ -15,8 +15,6 @@ from xactor_platform.curation.parts import Parts
 from xactor_platform.curation.stage import Stage
 from xactor_platform.curation.work import Facts, Probed, Video
 
-_LONGEST_PX = 64
-
 
 class Probe(Stage):
     """What was refused before is not looked at again."""
@@ -65,9 +63,9 @@ def look(uri: str, *, most_bytes: int, most_s: float, most_pixels: int) -> Facts
                 raise ValueError(f"the first picture cannot be decoded ({error.strerror})") from error
         if rotation is None:
             raise Bad("no_picture", "the video track is empty")
-        first = next(islice(read_span(source, 0, 1, longest_px=_LONGEST_PX), 1), None)
+        # As it is seen: upright, and its pixels square.
+        first = next(islice(read_span(source, 0, 1), 1), None)
     if first is None:
         raise Bad("no_picture", "the video track is empty")
-    if rotation % 180:
-        width, height = height, width
+    height, width = first.shape[:2]
     return Facts(width=width, height=height, fps=rate, rotation=rotation, seconds=seconds)

@@ -10,6 +10,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -144,19 +145,21 @@ class Run:
         # Videos that an earlier run saw and that are gone since must not be waited for.
         listed = {video.key for video in videos} | {key for key, _ in refused}
         self._left = [set(group) - done & set(group) for group in self._groups]
-        self._tally = Tally(videos=len(listed), there=len(done & listed))
+        gone = [key for group in self._left for key in group if key not in listed]
+        self._tally = Tally(videos=len(listed) + len(gone), there=len(done & listed))
         for key, fate in refused:
             if key not in done:
                 self._ended(Parts(self._config.output, key).refuse(fate))
-        for key in [key for group in self._left for key in group if key not in listed]:
-            gone = fate_of_gone(key)
-            self._ended(Parts(self._config.output, key).refuse(gone))
+        for key in gone:
+            missing = Fate(video=key, status="failed", reason="missing", detail="it is not there any more")
+            self._ended(Parts(self._config.output, key).refuse(missing))
         left = [video for video in videos if video.key not in done]
         for attempt in range(1, self._config.attempts + 1):
             if not left:
                 break
-            for ended in results(self._pipeline(left)):
-                self._ended(ended)
+            with closing(results(self._pipeline(left))) as those:  # or it would go on after an error
+                for ended in those:
+                    self._ended(ended)
             left = [video for video in left if video.key not in self._finished]
             if left and attempt < self._config.attempts:
                 self._say(f"{len(left)} videos lost work with its workers, which is tried again")
@@ -180,7 +183,7 @@ class Run:
                 batch_format="pyarrow",
                 zero_copy_batch=True,
                 compute=ray.data.ActorPoolStrategy(
-                    min_size=pool.min, max_size=pool.max, max_tasks_in_flight_per_actor=2
+                    min_size=min(pool.min, len(videos)), max_size=pool.max, max_tasks_in_flight_per_actor=2
                 ),
                 num_cpus=pool.cpus,
                 num_gpus=gpus or None,
@@ -289,8 +292,3 @@ class Run:
     def _all_fates(self) -> Iterator[Fate]:
         for group in self._reports():
             yield from read_fates(self._place, f"{REPORTS}/{group:06d}.parquet")
-
-
-def fate_of_gone(key: str) -> Fate:
-    """Of a video that an earlier run was to look at."""
-    return Fate(video=key, status="failed", reason="missing", detail="it is not there any more")

@@ -1,5 +1,6 @@
 """A stage's actors: they take one piece of work after another, and what fails is a clip's fate, not the job's end."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -122,7 +123,7 @@ def clip_fate(piece: Piece, number: int, split: str) -> Fate:
 def said(video: Video, detail: str) -> str:
     """In one line, and by the name that people know."""
     detail = detail.removeprefix(f"{video.uri}: ").replace(video.uri, video.name)
-    return " ".join(detail.split())[:500]
+    return " ".join(detail.replace(f"{os.path.dirname(video.uri)}/", "").split())[:500]
 
 
 def clip_key(piece: Piece, number: int) -> str:
