@@ -139,6 +139,13 @@ class Run:
         self._assembling: dict[ray.ObjectRef, int] = {}
 
     def make(self, videos: list[Video], refused: list[tuple[str, Fate]]) -> Outcome:
+        try:
+            self._make(videos, refused)
+        finally:  # whatever ends it: shards that are being written are not left half done
+            self._assembled(most=0)
+        return self._account()
+
+    def _make(self, videos: list[Video], refused: list[tuple[str, Fate]]) -> None:
         there = self._reports()
         done = {key for n in there for key in self._groups[n]}
         self._finished = set(done)
@@ -167,8 +174,6 @@ class Run:
             tries = f"tried {self._config.attempts} times, and its workers died each time"
             lost = fate_of(video, None, "failed", reason="lost", detail=tries)
             self._ended(Parts(self._config.output, video.key).refuse(lost))
-        self._assembled(most=0)
-        return self._account()
 
     def _pipeline(self, videos: list[Video]) -> ray.data.Dataset:
         config, pools, bounds = self._config, self._config.pools, self._config.bounds
