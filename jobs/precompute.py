@@ -48,6 +48,7 @@ def main() -> int:
     print(
         f"{made.written} shards written, {made.kept} were there, {len(made.bad)} samples left out: {made.shards}"
     )
+    print("\n".join(made.bill()))
     return 0
 
 

@@ -80,7 +80,7 @@ def find_portrait(picture: np.ndarray, landmarker: FaceLandmarker | None = None)
         ValueError: no face.
     """
     height, width = picture.shape[:2]
-    faces = _search(picture, landmarker or FaceLandmarker(most_faces=5))
+    faces = search_faces(picture, landmarker or FaceLandmarker(most_faces=5))
     if not faces:
         raise ValueError(f"no face is found in the picture of {width}x{height} px")
     left, top, right, bottom = faces[0].box
@@ -102,7 +102,7 @@ def sized_for_video(picture: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(picture[:height, :width])
 
 
-def _search(picture: np.ndarray, landmarker: FaceLandmarker) -> list[Face]:
+def search_faces(picture: np.ndarray, landmarker: FaceLandmarker) -> list[Face]:
     """The faces in a picture, the largest first: in the whole or, where it shows none, in ever smaller parts of it."""
     found = landmarker.detect(picture)
     for part in _CLOSER:

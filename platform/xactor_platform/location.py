@@ -72,6 +72,18 @@ class Location:
             raise
 
 
+def check_output(uri: str) -> None:
+    """ValueError: nothing can be written there."""
+    place = Location.parse(uri)
+    name = f".{uuid.uuid4().hex}"
+    try:
+        with place.replace(name) as file:
+            file.write(b"")
+        place.delete(name)
+    except OSError as error:
+        raise ValueError(f"{uri}: cannot be written to ({error})") from error
+
+
 def beside(uri: str, name: str) -> str:
     """The path or URI of a folder in the same parent. ValueError for a bucket, which has none."""
     if "://" not in uri:

@@ -32,10 +32,12 @@ from xactor_platform.dubbing.manifest import read_manifest
 from xactor_platform.dubbing.model import look_at_model
 from xactor_platform.dubbing.motion import Perform
 from xactor_platform.dubbing.render import Render
-from xactor_platform.dubbing.run import Run, StorageFailed, check_output, dub
+from xactor_platform.dubbing.run import Run, StorageFailed, dub
 from xactor_platform.dubbing.segments import spans, windows_of_span
-from xactor_platform.dubbing.work import Done, Dub, Failed, Part, Row, pack, unpack
+from xactor_platform.dubbing.work import Done, Dub, Failed, Part, Row
 from xactor_platform.dubbing.write import write
+from xactor_platform.location import check_output
+from xactor_platform.pools import pack, unpack
 
 FAST = AnimateOptions(motion_steps=2, render_steps=1, render_cfg=1.0)
 

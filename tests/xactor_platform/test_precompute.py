@@ -72,6 +72,10 @@ def made(tmp_path_factory, videos, model, ray_cluster) -> Path:
     shards = tmp_path_factory.mktemp("made") / "shards"
     outcome = precompute(videos, model, str(shards))
     assert (outcome.written, outcome.kept, outcome.bad) == (3, 0, [])
+    assert (outcome.clips, outcome.frames) == (3, sum(FRAMES))
+    assert set(outcome.stage_s) == {"read", "decode", "motion", "sound", "write"}
+    assert all(seconds > 0 for seconds in outcome.stage_s.values())
+    assert outcome.bill()[0].startswith("3 clips, 0.002 hours, in ")
     return shards
 
 
@@ -124,6 +128,7 @@ def test_two_runs_write_the_same_bytes_and_a_restart_only_what_is_missing(
     lines: list[str] = []
     outcome = precompute(videos, model, str(shards), progress=lines.append)
     assert (outcome.written, outcome.kept, len(lines)) == (2, 1, 3)
+    assert (outcome.clips, outcome.frames) == (2, FRAMES[0] + FRAMES[2])
     for name in names:
         assert (shards / name).read_bytes() == (made / name).read_bytes()
         assert ((shards / name).stat().st_mtime_ns == before[name]) == (name == names[1])

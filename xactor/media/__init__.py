@@ -7,6 +7,7 @@ whichever of the two begins first.
 from xactor.media.fragments import FragmentedVideo
 from xactor.media.pictures import read_frames
 from xactor.media.sound import LiveSound, Sound, TooLong, read_audio, resample
+from xactor.media.span import read_span
 from xactor.media.writer import join_videos, remux, write_video
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "join_videos",
     "read_audio",
     "read_frames",
+    "read_span",
     "remux",
     "resample",
     "write_video",

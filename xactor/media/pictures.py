@@ -49,6 +49,10 @@ def read_frames(source: str | Path, fps: float = 25) -> Iterator[np.ndarray]:
 
 def upright(frame: VideoFrame, converter: VideoReformatter) -> np.ndarray:
     """A decoded picture as it was held: uint8 [H, W, 3]. One converter for a video: to set one up costs 2 ms."""
-    picture = converter.reformat(frame, format="rgb24").to_ndarray()
-    turns = round(frame.rotation / 90) % 4  # counter-clockwise
+    return turned(converter.reformat(frame, format="rgb24").to_ndarray(), frame.rotation)
+
+
+def turned(picture: np.ndarray, rotation: float) -> np.ndarray:
+    """A picture turned counter-clockwise by about so many degrees."""
+    turns = round(rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture

@@ -56,7 +56,7 @@ def _pick(
     for n in numbers:
         due_s = start_s + n / fps
         if here is None or due_s - _time(here) > _DECODE_ON_S:
-            frames = _decode_from(container, stream, due_s)
+            frames = decode_from(container, stream, due_s)
             here, ahead = next(frames, None), next(frames, None)
             if here is None:
                 raise ValueError("the video track is empty")
@@ -70,7 +70,7 @@ def _pick(
         yield upright(here, converter)
 
 
-def _decode_from(container: InputContainer, stream: VideoStream, due_s: float) -> Iterator[VideoFrame]:
+def decode_from(container: InputContainer, stream: VideoStream, due_s: float) -> Iterator[VideoFrame]:
     """Frames from a keyframe on that lies no later than `due_s`, or from the beginning."""
     assert stream.time_base is not None
     begin_s = float((stream.start_time or 0) * stream.time_base)

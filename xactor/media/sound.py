@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import av
@@ -11,7 +10,7 @@ import numpy as np
 from av.audio.frame import AudioFrame
 from av.container import InputContainer
 
-from xactor.media.container import decode, length_s, open_container, origin_s
+from xactor.media.container import Source, decode, length_s, open_container, origin_s
 
 # Sound that a file's clock jumps over is silence; smaller steps are rounding in the container.
 _GAP_S = 0.05
@@ -27,15 +26,16 @@ class Sound:
     """The sound of a file with its own rate and channels, read anew each time: an hour takes no memory.
 
     Attributes:
+        source: a path, or an open file that can seek.
         layout: the channels by ffmpeg's name, such as `mono`, `stereo` or `5.1`.
     """
 
-    source: str | Path
+    source: Source
     sample_rate_hz: int
     layout: str
 
     @classmethod
-    def of(cls, source: str | Path) -> "Sound":
+    def of(cls, source: Source) -> "Sound":
         """Raises ValueError naming the file when it cannot be opened or has no audio track."""
         with open_container(source) as container:
             if not container.streams.audio:
@@ -98,7 +98,7 @@ class LiveSound:
 
 
 def read_audio(
-    source: str | Path, sample_rate_hz: int = 16_000, *, max_seconds: float | None = None
+    source: Source, sample_rate_hz: int = 16_000, *, max_seconds: float | None = None
 ) -> np.ndarray:
     """The sound of any file PyAV reads, video included: float32 [N], mono, in [-1, 1].
 

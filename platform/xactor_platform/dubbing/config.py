@@ -5,26 +5,7 @@ from typing import Literal
 
 from xactor.options import AnimateOptions
 from xactor.render import RenderConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pool:
-    """Actors of one stage.
-
-    min, max: how many; there are more where work waits, and fewer where none does.
-    cpus, gpus: of each.
-    """
-
-    min: int = 1
-    max: int = 4
-    cpus: float = 0.5
-    gpus: float = 0
-
-    def __post_init__(self):
-        if not 1 <= self.min <= self.max:
-            raise ValueError(f"a pool needs 1 <= min <= max, got {self.min}..{self.max}")
-        if self.cpus < 0 or self.gpus < 0 or not self.cpus + self.gpus:
-            raise ValueError(f"a pool's actors need CPUs or GPUs, got {self.cpus:g} and {self.gpus:g}")
+from xactor_platform.pools import Pool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,8 @@ the object store bears. The last needs all parts of a video, which come from any
 
 import json
 import os
-import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,7 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.annotations import RayDeprecationWarning
 
 from xactor_platform.dubbing.bill import Bill, Tally
-from xactor_platform.dubbing.config import DubConfig, Pool
+from xactor_platform.dubbing.config import DubConfig
 from xactor_platform.dubbing.decode import Decode
 from xactor_platform.dubbing.encode import Encode
 from xactor_platform.dubbing.look import Look
@@ -29,9 +28,10 @@ from xactor_platform.dubbing.model import ModelFacts, look_at_model
 from xactor_platform.dubbing.motion import Perform
 from xactor_platform.dubbing.render import Render
 from xactor_platform.dubbing.stage import Stage, failure
-from xactor_platform.dubbing.work import Done, Dub, Failed, Part, Row, pack, unpack
+from xactor_platform.dubbing.work import Done, Dub, Failed, Part, Row
 from xactor_platform.dubbing.write import write
-from xactor_platform.location import Location
+from xactor_platform.location import Location, check_output
+from xactor_platform.pools import Pool, pack, piecewise, results, tried_twice
 
 RESULTS, BILL, PARTS_FOLDER = "results.jsonl", "bill.json", ".parts"
 _WRITING = 16  # videos that are put together at a time
@@ -71,18 +71,6 @@ def dub(config: DubConfig, *, connect: Callable[[], None], say: Callable[[str], 
     connect()
     check_cluster(config)
     return Run(config, facts, say).make(rows, refused)
-
-
-def check_output(uri: str) -> None:
-    """ValueError: nothing can be written there."""
-    place = Location.parse(uri)
-    name = f".{uuid.uuid4().hex}"
-    try:
-        with place.replace(name) as file:
-            file.write(b"")
-        place.delete(name)
-    except OSError as error:
-        raise ValueError(f"{uri}: cannot be written to ({error})") from error
 
 
 def check_cluster(config: DubConfig) -> None:
@@ -147,11 +135,11 @@ class Run:
         for _ in range(config.attempts):
             if not left:
                 break
-            with _context(config):
+            with piecewise(config.start_timeout_s):
                 tables = ray.data.from_arrow([pack(row) for row in left])
                 looked = tables.map_batches(look.__call__, batch_size=1, batch_format="pyarrow", num_cpus=1)
             seen = set()
-            for result in _results(looked):
+            for result in results(looked):
                 seen.add(result.number if isinstance(result, Failed) else result.row.number)
                 self._tally.spend(result.spent)
                 if isinstance(result, Dub):
@@ -167,7 +155,7 @@ class Run:
     def _make(self, dubs: list[Dub], *, streams: int) -> None:
         self._parts.clear()
         by_number = {dub.row.number: dub for dub in dubs}
-        for result in _results(self._pipeline(dubs, streams)):
+        for result in results(self._pipeline(dubs, streams)):
             self._tally.spend(result.spent)
             if isinstance(result, Failed):
                 self._finish(result, by_number[result.number].seconds)
@@ -204,11 +192,11 @@ class Run:
                 compute=ray.data.ActorPoolStrategy(min_size=pool.min, max_size=pool.max),
                 num_cpus=pool.cpus,
                 num_gpus=gpus or None,
-                ray_remote_args_fn=_tried_twice,
+                ray_remote_args_fn=tried_twice,
                 **({"label_selector": group} if group else {}),
             )
 
-        with _context(config), warnings.catch_warnings():
+        with piecewise(config.start_timeout_s), warnings.catch_warnings():
             # Ray 2.60 has no other way to bound the retries of a pool's tasks, and warns of this one.
             warnings.simplefilter("ignore", RayDeprecationWarning)
             tables = self._source(dubs)
@@ -289,30 +277,9 @@ class Run:
             self._place.filesystem.delete_dir(path)
 
 
-def _tried_twice() -> dict[str, Any]:
-    """For actors: what dies with its worker is tried once more at once, not for ever as Ray Data would."""
-    return {"max_restarts": -1, "max_task_retries": 1}
-
-
 def _timed_write(output: str, dub: Dub, parts: int) -> Done:
     import time
 
     begun = time.perf_counter()
     done = write(output, dub, parts)
     return replace(done, spent={"write": time.perf_counter() - begun})
-
-
-def _results(tables: ray.data.Dataset) -> Iterator[Any]:
-    for table in tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from unpack(table)
-
-
-def _context(config: DubConfig):
-    """Ray Data's settings for what is built inside the block."""
-    context = ray.data.DataContext.get_current().copy()
-    context.target_max_block_size = 1  # a block a piece of work: the next is any actor's
-    context.max_errored_blocks = -1  # a dead worker's work is missed, and tried again; see `Run.make`
-    context.wait_for_min_actors_s = config.start_timeout_s
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    return ray.data.DataContext.current(context)

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from xactor.decoding import Refused
-from xactor_platform.dubbing.work import COLUMN, Done, Failed, Part, Row, Spent, pack, unpack
+from xactor_platform.dubbing.work import Done, Failed, Part, Row
+from xactor_platform.pools import Spent, added, nothing, pack, unpack
 
 # What no other row would fare better with: the disk is full, or the place may not be written to.
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -32,7 +33,7 @@ class Stage(ABC):
             for made in self.run(waiting):
                 yield pack(made)
         if not table.num_rows:
-            yield pa.table({COLUMN: pa.array([], type=pa.large_binary())})
+            yield nothing()
 
     def run(self, waiting: list[Any]) -> Iterator[Any]:
         """All that comes of several pieces of work. One after another, unless a stage does better."""
@@ -71,7 +72,3 @@ def row_of(work: Any) -> Row:
     for name in ("segment", "dub", "row"):
         work = getattr(work, name, work)
     return work
-
-
-def added(spent: Spent, more: Spent) -> Spent:
-    return {name: spent.get(name, 0.0) + more.get(name, 0.0) for name in {*spent, *more}}

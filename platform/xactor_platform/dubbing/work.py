@@ -1,21 +1,12 @@
-"""What the stages hand on, a row of Ray Data's each: a video to make, in one state after another, or why it failed.
+"""What the stages hand on, a row of Ray Data's each: a video to make, in one state after another, or why it failed."""
 
-It travels pickled in one column: arrays of every size are safe there, and a stage's code names what it takes.
-"""
-
-import pickle
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from xactor.faces import CropBox
 from xactor.options import AnimateOptions
-
-COLUMN = "work"
-Spent = dict[str, float]  # seconds of actors' time, by stage
+from xactor_platform.pools import Spent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,15 +116,6 @@ class Part:
     of: int
     made: bool
     spent: Spent = field(default_factory=dict)
-
-
-def pack(work: Any) -> pa.Table:
-    return pa.table({COLUMN: pa.array([pickle.dumps(work, protocol=5)], type=pa.large_binary())})
-
-
-def unpack(table: pa.Table) -> Iterable[Any]:
-    for cell in table[COLUMN]:
-        yield pickle.loads(cell.as_buffer())
 
 
 def part_name(number: int) -> str:

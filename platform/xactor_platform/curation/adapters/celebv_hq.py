@@ -1,0 +1,62 @@
+"""CelebV-HQ (Zhu et al. 2022), by its celebvhq_info.json: parts of videos, each with where its face is.
+
+    {"clips": {"M2Ohb0FAaJU_1": {"ytb_id": "M2Ohb0FAaJU", "duration": {"start_sec": 81.6, "end_sec": 84.8},
+                                 "bbox": {"top": 0.0, "bottom": 0.8, "left": 0.4, "right": 0.8}, ...}}}
+
+Boxes are parts of the picture, 0..1. A clip is looked for by its own name, where it is cut out already, or in the
+video of its YouTube id.
+"""
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+from xactor_platform.curation.adapters.names import by_stem, missing, pick, read_text
+from xactor_platform.curation.work import Fate, Segment, Video
+
+
+def celebv_hq(videos: list[Video], metadata: str) -> tuple[list[Video], list[tuple[str, Fate]]]:
+    """CelebV-HQ's among videos, and the fates of those that are not there.
+
+    Args:
+        metadata: the json file.
+
+    Raises:
+        ValueError: no such file, or of another layout.
+    """
+    there = by_stem(videos)
+    try:
+        clips: dict[str, dict[str, Any]] = json.loads(read_text(metadata))["clips"]
+        wanted = [(name, str(clip["ytb_id"]), _segment(name, clip)) for name, clip in sorted(clips.items())]
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{metadata}: not CelebV-HQ's celebvhq_info.json ({error!r})") from error
+    found: list[Video] = []
+    absent: dict[str, tuple[str, Fate]] = {}
+    parts: dict[str, list[Segment]] = {}
+    for name, source, segment in wanted:
+        about = {"corpus": "celebv-hq", "speaker": source}
+        if cut := pick(there, [name]):
+            found.append(replace(cut, **about))
+        elif pick(there, [source]):
+            parts.setdefault(source, []).append(segment)
+        else:
+            absent[source] = missing(source, "celebv-hq")
+    for source, segments in parts.items():
+        ordered = tuple(sorted(segments, key=lambda segment: segment.start_s))
+        found.append(replace(there[source], corpus="celebv-hq", speaker=source, segments=ordered))
+    return found, [*absent.values()]
+
+
+def _segment(name: str, clip: dict[str, Any]) -> Segment:
+    """ValueError: times or a box that cannot be, by the clip's name."""
+    start, end = float(clip["duration"]["start_sec"]), float(clip["duration"]["end_sec"])
+    box = tuple(float(clip["bbox"][edge]) for edge in ("left", "top", "right", "bottom"))
+    if not (
+        0 <= start < end and all(map(math.isfinite, (end, *box))) and box[0] < box[2] and box[1] < box[3]
+    ):
+        raise ValueError(
+            f"{name}: needs 0 <= start_sec < end_sec and a box, got {start:g}, {end:g} and {box}"
+        )
+    left, top, right, bottom = box
+    return Segment(start_s=start, end_s=end, box=(left, top, right, bottom))

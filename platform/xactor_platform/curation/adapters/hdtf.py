@@ -1,0 +1,89 @@
+"""HDTF (Zhang et al. 2021), by the text files of github.com/MRzzm/HDTF: videos of one speaker, and where they talk.
+
+    RD_annotion_time.txt   Radio11.mp4 00:30-01:00 01:30-02:30
+    RD_crop_wh.txt         Radio11_0.mp4 412 599 0 599            clip: left, width, top, height
+    RD_resolution.txt      Radio11.mp4 720                        of the pictures that these are measured in
+
+The subsets are RD, WDA and WRA. A video is looked for as `RD_Radio11`, `Radio11` or by its YouTube id, and where it is
+cut already, clip by clip as `RD_Radio11_0` or `Radio11_0`.
+"""
+
+import re
+from dataclasses import replace
+
+from xactor_platform.curation.adapters.names import by_stem, missing, pick, read_text
+from xactor_platform.curation.work import Fate, Segment, Video
+
+SUBSETS = ("RD", "WDA", "WRA")
+_WIDE = 16 / 9  # Ours: the files give a picture's height alone
+
+
+def hdtf(videos: list[Video], metadata: str) -> tuple[list[Video], list[tuple[str, Fate]]]:
+    """HDTF's among videos, and the fates of those that are not there.
+
+    Args:
+        metadata: folder of the text files.
+
+    Raises:
+        ValueError: no such files, or a time that is none, by name.
+    """
+    there = by_stem(videos)
+    found: list[Video] = []
+    absent: list[tuple[str, Fate]] = []
+    folder = metadata.rstrip("/")
+    tables = {subset: _optional(f"{folder}/{subset}_annotion_time.txt") for subset in SUBSETS}
+    if not any(tables.values()):
+        raise ValueError(f"{metadata}: holds none of {', '.join(f'{s}_annotion_time.txt' for s in SUBSETS)}")
+    for subset, times in tables.items():
+        crops, heights, urls = (
+            _optional(f"{folder}/{subset}_{what}.txt") for what in ("crop_wh", "resolution", "video_url")
+        )
+        for name, spans in times.items():
+            height = heights.get(name, [])
+            segments = tuple(
+                _segment(name, span, crops.get(f"{name}_{n}", []), height) for n, span in enumerate(spans)
+            )
+            link = re.search(r"(?:v=|youtu\.be/)([A-Za-z0-9_-]{11})", " ".join(urls.get(name, [])))
+            about = {"corpus": "hdtf", "speaker": f"{subset}_{name}"}
+            whole = pick(there, [f"{subset}_{name}", name, *([link[1]] if link else [])])
+            if whole:
+                found.append(replace(whole, segments=segments, **about))
+                continue
+            cut = [pick(there, [f"{subset}_{name}_{n}", f"{name}_{n}"]) for n in range(len(segments))]
+            found += [replace(clip, **about) for clip in cut if clip]
+            if not any(cut):
+                absent.append(missing(f"{subset}_{name}", "hdtf"))
+    return found, absent
+
+
+def _segment(name: str, span: str, crop: list[str], height: list[str]) -> Segment:
+    try:
+        start, end = (_seconds(part) for part in span.split("-"))
+        if not start < end:
+            raise ValueError("must end after it begins")
+    except ValueError as error:
+        raise ValueError(f"{name}: {span!r} is no time ({error}), such as 00:30-01:00") from error
+    if len(crop) != 4 or len(height) != 1 or not all(part.isdigit() for part in (*crop, *height)):
+        return Segment(start_s=start, end_s=end)
+    left, width, top, tall = map(int, crop)
+    down = int(height[0])
+    across = down * _WIDE
+    box = (left / across, top / down, (left + width) / across, (top + tall) / down)
+    return Segment(start_s=start, end_s=end, box=box)
+
+
+def _seconds(text: str) -> float:
+    """Of 00:30 or 1:02:03."""
+    total = 0.0
+    for part in text.split(":"):
+        total = 60 * total + float(part)
+    return total
+
+
+def _optional(uri: str) -> dict[str, list[str]]:
+    """Lines of words, by the first of them, without its ending; nothing where there is no such file."""
+    try:
+        rows = (line.split() for line in read_text(uri).splitlines())
+    except ValueError:
+        return {}
+    return {row[0].removesuffix(".mp4"): row[1:] for row in rows if row}

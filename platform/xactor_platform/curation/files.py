@@ -1,0 +1,123 @@
+"""Where videos lie: a folder's files, each by a key of its own, and one opened wherever it is."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from pyarrow import fs
+
+from xactor.media.container import Source
+from xactor_platform.curation.work import Fate, Video, fate_of
+from xactor_platform.location import Location
+
+SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp"}
+_STEM_CHARS, _DIGEST_CHARS = 48, 10
+
+
+@contextmanager
+def open_video(uri: str) -> Iterator[Source]:
+    """A path, or an open file of which only what is asked for travels. ValueError: it cannot be opened."""
+    if "://" not in uri:
+        yield Path(uri)
+        return
+    try:
+        filesystem, path = fs.FileSystem.from_uri(uri)
+        file = filesystem.open_input_file(path)
+    except OSError as error:
+        raise ValueError(f"{uri}: cannot be opened ({error})") from error
+    with file:
+        yield file
+
+
+def size_of(uri: str) -> int:
+    """In bytes. ValueError: no such file."""
+    try:
+        filesystem, path = fs.FileSystem.from_uri(uri) if "://" in uri else (fs.LocalFileSystem(), uri)
+        info = filesystem.get_file_info(path)
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"cannot be opened ({error})") from error
+    if info.type != fs.FileType.File:
+        raise ValueError("no such file")
+    return info.size
+
+
+def list_videos(folder: str) -> tuple[list[Video], list[tuple[str, Fate]]]:
+    """The videos in a folder and below it, by name; and with their keys the fates of those that are not taken.
+
+    ValueError: no such folder, or without videos.
+    """
+    place = Location.parse(folder)
+    names = sorted(_local_names(place.path) if place.is_local else _remote_names(place))
+    if not names:
+        raise ValueError(f"{folder}: no videos found ({', '.join(sorted(SUFFIXES))})")
+    videos: list[Video] = []
+    refused: list[tuple[str, Fate]] = []
+    for name in names:
+        video = video_of(folder, name)
+        if place.is_local and (why := _strays(place.path, name)):
+            refused.append((video.key, fate_of(video, None, "failed", reason="bad_name", detail=why)))
+        else:
+            videos.append(video)
+    return videos, refused
+
+
+def video_of(folder: str, name: str, *, corpus: str = "folder", speaker: str | None = None) -> Video:
+    """The video of that name below a folder."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    if "://" in folder:
+        base, mark, query = folder.partition("?")
+        uri = f"{base.rstrip('/')}/{quote(name)}{mark}{query}"
+    else:
+        uri = os.path.abspath(os.path.join(folder, name))
+    return Video(
+        key=key_of(shown),
+        name=shown,
+        uri=uri,
+        corpus=corpus,
+        speaker=speaker or os.path.splitext(shown)[0],
+    )
+
+
+def key_of(name: str) -> str:
+    """Letters, digits, '-' and '_' alone: of the file's name to be read, and of all of its path to be its own."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", os.path.splitext(os.path.basename(name))[0]).strip("-")
+    digest = hashlib.sha256(name.encode()).hexdigest()[:_DIGEST_CHARS]
+    return f"{stem[:_STEM_CHARS] or 'video'}-{digest}"
+
+
+def _local_names(path: str) -> list[str]:
+    if not os.path.isdir(path):
+        raise ValueError(f"{path}: no such folder")
+    found = []
+    for at, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [os.path.relpath(os.path.join(at, name), path) for name in files if _is_video(name)]
+    return found
+
+
+def _remote_names(place: Location) -> list[str]:
+    try:
+        infos = place.filesystem.get_file_info(fs.FileSelector(place.path, recursive=True))
+    except OSError as error:
+        raise ValueError(f"{place.uri}: cannot be listed ({error})") from error
+    return [info.path[len(place.path) + 1 :] for info in infos if info.is_file and _is_video(info.base_name)]
+
+
+def _is_video(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def _strays(folder: str, name: str) -> str:
+    """Why a name is not taken: it is a link out of the folder, or nothing that can be read as a file."""
+    path = Path(folder, name)
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError):
+        return "a link that leads nowhere"
+    if path.is_symlink() and not target.is_relative_to(Path(folder).resolve()):
+        return "a link that leads out of the folder"
+    return "" if target.is_file() else "no plain file"

@@ -1,0 +1,94 @@
+"""A piece's clips with their sound, written down, and what became of each."""
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xactor.media import join_videos, read_frames
+from xactor_platform.corpus.face_video import face_video
+from xactor_platform.curation.config import SHORT_S
+from xactor_platform.curation.cut import as_file, sound_of_clip
+from xactor_platform.curation.parts import Parts
+from xactor_platform.curation.stage import Stage, clip_fate, clip_key
+from xactor_platform.curation.work import FPS, RATE_HZ, Clip, Ended, Fate, Piece
+
+
+class Write(Stage):
+    name = "write"
+    guarded = False
+
+    @staticmethod
+    def make(*, folder: str, held_out: float, seed: int) -> Callable[[Piece], list[Ended]]:
+        def write(piece: Piece) -> list[Ended]:
+            fates, samples = [], {}
+            for number, clip in enumerate(piece.clips):
+                kept = clip.status == "kept"
+                split = split_of(clip, piece.video.speaker, held_out, seed) if kept else ""
+                fates.append(clip_fate(piece, number, split))
+                if kept:
+                    key = clip_key(piece, number)
+                    samples[key] = with_sound(piece, clip), meta_of(piece, clip, fates[-1])
+            ended = Ended(
+                key=piece.video.key,
+                number=piece.number,
+                of=piece.of,
+                fates=tuple(fates),
+                looked_s=(piece.end - piece.first) / FPS,
+            )
+            Parts(folder, piece.video.key).finish(ended, samples)
+            return [ended]
+
+        return write
+
+    def refused(self, work: Any, reason: str, detail: str) -> Ended | Piece:
+        (ended,) = self._work(super().refused(work, reason, detail))
+        return ended
+
+
+def split_of(clip: Clip, speaker: str, held_out: float, seed: int) -> str:
+    """`test` for all of a held-out speaker, else by its length (Paper 4.1)."""
+    drawn = hashlib.sha256(f"{seed}/{speaker}".encode()).digest()[:8]
+    if int.from_bytes(drawn, "big") / 2**64 < held_out:
+        return "test"
+    return "short" if (clip.end - clip.first) / FPS < SHORT_S else "long"
+
+
+def with_sound(piece: Piece, clip: Clip) -> bytes:
+    """The mp4 with its sound in time. Only where the sound has no more to go with them are pictures left out."""
+    offset = clip.lips.offset_frames if clip.lips else 0
+    samples = sound_of_clip(piece, clip, offset)
+    with as_file(clip.mp4) as file, tempfile.TemporaryDirectory(prefix="xactor-curate-") as folder:
+        if clip.trimmed is not None:
+            first, end = clip.trimmed
+            pictures: Iterable[np.ndarray] = islice(read_frames(file), first, end)
+            return face_video(pictures, samples)
+        target = Path(folder, "clip.mp4")
+        join_videos([file], target, fps=FPS, samples=samples, sample_rate_hz=RATE_HZ)
+        return target.read_bytes()
+
+
+def meta_of(piece: Piece, clip: Clip, fate: Fate) -> dict[str, Any]:
+    """What stands beside a clip in its shard."""
+    assert clip.box is not None
+    measures = asdict(clip.measures) if clip.measures else {}
+    return {
+        "frames": clip.end - clip.first,
+        "fps": FPS,
+        "source": piece.video.name,
+        "corpus": piece.video.corpus,
+        "speaker": piece.video.speaker,
+        "start_s": fate.start_s,
+        "end_s": fate.end_s,
+        "crop": asdict(clip.box),
+        "sync_confidence": fate.sync_confidence,
+        "sync_distance": fate.sync_distance,
+        "sync_offset": fate.sync_offset,
+        "syncnet": fate.syncnet,
+        **measures,
+    }

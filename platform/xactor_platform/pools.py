@@ -1,0 +1,77 @@
+"""Pools of actors that Ray Data feeds a piece of work at a time: their sizes, and how the pieces travel.
+
+A piece travels pickled in one column: arrays of every size are safe there, and a stage's code names what it takes.
+"""
+
+import pickle
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+
+COLUMN = "work"
+Spent = dict[str, float]  # seconds of actors' time, by stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Actors of one stage.
+
+    min, max: how many; there are more where work waits, and fewer where none does.
+    cpus, gpus: of each.
+    """
+
+    min: int = 1
+    max: int = 4
+    cpus: float = 0.5
+    gpus: float = 0
+
+    def __post_init__(self):
+        if not 1 <= self.min <= self.max:
+            raise ValueError(f"a pool needs 1 <= min <= max, got {self.min}..{self.max}")
+        if self.cpus < 0 or self.gpus < 0 or not self.cpus + self.gpus:
+            raise ValueError(f"a pool's actors need CPUs or GPUs, got {self.cpus:g} and {self.gpus:g}")
+
+
+def pack(work: Any) -> pa.Table:
+    return pa.table({COLUMN: pa.array([pickle.dumps(work, protocol=5)], type=pa.large_binary())})
+
+
+def unpack(table: pa.Table) -> Iterable[Any]:
+    for cell in table[COLUMN]:
+        yield pickle.loads(cell.as_buffer())
+
+
+def nothing() -> pa.Table:
+    """A table without a piece of work."""
+    return pa.table({COLUMN: pa.array([], type=pa.large_binary())})
+
+
+def added(spent: Spent, more: Spent) -> Spent:
+    return {name: spent.get(name, 0.0) + more.get(name, 0.0) for name in {*spent, *more}}
+
+
+def tried_twice() -> dict[str, Any]:
+    """For actors: what dies with its worker is tried once more at once, not for ever as Ray Data would."""
+    return {"max_restarts": -1, "max_task_retries": 1}
+
+
+def results(tables: ray.data.Dataset) -> Generator[Any, None, None]:
+    """What comes out of a pipeline, as it comes."""
+    for batch in tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from unpack(batch)  # pyright: ignore[reportArgumentType]
+
+
+def piecewise(start_timeout_s: int):
+    """Ray Data's settings for what is built inside the block."""
+    context = ray.data.DataContext.get_current().copy()
+    context.target_max_block_size = 1  # a block a piece of work: the next is any actor's
+    context.max_errored_blocks = (
+        -1
+    )  # a dead worker's work is missed, and tried again by who runs the pipeline
+    context.wait_for_min_actors_s = start_timeout_s
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    return ray.data.DataContext.current(context)
