@@ -74,12 +74,14 @@ def in_vain(rank: int, ranks: int, meeting: str, absent: int, gone, told) -> Non
     )
     watch = Watch(2)
     watch.step = 7
+    group = dist.new_group()  # as DeepSpeed makes its own
+    watch.cover()
     if rank == absent:
         gone.wait(60)
         return
     try:
         with watch.naming():
-            dist.all_reduce(torch.ones(1))
+            dist.all_reduce(torch.ones(1), group=group)
     except CollectiveTimeout as error:
         told.put((rank, str(error)))
     gone.wait(60)

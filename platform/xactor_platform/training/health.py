@@ -12,6 +12,7 @@ from typing import Any
 import ray.util
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 SPIKE_STEPS = 50  # whose median a loss is held against
 SPIKE_LEAST = 10  # before that, everything changes
@@ -110,6 +111,12 @@ class Watch:
         self._timeout_s = timeout_s
         self._roll: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=ROLL_CALL_S))
         self.step = 0  # the one under way, from 1
+
+    def cover(self) -> None:
+        """Once the engine has made its groups: they too wait no longer. Torch gives each new group 30 minutes."""
+        for group in list(distributed_c10d._world.pg_map):
+            if group is not self._roll:
+                distributed_c10d._set_pg_timeout(timedelta(seconds=self._timeout_s), group)
 
     @contextlib.contextmanager
     def naming(self) -> Iterator[None]:

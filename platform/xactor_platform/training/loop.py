@@ -79,6 +79,7 @@ def _train(job: Job, watch: Watch) -> bool:
             bf16=use_bf16(train, device),
             universal=bool(found and found.universal),
         )
+        watch.cover()
         done, cursor = _restore(engine, stage, found)
     training, left = stage.reader.index, train.steps - done
     steps = islice(walk(training.frames, training.shard, config.plan, cursor), left)
