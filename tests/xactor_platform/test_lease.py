@@ -162,3 +162,12 @@ with stopping_by_signal(RunFolder(sys.argv[1], "run")):
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == -signal.SIGTERM
     process.stdout.close()
+
+
+def test_a_lease_that_is_read_in_part_is_read_again(tmp_path, monkeypatch):
+    folder = RunFolder(str(tmp_path), "run")
+    with lease(folder) as holder:
+        whole, reads = RunFolder.read_text, iter(['{"holder": "a', None])
+        monkeypatch.setattr(RunFolder, "read_text", lambda self, name: next(reads, None) or whole(self, name))
+        assert is_held(folder, holder)
+        assert not is_held(folder, "another")

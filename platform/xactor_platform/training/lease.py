@@ -16,6 +16,7 @@ from xactor_platform.training.run_folder import RunFolder
 LEASE = "lease.json"
 RENEW_S = 2.0
 STALE_S = 12.0  # without a renewal: its holder is gone
+_READINGS, _READ_AGAIN_S = 5, 0.2  # of a lease that cannot be made out
 
 
 class RunIsTaken(ValueError):
@@ -62,7 +63,12 @@ def lease(folder: RunFolder) -> Iterator[str]:
 
 
 def is_held(folder: RunFolder, holder: str) -> bool:
-    return _read(folder).get("holder") == holder
+    """Whether nobody else has it. What cannot be made out, as over a connection that was cut, is read again."""
+    for _ in range(_READINGS):
+        if found := _read(folder):
+            return found.get("holder") == holder
+        time.sleep(_READ_AGAIN_S)
+    return False
 
 
 def _wait_for(folder: RunFolder) -> None:
