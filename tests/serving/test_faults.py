@@ -158,6 +158,7 @@ def service_schema(service: Service) -> list[str]:
     return _SCHEMAS[service.url]
 
 
+@pytest.mark.timeout(1800)  # clusters start in it, which takes minutes on a busy machine
 @pytest.mark.parametrize(
     ("grows", "stays", "load"),
     [

@@ -44,6 +44,7 @@ def kill_a_node(group: str, head_pid_before: set[int]) -> bool:
     return False
 
 
+@pytest.mark.timeout(1800)  # clusters start in it, which takes minutes on a busy machine
 @pytest.mark.cluster
 @pytest.mark.parametrize(
     ("rows", "nodes", "kills"),

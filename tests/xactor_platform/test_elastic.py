@@ -38,6 +38,7 @@ def shards(tmp_path_factory) -> str:
     return folder
 
 
+@pytest.mark.timeout(1800)  # clusters start in it, which takes minutes on a busy machine
 @pytest.mark.cluster
 def test_a_lost_node_costs_ranks_and_not_the_run(shards, tmp_path):
     script = [sys.executable, str(HERE / "lost_node.py"), shards, str(tmp_path)]
@@ -57,6 +58,7 @@ def test_a_lost_node_costs_ranks_and_not_the_run(shards, tmp_path):
     history(folder, STEPS)  # no sample twice in an epoch
 
 
+@pytest.mark.timeout(1800)  # clusters start in it, which takes minutes on a busy machine
 @pytest.mark.cluster
 @pytest.mark.parametrize("shrinks", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_a_cluster_grows_from_no_node_for_a_training_and_shrinks_after_it(shards, tmp_path, shrinks):
