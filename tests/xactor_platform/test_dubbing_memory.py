@@ -53,11 +53,14 @@ class Watched(Run):
         self.store: list[float] = []
 
     def _finish(self, result, expected_s):
+        import ray
         from ray._private.internal_api import node_stats
 
         super()._finish(result, expected_s)
         self.driver.append(psutil.Process().memory_info().rss / MIB)
-        self.store.append(node_stats().store_stats.object_store_bytes_used / MIB)
+        [node] = ray.nodes()
+        stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"])
+        self.store.append(stats.store_stats.object_store_bytes_used / MIB)
 
 
 @pytest.mark.cluster
