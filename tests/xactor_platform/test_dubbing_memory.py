@@ -67,7 +67,7 @@ class Watched(Run):
 @pytest.mark.parametrize(
     ("rows", "settled"),
     [
-        pytest.param(90, 30, id="90 rows"),
+        pytest.param(90, 30, id="90 rows", marks=pytest.mark.soak),
         pytest.param(5000, 200, id="5000 rows", marks=pytest.mark.soak),
     ],
 )
