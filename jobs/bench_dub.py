@@ -1,11 +1,11 @@
 """Bulk dubbing beside a plain loop of `xactor animate` over the same rows, with one and with two render workers.
 
-    python jobs/bench_dub.py --model demo/model --image face.png --audio speech.wav
+    python jobs/bench_dub.py [--model demo/model] [--clips demo/corpus/clips/test/test-0001.mp4]
 
-Writes the figures to --output as JSON, and prints them.
+Writes infra/benchmarks/dub.json, and prints it.
 """
 
-import _checkout  # noqa: F401
+import _checkout
 
 import json
 import sys
@@ -14,31 +14,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from PIL import Image
 
+from xactor.media import read_frames
 from xactor_platform.dubbing.bench import bench_dub
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """Rows take the images and audios by turns."""
+    """Which model, portraits and speech, and how much."""
 
-    model: str
-    image: tuple[str, ...]
-    audio: tuple[str, ...]
+    model: Path = _checkout.CHECKOUT / "demo/model"
+    clips: tuple[Path, ...] = (_checkout.CHECKOUT / "demo/corpus/clips/test/test-0001.mp4",)
+    """Their first frames are the portraits, their sounds the speech; rows take them by turns."""
     rows: int = 24
     motion_steps: int = 10
     render_steps: int = 2
-    output: Path = Path("infra/benchmarks/dub.json")
+    output: Path = _checkout.CHECKOUT / "infra/benchmarks/dub.json"
 
 
 def main() -> int:
     args = tyro.cli(Args)
     options = {"motion_steps": args.motion_steps, "render_steps": args.render_steps, "render_cfg": 1.0}
     with tempfile.TemporaryDirectory(prefix="xactor-bench-") as folder:
+        portraits = []
+        for number, clip in enumerate(args.clips):
+            portraits.append(str(Path(folder, f"{number}.png")))
+            Image.fromarray(next(read_frames(clip))).save(portraits[-1])
         figures = bench_dub(
-            model=str(Path(args.model).absolute()),
-            images=args.image,
-            audios=args.audio,
+            model=str(args.model.absolute()),
+            images=portraits,
+            audios=[str(clip) for clip in args.clips],
             rows=args.rows,
             folder=Path(folder, "bench"),
             options=options,

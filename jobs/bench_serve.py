@@ -5,6 +5,7 @@
 Starts Ray by itself. Writes infra/benchmarks/serve.json.
 """
 
+import io
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import _checkout
 
 import tyro
+from PIL import Image
 
 from xactor_platform.cluster import free_port
 from xactor_platform.environment import environment
@@ -25,8 +27,8 @@ class BenchServe:
     """Which model, portrait and speech, and how hard."""
 
     model: Path = _checkout.CHECKOUT / "demo/model"
-    image: Path = _checkout.CHECKOUT / "demo/report/portrait.png"
-    audio: Path = _checkout.CHECKOUT / "demo/report/speech.wav"
+    clip: Path = _checkout.CHECKOUT / "demo/corpus/clips/test/test-0001.mp4"
+    """Its first frame is the portrait, its sound the speech."""
     rates: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
     """Requests a second."""
     seconds: float = 30
@@ -50,12 +52,13 @@ def main(args: BenchServe) -> None:
     from serving import bench
     from serving.bench import Load
     from xactor.audio import SAMPLE_RATE_HZ
-    from xactor.media import read_audio
+    from xactor.media import read_audio, read_frames
     from xactor.pipeline import XActorPipeline
 
-    for path in (args.image, args.audio):
-        if not path.is_file():
-            sys.exit(f"error: {path}: no such file")
+    if not args.clip.is_file():
+        sys.exit(f"error: {args.clip}: no such file")
+    portrait = io.BytesIO()
+    Image.fromarray(next(read_frames(args.clip))).save(portrait, "PNG")
     port = free_port()
     ray.init(
         address="local", num_cpus=4, log_to_driver=False, runtime_env={"py_modules": _checkout.PY_MODULES}
@@ -64,9 +67,9 @@ def main(args: BenchServe) -> None:
     url = f"http://127.0.0.1:{port}"
     fields = {"motion_steps": args.motion_steps, "render_steps": args.render_steps, "render_cfg": 1}
     load = Load(
-        image=args.image.read_bytes(),
-        audio=args.audio.read_bytes(),
-        seconds=len(read_audio(args.audio)) / SAMPLE_RATE_HZ,
+        image=portrait.getvalue(),
+        audio=args.clip.read_bytes(),
+        seconds=len(read_audio(args.clip)) / SAMPLE_RATE_HZ,
         fields={name: str(value) for name, value in fields.items()},
     )
     limits = {"max_videos": args.max_videos, "max_videos_per_key": args.max_videos}

@@ -15,6 +15,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 _OPEN_PATHS = ("/", "/healthz")  # without a key
+_MAX_HEADER_BYTES = (
+    64 << 10
+)  # of all of a request's; servers under Serve's proxy differ in what they let through
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -46,7 +49,11 @@ class Guard:
         )  # Serve's proxy gives one to every request, and answers with it
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        header_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
         if scope["type"] == "websocket":  # says its key in its first message
+            if header_bytes > _MAX_HEADER_BYTES:
+                await send({"type": "websocket.close"})
+                return
             await self._app(scope, receive, send)
             return
         begun = False
@@ -57,6 +64,8 @@ class Guard:
             await send(message)
 
         try:
+            if header_bytes > _MAX_HEADER_BYTES:
+                raise too_large(f"a request's headers may hold {_MAX_HEADER_BYTES >> 10} KiB at most")
             scope["state"]["key"] = self._check(
                 scope["path"].removeprefix(scope.get("root_path", "")), headers
             )

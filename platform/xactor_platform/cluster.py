@@ -90,6 +90,7 @@ def local_cluster(
     env |= {
         "RAY_AUTH_MODE": "disabled",  # a throwaway cluster that only this machine can reach
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # who ends it has no more requests for it
         "RAY_API_SERVER_ADDRESS": dashboard,  # or they look for a file that another cluster may have left
         "PATH": f"{Path(python).parent}{os.pathsep}{env.get('PATH', '')}",
     }

@@ -206,8 +206,10 @@ def test_health_and_the_schema(service):
 
 
 def test_huge_headers_are_refused(service):
-    answer = service.get("/healthz", headers={"X-Long": "a" * 2**20})
-    assert 400 <= answer.status_code < 500
+    for size in (2**17, 2**20):  # the larger one may not get past the proxy, whose answer is its own
+        answer = service.get("/healthz", headers={"X-Long": "a" * size})
+        assert 400 <= answer.status_code < 500
+    assert service.get("/healthz", headers={"X-Long": "a" * 2**14}).status_code == 200
     assert service.get("/healthz").status_code == 200
 
 

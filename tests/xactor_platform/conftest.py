@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_run
 from PIL import Image
 
 from xactor.media import write_video
@@ -42,6 +43,21 @@ def corpus(tmp_path: Path) -> Callable[..., str]:
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory) -> str:
+    """The corpus of small_run: who writes into it copies it first."""
+    return small_run.write_corpus(str(tmp_path_factory.mktemp("corpus") / "shards"))
+
+
+@pytest.fixture(scope="session")
+def whole_run(ray_cluster, shards, tmp_path_factory):
+    """An uninterrupted training on two ranks, `whole`: its storage and outcome. Others are compared with it."""
+    from xactor_platform.training.launch import train
+
+    storage = tmp_path_factory.mktemp("runs")
+    return storage, train(small_run.config_of(shards, storage, "whole"))
 
 
 @pytest.fixture(scope="session")

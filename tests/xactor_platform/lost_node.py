@@ -16,50 +16,13 @@ os.environ |= {
 
 import ray
 from ray.cluster_utils import Cluster
+from small_run import config_of
 
 from xactor_platform.cluster import free_port
-from xactor_platform.training.config import RunConfig, ScaleConfig, TrainConfig
 from xactor_platform.training.launch import train
 from xactor_platform.training.run_folder import METRICS, RunFolder
-from xactor_platform.training.stage2_config import LatentDataConfig, MotionConfig, Stage2Config
 
 STEPS, LOSE_AFTER = 40, 8
-
-
-def config_of(shards: str, storage: str) -> Stage2Config:
-    return Stage2Config(
-        run=RunConfig(storage=storage, name="run"),
-        scale=ScaleConfig(
-            ranks=4,
-            min_ranks=1,
-            cpus_per_rank=1,
-            resize_s=600,
-            start_timeout_s=60,
-            collective_timeout_s=120,
-            max_failures=3,
-        ),
-        data=LatentDataConfig(shards=shards, max_bad_fraction=0.5),
-        model=MotionConfig(
-            hidden=32,
-            layers=2,
-            heads=2,
-            kv_heads=1,
-            mlp=48,
-            audio_width=16,
-            chunk_frames=8,
-            context_frames=48,
-        ),
-        train=TrainConfig(
-            steps=STEPS,
-            micro_batches=4,
-            budget_frames=96,
-            warmup_steps=2,
-            learning_rate=1e-2,
-            evaluate_every=0,
-            checkpoint_every=4,
-            log_samples=True,
-        ),
-    )
 
 
 def main(shards: str, storage: str) -> None:
@@ -84,7 +47,10 @@ def main(shards: str, storage: str) -> None:
         print("lost a node", flush=True)
 
     threading.Thread(target=lose, daemon=True).start()
-    outcome = train(config_of(shards, storage))
+    scale = {"ranks": 4, "min_ranks": 1, "cpus_per_rank": 1, "resize_s": 600, "start_timeout_s": 60}
+    scale |= {"collective_timeout_s": 120, "max_failures": 3}
+    often = {"evaluate_every": 0, "checkpoint_every": 4}
+    outcome = train(config_of(shards, storage, "run", scale=scale, steps=STEPS, **often))
     print(f"done: step {outcome.last['step']}", flush=True)
     ray.shutdown()
     cluster.shutdown()

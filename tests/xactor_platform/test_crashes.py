@@ -1,13 +1,11 @@
 """A training that is killed in every place where it can die ends as the one that is left alone, bit by bit."""
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
+from small_run import STEPS, config_of, options_of
 
 from xactor_platform.cluster import LocalCluster, local_cluster
-from xactor_platform.shards import ShardWriter
 from xactor_platform.training.crash_trial import (
     VICTIMS,
     Kill,
@@ -20,39 +18,6 @@ from xactor_platform.training.crash_trial import (
 from xactor_platform.training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS, EVERY = 60, 5
-SMALL = {
-    "train.steps": STEPS,
-    "train.checkpoint-every": EVERY,
-    "train.micro-batches": 4,
-    "train.budget-frames": 96,
-    "train.evaluate-every": 0,
-    "train.log-samples": True,
-    "model.hidden": 32,
-    "model.heads": 2,
-    "model.kv-heads": 1,
-    "model.layers": 2,
-    "model.mlp": 48,
-    "model.chunk-frames": 8,
-    "model.context-frames": 48,
-    "scale.collective-timeout-s": 60,
-    "scale.max-failures": 3,
-}
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory) -> str:
-    folder = str(tmp_path_factory.mktemp("corpus") / "shards")
-    generator = np.random.default_rng(0)
-    for split, clips in (("train", 160), ("test", 2)):
-        with ShardWriter(folder, split, samples_per_shard=40) as writer:
-            for i in range(clips):
-                frames = int(generator.integers(10, 70))
-                motion = generator.standard_normal((frames, 6)).astype(np.float16)
-                audio = generator.standard_normal((frames, 2, 5)).astype(np.float16)
-                meta = {"frames": frames, "fps": 25, "speaker": "s"}
-                writer.write(f"{split}-{i:03d}", {"motion.npy": motion, "audio.npy": audio, "json": meta})
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -67,27 +32,32 @@ def trial_of(cluster: LocalCluster, shards, tmp_path_factory):
     storage = tmp_path_factory.mktemp("runs")
 
     def make(name: str) -> tuple[Trial, RunFolder]:
-        options = SMALL | {"data.shards": shards, "run.storage": storage, "run.name": name}
-        folder = RunFolder(str(storage), name)
+        scale = {"max_failures": 3, "collective_timeout_s": 60, "start_timeout_s": 60}
+        options = options_of(config_of(shards, storage, name, scale=scale, checkpoint_every=5))
         env = python_env(cluster.env, cluster.address)
-        log = storage / f"{name}.log"
-        return Trial(command("train_stage2", options), folder, cwd=ROOT, env=env, log=log), folder
+        trial = Trial(
+            command("train_stage2", options),
+            RunFolder(str(storage), name),
+            cwd=ROOT,
+            env=env,
+            log=storage / f"{name}.log",
+        )
+        return trial, RunFolder(str(storage), name)
 
     return make
 
 
-@pytest.fixture(scope="module")
-def left_alone(trial_of) -> dict[str, Any]:
-    trial, folder = trial_of("alone")
-    assert trial.run() == []
-    alone = history(folder, STEPS)
-    assert alone["steps"] == list(range(1, STEPS + 1))
-    return alone
+def assert_the_same(folder: RunFolder, whole_run) -> None:
+    """Bit by bit: losses, norms, samples and the trained model."""
+    storage, outcome = whole_run
+    assert history(folder, STEPS) == history(RunFolder(str(storage), "whole"), STEPS)
+    for part in ("motion/model.safetensors", "motion/config.json"):
+        assert Path(folder.uri_of("export"), part).read_bytes() == Path(outcome.export, part).read_bytes()
 
 
 @pytest.mark.cluster
 @pytest.mark.timeout(1800)  # six starts of a training, on a machine that may have much else to do
-def test_killed_in_every_place_it_ends_as_if_nothing_had_been(trial_of, left_alone):
+def test_killed_in_every_place_it_ends_as_if_nothing_had_been(trial_of, whole_run):
     kills = [Kill(victim=victim, after_step=7 + 10 * n) for n, victim in enumerate(VICTIMS)]
     trial, folder = trial_of("killed")
     recoveries = trial.run(kills)
@@ -98,17 +68,17 @@ def test_killed_in_every_place_it_ends_as_if_nothing_had_been(trial_of, left_alo
     stopped = recoveries[-1]
     assert stopped.victim == "stop"
     assert stopped.lost_steps == 0  # SIGTERM makes a checkpoint
-    assert history(folder, STEPS) == left_alone
+    assert_the_same(folder, whole_run)
 
 
 @pytest.mark.soak
 @pytest.mark.cluster
 @pytest.mark.parametrize("seed", range(20))
-def test_killed_at_random_it_ends_as_if_nothing_had_been(trial_of, left_alone, seed):
+def test_killed_at_random_it_ends_as_if_nothing_had_been(trial_of, whole_run, seed):
     trial, folder = trial_of(f"random-{seed}")
     (recovery,) = trial.run(random_kills(seed, STEPS))
     assert recovery.resumed_from >= recovery.checkpoint, recovery
-    assert history(folder, STEPS) == left_alone
+    assert_the_same(folder, whole_run)
 
 
 def test_the_same_seed_kills_the_same():

@@ -15,20 +15,20 @@ from xactor_platform.dubbing.model import look_at_model
 from xactor_platform.dubbing.motion import Perform
 from xactor_platform.dubbing.render import Render
 from xactor_platform.dubbing.run import Run
-from xactor_platform.dubbing.stage import Stage
+from xactor_platform.dubbing.stage import OneByOne
 from xactor_platform.dubbing.work import Rendered
 from xactor_platform.location import Location
 
 MIB = 1 << 20
 
 
-class InstantMotion(Perform):
+class InstantMotion(Perform, OneByOne):
     """Latents of zeros."""
 
     def __init__(self, *, output: str, segment_windows: int, **_):
         self._output, self._segment_windows = Location.parse(output), segment_windows
 
-    run = Stage.run
+    run = OneByOne.run
 
     def work(self, work):
         yield from self._cut(work, np.zeros((len(work.samples) * FPS // SAMPLE_RATE_HZ, 8), np.float32), 0.0)

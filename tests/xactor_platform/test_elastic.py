@@ -6,13 +6,12 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import ray.train
+from small_run import config_of, options_of
 
 from xactor_platform.cluster import WorkerGroup, local_cluster
 from xactor_platform.plan import PlanConfig
-from xactor_platform.shards import ShardWriter
 from xactor_platform.training import elastic
 from xactor_platform.training.crash_trial import command, history, python_env
 from xactor_platform.training.elastic import SharedSteps
@@ -21,21 +20,6 @@ from xactor_platform.training.run_folder import METRICS, SAMPLES, RunFolder
 
 HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[2]
 STEPS = 40
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory) -> str:
-    folder = str(tmp_path_factory.mktemp("corpus") / "shards")
-    generator = np.random.default_rng(0)
-    for split, clips in (("train", 80), ("test", 2)):
-        with ShardWriter(folder, split, samples_per_shard=20) as writer:
-            for i in range(clips):
-                frames = int(generator.integers(10, 70))
-                motion = generator.standard_normal((frames, 6)).astype(np.float16)
-                audio = generator.standard_normal((frames, 2, 5)).astype(np.float16)
-                meta = {"frames": frames, "fps": 25, "speaker": "s"}
-                writer.write(f"{split}-{i:03d}", {"motion.npy": motion, "audio.npy": audio, "json": meta})
-    return folder
 
 
 @pytest.mark.timeout(1800)  # clusters start in it, which takes minutes on a busy machine
@@ -62,23 +46,8 @@ def test_a_lost_node_costs_ranks_and_not_the_run(shards, tmp_path):
 @pytest.mark.cluster
 @pytest.mark.parametrize("shrinks", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_a_cluster_grows_from_no_node_for_a_training_and_shrinks_after_it(shards, tmp_path, shrinks):
-    options = {
-        "data.shards": shards,
-        "run.storage": tmp_path,
-        "run.name": "grown",
-        "train.steps": 3,
-        "train.micro-batches": 2,
-        "train.budget-frames": 96,
-        "model.hidden": 32,
-        "model.heads": 2,
-        "model.kv-heads": 1,
-        "model.layers": 1,
-        "model.mlp": 48,
-        "model.chunk-frames": 8,
-        "model.context-frames": 48,
-        "scale.cpus-per-rank": 1,
-        "scale.start-timeout-s": 200,
-    }
+    scale = {"cpus_per_rank": 1, "start_timeout_s": 200}
+    options = options_of(config_of(shards, tmp_path, "grown", scale=scale, steps=3))
     group = WorkerGroup(cpus=3, max_nodes=1)
     with local_cluster(cpus=0, groups={"train": group}, idle_s=3, log=tmp_path / "ray.log") as cluster:
         assert not cluster.worker_nodes()

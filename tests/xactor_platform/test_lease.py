@@ -167,7 +167,7 @@ with stopping_by_signal(RunFolder(sys.argv[1], "run")):
 def test_a_lease_that_is_read_in_part_is_read_again(tmp_path, monkeypatch):
     folder = RunFolder(str(tmp_path), "run")
     with lease(folder) as holder:
-        whole, reads = RunFolder.read_text, iter(['{"holder": "a', None])
-        monkeypatch.setattr(RunFolder, "read_text", lambda self, name: next(reads, None) or whole(self, name))
+        whole, reads = RunFolder.read_text, iter(['{"holder": "a', ""])
+        monkeypatch.setattr(RunFolder, "read_text", lambda self, name: next(reads, whole(self, name)))
         assert is_held(folder, holder)
         assert not is_held(folder, "another")

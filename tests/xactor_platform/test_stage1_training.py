@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -115,6 +116,14 @@ def whole_run(ray_cluster, videos, tmp_path_factory):
     return storage, train(config_of(videos, storage, "whole"))
 
 
+@pytest.fixture(scope="module")
+def half_a_run(ray_cluster, videos, tmp_path_factory) -> Path:
+    """The folder of one that stopped amid the steps on frames, to be copied."""
+    storage = tmp_path_factory.mktemp("runs")
+    train(config_of(videos, storage, "half", steps=HALF))
+    return storage / "half"
+
+
 @pytest.mark.cluster
 def test_a_run_leaves_what_it_should(whole_run, videos):
     storage, outcome = whole_run
@@ -213,9 +222,9 @@ def test_only_the_phases_own_parameters_move_and_averages_take_over_where_it_end
 
 
 @pytest.mark.cluster
-def test_a_resumed_run_equals_the_uninterrupted_one(whole_run, videos, tmp_path):
+def test_a_resumed_run_equals_the_uninterrupted_one(whole_run, half_a_run, videos, tmp_path):
     storage, _ = whole_run
-    train(config_of(videos, tmp_path, "parts", steps=HALF))
+    shutil.copytree(half_a_run, tmp_path / "parts")
     outcome = train(config_of(videos, tmp_path, "parts"))
     expected, got = rows(storage, "whole"), rows(tmp_path, "parts")
     assert [r["attempt"] for r in got] == [1] * HALF + [2] * (STEPS - HALF)
@@ -232,10 +241,10 @@ def test_a_resumed_run_equals_the_uninterrupted_one(whole_run, videos, tmp_path)
 
 
 @pytest.mark.cluster
-def test_one_rank_goes_on_with_the_steps_of_two(whole_run, videos, tmp_path):
+def test_one_rank_goes_on_with_the_steps_of_two(whole_run, half_a_run, videos, tmp_path):
     """From a checkpoint of two, in the midst of a phase: parameters that never had a gradient are in it too."""
     storage, _ = whole_run
-    train(config_of(videos, tmp_path, "one", steps=HALF))
+    shutil.copytree(half_a_run, tmp_path / "one")
     train(config_of(videos, tmp_path, "one", ranks=1))
     for one, two in zip(rows(tmp_path, "one"), rows(storage, "whole"), strict=True):
         assert (one["frames"], one["phase"], one["lr"]) == (two["frames"], two["phase"], two["lr"])

@@ -12,10 +12,9 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from small_run import BAD_CLIP, EVERY, STEPS, config_of, rows
 
 from xactor.motion import MotionTransformer
-from xactor_platform.index import load_index
-from xactor_platform.shards import ShardWriter
 from xactor_platform.training.checkpoints import Checkpoints
 from xactor_platform.training.config import RunConfig, ScaleConfig, TrainConfig
 from xactor_platform.training.engine import learning_rate
@@ -32,62 +31,6 @@ from xactor_platform.training.stage2_config import (
     tiny,
 )
 
-STEPS = 24
-BAD_CLIP = "train-004"
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory) -> str:
-    """Forty training clips, one of them with a NaN, and four held out, of latents of width 6."""
-    folder = str(tmp_path_factory.mktemp("corpus") / "shards")
-    generator = np.random.default_rng(0)
-    for split, clips in (("train", 40), ("test", 4)):
-        with ShardWriter(folder, split, samples_per_shard=10) as writer:
-            for i in range(clips):
-                frames = int(generator.integers(10, 70))
-                audio = generator.standard_normal((frames, 2, 5)).astype(np.float16)
-                wave = np.sin(0.2 * np.arange(frames) + generator.uniform(0, 6))  # something to learn
-                motion = np.repeat(1.4 * wave[:, None], 6, axis=1).astype(np.float16)
-                meta = {"frames": frames, "fps": 25, "speaker": f"s{i % 3}"}
-                writer.write(f"{split}-{i:03d}", {"motion.npy": motion, "audio.npy": audio, "json": meta})
-    index = load_index(folder)  # the writer refuses such a sample: it is spoiled afterwards
-    row = index.key.tolist().index(BAD_CLIP)
-    with (Path(folder) / index.shard_names[index.shard[row]]).open("r+b") as file:
-        file.seek(int(index.offset["motion.npy"][row] + index.header["motion.npy"][row]) + 2 * 33)
-        file.write(np.float16(np.nan).tobytes())
-    return folder
-
-
-def config_of(shards: str, storage: Path, name: str, *, ranks: int = 2, **train) -> Stage2Config:
-    options = {
-        "steps": STEPS,
-        "micro_batches": 4,
-        "budget_frames": 96,
-        "warmup_steps": 2,
-        "learning_rate": 1e-2,
-    }
-    options |= {"evaluate_every": 12, "checkpoint_every": 12, "log_samples": True, **train}
-    return Stage2Config(
-        run=RunConfig(storage=str(storage), name=name),
-        scale=ScaleConfig(ranks=ranks, cpus_per_rank=0.5, start_timeout_s=5, max_failures=0),
-        data=LatentDataConfig(shards=shards, max_bad_fraction=0.5),
-        model=MotionConfig(
-            hidden=32,
-            layers=2,
-            heads=2,
-            kv_heads=1,
-            mlp=48,
-            audio_width=16,
-            chunk_frames=8,
-            context_frames=48,
-        ),
-        train=TrainConfig(**options),
-    )
-
-
-def rows(storage: Path, name: str, file: str = "metrics.jsonl") -> list[dict]:
-    return RunFolder(str(storage), name).read_lines(file)
-
 
 def trained_on(storage: Path, name: str) -> dict[int, list]:
     """The samples of each step, of whichever ranks: of the last attempt."""
@@ -102,13 +45,6 @@ def trained_on(storage: Path, name: str) -> dict[int, list]:
     return {step: sorted(samples) for step, samples in sorted(steps.items())}
 
 
-@pytest.fixture(scope="module")
-def whole_run(ray_cluster, shards, tmp_path_factory):
-    """An uninterrupted run on two ranks: its storage and outcome."""
-    storage = tmp_path_factory.mktemp("runs")
-    return storage, train(config_of(shards, storage, "whole"))
-
-
 @pytest.mark.cluster
 def test_a_run_leaves_what_the_design_says(whole_run, shards):
     storage, outcome = whole_run
@@ -116,14 +52,16 @@ def test_a_run_leaves_what_the_design_says(whole_run, shards):
     assert [r["step"] for r in metrics] == list(range(1, STEPS + 1))
     named = "step epoch loss lr grad_norm frames padding step_s data_wait_s frames_per_s mfu skipped"
     assert all(set(named.split()) <= set(r) for r in metrics)
-    assert [("held_out_loss" in r) for r in metrics] == ([False] * 11 + [True]) * 2
-    assert metrics[23]["held_out_loss"] < 0.9 * metrics[11]["held_out_loss"]
+    evaluated = {r["step"]: r["held_out_loss"] for r in metrics if "held_out_loss" in r}
+    assert list(evaluated) == list(range(EVERY, STEPS + 1, EVERY))
+    assert evaluated[STEPS] < 0.9 * evaluated[EVERY]
     assert outcome.last == metrics[-1]
 
     folder = storage / "whole"
     saved = json.loads((folder / "config.json").read_text())
     assert Stage2Config.from_dict(saved["config"]) == config_of(shards, storage, "whole")
-    assert {"checkpoint-00000012", "checkpoint-00000024"} <= {p.name for p in folder.iterdir()}
+    kept = {p.name for p in folder.iterdir() if p.name.startswith("checkpoint-")}
+    assert kept >= {f"checkpoint-{step:08d}" for step in (36, 48, 60)}
     model = MotionTransformer.from_pretrained(folder / "export" / "motion")
     assert (model.config.latent_dim, model.config.audio_layers, model.config.audio_dim) == (6, 2, 5)
     torch.testing.assert_close(model.latent_mean, torch.tensor(saved["moments"][0]))
@@ -147,48 +85,31 @@ def test_every_sample_is_trained_on_once_an_epoch(whole_run, shards):
 
 
 @pytest.mark.cluster
-def test_a_resumed_run_equals_the_uninterrupted_one(whole_run, shards, tmp_path):
-    storage, _ = whole_run
-    train(config_of(shards, tmp_path, "parts", steps=12))
-    outcome = train(config_of(shards, tmp_path, "parts"))
-    expected, got = rows(storage, "whole"), rows(tmp_path, "parts")
-    assert [r["step"] for r in got] == list(range(1, STEPS + 1))
-    assert [r["attempt"] for r in got] == [1] * 12 + [2] * 12
-    for name in ("loss", "grad_norm", "frames", "lr"):
-        assert [r[name] for r in got] == [r[name] for r in expected], name
-    assert got[-1]["held_out_loss"] == expected[-1]["held_out_loss"]
-    samples = [(r["step"], r["rank"], r["samples"]) for r in rows(tmp_path, "parts", "samples.jsonl")]
-    assert samples == [(r["step"], r["rank"], r["samples"]) for r in rows(storage, "whole", "samples.jsonl")]
-    for part in ("motion/model.safetensors", "motion/config.json"):
-        whole = (storage / "whole" / "export" / part).read_bytes()
-        assert (Path(outcome.export) / part).read_bytes() == whole, part
-
-
-@pytest.mark.cluster
 def test_a_run_goes_on_with_other_ranks_and_past_a_corrupt_checkpoint(whole_run, shards, tmp_path):
     storage, _ = whole_run
-    options = {"checkpoint_every": 4, "keep_best": 0}
+    last, options = 24, {"checkpoint_every": 4, "keep_best": 0}
     train(config_of(shards, tmp_path, "parts", steps=8, **options))
     newest = tmp_path / "parts" / "checkpoint-00000008"
     part = next(newest.rglob("*optim_states.pt"))
     data = bytearray(part.read_bytes())
     data[len(data) // 2] ^= 1
     part.write_bytes(data)
-    train(config_of(shards, tmp_path, "parts", ranks=1, steps=10, **options))
-    train(config_of(shards, tmp_path, "parts", ranks=4, **options))
+    train(config_of(shards, tmp_path, "parts", scale={"ranks": 1}, steps=10, **options))
+    train(config_of(shards, tmp_path, "parts", scale={"ranks": 4}, steps=last, **options))
     run = rows(tmp_path, "parts")
     assert [(r["step"], r["attempt"]) for r in run] == [
         *((s, 1) for s in range(1, 9)),
         *((s, 2) for s in range(5, 11)),  # of step 8 nothing was left
-        *((s, 3) for s in range(11, STEPS + 1)),
+        *((s, 3) for s in range(11, last + 1)),
     ]
-    expected, got = rows(storage, "whole"), last_attempts(run, STEPS)
+    expected, got = rows(storage, "whole")[:last], last_attempts(run, last)
     for one, two in zip(got, expected, strict=True):
         assert one["frames"] == two["frames"]
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)
     assert got[-1]["held_out_loss"] == pytest.approx(expected[-1]["held_out_loss"], rel=1e-4)
-    assert trained_on(tmp_path, "parts") == trained_on(storage, "whole")
+    whole = trained_on(storage, "whole")
+    assert trained_on(tmp_path, "parts") == {step: whole[step] for step in range(1, last + 1)}
     kept = sorted(p.name for p in (tmp_path / "parts").glob("checkpoint-*"))
     assert kept == [f"checkpoint-{step:08d}" for step in (16, 20, 24)]
 
@@ -197,7 +118,7 @@ def test_a_run_goes_on_with_other_ranks_and_past_a_corrupt_checkpoint(whole_run,
 def test_a_sample_with_nan_is_skipped_within_the_bound_and_else_stops_the_run(whole_run, shards, tmp_path):
     storage, _ = whole_run
     assert all(np.isfinite(r["loss"]) for r in rows(storage, "whole"))
-    config = config_of(shards, tmp_path, "nan", ranks=1)
+    config = config_of(shards, tmp_path, "nan", scale={"ranks": 1})
     with pytest.raises(RuntimeError, match=rf"{BAD_CLIP}.*"):
         train(replace(config, data=replace(config.data, max_bad_fraction=0.0)))
     for run in (rows(storage, "whole", "bad_samples.jsonl"), rows(tmp_path, "nan", "bad_samples.jsonl")):
@@ -270,11 +191,10 @@ def test_a_checkpoint_of_another_model_and_too_many_lost_steps_stop_a_run(whole_
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(manifest | {"parameters": 7}))
     with pytest.raises(RuntimeError, match=r"is of a model of 7 parameters, this one has [\d,]+"):
-        train(config_of(shards, tmp_path, "run", ranks=1, steps=STEPS + 1))
+        train(config_of(shards, tmp_path, "run", scale={"ranks": 1}, steps=STEPS + 1))
     # A rate at which everything overflows.
-    config = config_of(
-        shards, tmp_path, "hot", ranks=1, learning_rate=1e30, clip_norm=1e30, max_skipped_steps=3
-    )
+    hot = {"learning_rate": 1e30, "clip_norm": 1e30, "max_skipped_steps": 3}
+    config = config_of(shards, tmp_path, "hot", scale={"ranks": 1}, **hot)
     with pytest.raises(
         RuntimeError, match=r"4 steps had a gradient that is not finite.*max_skipped_steps \(3\)"
     ):

@@ -1,5 +1,7 @@
 """Keys and values of streams' histories, computed once a chunk and read by every DDIM step."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 from transformers import Qwen2Config
@@ -42,7 +44,7 @@ class HistoryCache:
         return _Reading(self, rows, frames)
 
 
-class HistoryPass:
+class HistoryPass(ABC):
     """What one forward pass sees of the cache. transformers' layers call `update`.
 
     Attributes:
@@ -53,9 +55,9 @@ class HistoryPass:
     frames: Tensor
     width: int
 
+    @abstractmethod
     def update(self, keys: Tensor, values: Tensor, layer: int, *_args, **_kwargs) -> tuple[Tensor, Tensor]:
         """The keys and values to attend to, [B, heads, width + T, d], from those of the pass, [B, heads, T, d]."""
-        raise NotImplementedError
 
 
 class _Writing(HistoryPass):

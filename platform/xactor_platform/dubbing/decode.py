@@ -7,11 +7,11 @@ from contextlib import ExitStack
 
 from xactor.decoding import DecodingPool, Refused
 from xactor_platform.dubbing.files import local_file
-from xactor_platform.dubbing.stage import Stage
+from xactor_platform.dubbing.stage import OneByOne
 from xactor_platform.dubbing.work import Dub, Portrayed
 
 
-class Decode(Stage):
+class Decode(OneByOne):
     """
     size: the side of the face's square. decode_s: for one row's files.
     """

@@ -8,12 +8,12 @@ import numpy as np
 
 from xactor.audio import FPS
 from xactor.media import write_video
-from xactor_platform.dubbing.stage import Stage
+from xactor_platform.dubbing.stage import OneByOne
 from xactor_platform.dubbing.work import Part, Rendered, part_name
 from xactor_platform.location import Location
 
 
-class Encode(Stage):
+class Encode(OneByOne):
     """
     output: under which the parts go.
     """

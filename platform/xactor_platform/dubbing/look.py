@@ -15,13 +15,13 @@ from xactor.audio import FPS
 from xactor.decoding import Refused
 from xactor.provenance import made_from
 from xactor_platform.dubbing.files import digest_of, open_file
-from xactor_platform.dubbing.stage import Stage
+from xactor_platform.dubbing.stage import OneByOne
 from xactor_platform.dubbing.work import Done, Dub, Row
 from xactor_platform.location import Location
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look(Stage):
+class Look(OneByOne):
     """
     output: where the videos go. model: the model's fingerprint. most_bytes: of one file.
     """

@@ -40,10 +40,6 @@ class Perform(Stage):
         )
         self._output, self._segment_windows = Location.parse(output), segment_windows
 
-    def work(self, work: Portrayed) -> Iterator[Segment | Part]:
-        """Not used: see `run`."""
-        raise NotImplementedError
-
     def run(self, waiting: list[Portrayed]) -> Iterator[Segment | Part | Failed]:
         """What is made first comes first. The time of a step is shared by those that it moved."""
         going = []

@@ -11,14 +11,14 @@ import torch
 from xactor.render import Blend, Reference, Renderer, Window
 from xactor.weights import local_folder
 from xactor_platform.dubbing.segments import Span, windows_of_span
-from xactor_platform.dubbing.stage import Stage
+from xactor_platform.dubbing.stage import OneByOne
 from xactor_platform.dubbing.work import Rendered, Segment
 
 PARTS = ("motion_encoder", "unet", "reference_unet", "vae", "scheduler")
 _REFERENCES = 8  # that an actor keeps: a portrait's segments come soon after each other
 
 
-class Render(Stage):
+class Render(OneByOne):
     """
     model: a pipeline's folder or URI. windows: that are denoised together.
     """

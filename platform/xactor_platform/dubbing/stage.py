@@ -35,8 +35,15 @@ class Stage(ABC):
         if not table.num_rows:
             yield nothing()
 
+    @abstractmethod
     def run(self, waiting: list[Any]) -> Iterator[Any]:
-        """All that comes of several pieces of work. One after another, unless a stage does better."""
+        """All that comes of several pieces of work."""
+
+
+class OneByOne(Stage):
+    """A stage that takes one piece of work after another."""
+
+    def run(self, waiting: list[Any]) -> Iterator[Any]:
         for work in waiting:
             begun = time.perf_counter()
             try:

@@ -92,11 +92,10 @@ class Checkpoints:
 
     def manifest(self, step: int) -> Manifest | None:
         """None where the checkpoint is not complete."""
-        text = self._folder.read_text(f"{folder_of(step)}/{MANIFEST}")
-        if text is None:
-            return None
         try:
-            saved = json.loads(text)
+            saved = self._folder.read_json(f"{folder_of(step)}/{MANIFEST}")
+            if saved is None:
+                return None
             if saved["format"] > FORMAT:
                 break_off = f"has format {saved['format']}, this version reads up to {FORMAT}"
             else:
@@ -131,7 +130,7 @@ class Checkpoints:
         files: dict[int, list[Written]] = {}
         while missing := [rank for rank in range(ranks) if rank not in files]:
             for rank in missing:
-                note = json.loads(self._folder.read_text(f"{folder_of(step)}/{_note(rank)}") or "{}")
+                note = self._folder.read_json(f"{folder_of(step)}/{_note(rank)}") or {}
                 if note.get("token") == token:
                     files[rank] = [Written(**file) for file in note["files"]]
             if len(files) < ranks:
@@ -222,6 +221,8 @@ class Checkpoints:
 
         try:
             size, digest = self._patiently(read, f"{self._folder.uri}/{folder}/{file.name}")
+            if size != file.size and not self._location.is_local:  # over a connection that was cut, perhaps
+                size, digest = self._patiently(read, f"{self._folder.uri}/{folder}/{file.name}")
         except FileNotFoundError as error:
             raise Corrupt(f"{file.name} is missing") from error
         if size != file.size:

@@ -4,7 +4,7 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 from xactor_platform.plan import PlanConfig
 
@@ -139,8 +139,9 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig(ABC):
-    """What the configs of both stages have."""
+    """What the configs of both stages have. stage: which one it is of."""
 
+    stage: ClassVar[Literal[1, 2]]
     run: RunConfig = field(default_factory=RunConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     data: DataConfig

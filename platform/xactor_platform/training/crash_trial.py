@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -79,9 +79,11 @@ class Trial:
         recoveries = []
         with self._driver() as driver:
             for kill in kills:
+                # Found before, as steps may be done while one looks.
+                victim = None if kill.victim in ("driver", "stop") else self._victim(driver, kill.victim)
                 self._wait(driver, kill.after_step)
                 checkpoint = max((m.step for m in Checkpoints(self._folder).complete()), default=0)
-                self._strike(driver, kill.victim)
+                self._strike(driver, kill.victim, victim)
                 struck = time.monotonic()
                 rows = self._folder.read_lines(METRICS)
                 if kill.victim in ("driver", "stop"):
@@ -115,18 +117,22 @@ class Trial:
         driver.process = self._start()
         return driver
 
-    def _strike(self, driver: "_Driver", victim: Victim) -> None:
+    def _strike(self, driver: "_Driver", victim: Victim, process: psutil.Process | None) -> None:
         if victim == "driver":
             driver.process.kill()
         elif victim == "stop":
             driver.process.send_signal(signal.SIGTERM)
+        elif process is None or not process.is_running():  # what reads data comes and goes
+            self._victim(driver, victim).kill()
         else:
-            self._victim(victim).kill()
+            process.kill()
 
-    def _victim(self, victim: Victim) -> psutil.Process:
+    def _victim(self, driver: "_Driver", victim: Victim) -> psutil.Process:
         """One of the processes under this one, which started the cluster too."""
         deadline = time.monotonic() + self._timeout_s
         while time.monotonic() < deadline:
+            if driver.process.poll() is not None:
+                raise RuntimeError(self._ended(driver))
             idle = None
             for process in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.Error):
@@ -135,7 +141,8 @@ class Trial:
                         return process
                     if title.startswith("ray::IDLE"):
                         idle = process
-            if victim == "data" and idle:  # between two blocks what reads them is idle
+            # Between two blocks what reads them is idle.
+            if victim == "data" and idle and self._folder.read_lines(METRICS):
                 return idle
             time.sleep(_LOOK_S)
         raise RuntimeError(f"no {victim} to kill in {self._timeout_s:g} s; the drivers' output: {self._log}")
@@ -169,16 +176,20 @@ class Trial:
             next_step_s=round(seconds, 2),
         )
 
-    def _until(self, driver: "_Driver", done) -> None:
+    def _until(self, driver: "_Driver", done: Callable[[], bool]) -> None:
         deadline = time.monotonic() + self._timeout_s
-        while not done():
-            if driver.process.poll() not in (None, 0):
-                raise RuntimeError(
-                    f"the driver ended with {driver.process.returncode}; its output: {self._log}"
-                )
+        while True:
+            ended = driver.process.poll() is not None  # before one looks: what it did last is seen
+            if done():
+                return
+            if ended:
+                raise RuntimeError(self._ended(driver))
             if time.monotonic() > deadline:
                 raise RuntimeError(f"nothing came in {self._timeout_s:g} s; the drivers' output: {self._log}")
             time.sleep(_LOOK_S)
+
+    def _ended(self, driver: "_Driver") -> str:
+        return f"the driver ended with {driver.process.returncode}; its output: {self._log}"
 
     def _expect(self, driver: "_Driver", code: int) -> None:
         found = driver.process.wait(self._timeout_s)

@@ -154,8 +154,7 @@ def _trainer(job: Job, use_gpu: bool, scratch: str) -> TorchTrainer:
 
 def saved_config(folder: RunFolder) -> dict[str, Any] | None:
     """What config.json of an earlier start of this run says, if there is one."""
-    text = folder.read_text(CONFIG)
-    return None if text is None else json.loads(text)
+    return folder.read_json(CONFIG)
 
 
 def refuse_changes(saved: dict[str, Any], given: dict[str, Any], uri: str) -> None:

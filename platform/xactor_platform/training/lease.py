@@ -16,7 +16,6 @@ from xactor_platform.training.run_folder import RunFolder
 LEASE = "lease.json"
 RENEW_S = 2.0
 STALE_S = 12.0  # without a renewal: its holder is gone
-_READINGS, _READ_AGAIN_S = 5, 0.2  # of a lease that cannot be made out
 
 
 class RunIsTaken(ValueError):
@@ -63,12 +62,8 @@ def lease(folder: RunFolder) -> Iterator[str]:
 
 
 def is_held(folder: RunFolder, holder: str) -> bool:
-    """Whether nobody else has it. What cannot be made out, as over a connection that was cut, is read again."""
-    for _ in range(_READINGS):
-        if found := _read(folder):
-            return found.get("holder") == holder
-        time.sleep(_READ_AGAIN_S)
-    return False
+    """Whether nobody else has it."""
+    return _read(folder).get("holder") == holder
 
 
 def _wait_for(folder: RunFolder) -> None:
@@ -104,7 +99,7 @@ def _renew(folder: RunFolder, mine: dict[str, Any], ended: threading.Event) -> N
 
 def _read(folder: RunFolder) -> dict[str, Any]:
     try:
-        return json.loads(folder.read_text(LEASE) or "{}")
+        return folder.read_json(LEASE) or {}
     except ValueError:
         return {}
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ CONFIG, METRICS, SAMPLES, BAD, EXPORT, SHEETS = (
     "export",
     "sheets",
 )
-
+_READINGS, _READ_AGAIN_S = 5, 0.2  # of a document that cannot be made out
 
 Result = TypeVar("Result")
 
@@ -63,12 +64,35 @@ class RunFolder:
         path = f"{self.location.path}/{name}"
 
         def read() -> str | None:
-            if self.location.filesystem.get_file_info(path).type == fs.FileType.NotFound:
+            found = self.location.filesystem.get_file_info(path)
+            if found.type == fs.FileType.NotFound:
                 return None
             with self.location.open(name) as file:
-                return file.read().decode()
+                data = file.read()
+            # A store's answer that is cut within its headers may name no length, and reads as an empty file.
+            if not self.location.is_local and len(data) != found.size:
+                raise OSError(f"{len(data)} bytes came of {found.size}")
+            return data.decode()
 
         return self._patiently(read, name, patience_s)
+
+    def read_json(self, name: str) -> Any:
+        """None where there is no such file. What came over a connection that was cut is read again.
+
+        Raises:
+            ValueError: it stays unreadable.
+        """
+        for reading in range(_READINGS):
+            text = self.read_text(name)
+            if text is None:
+                return None
+            try:
+                return json.loads(text)
+            except ValueError:
+                if reading == _READINGS - 1:
+                    raise
+                time.sleep(_READ_AGAIN_S)
+        raise AssertionError
 
     def read_lines(self, name: str) -> list[dict[str, Any]]:
         """A JSONL file's rows; a line cut short by a crash is left out."""

@@ -12,7 +12,6 @@ from xactor_platform.index import Index
 from xactor_platform.plan import Step
 from xactor_platform.stream import Reader
 from xactor_platform.training.config import StageConfig
-from xactor_platform.training.stage1_config import Stage1Config
 
 Facts = dict[str, Any]  # what the driver finds out for all ranks; part of the run's config.json
 
@@ -96,7 +95,7 @@ class Stage(ABC):
 
 def stage_of(config: StageConfig) -> type[Stage]:
     """The stage that a config is of."""
-    if isinstance(config, Stage1Config):
+    if config.stage == 1:  # imported by who trains it: stage 2 needs nothing of diffusers, and starts sooner
         from xactor_platform.training.stage1 import Stage1
 
         return Stage1

@@ -146,6 +146,7 @@ class Stage1TrainConfig(TrainConfig):
 class Stage1Config(StageConfig):
     """Stage 1, the motion encoder and the renderer (Paper 3.1, 4.1)."""
 
+    stage = 1
     data: VideoDataConfig = field(default_factory=VideoDataConfig)
     train: Stage1TrainConfig = field(default_factory=Stage1TrainConfig)
     model: RendererConfig = field(default_factory=RendererConfig)

@@ -67,6 +67,7 @@ class MotionConfig:
 class Stage2Config(StageConfig):
     """Stage 2, the motion model (Paper 3.2, 3.3, 4.1)."""
 
+    stage = 2
     data: LatentDataConfig = field(default_factory=LatentDataConfig)
     model: MotionConfig = field(default_factory=MotionConfig)
     forcing: ForcingConfig = field(default_factory=ForcingConfig)

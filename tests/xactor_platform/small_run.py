@@ -1,0 +1,67 @@
+"""A training that takes seconds: its corpus, its config, and what its folder says."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xactor_platform.index import load_index
+from xactor_platform.shards import ShardWriter
+from xactor_platform.training.config import RunConfig, ScaleConfig, TrainConfig, as_dict
+from xactor_platform.training.run_folder import RunFolder
+from xactor_platform.training.stage2_config import LatentDataConfig, MotionConfig, Stage2Config, tiny
+
+STEPS, EVERY = 60, 12
+BAD_CLIP = "train-004"
+
+
+def write_corpus(folder: str) -> str:
+    """Forty clips to train on, one of them with a NaN, and four held out, of latents of width 6."""
+    generator = np.random.default_rng(0)
+    for split, clips in (("train", 40), ("test", 4)):
+        with ShardWriter(folder, split, samples_per_shard=10) as writer:
+            for i in range(clips):
+                frames = int(generator.integers(10, 70))
+                audio = generator.standard_normal((frames, 2, 5)).astype(np.float16)
+                wave = np.sin(0.2 * np.arange(frames) + generator.uniform(0, 6))  # something to learn
+                motion = np.repeat(1.4 * wave[:, None], 6, axis=1).astype(np.float16)
+                meta = {"frames": frames, "fps": 25, "speaker": f"s{i % 3}"}
+                writer.write(f"{split}-{i:03d}", {"motion.npy": motion, "audio.npy": audio, "json": meta})
+    index = load_index(folder)  # the writer refuses such a sample: it is spoiled afterwards
+    row = index.key.tolist().index(BAD_CLIP)
+    with (Path(folder) / index.shard_names[index.shard[row]]).open("r+b") as file:
+        file.seek(int(index.offset["motion.npy"][row] + index.header["motion.npy"][row]) + 2 * 33)
+        file.write(np.float16(np.nan).tobytes())
+    return folder
+
+
+def config_of(
+    shards: str, storage: Path | str, name: str, *, scale: dict[str, Any] | None = None, **train
+) -> Stage2Config:
+    """On two ranks, with an evaluation and a checkpoint every twelve steps, where not said otherwise."""
+    scales = {"ranks": 2, "cpus_per_rank": 0.5, "start_timeout_s": 5, "max_failures": 0, **(scale or {})}
+    options = {"steps": STEPS, "evaluate_every": EVERY, "checkpoint_every": EVERY, "log_samples": True}
+    options |= {"micro_batches": 4, "budget_frames": 96, "warmup_steps": 2, "learning_rate": 1e-2, **train}
+    sizes = {"hidden": 32, "layers": 2, "heads": 2, "kv_heads": 1, "mlp": 48, "audio_width": 16}
+    return Stage2Config(
+        run=RunConfig(storage=str(storage), name=name),
+        scale=ScaleConfig(**scales),
+        data=LatentDataConfig(shards=shards, max_bad_fraction=0.5),
+        model=MotionConfig(**sizes, chunk_frames=8, context_frames=48),
+        train=TrainConfig(**options),
+    )
+
+
+def options_of(config: Stage2Config) -> dict[str, Any]:
+    """The same config as options of `jobs/train_stage2.py tiny`."""
+    given, preset = as_dict(config), as_dict(tiny())
+    return {
+        f"{part}.{name}".replace("_", "-"): value
+        for part, options in given.items()
+        for name, value in options.items()
+        if value != preset[part][name]
+    }
+
+
+def rows(storage: Path | str, name: str, file: str = "metrics.jsonl") -> list[dict]:
+    return RunFolder(str(storage), name).read_lines(file)
