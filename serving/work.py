@@ -1,12 +1,16 @@
 """What the deployments say to each other: all that a piece of work needs, so that any replica can do it, and again."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xactor.audio import WindowSpec
-from xactor.motion import SamplingConfig
-from xactor.render import RenderConfig
+if TYPE_CHECKING:  # a motion replica starts without the renderer's libraries, and the other way round
+    from xactor.audio import WindowSpec
+    from xactor.motion import SamplingConfig
+    from xactor.render import RenderConfig
 
 
 @dataclass(frozen=True, kw_only=True)

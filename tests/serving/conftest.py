@@ -25,7 +25,7 @@ def model(tmp_path_factory) -> str:
     return str(folder)
 
 
-@pytest.fixture(scope="module")  # not of the session: other tests want the cluster's CPUs
+@pytest.fixture(scope="package")  # not of the session: other tests want the cluster's CPUs
 def serving(ray_cluster) -> Iterator[str]:
     """Ray Serve on a port of its own."""
     from ray import serve
@@ -38,9 +38,8 @@ def serving(ray_cluster) -> Iterator[str]:
     serve.shutdown()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def service(serving, model) -> Iterator[Service]:
-    yield run(
-        serving, model, "plain", limits={"max_seconds": 20, "upload_s": 5, "silence_s": 5, "max_videos": 8}
-    )
+    limits = {"max_seconds": 20, "upload_s": 5, "silence_s": 5, "max_videos": 8}
+    yield run(serving, model, "plain", render_replicas=2, limits=limits)
     delete("plain")

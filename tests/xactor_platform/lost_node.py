@@ -47,7 +47,7 @@ def main(shards: str, storage: str) -> None:
         print("lost a node", flush=True)
 
     threading.Thread(target=lose, daemon=True).start()
-    scale = {"ranks": 4, "min_ranks": 1, "cpus_per_rank": 1, "resize_s": 600, "start_timeout_s": 60}
+    scale = {"ranks": 4, "min_ranks": 1, "cpus_per_rank": 1, "resize_s": 600, "start_timeout_s": 30}
     scale |= {"collective_timeout_s": 120, "max_failures": 3}
     often = {"evaluate_every": 0, "checkpoint_every": 4}
     outcome = train(config_of(shards, storage, "run", scale=scale, steps=STEPS, **often))

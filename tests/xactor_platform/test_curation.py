@@ -1,11 +1,13 @@
 """Curation: every planted fault meets its fate, no good clip is lost, sound and pictures stay together, and what dies
 costs no more than it was doing."""
 
+import contextlib
 import json
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -261,38 +263,30 @@ def begun(config: CurateConfig) -> list[tuple[str, int]]:
     return [(line[0], int(line[1])) for line in lines if len(line) == 2]
 
 
-@pytest.mark.cluster
-def test_a_killed_worker_repeats_one_piece_and_changes_no_byte(curated, tmp_path):
-    """A second run, of which a worker is killed: the same shards, byte by byte, and at most one piece done twice."""
-    first, *_ = curated
-    config = replace(first, output=str(tmp_path / "out"))
+@contextlib.contextmanager
+def a_worker_is_killed(config: CurateConfig) -> Iterator[list[int]]:
+    """The one that began a piece last, once two are begun: its process, when it is dead."""
     killed: list[int] = []
     ended = threading.Event()
 
     def kill() -> None:
         while not ended.wait(0.05) and not killed:
-            if len(at_work := begun(config)) >= 3:
+            if len(at_work := begun(config)) >= 2:
                 killed.append(at_work[-1][1])
                 os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        outcome = counted(config)
+        yield killed
     finally:
         ended.set()
         killer.join()
-    assert killed
-    pieces = [piece for piece, _ in begun(config)]
-    assert len(pieces) - len(set(pieces)) <= 1
-    assert shards_of(config.output) == shards_of(first.output)
-    assert len(shards_of(config.output)) >= 2
-    assert outcome.bill.clips == 10
-    assert (Path(config.output, REPORT)).read_bytes() == Path(first.output, REPORT).read_bytes()
 
 
 @pytest.mark.cluster
-def test_a_restart_does_only_what_is_missing(curated, tmp_path):
+def test_cut_short_and_then_with_a_killed_worker_it_ends_as_undisturbed(curated, tmp_path):
+    """The driver dies amid a run; in the next one a worker dies. The same bytes, and at most one piece done twice."""
     first, *_ = curated
     config = replace(first, output=str(tmp_path / "out"))
     with pytest.raises(KeyboardInterrupt):
@@ -304,14 +298,19 @@ def test_a_restart_does_only_what_is_missing(curated, tmp_path):
         if path.stem.isdigit()
     }
     shards = {name: Path(config.output, name).stat().st_mtime_ns for name in shards_of(config.output)}
-    Path(config.output).with_name("begun").unlink()
-    outcome = counted(config)
-    assert finished
     assert before & finished
-    assert not {piece for piece, _ in begun(config)} & finished
+    Path(config.output).with_name("begun").unlink()
+    with a_worker_is_killed(config) as killed:
+        outcome = counted(config)
+    assert killed
+    pieces = [piece for piece, _ in begun(config)]
+    assert len(pieces) - len(set(pieces)) <= 1
+    assert not set(pieces) & finished
     assert shards_of(config.output) == shards_of(first.output)
+    assert len(shards_of(config.output)) >= 2
     assert all(Path(config.output, name).stat().st_mtime_ns == then for name, then in shards.items())
     assert len(outcome.fates) == len(FATES) + 10
+    assert (Path(config.output, REPORT)).read_bytes() == Path(first.output, REPORT).read_bytes()
 
     Path(config.output).with_name("begun").unlink()
     again = counted(config)

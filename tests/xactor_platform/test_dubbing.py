@@ -466,6 +466,7 @@ def actors_of(stage: str) -> list[int]:
     return found
 
 
+@pytest.mark.soak  # test_dubbing_cluster takes a whole node
 @pytest.mark.cluster
 def test_killed_workers_cost_nothing_but_time(ray_cluster, model, media, tmp_path):
     """While a run goes on, its render and motion actors are killed."""
