@@ -16,6 +16,7 @@ from xactor_platform.corpus.identity import held_out_identities, render_frame
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.soak
 @pytest.mark.cluster
 def test_it_reports_stages_decoding_and_actors(ray_cluster, tmp_path):
     face = render_frame(held_out_identities()[1], np.zeros(CONTROL_COUNT, np.float32), 192)

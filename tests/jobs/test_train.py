@@ -46,6 +46,7 @@ def shards(tmp_path_factory) -> str:
     return folder
 
 
+@pytest.mark.soak  # the jobs are alike: stage 2's is submitted below, stage 1's training has tests of its own
 @pytest.mark.cluster
 def test_stage_1_runs_by_plain_python(video_corpus, tmp_path):
     videos, _ = video_corpus([30, 40, 50])

@@ -56,12 +56,20 @@ def assert_the_same(folder: RunFolder, whole_run) -> None:
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(1800)  # six starts of a training, on a machine that may have much else to do
-def test_killed_in_every_place_it_ends_as_if_nothing_had_been(trial_of, whole_run):
-    kills = [Kill(victim=victim, after_step=7 + 10 * n) for n, victim in enumerate(VICTIMS)]
-    trial, folder = trial_of("killed")
+@pytest.mark.timeout(1800)  # starts of a training, on a machine that may have much else to do
+@pytest.mark.parametrize(
+    "victims",
+    [
+        ("worker", "data", "driver", "stop"),  # with a driver its controller dies too
+        pytest.param(VICTIMS, marks=pytest.mark.soak),
+    ],
+    ids=["most", "all"],
+)
+def test_killed_in_every_place_it_ends_as_if_nothing_had_been(trial_of, whole_run, victims):
+    kills = [Kill(victim=victim, after_step=7 + 10 * n) for n, victim in enumerate(victims)]
+    trial, folder = trial_of(f"killed-{len(victims)}")
     recoveries = trial.run(kills)
-    assert [r.victim for r in recoveries] == list(VICTIMS)
+    assert [r.victim for r in recoveries] == list(victims)
     for recovery in recoveries:
         assert recovery.resumed_from >= recovery.checkpoint, recovery
         assert 0 <= recovery.lost_steps <= recovery.step - recovery.checkpoint, recovery

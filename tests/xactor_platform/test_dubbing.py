@@ -326,9 +326,46 @@ def run(config: DubConfig, said: list[str] | None = None):
     return dub(config, connect=lambda: None, say=(said if said is not None else []).append)
 
 
+class Deadly:
+    """A stage that ends its own process when it comes to some rows: each time, or the first time."""
+
+    def __init__(self, always: str, once: str, mark: str):
+        self._always, self._once, self._mark = always, once, Path(mark)
+
+    def __call__(self, table):
+        for work in unpack(table):
+            name = work.row.id
+            if name == self._always or (name == self._once and not self._mark.exists()):
+                self._mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield pack(work)
+
+
 @pytest.fixture(scope="module")
 def bulk(ray_cluster, model, media, tmp_path_factory):
-    """A run over good and bad rows: its config, its outcome and what it said."""
+    """A run over good and bad rows, of which two kill who works on them: its config, its outcome and what it said."""
+    import ray
+
+    mark = tmp_path_factory.mktemp("deadly") / "mark"
+
+    class Perilous(Run):
+        def _source(self, dubs):
+            deadly = {"always": "poison", "once": "shot", "mark": str(mark)}
+            return (
+                super()
+                ._source(dubs)
+                .map_batches(
+                    Deadly,
+                    fn_constructor_kwargs=deadly,
+                    batch_size=1,
+                    batch_format="pyarrow",
+                    num_cpus=0.1,
+                    compute=ray.data.ActorPoolStrategy(size=1),
+                    max_restarts=-1,
+                    max_task_retries=0,
+                )
+            )
+
     rows: list = [
         {"id": f"v{n}", "image": "face.png", "audio": f"{1 + n % 3}.wav", "seed": n} for n in range(6)
     ]
@@ -340,11 +377,15 @@ def bulk(ray_cluster, model, media, tmp_path_factory):
         {"id": "corrupt", "image": "face.png", "audio": "cut.wav"},
         {"id": "option", "image": "face.png", "audio": "1.wav", "render_steps": 0},
         "not json",
+        {"id": "poison", "image": "face.png", "audio": "1.wav"},
+        {"id": "shot", "image": "face.png", "audio": "1.wav"},
     ]
     manifest = write_manifest(media / "items.jsonl", rows)
-    config = config_of(manifest, tmp_path_factory.mktemp("bulk") / "out", model)
+    config = config_of(manifest, tmp_path_factory.mktemp("bulk") / "out", model, attempts=2)
     said: list[str] = []
-    return config, run(config, said), said
+    asked, refused = read_manifest(config.manifest, config.options)
+    outcome = Perilous(config, look_at_model(model), said.append).make(asked, refused)
+    return config, outcome, said
 
 
 def results(config: DubConfig) -> list[dict]:
@@ -352,6 +393,7 @@ def results(config: DubConfig) -> list[dict]:
 
 
 @pytest.mark.cluster
+@pytest.mark.filterwarnings("ignore:The minimum number of concurrent actors:UserWarning")  # of the second try
 def test_good_rows_are_made_and_bad_ones_named(bulk, media):
     config, outcome, said = bulk
     rows = results(config)
@@ -359,7 +401,7 @@ def test_good_rows_are_made_and_bad_ones_named(bulk, media):
     assert [(r["id"], r["status"], r["frames"]) for r in rows[:6]] == [
         (f"v{n}", "ok", 25 * (1 + n % 3)) for n in range(6)
     ]
-    codes = [(r["id"], r["error"]["code"]) for r in rows[6:]]
+    codes = [(r["id"], r["error"]["code"]) for r in rows[6:14]]
     assert codes == [
         ("v1", "bad_row"),
         ("../../up", "bad_row"),
@@ -368,13 +410,16 @@ def test_good_rows_are_made_and_bad_ones_named(bulk, media):
         ("corrupt", "bad_input"),
         ("option", "bad_row"),
         (None, "bad_row"),
+        ("poison", "lost"),
     ]
-    assert {p.name for p in Path(config.output).glob("*.mp4")} == {f"v{n}.mp4" for n in range(6)}
+    assert rows[13]["error"]["message"] == "tried 2 times, and its workers died each time"
+    assert (rows[14]["id"], rows[14]["status"]) == ("shot", "ok")  # it killed its worker once
+    assert {p.stem for p in Path(config.output).glob("*.mp4")} == {*(f"v{n}" for n in range(6)), "shot"}
     assert not list(Path(config.output).rglob("*.part"))
     for n in range(6):
         assert len(list(read_frames(Path(config.output, f"v{n}.mp4")))) == 25 * (1 + n % 3)
     bill = outcome.bill
-    assert (bill.made, bill.there, bill.failed, bill.video_s) == (6, 0, 7, 12.0)
+    assert (bill.made, bill.there, bill.failed, bill.video_s) == (7, 0, 8, 13.0)
     assert set(bill.stage_s) == {"look", "decode", "motion", "render", "encode", "write"}
     assert all(seconds > 0 for seconds in bill.stage_s.values())
     assert any("row 9: missing: bad_input: image: " in line for line in said)
@@ -395,65 +440,6 @@ def test_a_second_run_makes_what_is_missing_or_has_changed(bulk, media):
     assert {name for name in after if after[name] != before[name]} == {"v0.mp4", "v2.mp4"}
     assert [r["frames"] for r in results(config)] == [50, 50, 75, 25, 50, 75]
     assert not Path(config.output, ".parts").exists()
-
-
-class Deadly:
-    """A stage that ends its own process when it comes to some rows: each time, or the first time."""
-
-    def __init__(self, always: str, once: str, mark: str):
-        self._always, self._once, self._mark = always, once, Path(mark)
-
-    def __call__(self, table):
-        for work in unpack(table):
-            name = work.row.id
-            if name == self._always or (name == self._once and not self._mark.exists()):
-                self._mark.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield pack(work)
-
-
-@pytest.mark.cluster
-@pytest.mark.filterwarnings(
-    "ignore:The minimum number of concurrent actors:UserWarning"
-)  # none of the rows came on
-def test_a_row_that_kills_its_workers_is_recorded_and_takes_no_other_with_it(
-    ray_cluster, model, media, tmp_path
-):
-    import ray
-
-    class Perilous(Run):
-        def _source(self, dubs):
-            return (
-                super()
-                ._source(dubs)
-                .map_batches(
-                    Deadly,
-                    fn_constructor_kwargs={
-                        "always": "poison",
-                        "once": "shot",
-                        "mark": str(tmp_path / "mark"),
-                    },
-                    batch_size=1,
-                    batch_format="pyarrow",
-                    num_cpus=0.1,
-                    compute=ray.data.ActorPoolStrategy(size=1),
-                    max_restarts=-1,
-                    max_task_retries=0,
-                )
-            )
-
-    names = ["a", "poison", "shot"]
-    rows = [{"id": name, "image": "face.png", "audio": "1.wav"} for name in names]
-    config = config_of(write_manifest(media / "poison.jsonl", rows), tmp_path / "out", model, attempts=2)
-    said: list[str] = []
-    asked, refused = read_manifest(config.manifest, config.options)
-    outcome = Perilous(config, look_at_model(model), said.append).make(asked, refused)
-    assert {r["id"]: r["status"] for r in outcome.rows} == {
-        n: "failed" if n == "poison" else "ok" for n in names
-    }
-    (failed,) = outcome.failed
-    assert failed["error"] == {"code": "lost", "message": "tried 2 times, and its workers died each time"}
-    assert {p.stem for p in (tmp_path / "out").glob("*.mp4")} == {"a", "shot"}
 
 
 def actors_of(stage: str) -> list[int]:

@@ -49,7 +49,7 @@ def kill_a_node(group: str, head_pid_before: set[int]) -> bool:
 @pytest.mark.parametrize(
     ("rows", "nodes", "kills"),
     [
-        pytest.param(8, 2, 1, id="8 rows"),
+        pytest.param(6, 2, 1, id="6 rows"),
         pytest.param(200, 3, 0, id="200 rows", marks=pytest.mark.soak),
         pytest.param(200, 3, 2, id="200 rows, 2 nodes killed", marks=pytest.mark.soak),
     ],
@@ -60,7 +60,7 @@ def test_render_nodes_come_with_the_work_and_go(model, media, tmp_path, rows, no
             "id": f"r{n:03d}",
             "image": "face.png",
             "audio": f"{1 + n % 2}.wav",
-            "render_steps": 20,
+            "render_steps": 10,
             "render_cfg": 2.0,
         }
         for n in range(rows)

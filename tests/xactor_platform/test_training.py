@@ -183,8 +183,9 @@ def test_a_run_goes_on_only_with_its_own_corpus_checkpoint_and_driver(whole_run,
         train(config)
 
 
+@pytest.mark.soak
 @pytest.mark.cluster
-def test_a_checkpoint_of_another_model_and_too_many_lost_steps_stop_a_run(whole_run, shards, tmp_path):
+def test_a_checkpoint_of_another_model_stops_a_run(whole_run, shards, tmp_path):
     storage, _ = whole_run
     shutil.copytree(storage / "whole", tmp_path / "run")
     path = tmp_path / "run" / f"checkpoint-{STEPS:08d}" / "manifest.json"
@@ -192,6 +193,10 @@ def test_a_checkpoint_of_another_model_and_too_many_lost_steps_stop_a_run(whole_
     path.write_text(json.dumps(manifest | {"parameters": 7}))
     with pytest.raises(RuntimeError, match=r"is of a model of 7 parameters, this one has [\d,]+"):
         train(config_of(shards, tmp_path, "run", scale={"ranks": 1}, steps=STEPS + 1))
+
+
+@pytest.mark.cluster
+def test_too_many_lost_steps_stop_a_run(ray_cluster, shards, tmp_path):
     # A rate at which everything overflows.
     hot = {"learning_rate": 1e30, "clip_norm": 1e30, "max_skipped_steps": 3}
     config = config_of(shards, tmp_path, "hot", scale={"ranks": 1}, **hot)
