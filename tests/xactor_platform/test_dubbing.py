@@ -360,7 +360,7 @@ def bulk(ray_cluster, model, media, tmp_path_factory):
                     batch_size=1,
                     batch_format="pyarrow",
                     num_cpus=0.1,
-                    compute=ray.data.ActorPoolStrategy(size=1),
+                    compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1),
                     max_restarts=-1,
                     max_task_retries=0,
                 )

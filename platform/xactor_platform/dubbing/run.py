@@ -105,7 +105,7 @@ class Run:
             if not left:
                 break
             last = attempt == self._config.attempts
-            self._make(left, streams=1 if last and attempt > 1 else self._config.streams)
+            self._make(left, alone=last and attempt > 1)
             left = [dub for dub in left if dub.row.number not in self._results]
             if left and not last:
                 self._say(f"{len(left)} rows were lost with their workers, and are tried again")
@@ -152,10 +152,11 @@ class Run:
             self._finish(Failed(number=row.number, id=row.id, code="lost", message=lost), 0.0)
         return dubs
 
-    def _make(self, dubs: list[Dub], *, streams: int) -> None:
+    def _make(self, dubs: list[Dub], *, alone: bool) -> None:
+        """alone: no worker has two rows at a time, as one that kills it would take the other with it."""
         self._parts.clear()
         by_number = {dub.row.number: dub for dub in dubs}
-        for result in results(self._pipeline(dubs, streams)):
+        for result in results(self._pipeline(dubs, alone)):
             self._tally.spend(result.spent)
             if isinstance(result, Failed):
                 self._finish(result, by_number[result.number].seconds)
@@ -164,8 +165,9 @@ class Run:
             self._written(most=_WRITING)
         self._written(most=0)
 
-    def _pipeline(self, dubs: list[Dub], streams: int) -> ray.data.Dataset:
+    def _pipeline(self, dubs: list[Dub], alone: bool) -> ray.data.Dataset:
         config, pools = self._config, self._config.pools
+        streams = 1 if alone else config.streams
         device = "cuda" if config.device == "gpu" else "cpu"
         motion = {
             "model": config.model,
@@ -189,7 +191,11 @@ class Run:
                 batch_size=batch,
                 batch_format="pyarrow",
                 zero_copy_batch=True,
-                compute=ray.data.ActorPoolStrategy(min_size=pool.min, max_size=pool.max),
+                compute=ray.data.ActorPoolStrategy(
+                    min_size=pool.min,
+                    max_size=pool.max,
+                    max_tasks_in_flight_per_actor=1 if alone else None,
+                ),
                 num_cpus=pool.cpus,
                 num_gpus=gpus or None,
                 ray_remote_args_fn=tried_twice,
