@@ -15,9 +15,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 _OPEN_PATHS = ("/", "/healthz")  # without a key
-_MAX_HEADER_BYTES = (
-    64 << 10
-)  # of all of a request's; servers under Serve's proxy differ in what they let through
+# Of all of a request's; servers under Serve's proxy differ in what they let through.
+_MAX_HEADER_BYTES = 64 << 10
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 

@@ -220,6 +220,17 @@ def start(face: bytes, **changes) -> str:
     return json.dumps({"image": base64.b64encode(face).decode(), **FAST, **changes})
 
 
+def test_a_socket_with_huge_headers_is_refused(service):
+    async def connect() -> None:
+        url = service.url.replace("http", "ws", 1) + "/v1/stream"
+        async with websockets.connect(url, additional_headers={"X-Long": "a" * 2**17}):
+            pass
+
+    with pytest.raises((websockets.WebSocketException, OSError)):
+        asyncio.run(connect())
+    assert service.get("/healthz").status_code == 200
+
+
 async def converse(service: Service, messages: list[str | bytes]) -> list[str | bytes]:
     """Says all, and hears all until the other side closes."""
     url = service.url.replace("http", "ws", 1) + "/v1/stream"

@@ -1,9 +1,10 @@
-"""A training on two nodes beside the head, of which one is lost: for test_elastic.
+"""A training on two nodes beside the head, of which one is lost, and may come back: for test_elastic.
 
-python lost_node.py SHARDS STORAGE
+python lost_node.py SHARDS STORAGE STEPS stays-away|comes-back
 """
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -12,6 +13,7 @@ os.environ |= {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     # Ranks are first asked of the lost node too, which counts as there for some seconds: so long until fewer are.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "25",
 }
@@ -24,10 +26,11 @@ from xactor_platform.cluster import free_port
 from xactor_platform.training.launch import train
 from xactor_platform.training.run_folder import METRICS, RunFolder
 
-STEPS, LOSE_AFTER = 40, 8
+LOSE_AFTER = 8
 
 
-def main(shards: str, storage: str) -> None:
+def main(shards: str, storage: str, steps: str, then: str) -> None:
+    comes_back = then == "comes-back"
     port = free_port()
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     head = {
@@ -48,13 +51,25 @@ def main(shards: str, storage: str) -> None:
         cluster.remove_node(nodes[1], allow_graceful=False)
         print("lost a node", flush=True)
 
+        if comes_back:
+            while not any(row["attempt"] > 1 for row in folder.read_lines(METRICS)):
+                time.sleep(0.05)
+            another.append(subprocess.Popen([*start, f"--address={cluster.address}"]))
+
+    # Not by Cluster.add_node, which sets signal handlers: they are the main thread's.
+    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=2"]
+    start += [f"--object-store-memory={256 << 20}"]
+    another: list[subprocess.Popen] = []
     threading.Thread(target=lose, daemon=True).start()
-    scale = {"ranks": 4, "min_ranks": 1, "cpus_per_rank": 1, "resize_s": 600, "start_timeout_s": 60}
-    scale |= {"collective_timeout_s": 120, "max_failures": 3}
-    often = {"evaluate_every": 0, "checkpoint_every": 4}
-    outcome = train(config_of(shards, storage, "run", scale=scale, steps=STEPS, **often))
+    scale = {"ranks": 4, "min_ranks": 1, "cpus_per_rank": 1, "start_timeout_s": 60}
+    scale |= {"resize_s": 3 if comes_back else 600, "collective_timeout_s": 120, "max_failures": 3}
+    often = {"evaluate_every": 0, "checkpoint_every": 50 if comes_back else 4}
+    outcome = train(config_of(shards, storage, "run", scale=scale, steps=int(steps), **often))
     print(f"done: step {outcome.last['step']}", flush=True)
     ray.shutdown()
+    for node in another:
+        node.terminate()
+        node.wait()
     cluster.shutdown()
 
 

@@ -4,12 +4,12 @@ import contextlib
 import json
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pyarrow import fs
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from xactor_platform.location import Location, inside
 from xactor_platform.patience import PATIENCE_S, patiently
@@ -82,17 +82,13 @@ class RunFolder:
         Raises:
             ValueError: it stays unreadable.
         """
-        for reading in range(_READINGS):
-            text = self.read_text(name)
-            if text is None:
-                return None
-            try:
-                return json.loads(text)
-            except ValueError:
-                if reading == _READINGS - 1:
-                    raise
-                time.sleep(_READ_AGAIN_S)
-        raise AssertionError
+        tries = Retrying(
+            retry=retry_if_exception_type(ValueError),
+            wait=wait_fixed(_READ_AGAIN_S),
+            stop=stop_after_attempt(_READINGS),
+            reraise=True,
+        )
+        return tries(self._read_json, name)
 
     def read_lines(self, name: str) -> list[dict[str, Any]]:
         """A JSONL file's rows; a line cut short by a crash is left out."""
@@ -132,6 +128,10 @@ class RunFolder:
                 self.location.delete(name)
 
         self._patiently(delete, name)
+
+    def _read_json(self, name: str) -> Any:
+        text = self.read_text(name)
+        return None if text is None else json.loads(text)
 
     def _patiently(self, work: Callable[[], Result], name: str, patience_s: float | None = None) -> Result:
         seconds = self.patience_s if patience_s is None else patience_s
