@@ -15,7 +15,7 @@ import sys
 import tyro
 
 from xactor_platform.dubbing.config import DubConfig
-from xactor_platform.dubbing.run import StorageFailed, dub
+from xactor_platform.dubbing.run import dub
 from xactor_platform.training.config import absolute
 from xactor_platform.training.launch import connect
 
@@ -29,7 +29,7 @@ def main() -> int:
             connect=lambda: connect(_checkout.PY_MODULES),
             say=lambda line: print(line, flush=True),
         )
-    except (ValueError, StorageFailed) as error:
+    except (ValueError, OSError) as error:
         print(f"dub_bulk: {error}", file=sys.stderr)
         return 2
     print("\n".join(outcome.bill.lines()))

@@ -4,12 +4,16 @@ A piece travels pickled in one column: arrays of every size are safe there, and 
 """
 
 import pickle
-from collections.abc import Generator, Iterable
+import warnings
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray.data
+from ray.exceptions import GetTimeoutError
+from ray.util.annotations import RayDeprecationWarning
 
 COLUMN = "work"
 Spent = dict[str, float]  # seconds of actors' time, by stage
@@ -59,12 +63,23 @@ def tried_twice() -> dict[str, Any]:
 
 
 def results(tables: ray.data.Dataset) -> Generator[Any, None, None]:
-    """What comes out of a pipeline, as it comes."""
-    for batch in tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from unpack(batch)  # pyright: ignore[reportArgumentType]
+    """What comes out of a pipeline, as it comes.
+
+    Raises:
+        TimeoutError: no nodes came with room for the pools' first actors.
+    """
+    try:
+        for batch in tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from unpack(batch)  # pyright: ignore[reportArgumentType]
+    except GetTimeoutError as error:
+        waited = f"{tables.context.wait_for_min_actors_s} s (start_timeout_s)"
+        raise TimeoutError(
+            f"the cluster had no room for the first actor of every pool within {waited}"
+        ) from error
 
 
-def piecewise(start_timeout_s: int):
+@contextmanager
+def piecewise(start_timeout_s: int) -> Iterator[None]:
     """Ray Data's settings for what is built inside the block."""
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = 1  # a block a piece of work: the next is any actor's
@@ -74,4 +89,7 @@ def piecewise(start_timeout_s: int):
     context.wait_for_min_actors_s = start_timeout_s
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    return ray.data.DataContext.current(context)
+    with ray.data.DataContext.current(context), warnings.catch_warnings():
+        # Ray 2.60 has no other way to bound the retries of a pool's tasks than `tried_twice`, and warns of it.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        yield

@@ -6,6 +6,12 @@ import yaml
 from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from xactor_platform.dubbing.decode import Decode
+from xactor_platform.dubbing.encode import Encode
+from xactor_platform.dubbing.look import Look
+from xactor_platform.dubbing.motion import Perform
+from xactor_platform.dubbing.render import Render
+
 GPU = {"GPU": 1.0, "CPU": 1.0}
 
 
@@ -37,6 +43,13 @@ def test_only_render_is_on_spot():
 def test_the_autoscaler_starts_the_group_that_is_asked_for(group):
     config = prepare_config(manifests.launcher_config())
     assert manifests.launched(config, [(GPU, {"ray.io/node-group": group})]) == {group: 1}
+
+
+def test_no_stage_of_dubbing_starts_a_training_node():
+    config = prepare_config(manifests.launcher_config())
+    demands = [({"CPU": 0.5}, {"ray.io/node-group": kind.group}) for kind in (Look, Decode, Encode)]
+    demands += [(GPU, {"ray.io/node-group": kind.group}) for kind in (Perform, Render)]
+    assert manifests.launched(config, demands) == {"motion": 1, "render": 1}
 
 
 def test_training_without_a_label_gets_train_nodes():

@@ -486,6 +486,16 @@ def test_killed_workers_cost_nothing_but_time(ray_cluster, model, media, tmp_pat
     assert len({p.stem for p in (tmp_path / "out").glob("*.mp4")}) == 8
 
 
+@pytest.mark.cluster
+def test_nodes_that_never_come_end_the_run(ray_cluster, model, media, tmp_path):
+    rows = [{"id": "w", "image": "face.png", "audio": "1.wav"}]
+    config = config_of(write_manifest(media / "wait.jsonl", rows), tmp_path / "out", model, start_timeout_s=1)
+    config = replace(config, pools=replace(config.pools, groups=True))  # which this cluster has not
+    with pytest.raises(TimeoutError, match=r"no room for the first actor of every pool within 1 s"):
+        run(config)
+    assert not (tmp_path / "out" / "results.jsonl").exists()
+
+
 # What is said before any work
 
 

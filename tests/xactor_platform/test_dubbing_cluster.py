@@ -16,15 +16,10 @@ from xactor.media import read_frames
 from xactor_platform.cluster import WorkerGroup, local_cluster
 
 ROOT = Path(__file__).parents[2]
-POOLS = (
-    "--pools.groups",
-    "--pools.decode.cpus",
-    "0.2",
-    "--pools.encode.cpus",
-    "0.2",
-    "--pools.motion.cpus",
-    "1",
-)
+# One model's actor to a node, which has room beside it for all that reads or writes files.
+POOLS = ["--pools.groups"]
+for stage, cpus, most in (("decode", 0.2, 2), ("motion", 0.6, 1), ("render", 0.6, 4), ("encode", 0.2, 2)):
+    POOLS += [f"--pools.{stage}.cpus", str(cpus), f"--pools.{stage}.max", str(most)]
 
 
 def kill_a_node(group: str, head_pid_before: set[int]) -> bool:
@@ -82,7 +77,7 @@ def test_render_nodes_come_with_the_work_and_go(model, media, tmp_path, rows, no
             "--model",
             model,
         ]
-        command += ["--output", str(tmp_path / "out"), *POOLS, "--pools.render.cpus", "1"]
+        command += ["--output", str(tmp_path / "out"), *POOLS]
         env = cluster.env | {"RAY_ADDRESS": cluster.address, "PYTHONPATH": os.pathsep.join(sys.path)}
         with (tmp_path / "job.log").open("w") as log:
             job = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)

@@ -8,7 +8,6 @@ the object store bears. The last needs all clips of a group of videos: tasks tha
 
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any, ClassVar
 import ray
 import ray.data
 from ray.exceptions import RayError, RayTaskError
-from ray.util.annotations import RayDeprecationWarning
 
 from xactor_platform.curation.account import PAGE, REPORT, page, read_fates, write_fates
 from xactor_platform.curation.adapters import find_videos
@@ -202,9 +200,7 @@ class Run:
             "device": config.device,
         }
         gpus = (pools.sync.gpus or 1) if config.device == "gpu" and config.syncnet != NO_SYNCNET else 0
-        with piecewise(config.start_timeout_s), warnings.catch_warnings():
-            # Ray 2.60 has no other way to bound the retries of a pool's tasks, and warns of this one.
-            warnings.simplefilter("ignore", RayDeprecationWarning)
+        with piecewise(config.start_timeout_s):
             tables = self._source(videos)
             size = {"most_bytes": bounds.most_bytes, "most_pixels": bounds.most_pixels}
             tables = stage(tables, "probe", **most, **size)

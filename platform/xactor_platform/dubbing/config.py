@@ -11,7 +11,8 @@ from xactor_platform.pools import Pool
 @dataclass(frozen=True, kw_only=True)
 class Pools:
     """
-    groups: motion and render go to the nodes with the label ray.io/node-group of their name.
+    groups: decode and motion go to the nodes with the label ray.io/node-group=motion, render and encode to those of
+        render.
     """
 
     decode: Pool = field(default_factory=Pool)

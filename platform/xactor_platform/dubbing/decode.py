@@ -17,6 +17,7 @@ class Decode(OneByOne):
     """
 
     name = "decode"
+    group = "motion"
 
     def __init__(self, *, size: int, decode_s: float):
         self._size = size

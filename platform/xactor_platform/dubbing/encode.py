@@ -19,6 +19,7 @@ class Encode(OneByOne):
     """
 
     name = "encode"
+    group = "render"
 
     def __init__(self, *, output: str):
         self._output = Location.parse(output)

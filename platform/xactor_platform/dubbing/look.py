@@ -30,6 +30,7 @@ class Look(OneByOne):
     model: str
     most_bytes: int
     name = "look"
+    group = "motion"
 
     def work(self, work: Row) -> Iterator[Dub | Done]:
         row = work

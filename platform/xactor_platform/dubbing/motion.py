@@ -29,6 +29,7 @@ class Perform(Stage):
     """
 
     name = "motion"
+    group = "motion"
 
     def __init__(self, *, model: str, output: str, device: str, streams: int, segment_windows: int):
         folder = Path(local_folder(model, parts=("motion", "audio_encoder")))

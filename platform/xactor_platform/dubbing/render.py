@@ -24,6 +24,7 @@ class Render(OneByOne):
     """
 
     name = "render"
+    group = "render"
 
     def __init__(self, *, model: str, device: str, windows: int):
         self._renderer = Renderer.from_pretrained(local_folder(model, parts=PARTS))

@@ -8,7 +8,6 @@ the object store bears. The last needs all parts of a video, which come from any
 
 import json
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import ray
 import ray.data
 from ray.exceptions import RayError, RayTaskError
-from ray.util.annotations import RayDeprecationWarning
 
 from xactor_platform.dubbing.bill import Bill, Tally
 from xactor_platform.dubbing.config import DubConfig
@@ -129,7 +127,7 @@ class Run:
     def _look(self, rows: list[Row]) -> list[Dub]:
         """Those that are still to be made."""
         config = self._config
-        look = Look(output=config.output, model=self._facts.fingerprint, most_bytes=config.max_input_bytes)
+        look = {"output": config.output, "model": self._facts.fingerprint, "most_bytes": config.max_input_bytes}
         dubs: list[Dub] = []
         left = rows
         for _ in range(config.attempts):
@@ -137,7 +135,7 @@ class Run:
                 break
             with piecewise(config.start_timeout_s):
                 tables = ray.data.from_arrow([pack(row) for row in left])
-                looked = tables.map_batches(look.__call__, batch_size=1, batch_format="pyarrow", num_cpus=1)
+                looked = self._stage(tables, Look, config.pools.decode, **look)
             seen = set()
             for result in results(looked):
                 seen.add(result.number if isinstance(result, Failed) else result.row.number)
@@ -177,39 +175,41 @@ class Run:
             "segment_windows": config.segment_windows,
         }
         render = {"model": config.model, "device": device, "windows": config.windows}
-        size = self._facts.image_size
-
-        def stage(tables, kind: type[Stage], pool: Pool, batch: int, gpus: float, **arguments):
-            group = (
-                {"ray.io/node-group": kind.name}
-                if config.pools.groups and kind in (Perform, Render)
-                else None
-            )
-            return tables.map_batches(
-                kind,
-                fn_constructor_kwargs=arguments,
-                batch_size=batch,
-                batch_format="pyarrow",
-                zero_copy_batch=True,
-                compute=ray.data.ActorPoolStrategy(
-                    min_size=pool.min,
-                    max_size=pool.max,
-                    max_tasks_in_flight_per_actor=1 if alone else None,
-                ),
-                num_cpus=pool.cpus,
-                num_gpus=gpus or None,
-                ray_remote_args_fn=tried_twice,
-                **({"label_selector": group} if group else {}),
-            )
-
-        with piecewise(config.start_timeout_s), warnings.catch_warnings():
-            # Ray 2.60 has no other way to bound the retries of a pool's tasks, and warns of this one.
-            warnings.simplefilter("ignore", RayDeprecationWarning)
+        decode = {"size": self._facts.image_size, "decode_s": config.decode_s}
+        in_flight = 1 if alone else None
+        with piecewise(config.start_timeout_s):
             tables = self._source(dubs)
-            tables = stage(tables, Decode, pools.decode, 1, 0, size=size, decode_s=config.decode_s)
-            tables = stage(tables, Perform, pools.motion, streams, config.gpus(pools.motion), **motion)
-            tables = stage(tables, Render, pools.render, 1, config.gpus(pools.render), **render)
-            return stage(tables, Encode, pools.encode, 1, 0, output=config.output)
+            tables = self._stage(tables, Decode, pools.decode, in_flight, **decode)
+            tables = self._stage(tables, Perform, pools.motion, in_flight, streams, **motion)
+            tables = self._stage(tables, Render, pools.render, in_flight, **render)
+            return self._stage(tables, Encode, pools.encode, in_flight, output=config.output)
+
+    def _stage(
+        self,
+        tables: ray.data.Dataset,
+        kind: type[Stage],
+        pool: Pool,
+        in_flight: int | None = None,
+        batch: int = 1,
+        **arguments: Any,
+    ) -> ray.data.Dataset:
+        """in_flight: the most tables that an actor is given ahead. batch: pieces of work in each."""
+        config = self._config
+        group = {"label_selector": {"ray.io/node-group": kind.group}} if config.pools.groups else {}
+        return tables.map_batches(
+            kind,
+            fn_constructor_kwargs=arguments,
+            batch_size=batch,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=pool.min, max_size=pool.max, max_tasks_in_flight_per_actor=in_flight
+            ),
+            num_cpus=pool.cpus,
+            num_gpus=(config.gpus(pool) if kind in (Perform, Render) else 0) or None,
+            ray_remote_args_fn=tried_twice,
+            **group,
+        )
 
     def _source(self, dubs: list[Dub]) -> ray.data.Dataset:
         return ray.data.from_arrow([pack(dub) for dub in dubs])

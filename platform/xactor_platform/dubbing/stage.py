@@ -18,9 +18,15 @@ _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class Stage(ABC):
-    """One actor of a stage, as Ray Data calls it: a table of work in, tables of one piece of work each out."""
+    """One actor of a stage, as Ray Data calls it: a table of work in, tables of one piece of work each out.
+
+    Attributes:
+        group: of nodes that it runs on where the cluster has such: up to the motion model on its nodes, from the
+            renderer on the renderer's. Without a group, a cluster could start its training nodes for it.
+    """
 
     name: ClassVar[str]
+    group: ClassVar[str]
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         waiting = []
