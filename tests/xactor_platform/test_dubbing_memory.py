@@ -86,11 +86,12 @@ def test_memory_is_flat(ray_cluster, model, media, tmp_path, monkeypatch, rows, 
         output=str(tmp_path / "out"),
         model=model,
         options=AnimateOptions(),
-        pools=Pools(decode=small, motion=small, render=small, encode=small),
+        pools=Pools(decode=small, motion=small, render=small, encode=Pool(max=2, cpus=0.5)),
     )
     asked, refused = read_manifest(config.manifest, config.options)
     watched = Watched(config, look_at_model(model), lambda line: None)
     outcome = watched.make(asked, refused)
+    print("\n".join(outcome.bill.lines()))
     assert not outcome.failed
     assert len(list((tmp_path / "out").glob("*.mp4"))) == rows
     for name, seen in (("driver", watched.driver), ("object store", watched.store)):

@@ -32,7 +32,7 @@ from xactor_platform.location import Location, check_output
 from xactor_platform.pools import Pool, pack, piecewise, results, tried_twice
 
 RESULTS, BILL, PARTS_FOLDER = "results.jsonl", "bill.json", ".parts"
-_WRITING = 16  # videos that are put together at a time
+_WRITING = 4  # videos that are put together at a time: each has a process of its own
 _SAVE_EVERY = 64  # rows: an object store's file is written anew each time
 
 
@@ -127,7 +127,11 @@ class Run:
     def _look(self, rows: list[Row]) -> list[Dub]:
         """Those that are still to be made."""
         config = self._config
-        look = {"output": config.output, "model": self._facts.fingerprint, "most_bytes": config.max_input_bytes}
+        look = {
+            "output": config.output,
+            "model": self._facts.fingerprint,
+            "most_bytes": config.max_input_bytes,
+        }
         dubs: list[Dub] = []
         left = rows
         for _ in range(config.attempts):
