@@ -20,6 +20,12 @@ demo: setup      ## corpus, shards, a local Ray cluster, training on it, and wha
 stage1: setup    ## the renderer from nothing at 64 px, stage 2 on its latents, and portraits that speak: in demo/
 	$(BIN)/python jobs/portraits.py
 
+serve: demo/model/model_index.json  ## the page at http://127.0.0.1:8000/; makes the model of `make stage1` where it is not there
+	$(BIN)/xactor-serve
+
+demo/model/model_index.json: | setup
+	$(BIN)/python jobs/portraits.py
+
 test: setup check ## style, types, rooms and all tests
 	$(BIN)/python -m pytest
 
@@ -32,4 +38,4 @@ fmt: setup       ## format and fix
 check: setup     ## style, types and import rules, without the tests
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports && $(BIN)/pyright
 
-.PHONY: help setup demo stage1 test soak fmt check
+.PHONY: help setup demo stage1 serve test soak fmt check

@@ -146,6 +146,31 @@ def test_a_viewer_who_is_slow_holds_the_work_back(parts):
     assert len(asyncio.run(watch())) <= 1 + 4 + 1  # shown, waiting in their queue, and for a place in it
 
 
+def test_the_first_window_waits_for_no_other(parts):
+    begun: list[int] = []
+    moved = asyncio.Event()
+
+    async def window(job: WindowJob) -> np.ndarray:
+        begun.append(job.first_frame)
+        if job.first_frame == 0:
+            await moved.wait()  # motion for many windows is there
+            assert begun == [0]
+        return await parts.window(job)
+
+    async def chunk(job: ChunkJob):
+        async for piece in parts.thread.chunk(job):
+            yield piece
+        if job.first_frame >= 24:
+            moved.set()
+
+    async def watch() -> None:
+        performance = parts.performance(HeardSound.whole(sound(2)), make_window=window, make_chunk=chunk)
+        assert len(await collect(performance)) == 50
+
+    asyncio.run(watch())
+    assert begun == sorted(begun)
+
+
 def test_what_was_made_before_a_failure_is_shown(parts):
     async def fails(job: ChunkJob):
         if job.first_frame >= 16:
