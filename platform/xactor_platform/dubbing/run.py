@@ -3,7 +3,7 @@
     look -> decode -> motion -> render -> encode -> write
 
 All but the last are Ray Data's: pools of actors that it grows and shrinks with the work, and that hand on no more than
-the object store bears. The last needs all parts of a video, which come from anywhere: tasks that this driver starts.
+the object store bears. The last needs all parts of a video, which come from anywhere: this driver asks an actor for it.
 """
 
 import json
@@ -27,12 +27,12 @@ from xactor_platform.dubbing.motion import Perform
 from xactor_platform.dubbing.render import Render
 from xactor_platform.dubbing.stage import Stage, failure
 from xactor_platform.dubbing.work import Done, Dub, Failed, Part, Row
-from xactor_platform.dubbing.write import write
+from xactor_platform.dubbing.write import Writer
 from xactor_platform.location import Location, check_output
 from xactor_platform.pools import Pool, pack, piecewise, results, tried_twice
 
 RESULTS, BILL, PARTS_FOLDER = "results.jsonl", "bill.json", ".parts"
-_WRITING = 4  # videos that are put together at a time: each has a process of its own
+_WRITING = 4  # videos that are put together at a time
 _SAVE_EVERY = 64  # rows: an object store's file is written anew each time
 
 
@@ -92,6 +92,12 @@ class Run:
         self._parts: dict[int, set[int]] = {}  # that are there, of videos that are not whole
 
     def make(self, rows: list[Row], refused: list[Failed]) -> Outcome:
+        # An actor, as each task might wait for a new process, whose start takes more than its work.
+        self._writer: Any = (
+            ray.remote(Writer)
+            .options(num_cpus=0, max_concurrency=_WRITING, max_restarts=-1, max_task_retries=3)
+            .remote(self._config.output)
+        )
         self._tally = Tally(rows=len(rows) + len(refused), left_s=0.0)
         for row in refused:
             self._finish(row, 0.0)
@@ -227,8 +233,7 @@ class Run:
         parts.add(part.number)
         if len(parts) == part.of:
             del self._parts[number]
-            task = ray.remote(num_cpus=0, max_retries=3)(_timed_write)
-            self._writing[task.remote(self._config.output, part.dub, part.of)] = part.dub
+            self._writing[self._writer.write.remote(part.dub, part.of)] = part.dub
 
     def _written(self, *, most: int) -> None:
         """Takes note of the videos that are there, until no more than so many are being put together."""
@@ -285,11 +290,3 @@ class Run:
         path = f"{self._place.path}/{PARTS_FOLDER}"
         if self._place.filesystem.get_file_info(path).type.name != "NotFound":
             self._place.filesystem.delete_dir(path)
-
-
-def _timed_write(output: str, dub: Dub, parts: int) -> Done:
-    import time
-
-    begun = time.perf_counter()
-    done = write(output, dub, parts)
-    return replace(done, spent={"write": time.perf_counter() - begun})

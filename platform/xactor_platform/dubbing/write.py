@@ -1,7 +1,9 @@
 """A video's parts and its sound to the video, whole or not at all."""
 
 import tempfile
+import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from xactor.audio import FPS
@@ -33,3 +35,15 @@ def write(output: str, dub: Dub, parts: int) -> Done:
     with suppress(OSError):
         place.filesystem.delete_dir(f"{place.path}/{dub.parts}")
     return Done(row=dub.row, frames=frames, seconds=frames / FPS, made=True)
+
+
+class Writer:
+    """Writes under one output, several videos at a time."""
+
+    def __init__(self, output: str):
+        self._output = output
+
+    def write(self, dub: Dub, parts: int) -> Done:
+        begun = time.perf_counter()
+        done = write(self._output, dub, parts)
+        return replace(done, spent={"write": time.perf_counter() - begun})
