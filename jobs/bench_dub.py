@@ -18,6 +18,7 @@ from PIL import Image
 
 from xactor.media import read_frames
 from xactor_platform.dubbing.bench import bench_dub
+from xactor_platform.environment import environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class Args:
     model: Path = _checkout.CHECKOUT / "demo/model"
     clips: tuple[Path, ...] = (_checkout.CHECKOUT / "demo/corpus/clips/test/test-0001.mp4",)
     """Their first frames are the portraits, their sounds the speech; rows take them by turns."""
-    rows: int = 24
+    rows: int = 18
     motion_steps: int = 10
     render_steps: int = 2
     output: Path = _checkout.CHECKOUT / "infra/benchmarks/dub.json"
@@ -49,6 +50,11 @@ def main() -> int:
             folder=Path(folder, "bench"),
             options=options,
         )
+    figures = {
+        "command": " ".join(["python", "jobs/bench_dub.py", *sys.argv[1:]]),
+        **environment(),
+        **figures,
+    }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))

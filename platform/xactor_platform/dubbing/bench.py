@@ -6,27 +6,31 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+
+from xactor.audio import FPS
 
 STAGES = ("decode", "motion", "render", "encode")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """One way of making all rows.
+    """One way of making videos.
 
     Attributes:
-        seconds: from the command to its end. starting_s: of these until the first video was there.
-        rate: seconds of video a second, from the first video to the last: without the start, which more rows do not
-            lengthen.
+        seconds: for all rows, from the command to its end. few_s: for a third of them.
+        rate: seconds of video a second that the other rows took, so without the start and the end, which both had.
+        starting_s: what is left of `seconds` for those two.
         occupancy: by stage, the part of its actors' time that they worked.
     """
 
     name: str
     seconds: float
-    starting_s: float
+    few_s: float
     rate: float
+    starting_s: float
     occupancy: dict[str, float] | None = None
 
 
@@ -50,22 +54,48 @@ def bench_dub(
         }
         for n in range(rows)
     ]
-    loop = _loop(model, items, folder / "loop")
-    one = _dub(model, items, folder / "one", render=1)
-    two = _dub(model, items, folder / "two", render=2)
-    frames = {name: _frames(folder / name, items) for name in ("loop", "one", "two")}
-    if len({tuple(counts) for counts in frames.values()}) != 1:
-        raise RuntimeError(f"the ways made videos of other lengths: {frames}")
+    ways = {"loop": partial(_loop, model), "one": partial(_dub, model, 1), "two": partial(_dub, model, 2)}
+    timings = {}
+    for name, way in ways.items():
+        few = way(items[: rows // 3], folder / f"{name}-few")
+        whole = way(items, folder / name)
+        timings[name] = _timing(name, few, whole)
+    if len({tuple(_frames(folder / name, items)) for name in ways}) != 1:
+        raise RuntimeError("the ways made videos of other lengths")
     return {
         "rows": rows,
-        "video_s": sum(frames["loop"]) / 25,
-        "ways": [asdict(timing) for timing in (loop, one, two)],
-        "one_worker_over_the_loop": one.rate / loop.rate,
-        "two_workers_over_the_loop": two.rate / loop.rate,
+        "video_s": _video_s(folder / "loop", items),
+        "ways": [asdict(timing) for timing in timings.values()],
+        "one_worker_over_the_loop": timings["one"].rate / timings["loop"].rate,
+        "two_workers_over_the_loop": timings["two"].rate / timings["loop"].rate,
     }
 
 
-def _loop(model: str, items: list[dict], output: Path) -> Timing:
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A command that has ended. actor_s: time that a stage's actors worked. actors: how many each had."""
+
+    seconds: float
+    video_s: float
+    actor_s: dict[str, float] = field(default_factory=dict)
+    actors: dict[str, int] = field(default_factory=dict)
+
+
+def _timing(name: str, few: Made, whole: Made) -> Timing:
+    rate = (whole.video_s - few.video_s) / (whole.seconds - few.seconds)
+    making_s = whole.video_s / rate
+    occupancy = {stage: s / (whole.actors[stage] * making_s) for stage, s in whole.actor_s.items()}
+    return Timing(
+        name=name,
+        seconds=whole.seconds,
+        few_s=few.seconds,
+        rate=rate,
+        starting_s=whole.seconds - making_s,
+        occupancy=occupancy or None,
+    )
+
+
+def _loop(model: str, items: list[dict], output: Path) -> Made:
     output.mkdir()
     manifest = output / "rows.jsonl"
     rows = [
@@ -74,48 +104,42 @@ def _loop(model: str, items: list[dict], output: Path) -> Timing:
     ]
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [sys.executable, "-m", "xactor.cli", "animate", "--model", model, "--input", str(manifest)]
-    return _timed("xactor animate", [*command, "--device", "cpu"], output, items)
+    seconds = _timed([*command, "--device", "cpu"])
+    return Made(seconds=seconds, video_s=_video_s(output, items))
 
 
-def _dub(model: str, items: list[dict], output: Path, *, render: int) -> Timing:
+def _dub(model: str, render: int, items: list[dict], output: Path) -> Made:
     output.mkdir()
     manifest = output / "rows.jsonl"
     manifest.write_text("".join(json.dumps(item) + "\n" for item in items))
     job = Path(__file__).resolve().parents[3] / "jobs" / "dub_bulk.py"
-    command = [
-        sys.executable,
-        str(job),
-        "--manifest",
-        str(manifest),
-        "--output",
-        str(output),
-        "--model",
-        model,
-    ]
-    command += ["--pools.render.min", str(render), "--pools.render.max", str(render)]
-    for stage in ("decode", "motion", "encode"):
-        command += [f"--pools.{stage}.max", "1"]
-    for stage in STAGES:
-        command += [f"--pools.{stage}.cpus", "0.4"]
-    timing = _timed(f"dub_bulk, {render} to render", command, output, items)
-    bill = json.loads((output / "bill.json").read_text())
-    making_s = timing.seconds - timing.starting_s
+    command = [sys.executable, str(job), "--manifest", str(manifest)]
+    command += ["--output", str(output), "--model", model]
     actors = {**dict.fromkeys(STAGES, 1), "render": render}
-    occupancy = {stage: bill["stage_s"][stage] / (actors[stage] * making_s) for stage in STAGES}
-    return Timing(**{**asdict(timing), "occupancy": occupancy})
+    for stage, count in actors.items():
+        command += [f"--pools.{stage}.min", str(count), f"--pools.{stage}.max", str(count)]
+        command += [f"--pools.{stage}.cpus", "0.4"]
+    seconds = _timed(command)
+    spent = json.loads((output / "bill.json").read_text())["stage_s"]
+    return Made(
+        seconds=seconds,
+        video_s=_video_s(output, items),
+        actor_s={stage: spent[stage] for stage in STAGES},
+        actors=actors,
+    )
 
 
-def _timed(name: str, command: list[str], output: Path, items: list[dict]) -> Timing:
+def _timed(command: list[str]) -> float:
     env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    begun = time.time()
+    begun = time.monotonic()
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    seconds = time.time() - begun
     if done.returncode:
-        raise RuntimeError(f"{name} ended with {done.returncode}: {done.stderr[-2000:]}")
-    ready = sorted((output / f"{item['id']}.mp4").stat().st_mtime for item in items)
-    counts = _frames(output, items)
-    rate = (sum(counts) / 25) * (1 - 1 / len(items)) / (ready[-1] - ready[0])
-    return Timing(name=name, seconds=seconds, starting_s=ready[0] - begun, rate=rate)
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
+    return time.monotonic() - begun
+
+
+def _video_s(output: Path, items: list[dict]) -> float:
+    return sum(_frames(output, items)) / FPS
 
 
 def _frames(output: Path, items: list[dict]) -> list[int]:
