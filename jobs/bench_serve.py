@@ -37,7 +37,7 @@ class BenchServe:
     seconds: float = 30
     """At each rate."""
     requests: int = 20
-    """One after another, for the time to the first fragment."""
+    """One after another, for the time to the first fragment, by turns with the bare pipeline and an empty graph."""
     motion_steps: int = 10
     render_steps: int = 1
     max_videos: int = 4
@@ -91,13 +91,8 @@ def main(args: BenchServe) -> None:
     pipeline = XActorPipeline.from_pretrained(args.model)
     torch.set_num_threads(max(1, int(arguments.cpus)))  # as Ray gives a replica: the same work on as much
     with tempfile.TemporaryDirectory() as folder:
-        bench.first_fragments(url, load, requests=3)  # warm
-        bench.bare_first_fragments(pipeline, load, Path(folder), requests=2)
-        first = bench.added(
-            bench.first_fragments(url, load, requests=args.requests),
-            bench.bare_first_fragments(pipeline, load, Path(folder), requests=args.requests),
-            bench.first_fragments(f"{url}/empty", load, requests=args.requests),
-        )
+        bench.added(url, f"{url}/empty", pipeline, load, Path(folder), rounds=3)  # warm
+        first = bench.added(url, f"{url}/empty", pipeline, load, Path(folder), rounds=args.requests)
     print(json.dumps(first, indent=2), flush=True)
     rows = []
     for rate in args.rates:

@@ -176,23 +176,20 @@ def _children_mib() -> float:
     return total / 2**20
 
 
-def bare_first_fragments(pipeline, load: Load, folder: Path, *, requests: int) -> list[float]:
-    """The same work in one process, without a service: seconds from the files to the first fragment."""
+def bare_first_fragment(pipeline, load: Load, folder: Path) -> float:
+    """The same work in this process, without a service: seconds from the files to the first fragment."""
     audio = folder / "speech.wav"
     audio.write_bytes(load.audio)
     motion = SamplingConfig(steps=int(load.fields["motion_steps"]))
     render = RenderConfig(steps=int(load.fields["render_steps"]), cfg=float(load.fields["render_cfg"]))
     pipeline.set_progress_bar_config(disable=True)
-    found = []
-    for _ in range(requests):
-        begun = time.perf_counter()
-        animation = pipeline(io.BytesIO(load.image).getvalue(), audio, motion=motion, render=render)
-        video = FragmentedVideo(animation.sound)
-        for frame in animation.frames:
-            if video.add(frame):
-                break
-        found.append(time.perf_counter() - begun)
-    return found
+    begun = time.perf_counter()
+    animation = pipeline(io.BytesIO(load.image).getvalue(), audio, motion=motion, render=render)
+    video = FragmentedVideo(animation.sound)
+    for frame in animation.frames:
+        if video.add(frame):
+            break
+    return time.perf_counter() - begun
 
 
 # --- a graph of the same deployments that does nothing ------------------------------------------------------------
@@ -262,8 +259,21 @@ def empty_graph(motion: MotionFacts, render: RenderFacts) -> Application:
     return EmptyIngress.bind(EmptyMotion.bind(motion), EmptyRender.bind(render), motion, render.image_size)
 
 
-def added(served: list[float], bare: list[float], empty: list[float]) -> dict[str, float]:
-    """What the service adds to the pipeline's time to the first fragment, beside what an empty graph takes."""
-    figures = {"served_s": median(served), "bare_s": median(bare), "empty_graph_s": median(empty)}
-    extra = figures["served_s"] - figures["bare_s"]
-    return {**figures, "added_s": extra, "added_over_empty_graph": extra / figures["empty_graph_s"]}
+def added(url: str, empty_url: str, pipeline, load: Load, folder: Path, *, rounds: int) -> dict[str, float]:
+    """What the service adds to the pipeline's time to the first fragment, beside what an empty graph takes.
+
+    By turns, as the machine's speed drifts: what is added is the median of each round's difference.
+    """
+    served, bare, empty = [], [], []
+    for _ in range(rounds):
+        served += first_fragments(url, load, requests=1)
+        bare.append(bare_first_fragment(pipeline, load, folder))
+        empty += first_fragments(empty_url, load, requests=1)
+    extra = median(one - other for one, other in zip(served, bare, strict=True))
+    return {
+        "served_s": median(served),
+        "bare_s": median(bare),
+        "empty_graph_s": median(empty),
+        "added_s": extra,
+        "added_over_empty_graph": extra / median(empty),
+    }

@@ -62,9 +62,11 @@ def run(command: ServeCommand) -> None:
 
     from serving.app import Arguments, build
 
+    most, cpus = _most(command), 1
     here = not os.environ.get("RAY_ADDRESS")
     if here:  # replicas are processes; that there are fewer cores than they ask for is no reason to wait
-        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, _most(command)), log_to_driver=False)
+        cpus = max((os.cpu_count() or 1) // most, 1)
+        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, most), log_to_driver=False)
     else:
         ray.init()
     ended = threading.Event()
@@ -74,7 +76,10 @@ def run(command: ServeCommand) -> None:
         serve.start(http_options={"host": command.host, "port": command.port})
         model = command.model if "://" in command.model else str(Path(command.model).resolve())
         arguments = Arguments(
-            model=model, motion_replicas=command.motion_replicas, render_replicas=command.render_replicas
+            model=model,
+            motion_replicas=command.motion_replicas,
+            render_replicas=command.render_replicas,
+            cpus=cpus,  # and as many threads
         )
         application = build(arguments)
         serve.run(application, name="xactor")

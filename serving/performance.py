@@ -118,28 +118,21 @@ class Performance:
         comes last: what was made before it is shown.
         """
         cutter = Cutter(self.rendering)
-        first: asyncio.Future[np.ndarray | None] | None = None
         last: asyncio.Future[np.ndarray | None] = asyncio.get_running_loop().create_future()
         try:
             async with aclosing(self._motion()) as pieces:
                 async for piece in pieces:
                     for window in cutter.add(torch.from_numpy(piece)):
-                        first = await self._begin(windows, first, *window)
+                        await self._begin(windows, *window)
             for window in cutter.rest():
-                await self._begin(windows, first, *window)
+                await self._begin(windows, *window)
             last.set_result(None)
         except Exception as error:
             last.set_exception(error)
         await windows.put(last)
 
-    async def _begin(
-        self,
-        windows: asyncio.Queue,
-        first: asyncio.Future[np.ndarray | None] | None,
-        first_frame: int,
-        z: torch.Tensor,
-    ) -> asyncio.Future[np.ndarray | None]:
-        """Has a window rendered as soon as there is room for it. Returns the first one of all."""
+    async def _begin(self, windows: asyncio.Queue, first_frame: int, z: torch.Tensor) -> None:
+        """Has a window rendered as soon as there is room for it."""
         job = WindowJob(
             portrait=hashlib.sha256(self.square.tobytes()).hexdigest()[:16],
             square=self.square,
@@ -148,19 +141,14 @@ class Performance:
             first_frame=first_frame,
             config=self.rendering,
         )
-        window = asyncio.ensure_future(self._render(job, first))
+        window = asyncio.ensure_future(self.make_window(job))
         try:
             await windows.put(window)
         except asyncio.CancelledError:
             window.cancel()
             raise
-        return first or window
-
-    async def _render(self, job: WindowJob, first: asyncio.Future[np.ndarray | None] | None) -> np.ndarray:
-        """The first window is made alone: in a batch with those after it the viewer would wait for all of them."""
-        if first is not None:
-            await asyncio.wait([first])
-        return await self.make_window(job)
+        if first_frame == 0:  # the viewer waits for it: nothing of this video shares a batch or a machine with it
+            await asyncio.wait([window])
 
     async def _motion(self) -> AsyncGenerator[np.ndarray, None]:
         """Latents float32 [n, D] as they come."""

@@ -25,14 +25,16 @@ class Render:
     """One replica.
 
     Args:
-        model: a pipeline's folder or URI. max_batch: windows side by side. stuck_s: a batch that takes longer is a
-            failed health check.
+        model: a pipeline's folder or URI. max_batch: windows side by side on a GPU; a CPU makes them no sooner so, and
+            the first would wait for all. stuck_s: a batch that takes longer is a failed health check.
     """
 
     def __init__(self, model: str, *, max_batch: int, stuck_s: float):
         self._renderer = Renderer.from_pretrained(local_folder(model, parts=PARTS))
         if torch.cuda.is_available():
             self._renderer.to("cuda", torch.bfloat16)
+        else:
+            max_batch = 1
         self._squares: dict[str, np.ndarray] = {}
         self._stuck_s = stuck_s
         self._lock = threading.Lock()  # one pass at a time
