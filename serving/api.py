@@ -114,13 +114,17 @@ async def _create(videos: Videos, request: Request, form: VideoForm) -> Response
         audio = folder / "audio"
         with audio.open("wb") as file:
             await asyncio.to_thread(shutil.copyfileobj, form.audio.file, file)
-        decoded = await videos.decode(await form.image.read(), audio, form)
-        fragments = videos.fragments(decoded, HeardSound.whole(decoded.samples), Sound.of(audio), form)
+        face = asyncio.create_task(videos.face(await form.image.read(), form))
+        face.add_done_callback(lambda done: done.cancelled() or done.exception())  # the sound's comes first
+        stack.callback(face.cancel)
+        samples = await videos.sound(audio)
+        fragments = videos.fragments(face, HeardSound.whole(samples), Sound.of(audio), form)
         await stack.enter_async_context(aclosing(fragments))
-        headers = {"X-Notes": "; ".join(decoded.notes)} if decoded.notes else {}
-        if not form.stream:
-            return await _whole(fragments, folder, headers)
         first = await anext(fragments)
+        notes = (await face).notes
+        headers = {"X-Notes": "; ".join(notes)} if notes else {}
+        if not form.stream:
+            return await _whole(_chained(first, fragments), folder, headers)
         metrics().first_s.observe(time.monotonic() - begun)
         # What can fail in a way that the client should read has succeeded: the rest belongs to the answer.
         return _VideoResponse(_chained(first, fragments), stack.pop_all(), headers)

@@ -19,7 +19,7 @@ from serving.options import StreamStart, validation_line
 from serving.performance import HeardSound
 from serving.videos import Videos, counted
 from xactor.audio import SAMPLE_RATE_HZ, frame_count
-from xactor.decoding import Decoded
+from xactor.decoding import Face
 from xactor.media import LiveSound
 
 _log = logging.getLogger("ray.serve")
@@ -61,11 +61,11 @@ class Conversation:
                 image = base64.b64decode(start.image, validate=True)
             except binascii.Error as error:
                 raise bad_option(f"image: not base64 ({error})") from error
-            decoded = await self._videos.decode(image, None, start)
-            hello = {"type": "start", "request_id": request_id, "notes": list(decoded.notes)}
+            face = asyncio.create_task(self._videos.face(image, start))
+            hello = {"type": "start", "request_id": request_id, "notes": list((await face).notes)}
             await self._socket.send_json(hello)
             listening = asyncio.create_task(self._listen())
-            telling = asyncio.create_task(self._tell(decoded, start))
+            telling = asyncio.create_task(self._tell(face, start))
             try:
                 await asyncio.wait((listening, telling), return_when=asyncio.FIRST_EXCEPTION)
                 for task in (listening, telling):
@@ -112,9 +112,9 @@ class Conversation:
             raise bad_input(f"{self._sound.heard} samples of sound are too short")
         self._sound.end()
 
-    async def _tell(self, decoded: Decoded, start: StreamStart) -> None:
+    async def _tell(self, face: asyncio.Future[Face], start: StreamStart) -> None:
         begun, first = time.monotonic(), True
-        fragments = self._videos.fragments(decoded, self._sound, self._track, start)
+        fragments = self._videos.fragments(face, self._sound, self._track, start)
         async with aclosing(fragments):
             async for data in fragments:
                 if first:

@@ -1,35 +1,43 @@
 """A request's files, decoded away from the event loop, and not too many at a time."""
 
 import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
 
 from serving.errors import bad_input, full, too_large
-from xactor.decoding import Decoded, DecodingPool
+from xactor.decoding import DecodingPool, Face
+
+T = TypeVar("T")
 
 
 class Decoder:
-    """For one ingress.
+    """For one ingress. Its methods raise ServiceError for a file that is refused, or when too many wait.
 
     Args:
-        processes: how many requests are decoded at a time. timeout_s: of one; what takes longer is killed.
+        processes: how many files are decoded at a time. timeout_s: for one; what takes longer is killed.
     """
 
     def __init__(self, *, processes: int, timeout_s: float):
         self._pool = DecodingPool(processes=processes, timeout_s=timeout_s)
-        self._waiting, self._most = 0, 4 * processes
+        self._waiting, self._most = 0, 8 * processes
 
-    async def decode(
-        self, image: bytes | Path, audio: Path | None, *, size: int, max_seconds: float, paste_back: bool
-    ) -> Decoded:
-        """ServiceError: files that are refused, or a queue that is full."""
+    async def sound(self, audio: Path, *, max_seconds: float) -> np.ndarray:
+        """Float32 [N], mono, 16 kHz."""
+        return await self._of(lambda: self._pool.sound(audio, max_seconds=max_seconds))
+
+    async def face(self, image: bytes, *, size: int, paste_back: bool) -> Face:
+        return await self._of(lambda: self._pool.face(image, size=size, paste_back=paste_back))
+
+    async def _of(self, begin: Callable[[], Future[T]]) -> T:
         if self._waiting >= self._most:
-            raise full(f"{self._waiting} uploads wait to be decoded, no more may")
+            raise full(f"{self._waiting} files wait to be decoded, no more may")
         self._waiting += 1
         try:
-            future = self._pool.submit(
-                image, audio, size=size, max_seconds=max_seconds, paste_back=paste_back
-            )
-            return await asyncio.wrap_future(future)
+            return await asyncio.wrap_future(begin())
         except Exception as error:
             refusal = self._pool.refusal(error)
             if refusal is None:

@@ -76,10 +76,11 @@ class Performance:
     """What is to be performed, and who makes its parts.
 
     Attributes:
-        square: the face, uint8 [S, S, 3]. windows_ahead: how many windows are rendered or kept at a time.
+        square: asks for the face, uint8 [S, S, 3]: the windows wait for it, the motion does not.
+        windows_ahead: how many windows are rendered or kept at a time.
     """
 
-    square: np.ndarray
+    square: Callable[[], Awaitable[np.ndarray]]
     sound: HeardSound
     seed: int
     sampling: SamplingConfig
@@ -133,9 +134,10 @@ class Performance:
 
     async def _begin(self, windows: asyncio.Queue, first_frame: int, z: torch.Tensor) -> None:
         """Has a window rendered as soon as there is room for it."""
+        square = await self.square()
         job = WindowJob(
-            portrait=hashlib.sha256(self.square.tobytes()).hexdigest()[:16],
-            square=self.square,
+            portrait=hashlib.sha256(square.tobytes()).hexdigest()[:16],
+            square=square,
             z=z.numpy(),
             seed=self.seed,
             first_frame=first_frame,
@@ -147,7 +149,9 @@ class Performance:
         except asyncio.CancelledError:
             window.cancel()
             raise
-        if first_frame == 0:  # the viewer waits for it: nothing of this video shares a batch or a machine with it
+        if (
+            first_frame == 0
+        ):  # the viewer waits for it: nothing of this video shares a batch or a machine with it
             await asyncio.wait([window])
 
     async def _motion(self) -> AsyncGenerator[np.ndarray, None]:

@@ -18,7 +18,7 @@ from serving.options import VideoOptions
 from serving.performance import HeardSound, Performance
 from serving.replicas import Replicas
 from serving.work import MotionFacts, RenderFacts
-from xactor.decoding import Decoded
+from xactor.decoding import Face
 from xactor.media import FragmentedVideo, LiveSound, Sound
 from xactor.provenance import ai_generated
 
@@ -30,7 +30,7 @@ class Limits:
     Attributes:
         max_videos: in the making at a time. max_videos_per_key: of one key.
         max_upload_bytes, upload_s: of a request's body, and until it has arrived.
-        max_seconds: of sound. decode_s: for a request's files. decoders: processes that decode.
+        max_seconds: of sound. decode_s: for one of a request's files. decoders: processes that decode.
         video_s: for a whole video. silence_s: on a socket, from one message to the next.
     """
 
@@ -81,32 +81,39 @@ class Videos:
                 del self._open[key]
             metrics().open.set(self._open.total())
 
-    async def decode(self, image: bytes, audio: Path | None, options: VideoOptions) -> Decoded:
+    async def sound(self, audio: Path) -> np.ndarray:
+        """Float32 [N], mono, 16 kHz. ServiceError: it cannot be decoded, or is too short or too long."""
+        return await self._decoder.sound(audio, max_seconds=self.limits.max_seconds)
+
+    async def face(self, image: bytes, options: VideoOptions) -> Face:
         """ServiceError: what cannot be decoded, or has no face."""
         _, render = await self.facts()
-        return await self._decoder.decode(
-            image,
-            audio,
-            size=render.image_size,
-            max_seconds=self.limits.max_seconds,
-            paste_back=options.paste_back,
-        )
+        return await self._decoder.face(image, size=render.image_size, paste_back=options.paste_back)
 
     async def fragments(
-        self, decoded: Decoded, sound: HeardSound, track: Sound | LiveSound, options: VideoOptions
+        self,
+        face: asyncio.Future[Face],
+        sound: HeardSound,
+        track: Sound | LiveSound,
+        options: VideoOptions,
     ) -> AsyncGenerator[bytes, None]:
         """Pieces of an mp4, none of them empty.
 
         Args:
+            face: need not be found yet; the motion does not depend on it.
             sound: what the motion follows. track: the same, as it is heard in the video.
 
         Raises:
             ServiceError: replicas that fail, or are too slow.
         """
+
+        async def square() -> np.ndarray:
+            return (await face).square
+
         sampling, rendering = options.configs()
         facts, _ = await self.facts()
         performance = Performance(
-            square=decoded.square,
+            square=square,
             sound=sound,
             seed=options.seed,
             sampling=sampling,
@@ -119,15 +126,15 @@ class Videos:
         begun, count = time.monotonic(), 0
         async with asyncio.timeout(self.limits.video_s), aclosing(performance.frames()) as frames:
             async for frame in frames:
-                if data := await asyncio.to_thread(self._encode, video, decoded, frame):
+                if data := await asyncio.to_thread(self._encode, video, await face, frame):
                     yield data
                 count += 1
         yield await asyncio.to_thread(video.end)
         metrics().rate.observe(count / (time.monotonic() - begun))
 
     @staticmethod
-    def _encode(video: FragmentedVideo, decoded: Decoded, frame: np.ndarray) -> bytes:
-        pasted = decoded.box.paste(decoded.picture, frame) if len(decoded.picture) else frame
+    def _encode(video: FragmentedVideo, face: Face, frame: np.ndarray) -> bytes:
+        pasted = face.box.paste(face.picture, frame) if len(face.picture) else frame
         return video.add(pasted)
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from pebble import ProcessExpired, ProcessPool
@@ -35,27 +35,26 @@ class Refused(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoded:
-    """One video's files.
+class Face:
+    """A portrait's.
 
     Attributes:
-        square: the face, uint8 [S, S, 3]. samples: the sound, float32 [N], mono, 16 kHz; empty where none was given.
-        picture, box: the whole portrait and the face's square in it, for pasting back.
+        square: uint8 [S, S, 3].
+        picture, box: the whole portrait and the face's square in it, for pasting back; without it the picture is empty.
         notes: what the user should know of the picture.
     """
 
     square: np.ndarray
-    samples: np.ndarray
     picture: np.ndarray
     box: CropBox
     notes: tuple[str, ...]
 
 
 class DecodingPool:
-    """Processes, each for one video's files at a time.
+    """Processes, each for one file at a time.
 
     Args:
-        processes: how many. timeout_s: for one video's files; what takes longer is killed.
+        processes: how many. timeout_s: for a file; what takes longer is killed.
     """
 
     def __init__(self, *, processes: int, timeout_s: float):
@@ -69,38 +68,35 @@ class DecodingPool:
         self._timeout_s = timeout_s
         self._pool.schedule(_bound)  # the first files shall not wait for a process to start
 
-    def submit(
-        self,
-        image: bytes | Path,
-        audio: Path | None,
-        *,
-        size: int,
-        max_seconds: float,
-        paste_back: bool,
-        from_video: bool = False,
-    ) -> Future[Decoded]:
-        """To be asked with `decoded`.
+    def sound(self, audio: Path, *, max_seconds: float) -> Future[np.ndarray]:
+        """Float32 [N], mono, 16 kHz."""
+        return self._schedule(_sound, audio, max_seconds)
 
+    def face(
+        self, image: bytes | Path, *, size: int, paste_back: bool, from_video: bool = False
+    ) -> Future[Face]:
+        """
         Args:
             image: a picture, or with `from_video` a video whose best frame becomes the portrait.
-            size: the square's side. max_seconds: of sound.
+            size: the square's side.
         """
-        return self._pool.schedule(  # pyright: ignore
-            _decode, args=[image, audio, size, max_seconds, paste_back, from_video], timeout=self._timeout_s
-        )
+        return self._schedule(_face, image, size, paste_back, from_video)
+
+    def _schedule(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
+        return self._pool.schedule(function, args=arguments, timeout=self._timeout_s)  # pyright: ignore
 
     def refusal(self, error: BaseException) -> Refused | None:
-        """What an error of a future of `submit` says of the files; None where it is no fault of theirs."""
+        """What a future's error says of the file; None where it is no fault of the file."""
         match error:
             case TooLong():
                 return Refused("too_large", str(error))
             case ValueError():
                 return Refused("bad_input", str(error))
             case TimeoutError():
-                least = f"the files cannot be decoded within {self._timeout_s:g} s, which is the most"
+                least = f"the file cannot be decoded within {self._timeout_s:g} s, which is the most"
                 return Refused("bad_input", least)
             case MemoryError() | ProcessExpired():
-                most = f"the files take more than {_MEMORY_BYTES >> 30} GiB to decode, or worse"
+                most = f"the file takes more than {_MEMORY_BYTES >> 30} GiB to decode, or worse"
                 return Refused("bad_input", most)
         return None
 
@@ -116,29 +112,24 @@ def _bound() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries' own news; what is wrong is raised
 
 
-def _decode(
-    image: bytes | Path,
-    audio: Path | None,
-    size: int,
-    max_seconds: float,
-    paste_back: bool,
-    from_video: bool,
-) -> Decoded:
-    """In a process of the pool. ValueError: naming the image or the audio, and what is wrong with it."""
-    samples = np.zeros(0, np.float32)
-    if audio is not None:
-        samples = _named("audio", audio, lambda: read_audio(audio, max_seconds=max_seconds))
-        if frame_count(len(samples)) < 1:
-            raise ValueError(f"audio: {len(samples) / SAMPLE_RATE_HZ * 1000:.0f} ms of sound are too short")
+def _sound(audio: Path, max_seconds: float) -> np.ndarray:
+    """In a process of the pool. ValueError: naming the audio, and what is wrong with it."""
+    samples = _named("audio", audio, lambda: read_audio(audio, max_seconds=max_seconds))
+    if frame_count(len(samples)) < 1:
+        raise ValueError(f"audio: {len(samples) / SAMPLE_RATE_HZ * 1000:.0f} ms of sound are too short")
+    return samples
+
+
+def _face(image: bytes | Path, size: int, paste_back: bool, from_video: bool) -> Face:
+    """In a process of the pool. ValueError: naming the image, and what is wrong with it."""
     kind = "video" if from_video else "image"
     read = best_still if from_video else read_image
     picture = _named(kind, image, lambda: read(image))  # pyright: ignore
     if paste_back:
         picture = sized_for_video(picture)
     portrait = _named(kind, image, lambda: find_portrait(picture))
-    return Decoded(
+    return Face(
         square=portrait.box.cut(picture, size),
-        samples=samples,
         picture=picture if paste_back else picture[:0],
         box=portrait.box,
         notes=portrait.notes,

@@ -11,6 +11,7 @@ from PIL import Image
 
 from serving.decoding import Decoder
 from serving.errors import ServiceError
+from xactor.decoding import Face
 
 
 @pytest.fixture(scope="module")
@@ -20,24 +21,25 @@ def decoder():
     decoder.close()
 
 
-def decode(decoder: Decoder, image: bytes, audio, **options):
-    options = {"size": 64, "max_seconds": 5, "paste_back": False, **options}
-    return asyncio.run(decoder.decode(image, audio, **options))
+def face_of(decoder: Decoder, image: bytes, *, paste_back: bool = False) -> Face:
+    return asyncio.run(decoder.face(image, size=64, paste_back=paste_back))
 
 
-def test_a_portrait_and_a_sound(decoder, face, tmp_path):
-    (tmp_path / "audio").write_bytes(wav(1.5, 44_100))
-    found = decode(decoder, face, tmp_path / "audio", paste_back=True)
+def sound_of(decoder: Decoder, folder, audio: bytes) -> np.ndarray:
+    (folder / "audio").write_bytes(audio)
+    return asyncio.run(decoder.sound(folder / "audio", max_seconds=5))
+
+
+def test_a_portrait(decoder, face):
+    found = face_of(decoder, face, paste_back=True)
     assert found.square.shape == (64, 64, 3)
-    assert abs(len(found.samples) - 24_000) < 20
     assert found.picture.shape == (256, 256, 3)
     assert found.box.paste(found.picture, found.square).shape == (256, 256, 3)
+    assert len(face_of(decoder, face).picture) == 0
 
 
-def test_without_sound(decoder, face):
-    found = decode(decoder, face, None)
-    assert len(found.samples) == 0
-    assert len(found.picture) == 0
+def test_a_sound(decoder, tmp_path):
+    assert abs(len(sound_of(decoder, tmp_path, wav(1.5, 44_100))) - 24_000) < 20
 
 
 def bomb() -> bytes:
@@ -65,7 +67,7 @@ def flat() -> bytes:
 )
 def test_bad_pictures(decoder, image, says):
     with pytest.raises(ServiceError) as error:
-        decode(decoder, image, None)
+        face_of(decoder, image)
     assert error.value.status == 400
     assert error.value.code == "bad_input"
     assert re.search(says, error.value.message), error.value.message
@@ -81,23 +83,21 @@ def test_bad_pictures(decoder, image, says):
     ],
     ids=["empty", "damaged", "short", "long"],
 )
-def test_bad_sounds(decoder, face, tmp_path, audio, status, says):
-    (tmp_path / "audio").write_bytes(audio)
+def test_bad_sounds(decoder, tmp_path, audio, status, says):
     with pytest.raises(ServiceError) as error:
-        decode(decoder, face, tmp_path / "audio")
+        sound_of(decoder, tmp_path, audio)
     assert error.value.status == status
     assert error.value.message.startswith(says)
     assert str(tmp_path) not in error.value.message
 
 
 def test_what_takes_too_long_is_killed_and_the_next_is_served(face, tmp_path):
-    (tmp_path / "audio").write_bytes(wav(4))
     decoder = Decoder(processes=1, timeout_s=0.001)
     try:
         with pytest.raises(ServiceError) as error:
-            decode(decoder, face, tmp_path / "audio")
+            sound_of(decoder, tmp_path, wav(4))
         assert "within 0.001 s" in error.value.message
         decoder._pool._timeout_s = 60
-        assert decode(decoder, face, None).square.shape == (64, 64, 3)
+        assert face_of(decoder, face).square.shape == (64, 64, 3)
     finally:
         decoder.close()

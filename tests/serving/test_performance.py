@@ -40,6 +40,9 @@ class Parts:
         self.square = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
         self.reference = self.renderer.reference(self.square)
 
+    async def face(self) -> np.ndarray:
+        return self.square
+
     async def window(self, job: WindowJob) -> np.ndarray:
         self.windows.append(job.first_frame)
         window = Window(
@@ -50,7 +53,7 @@ class Parts:
     def performance(self, sound: HeardSound, **changes) -> Performance:
         return Performance(
             **{
-                "square": self.square,
+                "square": self.face,
                 "sound": sound,
                 "seed": 5,
                 "sampling": SAMPLING,

@@ -55,8 +55,8 @@ def test_render_nodes_come_with_the_work_and_go(model, media, tmp_path, rows, no
             "id": f"r{n:03d}",
             "image": "face.png",
             "audio": f"{1 + n % 2}.wav",
-            "render_steps": 10,
-            "render_cfg": 2.0,
+            "render_steps": 10 if rows < 10 else 2,  # long enough to be interrupted
+            "render_cfg": 2.0 if rows < 10 else 1.0,
         }
         for n in range(rows)
     ]

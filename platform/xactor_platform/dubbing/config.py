@@ -38,7 +38,7 @@ class DubConfig:
     streams: performances that a motion actor steps together. windows: that a render actor denoises together.
     segment_windows: a longer video is rendered in pieces of so many windows, by several actors.
     attempts: how often a row is tried whose workers die.
-    decode_s: for a row's files. max_input_bytes: of one of them.
+    decode_s: for one of a row's files. max_input_bytes: of one.
     start_timeout_s: how long to wait for nodes.
     """
 

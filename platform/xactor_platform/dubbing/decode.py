@@ -13,7 +13,7 @@ from xactor_platform.dubbing.work import Dub, Portrayed
 
 class Decode(OneByOne):
     """
-    size: the side of the face's square. decode_s: for one row's files.
+    size: the side of the face's square. decode_s: for a file.
     """
 
     name = "decode"
@@ -33,23 +33,19 @@ class Decode(OneByOne):
                 audio = files.enter_context(local_file(row.audio))
             except ValueError as error:
                 raise Refused("bad_input", str(error)) from error
-            future = self._pool.submit(
-                image,
-                audio,
-                size=self._size,
-                max_seconds=row.options.max_seconds,
-                paste_back=row.options.paste_back,
-                from_video=row.video is not None,
-            )
+            options, from_video = row.options, row.video is not None
             try:
-                decoded = future.result()
+                samples = self._pool.sound(audio, max_seconds=options.max_seconds).result()
+                face = self._pool.face(
+                    image, size=self._size, paste_back=options.paste_back, from_video=from_video
+                ).result()
             except Exception as error:
                 raise self._pool.refusal(error) or error from error
         yield Portrayed(
             dub=work,
-            square=decoded.square,
-            samples=decoded.samples,
-            picture=decoded.picture,
-            box=decoded.box,
+            square=face.square,
+            samples=samples,
+            picture=face.picture,
+            box=face.box,
             spent=work.spent,
         )

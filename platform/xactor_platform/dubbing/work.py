@@ -65,7 +65,7 @@ class Dub:
 
 @dataclass(frozen=True, kw_only=True)
 class Portrayed:
-    """Decoded. square: uint8 [S, S, 3]. samples: float32 [N]. picture, box: for pasting back, see `Decoded`."""
+    """Decoded. square: uint8 [S, S, 3]. samples: float32 [N]. picture, box: for pasting back, as in `Face`."""
 
     dub: Dub
     square: np.ndarray
