@@ -1,6 +1,6 @@
 """Bulk dubbing beside a plain loop of `xactor animate` over the same rows, with one and with two render workers.
 
-    python jobs/bench_dub.py [--model demo/model] [--clips demo/corpus/clips/test/test-0001.mp4]
+    python jobs/bench_dub.py [--model demo/model] [--clips demo/corpus/clips/test/test-0002.mp4]
 
 Writes infra/benchmarks/dub.json, and prints it.
 """
@@ -26,11 +26,11 @@ class Args:
     """Which model, portraits and speech, and how much."""
 
     model: Path = _checkout.CHECKOUT / "demo/model"
-    clips: tuple[Path, ...] = (_checkout.CHECKOUT / "demo/corpus/clips/test/test-0001.mp4",)
+    clips: tuple[Path, ...] = (_checkout.CHECKOUT / "demo/corpus/clips/test/test-0002.mp4",)
     """Their first frames are the portraits, their sounds the speech; rows take them by turns."""
-    rows: int = 18
+    rows: int = 9
     motion_steps: int = 10
-    render_steps: int = 2
+    render_steps: int = 1
     output: Path = _checkout.CHECKOUT / "infra/benchmarks/dub.json"
 
 

@@ -23,7 +23,7 @@ from serving.videos import Limits, Videos
 # A window waits so long for a replica that knows its portrait: less than rendering takes, as a reference is soon made.
 _WARM = {"RAY_SERVE_MULTIPLEXED_MODEL_ID_MATCHING_TIMEOUT_S": "0.02"}
 # An ingress that is replaced, as with new weights, first ends the videos that it is making.
-_DRAIN_S = 600
+DRAIN_S = 600
 # Where a config file does not say otherwise.
 _SCALING = {
     "min_replicas": 1,
@@ -39,7 +39,7 @@ _SCALING = {
     name="ingress",
     ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": _WARM}},
     health_check_period_s=5,
-    graceful_shutdown_timeout_s=_DRAIN_S,
+    graceful_shutdown_timeout_s=DRAIN_S,
 )
 @serve.ingress()
 class Ingress:
@@ -57,6 +57,10 @@ class Ingress:
     ):
         replicas = Replicas(motion, render, timeout_s=timeout_s, patience_s=patience_s)
         self._videos, self._keys = Videos(replicas, limits), keys
+
+    async def drain(self) -> None:
+        """Takes no more videos, and waits for those in the making: both models must outlive them."""
+        await self._videos.drain()
 
     def __serve_build_asgi_app__(self):
         return make_api(self._videos, self._keys)

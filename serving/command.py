@@ -3,6 +3,7 @@
 `serve run serving.app:build model=DIR` and Serve config files do the same on a cluster.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -60,7 +61,7 @@ def run(command: ServeCommand) -> None:
     import ray
     from ray import serve
 
-    from serving.app import Arguments, build
+    from serving.app import DRAIN_S, Arguments, build
 
     most, cpus = _most(command), 1
     here = not os.environ.get("RAY_ADDRESS")
@@ -82,10 +83,12 @@ def run(command: ServeCommand) -> None:
             cpus=cpus,  # and as many threads
         )
         application = build(arguments)
-        serve.run(application, name="xactor")
+        ingress = serve.run(application, name="xactor")
         print(f"serving {command.model} at http://{command.host}:{command.port}/", flush=True)
         ended.wait()
         print("ending: videos in the making are finished first", flush=True)
+        with contextlib.suppress(TimeoutError):
+            ingress.drain.remote().result(timeout_s=DRAIN_S)
         serve.delete("xactor")
     finally:
         if here:

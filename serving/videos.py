@@ -53,6 +53,7 @@ class Videos:
         self._replicas = replicas
         self._decoder = Decoder(processes=limits.decoders, timeout_s=limits.decode_s)
         self._open: Counter[str] = Counter()  # videos in the making, by key
+        self._ending = False
         self._facts: tuple[MotionFacts, RenderFacts] | None = None
 
     async def facts(self) -> tuple[MotionFacts, RenderFacts]:
@@ -67,6 +68,8 @@ class Videos:
     @contextlib.contextmanager
     def place(self, key: str) -> Iterator[None]:
         """A place among the videos in the making. ServiceError: there is none."""
+        if self._ending:
+            raise ServiceError(503, "not_ready", "the service is ending", retry_after_s=5)
         if self._open[key] >= self.limits.max_videos_per_key:
             raise too_many(f"a client may have {self.limits.max_videos_per_key} videos made at a time")
         if self._open.total() >= self.limits.max_videos:
@@ -84,6 +87,12 @@ class Videos:
     async def sound(self, audio: Path) -> np.ndarray:
         """Float32 [N], mono, 16 kHz. ServiceError: it cannot be decoded, or is too short or too long."""
         return await self._decoder.sound(audio, max_seconds=self.limits.max_seconds)
+
+    async def drain(self) -> None:
+        """Refuses new videos, and waits for those in the making."""
+        self._ending = True
+        while self._open:
+            await asyncio.sleep(0.1)
 
     async def face(self, image: bytes, options: VideoOptions) -> Face:
         """ServiceError: what cannot be decoded, or has no face."""

@@ -13,6 +13,8 @@ from pipelines import small_pipeline
 from serving.errors import ServiceError
 from serving.motion import EngineThread, Motion
 from serving.performance import HeardSound, Performance
+from serving.replicas import Replicas
+from serving.videos import Limits, Videos
 from serving.work import ChunkJob, MotionFacts, WindowJob
 from xactor.motion import MotionEngine, SamplingConfig, stream_motion
 from xactor.render import RenderConfig, Window
@@ -235,6 +237,25 @@ def test_a_model_that_is_stuck_fails_its_health_check(model, monkeypatch):
     replica.check_health()
     assert asyncio.run(chunk()) == 10
     replica.check_health()
+
+
+def test_a_service_that_ends_makes_what_it_has_begun_and_nothing_more():
+    async def end() -> None:
+        videos = Videos(Replicas(None, None, timeout_s=1, patience_s=1), Limits(decoders=1))  # pyright: ignore
+        try:
+            with videos.place("a"):
+                drained = asyncio.create_task(videos.drain())
+                await asyncio.sleep(0.3)
+                assert not drained.done()
+                with pytest.raises(ServiceError, match="the service is ending") as error, videos.place("b"):
+                    pass
+                assert (error.value.status, error.value.code) == (503, "not_ready")
+            async with asyncio.timeout(5):
+                await drained
+        finally:
+            videos.close()
+
+    asyncio.run(end())
 
 
 async def _frames(pieces) -> int:
