@@ -25,9 +25,9 @@ def face_of(decoder: Decoder, image: bytes, *, paste_back: bool = False) -> Face
     return asyncio.run(decoder.face(image, size=64, paste_back=paste_back))
 
 
-def sound_of(decoder: Decoder, folder, audio: bytes) -> np.ndarray:
+def sound_of(decoder: Decoder, folder, audio: bytes, *, max_seconds: float = 5) -> np.ndarray:
     (folder / "audio").write_bytes(audio)
-    return asyncio.run(decoder.sound(folder / "audio", max_seconds=5))
+    return asyncio.run(decoder.sound(folder / "audio", max_seconds=max_seconds))
 
 
 def test_a_portrait(decoder, face):
@@ -95,7 +95,7 @@ def test_what_takes_too_long_is_killed_and_the_next_is_served(face, tmp_path):
     decoder = Decoder(processes=1, timeout_s=0.001)
     try:
         with pytest.raises(ServiceError) as error:
-            sound_of(decoder, tmp_path, wav(4))
+            sound_of(decoder, tmp_path, wav(900), max_seconds=1000)  # seconds of work
         assert "within 0.001 s" in error.value.message
         decoder._pool._timeout_s = 60
         assert face_of(decoder, face).square.shape == (64, 64, 3)

@@ -50,7 +50,7 @@ class DubConfig:
     device: Literal["cpu", "gpu"] = "cpu"
     streams: int = 8
     windows: int = 2
-    segment_windows: int = 32
+    segment_windows: int = 16
     attempts: int = 3
     decode_s: float = 120
     max_input_bytes: int = 2 << 30
