@@ -205,7 +205,9 @@ class Run:
     ) -> ray.data.Dataset:
         """in_flight: the most tables that an actor is given ahead. batch: pieces of work in each."""
         config = self._config
-        group = {"label_selector": {"ray.io/node-group": kind.group}} if config.pools.groups else {}
+        group: dict[str, Any] = {}
+        if config.pools.groups:
+            group["label_selector"] = {"ray.io/node-group": kind.group}
         return tables.map_batches(
             kind,
             fn_constructor_kwargs=arguments,
