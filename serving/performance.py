@@ -149,9 +149,8 @@ class Performance:
         except asyncio.CancelledError:
             window.cancel()
             raise
-        if (
-            first_frame == 0
-        ):  # the viewer waits for it: nothing of this video shares a batch or a machine with it
+        if first_frame == 0:
+            # The viewer waits for it: nothing else of this video shares a batch or a machine with it.
             await asyncio.wait([window])
 
     async def _motion(self) -> AsyncGenerator[np.ndarray, None]:

@@ -84,15 +84,15 @@ class Videos:
                 del self._open[key]
             metrics().open.set(self._open.total())
 
-    async def sound(self, audio: Path) -> np.ndarray:
-        """Float32 [N], mono, 16 kHz. ServiceError: it cannot be decoded, or is too short or too long."""
-        return await self._decoder.sound(audio, max_seconds=self.limits.max_seconds)
-
     async def drain(self) -> None:
         """Refuses new videos, and waits for those in the making."""
         self._ending = True
         while self._open:
             await asyncio.sleep(0.1)
+
+    async def sound(self, audio: Path) -> np.ndarray:
+        """Float32 [N], mono, 16 kHz. ServiceError: it cannot be decoded, or is too short or too long."""
+        return await self._decoder.sound(audio, max_seconds=self.limits.max_seconds)
 
     async def face(self, image: bytes, options: VideoOptions) -> Face:
         """ServiceError: what cannot be decoded, or has no face."""
