@@ -28,7 +28,7 @@ class Args:
     model: Path = _checkout.CHECKOUT / "demo/model"
     clips: tuple[Path, ...] = (_checkout.CHECKOUT / "demo/corpus/clips/test/test-0002.mp4",)
     """Their first frames are the portraits, their sounds the speech; rows take them by turns."""
-    rows: int = 9
+    rows: int = 12
     motion_steps: int = 10
     render_steps: int = 1
     output: Path = _checkout.CHECKOUT / "infra/benchmarks/dub.json"
