@@ -20,7 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.work import ChunkJob, MotionFacts, RenderFacts, WindowJob
+from serving.work import ChunkJob, MotionFacts, PortraitJob, RenderFacts, WindowJob
 from xactor.audio import FPS
 from xactor.media import FragmentedVideo
 from xactor.motion import SamplingConfig
@@ -244,8 +244,7 @@ class EmptyIngress:
             async for z in call:
                 past = np.concatenate([past, z])
         window = WindowJob(
-            portrait="",
-            square=np.zeros((self._size, self._size, 3), np.uint8),
+            portrait=PortraitJob.of(np.zeros((self._size, self._size, 3), np.uint8)),
             z=past[: config.window_frames],
             seed=0,
             first_frame=0,

@@ -5,7 +5,6 @@ and windows of it, several windows side by side, and what one that died had begu
 """
 
 import asyncio
-import hashlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from serving.work import ChunkJob, MotionFacts, WindowJob
+from serving.work import ChunkJob, MotionFacts, PortraitJob, WindowJob
 from xactor.audio import FPS, frame_count, sound_needed
 from xactor.motion import SamplingConfig
 from xactor.render import Blend, Cutter, RenderConfig
@@ -76,11 +75,11 @@ class Performance:
     """What is to be performed, and who makes its parts.
 
     Attributes:
-        square: asks for the face, uint8 [S, S, 3]: the windows wait for it, the motion does not.
+        portrait: asks for it: the windows wait for it, the motion does not.
         windows_ahead: how many windows are rendered or kept at a time.
     """
 
-    square: Callable[[], Awaitable[np.ndarray]]
+    portrait: Callable[[], Awaitable[PortraitJob]]
     sound: HeardSound
     seed: int
     sampling: SamplingConfig
@@ -90,8 +89,10 @@ class Performance:
     make_window: MakeWindow
     windows_ahead: int = 4
 
-    async def frames(self) -> AsyncGenerator[np.ndarray, None]:
-        """uint8 [S, S, 3], in order, 25 a second of sound. Whoever stops asking stops the work."""
+    async def frames(self) -> AsyncGenerator[list[np.ndarray], None]:
+        """uint8 [S, S, 3], in order, 25 a second of sound: at a time those that one more window has completed.
+        Whoever stops asking stops the work.
+        """
         windows: asyncio.Queue[asyncio.Future[np.ndarray | None]] = asyncio.Queue(self.windows_ahead)
         motion = asyncio.create_task(self._perform(windows))
         blend = Blend(self.rendering)
@@ -101,10 +102,8 @@ class Performance:
                 going = await windows.get()
                 if (window := await going) is None:
                     break
-                for frame in blend.add(window):
-                    yield frame
-            for frame in blend.rest():
-                yield frame
+                yield list(blend.add(window))
+            yield list(blend.rest())
         finally:
             left: list[asyncio.Future] = [motion, *([going] if going else [])]
             motion.cancel()
@@ -134,10 +133,8 @@ class Performance:
 
     async def _begin(self, windows: asyncio.Queue, first_frame: int, z: torch.Tensor) -> None:
         """Has a window rendered as soon as there is room for it."""
-        square = await self.square()
         job = WindowJob(
-            portrait=hashlib.sha256(square.tobytes()).hexdigest()[:16],
-            square=square,
+            portrait=await self.portrait(),
             z=z.numpy(),
             seed=self.seed,
             first_frame=first_frame,

@@ -11,7 +11,7 @@ import torch
 from ray import serve
 
 from serving.metrics import metrics
-from serving.work import RenderFacts, WindowJob
+from serving.work import PortraitJob, RenderFacts, WindowJob
 from xactor.render import Reference, Renderer, Window
 from xactor.weights import local_folder
 
@@ -44,29 +44,34 @@ class Render:
     async def facts(self) -> RenderFacts:
         return RenderFacts(image_size=self._renderer.image_size, latent_dim=self._renderer.latent_dim)
 
+    async def prepare(self, portrait: PortraitJob) -> None:
+        """Makes the reference that its windows will need. Called as `window` is."""
+        self._keep(portrait)
+        await self._reference(portrait.name)  # pyright: ignore
+
     async def window(self, job: WindowJob) -> np.ndarray:
-        """Its frames, uint8 [W, S, S, 3]. Called with the portrait as the multiplexed model's id."""
+        """Its frames, uint8 [W, S, S, 3]. Called with the portrait's name as the multiplexed model's id."""
         begun = time.monotonic()
         z = torch.tensor(job.z)
         self._renderer.check(z, job.config)  # here, where it fails alone
-        self._keep(job)
+        self._keep(job.portrait)
         with metrics().queued("render"):
-            reference = await self._reference(job.portrait)  # pyright: ignore
+            reference = await self._reference(job.portrait.name)  # pyright: ignore
             frames = await self._batched((job, reference))  # pyright: ignore
         metrics().window_s.observe(time.monotonic() - begun)
         return frames
 
-    def _keep(self, job: WindowJob) -> None:
+    def _keep(self, portrait: PortraitJob) -> None:
         """The square at hand for `_reference`, to which Serve gives the name alone."""
-        self._squares.pop(job.portrait, None)
-        self._squares[job.portrait] = job.square
+        self._squares.pop(portrait.name, None)
+        self._squares[portrait.name] = portrait.square
         if len(self._squares) > 2 * REFERENCES:
             del self._squares[next(iter(self._squares))]
 
     @serve.multiplexed(max_num_models_per_replica=REFERENCES)
-    async def _reference(self, portrait: str) -> Reference:
+    async def _reference(self, name: str) -> Reference:
         """Serve keeps the latest and sends a portrait's windows to where it is kept."""
-        square = self._squares[portrait]
+        square = self._squares[name]
         metrics().references.inc()
         return await asyncio.to_thread(self._pass, lambda: self._renderer.reference(square))
 

@@ -18,7 +18,7 @@ from tenacity import (
 
 from serving.errors import ServiceError, broken, full, timed_out
 from serving.metrics import metrics
-from serving.work import ChunkJob, MotionFacts, RenderFacts, WindowJob
+from serving.work import ChunkJob, MotionFacts, PortraitJob, RenderFacts, WindowJob
 
 _GONE = (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError)
 T = TypeVar("T")
@@ -71,11 +71,23 @@ class Replicas:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
 
+    async def prepare(self, portrait: PortraitJob) -> None:
+        """Has a render replica make ready for a portrait's windows. ServiceError: it could not."""
+
+        async def once() -> None:
+            call = self._render.options(multiplexed_model_id=portrait.name).prepare.remote(portrait)
+            try:
+                await call
+            finally:
+                call.cancel()
+
+        await self._again("render", once)
+
     async def window(self, job: WindowJob) -> np.ndarray:
         """A window's frames, uint8 [W, S, S, 3]. ServiceError: it could not be made."""
 
         async def once() -> np.ndarray:
-            call = self._render.options(multiplexed_model_id=job.portrait).window.remote(job)
+            call = self._render.options(multiplexed_model_id=job.portrait.name).window.remote(job)
             try:
                 return await call
             finally:

@@ -17,7 +17,7 @@ from serving.metrics import metrics
 from serving.options import VideoOptions
 from serving.performance import HeardSound, Performance
 from serving.replicas import Replicas
-from serving.work import MotionFacts, RenderFacts
+from serving.work import MotionFacts, PortraitJob, RenderFacts
 from xactor.decoding import Face
 from xactor.media import FragmentedVideo, LiveSound, Sound
 from xactor.provenance import ai_generated
@@ -115,36 +115,51 @@ class Videos:
         Raises:
             ServiceError: replicas that fail, or are too slow.
         """
-
-        async def square() -> np.ndarray:
-            return (await face).square
-
-        sampling, rendering = options.configs()
-        facts, _ = await self.facts()
-        performance = Performance(
-            square=square,
-            sound=sound,
-            seed=options.seed,
-            sampling=sampling,
-            rendering=rendering,
-            facts=facts,
-            make_chunk=self._replicas.chunk,
-            make_window=self._replicas.window,
-        )
-        video = FragmentedVideo(track, metadata=ai_generated())
         begun, count = time.monotonic(), 0
-        async with asyncio.timeout(self.limits.video_s), aclosing(performance.frames()) as frames:
-            async for frame in frames:
-                if data := await asyncio.to_thread(self._encode, video, await face, frame):
-                    yield data
-                count += 1
-        yield await asyncio.to_thread(video.end)
+        portrait = asyncio.ensure_future(self._portrait(face))
+        preparing = asyncio.ensure_future(self._prepare(portrait))  # beside the motion
+        try:
+            sampling, rendering = options.configs()
+            facts, _ = await self.facts()
+            performance = Performance(
+                portrait=lambda: portrait,
+                sound=sound,
+                seed=options.seed,
+                sampling=sampling,
+                rendering=rendering,
+                facts=facts,
+                make_chunk=self._replicas.chunk,
+                make_window=self._replicas.window,
+            )
+            video = FragmentedVideo(track, metadata=ai_generated())
+            async with asyncio.timeout(self.limits.video_s), aclosing(performance.frames()) as pieces:
+                async for frames in pieces:
+                    count += len(frames)
+                    waiting = iter(frames)
+                    while data := await asyncio.to_thread(self._encode, video, await face, waiting):
+                        yield data
+            yield await asyncio.to_thread(video.end)
+        finally:
+            for task in (preparing, portrait):
+                task.cancel()
+            await asyncio.gather(preparing, portrait, return_exceptions=True)
         metrics().rate.observe(count / (time.monotonic() - begun))
 
     @staticmethod
-    def _encode(video: FragmentedVideo, face: Face, frame: np.ndarray) -> bytes:
-        pasted = face.box.paste(face.picture, frame) if len(face.picture) else frame
-        return video.add(pasted)
+    async def _portrait(face: asyncio.Future[Face]) -> PortraitJob:
+        return PortraitJob.of((await face).square)
+
+    async def _prepare(self, portrait: asyncio.Future[PortraitJob]) -> None:
+        with contextlib.suppress(ServiceError):  # the first window says what is wrong
+            await self._replicas.prepare(await portrait)
+
+    @staticmethod
+    def _encode(video: FragmentedVideo, face: Face, frames: Iterator[np.ndarray]) -> bytes:
+        """The next fragment that the frames complete; empty at their end."""
+        for frame in frames:
+            if data := video.add(face.box.paste(face.picture, frame) if len(face.picture) else frame):
+                return data
+        return b""
 
     def close(self) -> None:
         self._decoder.close()

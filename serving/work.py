@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,16 +62,30 @@ class ChunkJob:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PortraitJob:
+    """Whom windows show.
+
+    Attributes:
+        name: the same for the same pixels. square: the face's, uint8 [S, S, 3].
+    """
+
+    name: str
+    square: np.ndarray
+
+    @staticmethod
+    def of(square: np.ndarray) -> PortraitJob:
+        return PortraitJob(name=hashlib.sha256(square.tobytes()).hexdigest()[:16], square=square)
+
+
+@dataclass(frozen=True, kw_only=True)
 class WindowJob:
     """One window of one video.
 
     Attributes:
-        portrait: a name of the face's square, the same for the same pixels. square: uint8 [S, S, 3].
         z: motion latents float32 [W, D]. seed, first_frame, config: see `Renderer.window`.
     """
 
-    portrait: str
-    square: np.ndarray
+    portrait: PortraitJob
     z: np.ndarray
     seed: int
     first_frame: int

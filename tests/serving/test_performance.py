@@ -12,10 +12,14 @@ from pipelines import small_pipeline
 
 from serving.errors import ServiceError
 from serving.motion import EngineThread, Motion
+from serving.options import VideoOptions
 from serving.performance import HeardSound, Performance
 from serving.replicas import Replicas
 from serving.videos import Limits, Videos
-from serving.work import ChunkJob, MotionFacts, WindowJob
+from serving.work import ChunkJob, MotionFacts, PortraitJob, RenderFacts, WindowJob
+from xactor.decoding import Face
+from xactor.faces import CropBox
+from xactor.media import LiveSound
 from xactor.motion import MotionEngine, SamplingConfig, stream_motion
 from xactor.render import RenderConfig, Window
 
@@ -42,8 +46,8 @@ class Parts:
         self.square = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
         self.reference = self.renderer.reference(self.square)
 
-    async def face(self) -> np.ndarray:
-        return self.square
+    async def portrait(self) -> PortraitJob:
+        return PortraitJob.of(self.square)
 
     async def window(self, job: WindowJob) -> np.ndarray:
         self.windows.append(job.first_frame)
@@ -55,7 +59,7 @@ class Parts:
     def performance(self, sound: HeardSound, **changes) -> Performance:
         return Performance(
             **{
-                "square": self.face,
+                "portrait": self.portrait,
                 "sound": sound,
                 "seed": 5,
                 "sampling": SAMPLING,
@@ -85,7 +89,7 @@ def sound(seconds: float) -> np.ndarray:
 
 async def collect(performance: Performance) -> np.ndarray:
     async with aclosing(performance.frames()) as frames:
-        return np.stack([frame async for frame in frames])
+        return np.stack([frame async for some in frames for frame in some])
 
 
 def alike(one: np.ndarray, other: np.ndarray) -> bool:
@@ -172,6 +176,49 @@ def test_the_first_window_waits_for_no_other(parts):
     assert len(begun) > 8
 
 
+def test_the_portrait_is_made_ready_while_it_moves(parts):
+    order: list[str] = []
+    ready = asyncio.Event()
+
+    class Local(Replicas):
+        async def facts(self):
+            return parts.facts, RenderFacts(image_size=64, latent_dim=parts.facts.latent_dim)
+
+        async def prepare(self, portrait: PortraitJob) -> None:
+            order.append(portrait.name)
+            ready.set()
+
+        async def chunk(self, job: ChunkJob):
+            await ready.wait()
+            async for piece in parts.thread.chunk(job):
+                yield piece
+            order.append("chunk")
+
+        async def window(self, job: WindowJob) -> np.ndarray:
+            order.append(job.portrait.name)
+            return await parts.window(job)
+
+    async def make() -> None:
+        videos = Videos(Local(None, None, timeout_s=1, patience_s=1), Limits(decoders=1))  # pyright: ignore
+        face = asyncio.get_running_loop().create_future()
+        square = parts.square
+        face.set_result(Face(square=square, picture=square[:0], box=CropBox(left=0, top=0, side=64), notes=()))
+        samples = sound(1)
+        options = VideoOptions(motion_steps=3, render_steps=1, render_cfg=1)
+        track = LiveSound()
+        track.hear(samples)
+        try:
+            async with asyncio.timeout(60):
+                made = videos.fragments(face, HeardSound.whole(samples), track, options)
+                async with aclosing(made):
+                    assert len(b"".join([data async for data in made])) > 1000
+        finally:
+            videos.close()
+
+    asyncio.run(make())
+    assert order[:2] == [PortraitJob.of(parts.square).name, "chunk"]
+
+
 def test_what_was_made_before_a_failure_is_shown(parts):
     async def fails(job: ChunkJob):
         if job.first_frame >= 16:
@@ -182,8 +229,8 @@ def test_what_was_made_before_a_failure_is_shown(parts):
     async def watch() -> int:
         count = 0
         try:
-            async for _ in parts.performance(HeardSound.whole(sound(2)), make_chunk=fails).frames():
-                count += 1
+            async for frames in parts.performance(HeardSound.whole(sound(2)), make_chunk=fails).frames():
+                count += len(frames)
         except ServiceError:
             return count
         raise AssertionError("it did not fail")
