@@ -3,7 +3,8 @@
     ray job submit --working-dir . -- python jobs/report_motion.py \\
         --run /data/runs/demo --shards /data/shards --output /data/report
 
-Also plain. Writes report.json, loss.png and lips.png.
+Also plain. Writes report.json, loss.png and lips.png; with --minutes 10 also drift.json and drift.png, of one rollout
+that long.
 """
 
 import sys
@@ -15,6 +16,7 @@ import _checkout  # noqa: F401
 import tyro
 
 from xactor.motion import SamplingConfig
+from xactor_platform.drift import measure_drift
 from xactor_platform.motion_report import report_motion
 
 
@@ -28,6 +30,8 @@ class Args:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     seed: int = 0
     max_clips: int = 8
+    minutes: float = 0
+    """Of a long rollout, whose last minutes are held against its first; 0 leaves it out."""
 
 
 def main() -> None:
@@ -36,11 +40,17 @@ def main() -> None:
         report = report_motion(
             args.run, args.shards, args.output, config=args.sampling, seed=args.seed, max_clips=args.max_clips
         )
+        print(report.table())
+        print(f"written: {args.output}/report.json, loss.png, lips.png")
+        if args.minutes:
+            drift = measure_drift(
+                args.run, args.shards, args.output, minutes=args.minutes, config=args.sampling, seed=args.seed
+            )
+            print(drift.table())
+            print(f"written: {args.output}/drift.json, drift.png")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    print(report.table())
-    print(f"written: {args.output}/report.json, loss.png, lips.png")
 
 
 if __name__ == "__main__":

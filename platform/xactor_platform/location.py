@@ -37,12 +37,22 @@ class Location:
         FileNotFoundError where there is no such folder, NotADirectoryError where it is a file.
         """
         kind = self.filesystem.get_file_info(self.path).type
-        if kind == fs.FileType.NotFound:
-            raise FileNotFoundError(f"{self.uri}: no such folder")
         if kind == fs.FileType.File:
             raise NotADirectoryError(f"{self.uri} is a file, not a folder")
-        found = self.filesystem.get_file_info(fs.FileSelector(self.path))
+        found = self.entries()
+        if not found and kind == fs.FileType.NotFound:
+            raise FileNotFoundError(f"{self.uri}: no such folder")
         return {i.base_name: i.size for i in sorted(found, key=lambda i: i.base_name) if i.is_file}
+
+    def entries(self, folder: str = "") -> list[fs.FileInfo]:
+        """What lies directly in this folder, or in one of its own; nothing where there is none.
+
+        That a store has nothing is believed when it says so twice: an answer that is cut within its headers reads as
+        an empty one.
+        """
+        selector = fs.FileSelector(f"{self.path}/{folder}".rstrip("/"), allow_not_found=True)
+        found = self.filesystem.get_file_info(selector)
+        return found if found or self.is_local else self.filesystem.get_file_info(selector)
 
     def open(self, name: str) -> NativeFile:
         """A file for ranged reads (`read_at`), safe to share between threads."""

@@ -202,7 +202,9 @@ def test_the_portrait_is_made_ready_while_it_moves(parts):
         videos = Videos(Local(None, None, timeout_s=1, patience_s=1), Limits(decoders=1))  # pyright: ignore
         face = asyncio.get_running_loop().create_future()
         square = parts.square
-        face.set_result(Face(square=square, picture=square[:0], box=CropBox(left=0, top=0, side=64), notes=()))
+        face.set_result(
+            Face(square=square, picture=square[:0], box=CropBox(left=0, top=0, side=64), notes=())
+        )
         samples = sound(1)
         options = VideoOptions(motion_steps=3, render_steps=1, render_cfg=1)
         track = LiveSound()

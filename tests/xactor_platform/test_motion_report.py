@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from xactor.controls import CONTROL_COUNT, INDEX, embed_controls
 from xactor.motion import SamplingConfig
+from xactor_platform.drift import measure_drift
 from xactor_platform.index import load_index
-from xactor_platform.motion_report import correlation, report_motion
+from xactor_platform.motion_report import correlation, read_clip, report_motion
 from xactor_platform.shards import ShardWriter
 from xactor_platform.training.stage2 import build_model
 from xactor_platform.training.stage2_config import MotionConfig
@@ -83,6 +85,37 @@ def test_it_needs_something_held_out(tmp_path):
     write_clips(str(tmp_path), "train")
     with pytest.raises(ValueError, match="no held-out shards"):
         report_motion("run", str(tmp_path), tmp_path / "report")
+
+
+def test_a_long_rollout_is_told_round_by_round(tmp_path):
+    shards = str(tmp_path / "shards")
+    write_clips(shards, "test")  # 3.6 s
+    write_untrained(tmp_path / "run", shards)
+    run, few = str(tmp_path / "run"), SamplingConfig(steps=2)
+    drift = measure_drift(run, shards, tmp_path / "report", minutes=0.17, config=few)
+    assert drift.seconds == pytest.approx(3 * 3.6)
+    assert [len(values) for values in (drift.lips, drift.off, drift.rms)] == [3, 3, 3]
+    assert max(map(abs, drift.lips)) < 0.5  # it has learned nothing
+    assert json.loads((tmp_path / "report" / "drift.json").read_text())["rms"] == drift.rms
+    assert (tmp_path / "report" / "drift.png").stat().st_size > 5000
+    assert "3 rounds of the same 4 s" in drift.table()
+    with pytest.raises(ValueError, match=r"minutes must be more than 0\.06, one round's, got 0\.05"):
+        measure_drift(run, shards, tmp_path / "report", minutes=0.05, config=few)
+
+
+def test_a_rollout_that_drifts_is_seen(tmp_path, monkeypatch):
+    """The truth itself, wandering off by a deviation a round and moving less and less."""
+    shards = str(tmp_path / "shards")
+    write_clips(shards, "test")
+    write_untrained(tmp_path / "run", shards)
+    truth, _ = read_clip(load_index(shards).held_out(), 0)
+    wandering = [(truth - truth.mean(0)) / (n + 1) + truth.mean(0) + n * truth.std(0) for n in range(3)]
+    made = [torch.from_numpy(np.concatenate(wandering).astype(np.float32))]
+    monkeypatch.setattr("xactor_platform.drift.stream_motion", lambda *_, **__: iter(made))
+    drift = measure_drift(str(tmp_path / "run"), shards, tmp_path / "report", minutes=0.17)
+    assert drift.off == pytest.approx([0, 1, 2], abs=1e-3)
+    assert drift.rms == pytest.approx([1, 1 / 2, 1 / 3], abs=1e-3)
+    assert drift.lips[0] == pytest.approx(1)
 
 
 def test_correlation_is_pearsons():

@@ -94,6 +94,15 @@ def test_checkpoints_and_an_index_survive_a_bad_network(bucket, in_bucket, shard
     assert sum(faulty.faults.values()) >= 5, faulty.faults
 
 
+@pytest.mark.parametrize("request_number", range(4))
+def test_a_listing_that_is_cut_hides_nothing(in_bucket, shards, proxy, request_number):
+    expected = Location.parse(shards).sizes()
+    for _ in range(10):  # as chance has it, within the headers
+        proxy.cut_at = request_number
+        assert Location.parse(in_bucket).sizes() == expected
+    proxy.cut_at = None
+
+
 def test_a_store_that_is_gone_is_named(bucket, proxy):
     folder = RunFolder(inside(bucket, "runs"), "gone", patience_s=0)
     proxy.gone = True

@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from pyarrow import NativeFile, fs
+from pyarrow import NativeFile
 
 from xactor.pipeline import PARTS
 from xactor_platform.location import Location
@@ -36,8 +36,7 @@ def look_at_model(uri: str) -> ModelFacts:
     configs = {}
     for part in PARTS:
         if part == "audio_encoder":
-            files = _listed(place, part)
-            if not files:
+            if not place.entries(part):
                 raise ValueError(f"{uri}: the part {part}/ is missing")
             continue
         name = "scheduler_config.json" if part.endswith("scheduler") else "config.json"
@@ -51,18 +50,13 @@ def look_at_model(uri: str) -> ModelFacts:
         )
     digest = hashlib.sha256()
     for part in sorted(PARTS):
-        for info in _listed(place, part):
+        files = (info for info in place.entries(part) if info.is_file)
+        for info in sorted(files, key=lambda info: info.base_name):
             digest.update(f"{part}/{info.base_name} {info.size}".encode())
             with place.filesystem.open_input_file(info.path) as file:
                 _sample(file, info.size, digest)
     shrink = 1 << (len(configs["vae"]["block_out_channels"]) - 1)
     return ModelFacts(digest.hexdigest(), int(configs["unet"]["sample_size"]) * shrink)
-
-
-def _listed(place: Location, part: str) -> list[fs.FileInfo]:
-    selector = fs.FileSelector(f"{place.path}/{part}", allow_not_found=True)
-    found = place.filesystem.get_file_info(selector)
-    return sorted((info for info in found if info.is_file), key=lambda info: info.base_name)
 
 
 def _sample(file: NativeFile, size: int, digest) -> None:

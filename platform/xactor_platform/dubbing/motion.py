@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pyarrow import fs
 from torch import Tensor
 
 from xactor.audio import load_audio_encoder
@@ -117,8 +116,7 @@ class Perform(Stage):
             return np.load(io.BytesIO(file.read()), allow_pickle=False)
 
     def _there(self, folder: str) -> set[str]:
-        selector = fs.FileSelector(f"{self._output.path}/{folder}", allow_not_found=True)
-        return {info.base_name for info in self._output.filesystem.get_file_info(selector)}
+        return {info.base_name for info in self._output.entries(folder)}
 
 
 class _Performance:

@@ -109,8 +109,7 @@ class Checkpoints:
 
     def _steps(self) -> list[int]:
         """Of all folders of checkpoints, complete or not, sorted."""
-        selector = fs.FileSelector(self._location.path, allow_not_found=True)
-        found = self._patiently(lambda: self._location.filesystem.get_file_info(selector), self._folder.uri)
+        found = self._patiently(self._location.entries, self._folder.uri)
         numbers = [
             info.base_name.removeprefix(_PREFIX) for info in found if info.base_name.startswith(_PREFIX)
         ]
