@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -103,11 +104,19 @@ def bench_decoding(path: Path, rounds: int) -> dict[str, float]:
 
 
 def bench_actors(pieces: Sequence[Piece], scratch: Path, count: int, rounds: int) -> dict[str, Any]:
-    """Seconds of video a second that one and two actors of the dearest stage track, by turns, from the first result on.
+    """Seconds of video a second that one and two actors of the dearest stage track, by turns.
 
-    Every actor is a process of one thread.
+    Every actor is a process of one thread. All pieces are as long as the shortest. What is timed is between two results
+    while all actors work: their first pieces wait for models, and of the last ones some have none beside them.
+
+    Raises:
+        ValueError: too few for that.
     """
-    many = [pieces[n % len(pieces)] for n in range(count)]
+    if count < 4:
+        raise ValueError(f"pieces must be >= 4, got {count}")
+    frames = min(piece.end - piece.first for piece in pieces)
+    alike = [replace(piece, end=piece.first + frames) for piece in pieces]
+    many = [alike[n % len(alike)] for n in range(count)]
     rates: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(rounds):
         for actors, some in rates.items():
@@ -120,12 +129,9 @@ def bench_actors(pieces: Sequence[Piece], scratch: Path, count: int, rounds: int
                     compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
                     num_cpus=0.5,
                 )
-            ends = []
-            for piece in results(tables):
-                ends.append((time.perf_counter(), (piece.end - piece.first) / FPS))
-            # Each actor's first piece waits for its models.
-            begun = ends[actors - 1][0]
-            some.append(sum(seconds for _, seconds in ends[actors:]) / (ends[-1][0] - begun))
+            ends = [time.perf_counter() for _ in results(tables)]
+            timed = ends[actors - 1 : len(ends) - actors + 1]
+            some.append((len(timed) - 1) * frames / FPS / (timed[-1] - timed[0]))
     pairs = zip(rates[2], rates[1], strict=True)
     return {
         "one": median(rates[1]),
