@@ -15,7 +15,8 @@ from pathlib import Path
 
 import tyro
 
-from xactor_platform.corpus.precompute import precompute
+from xactor_platform.corpus.precompute import ACTORS, precompute
+from xactor_platform.pools import Pool
 from xactor_platform.training.launch import connect
 
 
@@ -31,8 +32,13 @@ class Args:
     """Folder or URI of the motion shards; both encoders come beside it."""
     audio_encoder: Path | None = None
     """Folder of a Wav2Vec2 model; log-mel features without it."""
+    pool: Pool = ACTORS
+    """The actors. Each decodes on as many threads as it has CPUs. On a cluster with GPUs each has one, and its share of
+    the CPUs."""
     max_bad_fraction: float = 0.0
     """How much of the videos may be unusable."""
+    start_timeout_s: int = 900
+    """How long to wait for nodes."""
 
 
 def main() -> int:

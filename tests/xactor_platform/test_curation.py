@@ -452,6 +452,22 @@ def test_shots_begin_at_cuts_and_not_at_flashes_or_gestures():
     assert shot_starts(iter([])) == ([], 0)
 
 
+@pytest.mark.parametrize("length", [8, 25, 50])
+def test_no_clip_holds_a_part_of_a_dissolve(length):
+    rng = np.random.default_rng(0)
+    before, after = (rng.integers(0, 255, (36, 64, 3)) for _ in range(2))
+    share = np.concatenate([np.zeros(60), np.arange(1, length + 1) / (length + 1), np.ones(60)])
+    frames = [before * (1 - part) + after * part for part in share]
+    noisy = (np.clip(frame + rng.integers(-4, 5, frame.shape), 0, 255).astype(np.uint8) for frame in frames)
+    starts, count = shot_starts(noisy)
+    long = [(a, b) for a, b in zip(starts, [*starts[1:], count], strict=True) if b - a >= 25]
+    assert len(long) == 2
+    for first, end in long:
+        assert len(set(share[first:end].round())) == 1
+        assert np.abs(share[first:end] - share[first:end].round()).max() < 0.2  # seen by nobody
+        assert end - first >= 40  # little else is lost
+
+
 def test_the_measures_tell_bad_from_good(talkers):
     import cv2
 

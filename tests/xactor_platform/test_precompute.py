@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,10 +15,12 @@ import torch
 from xactor.audio import LogMelEncoder, load_audio_encoder
 from xactor.media import read_audio, read_frames
 from xactor.render import MotionEncoder
+from xactor_platform.corpus.encode import ShardEncoder, ShardJob
 from xactor_platform.corpus.face_video import face_video
 from xactor_platform.corpus.precompute import precompute
 from xactor_platform.index import Index, load_index
-from xactor_platform.shards import ShardWriter
+from xactor_platform.location import Location
+from xactor_platform.shards import Shard, ShardWriter
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 FRAMES = (70, 30, 64)  # the first is longer than what is encoded at once
@@ -132,6 +135,103 @@ def test_two_runs_write_the_same_bytes_and_a_restart_only_what_is_missing(
     for name in names:
         assert (shards / name).read_bytes() == (made / name).read_bytes()
         assert ((shards / name).stat().st_mtime_ns == before[name]) == (name == names[1])
+
+
+@pytest.fixture
+def worker(made) -> ShardEncoder:
+    encoders = {"motion": str(made.parent / "motion_encoder"), "sound": str(made.parent / "audio_encoder")}
+    return ShardEncoder(**encoders, decoders=2, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def one_shard(tmp_path_factory, clips) -> Index:
+    """All clips in one shard, and between them one that cannot be decoded."""
+    folder = tmp_path_factory.mktemp("one") / "videos"
+    with ShardWriter(str(folder), "train") as writer:
+        for key, mp4, frames in (
+            ("a", clips["clip-0"], 70),
+            ("b", clips["clip-1"], 30),
+            ("c", bytes(2000), 9),
+            ("d", clips["clip-2"], 64),
+        ):
+            writer.write(key, {"mp4": mp4, "json": {"frames": frames, "fps": 25, "speaker": key}})
+    return load_index(str(folder))
+
+
+def test_batches_reach_over_clips_and_a_bad_clip_spoils_none(worker, one_shard, made, tmp_path, monkeypatch):
+    sizes = []
+    together = worker._motion.encode
+
+    def counted(frames, **options):
+        sizes.append(len(frames))
+        return together(frames, **options)
+
+    monkeypatch.setattr(worker._motion, "encode", counted)
+    fate = worker.fate(ShardJob(index=one_shard, place=Location.parse(str(tmp_path))))
+    assert (fate.written, fate.clips, fate.frames, fate.error) == (True, 3, sum(FRAMES), None)
+    assert [bad.key for bad in fate.bad] == ["c"]
+    assert sizes == [64, 64, 36]
+    alone, made_together = load_index(str(made)), load_index(str(tmp_path))
+    assert list(made_together.key) == ["a", "b", "d"]
+    for row in range(3):
+        expected = array(alone, row, "motion.npy")
+        assert (
+            np.abs(array(made_together, row, "motion.npy") - expected).max() < 1e-3 * np.abs(expected).max()
+        )
+        assert np.array_equal(array(made_together, row, "audio.npy"), array(alone, row, "audio.npy"))
+
+
+def test_clips_are_decoded_while_others_are_encoded(worker, one_shard, tmp_path, monkeypatch):
+    """The encoder waits, in its first batch, until a clip that has no part in it has been begun."""
+    begun = threading.Event()
+    read, encoded = Index.read, worker._motion.encode
+
+    def noted(index, row, member):
+        if index.key[row] == "b":
+            begun.set()
+        return read(index, row, member)
+
+    def waits(frames, **options):
+        assert begun.wait(60)
+        return encoded(frames, **options)
+
+    monkeypatch.setattr(Index, "read", noted)
+    monkeypatch.setattr(worker._motion, "encode", waits)
+    assert worker.fate(ShardJob(index=one_shard, place=Location.parse(str(tmp_path)))).written
+
+
+def test_a_shard_that_fails_leaves_nothing_and_no_thread_behind(worker, one_shard, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Shard, "write", full)
+    fate = worker.fate(ShardJob(index=one_shard, place=Location.parse(str(tmp_path))))
+    assert (fate.written, fate.error) == (False, "[Errno 28] No space left on device")
+    assert not list(tmp_path.iterdir())
+    worker._threads.shutdown(wait=True)  # returns: none of them waits for room
+
+
+def test_a_worker_that_dies_costs_no_other_shard(videos, model, made, tmp_path, ray_cluster, monkeypatch):
+    """One video kills its worker, twice; without it the same call makes what is missing."""
+    deadly = tmp_path / "deadly"
+    deadly.write_text("")
+
+    class Deadly(ShardEncoder):
+        def make(self, job):
+            if job.name == "train-000001.tar" and deadly.exists():
+                os._exit(1)
+            return super().make(job)
+
+    monkeypatch.setattr("xactor_platform.corpus.precompute.ShardEncoder", Deadly)
+    shards = tmp_path / "shards"
+    with pytest.raises(OSError, match=r"1 of 3 shards were lost with their workers.*train-000001\.tar"):
+        precompute(videos, model, str(shards))
+    assert sorted(path.name for path in shards.glob("*.tar")) == ["train-000000.tar", "train-000002.tar"]
+    deadly.unlink()
+    outcome = precompute(videos, model, str(shards))
+    assert (outcome.written, outcome.kept) == (1, 2)
+    for shard in made.glob("*.tar"):
+        assert (shards / shard.name).read_bytes() == shard.read_bytes()
 
 
 def test_a_clip_that_cannot_be_read_is_named(clips, model, tmp_path, ray_cluster):

@@ -4,43 +4,32 @@
     <parent>/motion_encoder/                 what made the latents
     <parent>/audio_encoder/                  what made the audio features
 
-One Ray task makes one shard, whole or absent, so the same call again does what is missing.
+Actors make a shard each, whole or absent, so the same call again does what is missing.
 """
 
-import io
-import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import ray
-import torch
-from pyarrow import fs
+import ray.data
 from ray.util.metrics import Counter, Gauge
 
-from xactor.audio import AudioEncoder, LogMelEncoder, load_audio_encoder
-from xactor.audio.windows import FPS, SAMPLES_PER_FRAME
-from xactor.media import read_audio, read_frames
+from xactor.audio import LogMelEncoder, load_audio_encoder
+from xactor.audio.windows import FPS
 from xactor.render import MotionEncoder
+from xactor_platform.corpus.encode import STAGES, ShardEncoder, ShardFate, ShardJob, local
 from xactor_platform.index import INDEX_NAME, BadSample, Index, load_index
 from xactor_platform.location import Location, beside
-from xactor_platform.pools import Spent
-from xactor_platform.scan import scan_shard
-from xactor_platform.shards import Shard, encode_members
+from xactor_platform.pools import Pool, Spent, pack, piecewise, results, tried_twice
 
 MOTION_ENCODER, AUDIO_ENCODER = "motion_encoder", "audio_encoder"
-_TRUTH = "controls.npy"  # where the videos hold it, so do the latents: reports read off them what was meant
-_BATCH = 64  # frames that are decoded and encoded at once, so that a clip of any length takes little memory
+ACTORS = Pool(max=64, cpus=1)
 _NAMED = 5
-STAGES = ("read", "decode", "motion", "sound", "write")
-T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -73,38 +62,32 @@ class Precomputed:
         ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShardFate:
-    """What became of one shard: written now, or there already. See `Precomputed`."""
-
-    shard: str
-    written: bool
-    bad: list[BadSample]
-    clips: int = 0
-    frames: int = 0
-    spent: Spent = field(default_factory=dict)
-
-
 def precompute(
     videos: str,
     model: str | Path,
     output: str,
     *,
     audio_encoder: str | Path | None = None,
+    pool: Pool = ACTORS,
     max_bad_fraction: float = 0.0,
+    start_timeout_s: int = 900,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Precomputed:
-    """Makes motion shards and their index in the folder `output`, by tasks on the Ray cluster that is joined.
+    """Makes motion shards and their index in the folder `output`, by actors on the Ray cluster that is joined.
 
     Args:
         videos: folder or URI of video shards.
         model: folder or URI that holds `motion_encoder/`.
         output: folder or URI; both encoders come beside it, where others' are never replaced.
         audio_encoder: a local folder that holds one; log-mel without weights where it is not given.
+        pool: the actors. Each decodes on as many threads as it has CPUs. On a cluster with GPUs each has one, and its
+            share of the CPUs, unless the pool says how many GPUs.
         max_bad_fraction: how much of the videos may be unusable; it is left out and logged.
+        start_timeout_s: how long to wait for nodes.
 
     Raises:
         ValueError, FileNotFoundError: what cannot work; more than the bound is unusable, once all else is written.
+        OSError: shards that could not be made, once all others are: the same call goes on. No nodes came.
     """
     begun = time.monotonic()
     index = load_index(videos, max_bad_fraction=max_bad_fraction)
@@ -114,11 +97,11 @@ def precompute(
     if (place.filesystem, place.path) == (index.location.filesystem, index.location.path):
         raise ValueError(f"{output}: the latents need another folder than their videos")
     sound = load_audio_encoder(audio_encoder) if audio_encoder else LogMelEncoder()
-    with _local(model) as folder, tempfile.TemporaryDirectory() as scratch:
+    with local(model) as folder, tempfile.TemporaryDirectory() as scratch:
         trained = Path(folder) / MOTION_ENCODER
         if not (trained / "config.json").exists():
             raise FileNotFoundError(f"{model}: holds no {MOTION_ENCODER}/config.json")
-        motion = MotionEncoder.from_pretrained(trained, low_cpu_mem_usage=False)
+        MotionEncoder.from_pretrained(trained, low_cpu_mem_usage=False)  # here, where it fails in one line
         sound.save_pretrained(scratch)
         _place(trained, beside(output, MOTION_ENCODER))
         _place(Path(scratch), beside(output, AUDIO_ENCODER))
@@ -132,21 +115,18 @@ def precompute(
         place.delete(
             INDEX_NAME
         )  # made again at the end: shards that are written anew may have the same sizes
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
-    task = ray.remote(num_cpus=1, num_gpus=gpus)(encode_shard)
-    encoders = ray.put(motion), ray.put(sound)
     rows = [
         own for number in range(len(index.shard_names)) if len(own := np.flatnonzero(index.shard == number))
     ]
-    waiting = [task.remote(index.subset(own), place, *encoders) for own in rows]
+    jobs = [ShardJob(index=index.subset(own), place=place) for own in rows]
+    meters = Meters(len(jobs))
     fates: list[ShardFate] = []
-    meters = Meters(len(rows))
-    while waiting:
-        (done,), waiting = ray.wait(waiting)
-        fates.append(ray.get(done))
-        meters.add(fates[-1])
-        was = "written" if fates[-1].written else "there already"
-        progress(f"{len(fates)}/{len(rows)} shards: {fates[-1].shard} {was}")
+    for fate in results(_encoding(jobs, output, _with_gpus(pool), start_timeout_s)):
+        fates.append(fate)
+        meters.add(fate)
+        was = fate.error or ("written" if fate.written else "there already")
+        progress(f"{len(fates)}/{len(jobs)} shards: {fate.shard} {was}")
+    _check_fates(fates, jobs, output)
     bad = [*index.bad, *(sample for fate in fates for sample in fate.bad)]
     _check(bad, index, max_bad_fraction)
     load_index(output)
@@ -189,126 +169,49 @@ class Meters:
                 self._stage_s.inc(seconds, {"stage": name})
 
 
-def encode_shard(index: Index, place: Location, motion: MotionEncoder, sound: AudioEncoder) -> ShardFate:
-    """Writes the motion shard of one video shard, whose samples `index` holds, unless it is there."""
-    name = index.shard_names[index.shard[0]]
-    if _is_there(place, name, index):
-        return ShardFate(shard=name, written=False, bad=[])
-    torch.set_num_threads(1)  # as many tasks as cores
-    if torch.cuda.is_available():
-        motion, sound = motion.to("cuda"), sound.to("cuda")  # type: ignore[arg-type]
-    bad, watch, frames = [], Watch(), 0
-    with Shard(place, name) as shard:
-        for row in range(index.samples):
-            key = str(index.key[row])
-            try:
-                with watch.taking("read"):
-                    video, meta = index.read(row, "mp4"), index.read_meta(row)
-                members = encode_clip(video, meta, motion, sound, watch)
-                if _TRUTH in index.offset and index.offset[_TRUTH][row] >= 0:
-                    members[_TRUTH] = np.load(io.BytesIO(index.read(row, _TRUTH)), allow_pickle=False)
-                with watch.taking("write"):
-                    shard.write(key, encode_members(key, members))
-                frames += members["json"]["frames"]
-            except ValueError as error:
-                bad.append(BadSample(key, name, str(error)))
-    clips = index.samples - len(bad)
-    return ShardFate(shard=name, written=True, bad=bad, clips=clips, frames=frames, spent=watch.spent)
+def _encoding(jobs: list[ShardJob], output: str, pool: Pool, start_timeout_s: int) -> ray.data.Dataset:
+    """Jobs to fates."""
+    with piecewise(start_timeout_s):
+        return ray.data.from_arrow([pack(job) for job in jobs]).map_batches(
+            ShardEncoder,  # pyright: ignore
+            fn_constructor_kwargs={
+                "motion": beside(output, MOTION_ENCODER),
+                "sound": beside(output, AUDIO_ENCODER),
+                "decoders": max(int(pool.cpus), 1),
+                "device": "cuda" if pool.gpus else "cpu",
+            },
+            batch_size=1,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=pool.min, max_size=pool.max, max_tasks_in_flight_per_actor=1
+            ),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus or None,
+            ray_remote_args_fn=tried_twice,
+        )
 
 
-class Watch:
-    """What the stages of a task have taken so far.
-
-    Attributes:
-        spent: seconds by stage.
-    """
-
-    def __init__(self):
-        self.spent: Spent = dict.fromkeys(STAGES, 0.0)
-
-    @contextmanager
-    def taking(self, stage: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.spent[stage] += time.perf_counter() - begun
-
-    def pieces(self, stage: str, source: Iterator[T]) -> Iterator[T]:
-        """What comes from a source, the time it takes counted as the stage's."""
-        while True:
-            with self.taking(stage):
-                piece = next(source, None)
-            if piece is None:
-                return
-            yield piece
+def _with_gpus(pool: Pool) -> Pool:
+    """With what the cluster has now."""
+    have = ray.cluster_resources()
+    gpus = int(have.get("GPU", 0))
+    if pool.gpus or not gpus:
+        return pool
+    return replace(pool, gpus=1, cpus=max(pool.cpus, int(have.get("CPU", 0)) // gpus))
 
 
-def encode_clip(
-    video: bytes,
-    meta: Mapping[str, Any],
-    motion: MotionEncoder,
-    sound: AudioEncoder,
-    watch: Watch | None = None,
-) -> dict[str, Any]:
-    """One video sample's members as a motion sample: latents float16 [T, D], features float16 [T, L, F], json.
-
-    The pictures count: sound that ends sooner or later is filled with silence or cut.
-
-    Raises:
-        ValueError: it cannot be decoded, has no sound, or not the pictures that its json says.
-    """
-    watch = watch or Watch()
-    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
-        file.write(video)
-        file.flush()
-        try:
-            latents = []
-            for piece in watch.pieces("decode", _pieces(read_frames(file.name), _BATCH)):
-                with watch.taking("motion"):
-                    latents.append(motion.encode(piece, batch=_BATCH))
-            with watch.taking("decode"):
-                samples = read_audio(file.name)
-        except ValueError as error:
-            raise ValueError(str(error).removeprefix(f"{file.name}: ")) from error
-    z = torch.cat(latents).numpy()  # [T, D]
-    if len(z) != meta["frames"]:
-        raise ValueError(f"mp4 has {len(z)} frames, its json says {meta['frames']}")
-    spoken = np.zeros(len(z) * SAMPLES_PER_FRAME, np.float32)
-    spoken[: len(samples)] = samples[: len(spoken)]
-    with watch.taking("sound"):
-        features = sound.features(spoken).astype(np.float16)
-    return {
-        "motion.npy": z.astype(np.float16),
-        "audio.npy": features,
-        "json": _meta(meta),
-    }
-
-
-def _pieces(frames: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """Frames [S, S, 3] in arrays [at most `size`, S, S, 3]."""
-    while piece := list(islice(frames, size)):
-        yield np.stack(piece)
-
-
-def _is_there(place: Location, name: str, wanted: Index) -> bool:
-    """Whether a shard is there, whole, and of these very clips, as their json tells."""
-    info = place.filesystem.get_file_info(f"{place.path}/{name}")
-    if info.type == fs.FileType.NotFound:
-        return False
-    scan = scan_shard(place, name, info.size)
-    if scan.broken or [found.key for found in scan.samples] != list(wanted.key):
-        return False
-    with place.open(name) as file:
-        for row, found in enumerate(scan.samples):
-            offset, length = found.members["json"]
-            if found.reason or json.loads(file.read_at(length, offset)) != _meta(wanted.read_meta(row)):
-                return False
-    return True
-
-
-def _meta(video: Mapping[str, Any]) -> dict[str, Any]:
-    return {**video, "motion": "encoder"}
+def _check_fates(fates: list[ShardFate], jobs: list[ShardJob], output: str) -> None:
+    """OSError: of a shard that could not be made, or was lost."""
+    if failed := [fate for fate in fates if fate.error]:
+        raise OSError(
+            f"{output}: {len(failed)} of {len(jobs)} shards failed, {failed[0].shard}: {failed[0].error}"
+        )
+    seen = {fate.shard for fate in fates}
+    if lost := [job.name for job in jobs if job.name not in seen]:
+        raise OSError(
+            f"{output}: {len(lost)} of {len(jobs)} shards were lost with their workers, twice each: {lost[0]} is one"
+        )
 
 
 def _check(bad: list[BadSample], index: Index, most: float) -> None:
@@ -323,16 +226,6 @@ def _check(bad: list[BadSample], index: Index, most: float) -> None:
         )
     if bad:
         logger.warning("%s: %d unusable samples are left out: %s", index.location.uri, len(bad), named)
-
-
-def _local(folder: str | Path):
-    """The folder on this machine, fetched where it is a URI."""
-    if "://" not in str(folder):
-        return nullcontext(folder)
-    place = Location.parse(str(folder))
-    scratch = tempfile.TemporaryDirectory()
-    fs.copy_files(place.path, scratch.name, source_filesystem=place.filesystem)
-    return scratch
 
 
 def _place(folder: Path, target: str) -> None:
