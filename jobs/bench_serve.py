@@ -91,8 +91,9 @@ def main(args: BenchServe) -> None:
     pipeline = XActorPipeline.from_pretrained(args.model)
     torch.set_num_threads(max(1, int(arguments.cpus)))  # as Ray gives a replica: the same work on as much
     with tempfile.TemporaryDirectory() as folder:
-        bench.added(url, f"{url}/empty", pipeline, load, Path(folder), rounds=3)  # warm
-        first = bench.added(url, f"{url}/empty", pipeline, load, Path(folder), rounds=args.requests)
+        with_folder = (url, f"{url}/empty", pipeline, load, Path(folder))
+        bench.added(*with_folder, rounds=3)  # warm
+        first = bench.added(*with_folder, rounds=args.requests, first=3)
     print(json.dumps(first, indent=2), flush=True)
     rows = []
     for rate in args.rates:

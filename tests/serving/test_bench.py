@@ -1,7 +1,11 @@
 """The measurements of `jobs/bench_serve.py`, on the service itself for a few seconds."""
 
+import io
+
+import numpy as np
 import pytest
 from client import FAST, wav
+from PIL import Image
 
 from serving.bench import Load, first_fragments, held_up, memory_under_load, under_load
 
@@ -21,6 +25,12 @@ def test_a_load_is_measured(service, load):
     assert row["statuses"] == {200: 4}
     assert 0 < row["first_p50_s"] <= row["first_p95_s"]
     assert 0 <= row["fragments_on_time"] <= 1
+
+
+def test_portraits_that_look_alike_and_are_others(load):
+    portraits = [np.asarray(Image.open(io.BytesIO(load.of_another(n).image))).astype(int) for n in range(64)]
+    assert len({portrait.tobytes() for portrait in portraits}) == 64
+    assert max(np.abs(portrait - portraits[0]).max() for portrait in portraits) <= 7
 
 
 @pytest.mark.cluster

@@ -76,7 +76,7 @@ def made(tmp_path_factory, videos, model, ray_cluster) -> Path:
     outcome = precompute(videos, model, str(shards))
     assert (outcome.written, outcome.kept, outcome.bad) == (3, 0, [])
     assert (outcome.clips, outcome.frames) == (3, sum(FRAMES))
-    assert set(outcome.stage_s) == {"read", "decode", "motion", "sound", "write"}
+    assert set(outcome.stage_s) == {"read", "decode", "motion", "sound", "write", "wait"}
     assert all(seconds > 0 for seconds in outcome.stage_s.values())
     assert outcome.bill()[0].startswith("3 clips, 0.002 hours, in ")
     return shards

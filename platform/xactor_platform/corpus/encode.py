@@ -34,7 +34,8 @@ from xactor_platform.pools import Spent, added, nothing, pack, unpack
 from xactor_platform.scan import scan_shard
 from xactor_platform.shards import Shard, encode_members
 
-STAGES = ("read", "decode", "motion", "sound", "write")
+# wait: of the encoders for pictures; then more CPUs should decode.
+STAGES = ("read", "decode", "motion", "sound", "write", "wait")
 TRUTH = "controls.npy"  # where the videos hold it, so do the latents: reports read off them what was meant
 BATCH = 64  # frames that are encoded at once, of one clip or several
 _PIECES = 2  # of BATCH frames, that are decoded ahead of a clip: one of any length takes little memory
@@ -169,7 +170,7 @@ class ShardEncoder:
 
         for clip in clips:
             unfinished.append(clip)
-            for piece in clip.pieces():
+            for piece in watch.pieces("wait", clip.pieces()):
                 if waiting and waiting[0][1].shape[1:] != piece.shape[1:]:
                     encode(BATCH)
                 waiting.append((clip, piece))

@@ -40,7 +40,7 @@ class Precomputed:
     Attributes:
         written, kept: shards: made now, and there already.
         bad: the samples that had to be left out.
-        clips, frames: that were encoded now. stage_s: seconds of tasks' time for it, by stage. wall_s: of the run.
+        clips, frames: that were encoded now. stage_s: seconds of threads' time for it, by stage. wall_s: of the run.
     """
 
     shards: str
@@ -58,7 +58,7 @@ class Precomputed:
         hours, rate = self.frames / FPS / 3600, self.frames / max(self.wall_s, 1e-9)
         return [
             f"{self.clips} clips, {hours:.3f} hours, in {self.wall_s:,.1f} s: {rate:,.0f} frames/s",
-            f"{sum(self.stage_s.values()):,.1f} s of tasks' time, by stage: {stages}",
+            f"{sum(self.stage_s.values()):,.1f} s of threads' time, by stage: {stages}",
         ]
 
 
@@ -150,7 +150,7 @@ class Meters:
         self._frames = Counter("xactor_precompute_frames_total", "Frames encoded.")
         self._clips = Counter("xactor_precompute_clips_total", "Clips by what became of them.", ("status",))
         self._stage_s = Counter(
-            "xactor_precompute_stage_seconds_total", "Seconds of tasks' time.", ("stage",)
+            "xactor_precompute_stage_seconds_total", "Seconds of threads' time.", ("stage",)
         )
         self._left = Gauge("xactor_precompute_shards_left", "Shards that are not finished.")
         self._shards = shards
