@@ -50,7 +50,8 @@ class Location:
         That a store has nothing is believed when it says so twice: an answer that is cut within its headers reads as
         an empty one.
         """
-        selector = fs.FileSelector(f"{self.path}/{folder}".rstrip("/"), allow_not_found=True)
+        path = f"{self.path}/{folder}" if folder else self.path
+        selector = fs.FileSelector(path, allow_not_found=True)
         found = self.filesystem.get_file_info(selector)
         return found if found or self.is_local else self.filesystem.get_file_info(selector)
 
