@@ -117,7 +117,9 @@ class Videos:
         """
         begun, count = time.monotonic(), 0
         portrait = asyncio.ensure_future(self._portrait(face))
-        preparing = asyncio.ensure_future(self._prepare(portrait))  # beside the motion
+        # Both beside the motion.
+        preparing = asyncio.ensure_future(self._prepare(portrait))
+        opening = asyncio.ensure_future(asyncio.to_thread(FragmentedVideo, track, metadata=ai_generated()))
         try:
             sampling, rendering = options.configs()
             facts, _ = await self.facts()
@@ -131,18 +133,19 @@ class Videos:
                 make_chunk=self._replicas.chunk,
                 make_window=self._replicas.window,
             )
-            video = FragmentedVideo(track, metadata=ai_generated())
             async with asyncio.timeout(self.limits.video_s), aclosing(performance.frames()) as pieces:
                 async for frames in pieces:
                     count += len(frames)
                     waiting = iter(frames)
+                    video = await opening
                     while data := await asyncio.to_thread(self._encode, video, await face, waiting):
                         yield data
-            yield await asyncio.to_thread(video.end)
+            yield await asyncio.to_thread((await opening).end)
         finally:
-            for task in (preparing, portrait):
+            beside = (preparing, opening, portrait)
+            for task in beside:
                 task.cancel()
-            await asyncio.gather(preparing, portrait, return_exceptions=True)
+            await asyncio.gather(*beside, return_exceptions=True)
         metrics().rate.observe(count / (time.monotonic() - begun))
 
     @staticmethod
