@@ -94,7 +94,8 @@ class Performance:
         Whoever stops asking stops the work.
         """
         windows: asyncio.Queue[asyncio.Future[np.ndarray | None]] = asyncio.Queue(self.windows_ahead)
-        motion = asyncio.create_task(self._perform(windows))
+        begun = asyncio.Event()  # the first frames are with the viewer
+        motion = asyncio.create_task(self._perform(windows, begun))
         blend = Blend(self.rendering)
         going: asyncio.Future[np.ndarray | None] | None = None
         try:
@@ -103,6 +104,7 @@ class Performance:
                 if (window := await going) is None:
                     break
                 yield list(blend.add(window))
+                begun.set()
             yield list(blend.rest())
         finally:
             left: list[asyncio.Future] = [motion, *([going] if going else [])]
@@ -113,7 +115,7 @@ class Performance:
                 work.cancel()
             await asyncio.gather(*left, return_exceptions=True)
 
-    async def _perform(self, windows: asyncio.Queue) -> None:
+    async def _perform(self, windows: asyncio.Queue, begun: asyncio.Event) -> None:
         """Motion, chunk after chunk, cut into windows whose rendering begins at once. The end, or what went wrong,
         comes last: what was made before it is shown.
         """
@@ -124,6 +126,9 @@ class Performance:
                 async for piece in pieces:
                     for window in cutter.add(torch.from_numpy(piece)):
                         await self._begin(windows, *window)
+                        await (
+                            begun.wait()
+                        )  # the viewer waits: nothing else of this video shares a machine with that
             for window in cutter.rest():
                 await self._begin(windows, *window)
             last.set_result(None)
@@ -146,9 +151,6 @@ class Performance:
         except asyncio.CancelledError:
             window.cancel()
             raise
-        if first_frame == 0:
-            # The viewer waits for it: nothing else of this video shares a batch or a machine with it.
-            await asyncio.wait([window])
 
     async def _motion(self) -> AsyncGenerator[np.ndarray, None]:
         """Latents float32 [n, D] as they come."""

@@ -171,8 +171,16 @@ def test_the_first_window_waits_for_no_other(parts):
         async for piece in parts.thread.chunk(job):
             yield piece
 
-    performance = parts.performance(HeardSound.whole(sound(2)), make_window=window, make_chunk=chunk)
-    assert len(asyncio.run(collect(performance))) == 50
+    async def watch() -> int:
+        performance = parts.performance(HeardSound.whole(sound(2)), make_window=window, make_chunk=chunk)
+        async with aclosing(performance.frames()) as pieces:
+            count = len(await anext(pieces))
+            before = list(begun)
+            await asyncio.sleep(0.5)  # while the viewer is given them
+            assert begun == before
+            return count + sum([len(frames) async for frames in pieces])
+
+    assert asyncio.run(watch()) == 50
     assert len(begun) > 8
 
 
