@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -132,7 +132,7 @@ class ShardEncoder:
             shard=name, written=True, bad=bad, clips=clips_made, frames=frames, spent=watch.spent
         )
 
-    def _decoded(self, index: Index) -> Iterator["_Clip"]:
+    def _decoded(self, index: Index) -> Generator["_Clip"]:
         """Clips in order, as they are begun; those after one are decoded while it is worked on."""
         ahead: deque[_Clip] = deque()
         rows, ended = iter(range(index.samples)), threading.Event()
@@ -148,7 +148,7 @@ class ShardEncoder:
         finally:
             ended.set()
 
-    def _encoded(self, clips: Iterator["_Clip"], watch: "Watch") -> Iterator["_Clip"]:
+    def _encoded(self, clips: Iterator["_Clip"], watch: "Watch") -> Generator["_Clip"]:
         """Clips in order, when all of their pictures are encoded: batches reach over the ends of clips."""
         waiting: deque[tuple[_Clip, np.ndarray]] = deque()  # pictures of one size
         unfinished: deque[_Clip] = deque()
