@@ -1,4 +1,4 @@
-"""Measures curation: each stage, decoding beside PyAV alone, and two actors beside one.
+"""Measures curation: each stage, decoding beside PyAV alone, and two actors beside one, precomputation's too.
 
     python jobs/bench_curate.py --videos /data/talking --syncnet weights/syncnet_v2.model
 
@@ -19,15 +19,17 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """No arguments: the demo corpus's clips, without SyncNet."""
+    """No arguments: the demo corpus, without SyncNet."""
 
     videos: str = "demo/corpus/clips"
     """Folder of videos."""
+    shards: str = "demo/corpus/videos"
+    """Folder of video shards, of which the shortest clip is encoded."""
     syncnet: str = "none"
     """A SyncNet's folder or file."""
     size_px: int = 512
     pieces: int = 12
-    """Of video, that the actors work on."""
+    """Of video, that the actors work on; and shards that they encode."""
     rounds: int = 3
     output: Path = _checkout.CHECKOUT / "infra/benchmarks/curate.json"
 
@@ -40,7 +42,7 @@ def main() -> int:
     import cv2
     import torch
 
-    from xactor_platform.curation.bench import bench_actors, bench_decoding, bench_stages
+    from xactor_platform.curation.bench import bench_decoding, bench_encoding, bench_stages, bench_tracking
     from xactor_platform.curation.files import list_videos
     from xactor_platform.environment import environment
     from xactor_platform.training.launch import connect
@@ -66,8 +68,13 @@ def main() -> int:
                 f"decoding: {found['ratio']:.2f} of PyAV alone, {found['read_span']:.0f} frames/s", flush=True
             )
             connect(_checkout.PY_MODULES)
-            report["actors"] = found = bench_actors(pieces, Path(scratch), args.pieces, args.rounds)
-            print(f"two actors: {found['ratio']:.2f} times one")
+            report["tracking"] = found = bench_tracking(pieces, Path(scratch), args.pieces, args.rounds)
+            print(f"two actors that track: {found['ratio']:.2f} times one", flush=True)
+            report["encoding"] = found = bench_encoding(args.shards, Path(scratch), args.pieces, args.rounds)
+            print(
+                f"two actors that encode: {found['ratio']:.2f} times one; "
+                f"they have no pictures {found['waits']:.1%} of the time"
+            )
     except ValueError as error:
         print(f"bench_curate: {error}", file=sys.stderr)
         return 2

@@ -27,8 +27,8 @@ class BenchMotion:
     sizes: tuple[str, ...] = ("15M", "0.5B", "7B") if GPU else ("3M", "15M", "90M")
     """Of the rates."""
     steps: tuple[int, ...] = (10, 20, 50)
-    cache_size: str = "7B" if GPU else "15M"
-    batching_size: str = "7B" if GPU else "3M"
+    cache_size: str = "7B" if GPU else "90M"
+    batching_size: str = "7B" if GPU else "15M"
     streams: int = 8
     minutes: int = 60
     rounds: int = 3
@@ -44,7 +44,7 @@ def main(args: BenchMotion) -> None:
     )
     batching = bench_motion.compare_batching(
         args.batching_size,
-        streams=args.streams, chunks=8, steps=20, rounds=args.rounds, max_batch=args.streams,
+        streams=args.streams, chunks=4, steps=20, rounds=args.rounds, max_batch=args.streams,
     )  # fmt: skip
     print(
         f"{batching['streams']} streams ({batching['size']}): frames/s, seconds to the first chunk p50, p95"

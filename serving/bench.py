@@ -235,9 +235,8 @@ class EmptyIngress:
             for name in ("image", "audio"):
                 await form[name].read()  # pyright: ignore
         facts, config = self._facts, RenderConfig(steps=1, cfg=1)
-        needed = config.window_frames + 1  # the frame after a window tells that it is not the last
         past = np.zeros((0, facts.latent_dim), np.float32)
-        for first in range(0, needed, facts.chunk_frames):
+        for first in range(0, config.window_frames, facts.chunk_frames):
             job = ChunkJob(
                 seed=0,
                 sampling=SamplingConfig(),

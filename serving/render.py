@@ -1,9 +1,9 @@
 """The render deployment: windows of any number of videos, batched; a portrait's reference is computed once and kept."""
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -37,7 +37,8 @@ class Render:
             max_batch = 1
         self._squares: dict[str, np.ndarray] = {}
         self._stuck_s = stuck_s
-        self._lock = threading.Lock()  # one pass at a time
+        # One pass at a time, and always in the same thread, whose memory is warm.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="render")
         self._begun: float | None = None
         self._batched.set_max_batch_size(max_batch)  # pyright: ignore
 
@@ -73,11 +74,11 @@ class Render:
         """Serve keeps the latest and sends a portrait's windows to where it is kept."""
         square = self._squares[name]
         metrics().references.inc()
-        return await asyncio.to_thread(self._pass, lambda: self._renderer.reference(square))
+        return await self._pass(lambda: self._renderer.reference(square))
 
     @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.005)
     async def _batched(self, jobs: Sequence[tuple[WindowJob, Reference]]) -> list[np.ndarray]:
-        return await asyncio.to_thread(self._pass, lambda: self._render(jobs))
+        return await self._pass(lambda: self._render(jobs))
 
     def _render(self, jobs: Sequence[tuple[WindowJob, Reference]]) -> list[np.ndarray]:
         """Those that can be denoised together are: of one length and one choice of steps."""
@@ -99,14 +100,17 @@ class Render:
             frames |= dict(zip(places, self._renderer.windows(windows, config), strict=True))
         return [frames[at] for at in range(len(jobs))]
 
-    def _pass(self, work: Callable[[], T]) -> T:
-        """One at a time, and timed for the health check."""
-        with self._lock:
+    async def _pass(self, work: Callable[[], T]) -> T:
+        """In its turn, and timed for the health check."""
+
+        def timed() -> T:
             self._begun = time.monotonic()
             try:
                 return work()
             finally:
                 self._begun = None
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, timed)
 
     def check_health(self) -> None:
         """Serve asks now and then, and replaces a replica that raises."""

@@ -245,8 +245,9 @@ def memory_bandwidth() -> float:
 
 
 def measure_length(size: str, *, minutes: int, steps: int) -> dict[str, Any]:
-    """One stream of so many minutes: seconds a chunk and memory, in its second minute (the first fills the context)
-    and its last.
+    """Seconds a chunk and memory in a stream's last minute, beside those in the second minute (the first fills the
+    context). The two are timed in turn, the second one's on a stream begun after the long one: a machine's speed
+    changes over an hour's work.
 
     Raises:
         ValueError: no second minute.
@@ -254,28 +255,39 @@ def measure_length(size: str, *, minutes: int, steps: int) -> dict[str, Any]:
     if minutes < 2:
         raise ValueError(f"minutes must be >= 2, got {minutes}")
     model = make_model(size)
-    engine = MotionEngine(model, max_streams=1)
-    stream = engine.open(seed=0, config=SamplingConfig(steps=steps))
-    chunk = model.config.chunk_frames
-    pool = speech(chunk)
-    chunks = minutes * 60 * FPS // chunk
-    a_minute = 60 * FPS // chunk
-    seconds, memory = [], []
-    for _ in range(chunks):
+    a_minute = 60 * FPS // model.config.chunk_frames  # in chunks
+    pool, config = speech(model.config.chunk_frames), SamplingConfig(steps=steps)
+
+    def begin() -> tuple[MotionEngine, MotionStream]:
+        """With its first minute made."""
+        engine = MotionEngine(model, max_streams=1)
+        stream = engine.open(seed=0, config=config)
+        for _ in range(a_minute):
+            chunk(engine, stream)
+        return engine, stream
+
+    def chunk(engine: MotionEngine, stream: MotionStream) -> None:
         stream.hear(pool)
-        seconds.append(_seconds(lambda: _drain(engine, stream)))
-        memory.append(_memory_mb())
-    early, late = slice(a_minute, 2 * a_minute), slice(-a_minute, None)
+        _drain(engine, stream)
+
+    long = begin()
+    early_mb = _memory_mb()
+    for _ in range((minutes - 2) * a_minute):
+        chunk(*long)
+    late_mb = _memory_mb()
+    fresh = begin()
+    seconds = [[_seconds(lambda who=who: chunk(*who)) for who in (fresh, long)] for _ in range(a_minute)]
+    early, late = (median(some) for some in zip(*seconds, strict=True))
     return {
         "size": size,
         "minutes": minutes,
         "steps": steps,
-        "chunk_s_early": median(seconds[early]),
-        "chunk_s_late": median(seconds[late]),
-        "late_over_early_s": median(seconds[late]) / median(seconds[early]),
-        "memory_mb_early": median(memory[early]),
-        "memory_mb_late": median(memory[late]),
-        "late_over_early_mb": median(memory[late]) / median(memory[early]),
+        "chunk_s_early": early,
+        "chunk_s_late": late,
+        "late_over_early_s": late / early,
+        "memory_mb_early": early_mb,
+        "memory_mb_late": late_mb,
+        "late_over_early_mb": late_mb / early_mb,
     }
 
 

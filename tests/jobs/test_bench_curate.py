@@ -18,12 +18,22 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.soak
 @pytest.mark.cluster
-def test_it_reports_stages_decoding_and_actors(ray_cluster, tmp_path):
+def test_it_reports_stages_decoding_and_actors(ray_cluster, video_corpus, tmp_path):
     face = render_frame(held_out_identities()[1], np.zeros(CONTROL_COUNT, np.float32), 192)
     sound = np.random.default_rng(0).normal(0, 0.1, 16_000 * 2).astype(np.float32)
     write_video(tmp_path / "videos" / "face.mp4", [face] * 50, samples=sound)
     output = tmp_path / "curate.json"
-    options = ["--videos", str(tmp_path / "videos"), "--output", str(output), "--size-px", "96"]
+    shards, _ = video_corpus([10])
+    options = [
+        "--videos",
+        str(tmp_path / "videos"),
+        "--shards",
+        shards,
+        "--output",
+        str(output),
+        "--size-px",
+        "96",
+    ]
     command = [sys.executable, "jobs/bench_curate.py", *options, "--pieces", "4", "--rounds", "1"]
     env = {**os.environ, "RAY_ADDRESS": ray_cluster}
     run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
@@ -32,5 +42,7 @@ def test_it_reports_stages_decoding_and_actors(ray_cluster, tmp_path):
     assert [row["stage"] for row in report["stages"]] == ["probe", "scan", "track", "cut", "write", "all"]
     assert all(row["hours_per_core_hour"] > 0 for row in report["stages"])
     assert report["decoding"]["ratio"] > 0.5
-    assert report["actors"]["two"] > 0
-    assert "two actors:" in run.stdout
+    for work in ("tracking", "encoding"):
+        assert report[work]["two"] > 0
+    assert 0 <= report["encoding"]["waits"] < 1
+    assert "two actors that encode:" in run.stdout

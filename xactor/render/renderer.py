@@ -304,8 +304,7 @@ class Cutter:
     def add(self, piece: Tensor) -> Iterator[tuple[int, Tensor]]:
         """The windows that are complete with the next latents [n, D]."""
         held = piece if self._held is None else torch.cat([self._held, piece])
-        # A frame more than the window, or its end may turn out to be the performance's.
-        while len(held) > self._config.window_frames:
+        while len(held) >= self._config.window_frames:
             yield self._first, held[: self._config.window_frames]
             held, self._first = held[self._config.stride :], self._first + self._config.stride
         self._held = held

@@ -1,4 +1,5 @@
-"""What curation costs: each stage's time alone, decoding beside PyAV by itself, and two actors beside one."""
+"""What curation costs: each stage's time alone, decoding beside PyAV by itself, and two actors beside one; and two
+actors of precomputation beside one."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +11,10 @@ from typing import Any
 import av
 import ray.data
 
+from xactor.audio import LogMelEncoder
 from xactor.media import read_span
+from xactor.render import MotionEncoder
+from xactor_platform.corpus.encode import ShardEncoder, ShardJob
 from xactor_platform.curation.config import Bounds, Gates
 from xactor_platform.curation.cut import Cut
 from xactor_platform.curation.files import list_videos
@@ -20,6 +24,8 @@ from xactor_platform.curation.scan import Scan, pieces_of
 from xactor_platform.curation.track import Track
 from xactor_platform.curation.work import FPS, Piece
 from xactor_platform.curation.write import Write
+from xactor_platform.index import load_index
+from xactor_platform.location import Location
 from xactor_platform.pools import pack, piecewise, results
 
 # Whatever a clip is like, all stages shall work on it.
@@ -103,38 +109,86 @@ def bench_decoding(path: Path, rounds: int) -> dict[str, float]:
     return {**found, "ratio": median(a / b for a, b in pairs)}
 
 
-def bench_actors(pieces: Sequence[Piece], scratch: Path, count: int, rounds: int) -> dict[str, Any]:
-    """Seconds of video a second that one and two actors of the dearest stage track, by turns.
-
-    Every actor is a process of one thread. All pieces are as long as the shortest. What is timed is between two results
-    while all actors work: their first pieces wait for models, and of the last ones some have none beside them.
+def bench_tracking(pieces: Sequence[Piece], scratch: Path, count: int, rounds: int) -> dict[str, Any]:
+    """Seconds of video a second that one and two actors of the dearest stage track. All pieces are as long as the
+    shortest.
 
     Raises:
-        ValueError: too few for that.
+        ValueError: too few.
     """
-    if count < 4:
-        raise ValueError(f"pieces must be >= 4, got {count}")
     frames = min(piece.end - piece.first for piece in pieces)
     alike = [replace(piece, end=piece.first + frames) for piece in pieces]
-    many = [alike[n % len(alike)] for n in range(count)]
+    works = [alike[n % len(alike)] for n in range(count)]
+    arguments = {"output": str(scratch), "patience": 60, "memory_gib": 4}
+    return _one_and_two(Track, arguments, lambda: works, frames / FPS, rounds)[0]
+
+
+def bench_encoding(videos: str, scratch: Path, count: int, rounds: int) -> dict[str, Any]:
+    """Seconds of video a second that one and two actors of precomputation encode, by a motion encoder of the paper's
+    size whose weights are random: one clip again and again, a shard each time. `waits` is the part of the encoders'
+    time in which they had no pictures.
+
+    Raises:
+        ValueError: too few.
+    """
+    index = load_index(videos)
+    clip = index.subset(index.frames.argsort(kind="stable")[:1])
+    MotionEncoder().save_pretrained(scratch / "motion_encoder")
+    LogMelEncoder().save_pretrained(scratch / "audio_encoder")
+    folders = iter(range(10**6))
+
+    def works() -> list[ShardJob]:
+        places = [scratch / f"encoded-{next(folders)}" for _ in range(count)]
+        for place in places:
+            place.mkdir()
+        return [ShardJob(index=clip, place=Location.parse(str(place))) for place in places]
+
+    encoders = {"motion": str(scratch / "motion_encoder"), "sound": str(scratch / "audio_encoder")}
+    arguments = {**encoders, "decoders": 1, "device": "cpu"}
+    found, fates = _one_and_two(ShardEncoder, arguments, works, int(clip.frames[0]) / FPS, rounds)
+    spent = {name: sum(fate.spent[name] for fate in fates) for name in ("motion", "sound", "write", "wait")}
+    return {**found, "waits": spent["wait"] / sum(spent.values())}
+
+
+def _one_and_two(
+    stage: type, arguments: dict[str, Any], works: Callable[[], Sequence[Any]], seconds: float, rounds: int
+) -> tuple[dict[str, float], list[Any]]:
+    """Seconds of video a second that one and two actors of a stage work through, by turns; and what came of it.
+
+    Every actor is a process of one thread; all works are alike. What is timed is between two results while all actors
+    work: their first works wait for models, and of the last ones some have none beside them.
+
+    Args:
+        seconds: of video, that a work has.
+
+    Raises:
+        ValueError: too few works for that.
+    """
     rates: dict[int, list[float]] = {1: [], 2: []}
+    made: list[Any] = []
     for _ in range(rounds):
         for actors, some in rates.items():
+            if len(todo := works()) < 4:
+                raise ValueError(f"pieces must be >= 4, got {len(todo)}")
             with piecewise(600):
-                tables = ray.data.from_arrow([pack(piece) for piece in many]).map_batches(
-                    Track,  # pyright: ignore
-                    fn_constructor_kwargs={"output": str(scratch), "patience": 60, "memory_gib": 4},
+                tables = ray.data.from_arrow([pack(work) for work in todo]).map_batches(
+                    stage,  # pyright: ignore
+                    fn_constructor_kwargs=arguments,
                     batch_size=1,
                     batch_format="pyarrow",
                     compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
                     num_cpus=0.5,
                 )
-            ends = [time.perf_counter() for _ in results(tables)]
+            ends = []
+            for one in results(tables):
+                ends.append(time.perf_counter())
+                made.append(one)
             timed = ends[actors - 1 : len(ends) - actors + 1]
-            some.append((len(timed) - 1) * frames / FPS / (timed[-1] - timed[0]))
+            some.append((len(timed) - 1) * seconds / (timed[-1] - timed[0]))
     pairs = zip(rates[2], rates[1], strict=True)
-    return {
+    found = {
         "one": median(rates[1]),
         "two": median(rates[2]),
         "ratio": median(two / one for two, one in pairs),
     }
+    return found, made

@@ -1,0 +1,93 @@
+"""Raw video to training shards by submitted jobs, from a bucket into a bucket."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+import torch
+from moto.server import ThreadedMotoServer
+from prometheus_client.parser import text_string_to_metric_families
+from pyarrow import fs
+from talkers import Talker
+
+from xactor.media import write_video
+from xactor.render import MotionEncoder
+from xactor_platform.cluster import LocalCluster
+from xactor_platform.index import load_index
+
+ROOT = Path(__file__).resolve().parents[2]
+METRICS_S = 60.0  # Ray's processes report every 10 s
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    """A URI with `{}` for the folder's name."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    query = f"scheme=http&endpoint_override={host}:{port}&region=us-east-1&allow_bucket_creation=true"
+    yield f"s3://test:test@bucket/{{}}?{query}"
+    server.stop()
+
+
+def upload(file: Path, uri: str) -> None:
+    store, path = fs.FileSystem.from_uri(uri)
+    store.create_dir(path, recursive=True)
+    with store.open_output_stream(f"{path}/{file.name}") as target:
+        target.write(file.read_bytes())
+
+
+def values(cluster: LocalCluster, family: str) -> dict[str, float]:
+    """Of a family's samples, by their labels that are the project's, once the cluster's agents have some."""
+    deadline = time.monotonic() + METRICS_S
+    while time.monotonic() < deadline:
+        nodes = requests.get(f"{cluster.dashboard}/api/prometheus/sd", timeout=10).json()
+        for agent in (target for node in nodes for target in node["targets"]):
+            for found in text_string_to_metric_families(
+                requests.get(f"http://{agent}/metrics", timeout=10).text
+            ):
+                if found.name == f"ray_{family}":
+                    return {
+                        " ".join(
+                            s.labels.get(name, "") for name in ("status", "stage", "kind")
+                        ).strip(): s.value
+                        for s in found.samples
+                    }
+        time.sleep(0.5)
+    raise AssertionError(f"no agent has {family} after {METRICS_S:g} s")
+
+
+@pytest.mark.cluster
+def test_submitted_jobs_make_shards_from_a_bucket_into_a_bucket(bare_cluster, bucket, tmp_path):
+    talker = Talker(0, seed=2)
+    write_video(tmp_path / "good.mp4", talker.frames, samples=talker.samples)
+    (tmp_path / "broken.mp4").write_bytes(bytes(1000))
+    for name in ("good.mp4", "broken.mp4"):
+        upload(tmp_path / name, bucket.format("raw"))
+    raw, videos, latents = (bucket.format(name) for name in ("raw", "videos", "latents/shards"))
+    options = ["--size-px", "96", "--gates.least-crop-px", "96", "--max-failed", "0.5"]
+    for stage in ("probe", "scan", "track", "cut", "sync", "write"):
+        options += [f"--pools.{stage}.max", "1", f"--pools.{stage}.cpus", "0.4"]
+    command = ["python", "jobs/curate.py", "--videos", raw, "--output", videos, "--syncnet", "none", *options]
+    # `ray job submit` ends with 1 whatever a failed job ended with: 3 here, for the broken video.
+    assert bare_cluster.submit(command, working_dir=ROOT) == 1
+    index = load_index(videos)
+    assert index.samples == 1
+    store, path = fs.FileSystem.from_uri(videos)
+    with store.open_input_file(f"{path}/bill.json") as file:
+        bill = json.loads(file.read())
+    assert (bill["videos"], bill["fates"]) == (2, {"kept": 1, "unreadable": 1})
+    assert values(bare_cluster, "xactor_curate_clips") == {"kept": 1, "failed": 1}
+
+    torch.manual_seed(0)
+    encoder = MotionEncoder(image_size=32, channels=(8, 8, 16), latent_dim=32)
+    encoder.save_pretrained(tmp_path / "model" / "motion_encoder")
+    command = ["python", "jobs/precompute.py", "--videos", videos, "--model", str(tmp_path / "model")]
+    assert bare_cluster.submit([*command, "--output", latents], working_dir=ROOT) == 0
+    made = load_index(latents)
+    assert made.shard_names == index.shard_names
+    assert (list(made.key), list(made.frames)) == (list(index.key), list(index.frames))
+    assert values(bare_cluster, "xactor_precompute_frames") == {"": made.frames.sum()}
