@@ -4,7 +4,7 @@
         --run /data/runs/demo --shards /data/shards --output /data/report
 
 Also plain. Writes report.json, loss.png and lips.png; with --minutes 10 also drift.json and drift.png, of one rollout
-that long.
+that long, and with --few-steps few_steps.json, of ways of sampling beside the default's 50 steps.
 """
 
 import sys
@@ -17,6 +17,7 @@ import tyro
 
 from xactor.motion import SamplingConfig
 from xactor_platform.drift import measure_drift
+from xactor_platform.few_steps import compare_steps, table
 from xactor_platform.motion_report import report_motion
 
 
@@ -32,6 +33,8 @@ class Args:
     max_clips: int = 8
     minutes: float = 0
     """Of a long rollout, whose last minutes are held against its first; 0 leaves it out."""
+    few_steps: bool = False
+    """Also holds fewer steps, and pipelined denoising, against 50 steps."""
 
 
 def main() -> None:
@@ -48,6 +51,13 @@ def main() -> None:
             )
             print(drift.table())
             print(f"written: {args.output}/drift.json, drift.png")
+        if args.few_steps:
+            ways = compare_steps(
+                args.run, args.shards, args.output,
+                config=args.sampling, seed=args.seed, max_clips=args.max_clips,
+            )  # fmt: skip
+            print(table(ways))
+            print(f"written: {args.output}/few_steps.json")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

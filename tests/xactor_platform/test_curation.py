@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from xactor.faces import FaceLandmarker
-from xactor.media import read_audio, read_frames
+from xactor.media import read_audio, read_frames, write_video
 from xactor.metrics.sync import cepstra_windows
 from xactor.metrics.sync_crop import sync_crop
 from xactor.metrics.syncnet import SyncNetConfig
@@ -32,7 +32,7 @@ from xactor_platform.curation.measures import blur, face_thumbnail, occluded, sp
 from xactor_platform.curation.parts import Parts
 from xactor_platform.curation.probe import look
 from xactor_platform.curation.run import BudgetSpent, Plan, Run, curate
-from xactor_platform.curation.scan import MOST_FRAMES, Scan, part, pieces_of
+from xactor_platform.curation.scan import MOST_FRAMES, Scan, part, pieces_of, spans_of
 from xactor_platform.curation.shots import shot_starts
 from xactor_platform.curation.track import Track
 from xactor_platform.curation.work import Clip, Ended, Fate, Probed, Video
@@ -425,6 +425,14 @@ def test_a_flash_and_a_beep_stay_together_within_half_a_frame(talkers, tmp_path,
     assert len(seen) == len(heard) == len(FLASHES)
     assert np.abs(np.array(seen) - heard).max() <= 0.020 + 0.002
     assert np.abs(np.array(heard) - lit).max() <= 0.002 + 0.001
+
+
+@pytest.mark.parametrize(("missing", "frames"), [(0, 50), (201, 50), (401, 49), (1001, 48)])
+def test_sound_may_end_within_a_frame(talkers, tmp_path, missing, frames):
+    talker = talkers[0]
+    write_video(tmp_path / "v.mp4", talker.frames[:50], samples=talker.samples[: 50 * 640])
+    samples = talker.samples[: 50 * 640 - missing]
+    assert spans_of(tmp_path / "v.mp4", samples, (), 100) == [(0, frames)]
 
 
 def test_a_long_shot_is_parted_where_it_is_quiet():

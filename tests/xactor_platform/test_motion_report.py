@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from xactor.controls import CONTROL_COUNT, INDEX, embed_controls
-from xactor.motion import SamplingConfig
+from xactor.motion import MotionTransformer, SamplingConfig
 from xactor_platform.drift import measure_drift
+from xactor_platform.few_steps import compare_steps, table
 from xactor_platform.index import load_index
 from xactor_platform.motion_report import correlation, read_clip, report_motion
 from xactor_platform.shards import ShardWriter
@@ -101,6 +102,30 @@ def test_a_long_rollout_is_told_round_by_round(tmp_path):
     assert "3 rounds of the same 4 s" in drift.table()
     with pytest.raises(ValueError, match=r"minutes must be more than 0\.06, one round's, got 0\.05"):
         measure_drift(run, shards, tmp_path / "report", minutes=0.05, config=few)
+
+
+def test_fewer_steps_are_held_against_the_first_way(tmp_path):
+    shards = str(tmp_path / "shards")
+    write_clips(shards, "test")
+    write_untrained(tmp_path / "run", shards)
+    folder = tmp_path / "run" / "export" / "motion"
+    model = MotionTransformer.from_pretrained(folder)
+    torch.nn.init.normal_(model.latent_out.weight, std=0.1)  # it begins silent, and all ways would be alike
+    model.save_pretrained(folder)
+    ways = compare_steps(
+        str(tmp_path / "run"), shards, tmp_path / "report", ways=((4, 1), (4, 1), (2, 1), (4, 2))
+    )
+    first, again, fewer, pipelined = ways
+    assert first.apart == again.apart == 0
+    assert fewer.apart > 0
+    assert pipelined.apart > 0
+    assert all(way.real_time > 0 and abs(way.lips) < 0.5 for way in ways)
+    written = json.loads((tmp_path / "report" / "few_steps.json").read_text())
+    assert [(row["steps"], row["groups"]) for row in written] == [(4, 1), (4, 1), (2, 1), (4, 2)]
+    assert len(table(ways).splitlines()) == 2 + len(ways)
+    write_clips(str(tmp_path / "none"), "train")
+    with pytest.raises(ValueError, match="no held-out shards"):
+        compare_steps("run", str(tmp_path / "none"), tmp_path)
 
 
 def test_a_rollout_that_drifts_is_seen(tmp_path, monkeypatch):

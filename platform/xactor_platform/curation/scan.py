@@ -101,9 +101,8 @@ def spans_of(source: Any, samples: np.ndarray, segments: Sequence[Segment], most
     count = min(count, round(len(samples) / SAMPLES_PER_FRAME))
     shots = [(a, min(b, count)) for a, b in zip(starts, [*starts[1:], count], strict=True) if a < count]
     wanted = [(round(s.start_s * FPS), round(s.end_s * FPS)) for s in segments] or [(0, count)]
-    loudness = (
-        np.square(samples[: count * SAMPLES_PER_FRAME].reshape(count, -1)).mean(axis=1) if count else samples
-    )
+    heard = sound_between(samples, 0, count)  # it may end within the last frame
+    loudness = np.square(heard.reshape(count, SAMPLES_PER_FRAME)).mean(axis=1)  # [count]
     spans = [
         piece
         for first, end in wanted
