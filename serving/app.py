@@ -20,8 +20,6 @@ from serving.render import Render
 from serving.replicas import Replicas
 from serving.videos import Limits, Videos
 
-# A window waits so long for a replica that knows its portrait: less than rendering takes, as a reference is soon made.
-_WARM = {"RAY_SERVE_MULTIPLEXED_MODEL_ID_MATCHING_TIMEOUT_S": "0.02"}
 # An ingress that is replaced, as with new weights, first ends the videos that it is making.
 DRAIN_S = 600
 # Where a config file does not say otherwise.
@@ -37,7 +35,7 @@ _SCALING = {
 
 @serve.deployment(
     name="ingress",
-    ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": _WARM}},
+    ray_actor_options={"num_cpus": 0},
     health_check_period_s=5,
     graceful_shutdown_timeout_s=DRAIN_S,
 )

@@ -9,8 +9,10 @@ from typing import TypeVar
 import numpy as np
 import torch
 from ray import serve
+from ray.serve.config import RequestRouterConfig
 
 from serving.metrics import metrics
+from serving.routing import PortraitRouter
 from serving.work import PortraitJob, RenderFacts, WindowJob
 from xactor.render import Reference, Renderer, Window
 from xactor.weights import local_folder
@@ -20,7 +22,12 @@ REFERENCES = 32  # that a replica keeps
 T = TypeVar("T")
 
 
-@serve.deployment(name="render", health_check_period_s=5, health_check_timeout_s=30)
+@serve.deployment(
+    name="render",
+    health_check_period_s=5,
+    health_check_timeout_s=30,
+    request_router_config=RequestRouterConfig(request_router_class=PortraitRouter),
+)
 class Render:
     """One replica.
 
@@ -71,7 +78,7 @@ class Render:
 
     @serve.multiplexed(max_num_models_per_replica=REFERENCES)
     async def _reference(self, name: str) -> Reference:
-        """Serve keeps the latest and sends a portrait's windows to where it is kept."""
+        """Serve keeps the latest and tells the router which."""
         square = self._squares[name]
         metrics().references.inc()
         return await self._pass(lambda: self._renderer.reference(square))
