@@ -26,7 +26,7 @@ T = TypeVar("T")
     name="render",
     health_check_period_s=5,
     health_check_timeout_s=30,
-    request_router_config=RequestRouterConfig(request_router_class=PortraitRouter),
+    request_router_config=RequestRouterConfig(request_router_class=PortraitRouter),  # pyright: ignore
 )
 class Render:
     """One replica.
