@@ -34,7 +34,7 @@ class Args:
     minutes: float = 0
     """Of a long rollout, whose last minutes are held against its first; 0 leaves it out."""
     few_steps: bool = False
-    """Also holds fewer steps, and pipelined denoising, against 50 steps."""
+    """Also holds fewer steps, and pipelined denoising, against 50 steps, whatever --sampling says of both."""
 
 
 def main() -> None:

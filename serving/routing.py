@@ -3,16 +3,24 @@
 import random
 from typing import Any
 
-from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+from ray.serve.request_router import (
+    FIFOMixin,
+    MultiplexMixin,
+    PendingRequest,
+    ReplicaID,
+    RequestRouter,
+    RunningReplica,
+)
 
-_REMEMBERED = 1024  # portraits
+_REMEMBERED = 32  # portraits: until their replicas have said that they know them, some tenths of a second
 
 
-class PortraitRouter(RequestRouter):
+class PortraitRouter(FIFOMixin, MultiplexMixin, RequestRouter):
     """Replicas that know the portrait first; then the less busy of two, as Serve's own router.
 
     Serve's own hears of a reference when the replica that has made it says so, and sends what comes sooner to any: a
-    video's first window comes sooner.
+    video's first window comes sooner. Requests are matched with the replicas found for them as in Serve's own: all of a
+    video's calls have one id, by which a bare RequestRouter would lose all but the first that wait.
     """
 
     def initialize_state(self, **kwargs: Any) -> None:

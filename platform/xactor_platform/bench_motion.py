@@ -245,9 +245,9 @@ def memory_bandwidth() -> float:
 
 
 def measure_length(size: str, *, minutes: int, steps: int) -> dict[str, Any]:
-    """Seconds a chunk and memory in a stream's last minute, beside those in the second minute (the first fills the
-    context). The two are timed in turn, the second one's on a stream begun after the long one: a machine's speed
-    changes over an hour's work.
+    """Seconds a chunk in a stream's last minute beside those in the second (the first fills the context), and the
+    process's memory before each. The two are timed in turn, the second minute's on a stream begun after the long one:
+    a machine's speed changes over an hour's work.
 
     Raises:
         ValueError: no second minute.

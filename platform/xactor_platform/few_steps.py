@@ -54,7 +54,7 @@ def compare_steps(
     Args:
         run: a run's folder, local. shards: URI; their `test-` and `val-` ones are used.
         ways: steps and groups; what the first makes, the others are held against.
-        config: all else.
+        config: all else than steps and groups.
 
     Raises:
         ValueError: no held-out clips, or latents off which nothing can be read.
@@ -75,6 +75,7 @@ def compare_steps(
     model = MotionTransformer.from_pretrained(Path(run) / EXPORT / "motion").eval()
     found: list[Way] = []
     default: np.ndarray | None = None
+    sample_motion(model, clips[0][1][None, :FPS], seeds=[seed], config=SamplingConfig(steps=1))  # warm
     for steps, groups in ways:
         way = replace(config or SamplingConfig(), steps=steps, groups=groups)
         begun = time.perf_counter()

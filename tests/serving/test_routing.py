@@ -30,10 +30,28 @@ class Keeper:
         return kept
 
 
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Video:
+    """Asks for many at a time, as one request does: they all have its id."""
+
+    def __init__(self, keeper: DeploymentHandle):
+        self._keeper = keeper
+
+    async def __call__(self, name: str, calls: int) -> list[str]:
+        keeper = self._keeper.options(multiplexed_model_id=name)
+        async with asyncio.timeout(30):
+            return await asyncio.gather(*(keeper.remote(0.1) for _ in range(calls)))
+
+
 @pytest.fixture(scope="module")
-def keeper(serving):
-    yield serve.run(Keeper.bind(), name="keeper", route_prefix="/keeper")
+def video(serving):
+    yield serve.run(Video.bind(Keeper.bind()), name="keeper", route_prefix="/keeper")
     delete("keeper")
+
+
+@pytest.fixture(scope="module")
+def keeper(video):
+    return serve.get_deployment_handle("Keeper", "keeper")
 
 
 def of(keeper: DeploymentHandle, name: str) -> DeploymentHandle:
@@ -51,5 +69,11 @@ def test_what_follows_at_once_goes_where_the_first_went(keeper):
 
 def test_what_finds_no_room_there_goes_elsewhere(keeper):
     busy = of(keeper, "busy")
+    warm = busy.remote().result()
     calls = [busy.remote(1.0) for _ in range(3)]
-    assert len({call.result() for call in calls}) == 2
+    assert sorted(call.result() == warm for call in calls) == [False, True, True]
+
+
+def test_none_of_one_requests_calls_is_lost(video):
+    answers = [video.remote(f"v{n}", 12) for n in range(3)]  # of four that there is room for
+    assert [len(answer.result()) for answer in answers] == [12, 12, 12]

@@ -129,7 +129,7 @@ def bench_encoding(videos: str, scratch: Path, count: int, rounds: int) -> dict[
     time in which they had no pictures.
 
     Raises:
-        ValueError: too few.
+        ValueError: too few, or a clip that cannot be encoded.
     """
     index = load_index(videos)
     clip = index.subset(index.frames.argsort(kind="stable")[:1])
@@ -146,6 +146,8 @@ def bench_encoding(videos: str, scratch: Path, count: int, rounds: int) -> dict[
     encoders = {"motion": str(scratch / "motion_encoder"), "sound": str(scratch / "audio_encoder")}
     arguments = {**encoders, "decoders": 1, "device": "cpu"}
     found, fates = _one_and_two(ShardEncoder, arguments, works, int(clip.frames[0]) / FPS, rounds)
+    if failed := [fate.error for fate in fates if fate.error]:
+        raise ValueError(f"{videos}: {failed[0]}")
     spent = {name: sum(fate.spent[name] for fate in fates) for name in ("motion", "sound", "write", "wait")}
     return {**found, "waits": spent["wait"] / sum(spent.values())}
 
@@ -155,7 +157,7 @@ def _one_and_two(
 ) -> tuple[dict[str, float], list[Any]]:
     """Seconds of video a second that one and two actors of a stage work through, by turns; and what came of it.
 
-    Every actor is a process of one thread; all works are alike. What is timed is between two results while all actors
+    Every actor computes on one thread; all works are alike. What is timed is between two results while all actors
     work: their first works wait for models, and of the last ones some have none beside them.
 
     Args:
