@@ -134,11 +134,16 @@ def test_the_table_has_means_their_spread_and_the_papers_figures(tmp_path):
         return Score(lips=lips, error=0.5, quarters=(lips, 0.2, 0.3, 0.25), rms=1.5)
 
     scores = {variant.name: [score(0.4), score(0.6)] for variant in VARIANTS}
+    scores["teacher forcing"] = [score(0.3), score(0.5)]
     head, _, *rows = markdown(scores).splitlines()
     assert "paper's SynC ↑ | SynD ↓" in head
     assert len(rows) == 7
-    assert rows[-1] == "| full model | 0.500 ± 0.141 | 0.500 ± 0.000 | 0.50, 0.25 | 1.50 | 6.62 | 7.18 |"
-    assert markdown({name: rows[:1] for name, rows in scores.items()}).count("0.400 ± 0.000") == 7
+    assert rows[-1] == "| full model | 0.500 ± 0.141 | - | 0.500 ± 0.000 | 0.50, 0.25 | 1.50 | 6.62 | 7.18 |"
+    assert rows[1].startswith(
+        "| teacher forcing | 0.400 ± 0.141 | 0.100 ± 0.000 | 0.500 ± 0.000 |"
+    )  # by seed
+    assert rows[0].startswith("| fully causal attention | 0.500 ± 0.141 | 0.000 ± 0.000 |")
+    assert markdown({name: some[:1] for name, some in scores.items()}).count("0.400 ± 0.000") == 6
     save_report(tmp_path / "report", scores, {"command": "python jobs/ablate.py"})
     assert (tmp_path / "report" / "table.md").read_text() == markdown(scores)
     report = json.loads((tmp_path / "report" / "report.json").read_text())
