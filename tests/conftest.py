@@ -2,6 +2,7 @@
 
 import logging
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -62,6 +63,20 @@ def make_pictures(frames: int, seed: int = 0, side: int = 32) -> np.ndarray:
     middle = side / 2 + side / 4 * np.sin(speed * np.arange(frames)[:, None, None] + phase)
     inside = (x - middle) ** 2 + (y - middle) ** 2 < (side / 5) ** 2  # [frames, side, side]
     return np.where(inside[..., None], front, back).astype(np.uint8)
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    """A new bucket of an S3 server here: a URI with `{}` for the folder's name."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    query = f"scheme=http&endpoint_override={host}:{port}&region=us-east-1&allow_bucket_creation=true"
+    # Its name is new: all of moto's servers in a process have the same buckets.
+    yield f"s3://test:test@bucket-{uuid.uuid4().hex}/{{}}?{query}"
+    server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 
 from xactor.motion import MotionEngine, MotionTransformer, SamplingConfig
-from xactor_platform.index import load_index
-from xactor_platform.motion_report import correlation, lip_reader, read_clip, true_lips
+from xactor_platform.motion_report import correlation, held_out_clips
 from xactor_platform.training.run_folder import EXPORT
 
 QUARTERS = 4
@@ -99,28 +98,22 @@ def score_variants(
     Raises:
         ValueError: no held-out clips, or one shorter than four contexts.
     """
-    index = load_index(shards)
-    held_out = index.held_out()
-    if not held_out.samples:
-        raise ValueError(f"{shards}: no held-out shards (test-*, val-*)")
-    lips = lip_reader(index)
-    rows = [int(row) for row in np.argsort(-held_out.frames, kind="stable")[:max_clips]]
-    clips = [read_clip(held_out, row) for row in rows]
-    truth = [true_lips(held_out, row, z, lips) for row, (z, _) in zip(rows, clips, strict=True)]
+    clips, lips = held_out_clips(shards, most=max_clips)
+    motion, truth = [clip.motion for clip in clips], [clip.lips for clip in clips]
     scores: dict[str, list[Score]] = {variant.name: [] for variant in VARIANTS}
-    shown = {"truth": clips[0][0]}
+    shown = {"truth": motion[0]}
     for seed in seeds:
         for variant in VARIANTS:
             folder = runs / training_name(variant, seed) / EXPORT / "motion"
             model = MotionTransformer.from_pretrained(folder).eval()
-            if clips[0][1].shape[0] < 4 * model.config.context_frames:
+            if len(motion[0]) < 4 * model.config.context_frames:
                 raise ValueError(
                     f"{shards}: the longest held-out clip must have at least four contexts, "
-                    f"{4 * model.config.context_frames} frames, got {len(clips[0][0])}"
+                    f"{4 * model.config.context_frames} frames, got {len(motion[0])}"
                 )
             config = replace(SamplingConfig(steps=steps), **variant.sampling)
-            sampled = _sample(model, [audio for _, audio in clips], seed=seed, config=config)
-            score = _score(sampled, truth, [z for z, _ in clips], lips)
+            sampled = _sample(model, [clip.audio for clip in clips], seed=seed, config=config)
+            score = _score(sampled, truth, motion, lips)
             scores[variant.name].append(score)
             shown.setdefault(variant.name, sampled[0])
             say(f"{variant.name}, seed {seed}: lips {score.lips:.2f}, error {score.error:.2f}")

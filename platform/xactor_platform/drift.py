@@ -13,8 +13,7 @@ import torch
 
 from xactor.audio import FPS
 from xactor.motion import MotionTransformer, SamplingConfig, stream_motion
-from xactor_platform.index import load_index
-from xactor_platform.motion_report import correlation, lip_reader, read_clip, true_lips
+from xactor_platform.motion_report import correlation, held_out_clips
 from xactor_platform.training.run_folder import EXPORT
 
 
@@ -70,27 +69,21 @@ def measure_drift(
         ValueError: no held-out clips, fewer than two rounds, or latents off which nothing can be read.
     """
     config = config or SamplingConfig()
-    index = load_index(shards)
-    held_out = index.held_out()
-    if not held_out.samples:
-        raise ValueError(f"{shards}: no held-out shards (test-*, val-*) to report on")
-    lips = lip_reader(index)
-    row = int(np.argmax(held_out.frames))
-    truth, audio = read_clip(held_out, row)
-    true = true_lips(held_out, row, truth, lips)
+    (clip,), lips = held_out_clips(shards, most=1)
+    truth = clip.motion
     rounds = math.ceil(minutes * 60 * FPS / len(truth))
     if rounds < 2:
         least = len(truth) / FPS / 60
         raise ValueError(f"minutes must be more than {least:.2f}, one round's, got {minutes:g}")
     model = MotionTransformer.from_pretrained(Path(run) / EXPORT / "motion").eval()
-    pieces = list(stream_motion(model, (audio for _ in range(rounds)), seed=seed, config=config))
+    pieces = list(stream_motion(model, (clip.audio for _ in range(rounds)), seed=seed, config=config))
     made = np.split(torch.cat(pieces).numpy(), rounds)
     deviation = truth.std(0)
     moves = deviation > 0
     drift = Drift(
         clip_s=len(truth) / FPS,
         steps=config.steps,
-        lips=[correlation(lips(z), true) for z in made],
+        lips=[correlation(lips(z), clip.lips) for z in made],
         off=[_rms(((z - truth).mean(0) / deviation)[moves]) for z in made],
         rms=[float(z.std(0).mean() / deviation.mean()) for z in made],
     )

@@ -13,8 +13,7 @@ import numpy as np
 
 from xactor.audio import FPS
 from xactor.motion import MotionTransformer, SamplingConfig, sample_motion
-from xactor_platform.index import load_index
-from xactor_platform.motion_report import correlation, lip_reader, read_clip, true_lips
+from xactor_platform.motion_report import correlation, held_out_clips
 from xactor_platform.training.run_folder import EXPORT
 
 DEFAULT = SamplingConfig().steps
@@ -59,28 +58,20 @@ def compare_steps(
     Raises:
         ValueError: no held-out clips, or latents off which nothing can be read.
     """
-    index = load_index(shards)
-    held_out = index.held_out()
-    if not held_out.samples:
-        raise ValueError(f"{shards}: no held-out shards (test-*, val-*) to report on")
-    lips = lip_reader(index)
-    rows = [int(row) for row in np.argsort(-held_out.frames, kind="stable")[:max_clips]]
-    clips = [read_clip(held_out, row) for row in rows]
-    truth = np.concatenate([z for z, _ in clips])
-    true = np.concatenate(
-        [true_lips(held_out, row, z, lips) for row, (z, _) in zip(rows, clips, strict=True)]
-    )
+    clips, lips = held_out_clips(shards, most=max_clips)
+    truth = np.concatenate([clip.motion for clip in clips])
+    true = np.concatenate([clip.lips for clip in clips])
     deviation = truth.std(0)
     moves = deviation > 0
     model = MotionTransformer.from_pretrained(Path(run) / EXPORT / "motion").eval()
     found: list[Way] = []
     default: np.ndarray | None = None
-    sample_motion(model, clips[0][1][None, :FPS], seeds=[seed], config=SamplingConfig(steps=1))  # warm
+    sample_motion(model, clips[0].audio[None, :FPS], seeds=[seed], config=SamplingConfig(steps=1))  # warm
     for steps, groups in ways:
         way = replace(config or SamplingConfig(), steps=steps, groups=groups)
         begun = time.perf_counter()
         made = np.concatenate(
-            [sample_motion(model, audio[None], seeds=[seed], config=way)[0].numpy() for _, audio in clips]
+            [sample_motion(model, clip.audio[None], seeds=[seed], config=way)[0].numpy() for clip in clips]
         )
         seconds = time.perf_counter() - begun
         default = made if default is None else default

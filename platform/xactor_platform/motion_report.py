@@ -85,24 +85,17 @@ def report_motion(
         ValueError: no held-out clips, or latents off which nothing can be read.
     """
     config = config or SamplingConfig()
-    index = load_index(shards)
-    held_out = index.held_out()
-    if not held_out.samples:
-        raise ValueError(f"{shards}: no held-out shards (test-*, val-*) to report on")
+    clips, lips = held_out_clips(shards, most=max_clips)
     model = MotionTransformer.from_pretrained(Path(run) / EXPORT / "motion").eval()
-    lips = lip_reader(index)
-    rows = np.argsort(-held_out.frames, kind="stable")[:max_clips]
     plain = SamplingConfig(**{**asdict(config), "audio_cfg": 1.0})
-    guided, unguided, shuffled, latents, truth = [], [], [], [], []
-    for row in rows:
-        z, audio = read_clip(held_out, int(row))
-        other = torch.roll(audio, len(audio) // 2, dims=0)
-        both = sample_motion(model, torch.stack([audio, other]), seeds=[seed, seed], config=config)
+    latents, truth = [clip.motion for clip in clips], [clip.lips for clip in clips]
+    guided, unguided, shuffled = [], [], []
+    for clip in clips:
+        other = torch.roll(clip.audio, len(clip.audio) // 2, dims=0)
+        both = sample_motion(model, torch.stack([clip.audio, other]), seeds=[seed, seed], config=config)
         guided.append(both[0].numpy())
         shuffled.append(both[1].numpy())
-        unguided.append(sample_motion(model, audio[None], seeds=[seed], config=plain)[0].numpy())
-        latents.append(z)
-        truth.append(true_lips(held_out, int(row), z, lips))
+        unguided.append(sample_motion(model, clip.audio[None], seeds=[seed], config=plain)[0].numpy())
     quarters = [
         correlation(lips(part), true)
         for part, true in zip(
@@ -115,7 +108,7 @@ def report_motion(
         return correlation(np.concatenate([lips(z) for z in sampled]), np.concatenate(truth))
 
     report = MotionReport(
-        clips=len(rows),
+        clips=len(clips),
         frames=sum(map(len, truth)),
         steps=config.steps,
         audio_cfg=config.audio_cfg,
@@ -134,6 +127,33 @@ def report_motion(
     return report
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeldOutClip:
+    """motion: stored latents [T, D]. audio: features [T, L, F]. lips: the true opening [T]."""
+
+    motion: np.ndarray
+    audio: torch.Tensor
+    lips: np.ndarray
+
+
+def held_out_clips(shards: str, *, most: int) -> tuple[list[HeldOutClip], Callable[[np.ndarray], np.ndarray]]:
+    """The held-out clips of shards, the longest first; and what reads lip opening [T] off latents [T, D].
+
+    Raises:
+        ValueError: there are none, or latents off which nothing can be read.
+    """
+    index = load_index(shards)
+    held_out = index.held_out()
+    if not held_out.samples:
+        raise ValueError(f"{shards}: no held-out shards (test-*, val-*) to report on")
+    lips = lip_reader(index)
+    clips = []
+    for row in np.argsort(-held_out.frames, kind="stable")[:most]:
+        z, audio = read_clip(held_out, int(row))
+        clips.append(HeldOutClip(motion=z, audio=audio, lips=_true_lips(held_out, int(row), z, lips)))
+    return clips, lips
+
+
 def read_clip(index: Index, row: int) -> tuple[np.ndarray, torch.Tensor]:
     """A whole clip: latents [T, D] and audio features [T, L, F]."""
     whole = MicroBatch(np.array([row]), np.array([0]), index.frames[row : row + 1])
@@ -143,7 +163,7 @@ def read_clip(index: Index, row: int) -> tuple[np.ndarray, torch.Tensor]:
     return batch.motion[0], torch.from_numpy(batch.audio[0])
 
 
-def true_lips(index: Index, row: int, z: np.ndarray, lips: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def _true_lips(index: Index, row: int, z: np.ndarray, lips: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """A clip's lip opening [T]: of its control track where the shards hold it, or as read off its latents."""
     return _controlled_lips(index, row) if _has_controls(index) else lips(z)
 

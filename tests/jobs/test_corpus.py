@@ -2,13 +2,11 @@
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
 import torch
-from moto.server import ThreadedMotoServer
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from pyarrow import fs
@@ -21,17 +19,6 @@ from xactor_platform.index import load_index
 
 ROOT = Path(__file__).resolve().parents[2]
 METRICS_S = 120.0  # Ray's processes report every 10 s
-
-
-@pytest.fixture
-def bucket() -> Iterator[str]:
-    """A URI with `{}` for the folder's name."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    query = f"scheme=http&endpoint_override={host}:{port}&region=us-east-1&allow_bucket_creation=true"
-    yield f"s3://test:test@bucket/{{}}?{query}"
-    server.stop()
 
 
 def upload(file: Path, uri: str) -> None:

@@ -96,6 +96,7 @@ def test_the_last_minute_is_compared_with_the_second():
         "memory_mb_early", "memory_mb_late", "late_over_early_mb",
     }  # fmt: skip
     assert all_positive(row)
+    assert row["late_over_early_s"] == row["chunk_s_late"] / row["chunk_s_early"]
     assert row["late_over_early_mb"] == 1  # of two minutes the second is the last
     with pytest.raises(ValueError, match="minutes must be >= 2, got 1"):
         bench_motion.measure_length(SIZE, minutes=1, steps=1)

@@ -321,46 +321,34 @@ def test_cut_short_and_then_with_a_killed_worker_it_ends_as_undisturbed(curated,
 
 
 @pytest.mark.cluster
-def test_more_videos_leave_the_shards_that_are_there(curated, tmp_path, videos, talkers, syncnet):
+def test_more_videos_leave_the_shards_that_are_there(curated, videos, syncnet, bucket):
     """And from an object store to an object store."""
-    from moto.server import ThreadedMotoServer
+    from pyarrow import fs
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        query = f"scheme=http&endpoint_override={host}:{port}&region=us-east-1&allow_bucket_creation=true"
+    raw, out = bucket.format("raw"), bucket.format("out")
+    there, path = fs.FileSystem.from_uri(raw)
+    there.create_dir(path, recursive=True)
 
-        def at(name: str) -> str:
-            return f"s3://test:test@bucket/{name}?{query}"
+    def put(name: str, as_name: str) -> None:
+        with there.open_output_stream(f"{path}/{as_name}") as file:
+            file.write((videos / name).read_bytes())
 
-        from pyarrow import fs
-
-        there, path = fs.FileSystem.from_uri(at("raw"))
-        there.create_dir(path, recursive=True)
-
-        def put(name: str, as_name: str) -> None:
-            with there.open_output_stream(f"{path}/{as_name}") as file:
-                file.write((videos / name).read_bytes())
-
-        put("plain.mp4", "a plain #1.mp4")
-        put("empty.mp4", "empty.mp4")
-        config = config_of(at("raw"), at("out"), syncnet, videos_per_shard=1)
-        outcome = run(config)
-        assert {(f.video, f.reason) for f in outcome.fates} == {
-            ("a plain #1.mp4", ""),
-            ("empty.mp4", "unreadable"),
-        }
-        (name,) = load_index(at("out")).shard_names
-        before = load_index(at("out")).shard_sizes
-        put("photo.mp4", "another.mp4")
-        assert run(config).bill.there == 2
-        index = load_index(at("out"))
-        assert index.shard_names[0] == name
-        assert index.shard_sizes[:1] == before
-        assert index.samples == 2
-    finally:
-        server.stop()
+    put("plain.mp4", "a plain #1.mp4")
+    put("empty.mp4", "empty.mp4")
+    config = config_of(raw, out, syncnet, videos_per_shard=1)
+    outcome = run(config)
+    assert {(f.video, f.reason) for f in outcome.fates} == {
+        ("a plain #1.mp4", ""),
+        ("empty.mp4", "unreadable"),
+    }
+    (name,) = load_index(out).shard_names
+    before = load_index(out).shard_sizes
+    put("photo.mp4", "another.mp4")
+    assert run(config).bill.there == 2
+    index = load_index(out)
+    assert index.shard_names[0] == name
+    assert index.shard_sizes[:1] == before
+    assert index.samples == 2
 
 
 def test_too_many_bad_videos_end_the_run(ray_cluster, videos, tmp_path):
