@@ -22,8 +22,8 @@ from serving.videos import Limits, Videos
 
 # An ingress that is replaced, as with new weights, first ends the videos that it is making.
 DRAIN_S = 600
-# Where a config file does not say otherwise. Ingresses report their load every 10 s, in samples of its moment: a replica
-# comes when two reports in a row ask for it, not when one sample met a burst.
+# Where a config file does not say otherwise. Ingresses report their load every 10 s, in samples of its moment: a
+# replica comes when two reports in a row ask for it, not when one sample met a burst.
 _SCALING = {
     "min_replicas": 1,
     "max_replicas": 4,

@@ -1,7 +1,7 @@
 """What stage 1 has learned: how near generated frames come to the truth, and what its latents hold and do not hold.
 
 On the held-out clips of a folder of video shards: a clip's first frame is the reference, the latents are the true
-frames' own. Regions are parts of the face crop, which `xactor.faces.crop` frames alike for every face.
+frames' own. Regions are those of `xactor.faces.crop`, which frames every face alike.
 
 On drawn people that no training saw, all acting the same controls, which only a generator of faces can give: whether z
 tells them apart, how near the same expression of two is beside two expressions of one, and whether the controls can be
@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from xactor.controls import INDEX, lip_opening
+from xactor.faces import FACE_REGION, MOUTH_REGION, region_pixels
 from xactor.media.seek import pick_frames
 from xactor.render import RenderConfig, Renderer
 from xactor_platform.corpus.identity import Identity, find_crop, render_frame
@@ -25,9 +26,6 @@ from xactor_platform.corpus.speech import Voice
 from xactor_platform.index import Index, load_index
 from xactor_platform.linear import fit_linear
 
-# Top, bottom, left, right in parts of the crop.
-FACE = (0.18, 0.85, 0.2, 0.8)
-MOUTH = (0.55, 0.8, 0.32, 0.68)
 HEAD = ("headPitch", "headYaw", "headRoll")
 _SHEET_ROWS, _SHEET_COLUMNS, _SHEET_PX = 6, 7, 96
 _EXPRESSIONS, _PEOPLE = 120, 8
@@ -153,7 +151,11 @@ def _render_clip(
         made = renderer.window(reference, z, seed=seed, first_frame=start, config=config)
         still = np.broadcast_to(pictures[0], true.shape)
         errors.append(
-            tuple(_error(picture, true, region) for region in (MOUTH, FACE) for picture in (made, still))
+            tuple(
+                _error(picture, true, region)
+                for region in (MOUTH_REGION, FACE_REGION)
+                for picture in (made, still)
+            )
         )
         at = np.linspace(0, count - 1, (_SHEET_COLUMNS - 1) // len(starts)).astype(int)
         true_row += list(true[at])
@@ -163,11 +165,8 @@ def _render_clip(
 
 def _error(made: np.ndarray, true: np.ndarray, region: tuple[float, ...]) -> float:
     """Mean squared error in a region, in squared grey levels."""
-    height, width = true.shape[1:3]
-    top, bottom, left, right = (
-        round(part * side) for part, side in zip(region, (height, height, width, width), strict=True)
-    )
-    parts = (x[:, top:bottom, left:right].astype(np.float64) for x in (made, true))
+    rows, columns = region_pixels(region, true.shape[1])
+    parts = (x[:, rows, columns].astype(np.float64) for x in (made, true))
     return float(np.mean(np.subtract(*parts) ** 2))
 
 

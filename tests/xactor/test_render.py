@@ -30,7 +30,7 @@ from xactor.render.attention import Locality
 from xactor.render.augment import DRIVING, Augmentation, augment
 from xactor.render.autoencoder import decode, encode
 from xactor.render.frames import from_model
-from xactor.render.objective import common
+from xactor.render.objective import shared_part
 from xactor.render.prediction import predict
 from xactor.render.renderer import windows_of
 
@@ -246,8 +246,15 @@ def test_the_reference_network_trains(clips):
 
 def test_what_a_clips_latents_share_is_its_price():
     z = torch.randn(200, 5, 64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(common(z).mean(), torch.tensor(0.0), atol=0.01, rtol=0)
-    torch.testing.assert_close(common(z + 0.5).mean(), torch.tensor(0.25), atol=0.02, rtol=0)
+    all_count = torch.ones(200)
+    near = {"atol": 0.02, "rtol": 0}
+    torch.testing.assert_close(shared_part(z, all_count), torch.tensor(0.0), **near)
+    torch.testing.assert_close(shared_part(z + 1, all_count), torch.tensor(0.5), **near)
+    torch.testing.assert_close(shared_part(0.01 * (z + 1), all_count), torch.tensor(0.5), **near)
+    torch.testing.assert_close(shared_part(z[:, :1].expand_as(z), all_count), torch.tensor(1.0), **near)
+    assert shared_part(torch.zeros(2, 3, 4), torch.ones(2)) == 0
+    faulty = torch.cat([z, torch.full((1, 5, 64), 100.0)])
+    assert shared_part(faulty, torch.cat([all_count, torch.zeros(1)])) == shared_part(z, all_count)
 
 
 def test_an_augmentation_is_the_same_for_all_frames_of_a_sample(clips):

@@ -11,6 +11,9 @@ from xactor.faces.landmarker import Face
 # Ours: the square's side in sizes of the landmarks' box, which ends at the hairline and the chin. So much leaves room
 # for hair, a dropped jaw and a head that moves by a fifth of itself, and still gives the mouth a sixth of the width.
 MARGIN = 1.7
+# Where the square so has the whole face and the mouth: top, bottom, left, right in parts of its side.
+FACE_REGION = (0.18, 0.85, 0.2, 0.8)
+MOUTH_REGION = (0.55, 0.8, 0.32, 0.68)
 _FEATHER = 1 / 12  # of the side: over so much of it a patch fades into its picture
 
 
@@ -58,6 +61,12 @@ class CropBox:
         under = result[y:below, x:right]
         under[...] = np.rint(under + (over - under) * weight).astype(np.uint8)
         return result
+
+
+def region_pixels(region: tuple[float, ...], side: int) -> tuple[slice, slice]:
+    """The rows and columns of a region in a square of `side` pixels."""
+    top, bottom, left, right = (round(part * side) for part in region)
+    return slice(top, bottom), slice(left, right)
 
 
 def crop_box(faces: Face | Sequence[Face]) -> CropBox:

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from xactor.render.frames import to_model
 
-_GRID = 4  # what is left of the picture's plane at each scale: where in the face something moves
-_SCALES = 3  # how many of the last stages are heard
+# What is left of the picture's plane at each of the last stages, which are heard: where in the face something moves.
+_GRIDS = (8, 8, 4)
 
 
 class MotionEncoder(ModelMixin, ConfigMixin):
     """Face crops to the mean and log variance of z (Paper 3.1: "multiscale facial motions into a compact 1D latent").
 
     The paper and X-NeMo leave the network open. Ours: strided residual stages, of which the last three are each
-    pooled to a 4 x 4 grid of a few channels and fused by a linear map.
+    pooled to a grid of a few channels, 8 x 8, 8 x 8 and 4 x 4, and fused by a linear map.
 
     Args:
         image_size: the side at which it looks, in pixels; other sizes are resized to it.
@@ -37,17 +37,20 @@ class MotionEncoder(ModelMixin, ConfigMixin):
         latent_dim: int = 512,
     ):
         super().__init__()
-        if image_size >> len(channels) < _GRID or len(channels) < _SCALES:
+        if image_size >> len(channels) < _GRIDS[-1] or len(channels) < len(_GRIDS):
             raise ValueError(
-                f"{len(channels)} stages need an image_size of at least {_GRID << len(channels)} and at least "
-                f"{_SCALES} stages, got image_size {image_size}"
+                f"{len(channels)} stages need an image_size of at least {_GRIDS[-1] << len(channels)} and at least "
+                f"{len(_GRIDS)} stages, got image_size {image_size}"
             )
         widths = (channels[0], *channels)
         self.stem = nn.Conv2d(3, channels[0], 3, padding=1)
         self.stages = nn.ModuleList(_Stage(a, b) for a, b in zip(widths, channels, strict=False))
-        heard = channels[-_SCALES:]
-        self.scales = nn.ModuleList(nn.Conv2d(width, latent_dim // _GRID**2, 1) for width in heard)
-        features = _SCALES * (latent_dim // _GRID**2) * _GRID**2
+        heard = channels[-len(_GRIDS) :]
+        self.scales = nn.ModuleList(
+            nn.Conv2d(width, max(latent_dim // grid**2, 1), 1)
+            for width, grid in zip(heard, _GRIDS, strict=True)
+        )
+        features = sum(max(latent_dim // grid**2, 1) * grid**2 for grid in _GRIDS)
         self.fuse = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, 2 * latent_dim))
         # z begins small, so that what it learns soon outweighs what it was by chance, and with little noise: were its
         # variance 1, the renderer would learn to do without it.
@@ -68,8 +71,8 @@ class MotionEncoder(ModelMixin, ConfigMixin):
             x = stage(x)  # [N, C, S', S']
             heard.append(x)
         pooled = [
-            F.adaptive_avg_pool2d(scale(x), _GRID).flatten(1)
-            for scale, x in zip(self.scales, heard[-_SCALES:], strict=True)
+            F.adaptive_avg_pool2d(scale(x), grid).flatten(1)
+            for scale, x, grid in zip(self.scales, heard[-len(_GRIDS) :], _GRIDS, strict=True)
         ]
         mean, logvar = self.fuse(torch.cat(pooled, dim=1)).chunk(2, dim=1)
         return mean, logvar.clamp(-12.0, 6.0)

@@ -9,6 +9,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
+from xactor.faces import MOUTH_REGION, region_pixels
 from xactor.randomness import keyed_generator
 from xactor.render.augment import DRIVING, PERSON, Augmentation, augment
 from xactor.render.autoencoder import encode, reconstruction_loss
@@ -32,16 +33,19 @@ class ObjectiveConfig:
     motion_weight: of how badly the difference of two frames' z moves a thumbnail of the one to the other. It shows
         E_mot what moves from the first step on; the way through the UNet does so only once the reference is heard, and
         by then z has died out. X-NeMo has a second decoder for the same.
-    person_weight: of what the z of a clip's frames have in common, a mean product: who it is, and not what it does.
+    mouth_weight: how much the mouth counts there beyond the rest of the face crop's 1: it is small, and speech is seen
+        in it.
+    person_weight: of the part of z that the frames of a clip have in common, 0..1: who it is, and not what it does.
     """
 
     kl_weight: float = 1e-5
     motion_drop: float = 0.1
     motion_weight: float = 1.0
-    person_weight: float = 0.03
+    mouth_weight: float = 2.0
+    person_weight: float = 0.003
 
     def __post_init__(self):
-        for name in ("kl_weight", "motion_weight", "person_weight"):
+        for name in ("kl_weight", "motion_weight", "mouth_weight", "person_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         if not 0 <= self.motion_drop < 1:
@@ -129,8 +133,8 @@ class RenderObjective(nn.Module):
         start = self.motion_encoder(resting)[0]  # [B, D]
         if phase != "temporal":
             loss = loss + self.config.motion_weight * self._guess_error(both, z, start)
-            shared = common(torch.cat([start[:, None], mean.unflatten(0, frames.shape[:2])], dim=1))
-            loss = loss + self.config.person_weight * shared.repeat_interleave(clips)
+            of_clips = torch.cat([start[:, None], mean.unflatten(0, frames.shape[:2])], dim=1)
+            loss = loss + self.config.person_weight * shared_part(of_clips, weight)
         if phase != "motion":
             windows = z.unflatten(0, (-1, window))
             loss = loss + self._denoising_loss(both, windows, start, generators, drawn)
@@ -142,7 +146,10 @@ class RenderObjective(nn.Module):
         reference = self.unet.thumbnails(both[:, 0]).repeat_interleave(frames, dim=0)
         guess = self.unet.guess_motion(z - start.repeat_interleave(frames, dim=0), reference)
         true = self.unet.thumbnails(both[:, 1:].flatten(0, 1))
-        return (guess - true).square().mean(dim=(1, 2, 3))
+        error = (guess - true).square().mean(dim=1)  # [B F, T, T]
+        counts = torch.ones_like(error[0])
+        counts[region_pixels(MOUTH_REGION, len(counts))] += self.config.mouth_weight
+        return (error * counts).mean(dim=(1, 2)) / counts.mean()
 
     def _denoising_loss(
         self,
@@ -188,8 +195,18 @@ def _quarter(clip: Tensor, generator: torch.Generator) -> Tensor:
     return clip[..., top : top + side, left : left + side]
 
 
-def common(z: Tensor) -> Tensor:
-    """The mean product of two different ones of n latents [B, n, D]: the squared size of what they share, [B]."""
-    count, width = z.shape[1:]
-    products = z.sum(1).square().sum(1) - z.square().sum((1, 2))
-    return products / (count * (count - 1) * width)
+def shared_part(z: Tensor, weight: Tensor) -> Tensor:
+    """How much of latents [B, n, D] is what the n of a row have in common: 0 of none of it, 1 of all.
+
+    A part, and not an amount, which smaller latents would make less of.
+
+    Args:
+        weight: [B], 1 for the rows that count.
+    """
+    count, z = z.shape[1], z.float()
+    squares = z.square().sum((1, 2))  # [B]
+    shared = (z.sum(1).square().sum(1) - squares) / (
+        count - 1
+    )  # of different ones: noise has none on average
+    shared, squares = (shared * weight).sum(), (squares * weight).sum()
+    return shared / squares.clamp(min=1e-12)

@@ -194,11 +194,11 @@ def tiny() -> Stage1Config:
     return Stage1Config(
         scale=ScaleConfig(ranks=1, threads=2),
         train=Stage1TrainConfig(
-            steps=3650,
+            steps=2450,
             vae_steps=300,
-            motion_steps=2700,
+            motion_steps=1500,
             frames_steps=600,
-            stills=2,
+            stills=4,
             vae_learning_rate=2e-3,
             motion_learning_rate=2e-3,
             learning_rate=1.5e-3,
