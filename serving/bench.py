@@ -254,6 +254,7 @@ class EmptyIngress:
         window = WindowJob(
             portrait=PortraitJob.of(np.zeros((self._size, self._size, 3), np.uint8)),
             z=past[: config.window_frames],
+            origin=past[0],
             seed=0,
             first_frame=0,
             config=config,

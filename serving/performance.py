@@ -120,27 +120,32 @@ class Performance:
         comes last: what was made before it is shown.
         """
         cutter = Cutter(self.rendering)
+        origin: np.ndarray | None = None  # the first latent
         last: asyncio.Future[np.ndarray | None] = asyncio.get_running_loop().create_future()
         try:
             async with aclosing(self._motion()) as pieces:
                 async for piece in pieces:
+                    origin = piece[0] if origin is None else origin
                     for window in cutter.add(torch.from_numpy(piece)):
-                        await self._begin(windows, *window)
+                        await self._begin(windows, *window, origin)
                         await (
                             begun.wait()
                         )  # the viewer waits: nothing else of this video shares a machine with that
             for window in cutter.rest():
-                await self._begin(windows, *window)
+                await self._begin(windows, *window, origin)
             last.set_result(None)
         except Exception as error:
             last.set_exception(error)
         await windows.put(last)
 
-    async def _begin(self, windows: asyncio.Queue, first_frame: int, z: torch.Tensor) -> None:
+    async def _begin(
+        self, windows: asyncio.Queue, first_frame: int, z: torch.Tensor, origin: np.ndarray | None
+    ) -> None:
         """Has a window rendered as soon as there is room for it."""
         job = WindowJob(
             portrait=await self.portrait(),
             z=z.numpy(),
+            origin=origin,
             seed=self.seed,
             first_frame=first_frame,
             config=self.rendering,

@@ -95,15 +95,7 @@ class Render:
         frames: dict[int, np.ndarray] = {}
         for (_, config), places in alike.items():  # pyright: ignore
             metrics().batch.observe(len(places), {"of": "render"})
-            windows = [
-                Window(
-                    reference=jobs[at][1],
-                    z=torch.tensor(jobs[at][0].z),
-                    seed=jobs[at][0].seed,
-                    first_frame=jobs[at][0].first_frame,
-                )
-                for at in places
-            ]
+            windows = [window_of(*jobs[at]) for at in places]
             frames |= dict(zip(places, self._renderer.windows(windows, config), strict=True))
         return [frames[at] for at in range(len(jobs))]
 
@@ -124,3 +116,13 @@ class Render:
         begun = self._begun
         if begun is not None and (busy_s := time.monotonic() - begun) > self._stuck_s:
             raise RuntimeError(f"the renderer has been in one batch for {busy_s:.0f} s")
+
+
+def window_of(job: WindowJob, reference: Reference) -> Window:
+    return Window(
+        reference=reference,
+        z=torch.tensor(job.z),
+        origin=None if job.origin is None else torch.tensor(job.origin),
+        seed=job.seed,
+        first_frame=job.first_frame,
+    )

@@ -82,11 +82,13 @@ class WindowJob:
     """One window of one video.
 
     Attributes:
-        z: motion latents float32 [W, D]. seed, first_frame, config: see `Renderer.window`.
+        z: motion latents float32 [W, D]. origin: the performance's first one, [D]; see `Window`.
+        seed, first_frame, config: see `Renderer.window`.
     """
 
     portrait: PortraitJob
     z: np.ndarray
+    origin: np.ndarray | None
     seed: int
     first_frame: int
     config: RenderConfig

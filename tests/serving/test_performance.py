@@ -14,6 +14,7 @@ from serving.errors import ServiceError
 from serving.motion import EngineThread, Motion
 from serving.options import VideoOptions
 from serving.performance import HeardSound, Performance
+from serving.render import window_of
 from serving.replicas import Replicas
 from serving.videos import Limits, Videos
 from serving.work import ChunkJob, MotionFacts, PortraitJob, RenderFacts, WindowJob
@@ -21,7 +22,7 @@ from xactor.decoding import Face
 from xactor.faces import CropBox
 from xactor.media import LiveSound
 from xactor.motion import MotionEngine, SamplingConfig, stream_motion
-from xactor.render import RenderConfig, Window
+from xactor.render import RenderConfig
 
 SAMPLING, RENDERING = SamplingConfig(steps=3), RenderConfig(steps=1, cfg=1, window_frames=8, overlap_frames=2)
 
@@ -51,9 +52,7 @@ class Parts:
 
     async def window(self, job: WindowJob) -> np.ndarray:
         self.windows.append(job.first_frame)
-        window = Window(
-            reference=self.reference, z=torch.tensor(job.z), seed=job.seed, first_frame=job.first_frame
-        )
+        window = window_of(job, self.reference)
         return (await asyncio.to_thread(self.renderer.windows, [window], job.config))[0]
 
     def performance(self, sound: HeardSound, **changes) -> Performance:

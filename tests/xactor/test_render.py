@@ -120,10 +120,26 @@ def test_a_window_depends_on_nothing_but_itself(renderer, portrait, z):
     assert len(video) == 13
     again = list(renderer.render(reference, z.split(5), seed=3, config=SMALL))
     np.testing.assert_array_equal(np.stack(video), np.stack(again))
-    second = renderer.window(reference, z[4:10], seed=3, first_frame=4, config=SMALL)
+    window = Window(reference=reference, z=z[4:10], seed=3, first_frame=4, origin=z[0])
+    [second] = renderer.windows([window], SMALL)
     np.testing.assert_array_equal(np.stack(video[6:8]), second[2:4])  # what no neighbour shares
-    other = renderer.window(reference, z[4:10], seed=4, first_frame=4, config=SMALL)
+    [other] = renderer.windows([replace(window, seed=4)], SMALL)
     assert (other != second).any()
+
+
+def test_a_performance_begins_as_the_portrait_is(renderer, portrait, z):
+    """Whoever its latents are of: what moves is what they have changed since the first."""
+    reference = renderer.reference(portrait)
+    video = np.stack(list(renderer.render(reference, z, seed=3, config=SMALL))).astype(int)
+    of_another = np.stack(list(renderer.render(reference, z + 2.0, seed=3, config=SMALL)))
+    assert np.abs(video - of_another).max() <= 1
+    as_it_is = torch.cat([reference.z, reference.z + z[1:6] - z[0]])
+    window = renderer.window(reference, as_it_is, seed=3, first_frame=0, config=SMALL)
+    assert np.abs(video[:4] - window[:4]).max() <= 1
+    assert (
+        np.abs(video[:4] - renderer.window(reference, z[:6], seed=3, first_frame=0, config=SMALL)[:4]).max()
+        > 1
+    )
 
 
 def test_motion_time_and_reference_are_heard(renderer, portrait, z):

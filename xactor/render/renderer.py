@@ -6,7 +6,7 @@ may be rendered anywhere, in any order, and again after a failure; and a video o
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +79,23 @@ class Window:
 
     Attributes:
         z: their motion latents [W, latent_dim]. seed: of the video. first_frame: the first one's number in it.
+        origin: which latent [latent_dim] is the portrait as it is. A performance's first one: who its motion model
+            thinks of is another than the portrait, and z tells some of that. None: the portrait's own, and z is
+            meant as it is.
     """
 
     reference: Reference
     z: Tensor
     seed: int
     first_frame: int
+    origin: Tensor | None = None
+
+    def placed(self) -> "Window":
+        """With the portrait's own latent as its origin."""
+        if self.origin is None:
+            return self
+        z = self.z.to(self.reference.z) - self.origin.to(self.reference.z) + self.reference.z
+        return replace(self, z=z, origin=None)
 
 
 def render_windows(frames: int, config: RenderConfig) -> list[tuple[int, int]]:
@@ -169,6 +180,7 @@ class Renderer:
             raise ValueError(
                 f"windows must be alike in length, got {sorted({len(window.z) for window in windows})}"
             )
+        windows = [window.placed() for window in windows]
         branches = 2 if config.cfg > 1 else 1  # with motion, and without
         x = torch.stack([self._noise(window) for window in windows])  # [N, W, 4, h, w]
         z = torch.stack([window.z for window in windows]).to(self.device, self.dtype)  # [N, W, latent_dim]
@@ -218,12 +230,16 @@ class Renderer:
     ) -> Iterator[np.ndarray]:
         """Frames uint8 [S, S, 3], one after another, of latents [T, latent_dim] or of pieces [n, latent_dim] of them.
 
-        A window is rendered as soon as its latents are there; two windows are the most that is held.
+        The first frame is the portrait as it is, and the others move it by what z has changed since. A window is
+        rendered as soon as its latents are there; two windows are the most that is held.
         """
         config = config or RenderConfig()
         blend = Blend(config)
+        origin: Tensor | None = None
         for first, part in windows_of([z] if isinstance(z, Tensor) else z, config):
-            yield from blend.add(self.window(reference, part, seed=seed, first_frame=first, config=config))
+            origin = part[0] if origin is None else origin
+            window = Window(reference=reference, z=part, seed=seed, first_frame=first, origin=origin)
+            yield from blend.add(self.windows([window], config)[0])
         yield from blend.rest()
 
     def save_pretrained(self, folder: str | Path) -> None:

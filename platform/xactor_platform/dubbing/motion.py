@@ -101,6 +101,7 @@ class Perform(Stage):
                     total=len(z),
                     z_first=span.z_first,
                     z=z[span.z_first : span.z_end],
+                    origin=z[0],
                     square=work.square,
                     picture=work.picture,
                     box=work.box,

@@ -37,13 +37,14 @@ class Render(OneByOne):
         config, seed = work.dub.row.options.rendering(), work.dub.row.options.seed
         reference = self._reference(work.square)
         span = Span(first=work.first, end=work.end, z_first=work.z_first, z_end=work.z_first + len(work.z))
-        z = torch.from_numpy(work.z)
+        z, origin = torch.from_numpy(work.z), torch.from_numpy(work.origin)
         planned = [
             Window(
                 reference=reference,
                 z=z[first - work.z_first : end - work.z_first],
                 seed=seed,
                 first_frame=first,
+                origin=origin,
             )
             for first, end in windows_of_span(span, work.total, config)
         ]

@@ -82,6 +82,7 @@ class Segment:
     Attributes:
         number, of: which of how many segments. total: frames of the whole video.
         z: latents float32 [n, D] from frame `z_first` on, as far as windows that reach into the segment see.
+        origin: the performance's first one, [D]; see `xactor.render.Window`.
     """
 
     dub: Dub
@@ -92,6 +93,7 @@ class Segment:
     total: int
     z_first: int
     z: np.ndarray
+    origin: np.ndarray
     square: np.ndarray
     picture: np.ndarray
     box: CropBox
