@@ -1,7 +1,8 @@
 """A portrait's features and motion latents to frames: windows that stand for themselves, blended where they overlap.
 
-A window's frames depend on the reference, its own latents, the seed and its absolute frame numbers alone. So windows
-may be rendered anywhere, in any order, and again after a failure; and a video of any length needs the memory of two.
+A window's frames depend on the reference, its own latents and the video's first one, the seed and its absolute frame
+numbers alone. So windows may be rendered anywhere, in any order, and again after a failure; and a video of any length
+needs the memory of two.
 """
 
 import copy
@@ -94,7 +95,7 @@ class Window:
         """With the portrait's own latent as its origin."""
         if self.origin is None:
             return self
-        z = self.z.to(self.reference.z) - self.origin.to(self.reference.z) + self.reference.z
+        z = (self.z - self.origin).to(self.reference.z) + self.reference.z
         return replace(self, z=z, origin=None)
 
 
