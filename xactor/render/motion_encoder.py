@@ -46,11 +46,11 @@ class MotionEncoder(ModelMixin, ConfigMixin):
         self.stem = nn.Conv2d(3, channels[0], 3, padding=1)
         self.stages = nn.ModuleList(_Stage(a, b) for a, b in zip(widths, channels, strict=False))
         heard = channels[-len(_GRIDS) :]
-        self.scales = nn.ModuleList(
-            nn.Conv2d(width, max(latent_dim // grid**2, 1), 1)
-            for width, grid in zip(heard, _GRIDS, strict=True)
-        )
-        features = sum(max(latent_dim // grid**2, 1) * grid**2 for grid in _GRIDS)
+        kept = [
+            max(latent_dim // grid**2, 1) for grid in _GRIDS
+        ]  # channels: each scale says as much as z holds
+        self.scales = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(heard, kept, strict=True))
+        features = sum(width * grid**2 for width, grid in zip(kept, _GRIDS, strict=True))
         self.fuse = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, 2 * latent_dim))
         # z begins small, so that what it learns soon outweighs what it was by chance, and with little noise: were its
         # variance 1, the renderer would learn to do without it.

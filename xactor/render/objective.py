@@ -134,7 +134,7 @@ class RenderObjective(nn.Module):
         if phase != "temporal":
             loss = loss + self.config.motion_weight * self._guess_error(both, z, start)
             of_clips = torch.cat([start[:, None], mean.unflatten(0, frames.shape[:2])], dim=1)
-            loss = loss + self.config.person_weight * shared_part(of_clips, weight)
+            loss = loss + self.config.person_weight * shared_part(of_clips).repeat_interleave(clips)
         if phase != "motion":
             windows = z.unflatten(0, (-1, window))
             loss = loss + self._denoising_loss(both, windows, start, generators, drawn)
@@ -195,18 +195,13 @@ def _quarter(clip: Tensor, generator: torch.Generator) -> Tensor:
     return clip[..., top : top + side, left : left + side]
 
 
-def shared_part(z: Tensor, weight: Tensor) -> Tensor:
-    """How much of latents [B, n, D] is what the n of a row have in common: 0 of none of it, 1 of all.
+def shared_part(z: Tensor) -> Tensor:
+    """How much of n latents [B, n, D] is what the n have in common: [B], 0 of none of it, 1 of all.
 
     A part, and not an amount, which smaller latents would make less of.
-
-    Args:
-        weight: [B], 1 for the rows that count.
     """
-    count, z = z.shape[1], z.float()
-    squares = z.square().sum((1, 2))  # [B]
-    shared = (z.sum(1).square().sum(1) - squares) / (
-        count - 1
-    )  # of different ones: noise has none on average
-    shared, squares = (shared * weight).sum(), (squares * weight).sum()
+    z = z.float()
+    squares = z.square().sum((1, 2))
+    # Products of different ones alone: noise has none on average.
+    shared = (z.sum(1).square().sum(1) - squares) / (z.shape[1] - 1)
     return shared / squares.clamp(min=1e-12)

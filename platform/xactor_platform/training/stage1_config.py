@@ -194,9 +194,9 @@ def tiny() -> Stage1Config:
     return Stage1Config(
         scale=ScaleConfig(ranks=1, threads=2),
         train=Stage1TrainConfig(
-            steps=2450,
+            steps=3950,
             vae_steps=300,
-            motion_steps=1500,
+            motion_steps=3000,
             frames_steps=600,
             stills=4,
             vae_learning_rate=2e-3,
