@@ -46,9 +46,8 @@ class MotionEncoder(ModelMixin, ConfigMixin):
         self.stem = nn.Conv2d(3, channels[0], 3, padding=1)
         self.stages = nn.ModuleList(_Stage(a, b) for a, b in zip(widths, channels, strict=False))
         heard = channels[-len(_GRIDS) :]
-        kept = [
-            max(latent_dim // grid**2, 1) for grid in _GRIDS
-        ]  # channels: each scale says as much as z holds
+        # So many channels that each scale says as much as z holds.
+        kept = [max(latent_dim // grid**2, 1) for grid in _GRIDS]
         self.scales = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(heard, kept, strict=True))
         features = sum(width * grid**2 for width, grid in zip(kept, _GRIDS, strict=True))
         self.fuse = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, 2 * latent_dim))
