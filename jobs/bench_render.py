@@ -1,4 +1,4 @@
-"""Measures rendering: python jobs/bench_render.py [--size tiny|sd15] [--image-sizes 64] [--windows 8 16] [--steps 4]
+"""Measures rendering: python jobs/bench_render.py [--size tiny|sd15] [--image-sizes 64 128] [--steps 4 25]
 
 No arguments: the tiny renderer on a CPU, SD1.5's size at 512 px where there is a GPU.
 """
@@ -23,7 +23,7 @@ class BenchRender:
     """Frames per second and peak memory: by window, steps and size, with and without the reference's cache."""
 
     size: Literal["tiny", "sd15"] = "sd15" if torch.cuda.is_available() else "tiny"
-    image_sizes: tuple[int, ...] = (512,) if torch.cuda.is_available() else (64, 128)
+    image_sizes: tuple[int, ...] = (512,) if torch.cuda.is_available() else (64,)
     windows: tuple[int, ...] = (8, 16)
     steps: tuple[int, ...] = (4, 25)
     rounds: int = 3
@@ -44,31 +44,32 @@ def main(args: BenchRender) -> None:
         for steps in args.steps
         for kind in ("cached", "uncached", "animatediff")
     ]
-    rows = measure(cases)
-    lengths = []
+    machine = environment()
+    print(f"{args.size} on {machine['device']}\n  px  window  steps  reference    frames/s  peak MB")
+    rows, lengths = [], []
+    for row in measure(cases):
+        rows.append(row)
+        print(
+            f"{row['image_size']:>4}  {row['window_frames']:>6}  {row['steps']:>5}  {row['kind']:<11}"
+            f"  {row['frames_per_s']:>8.2f}  {row['peak_mb']:>7.0f}",
+            flush=True,
+        )
     if args.model and args.image:
-        lengths = measure_lengths(str(args.model), str(args.image), list(args.seconds), steps=4)
+        for row in measure_lengths(str(args.model), str(args.image), args.seconds, steps=4):
+            lengths.append(row)
+            print(
+                f"{row['seconds']:g} s: {row['peak_mb']:.0f} MB, {row['frames_per_s']:.1f} frames/s, "
+                f"change from frame to frame {row['at_seams']:.2f} at seams, {row['elsewhere']:.2f} elsewhere",
+                flush=True,
+            )
     report = {
         "command": " ".join(["python", "jobs/bench_render.py", *sys.argv[1:]]),
-        "environment": environment(),
+        "environment": machine,
         "rows": rows,
         "lengths": lengths,
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(
-        f"{args.size} on {report['environment']['device']}\n  px  window  steps  reference    frames/s  peak MB"
-    )
-    for row in rows:
-        print(
-            f"{row['image_size']:>4}  {row['window_frames']:>6}  {row['steps']:>5}  {row['kind']:<11}"
-            f"  {row['frames_per_s']:>8.2f}  {row['peak_mb']:>7.0f}"
-        )
-    for row in lengths:
-        print(
-            f"{row['seconds']:g} s: {row['peak_mb']:.0f} MB, {row['frames_per_s']:.1f} frames/s, "
-            f"change from frame to frame {row['at_seams']:.2f} at seams, {row['elsewhere']:.2f} elsewhere"
-        )
     print(args.output)
 
 

@@ -5,6 +5,7 @@ Weights are random, which takes as long. Each case runs in a process of its own,
 
 import resource
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -57,13 +58,11 @@ class Measured:
     peak_mb: float
 
 
-def measure(cases: list[Case]) -> list[dict[str, Any]]:
-    """Each case with what was measured of it."""
-    rows = []
+def measure(cases: list[Case]) -> Iterator[dict[str, Any]]:
+    """Each case with what was measured of it, as soon as it is."""
     for case in cases:
         with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-            rows.append(asdict(case) | asdict(pool.submit(run_case, case).result()))
-    return rows
+            yield asdict(case) | asdict(pool.submit(run_case, case).result())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +81,13 @@ class Long:
     elsewhere: float
 
 
-def measure_lengths(model: str, image: str, seconds: list[float], *, steps: int) -> list[dict[str, Any]]:
+def measure_lengths(
+    model: str, image: str, seconds: Sequence[float], *, steps: int
+) -> Iterator[dict[str, Any]]:
     """A video of each length, in a process of its own."""
-    rows = []
     for each in seconds:
         with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-            rows.append(asdict(pool.submit(run_long, model, image, each, steps).result()))
-    return rows
+            yield asdict(pool.submit(run_long, model, image, each, steps).result())
 
 
 def run_long(model: str, image: str, seconds: float, steps: int) -> Long:
@@ -140,7 +139,7 @@ def run_case(case: Case) -> Measured:
 
 
 def _ours(case: Case, device: torch.device, dtype: torch.dtype):
-    renderer = Renderer(**vars(make_parts(case.size, case.image_size))).to(device, dtype)
+    renderer = Renderer(**vars(make_parts(case.size, case.image_size, device))).to(device, dtype)
     config = RenderConfig(
         steps=case.steps, window_frames=case.window_frames, overlap_frames=min(4, case.window_frames // 2)
     )
@@ -158,19 +157,15 @@ def _ours(case: Case, device: torch.device, dtype: torch.dtype):
 
 def _animatediff(case: Case, device: torch.device, dtype: torch.dtype):
     """diffusers' pipeline with a UNet of the same widths, given its text as embeddings."""
-    parts = make_parts(case.size, case.image_size)
+    parts = make_parts(case.size, case.image_size, device)
     ours = parts.unet.config
-    unet = UNetMotionModel(
-        **{
-            name: ours[name]
-            for name in (
-                "sample_size", "in_channels", "out_channels", "down_block_types", "up_block_types",
-                "block_out_channels", "layers_per_block", "norm_num_groups", "cross_attention_dim",
-                "num_attention_heads",
-                "motion_max_seq_length", "motion_num_attention_heads", "use_motion_mid_block",
-            )
-        }
+    names = (
+        "sample_size", "in_channels", "out_channels", "down_block_types", "up_block_types", "block_out_channels",
+        "layers_per_block", "norm_num_groups", "cross_attention_dim", "num_attention_heads", "motion_max_seq_length",
+        "motion_num_attention_heads", "use_motion_mid_block",
     )  # fmt: skip
+    with device:
+        unet = UNetMotionModel(**{name: ours[name] for name in names})
     unused: Any = None  # text encoder and tokenizer: embeddings are given
     pipeline = AnimateDiffPipeline(
         vae=parts.vae,
@@ -202,24 +197,25 @@ def _animatediff(case: Case, device: torch.device, dtype: torch.dtype):
     return once
 
 
-def make_parts(size: Size, image_size: int) -> Parts:
-    """Random ones of either size."""
+def make_parts(size: Size, image_size: int, device: torch.device) -> Parts:
+    """Random ones of either size, made on the device: a CPU takes long over SD1.5's."""
     if size == "tiny":
         return random_parts(image_size=image_size)
     latents = image_size // 8
-    return Parts(
-        motion_encoder=MotionEncoder(),
-        unet=RendererUNet(sample_size=latents),
-        reference_unet=ReferenceUNet(sample_size=latents),
-        vae=AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),  # pyright: ignore[reportArgumentType]
-            down_block_types=("DownEncoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
-            up_block_types=("UpDecoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
-            layers_per_block=2,
-            scaling_factor=0.18215,
-        ),
-        scheduler=ddim_scheduler(),
-    )
+    with device:
+        return Parts(
+            motion_encoder=MotionEncoder(),
+            unet=RendererUNet(sample_size=latents),
+            reference_unet=ReferenceUNet(sample_size=latents),
+            vae=AutoencoderKL(
+                block_out_channels=(128, 256, 512, 512),  # pyright: ignore[reportArgumentType]
+                down_block_types=("DownEncoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
+                up_block_types=("UpDecoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
+                layers_per_block=2,
+                scaling_factor=0.18215,
+            ),
+            scheduler=ddim_scheduler(),
+        )
 
 
 def _peak_rss_mb() -> float:

@@ -1,4 +1,4 @@
-"""The renderer: its windows, its published layouts, its loss."""
+"""The renderer: its windows, its parts from nothing, its published layouts."""
 
 import itertools
 import logging
@@ -13,48 +13,24 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.models.unets.unet_motion_model import MotionAdapter
+from render_models import awake, small_parts
 
 from xactor.render import (
     Blend,
     MotionEncoder,
-    Parts,
     RenderConfig,
     Renderer,
-    RenderObjective,
     Window,
     published_parts,
-    random_parts,
     render_windows,
 )
 from xactor.render.attention import Locality
-from xactor.render.augment import DRIVING, Augmentation, augment
 from xactor.render.autoencoder import decode, encode
 from xactor.render.frames import from_model
-from xactor.render.objective import ObjectiveConfig, shared_part
 from xactor.render.prediction import predict
 from xactor.render.renderer import windows_of
 
 SMALL = RenderConfig(steps=2, window_frames=6, overlap_frames=2)
-
-
-def small_parts(**options) -> Parts:
-    sizes = {
-        "image_size": 32,
-        "channels": (16, 32),
-        "vae_channels": (16, 32),
-        "latent_channels": 8,
-        "encoder_channels": (8, 16, 16),
-    }
-    return random_parts(**{**sizes, **options}, motion_width=80, motion_tokens=4, latent_dim=32)
-
-
-def awake(parts: Parts) -> Parts:
-    """With what starts at zero made random: a test must see the motion and the time."""
-    torch.manual_seed(1)
-    for parameter in [*parts.unet.parameters(), *parts.vae.parameters()]:
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.2)
-    return parts
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +118,14 @@ def test_a_performance_begins_as_the_portrait_is(renderer, portrait, z):
     )
 
 
+def test_what_does_not_move_is_guessed_as_it_is(renderer, portrait):
+    """So the branch without motion takes the portrait's own latents, which are there already."""
+    reference = renderer.reference(portrait)
+    with torch.no_grad():
+        guess = renderer._guess(reference, reference.z.expand(5, -1))
+    torch.testing.assert_close(guess, reference.latents.expand_as(guess), rtol=1e-4, atol=1e-4)
+
+
 def test_motion_time_and_reference_are_heard(renderer, portrait, z):
     reference = renderer.reference(portrait)
 
@@ -200,102 +184,6 @@ def test_what_cannot_be_rendered_is_named(renderer, portrait, z):
 def test_options_out_of_range_are_named(options, says):
     with pytest.raises(ValueError, match=says):
         RenderConfig(**options)
-
-
-# The loss
-
-
-@pytest.fixture(scope="module")
-def objective() -> RenderObjective:
-    config = ObjectiveConfig(person_weight=1.0)  # so that the price is seen beside the errors
-    return RenderObjective(**vars(awake(small_parts())), config=config, train_vae=True)
-
-
-@pytest.fixture(scope="module")
-def clips() -> tuple[torch.Tensor, torch.Tensor, list[tuple]]:
-    generator = torch.Generator().manual_seed(0)
-    frames = torch.randint(0, 255, (3, 4, 32, 32, 3), generator=generator, dtype=torch.uint8)
-    return frames, frames[:, 0], [(0, 0, f"clip-{i}", 5) for i in range(3)]
-
-
-@pytest.mark.parametrize(
-    ("phase", "count"), [("vae", 2), ("motion", 2), ("frames", 1), ("frames", 2), ("temporal", 4)]
-)
-def test_a_sample_loses_the_same_alone_and_in_a_batch(objective, clips, phase, count):
-    frames, reference, seeds = clips
-    with torch.no_grad():
-        batched = objective(frames[:, :count], reference, torch.tensor([1.0, 0.0, 1.0]), seeds, phase)
-        alone = [
-            objective(frames[i : i + 1, :count], reference[i : i + 1], torch.ones(1), seeds[i : i + 1], phase)
-            for i in (0, 2)
-        ]
-    torch.testing.assert_close(batched, sum(alone), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("phase", ["vae", "motion", "frames", "temporal"])
-def test_a_phase_trains_its_own_group(objective, clips, phase):
-    frames, reference, seeds = clips
-    objective.zero_grad()
-    objective(frames[:, : 4 if phase == "temporal" else 1], reference, torch.ones(3), seeds, phase).backward()
-    groups = objective.parameter_groups()
-    moved = {
-        name: sum(p.grad is not None and bool(p.grad.any()) for p in group) for name, group in groups.items()
-    }
-    assert moved[phase] > 0.8 * len(groups[phase])
-    if phase != "temporal":
-        assert moved["temporal"] == 0
-    if phase != "vae":
-        assert moved["vae"] == 0
-    trained = [id(p) for group in groups.values() for p in group]
-    assert len(trained) == len(set(trained))
-    heard = {id(p) for p in objective.parameters() if p.grad is not None and p.grad.any()}
-    assert heard <= set(trained)
-
-
-def test_the_reference_network_trains(clips):
-    """Its features are inside the UNet's self-attention, which must carry their gradient back."""
-    frames, reference, seeds = clips
-    objective = RenderObjective(**vars(awake(small_parts())))
-    objective(frames[:, :1], reference, torch.ones(3), seeds, "frames").backward()
-    assert objective.reference_unet.conv_in.weight.grad.abs().sum() > 0
-    assert not objective.parameter_groups()["vae"]
-
-
-def test_what_a_clips_latents_share_is_its_price():
-    z = torch.randn(200, 5, 64, generator=torch.Generator().manual_seed(0))
-    near = {"atol": 0.02, "rtol": 0}
-    torch.testing.assert_close(shared_part(z).mean(), torch.tensor(0.0), **near)
-    torch.testing.assert_close(shared_part(z + 1).mean(), torch.tensor(0.5), **near)
-    torch.testing.assert_close(shared_part(0.01 * (z + 1)), shared_part(z + 1))
-    torch.testing.assert_close(shared_part(z[:, :1].expand_as(z)), torch.ones(200))
-    assert (shared_part(torch.zeros(2, 3, 4)) == 0).all()
-
-
-def test_the_mouth_counts_more_in_what_the_motion_encoder_learns_from(clips):
-    """Three times: so a difference elsewhere counts less, beside a mouth that stays."""
-    _, _, seeds = clips
-
-    def loss(rows: slice, mouth_weight: float) -> float:
-        still = torch.full((3, 32, 32, 3), 100, dtype=torch.uint8)
-        frames = still.clone()
-        frames[:, rows, 12:20] = 255
-        config = ObjectiveConfig(kl_weight=0, person_weight=0, mouth_weight=mouth_weight)
-        objective = RenderObjective(**vars(small_parts()), config=config)
-        with torch.no_grad():
-            return float(objective(frames[:, None], still, torch.ones(3), seeds, "motion"))
-
-    mouth, brow = slice(19, 24), slice(4, 9)
-    assert loss(mouth, 2.0) > 1.5 * loss(mouth, 0.0)
-    assert loss(brow, 2.0) < 0.95 * loss(brow, 0.0)
-
-
-def test_an_augmentation_is_the_same_for_all_frames_of_a_sample(clips):
-    picture = torch.rand(1, 1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    changes = [Augmentation.draw(DRIVING, torch.Generator().manual_seed(i)) for i in range(2)]
-    out = augment(picture.expand(2, 3, 3, 32, 32), changes)
-    assert torch.equal(out[0, 0], out[0, 2])
-    assert not torch.allclose(out[0, 0], out[1, 0], atol=0.05)
-    assert out.abs().max() <= 1
 
 
 def test_a_vae_from_nothing_is_a_cosine_transform_that_keeps_errors():

@@ -92,10 +92,8 @@ class ReadReference:
         key, value = attn.to_k(hidden_states), attn.to_v(hidden_states)  # [B F, N, C]
         if reference is not None:
             features = reference[self.name]  # [B, N, C]
-            frames = len(hidden_states) // len(features)
             key, value = (
-                torch.cat([own, project(features).repeat_interleave(frames, dim=0)], dim=1)  # [B F, 2 N, C]
-                for own, project in ((key, attn.to_k), (value, attn.to_v))
+                _beside(own, project(features)) for own, project in ((key, attn.to_k), (value, attn.to_v))
             )
         return _attend(attn, hidden_states, key, value, planes=1 if reference is None else 2)
 
@@ -116,6 +114,12 @@ class ReadMotion:
         return _attend(
             attn, hidden_states, attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
         )
+
+
+def _beside(own: Tensor, reference: Tensor) -> Tensor:
+    """Frames' tokens [B F, N, C] with their references' [B, M, C], not copied for each frame first: [B F, N + M, C]."""
+    own = own.unflatten(0, (len(reference), -1))  # [B, F, N, C]
+    return torch.cat([own, reference[:, None].expand(-1, own.shape[1], -1, -1)], dim=2).flatten(0, 1)
 
 
 def _attend(attn: Any, hidden_states: Tensor, key: Tensor, value: Tensor, *, planes: int = 1) -> Tensor:

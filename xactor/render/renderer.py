@@ -66,11 +66,13 @@ class Reference:
     """What is computed of a portrait once, for all of its windows.
 
     Attributes:
-        features: of the reference network. picture: the portrait, [1, 3, S, S]. z: its own motion latent, [1, D].
+        features: of the reference network. picture, latents: the portrait, [1, 3, S, S], and as the VAE has it,
+            [1, 4, h, w]. z: its own motion latent, [1, D].
     """
 
     features: ReferenceFeatures
     picture: Tensor
+    latents: Tensor
     z: Tensor
 
 
@@ -152,8 +154,13 @@ class Renderer:
             )
         vae = self.parts.vae
         picture = to_model(image[None], vae.device, vae.dtype)
-        features = self.parts.reference_unet.features(encode(vae, picture).to(self.dtype))
-        return Reference(features=features, picture=picture, z=self.parts.motion_encoder(picture)[0])
+        latents = encode(vae, picture).to(self.dtype)
+        return Reference(
+            features=self.parts.reference_unet.features(latents),
+            picture=picture,
+            latents=latents,
+            z=self.parts.motion_encoder(picture)[0],
+        )
 
     def window(
         self,
@@ -185,11 +192,13 @@ class Renderer:
         branches = 2 if config.cfg > 1 else 1  # with motion, and without
         x = torch.stack([self._noise(window) for window in windows])  # [N, W, 4, h, w]
         z = torch.stack([window.z for window in windows]).to(self.device, self.dtype)  # [N, W, latent_dim]
-        keep = torch.tensor([1, 0][:branches], device=self.device)
         guess = torch.stack(
-            [self._guess(window.reference, own, keep) for window, own in zip(windows, z, strict=True)], dim=1
-        ).flatten(0, 1)  # [branches N, W, 4, h, w]: first all with motion, then all without
-        keep = keep.repeat_interleave(len(windows))
+            [self._guess(window.reference, own) for window, own in zip(windows, z, strict=True)]
+        )  # [N, W, 4, h, w]
+        if branches == 2:  # without motion the portrait stays as it is
+            still = torch.stack([window.reference.latents for window in windows])  # [N, 1, 4, h, w]
+            guess = torch.cat([guess, still.expand_as(guess)])  # first all with motion, then all without
+        keep = torch.tensor([1, 0][:branches], device=self.device).repeat_interleave(len(windows))
         z = z.repeat(branches, 1, 1)
         features = {
             name: torch.cat([window.reference.features[name] for window in windows] * branches)
@@ -285,14 +294,13 @@ class Renderer:
         ]
         return torch.stack(noise).to(self.device, self.dtype)
 
-    def _guess(self, reference: Reference, z: Tensor, keep: Tensor) -> Tensor:
-        """Latents of the portrait as motion latents [W, D] move it, or as it is: by branches, [B, W, 4, h, w]."""
-        change = (keep.to(z.dtype)[:, None, None] * (z - reference.z)).flatten(0, 1)  # [B W, D]
+    def _guess(self, reference: Reference, z: Tensor) -> Tensor:
+        """Latents of the portrait as motion latents [W, D] move it, [W, 4, h, w]."""
         parts = []
-        for some in change.split(_SLICE):
-            picture = reference.picture.expand(len(some), *reference.picture.shape[1:])
-            parts.append(encode(self.parts.vae, self.parts.unet.guess_motion(some, picture)).to(self.dtype))
-        return torch.cat(parts).unflatten(0, (len(keep), len(z)))
+        for change in (z - reference.z).split(_SLICE):
+            picture = reference.picture.expand(len(change), *reference.picture.shape[1:])
+            parts.append(encode(self.parts.vae, self.parts.unet.guess_motion(change, picture)))
+        return torch.cat(parts).to(self.dtype)
 
     def _decode(self, latents: Tensor, window: Window) -> np.ndarray:
         """[W, 4, h, w] to uint8 [W, S, S, 3], a few frames at a time."""
