@@ -14,17 +14,17 @@ setup: .venv/.ready  ## .venv with the exact versions of constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[platform,serving,landmarks,demo,dev]'
 	touch $@
 
-demo: setup      ## corpus, shards, a local Ray cluster, training on it, and what was learned: in demo/
+demo: setup      ## corpus, a local Ray cluster, both trainings on it, what was learned, portraits that speak: in demo/
 	$(BIN)/python jobs/demo.py
 
-stage1: setup    ## the renderer from nothing at 64 px, stage 2 on its latents, and portraits that speak: in demo/
-	$(BIN)/python jobs/portraits.py
+stage1: setup    ## the same with an hour of stage 1, on more people: in demo/hour/
+	$(BIN)/python jobs/demo.py --stage1 hour
 
-serve: demo/model/model_index.json  ## the page at http://127.0.0.1:8000/; makes the model of `make stage1` where it is not there
+serve: demo/model/model_index.json  ## the page at http://127.0.0.1:8000/; makes the model of `make demo` where it is not there
 	$(BIN)/xactor-serve
 
 demo/model/model_index.json: | setup
-	$(BIN)/python jobs/portraits.py
+	$(BIN)/python jobs/demo.py
 
 test: setup check ## style, types, rooms and all tests
 	$(BIN)/python -m pytest

@@ -1,67 +1,157 @@
-"""The demo, an executable table of contents: from nothing to a motion model that moves lips with speech.
+"""The demo, an executable table of contents: from nothing to portraits that speak.
 
-    python jobs/demo.py
+    python jobs/demo.py [--stage1 minutes|hour]
 
-Everything lands in demo/: the corpus, the run, the model, the report.
+A corpus, stage 1 on it, its latents of the corpus, stage 2 on them, what both have learned, and videos. Everything
+lands in demo/; with `--stage1 hour` in demo/hour/.
 """
 
+import itertools
+import json
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import _checkout
 
-from xactor_platform.cluster import local_cluster
+import numpy as np
+import tyro
+from PIL import Image
+
+from xactor.media import read_frames
+from xactor_platform.cluster import LocalCluster, local_cluster
+from xactor_platform.index import load_index
+from xactor_platform.render_report import sheet
 
 DEMO = _checkout.CHECKOUT / "demo"
-CORPUS, RUNS, REPORT = DEMO / "corpus", DEMO / "runs", DEMO / "report"
+# Of the preset `tiny`, which takes most of an hour, as many steps as minutes have room for.
+MINUTES = {"steps": 850, "vae-steps": 150, "motion-steps": 600, "frames-steps": 80}
+# An hour learns more of more people: nearly every clip has a face of its own.
+HOUR_CORPUS = {"minutes": 30, "identities": 144}
+# So long after random weights a renderer comes nearest to the truth in one step, blurred where it is unsure.
+RENDER = {"steps": 1, "cfg": 1.0}
+SHEET_COLUMNS = 8
 
 
-def main() -> None:
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """How long stage 1 trains: a few minutes, or most of an hour."""
+
+    stage1: Literal["minutes", "hour"] = "minutes"
+
+
+def main(args: Demo) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cluster ends with the demo
     started = time.monotonic()
-    if not (CORPUS / "shards" / "index.parquet").exists():
+    quick = args.stage1 == "minutes"
+    folder = DEMO if quick else DEMO / "hour"
+    corpus, latents, runs, report = (folder / name for name in ("corpus", "latents", "runs", "report"))
+    if not (corpus / "videos" / "index.parquet").exists():
         say("1. A corpus of talking clips with known ground truth, and its shards")
-        run("make_demo_corpus.py", "--output", str(CORPUS))
-    say("2. A local Ray cluster, and the training job submitted to it: 2 ranks of ZeRO-2")
+        run("make_demo_corpus.py", "--output", str(corpus), *options("", {} if quick else HOUR_CORPUS))
     with local_cluster(cpus=2, log=DEMO / "ray.log") as cluster:
-        arguments = [
-            "--data.shards",
-            str(CORPUS / "shards"),
-            "--run.storage",
-            str(RUNS),
-            "--run.name",
-            "demo",
-        ]
-        code = cluster.submit(
-            ["python", "jobs/train_stage2.py", "tiny", *arguments], working_dir=_checkout.CHECKOUT
+        say("2. A local Ray cluster, and stage 1 submitted to it: the motion encoder and the renderer")
+        submit(
+            cluster,
+            *("train_stage1.py", "tiny", "--data.shards", str(corpus / "videos")),
+            *("--run.storage", str(runs), "--run.name", "stage1"),
+            *options("train", MINUTES if quick else {}),
         )
-    if code:
-        sys.exit(f"the training job failed with exit code {code}; Ray's log: {DEMO / 'ray.log'}")
-    say("3. What was learned, on a held-out person and held-out speech")
+        say("3. The corpus as that encoder's motion latents")
+        export = str(runs / "stage1" / "export")
+        submit(
+            cluster,
+            *("precompute.py", "--videos", str(corpus / "videos")),
+            *("--model", export, "--output", str(latents / "shards")),
+        )
+        say("4. Stage 2 on them: the motion model, 2 ranks of ZeRO-2")
+        submit(
+            cluster,
+            *("train_stage2.py", "tiny", "--data.shards", str(latents / "shards")),
+            *("--run.storage", str(runs), "--run.name", "stage2"),
+        )
+    say("5. What both have learned, on held-out people and held-out speech")
+    run(
+        "report_render.py",
+        *("--model", export, "--videos", str(corpus / "videos"), "--output", str(report / "render")),
+        *options("render", RENDER),
+    )
     run(
         "report_motion.py",
-        *("--run", str(RUNS / "demo"), "--shards", str(CORPUS / "shards"), "--output", str(REPORT)),
-        *("--sampling.steps", "20"),
+        *("--run", str(runs / "stage2"), "--shards", str(latents / "shards")),
+        *("--output", str(report / "motion"), "--sampling.steps", "20"),
     )
-    minutes = (time.monotonic() - started) / 60
-    say(f"Done in {minutes:.1f} minutes")
-    print(f"corpus  {CORPUS}/clips (mp4), {CORPUS}/shards\nrun     {RUNS}/demo (metrics.jsonl, checkpoints)")
-    print(f"model   {RUNS}/demo/export\nplots   {REPORT}/loss.png, {REPORT}/lips.png")
+    say("6. A drawn person and a real photograph, neither ever trained on, speak held-out speech")
+    shown = speak(folder)
+    sheet(shown).save(report / "acting.png")
+    say(f"Done in {(time.monotonic() - started) / 60:.1f} minutes")
+    print(f"videos  {folder}/videos/*.mp4\nplots   {report}: acting.png, render/faces.png, motion/lips.png")
+    print(f"corpus  {corpus}/clips (mp4); runs {runs}/stage1, {runs}/stage2 (metrics.jsonl, checkpoints)")
+    print(f"model   {folder}/model (xactor animate --model ..., make serve)")
+
+
+def speak(folder: Path) -> list[list[np.ndarray]]:
+    """A video of each held-out person; rows of pictures, a person's true clip and the video by turns."""
+    corpus, model, videos = (folder / name for name in ("corpus", "model", "videos"))
+    if not model.exists():
+        exports = {f"--stage{n}": str(folder / f"runs/stage{n}/export") for n in (1, 2)}
+        xactor("assemble", *itertools.chain(*exports.items()), "--output", str(model))
+    videos.mkdir(exist_ok=True)
+    held_out = load_index(str(corpus / "videos")).held_out()
+    clips: dict[str, Path] = {}
+    for row in np.argsort(held_out.frames, kind="stable"):  # of each person the shortest
+        clips.setdefault(str(held_out.speaker[row]), corpus / "clips" / "test" / f"{held_out.key[row]}.mp4")
+    items = []
+    for speaker, clip in clips.items():
+        Image.fromarray(next(read_frames(clip))).save(videos / f"{speaker}.png")
+        paths = {"image": videos / f"{speaker}.png", "audio": clip, "output": videos / f"{speaker}.mp4"}
+        items.append({name: str(path) for name, path in paths.items()})
+    (videos / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    rendering = {f"render-{name}": value for name, value in RENDER.items()}
+    chosen = ("--input", str(videos / "items.jsonl"), *options("", {"motion-steps": 20, **rendering}))
+    xactor("animate", "--model", str(model), *chosen)
+    rows = []
+    for speaker, clip in clips.items():
+        for video in (clip, videos / f"{speaker}.mp4"):
+            frames = list(read_frames(video))
+            rows.append([frames[n] for n in np.linspace(0, len(frames) - 1, SHEET_COLUMNS).astype(int)])
+    return rows
 
 
 def say(line: str) -> None:
     print(f"\n== {line}", flush=True)
 
 
-def run(job: str, *arguments: str) -> None:
-    code = subprocess.run(
-        [sys.executable, str(_checkout.CHECKOUT / "jobs" / job), *arguments], check=False
-    ).returncode
+def options(of: str, values: Mapping[str, float]) -> list[str]:
+    """On a command line, those of a part of its configuration."""
+    prefix = f"--{of}." if of else "--"
+    return [word for name, value in values.items() for word in (f"{prefix}{name}", str(value))]
+
+
+def submit(cluster: LocalCluster, job: str, *arguments: str) -> None:
+    code = cluster.submit(["python", f"jobs/{job}", *arguments], working_dir=_checkout.CHECKOUT)
     if code:
-        sys.exit(f"jobs/{job} failed with exit code {code}")
+        sys.exit(f"the job jobs/{job} failed with exit code {code}; Ray's log: {DEMO / 'ray.log'}")
+
+
+def run(job: str, *arguments: str) -> None:
+    _run(f"jobs/{job}", str(_checkout.CHECKOUT / "jobs" / job), *arguments)
+
+
+def xactor(*arguments: str) -> None:
+    _run("xactor", "-m", "xactor.cli", *arguments)
+
+
+def _run(name: str, *arguments: str) -> None:
+    code = subprocess.run([sys.executable, *arguments], check=False, cwd=_checkout.CHECKOUT).returncode
+    if code:
+        sys.exit(f"{name} failed with exit code {code}")
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Demo))

@@ -1,7 +1,7 @@
 """Report what a trained motion model has learned, on held-out clips of the demo's kind.
 
     ray job submit --working-dir . -- python jobs/report_motion.py \\
-        --run /data/runs/demo --shards /data/shards --output /data/report
+        --run /data/runs/stage2 --shards /data/latents --output /data/report
 
 Also plain. Writes report.json, loss.png and lips.png; with --minutes 10 also drift.json and drift.png, of one rollout
 that long, and with --few-steps few_steps.json, of ways of sampling beside the default's 50 steps.
@@ -25,9 +25,9 @@ from xactor_platform.motion_report import report_motion
 class Args:
     """A run's folder, its shards, where to write, and how to sample."""
 
-    run: str = "demo/runs/demo"
-    shards: str = "demo/corpus/shards"
-    output: Path = Path("demo/report")
+    run: str = "demo/runs/stage2"
+    shards: str = "demo/latents/shards"
+    output: Path = Path("demo/report/motion")
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     seed: int = 0
     max_clips: int = 8

@@ -42,7 +42,7 @@ class ServeCommand:
             if not 0 <= getattr(self, name) <= 64:
                 raise ValueError(f"{name} must be within 0..64, got {getattr(self, name)}")
         if "://" not in self.model and not (Path(self.model) / "model_index.json").is_file():
-            hint = "; `make stage1` leaves one there" if self.model == str(DEMO_MODEL) else ""
+            hint = "; `make demo` leaves one there" if self.model == str(DEMO_MODEL) else ""
             raise ValueError(f"{self.model}: no model's folder (model_index.json is missing){hint}")
 
 

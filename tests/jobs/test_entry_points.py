@@ -21,9 +21,7 @@ def test_its_docstring_is_its_command(job):
     assert "_checkout" in names, first
 
 
-@pytest.mark.parametrize(
-    "job", [job for job in JOBS if job.stem not in ("demo", "portraits")], ids=lambda job: job.stem
-)
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
 def test_it_answers_help(job, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [job.name, "--help"])
     monkeypatch.setattr(sys, "path", [str(job.parent), *sys.path])

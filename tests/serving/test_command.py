@@ -18,7 +18,7 @@ from xactor_platform.cluster import free_port
     ("options", "says"),
     [
         ({"model": "nowhere"}, "nowhere: no model's folder"),
-        ({"model": "demo/model"}, "`make stage1` leaves one there"),
+        ({"model": "demo/model"}, "`make demo` leaves one there"),
         ({"port": 0}, "port must be within 1..65535, got 0"),
         ({"render_replicas": 65}, "render_replicas must be within 0..64, got 65"),
     ],

@@ -193,10 +193,11 @@ def tiny() -> Stage1Config:
     """
     return Stage1Config(
         scale=ScaleConfig(ranks=1, threads=2),
+        model=RendererConfig(encoder_channels=(24, 48, 96, 192)),
         train=Stage1TrainConfig(
-            steps=3950,
+            steps=4950,
             vae_steps=300,
-            motion_steps=3000,
+            motion_steps=4000,
             frames_steps=600,
             stills=4,
             vae_learning_rate=2e-3,
