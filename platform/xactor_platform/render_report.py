@@ -44,12 +44,14 @@ class Gain:
 class Latents:
     """What z holds, by linear maps fitted on half of the expressions and tried on the other half.
 
-    identity_accuracy, chance: of naming one of the drawn people. lips, head: R² of lip opening and of head rotation.
+    identity_accuracy, chance: of naming one of the drawn people. identity_of_change: by what z has changed since the
+        first expression, which is what moves a portrait. lips, head: R² of lip opening and of head rotation.
     expression_ratio: mean distance of one expression on two people over that of two expressions on one.
     """
 
     people: int
     identity_accuracy: float
+    identity_of_change: float
     chance: float
     lips: float
     head: float
@@ -75,7 +77,7 @@ class RenderReport:
             lines += [
                 f"Latents of {latents.people} people never seen, acting alike:",
                 f"  identity named by a linear probe           {latents.identity_accuracy:.2f}, "
-                f"by chance {latents.chance:.2f}",
+                f"of z's changes {latents.identity_of_change:.2f}, by chance {latents.chance:.2f}",
                 f"  R² of lip opening, head rotation           {latents.lips:.2f}, {latents.head:.2f}",
                 f"  one expression on two people over two expressions on one: {latents.expression_ratio:.2f}",
             ]
@@ -202,9 +204,7 @@ def probe_latents(renderer: Renderer, controls: np.ndarray) -> Latents:
     controls = np.concatenate([controls[::2], controls[1::2]])
     expressions, half = len(controls), (len(controls) + 1) // 2
     z = np.stack([_latents_of(renderer, person, controls) for person in people])  # [P, E, D]
-    known, asked = (part.reshape(-1, z.shape[-1]) for part in (z[:, :half], z[:, half:]))
-    votes = fit_linear(known, np.repeat(np.eye(len(people)), half, axis=0))(asked)
-    accuracy = float((votes.argmax(1) == np.repeat(np.arange(len(people)), expressions - half)).mean())
+    known, asked = _halves(z, half)
 
     wanted = np.column_stack([lip_opening(controls), controls[:, [INDEX[name] for name in HEAD]]])  # [E, 4]
     both = (np.tile(part, (len(people), 1)) for part in (wanted[:half], wanted[half:]))
@@ -217,12 +217,26 @@ def probe_latents(renderer: Renderer, controls: np.ndarray) -> Latents:
     within = np.linalg.norm(z - other, axis=-1).mean()
     return Latents(
         people=len(people),
-        identity_accuracy=accuracy,
+        identity_accuracy=_named(z, half),
+        identity_of_change=_named(z - z[:, :1], half),
         chance=1 / len(people),
         lips=float(r2[0]),
         head=float(r2[1:].mean()),
         expression_ratio=float(np.mean(across) / within),
     )
+
+
+def _halves(z: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray]:
+    """Latents [P, E, D] of P people as those to fit on and those to try, [P x half, D] and the rest."""
+    return z[:, :half].reshape(-1, z.shape[-1]), z[:, half:].reshape(-1, z.shape[-1])
+
+
+def _named(z: np.ndarray, half: int) -> float:
+    """How often a linear probe names whose latents [P, E, D] those of the second half are."""
+    known, asked = _halves(z, half)
+    people = np.arange(len(z))
+    votes = fit_linear(known, np.repeat(np.eye(len(z)), half, axis=0))(asked)
+    return float((votes.argmax(1) == np.repeat(people, z.shape[1] - half)).mean())
 
 
 def _latents_of(renderer: Renderer, person: Identity, controls: np.ndarray) -> np.ndarray:
