@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import _checkout
 
@@ -29,8 +29,14 @@ from xactor_platform.index import load_index
 from xactor_platform.render_report import sheet
 
 DEMO = _checkout.CHECKOUT / "demo"
-# Of the preset `tiny`, which takes most of an hour, as many steps as minutes have room for.
-MINUTES = {"steps": 850, "vae-steps": 150, "motion-steps": 600, "frames-steps": 80}
+# What minutes have room for of the preset `tiny`, which takes most of an hour.
+MINUTES = {
+    "model.encoder-channels": (16, 32, 64, 128),
+    "train.steps": 536,
+    "train.vae-steps": 100,
+    "train.motion-steps": 400,
+    "train.frames-steps": 30,
+}
 # An hour learns more of more people: nearly every clip has a face of its own.
 HOUR_CORPUS = {"minutes": 30, "identities": 144}
 # So long after random weights a renderer comes nearest to the truth in one step, blurred where it is unsure.
@@ -53,14 +59,14 @@ def main(args: Demo) -> None:
     corpus, latents, runs, report = (folder / name for name in ("corpus", "latents", "runs", "report"))
     if not (corpus / "videos" / "index.parquet").exists():
         say("1. A corpus of talking clips with known ground truth, and its shards")
-        run("make_demo_corpus.py", "--output", str(corpus), *options("", {} if quick else HOUR_CORPUS))
+        run("make_demo_corpus.py", "--output", str(corpus), *options({} if quick else HOUR_CORPUS))
     with local_cluster(cpus=2, log=DEMO / "ray.log") as cluster:
         say("2. A local Ray cluster, and stage 1 submitted to it: the motion encoder and the renderer")
         submit(
             cluster,
             *("train_stage1.py", "tiny", "--data.shards", str(corpus / "videos")),
             *("--run.storage", str(runs), "--run.name", "stage1"),
-            *options("train", MINUTES if quick else {}),
+            *options(MINUTES if quick else {}),
         )
         say("3. The corpus as that encoder's motion latents")
         export = str(runs / "stage1" / "export")
@@ -79,7 +85,7 @@ def main(args: Demo) -> None:
     run(
         "report_render.py",
         *("--model", export, "--videos", str(corpus / "videos"), "--output", str(report / "render")),
-        *options("render", RENDER),
+        *options({f"render.{name}": value for name, value in RENDER.items()}),
     )
     run(
         "report_motion.py",
@@ -113,7 +119,7 @@ def speak(folder: Path) -> list[list[np.ndarray]]:
         items.append({name: str(path) for name, path in paths.items()})
     (videos / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     rendering = {f"render-{name}": value for name, value in RENDER.items()}
-    chosen = ("--input", str(videos / "items.jsonl"), *options("", {"motion-steps": 20, **rendering}))
+    chosen = ("--input", str(videos / "items.jsonl"), *options({"motion-steps": 20, **rendering}))
     xactor("animate", "--model", str(model), *chosen)
     rows = []
     for speaker, clip in clips.items():
@@ -127,10 +133,12 @@ def say(line: str) -> None:
     print(f"\n== {line}", flush=True)
 
 
-def options(of: str, values: Mapping[str, float]) -> list[str]:
-    """On a command line, those of a part of its configuration."""
-    prefix = f"--{of}." if of else "--"
-    return [word for name, value in values.items() for word in (f"{prefix}{name}", str(value))]
+def options(values: Mapping[str, Any]) -> list[str]:
+    """On a command line."""
+    words = []
+    for name, value in values.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return words
 
 
 def submit(cluster: LocalCluster, job: str, *arguments: str) -> None:
