@@ -126,6 +126,15 @@ def test_what_does_not_move_is_guessed_as_it_is(renderer, portrait):
     torch.testing.assert_close(guess, reference.latents.expand_as(guess), rtol=1e-4, atol=1e-4)
 
 
+def test_a_place_is_told_apart_in_bf16():
+    """At 512 px bf16 is half a pixel off at the picture's edges; what stays must stay there too."""
+    unet = small_parts().unet.to(torch.bfloat16)
+    picture = torch.randn(1, 3, 512, 512, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    with torch.no_grad():
+        still = unet.guess_motion(torch.zeros(1, 32, dtype=torch.bfloat16), picture)
+    torch.testing.assert_close(still, picture, rtol=0.02, atol=0.02)
+
+
 def test_motion_time_and_reference_are_heard(renderer, portrait, z):
     reference = renderer.reference(portrait)
 

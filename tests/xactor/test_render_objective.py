@@ -46,7 +46,10 @@ def test_a_phase_trains_its_own_group(objective, clips, phase):
         name: sum(p.grad is not None and bool(p.grad.any()) for p in group) for name, group in groups.items()
     }
     assert moved[phase] > 0.8 * len(groups[phase])
-    if phase != "temporal":
+    if phase == "temporal":
+        layers = [layer.proj_out.weight.grad for layer in objective.unet.temporal_layers()]
+        assert all(gradient is not None and gradient.any() for gradient in layers)
+    else:
         assert moved["temporal"] == 0
     if phase != "vae":
         assert moved["vae"] == 0

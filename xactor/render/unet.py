@@ -1,6 +1,8 @@
 """The renderer's UNet: SD1.5's with temporal layers, motion cross-attention and the reference in its self-attention."""
 
 import math
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -174,10 +176,12 @@ class RendererUNet(UNetMotionModel):
             places.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3) / 4
         )  # [N, 5, side * 4, side * 4]
         places = F.interpolate(places, pictures.shape[-2:], mode="bilinear", align_corners=False)
-        still = torch.eye(2, 3, device=change.device, dtype=change.dtype).expand(len(change), 2, 3)
+        # Where a pixel is takes more than bf16 can tell: it would be up to half of one away.
+        still = torch.eye(2, 3, device=change.device).expand(len(change), 2, 3)
         own = F.affine_grid(still, list(pictures.shape), align_corners=False)
-        way = own + places[:, :2].movedim(1, -1) / 4
-        return F.grid_sample(pictures, way, padding_mode="border", align_corners=False) + places[:, 2:]
+        way = own + places[:, :2].movedim(1, -1).float() / 4
+        moved = F.grid_sample(pictures.float(), way, padding_mode="border", align_corners=False)
+        return moved.to(pictures.dtype) + places[:, 2:]
 
     def thumbnails(self, pictures: Tensor) -> Tensor:
         """Pictures [N, 3, S, S] made so small that two pixels a side are a place of `guess_motion`."""
@@ -208,17 +212,39 @@ class _FramesAndGuess(nn.Conv2d):
 class _TemporalLayer(AnimateDiffTransformer3D):
     """AnimateDiff's, which a single frame passes by: it has no time, and the first phase trains without them."""
 
-    def forward(self, hidden_states: Tensor, *args, num_frames: int = 1, **kwargs) -> Tensor:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Any = None,
+        timestep: Any = None,
+        class_labels: Any = None,
+        num_frames: int = 1,  # the middle block gives it by its place
+        cross_attention_kwargs: dict[str, Any] | None = None,
+    ) -> Tensor:
         if num_frames == 1:
             return hidden_states
-        with sdpa_kernel(_FOR_SHORT, set_priority=True):
-            return super().forward(hidden_states, *args, num_frames=num_frames, **kwargs)
+        # The order is the process's: a thread beside this one may see it, which costs it time at most.
+        ordered = sdpa_kernel(_FOR_SHORT, set_priority=True) if hidden_states.is_cuda else nullcontext()
+        with ordered:
+            return super().forward(
+                hidden_states,
+                encoder_hidden_states,
+                timestep,
+                class_labels,
+                num_frames,
+                cross_attention_kwargs,
+            )
 
 
 class _Gate(GEGLU):
-    """diffusers' by two products, so that what is multiplied lies in one piece: a GPU is slow over halves of rows."""
+    """diffusers' by two products, so that what is multiplied lies in one piece: a GPU is slow over halves of rows.
+
+    A projection that something was put into, such as an adapter, is called as it is.
+    """
 
     def forward(self, hidden_states: Tensor, *args, **kwargs) -> Tensor:
+        if type(self.proj) is not nn.Linear:
+            return super().forward(hidden_states, *args, **kwargs)
         halves = zip(self.proj.weight.chunk(2), self.proj.bias.chunk(2), strict=True)
         value, gate = (F.linear(hidden_states, weight, bias) for weight, bias in halves)
         return value * F.gelu(gate)
