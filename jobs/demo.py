@@ -6,8 +6,8 @@ A corpus, stage 1 on it, its latents of the corpus, stage 2 on them, what both h
 lands in demo/; with `--stage1 hour` in demo/hour/.
 """
 
-import itertools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,27 +60,19 @@ def main(args: Demo) -> None:
     if not (corpus / "videos" / "index.parquet").exists():
         say("1. A corpus of talking clips with known ground truth, and its shards")
         run("make_demo_corpus.py", "--output", str(corpus), *options({} if quick else HOUR_CORPUS))
-    with local_cluster(cpus=2, log=DEMO / "ray.log") as cluster:
+    with local_cluster(cpus=2, log=folder / "ray.log") as cluster:
         say("2. A local Ray cluster, and stage 1 submitted to it: the motion encoder and the renderer")
-        submit(
-            cluster,
-            *("train_stage1.py", "tiny", "--data.shards", str(corpus / "videos")),
-            *("--run.storage", str(runs), "--run.name", "stage1"),
-            *options(MINUTES if quick else {}),
-        )
+        train(cluster, folder, 1, corpus / "videos", options(MINUTES if quick else {}))
         say("3. The corpus as that encoder's motion latents")
         export = str(runs / "stage1" / "export")
         submit(
             cluster,
+            folder,
             *("precompute.py", "--videos", str(corpus / "videos")),
             *("--model", export, "--output", str(latents / "shards")),
         )
         say("4. Stage 2 on them: the motion model, 2 ranks of ZeRO-2")
-        submit(
-            cluster,
-            *("train_stage2.py", "tiny", "--data.shards", str(latents / "shards")),
-            *("--run.storage", str(runs), "--run.name", "stage2"),
-        )
+        train(cluster, folder, 2, latents / "shards", [])
     say("5. What both have learned, on held-out people and held-out speech")
     run(
         "report_render.py",
@@ -104,9 +96,14 @@ def main(args: Demo) -> None:
 def speak(folder: Path) -> list[list[np.ndarray]]:
     """A video of each held-out person; rows of pictures, a person's true clip and the video by turns."""
     corpus, model, videos = (folder / name for name in ("corpus", "model", "videos"))
-    if not model.exists():
-        exports = {f"--stage{n}": str(folder / f"runs/stage{n}/export") for n in (1, 2)}
-        xactor("assemble", *itertools.chain(*exports.items()), "--output", str(model))
+    if model.exists():  # of other trainings, perhaps
+        shutil.rmtree(model)
+    xactor(
+        "assemble",
+        *options({f"stage{n}": folder / f"runs/stage{n}/export" for n in (1, 2)}),
+        "--output",
+        str(model),
+    )
     videos.mkdir(exist_ok=True)
     held_out = load_index(str(corpus / "videos")).held_out()
     clips: dict[str, Path] = {}
@@ -141,10 +138,21 @@ def options(values: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def submit(cluster: LocalCluster, job: str, *arguments: str) -> None:
+def train(cluster: LocalCluster, folder: Path, stage: int, shards: Path, chosen: list[str]) -> None:
+    storage, name = folder / "runs", f"stage{stage}"
+    where = ("--data.shards", str(shards), "--run.storage", str(storage), "--run.name", name)
+    submit(cluster, folder, f"train_{name}.py", "tiny", *where, *chosen)
+    if not (storage / name / "export").exists():
+        sys.exit(f"{storage / name} was stopped; the same command goes on with it")
+
+
+def submit(cluster: LocalCluster, folder: Path, job: str, *arguments: str) -> None:
     code = cluster.submit(["python", f"jobs/{job}", *arguments], working_dir=_checkout.CHECKOUT)
     if code:
-        sys.exit(f"the job jobs/{job} failed with exit code {code}; Ray's log: {DEMO / 'ray.log'}")
+        sys.exit(
+            f"the job jobs/{job} failed with exit code {code}; Ray's log: {folder / 'ray.log'}. "
+            f"To start anew remove {folder / 'runs'} and {folder / 'latents'}"
+        )
 
 
 def run(job: str, *arguments: str) -> None:

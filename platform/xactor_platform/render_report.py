@@ -44,8 +44,9 @@ class Gain:
 class Latents:
     """What z holds, by linear maps fitted on half of the expressions and tried on the other half.
 
-    identity_accuracy, chance: of naming one of the drawn people. identity_of_change: by what z has changed since the
-        first expression, which is what moves a portrait. lips, head: R² of lip opening and of head rotation.
+    identity_accuracy, chance: of naming one of the drawn people. lips, head: R² of lip opening and of head rotation.
+    identity_of_change: of naming one by what z has changed since the first expression, which is what moves a
+        portrait. That one frame's own deviation is in all of them.
     expression_ratio: mean distance of one expression on two people over that of two expressions on one.
     """
 

@@ -51,7 +51,8 @@ def test_a_report_of_held_out_people(tmp_path):
     latents = report.latents
     assert latents is not None
     assert (latents.people, latents.chance) == (8, 1 / 8)
-    assert 0 <= latents.identity_of_change <= latents.identity_accuracy <= 1
+    assert 0 <= latents.identity_of_change <= 1
+    assert 0 <= latents.identity_accuracy <= 1
     assert "of z's changes" in report.table()
     written = json.loads((tmp_path / "report" / "report.json").read_text())
     assert written["latents"]["identity_of_change"] == latents.identity_of_change
