@@ -29,7 +29,7 @@ from xactor_platform.index import load_index
 from xactor_platform.render_report import sheet
 
 DEMO = _checkout.CHECKOUT / "demo"
-# What minutes have room for of the preset `tiny`, which takes most of an hour.
+# What minutes have room for of the preset `tiny`, which takes over an hour.
 MINUTES = {
     "model.encoder-channels": (16, 32, 64, 128),
     "train.steps": 536,
@@ -41,12 +41,13 @@ MINUTES = {
 HOUR_CORPUS = {"minutes": 30, "identities": 144}
 # So long after random weights a renderer comes nearest to the truth in one step, blurred where it is unsure.
 RENDER = {"steps": 1, "cfg": 1.0}
+MOTION_STEPS = 20
 SHEET_COLUMNS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """How long stage 1 trains: a few minutes, or most of an hour."""
+    """How long stage 1 trains: a few minutes, or about an hour."""
 
     stage1: Literal["minutes", "hour"] = "minutes"
 
@@ -59,30 +60,30 @@ def main(args: Demo) -> None:
     corpus, latents, runs, report = (folder / name for name in ("corpus", "latents", "runs", "report"))
     if not (corpus / "videos" / "index.parquet").exists():
         say("1. A corpus of talking clips with known ground truth, and its shards")
-        run("make_demo_corpus.py", "--output", str(corpus), *options({} if quick else HOUR_CORPUS))
+        run("make_demo_corpus.py", {"output": corpus, **({} if quick else HOUR_CORPUS)})
     with local_cluster(cpus=2, log=folder / "ray.log") as cluster:
         say("2. A local Ray cluster, and stage 1 submitted to it: the motion encoder and the renderer")
-        train(cluster, folder, 1, corpus / "videos", options(MINUTES if quick else {}))
+        train(cluster, folder, "stage1", {"data.shards": corpus / "videos", **(MINUTES if quick else {})})
         say("3. The corpus as that encoder's motion latents")
-        export = str(runs / "stage1" / "export")
-        submit(
-            cluster,
-            folder,
-            *("precompute.py", "--videos", str(corpus / "videos")),
-            *("--model", export, "--output", str(latents / "shards")),
-        )
+        export = runs / "stage1" / "export"
+        encoding = {"videos": corpus / "videos", "model": export, "output": latents / "shards"}
+        submit(cluster, folder, "precompute.py", encoding)
         say("4. Stage 2 on them: the motion model, 2 ranks of ZeRO-2")
-        train(cluster, folder, 2, latents / "shards", [])
+        train(cluster, folder, "stage2", {"data.shards": latents / "shards"})
     say("5. What both have learned, on held-out people and held-out speech")
+    rendering = {f"render.{name}": value for name, value in RENDER.items()}
     run(
         "report_render.py",
-        *("--model", export, "--videos", str(corpus / "videos"), "--output", str(report / "render")),
-        *options({f"render.{name}": value for name, value in RENDER.items()}),
+        {"model": export, "videos": corpus / "videos", "output": report / "render", **rendering},
     )
     run(
         "report_motion.py",
-        *("--run", str(runs / "stage2"), "--shards", str(latents / "shards")),
-        *("--output", str(report / "motion"), "--sampling.steps", "20"),
+        {
+            "run": runs / "stage2",
+            "shards": latents / "shards",
+            "output": report / "motion",
+            "sampling.steps": MOTION_STEPS,
+        },
     )
     say("6. A drawn person and a real photograph, neither ever trained on, speak held-out speech")
     shown = speak(folder)
@@ -98,12 +99,8 @@ def speak(folder: Path) -> list[list[np.ndarray]]:
     corpus, model, videos = (folder / name for name in ("corpus", "model", "videos"))
     if model.exists():  # of other trainings, perhaps
         shutil.rmtree(model)
-    xactor(
-        "assemble",
-        *options({f"stage{n}": folder / f"runs/stage{n}/export" for n in (1, 2)}),
-        "--output",
-        str(model),
-    )
+    exports = {f"stage{n}": folder / f"runs/stage{n}/export" for n in (1, 2)}
+    xactor("assemble", {**exports, "output": model})
     videos.mkdir(exist_ok=True)
     held_out = load_index(str(corpus / "videos")).held_out()
     clips: dict[str, Path] = {}
@@ -116,8 +113,8 @@ def speak(folder: Path) -> list[list[np.ndarray]]:
         items.append({name: str(path) for name, path in paths.items()})
     (videos / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     rendering = {f"render-{name}": value for name, value in RENDER.items()}
-    chosen = ("--input", str(videos / "items.jsonl"), *options({"motion-steps": 20, **rendering}))
-    xactor("animate", "--model", str(model), *chosen)
+    making = {"input": videos / "items.jsonl", "motion-steps": MOTION_STEPS, **rendering}
+    xactor("animate", {"model": model, **making})
     rows = []
     for speaker, clip in clips.items():
         for video in (clip, videos / f"{speaker}.mp4"):
@@ -130,24 +127,16 @@ def say(line: str) -> None:
     print(f"\n== {line}", flush=True)
 
 
-def options(values: Mapping[str, Any]) -> list[str]:
-    """On a command line."""
-    words = []
-    for name, value in values.items():
-        words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
-    return words
+def train(cluster: LocalCluster, folder: Path, stage: str, options: Mapping[str, Any]) -> None:
+    """The preset `tiny`, changed by options."""
+    storage = folder / "runs"
+    submit(cluster, folder, f"train_{stage}.py tiny", {"run.storage": storage, "run.name": stage, **options})
+    if not (storage / stage / "export").exists():
+        sys.exit(f"{storage / stage} was stopped; the same command goes on with it")
 
 
-def train(cluster: LocalCluster, folder: Path, stage: int, shards: Path, chosen: list[str]) -> None:
-    storage, name = folder / "runs", f"stage{stage}"
-    where = ("--data.shards", str(shards), "--run.storage", str(storage), "--run.name", name)
-    submit(cluster, folder, f"train_{name}.py", "tiny", *where, *chosen)
-    if not (storage / name / "export").exists():
-        sys.exit(f"{storage / name} was stopped; the same command goes on with it")
-
-
-def submit(cluster: LocalCluster, folder: Path, job: str, *arguments: str) -> None:
-    code = cluster.submit(["python", f"jobs/{job}", *arguments], working_dir=_checkout.CHECKOUT)
+def submit(cluster: LocalCluster, folder: Path, job: str, options: Mapping[str, Any]) -> None:
+    code = cluster.submit(["python", *f"jobs/{job}".split(), *words(options)], working_dir=_checkout.CHECKOUT)
     if code:
         sys.exit(
             f"the job jobs/{job} failed with exit code {code}; Ray's log: {folder / 'ray.log'}. "
@@ -155,18 +144,26 @@ def submit(cluster: LocalCluster, folder: Path, job: str, *arguments: str) -> No
         )
 
 
-def run(job: str, *arguments: str) -> None:
-    _run(f"jobs/{job}", str(_checkout.CHECKOUT / "jobs" / job), *arguments)
+def run(job: str, options: Mapping[str, Any]) -> None:
+    _run(f"jobs/{job}", str(_checkout.CHECKOUT / "jobs" / job), *words(options))
 
 
-def xactor(*arguments: str) -> None:
-    _run("xactor", "-m", "xactor.cli", *arguments)
+def xactor(command: str, options: Mapping[str, Any]) -> None:
+    _run(f"xactor {command}", "-m", "xactor.cli", command, *words(options))
 
 
 def _run(name: str, *arguments: str) -> None:
     code = subprocess.run([sys.executable, *arguments], check=False, cwd=_checkout.CHECKOUT).returncode
     if code:
         sys.exit(f"{name} failed with exit code {code}")
+
+
+def words(options: Mapping[str, Any]) -> list[str]:
+    """Options as a command line has them."""
+    found = []
+    for name, value in options.items():
+        found += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return found
 
 
 if __name__ == "__main__":

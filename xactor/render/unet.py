@@ -24,7 +24,7 @@ from xactor.render.attention import (
 _CELL = 4  # places that a motion token stands for, a side
 _SAYS = 5  # numbers of each place: the way that it came, x and y, and the change of its colour
 _THUMBNAIL = 2  # pixels of a thumbnail a place, a side
-# Attention over few frames and many places: on an H200 the first takes half of the second's time over 8192 x 16.
+# Attention over few frames of many places, by preference: flash's tiles are many times as long as such a sequence.
 _FOR_SHORT = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
