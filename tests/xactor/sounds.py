@@ -36,3 +36,10 @@ def write_sound(
                 container.mux(stream.encode(block))
         container.mux(stream.encode(None))
     return path
+
+
+def sound(frames: int, seed: int = 1) -> np.ndarray:
+    """Noise whose loudness changes all the time: float32 [640 frames]."""
+    generator = np.random.default_rng(seed)
+    loudness = np.repeat(generator.uniform(0.01, 0.3, 4 * frames), 160)
+    return (loudness * generator.standard_normal(640 * frames)).astype(np.float32)

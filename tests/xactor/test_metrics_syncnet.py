@@ -1,6 +1,5 @@
-"""SyncNet: the published layout, the reference's cepstra, offsets with the right sign, and streams equal to wholes."""
+"""SyncNet: the published layout, offsets with the right sign, streams equal to wholes, and the self-check."""
 
-import math
 import os
 import sys
 import types
@@ -8,72 +7,17 @@ import types
 import numpy as np
 import pytest
 import torch
-from sounds import voice
+from published_syncnet import LAYERS, NORMS, published_state
+from sounds import sound
 from torch import nn
 from torch.nn.functional import pad, pairwise_distance
 
 from xactor.cli import main
-from xactor.faces import MARGIN, CropBox
 from xactor.media import write_video
-from xactor.metrics.mfcc import mfcc, row_count
+from xactor.metrics.mfcc import mfcc
 from xactor.metrics.sync import MOST_SHIFT, cepstra_windows, frames_to_model, sync
-from xactor.metrics.sync_crop import face_in_crop, steady_boxes, sync_crop
 from xactor.metrics.syncnet import SyncNet, SyncNetConfig, load_published, small_config
 from xactor.metrics.syncnet_selfcheck import Figure, as_the_reference_reads
-
-# The reference's, layer by layer: what has a bias and, of the batch normalisations, running statistics.
-LAYERS = {
-    "netcnnaud.0": [64, 1, 3, 3],
-    "netcnnaud.4": [192, 64, 3, 3],
-    "netcnnaud.8": [384, 192, 3, 3],
-    "netcnnaud.11": [256, 384, 3, 3],
-    "netcnnaud.14": [256, 256, 3, 3],
-    "netcnnaud.18": [512, 256, 5, 4],
-    "netfcaud.0": [512, 512],
-    "netfcaud.3": [1024, 512],
-    "netcnnlip.0": [96, 3, 5, 7, 7],
-    "netcnnlip.4": [256, 96, 1, 5, 5],
-    "netcnnlip.8": [256, 256, 1, 3, 3],
-    "netcnnlip.11": [256, 256, 1, 3, 3],
-    "netcnnlip.14": [256, 256, 1, 3, 3],
-    "netcnnlip.18": [512, 256, 1, 6, 6],
-    "netfclip.0": [512, 512],
-    "netfclip.3": [1024, 512],
-}
-NORMS = {
-    "netcnnaud.1": 64,
-    "netcnnaud.5": 192,
-    "netcnnaud.9": 384,
-    "netcnnaud.12": 256,
-    "netcnnaud.15": 256,
-    "netcnnaud.19": 512,
-    "netfcaud.1": 512,
-    "netcnnlip.1": 96,
-    "netcnnlip.5": 256,
-    "netcnnlip.9": 256,
-    "netcnnlip.12": 256,
-    "netcnnlip.15": 256,
-    "netcnnlip.19": 512,
-    "netfclip.1": 512,
-}
-
-
-def published_state() -> dict[str, torch.Tensor]:
-    """Random tensors of the published names and shapes, as a file older than batch counts has them."""
-    generator = torch.Generator().manual_seed(0)
-    state = {}
-    for name, shape in LAYERS.items():
-        fan_in = math.prod(shape[1:])
-        state[f"{name}.weight"] = torch.randn(shape, generator=generator) * (2 / fan_in) ** 0.5
-        state[f"{name}.bias"] = torch.zeros(shape[0])
-    for name, width in NORMS.items():
-        state |= {
-            f"{name}.weight": torch.ones(width),
-            f"{name}.bias": torch.zeros(width),
-            f"{name}.running_mean": torch.zeros(width),
-            f"{name}.running_var": torch.ones(width),
-        }
-    return state
 
 
 @pytest.fixture(scope="session")
@@ -101,13 +45,6 @@ def crops(frames: int, seed: int = 0, side: int = 64) -> np.ndarray:
     """Patches whose colours change from frame to frame: uint8 [frames, side, side, 3]."""
     patches = np.random.default_rng(seed).integers(0, 256, (frames, 8, 8, 3), dtype=np.uint8)
     return np.kron(patches, np.ones((1, side // 8, side // 8, 1), np.uint8))
-
-
-def sound(frames: int, seed: int = 1) -> np.ndarray:
-    """Noise whose loudness changes all the time: float32 [640 frames]."""
-    generator = np.random.default_rng(seed)
-    loudness = np.repeat(generator.uniform(0.01, 0.3, 4 * frames), 160)
-    return (loudness * generator.standard_normal(640 * frames)).astype(np.float32)
 
 
 # --- the network and its files
@@ -257,64 +194,6 @@ def test_sizes_that_cannot_be_are_refused(sizes, reason):
         SyncNetConfig(**sizes)
 
 
-# --- cepstra
-
-
-def cepstra_by_definition(pcm: np.ndarray, row: int) -> np.ndarray:
-    """One row, term by term from the formulas: windows of 25 ms, a plain Fourier sum, triangles, a plain cosine sum."""
-    sharp = [pcm[n] - 0.97 * pcm[n - 1] if n else pcm[0] for n in range(160 * row, 160 * row + 400)]
-    n = np.arange(400)
-    power = [abs(np.sum(sharp * np.exp(-2j * np.pi * k * n / 512))) ** 2 / 512 for k in range(257)]
-    mels = [i / 27 * 2595 * math.log10(1 + 8000 / 700) for i in range(28)]
-    edges = [math.floor(513 * 700 * (10 ** (mel / 2595) - 1) / 16000) for mel in mels]
-    logs = []
-    for low, middle, high in zip(edges[:-2], edges[1:-1], edges[2:], strict=True):
-        rising = sum(power[k] * (k - low) / (middle - low) for k in range(low, middle))
-        logs.append(
-            math.log(rising + sum(power[k] * (high - k) / (high - middle) for k in range(middle, high)))
-        )
-    cepstra = []
-    for c in range(13):
-        total = sum(value * math.cos(math.pi * c * (2 * j + 1) / 52) for j, value in enumerate(logs))
-        cepstra.append(total * math.sqrt(2 / 26) * (1 + 11 * math.sin(math.pi * c / 22)))
-    cepstra[0] = math.log(sum(power))
-    return np.array(cepstra)
-
-
-def test_cepstra_are_what_their_formulas_say():
-    samples = sound(4) + 0.3 * voice(0.16)
-    pcm = np.rint(samples * 32768).astype(np.float64)
-    made = mfcc(samples)
-    assert made.shape == (row_count(len(samples)), 13)
-    for row in (0, 7):
-        np.testing.assert_allclose(made[row], cepstra_by_definition(pcm, row), atol=1e-4)
-
-
-@pytest.mark.parametrize("samples", [1, 400, 401, 560, 561, 16_123])
-def test_cepstra_are_those_of_python_speech_features(samples):
-    theirs = pytest.importorskip("python_speech_features")
-    given = sound(26)[:samples].clip(-1, 1)
-    given[4000:9000] = 0  # silence: what is not there gets a logarithm too
-    pcm = np.rint(given * 32768).astype(np.int16)
-    np.testing.assert_allclose(mfcc(given), theirs.mfcc(pcm, 16_000), atol=1e-4)
-
-
-def test_cepstra_in_pieces_are_those_of_the_whole():
-    samples = sound(10)
-    whole = mfcc(samples)
-    pieces = [mfcc(samples, first, min(7, len(whole) - first)) for first in range(0, len(whole), 7)]
-    np.testing.assert_allclose(np.concatenate(pieces), whole, atol=1e-5)
-    windows = cepstra_windows(samples, 2, 3)
-    np.testing.assert_allclose(windows, [whole[4 * i : 4 * i + 20].T for i in (2, 3, 4)], atol=1e-5)
-
-
-def test_rows_that_are_not_there_are_refused():
-    with pytest.raises(ValueError, match=r"rows must be within 0..3, got 2 to 4"):
-        mfcc(np.ones(600, np.float32), 2, 2)
-    with pytest.raises(ValueError, match=r"samples must be mono \[N\] with N >= 1, got shape \[0\]"):
-        mfcc(np.zeros(0, np.float32))
-
-
 # --- the score
 
 
@@ -427,66 +306,6 @@ def test_scoring_leaves_the_model_as_it_was(small):
     small.eval()
     assert sync(small, crops(30), sound(30)) == trained
     assert all(torch.equal(before[name], value) for name, value in small.state_dict().items())
-
-
-# --- the crop
-
-
-def numbered(height: int, width: int) -> np.ndarray:
-    """A picture whose red is the column and whose green is the row."""
-    y, x = np.mgrid[:height, :width]
-    return np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8)
-
-
-def test_the_crop_has_the_references_margin():
-    # A face 80 wide and 100 high at (100, 90): half is 50, so 70 px to each side, 50 above and 90 below.
-    crop = sync_crop(numbered(200, 200), (60, 40, 140, 140), 140)
-    assert crop.shape == (140, 140, 3)
-    assert crop[0, 0].tolist() == [30, 40, 0]
-    assert crop[-1, -1].tolist() == [169, 179, 0]
-    assert sync_crop(numbered(200, 200), (60, 40, 140, 140)).shape == (224, 224, 3)
-
-
-def test_beyond_the_border_it_is_grey():
-    crop = sync_crop(numbered(120, 120), (0, 0, 100, 100), 140)
-    assert crop[0, 0].tolist() == [110, 110, 110]  # 20 px to the left of the picture
-    assert crop[0, 20].tolist() == [0, 0, 0]
-    assert crop[119, 139].tolist() == [119, 119, 0]
-    assert crop[120, 139].tolist() == [110, 110, 110]
-
-
-def test_our_own_crops_show_the_same(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
-    picture = np.kron(picture, np.ones((20, 20, 1), np.uint8))
-    face = (120.0, 110.0, 280.0, 270.0)
-    side = round(160 * MARGIN)
-    own = CropBox(left=200 - side // 2, top=190 - side // 2, side=side).cut(picture, 512)
-    direct = sync_crop(picture, face).astype(int)
-    through = sync_crop(own, face_in_crop(512)).astype(int)
-    # All but the lowest rows, which reach past our square; the blocks' edges are blurred otherwise.
-    assert np.median(np.abs(direct - through)[:210]) <= 1
-
-
-@pytest.mark.parametrize(
-    ("box", "reason"),
-    [
-        ((50, 50, 50, 90), "left < right"),
-        ((50, np.nan, 80, 90), "left < right"),
-        ((500, 500, 550, 550), "must meet the picture of 100x100 px"),
-    ],
-)
-def test_a_box_without_a_face_is_refused(box, reason):
-    with pytest.raises(ValueError, match=reason):
-        sync_crop(numbered(100, 100), box)
-
-
-def test_one_bad_detection_does_not_move_a_track():
-    boxes = np.tile([10.0, 20.0, 50.0, 80.0], (30, 1))
-    boxes[7] = [200, 200, 204, 204]
-    boxes[0] = [0, 0, 1, 1]
-    np.testing.assert_allclose(steady_boxes(boxes), np.tile([0, 20, 60, 80], (30, 1)))
-    with pytest.raises(ValueError, match=r"boxes must be \[T, 4\]"):
-        steady_boxes(np.zeros((0, 4)))
 
 
 # --- the self-check

@@ -94,3 +94,10 @@ def write_wav(path: Path, seconds: float, seed: int = 0) -> None:
         file.setsampwidth(2)
         file.setframerate(16_000)
         file.writeframes((3000 * noise).astype("<i2").tobytes())
+
+
+@pytest.fixture(scope="session")
+def talkers() -> tuple:
+    from talkers import Talker
+
+    return Talker(1, seed=1), Talker(0, seed=2)

@@ -1,0 +1,215 @@
+"""Curation's stages without Ray: sound beside pictures, shots, measures, names, and bounds on what strangers made."""
+
+import os
+import time
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xactor.media import read_audio, read_frames, write_video
+from xactor_platform.curation.config import Gates
+from xactor_platform.curation.cut import Cut
+from xactor_platform.curation.files import key_of, list_videos
+from xactor_platform.curation.guard import Bad, Guard
+from xactor_platform.curation.measures import blur, face_thumbnail, occluded, speech_db
+from xactor_platform.curation.parts import Parts
+from xactor_platform.curation.probe import look
+from xactor_platform.curation.scan import MOST_FRAMES, Scan, part, pieces_of, spans_of
+from xactor_platform.curation.shots import shot_starts
+from xactor_platform.curation.track import Track
+from xactor_platform.curation.work import Clip, Ended, Fate, Probed, Video
+from xactor_platform.curation.write import Write, split_of
+
+
+def through(video: Path, tmp_path: Path, **gates) -> tuple[Path, Fate]:
+    """The one clip of a video, by the stages' own work, without SyncNet."""
+    work = Video(key="k", name=video.name, uri=str(video), corpus="c", speaker="s")
+    facts = look(str(video), most_bytes=1 << 30, most_s=100, most_pixels=1 << 20)
+    probed = Probed(video=work, facts=facts)
+    (piece,) = pieces_of(probed, *Scan.make(most_s=100)((probed, None)))
+    (piece,) = Track.make()(piece)
+    most = {"least_crop_px": 64, "least_speech_db": 0, "most_blur": 1, "most_occluded": 1, **gates}
+    (piece,) = Cut.make(gates=Gates(**most), size_px=128)(piece)
+    (ended,) = Write.make(folder=str(tmp_path / "out"), held_out=0, seed=0)(piece)
+    (fate,) = ended.fates
+    return tmp_path / "out" / ".parts" / "k" / f"{fate.clip}.mp4", fate
+
+
+FLASHES = (0.52, 1.31, 2.07, 2.9)  # s
+
+
+@pytest.mark.parametrize("rate", ["25", "29.97", "50", "variable", "rotated"])
+def test_a_flash_and_a_beep_stay_together_within_half_a_frame(talkers, tmp_path, rate):
+    from talkers import write_timed
+
+    times = {
+        "25": [Fraction(n, 25) for n in range(90)],
+        "29.97": [Fraction(n * 1001, 30_000) for n in range(105)],
+        "50": [Fraction(n, 50) for n in range(180)],
+        "variable": [Fraction(n, 100) for n in range(360) if n % 7 in (0, 2, 3)],
+        "rotated": [Fraction(n, 25) for n in range(90)],
+    }[rate]
+    frames = np.repeat(talkers[1].frames[:1], len(times), axis=0)
+    sound = np.zeros(int(3.6 * 16_000), np.float32)
+    tone = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(2400) / 16_000)
+    lit = []
+    for flash in FLASHES:
+        shown = [n for n, time in enumerate(times) if flash <= time < flash + 0.15]
+        frames[shown, :24, :24] = 255
+        lit.append(float(times[shown[0]]))
+        at = round(lit[-1] * 16_000)
+        sound[at : at + len(tone)] = tone
+    frames[~np.isin(np.arange(len(times)), np.flatnonzero(frames[:, 0, 0].min(axis=1) == 255)), :24, :24] = 0
+    turned = np.rot90(frames, -1, axes=(1, 2)) if rate == "rotated" else frames
+    write_timed(tmp_path / "v.mp4", turned, times, sound, rotation=90 if rate == "rotated" else 0)
+    clip, fate = through(tmp_path / "v.mp4", tmp_path)
+    assert fate.status == "kept", fate
+    corner = np.array([picture[2:8, 2:8].mean() for picture in read_frames(clip)])
+    bright = corner > (corner.max() + corner.min()) / 2
+    seen = [n / 25 for n in range(1, len(bright)) if bright[n] and not bright[n - 1]]
+    heard_in = np.abs(read_audio(clip)).reshape(-1, 16).max(axis=1) > 0.2  # by the ms
+    heard = [n / 1000 for n in range(20, len(heard_in)) if heard_in[n] and not heard_in[n - 20 : n].any()]
+    assert len(seen) == len(heard) == len(FLASHES)
+    assert np.abs(np.array(seen) - heard).max() <= 0.020 + 0.002
+    assert np.abs(np.array(heard) - lit).max() <= 0.002 + 0.001
+
+
+@pytest.mark.parametrize(("missing", "frames"), [(0, 50), (201, 50), (401, 49), (1001, 48)])
+def test_sound_may_end_within_a_frame(talkers, tmp_path, missing, frames):
+    talker = talkers[0]
+    write_video(tmp_path / "v.mp4", talker.frames[:50], samples=talker.samples[: 50 * 640])
+    samples = talker.samples[: 50 * 640 - missing]
+    assert spans_of(tmp_path / "v.mp4", samples, (), 100) == [(0, frames)]
+
+
+def test_a_long_shot_is_parted_where_it_is_quiet():
+    loudness = np.ones(4000)
+    loudness[1980:1990] = 0
+    pieces = part(100, 3100, loudness)
+    assert pieces[0][0] == 100
+    assert pieces[-1][1] == 3100
+    assert all(a[1] == b[0] for a, b in zip(pieces, pieces[1:], strict=False))
+    assert all(0 < end - first <= MOST_FRAMES for first, end in pieces)
+    assert part(0, MOST_FRAMES, loudness) == [(0, MOST_FRAMES)]
+
+
+def test_shots_begin_at_cuts_and_not_at_flashes_or_gestures():
+    rng = np.random.default_rng(0)
+    scenes = [rng.integers(0, 255, (36, 64, 3)) for _ in range(3)]
+    frames = [scenes[0]] * 30 + [scenes[1]] * 40 + [scenes[2]] * 3 + [scenes[0]] * 30
+    moving = [np.clip(f + rng.integers(-4, 5, f.shape), 0, 255).astype(np.uint8) for f in frames]
+    moving[15] = np.full_like(moving[0], 255)  # a flash
+    for n in range(40, 60):  # a hand that comes up
+        moving[n] = moving[n].copy()
+        moving[n][36 - (n - 40) :, 20:40] = 120
+    moving[60:70] = [moving[59]] * 10
+    assert shot_starts(iter(moving)) == ([0, 30, 70, 73], 103)
+    assert shot_starts(iter([])) == ([], 0)
+
+
+@pytest.mark.parametrize("length", [8, 25, 50])
+def test_no_clip_holds_a_part_of_a_dissolve(length):
+    rng = np.random.default_rng(0)
+    before, after = (rng.integers(0, 255, (36, 64, 3)) for _ in range(2))
+    share = np.concatenate([np.zeros(60), np.arange(1, length + 1) / (length + 1), np.ones(60)])
+    frames = [before * (1 - part) + after * part for part in share]
+    noisy = (np.clip(frame + rng.integers(-4, 5, frame.shape), 0, 255).astype(np.uint8) for frame in frames)
+    starts, count = shot_starts(noisy)
+    long = [(a, b) for a, b in zip(starts, [*starts[1:], count], strict=True) if b - a >= 25]
+    assert len(long) == 2
+    for first, end in long:
+        assert len(set(share[first:end].round())) == 1
+        assert np.abs(share[first:end] - share[first:end].round()).max() < 0.2  # seen by nobody
+        assert end - first >= 40  # little else is lost
+
+
+def test_the_measures_tell_bad_from_good(talkers):
+    import cv2
+
+    face = talkers[1].frames[0]
+    soft = [blur(cv2.GaussianBlur(face, (0, 0), sigma)) for sigma in (0.01, 1, 2, 4)]
+    assert soft == sorted(soft)
+    assert soft[-1] - soft[0] > 0.3
+    points = np.array([(55, 65), (105, 65), (80, 90)], np.float32)
+    open_faces = [face_thumbnail(picture, points) for picture in talkers[1].frames[::5]]
+    covered = []
+    for n, picture in enumerate(talkers[1].frames[::5]):
+        barred = picture.copy()
+        if n % 3 == 0:
+            barred[92:125, 40:120] = 15
+        covered.append(face_thumbnail(barred, points))
+    assert occluded(np.stack(open_faces)) < 0.1
+    assert occluded(np.stack(covered)) > 0.3
+    time_s = np.arange(32_000) / 16_000
+    assert speech_db(np.sin(2 * np.pi * 300 * time_s).astype(np.float32), 640) < 1
+    assert speech_db(talkers[0].samples, 640) > 15
+
+
+def test_a_speakers_clips_are_all_held_out_or_none_is():
+    clips = [Clip(first=0, end=249), Clip(first=0, end=250)]
+    held = {name: [split_of(clip, name, 0.3, 0) for clip in clips] for name in map(str, range(300))}
+    assert {tuple(splits) for splits in held.values()} == {("test", "test"), ("short", "long")}
+    assert 60 < sum(splits == ["test", "test"] for splits in held.values()) < 120
+    assert held == {name: [split_of(clip, name, 0.3, 0) for clip in clips] for name in held}
+
+
+def test_keys_are_plain_and_each_files_own(tmp_path):
+    names = ["a.mp4", "b/a.mp4", "A.mp4", "ä ö.mp4", "../x.mp4", "." * 300 + ".mp4"]
+    keys = [key_of(name) for name in names]
+    assert len({key.lower() for key in keys}) == len(names)
+    assert all(key.replace("-", "").replace("_", "").isalnum() and len(key) < 64 for key in keys)
+    with pytest.raises(ValueError, match="no such folder"):
+        list_videos(str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="no videos found"):
+        list_videos(str(tmp_path))
+
+
+def does(how: str):
+    """For a process that may die."""
+
+    def work(given):
+        if given == "sleep":
+            time.sleep(60)
+        if given == "die":
+            os._exit(7)
+        if given == "eat":
+            return bytearray(3 << 30)
+        if given == "raise":
+            raise ValueError("no good")
+        return how + given
+
+    return work
+
+
+def test_what_strangers_made_is_bounded_in_time_and_memory():
+    guard = Guard(does, {"how": "well "}, memory_bytes=2 << 30)
+    try:
+        assert guard("done", 10) == "well done"
+        for given, reason in (("die", "crashed"), ("eat", "too_much_memory"), ("sleep", "too_slow")):
+            with pytest.raises(Bad) as caught:
+                guard(given, 0.5 if given == "sleep" else 20)
+            assert caught.value.reason == reason
+        with pytest.raises(ValueError, match="no good"):
+            guard("raise", 10)
+        assert guard("again", 60) == "well again"
+    finally:
+        guard.close()
+
+
+def test_what_is_finished_is_read_back(tmp_path):
+    parts = Parts(str(tmp_path), "v")
+    fate = Fate(video="v.mp4", status="kept", clip="v-0000-00", end_s=2.0, split="short")
+    parts.cut([(0, 50), (50, 90)])
+    assert parts.spans() == [(0, 50), (50, 90)]
+    ended = Ended(key="v", number=1, of=2, fates=(fate,), looked_s=2.0)
+    parts.finish(ended, {"v-0000-00": (b"mp4", {"frames": 50})})
+    assert parts.finished(0) is None
+    assert parts.finished(1) == replace(ended, again=True)
+    assert parts.all() == ([fate], [("v-0000-00", {"frames": 50})])
+    assert parts.mp4("v-0000-00") == b"mp4"
+    parts.forget()
+    assert parts.spans() is None
+    assert list((tmp_path / ".parts").iterdir()) == []
