@@ -32,16 +32,16 @@ DEMO = _checkout.CHECKOUT / "demo"
 # What minutes have room for of the preset `tiny`, which takes over an hour.
 MINUTES = {
     "model.encoder-channels": (16, 32, 64, 128),
-    "train.steps": 536,
-    "train.vae-steps": 100,
+    "train.steps": 483,
+    "train.vae-steps": 60,
     "train.motion-steps": 400,
-    "train.frames-steps": 30,
+    "train.frames-steps": 20,
 }
 # An hour learns more of more people: nearly every clip has a face of its own.
 HOUR_CORPUS = {"minutes": 30, "identities": 144}
 # So long after random weights a renderer comes nearest to the truth in one step, blurred where it is unsure.
 RENDER = {"steps": 1, "cfg": 1.0}
-MOTION_STEPS = 20
+MOTION_STEPS = 10  # as good as 20 and 50 here, see README
 SHEET_COLUMNS = 8
 
 
