@@ -75,7 +75,8 @@ def config(output: Path, **changes) -> SyncNetTraining:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[SyncNetTraining, SyncNet, list[Clip]]:
-    made = config(tmp_path_factory.mktemp("model"), steps=120)
+    # At 120 steps it is about to learn, and one CPU's arithmetic comes further than another's; by 250 it has.
+    made = config(tmp_path_factory.mktemp("model"), steps=250)
     clips = [talking_clip(150, seed) for seed in range(3)]
     return made, train_syncnet(made, clips), clips
 
@@ -83,8 +84,8 @@ def trained(tmp_path_factory) -> tuple[SyncNetTraining, SyncNet, list[Clip]]:
 def test_its_loss_falls_and_it_finds_what_is_shifted(trained):
     made, model, _ = trained
     losses = [json.loads(line)["loss"] for line in (made.output / "metrics.jsonl").read_text().splitlines()]
-    assert len(losses) == 120
-    assert np.mean(losses[-10:]) < 0.87 * np.mean(losses[:10])
+    assert len(losses) == 250
+    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
     unseen = talking_clip(120, seed=9, side=64)
     samples = unseen.samples
     assert abs(sync(model, unseen.crops, samples).offset_frames) <= 1
@@ -172,7 +173,7 @@ def test_the_report_tells_a_model_that_knows_nothing(tmp_path, trained):
     something = report_sync(trained[1], clips, tmp_path)
     assert (something.clips, something.pieces, something.windows) == (2, 4, 470)
     assert nothing.auc_windows == pytest.approx(0.5, abs=0.05)
-    assert something.auc_windows > 0.6
+    assert something.auc_windows > 0.8
     assert something.found == 1
     assert something.confidence_true > something.confidence_swapped
     assert json.loads((tmp_path / "sync.json").read_text())["found"] == 1
