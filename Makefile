@@ -2,6 +2,10 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+# pip would compile every module of every package, half of the set-up's time. Python does it at the first import, of what
+# is imported, unless it is told not to.
+PIP := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
+unexport PYTHONDONTWRITEBYTECODE
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/'
@@ -10,8 +14,8 @@ setup: .venv/.ready  ## .venv with the exact versions of constraints.txt
 
 .venv/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[platform,serving,landmarks,demo,dev]'
+	$(PIP) torch
+	$(PIP) -e '.[platform,serving,landmarks,demo,dev]'
 	touch $@
 
 demo: setup      ## corpus, a local Ray cluster, both trainings on it, what was learned, portraits that speak: in demo/

@@ -27,6 +27,17 @@ def test_nothing_stands_out_from_the_first_steps():
     assert not any(spikes.seen(loss) for loss in (1.0, 100.0, 0.01, 50.0))
 
 
+def test_a_loss_is_held_against_those_of_its_phase():
+    phases = ["motion"] * 20 + ["frames"] * 20
+    losses = [0.01] * 20 + [0.2] * 15 + [0.9] + [0.2] * 4
+    spikes = Spikes(3.0)
+    seen = [spikes.seen(loss, phase) for loss, phase in zip(losses, phases, strict=True)]
+    assert [step for step, spike in enumerate(seen) if spike] == [35]
+    rows = [{"loss": loss, "phase": phase} for loss, phase in zip(losses, phases, strict=True)]
+    assert not Spikes(3.0, rows[:20]).seen(0.2, "frames")
+    assert Spikes(3.0, rows[:35]).seen(0.9, "frames")
+
+
 def test_a_run_that_goes_on_counts_on_as_if_it_had_not_stopped():
     losses = [1.0, 1.1, 0.9] * 6 + [9.0] + [1.0] * 5 + [8.0, 1.0, 7.0]
     rows, whole = [], Spikes(3.0)

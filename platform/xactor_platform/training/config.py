@@ -97,7 +97,7 @@ class TrainConfig:
     keep_checkpoints: how many of the newest to keep.
     keep_best: how many of those with the lowest held-out loss to keep besides.
     max_skipped_steps: past so many steps without an update, since a gradient was not finite, the run stops.
-    loss_spike: a loss of more than so many times the median of the last 50 is logged and counted, no more.
+    loss_spike: a loss of over so many times the median of its phase's last 50 is logged and counted, no more.
     precision: `auto` is bf16 on a GPU and fp32 on a CPU.
     gradient_checkpointing: recompute activations in the backward pass.
     overlap_comm: DeepSpeed's overlap of reduction and backward; it has had races, so off by default.

@@ -23,7 +23,7 @@ ROLL_CALL_S = 20.0
 
 
 class Spikes:
-    """Counts losses that stand out. They alter nothing: what is seen is logged.
+    """Counts losses that stand out among those of their phase. They alter nothing: what is seen is logged.
 
     Args:
         rows: what metrics.jsonl has of the steps done, so that a run that goes on counts on.
@@ -32,11 +32,19 @@ class Spikes:
     def __init__(self, factor: float, rows: Iterable[dict[str, Any]] = ()):
         self._factor, self.count = factor, 0
         self._losses: deque[float] = deque(maxlen=SPIKE_STEPS)
+        self._phase: str | None = None
         for row in rows:
             self.count = row.get("loss_spikes", self.count)
+            self._enter(row.get("phase"))
             self._note(row["loss"])
 
-    def seen(self, loss: float) -> bool:
+    def seen(self, loss: float, phase: str | None = None) -> bool:
+        """Whether it stands out.
+
+        Args:
+            phase: of a training whose loss means something else in each.
+        """
+        self._enter(phase)
         usual = median(self._losses) if len(self._losses) >= SPIKE_LEAST else None
         spike = usual is not None and not loss <= self._factor * usual  # NaN is one too
         self.count += spike
@@ -46,6 +54,11 @@ class Spikes:
     @property
     def usual(self) -> float:
         return median(self._losses)
+
+    def _enter(self, phase: str | None) -> None:
+        if phase != self._phase:
+            self._losses.clear()
+        self._phase = phase
 
     def _note(self, loss: float) -> None:
         if loss < float("inf"):

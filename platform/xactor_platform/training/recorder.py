@@ -172,7 +172,7 @@ class Recorder:
         row["mfu"] = None
         if self._flops_per_frame and self._peak:
             row["mfu"] = rate * self._flops_per_frame / (self._peak * ranks)
-        if self._spikes.seen(row["loss"]):
+        if self._spikes.seen(row["loss"], row.get("phase")):
             print(
                 f"step {row['step']}: loss {row['loss']:.4f} stands out, usual is {self._spikes.usual:.4f}",
                 flush=True,
