@@ -18,7 +18,7 @@ from ray import serve
 
 from serving.metrics import metrics
 from serving.work import ChunkJob, MotionFacts
-from xactor.audio import AudioEncoder, load_audio_encoder
+from xactor.audio.encoder import AudioEncoder, load_audio_encoder
 from xactor.motion import MotionEngine, MotionStream, MotionTransformer
 from xactor.weights import local_folder
 

@@ -23,3 +23,14 @@ def test_xactor_imports_neither_ray_nor_deepspeed():
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_what_only_reads_and_writes_media_does_not_import_torch():
+    """Many such processes run side by side, and torch would take most of their memory and of their start."""
+    stages = [f"xactor_platform.dubbing.{name}" for name in ("look", "decode", "encode", "write")]
+    code = (
+        f"import importlib, sys\nfor name in {['xactor.decoding', *stages]}: importlib.import_module(name)\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from xactor.audio import LogMelEncoder, Wav2Vec2Encoder
+    from xactor.audio.encoder import LogMelEncoder, Wav2Vec2Encoder
     from xactor.motion import MotionScheduler, MotionTransformer, SamplingConfig
     from xactor.pipeline import XActorPipeline
     from xactor.render import MotionEncoder, ReferenceUNet, RenderConfig, Renderer, RendererUNet
@@ -26,7 +26,7 @@ __all__ = [
 
 # Where each is defined. A pipeline's model_index.json names its parts as this package's, wherever their files lie.
 _HOMES = {
-    "LogMelEncoder": "xactor.audio",
+    "LogMelEncoder": "xactor.audio.encoder",
     "MotionEncoder": "xactor.render",
     "MotionScheduler": "xactor.motion",
     "MotionTransformer": "xactor.motion",
@@ -35,7 +35,7 @@ _HOMES = {
     "Renderer": "xactor.render",
     "RendererUNet": "xactor.render",
     "SamplingConfig": "xactor.motion",
-    "Wav2Vec2Encoder": "xactor.audio",
+    "Wav2Vec2Encoder": "xactor.audio.encoder",
     "XActorPipeline": "xactor.pipeline",
 }
 

@@ -16,7 +16,8 @@ from diffusers.utils.import_utils import is_accelerate_available
 from PIL import Image
 from safetensors import SafetensorError
 
-from xactor.audio import FPS, SAMPLE_RATE_HZ, AudioEncoder, frame_count, load_audio_encoder
+from xactor.audio import FPS, SAMPLE_RATE_HZ, frame_count
+from xactor.audio.encoder import AudioEncoder, load_audio_encoder
 from xactor.media import Sound, read_audio, write_video
 from xactor.motion import (
     MotionScheduler,

@@ -3,7 +3,7 @@
 import torch
 from motion_models import small_model
 
-from xactor.audio import LogMelEncoder
+from xactor.audio.encoder import LogMelEncoder
 from xactor.motion import MotionScheduler
 from xactor.pipeline import XActorPipeline
 from xactor.render import random_parts

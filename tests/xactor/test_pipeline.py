@@ -18,7 +18,7 @@ from sounds import voice
 
 import xactor
 from xactor import RenderConfig, SamplingConfig, XActorPipeline
-from xactor.audio import LogMelEncoder
+from xactor.audio.encoder import LogMelEncoder
 from xactor.motion import sample_motion
 from xactor.portrait import find_portrait, read_image
 

@@ -370,7 +370,7 @@ class TestVideos:
     @pytest.mark.skipif(not (REAL / "talking").is_dir(), reason=f"no real clips in {REAL} (XACTOR_REAL_DATA)")
     def test_a_real_clip_is_read(self, tmp_path):
         clip = sorted((REAL / "talking").glob("*.mp4"))[-1]
-        from xactor.audio import LogMelEncoder
+        from xactor.audio.encoder import LogMelEncoder
 
         LogMelEncoder().save_pretrained(tmp_path)
         motion = videos.read_video(str(clip), str(tmp_path)).motion

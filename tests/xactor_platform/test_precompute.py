@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from xactor.audio import LogMelEncoder, load_audio_encoder
+from xactor.audio.encoder import LogMelEncoder, load_audio_encoder
 from xactor.media import read_audio, read_frames
 from xactor.render import MotionEncoder
 from xactor_platform.corpus.encode import ShardEncoder, ShardJob

@@ -1,24 +1,8 @@
-"""Sound to frame-aligned features."""
+"""Sound to frame-aligned features: here where frames lie in it, in `encoder` what hears it.
 
-from xactor.audio.encoder import (
-    AudioEncoder,
-    FeatureStream,
-    LogMelEncoder,
-    Wav2Vec2Encoder,
-    load_audio_encoder,
-)
+Only the encoders need torch, whose import takes seconds and 150 MB in every process that only reads or writes media.
+"""
+
 from xactor.audio.windows import FPS, SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, WindowSpec, frame_count, sound_needed
 
-__all__ = [
-    "FPS",
-    "SAMPLES_PER_FRAME",
-    "SAMPLE_RATE_HZ",
-    "AudioEncoder",
-    "FeatureStream",
-    "LogMelEncoder",
-    "Wav2Vec2Encoder",
-    "WindowSpec",
-    "frame_count",
-    "load_audio_encoder",
-    "sound_needed",
-]
+__all__ = ["FPS", "SAMPLES_PER_FRAME", "SAMPLE_RATE_HZ", "WindowSpec", "frame_count", "sound_needed"]

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xactor.audio import LogMelEncoder, load_audio_encoder
+from xactor.audio.encoder import LogMelEncoder, load_audio_encoder
 from xactor.audio.windows import FPS
 from xactor.controls import embed_controls
 from xactor.faces import CropBox

@@ -24,7 +24,7 @@ import torch
 from pyarrow import fs
 from torch import Tensor
 
-from xactor.audio import load_audio_encoder
+from xactor.audio.encoder import load_audio_encoder
 from xactor.audio.windows import SAMPLES_PER_FRAME
 from xactor.media import read_audio, read_frames
 from xactor.render import MotionEncoder

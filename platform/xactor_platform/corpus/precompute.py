@@ -19,7 +19,7 @@ import ray
 import ray.data
 from ray.util.metrics import Counter, Gauge
 
-from xactor.audio import LogMelEncoder, load_audio_encoder
+from xactor.audio.encoder import LogMelEncoder, load_audio_encoder
 from xactor.audio.windows import FPS
 from xactor.render import MotionEncoder
 from xactor_platform.corpus.encode import STAGES, ShardEncoder, ShardFate, ShardJob, local

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from xactor.audio import LogMelEncoder, load_audio_encoder
+from xactor.audio.encoder import LogMelEncoder, load_audio_encoder
 from xactor.audio.windows import FPS, SAMPLES_PER_FRAME, frame_count
 from xactor.controls import embed_controls
 from xactor.faces import FaceLandmarker, control_track, crop_box

@@ -11,7 +11,7 @@ from typing import Any
 import av
 import ray.data
 
-from xactor.audio import LogMelEncoder
+from xactor.audio.encoder import LogMelEncoder
 from xactor.media import read_span
 from xactor.render import MotionEncoder
 from xactor_platform.corpus.encode import ShardEncoder, ShardJob

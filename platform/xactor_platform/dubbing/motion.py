@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xactor.audio import load_audio_encoder
+from xactor.audio.encoder import load_audio_encoder
 from xactor.motion import MotionEngine, MotionStream, MotionTransformer
 from xactor.weights import local_folder
 from xactor_platform.dubbing.segments import spans
