@@ -152,27 +152,29 @@ def run(config: DubConfig, said: list[str] | None = None):
     return dub(config, connect=lambda: None, say=(said if said is not None else []).append)
 
 
-class Deadly:
-    """A stage that ends its own process when it comes to some rows: each time, or the first time."""
-
-    def __init__(self, always: str, once: str, mark: str):
-        self._always, self._once, self._mark = always, once, Path(mark)
-
-    def __call__(self, table):
-        for work in unpack(table):
-            name = work.row.id
-            if name == self._always or (name == self._once and not self._mark.exists()):
-                self._mark.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield pack(work)
-
-
 @pytest.fixture(scope="module")
 def bulk(ray_cluster, model, media, tmp_path_factory):
     """A run over good and bad rows, of which two kill who works on them: its config, its outcome and what it said."""
     import ray
 
     mark = tmp_path_factory.mktemp("deadly") / "mark"
+
+    class Deadly:
+        """A stage that ends its own process when it comes to some rows: each time, or the first time.
+
+        Here, so that its processes need not import this module, and torch.
+        """
+
+        def __init__(self, always: str, once: str, mark: str):
+            self._always, self._once, self._mark = always, once, Path(mark)
+
+        def __call__(self, table):
+            for work in unpack(table):
+                name = work.row.id
+                if name == self._always or (name == self._once and not self._mark.exists()):
+                    self._mark.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield pack(work)
 
     class Perilous(Run):
         def _source(self, dubs):
