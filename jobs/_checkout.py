@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-PY_MODULES = [str(CHECKOUT / room) for room in ("xactor", "serving", "platform/xactor_platform")]
+PY_MODULES = [
+    str(CHECKOUT / room) for room in ("xactor", "serving/xactor_serving", "platform/xactor_platform")
+]
 
-for folder in (CHECKOUT, CHECKOUT / "platform"):
+for folder in (CHECKOUT, CHECKOUT / "platform", CHECKOUT / "serving"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 

@@ -18,10 +18,10 @@ import tyro
 from PIL import Image, ImageDraw
 
 from xactor.controls import LATENT_DIM, decode_controls
-from xactor_platform.ablation import markdown, save_report, score_variants, trainings
-from xactor_platform.cluster import local_cluster
-from xactor_platform.corpus.identity import held_out_identities, render_frame
-from xactor_platform.training.run_folder import EXPORT
+from xactor_platform.evaluation.ablation import markdown, save_report, score_variants, trainings
+from xactor_platform.cluster.local import local_cluster
+from xactor_platform.demo_corpus.identity import held_out_identities, render_frame
+from xactor_platform.training.run.folder import EXPORT
 
 COLUMNS, PX = 10, 112
 

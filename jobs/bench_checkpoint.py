@@ -10,8 +10,8 @@ from pathlib import Path
 
 import tyro
 
-from xactor_platform.environment import environment
-from xactor_platform.training.bench_checkpoint import CheckpointBench, measure
+from xactor_platform.cluster.environment import environment
+from benches.checkpoint import CheckpointBench, measure
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

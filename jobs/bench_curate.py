@@ -42,9 +42,9 @@ def main() -> int:
     import cv2
     import torch
 
-    from xactor_platform.curation.bench import bench_decoding, bench_encoding, bench_stages, bench_tracking
+    from benches.curate import bench_decoding, bench_encoding, bench_stages, bench_tracking
     from xactor_platform.curation.files import list_videos
-    from xactor_platform.environment import environment
+    from xactor_platform.cluster.environment import environment
     from xactor_platform.training.launch import connect
 
     torch.set_num_threads(1)

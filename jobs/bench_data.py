@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from xactor_platform import bench_data
-from xactor_platform.environment import environment
-from xactor_platform.plan import PlanConfig
+from benches import data as bench_data
+from xactor_platform.cluster.environment import environment
+from xactor_platform.data.plan import PlanConfig
 
 
 @dataclass(frozen=True, kw_only=True)

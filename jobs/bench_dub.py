@@ -17,8 +17,8 @@ import tyro
 from PIL import Image
 
 from xactor.media import read_frames
-from xactor_platform.dubbing.bench import bench_dub
-from xactor_platform.environment import environment
+from benches.dub import bench_dub
+from xactor_platform.cluster.environment import environment
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ import torch
 import tyro
 
 from xactor.motion import SamplingConfig
-from xactor_platform import bench_motion
-from xactor_platform.environment import environment
+from benches import motion as bench_motion
+from xactor_platform.cluster.environment import environment
 
 GPU = torch.cuda.is_available()
 

@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 import tyro
 
-from xactor_platform.environment import environment
-from xactor_platform.bench_render import Case, measure, measure_lengths
+from xactor_platform.cluster.environment import environment
+from benches.render import Case, measure, measure_lengths
 
 
 @dataclass(frozen=True, kw_only=True)

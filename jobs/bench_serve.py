@@ -20,8 +20,8 @@ import torch
 import tyro
 from PIL import Image
 
-from xactor_platform.cluster import free_port
-from xactor_platform.environment import environment
+from xactor_platform.cluster.local import free_port
+from xactor_platform.cluster.environment import environment
 
 _FIRST_S = 2.0  # of sound, where only the first fragment counts
 
@@ -53,9 +53,9 @@ def main(args: BenchServe) -> None:
     import ray
     from ray import serve
 
-    from serving.app import Arguments, build
-    from serving import bench
-    from serving.bench import Load
+    from xactor_serving.app import Arguments, build
+    from benches import serve as bench
+    from benches.serve import Load
     from xactor.audio import SAMPLE_RATE_HZ
     from xactor.media import read_audio, read_frames
     from xactor.pipeline import XActorPipeline

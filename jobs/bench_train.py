@@ -11,8 +11,8 @@ from typing import Literal
 import ray
 import tyro
 
-from xactor_platform.environment import environment
-from xactor_platform.training.bench import compare_attention, compare_loop
+from xactor_platform.cluster.environment import environment
+from benches.train import compare_attention, compare_loop
 from xactor_platform.training.config import ScaleConfig
 from xactor_platform.training.launch import connect
 from xactor_platform.training.stage2_config import PRESETS, Stage2Config

@@ -24,9 +24,9 @@ import tyro
 from PIL import Image
 
 from xactor.media import read_frames
-from xactor_platform.cluster import LocalCluster, local_cluster
-from xactor_platform.index import load_index
-from xactor_platform.render_report import sheet
+from xactor_platform.cluster.local import LocalCluster, local_cluster
+from xactor_platform.data.index import load_index
+from xactor_platform.evaluation.render_report import sheet
 
 DEMO = _checkout.CHECKOUT / "demo"
 # What minutes have room for of the preset `tiny`, which takes over an hour.

@@ -20,7 +20,7 @@ import tyro
 from xactor_platform.evaluation.judge import Weights
 from xactor_platform.evaluation.pairs import cross_driven, self_driven
 from xactor_platform.evaluation.report import write_report
-from xactor_platform.evaluation.run import Source, evaluate
+from xactor_platform.evaluation.scoring import Source, evaluate
 from xactor_platform.evaluation.votes import read_votes
 from xactor_platform.training.launch import connect
 

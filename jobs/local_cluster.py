@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from xactor_platform.cluster import LocalCluster, WorkerGroup, local_cluster
+from xactor_platform.cluster.local import LocalCluster, WorkerGroup, local_cluster
 
 
 @dataclass(frozen=True, kw_only=True)

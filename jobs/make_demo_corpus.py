@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from xactor_platform.corpus.demo import make_demo_corpus
+from xactor_platform.demo_corpus.corpus import make_demo_corpus
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,9 +42,9 @@ from typing import Literal
 import numpy as np
 import tyro
 
-from xactor_platform.bench_data import paper_lengths
-from xactor_platform.environment import environment
-from xactor_platform.index import CorpusShape
+from benches.data import paper_lengths
+from xactor_platform.cluster.environment import environment
+from xactor_platform.data.index import CorpusShape
 from xactor_platform.scale.report import CLIPS_A_SHARD, memory_table, plan_table, time_table
 from xactor_platform.scale.step_time import EFFICIENCY
 from xactor_platform.training.stage2_config import PRESETS, Stage2Config

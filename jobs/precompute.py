@@ -15,8 +15,8 @@ from pathlib import Path
 
 import tyro
 
-from xactor_platform.corpus.precompute import ACTORS, precompute
-from xactor_platform.pools import Pool
+from xactor_platform.precompute.latents import ACTORS, precompute
+from xactor_platform.bulk.pool import Pool
 from xactor_platform.training.launch import connect
 
 

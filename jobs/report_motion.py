@@ -16,9 +16,9 @@ import _checkout  # noqa: F401
 import tyro
 
 from xactor.motion import SamplingConfig
-from xactor_platform.drift import measure_drift
-from xactor_platform.few_steps import compare_steps, table
-from xactor_platform.motion_report import report_motion
+from xactor_platform.evaluation.drift import measure_drift
+from xactor_platform.evaluation.few_steps import compare_steps, table
+from xactor_platform.evaluation.motion_report import report_motion
 
 
 @dataclass(frozen=True, kw_only=True)

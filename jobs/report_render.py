@@ -14,7 +14,7 @@ from pathlib import Path
 import tyro
 
 from xactor.render import RenderConfig
-from xactor_platform.render_report import report_render
+from xactor_platform.evaluation.render_report import report_render
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import tyro
 
-from xactor_platform.corpus.videos import VideoFate, shards_from_videos
+from xactor_platform.precompute.talking_videos import VideoFate, shards_from_videos
 
 
 @dataclass(frozen=True, kw_only=True)

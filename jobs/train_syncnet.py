@@ -13,9 +13,9 @@ import time
 
 import tyro
 
-from xactor_platform.index import load_index
-from xactor_platform.sync_report import report_sync
-from xactor_platform.training.syncnet import (
+from xactor_platform.data.index import load_index
+from xactor_platform.evaluation.sync_report import report_sync
+from xactor_platform.evaluation.syncnet_training import (
     SyncNetTraining,
     read_clips,
     train_syncnet,

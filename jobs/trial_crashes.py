@@ -15,9 +15,9 @@ from statistics import median
 
 import tyro
 
-from xactor_platform.cluster import local_cluster
-from xactor_platform.environment import environment
-from xactor_platform.training.crash_trial import (
+from xactor_platform.cluster.local import local_cluster
+from xactor_platform.cluster.environment import environment
+from benches.crashes import (
     Recovery,
     Trial,
     as_json,
@@ -26,7 +26,7 @@ from xactor_platform.training.crash_trial import (
     python_env,
     random_kills,
 )
-from xactor_platform.training.run_folder import RunFolder
+from xactor_platform.training.run.folder import RunFolder
 
 SMALL = {
     "model.hidden": 64,

@@ -36,7 +36,7 @@ def ray_cluster() -> Iterator[str]:
     """The address of a cluster with four CPUs, which may be more than the machine has."""
     import ray
 
-    from xactor_platform.cluster import free_port
+    from xactor_platform.cluster.local import free_port
 
     # Ray Train asks the dashboard about its own end, and where it finds none waits 12 s, after every training. Its
     # processes are told where it is, and not left to find the file of some cluster that is gone.
@@ -87,7 +87,7 @@ def video_corpus(tmp_path_factory) -> Callable[..., tuple[str, list[Path]]]:
         lengths: Sequence[int], split: str = "train", samples_per_shard: int = 8, folder: str | None = None
     ) -> tuple[str, list[Path]]:
         from xactor.media import write_video
-        from xactor_platform.shards import ShardWriter
+        from xactor_platform.data.shards import ShardWriter
 
         clips = tmp_path_factory.mktemp("clips")
         folder = folder or str(tmp_path_factory.mktemp("corpus") / "videos")

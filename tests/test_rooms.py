@@ -18,7 +18,7 @@ def test_platform_folder_never_shadows_pythons_module():
 def test_xactor_imports_neither_ray_nor_deepspeed():
     code = (
         "import sys, pkgutil, importlib, xactor\n"
-        "sys.modules.update(dict.fromkeys(('ray', 'deepspeed', 'webdataset', 'xactor_platform', 'serving')))\n"
+        "sys.modules.update(dict.fromkeys(('ray', 'deepspeed', 'webdataset', 'xactor_platform', 'xactor_serving')))\n"
         "for m in pkgutil.walk_packages(xactor.__path__, 'xactor.'): importlib.import_module(m.name)\n"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

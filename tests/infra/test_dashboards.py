@@ -119,7 +119,7 @@ def prometheus(ray_cluster, work, tmp_path_factory) -> Iterator[Prometheus]:
         pytest.skip("prometheus is not installed (Debian's package prometheus)")
     import ray
 
-    from xactor_platform.cluster import free_port
+    from xactor_platform.cluster.local import free_port
 
     folder = tmp_path_factory.mktemp("prometheus")
     # As Ray writes it for every node of a cluster; its own file lists other clusters of this machine too.
@@ -159,14 +159,14 @@ def work(ray_cluster) -> Iterator[Any]:
     import ray
     from ray import serve
 
-    from xactor_platform.cluster import free_port
+    from xactor_platform.cluster.local import free_port
 
     @serve.deployment(ray_actor_options={"num_cpus": 0.1})
     class Serving:
         """Records what a replica would of one video."""
 
         def __call__(self) -> None:
-            from serving.metrics import metrics
+            from xactor_serving.metrics import metrics
 
             shown = metrics()
             for seconds, histogram in ((0.7, shown.first_s), (0.4, shown.chunk_s), (0.2, shown.window_s)):
@@ -204,7 +204,7 @@ def work(ray_cluster) -> Iterator[Any]:
         """Two ranks on GPUs, which alone know their MFU."""
 
         def __init__(self):
-            from xactor_platform.training.telemetry import Telemetry
+            from xactor_platform.training.run.telemetry import Telemetry
 
             self._ranks = [Telemetry("gpu", rank, 100) for rank in (0, 1)]
 
@@ -229,7 +229,7 @@ def work(ray_cluster) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def run_folder(prometheus, work, tmp_path_factory) -> Path:
     """Of a real training on two ranks that was scraped meanwhile, and asked for a trace and for TensorBoard's files."""
-    from xactor_platform.shards import ShardWriter
+    from xactor_platform.data.shards import ShardWriter
     from xactor_platform.training.config import RunConfig, ScaleConfig, TrainConfig
     from xactor_platform.training.launch import train
     from xactor_platform.training.stage2_config import LatentDataConfig, MotionConfig, Stage2Config

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from xactor_platform.cluster import LocalCluster, local_cluster
+from xactor_platform.cluster.local import LocalCluster, local_cluster
 
 
 @pytest.fixture(scope="package")

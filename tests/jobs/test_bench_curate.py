@@ -11,7 +11,7 @@ import pytest
 
 from xactor.controls import CONTROL_COUNT
 from xactor.media import write_video
-from xactor_platform.corpus.identity import held_out_identities, render_frame
+from xactor_platform.demo_corpus.identity import held_out_identities, render_frame
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xactor_platform.shards import ShardWriter
-from xactor_platform.training.run_folder import RunFolder
+from xactor_platform.data.shards import ShardWriter
+from xactor_platform.training.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [

@@ -8,8 +8,8 @@ import numpy as np
 
 from xactor.media import write_video
 from xactor.media.writer import Speech
-from xactor_platform.corpus import performance
-from xactor_platform.corpus.identity import held_out_identities, render_frame, training_identities
+from xactor_platform.demo_corpus import performance
+from xactor_platform.demo_corpus.identity import held_out_identities, render_frame, training_identities
 
 SIDE, SECONDS = 160, 4
 

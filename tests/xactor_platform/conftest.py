@@ -11,7 +11,7 @@ import small_run
 from PIL import Image
 
 from xactor.media import write_video
-from xactor_platform.shards import ShardWriter
+from xactor_platform.data.shards import ShardWriter
 
 LATENT_WIDTH, AUDIO_LAYERS, AUDIO_WIDTH = 6, 2, 5
 
@@ -73,7 +73,7 @@ def model(tmp_path_factory) -> str:
 def media(tmp_path_factory) -> Path:
     """face.png, bust.mp4 with that face, 1.wav .. 4.wav of so many seconds, and files that are none."""
     from xactor.controls import CONTROL_COUNT
-    from xactor_platform.corpus.identity import held_out_identities, render_frame
+    from xactor_platform.demo_corpus.identity import held_out_identities, render_frame
 
     folder = tmp_path_factory.mktemp("media")
     face = render_frame(held_out_identities()[0], np.zeros(CONTROL_COUNT, np.float32), 256)

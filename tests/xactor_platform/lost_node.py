@@ -22,9 +22,9 @@ import ray
 from ray.cluster_utils import Cluster
 from small_run import config_of
 
-from xactor_platform.cluster import free_port
+from xactor_platform.cluster.local import free_port
 from xactor_platform.training.launch import train
-from xactor_platform.training.run_folder import METRICS, RunFolder
+from xactor_platform.training.run.folder import METRICS, RunFolder
 
 LOSE_AFTER = 8
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from xactor_platform.index import load_index
-from xactor_platform.shards import ShardWriter
+from xactor_platform.data.index import load_index
+from xactor_platform.data.shards import ShardWriter
 from xactor_platform.training.config import RunConfig, ScaleConfig, TrainConfig, as_dict
-from xactor_platform.training.run_folder import RunFolder
+from xactor_platform.training.run.folder import RunFolder
 from xactor_platform.training.stage2_config import LatentDataConfig, MotionConfig, Stage2Config, tiny
 
 STEPS, EVERY = 60, 12

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xactor_platform.curation.work import Fate
-from xactor_platform.location import Location
+from xactor_platform.storage.location import Location
 
 REPORT, PAGE = "report.parquet", "report.html"
 _TYPES = {int: pa.int64(), float: pa.float64()}

@@ -4,8 +4,8 @@ import logging
 
 from xactor_platform.curation.account import write_fates
 from xactor_platform.curation.parts import Parts
-from xactor_platform.location import Location
-from xactor_platform.shards import Shard, encode_members
+from xactor_platform.data.shards import Shard, encode_members
+from xactor_platform.storage.location import Location
 
 REPORTS = "reports"
 SPLITS = ("short", "long", "test")

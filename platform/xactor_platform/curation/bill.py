@@ -7,8 +7,8 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
+from xactor_platform.bulk.pool import Spent, added
 from xactor_platform.curation.work import Ended
-from xactor_platform.pools import Spent, added
 
 STAGES = ("probe", "scan", "track", "cut", "sync", "write")
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from xactor_platform.pools import Pool
+from xactor_platform.bulk.pool import Pool
 
 SHORTEST_S, SHORT_S, LONGEST_S = (
     1.0,

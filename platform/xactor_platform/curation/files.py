@@ -12,7 +12,7 @@ from pyarrow import fs
 
 from xactor.media.container import Source
 from xactor_platform.curation.work import Fate, Video, fate_of
-from xactor_platform.location import Location
+from xactor_platform.storage.location import Location
 
 SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp"}
 _STEM_CHARS, _DIGEST_CHARS = 48, 10

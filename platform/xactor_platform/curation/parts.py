@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from xactor_platform.curation.work import Ended, Fate
-from xactor_platform.location import Location
+from xactor_platform.storage.location import Location
 
 PARTS = ".parts"
 _REFUSED, _SPANS = "refused.json", "spans.json"

@@ -17,6 +17,7 @@ import ray
 import ray.data
 from ray.exceptions import RayError, RayTaskError
 
+from xactor_platform.bulk.pool import Pool, pack, piecewise, results, tried_twice
 from xactor_platform.curation.account import PAGE, REPORT, page, read_fates, write_fates
 from xactor_platform.curation.adapters import find_videos
 from xactor_platform.curation.assemble import REPORTS, assemble
@@ -31,9 +32,8 @@ from xactor_platform.curation.stage import Stage
 from xactor_platform.curation.track import Track
 from xactor_platform.curation.work import Ended, Fate, Video, fate_of
 from xactor_platform.curation.write import Write
-from xactor_platform.index import load_index
-from xactor_platform.location import Location, check_output
-from xactor_platform.pools import Pool, pack, piecewise, results, tried_twice
+from xactor_platform.data.index import load_index
+from xactor_platform.storage.location import Location, check_output
 
 PLAN, BILL = "curate.json", "bill.json"
 _ASSEMBLING = 8  # groups that become shards at a time

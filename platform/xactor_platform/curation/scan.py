@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from xactor.media import TooLong, read_audio, read_span
+from xactor_platform.bulk.pool import Spent
 from xactor_platform.curation.config import LONGEST_S, SHORTEST_S
 from xactor_platform.curation.files import open_video
 from xactor_platform.curation.guard import Bad
@@ -23,7 +24,6 @@ from xactor_platform.curation.work import (
     Probed,
     Segment,
 )
-from xactor_platform.pools import Spent
 
 SILENCE = 1e-3  # no sample of a silent recording is louder
 LEAST_FRAMES, MOST_FRAMES = round(SHORTEST_S * FPS), round(LONGEST_S * FPS)

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from xactor_platform.bulk.pool import Spent, added, nothing, pack, unpack
 from xactor_platform.curation.guard import Bad, Guard
 from xactor_platform.curation.parts import Parts
 from xactor_platform.curation.work import FPS, Clip, Ended, Fate, Piece, Probed, Video, fate_of
-from xactor_platform.pools import Spent, added, nothing, pack, unpack
 
 
 class Stage:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from xactor.faces import CropBox
-from xactor_platform.pools import Spent
+from xactor_platform.bulk.pool import Spent
 
 FPS = 25
 RATE_HZ = 16_000

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from xactor.media import join_videos, read_frames
-from xactor_platform.corpus.face_video import face_video
 from xactor_platform.curation.config import SHORT_S
 from xactor_platform.curation.cut import as_file, sound_of_clip
 from xactor_platform.curation.parts import Parts
 from xactor_platform.curation.stage import Stage, clip_fate, clip_key
 from xactor_platform.curation.work import FPS, RATE_HZ, Clip, Ended, Fate, Piece
+from xactor_platform.data.face_video import face_video
 
 
 class Write(Stage):

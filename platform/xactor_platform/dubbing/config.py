@@ -5,7 +5,7 @@ from typing import Literal
 
 from xactor.options import AnimateOptions
 from xactor.render import RenderConfig
-from xactor_platform.pools import Pool
+from xactor_platform.bulk.pool import Pool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 from xactor.decoding import DecodingPool, Refused
-from xactor_platform.dubbing.files import local_file
 from xactor_platform.dubbing.stage import OneByOne
 from xactor_platform.dubbing.work import Dub, Portrayed
+from xactor_platform.storage.files import local_file
 
 
 class Decode(OneByOne):

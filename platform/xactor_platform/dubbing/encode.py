@@ -10,7 +10,7 @@ from xactor.audio import FPS
 from xactor.media import write_video
 from xactor_platform.dubbing.stage import OneByOne
 from xactor_platform.dubbing.work import Part, Rendered, part_name
-from xactor_platform.location import Location
+from xactor_platform.storage.location import Location
 
 
 class Encode(OneByOne):

@@ -14,10 +14,10 @@ from pyarrow import fs
 from xactor.audio import FPS
 from xactor.decoding import Refused
 from xactor.provenance import made_from
-from xactor_platform.dubbing.files import digest_of, open_file
 from xactor_platform.dubbing.stage import OneByOne
 from xactor_platform.dubbing.work import Done, Dub, Row
-from xactor_platform.location import Location
+from xactor_platform.storage.files import digest_of, open_file
+from xactor_platform.storage.location import Location
 
 
 @dataclass(frozen=True, kw_only=True)

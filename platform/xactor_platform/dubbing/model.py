@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pyarrow import NativeFile
 
 from xactor.pipeline import PARTS
-from xactor_platform.location import Location
+from xactor_platform.storage.location import Location
 
 _SLICE, _SLICES = 4096, 64
 

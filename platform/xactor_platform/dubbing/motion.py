@@ -15,7 +15,7 @@ from xactor.weights import local_folder
 from xactor_platform.dubbing.segments import spans
 from xactor_platform.dubbing.stage import Stage, added, failure
 from xactor_platform.dubbing.work import Failed, Part, Portrayed, Segment, part_name
-from xactor_platform.location import Location
+from xactor_platform.storage.location import Location
 
 MOTION = "motion.npy"
 _NO_LIMIT = 10**9

@@ -16,6 +16,7 @@ import ray
 import ray.data
 from ray.exceptions import RayError, RayTaskError
 
+from xactor_platform.bulk.pool import Pool, pack, piecewise, results, tried_twice
 from xactor_platform.dubbing.bill import Bill, Tally
 from xactor_platform.dubbing.config import DubConfig
 from xactor_platform.dubbing.decode import Decode
@@ -28,8 +29,7 @@ from xactor_platform.dubbing.render import Render
 from xactor_platform.dubbing.stage import Stage, failure
 from xactor_platform.dubbing.work import Done, Dub, Failed, Part, Row
 from xactor_platform.dubbing.write import Writer
-from xactor_platform.location import Location, check_output
-from xactor_platform.pools import Pool, pack, piecewise, results, tried_twice
+from xactor_platform.storage.location import Location, check_output
 
 RESULTS, BILL, PARTS_FOLDER = "results.jsonl", "bill.json", ".parts"
 _WRITING = 4  # videos that are put together at a time

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from xactor.decoding import Refused
+from xactor_platform.bulk.pool import Spent, added, nothing, pack, unpack
 from xactor_platform.dubbing.work import Done, Failed, Part, Row
-from xactor_platform.pools import Spent, added, nothing, pack, unpack
 
 # What no other row would fare better with: the disk is full, or the place may not be written to.
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}

@@ -6,7 +6,7 @@ import numpy as np
 
 from xactor.faces import CropBox
 from xactor.options import AnimateOptions
-from xactor_platform.pools import Spent
+from xactor_platform.bulk.pool import Spent
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 from xactor.audio import FPS
 from xactor.media import Sound, join_videos
 from xactor.provenance import ai_generated
-from xactor_platform.dubbing.files import local_file
 from xactor_platform.dubbing.work import Done, Dub, part_name
-from xactor_platform.location import Location
+from xactor_platform.storage.files import local_file
+from xactor_platform.storage.location import Location
 
 
 def write(output: str, dub: Dub, parts: int) -> Done:

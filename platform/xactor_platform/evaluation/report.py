@@ -12,7 +12,7 @@ from PIL import Image
 from xactor.media import read_frames
 from xactor.metrics.fvd import VideoStatistics, fvd
 from xactor_platform.evaluation.pairs import Pair
-from xactor_platform.evaluation.run import Judged
+from xactor_platform.evaluation.scoring import Judged
 from xactor_platform.evaluation.study import QUESTIONS
 
 SELF_DRIVEN = ("SynC ↑", "SynD ↓", "FVD ↓", "DGlo ↓", "DExp ↓", "DEmo ↓")

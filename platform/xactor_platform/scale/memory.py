@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from xactor_platform.index import CorpusShape
+from xactor_platform.data.index import CorpusShape
 from xactor_platform.training.config import TrainConfig
 from xactor_platform.training.engine import deepspeed_config
 from xactor_platform.training.stage2 import build_model

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from xactor_platform.index import CorpusShape
-from xactor_platform.plan import PlanConfig
+from xactor_platform.data.index import CorpusShape
+from xactor_platform.data.plan import PlanConfig
 from xactor_platform.scale.machine import MACHINES
 from xactor_platform.scale.memory import memory, sizes_of
 from xactor_platform.scale.simulation import simulate_plan, simulate_stream

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xactor_platform.plan import EpochPlan, PlanConfig, plan_epoch, rank_micro_batches
+from xactor_platform.data.plan import EpochPlan, PlanConfig, plan_epoch, rank_micro_batches
+from xactor_platform.data.stream import BLOCK_BYTES, BLOCKS_AHEAD
 from xactor_platform.scale.machine import Machine
-from xactor_platform.stream import BLOCK_BYTES, BLOCKS_AHEAD
 
 TURNS = 200  # that the stream is simulated for
 

@@ -7,10 +7,10 @@ from typing import TypeVar
 
 import tyro
 
-from xactor_platform.corpus.demo import make_demo_corpus
+from xactor_platform.demo_corpus.corpus import make_demo_corpus
 from xactor_platform.training.config import StageConfig
 from xactor_platform.training.launch import saved_config, train
-from xactor_platform.training.run_folder import RunFolder
+from xactor_platform.training.run.folder import RunFolder
 
 Config = TypeVar("Config", bound=StageConfig)
 

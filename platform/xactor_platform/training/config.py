@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
-from xactor_platform.plan import PlanConfig
+from xactor_platform.data.plan import PlanConfig
 
 
 def at_least(owner: object, low: float, *names: str) -> None:

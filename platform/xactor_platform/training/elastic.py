@@ -6,7 +6,7 @@ import ray
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
-from xactor_platform.plan import PlanConfig
+from xactor_platform.data.plan import PlanConfig
 
 
 class SharedSteps(ElasticScalingPolicy):

@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from xactor_platform.index import Index
-from xactor_platform.plan import MicroBatch, PlanConfig, plan_epoch
+from xactor_platform.data.index import Index
+from xactor_platform.data.plan import MicroBatch, PlanConfig, plan_epoch
 
 
 class HeldOut:

@@ -12,19 +12,19 @@ import ray.train
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from xactor_platform.cluster import free_port
-from xactor_platform.fingerprint import fingerprint, refuse_changed_corpus
-from xactor_platform.index import load_index
-from xactor_platform.patience import StorageLost
-from xactor_platform.training.checkpoints import Checkpoints
+from xactor_platform.cluster.local import free_port
+from xactor_platform.data.fingerprint import fingerprint, refuse_changed_corpus
+from xactor_platform.data.index import load_index
+from xactor_platform.storage.retries import StorageLost
+from xactor_platform.training.capacity import DATA_CPUS, room_for
 from xactor_platform.training.config import StageConfig, as_dict
 from xactor_platform.training.elastic import ElasticTrainer
-from xactor_platform.training.health import CollectiveTimeout, OutOfMemory
-from xactor_platform.training.lease import LeaseLost, lease
 from xactor_platform.training.loop import Ending, Job, train_rank
-from xactor_platform.training.notices import stopping_by_signal
-from xactor_platform.training.room import DATA_CPUS, room_for
-from xactor_platform.training.run_folder import BAD, CONFIG, EXPORT, METRICS, RunFolder
+from xactor_platform.training.run.checkpoints import Checkpoints
+from xactor_platform.training.run.folder import BAD, CONFIG, EXPORT, METRICS, RunFolder
+from xactor_platform.training.run.health import CollectiveTimeout, OutOfMemory
+from xactor_platform.training.run.lease import LeaseLost, lease
+from xactor_platform.training.run.notices import stopping_by_signal
 from xactor_platform.training.stage import stage_of
 
 NAMED_ENDS = (CollectiveTimeout, OutOfMemory, StorageLost, LeaseLost, OutOfMemoryError)

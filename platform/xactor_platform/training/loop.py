@@ -13,20 +13,20 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from xactor_platform.batch import Batch
-from xactor_platform.index import BadSample, load_index
-from xactor_platform.plan import Cursor, Step, walk
-from xactor_platform.stream import PlannedStream
-from xactor_platform.training.checkpoints import Checkpoints
+from xactor_platform.data.batch import Batch
+from xactor_platform.data.index import BadSample, load_index
+from xactor_platform.data.plan import Cursor, Step, walk
+from xactor_platform.data.stream import PlannedStream
 from xactor_platform.training.config import StageConfig, as_dict
 from xactor_platform.training.engine import make_engine, set_learning_rates, use_bf16
-from xactor_platform.training.health import TrainingStopped, Watch
-from xactor_platform.training.notices import Notices
-from xactor_platform.training.recorder import Clock, Recorder, StepResult
-from xactor_platform.training.restore import Restored, newest_checkpoint
-from xactor_platform.training.run_folder import EXPORT, RunFolder
-from xactor_platform.training.saver import Saver
-from xactor_platform.training.snapshot import TAG
+from xactor_platform.training.run.checkpoints import Checkpoints
+from xactor_platform.training.run.folder import EXPORT, RunFolder
+from xactor_platform.training.run.health import TrainingStopped, Watch
+from xactor_platform.training.run.notices import Notices
+from xactor_platform.training.run.recorder import Clock, Recorder, StepResult
+from xactor_platform.training.run.restore import Restored, newest_checkpoint
+from xactor_platform.training.run.saver import Saver
+from xactor_platform.training.run.snapshot import TAG
 from xactor_platform.training.stage import Facts, Stage, stage_of
 
 

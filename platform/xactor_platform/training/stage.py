@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xactor_platform.index import Index
-from xactor_platform.plan import Step
-from xactor_platform.stream import Reader
+from xactor_platform.data.index import Index
+from xactor_platform.data.plan import Step
+from xactor_platform.data.stream import Reader
 from xactor_platform.training.config import StageConfig
 
 Facts = dict[str, Any]  # what the driver finds out for all ranks; part of the run's config.json

@@ -15,16 +15,16 @@ from xactor.randomness import keyed_generator
 from xactor.render import Parts, Phase, RenderConfig, Renderer, RenderObjective, published_parts, random_parts
 from xactor.render.autoencoder import decode, encode
 from xactor.render.frames import from_model, to_model
-from xactor_platform.index import Index
-from xactor_platform.plan import MicroBatch, Step
+from xactor_platform.data.index import Index
+from xactor_platform.data.plan import MicroBatch, Step
+from xactor_platform.data.video import VideoBatch, VideoReader
 from xactor_platform.training.averages import Averages
 from xactor_platform.training.engine import learning_rate
 from xactor_platform.training.held_out import HeldOut
-from xactor_platform.training.run_folder import SHEETS, RunFolder
+from xactor_platform.training.run.folder import SHEETS, RunFolder
 from xactor_platform.training.sheet import draw_sheet
 from xactor_platform.training.stage import Facts, Stage
 from xactor_platform.training.stage1_config import RendererConfig, Stage1Config
-from xactor_platform.video import VideoBatch, VideoReader
 
 
 class Stage1(Stage):

@@ -5,7 +5,7 @@ from itertools import accumulate
 from typing import Literal, Self
 
 from xactor.render import PHASES, ObjectiveConfig, Phase
-from xactor_platform.plan import PlanConfig
+from xactor_platform.data.plan import PlanConfig
 from xactor_platform.training.config import (
     DataConfig,
     RunConfig,

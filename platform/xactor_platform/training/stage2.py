@@ -17,9 +17,9 @@ from xactor.motion import (
     MotionTransformerConfig,
     draw,
 )
-from xactor_platform.batch import LatentBatch, LatentReader, read_batch
-from xactor_platform.index import CorpusShape, Index
-from xactor_platform.plan import MicroBatch, PlanConfig, Step, plan_epoch
+from xactor_platform.data.batch import LatentBatch, LatentReader, read_batch
+from xactor_platform.data.index import CorpusShape, Index
+from xactor_platform.data.plan import MicroBatch, PlanConfig, Step, plan_epoch
 from xactor_platform.training.engine import learning_rate
 from xactor_platform.training.held_out import HeldOut
 from xactor_platform.training.stage import Facts, Stage

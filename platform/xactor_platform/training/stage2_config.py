@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from xactor.motion import ForcingConfig
 from xactor.motion.masks import Attention
-from xactor_platform.plan import PlanConfig
+from xactor_platform.data.plan import PlanConfig
 from xactor_platform.training.config import (
     DataConfig,
     RunConfig,

@@ -1,0 +1,178 @@
+"""Measures the data: the planned stream beside plain webdataset, and the plan of the paper's corpus."""
+
+import logging
+import time
+import tracemalloc
+from collections.abc import Iterable, Iterator
+from statistics import median
+from typing import Any, cast
+
+import numpy as np
+import ray
+import torch
+from torch.utils.data import DataLoader
+from webdataset.compat import WebDataset
+
+from xactor_platform.data.batch import Arena, LatentReader
+from xactor_platform.data.index import Index, load_index
+from xactor_platform.data.plan import Cursor, PlanConfig, plan_epoch
+from xactor_platform.data.shards import ShardWriter
+from xactor_platform.data.stream import PlannedStream
+
+FPS = 25
+LATENT_WIDTH, AUDIO_WIDTH = 512, 768
+A100_FRAMES_PER_S = 3400  # of one rank of the 7B model: half of 312 TFLOP/s over 6 x 7.6e9 a frame
+
+
+def write_synthetic(folder: str, size_bytes: int, audio_layers: int, context_frames: int) -> None:
+    """Shards of about that size: clips of 1 s up to the context, of normal noise."""
+    generator = np.random.default_rng(0)
+    per_frame = 2 * (LATENT_WIDTH + audio_layers * AUDIO_WIDTH)
+    pool = generator.standard_normal((2 * context_frames, per_frame // 2), dtype=np.float32).astype(
+        np.float16
+    )
+    written = number = 0
+    with ShardWriter(folder, "train", samples_per_shard=64) as writer:
+        while written < size_bytes:
+            frames = int(generator.integers(FPS, context_frames + 1))
+            clip = pool[(at := int(generator.integers(0, context_frames))) : at + frames]
+            writer.write(
+                f"clip{number:06d}",
+                {
+                    "motion.npy": clip[:, :LATENT_WIDTH],
+                    "audio.npy": clip[:, LATENT_WIDTH:].reshape(frames, audio_layers, AUDIO_WIDTH),
+                    "json": {"frames": frames, "fps": FPS, "speaker": "noise"},
+                },
+            )
+            written += frames * per_frame
+            number += 1
+
+
+def compare(shards: str, *, workers: int, rounds: int, epochs: int, config: PlanConfig) -> dict[str, Any]:
+    """Frames per second of both, turn about in one process, over local shards.
+
+    Both decode the same arrays to float32 batches of at most `config.budget_frames`, with `workers` reading
+    processes and this one to take them. A round's rate counts from its first batch on.
+    """
+    torch.set_num_threads(1)  # what a reader does in this process is counted as one core's work
+    index = load_index(shards)
+    ray.init(address="local", num_cpus=workers, include_dashboard=False, logging_level=logging.ERROR)
+    try:
+        readers = {"planned_stream": _planned, "webdataset": _webdataset}
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in readers}
+        for _ in range(rounds):
+            for name, reader in readers.items():
+                runs[name].append(_rate(reader(index, config, workers, epochs)))
+    finally:
+        ray.shutdown()
+    rates = {name: median(run["frames_per_s"] for run in runs[name]) for name in runs}
+    pairs = zip(runs["planned_stream"], runs["webdataset"], strict=True)
+    return {
+        "workers": workers,
+        "epochs": epochs,
+        "frames": int(index.frames.sum()),
+        "bytes_per_frame": index.frame_shape.bytes_per_frame,
+        "budget_frames": config.budget_frames,
+        "frames_per_s": rates,
+        "ratio": median(ours["frames_per_s"] / theirs["frames_per_s"] for ours, theirs in pairs),
+        "times_an_a100_rank": rates["planned_stream"] / A100_FRAMES_PER_S,
+        "runs": runs,
+    }
+
+
+def _rate(batches: Iterable[int]) -> dict[str, float]:
+    """Of an iterator over each batch's number of frames."""
+    started = time.perf_counter()
+    iterator = iter(batches)
+    next(iterator)
+    first = time.perf_counter()
+    frames = sum(iterator)
+    return {"first_batch_s": first - started, "frames_per_s": frames / (time.perf_counter() - first)}
+
+
+def _planned(index: Index, config: PlanConfig, workers: int, epochs: int) -> Iterator[int]:
+    steps = sum(plan_epoch(index.frames, index.shard, config, epoch).steps for epoch in range(epochs))
+    with PlannedStream(LatentReader(index), config, rank=0, ranks=1, start=Cursor(), steps=steps) as stream:
+        for batch in stream:
+            yield int((batch.frames * (batch.weight > 0)).sum())
+
+
+def _webdataset(index: Index, config: PlanConfig, workers: int, epochs: int) -> Iterator[int]:
+    urls = [f"{index.location.path}/{name}" for name in index.shard_names] * epochs
+    dataset = cast(Any, WebDataset(urls, shardshuffle=False, empty_check=False)).decode()
+    loader = DataLoader(
+        dataset.compose(_Pack(config.budget_frames, config.context_frames)),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=4,
+        multiprocessing_context="spawn",
+    )
+    arena = Arena()
+    for motion, audio, _frames in loader:
+        for stored in (motion, audio):
+            torch.from_numpy(arena.take(tuple(stored.shape))).copy_(stored)
+        yield len(motion)
+
+
+class _Pack:
+    """Decoded clips to batches, as a plain loader would: in their order, and without any padding.
+
+    In float16: a loader that converts in its workers is half as fast, because its shared memory is new, and
+    faulted in, for every batch. The plain way is given the better of both.
+    """
+
+    def __init__(self, budget_frames: int, context_frames: int):
+        self.budget_frames, self.context_frames = budget_frames, context_frames
+
+    def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[tuple[torch.Tensor, ...]]:
+        motion, audio, total = [], [], 0
+        for sample in samples:
+            for at in range(0, len(sample["motion.npy"]), self.context_frames):
+                piece = sample["motion.npy"][at : at + self.context_frames]
+                if total + len(piece) > self.budget_frames:
+                    yield self._join(motion, audio)
+                    motion, audio, total = [], [], 0
+                motion.append(piece)
+                audio.append(sample["audio.npy"][at : at + self.context_frames])
+                total += len(piece)
+        if motion:
+            yield self._join(motion, audio)
+
+    def _join(self, motion: list[np.ndarray], audio: list[np.ndarray]) -> tuple[torch.Tensor, ...]:
+        joined = []
+        for pieces in (motion, audio):
+            joined.append(torch.from_numpy(np.concatenate(pieces)))
+        return *joined, torch.tensor([len(piece) for piece in motion])
+
+
+def paper_lengths() -> np.ndarray:
+    """The paper's clips, in frames: 160K of 5 s on average under 10 s, 280K of 15 s on average in 10..60 s."""
+    generator = np.random.default_rng(0)
+    short = np.clip(generator.gamma(4, 1.27, 160_000), 0.4, 10)
+    long = np.clip(10 + generator.exponential(5, 280_000), 10, 60)
+    lengths = (np.concatenate([short, long]) * FPS).astype(np.int64)
+    generator.shuffle(lengths)
+    return lengths
+
+
+def measure_plan(config: PlanConfig) -> dict[str, Any]:
+    """Time, peak memory and padding of one epoch's plan of the paper's corpus."""
+    lengths = paper_lengths()
+    shard = np.arange(len(lengths)) // 256
+    started = time.perf_counter()
+    plan = plan_epoch(lengths, shard, config, 0)
+    seconds = time.perf_counter() - started
+    tracemalloc.start()
+    plan_epoch(lengths, shard, config, 0)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return {
+        "clips": len(lengths),
+        "frames": int(lengths.sum()),
+        "samples": len(plan.row),
+        "micro_batches": plan.micro_batches,
+        "steps": plan.steps,
+        "seconds": seconds,
+        "peak_mb": peak_bytes / 1e6,
+        "padding": plan.padding,
+    }

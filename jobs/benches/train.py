@@ -1,0 +1,158 @@
+"""Measures training: the loop's step beside the same engine on one resident batch, and SDPA beside FlexAttention."""
+
+import dataclasses
+import itertools
+import tempfile
+import time
+from statistics import median
+from typing import Any
+
+import ray.train
+import torch
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from xactor.motion import DiffusionForcing, ForcingBatch, draw
+from benches.data import write_synthetic
+from xactor_platform.data.index import CorpusShape, load_index
+from xactor_platform.data.plan import Cursor, walk
+from xactor_platform.data.stream import PlannedStream
+from xactor_platform.training import stage2
+from xactor_platform.training.engine import make_engine, peak_flops, use_bf16
+from xactor_platform.training.loop import prepare_device, train_step
+from xactor_platform.training.run.recorder import Clock
+from xactor_platform.training.stage2_config import Stage2Config
+
+
+def compare_loop(config: Stage2Config, *, rounds: int, use_gpu: bool) -> dict[str, Any]:
+    """On one rank: seconds of `train_step` over the planned stream against the same engine on one resident batch.
+
+    Both take the same numbers of samples and frames, step by step in turn; the ratio is of the medians.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        frames = 2 * rounds * config.train.micro_batches * config.train.budget_frames
+        shards = f"{folder}/shards"
+        write_synthetic(shards, frames * 2 * (512 + 768), 1, config.model.context_frames)
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, shards=shards))
+        trainer = TorchTrainer(
+            _measure,
+            train_loop_config={"config": config, "rounds": rounds},
+            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=1,
+                use_gpu=use_gpu,
+                resources_per_worker={
+                    "CPU": config.scale.cpus_per_rank,
+                    **({"GPU": 1} if use_gpu else {}),
+                },
+            ),
+            run_config=ray.train.RunConfig(name="bench", storage_path=folder),
+        )
+        measured = trainer.fit().return_value
+        assert measured is not None
+        return measured
+
+
+def _measure(options: dict[str, Any]) -> dict[str, Any]:
+    config: Stage2Config = options["config"]
+    rounds: int = options["rounds"]
+    device = prepare_device(config)
+    index = load_index(config.data.shards)
+    width = index.frame_shape.latent_width
+    facts = {"moments": ([0.0] * width, [1.0] * width), "audio_encoder": None}
+    stage = stage2.Stage2(config, facts, index, rank=0, ranks=1, device=device)
+    engine = make_engine(
+        stage.objective,
+        config.train,
+        stage.parameter_groups(),
+        ranks=1,
+        bf16=use_bf16(config.train, device),
+    )
+    clock, loop, resident, waits, frames = Clock(device), [], [], [], []
+    stream = PlannedStream(stage.reader, config.plan, rank=0, ranks=1, start=Cursor(), steps=rounds + 1)
+    steps = walk(index.frames, index.shard, config.plan, Cursor())
+    with stream:
+        for step in itertools.islice(steps, rounds + 1):
+            batches = [_resident(b.frames, index.frame_shape, config, device) for b in step.micro_batches]
+            begun = time.perf_counter()
+            for batch in batches:
+                engine.backward(engine(batch) / step.frames, scale_wrt_gas=False)
+            engine.step()
+            _finish(device)
+            resident.append(time.perf_counter() - begun)
+            train_step(engine, stage, stream, step, len(loop), config, clock)
+            loop.append(clock.step_s)
+            waits.append(clock.waited_s)
+            frames.append(step.frames)
+    # The first step of each warms up and waits for the first block. Ratios pair steps of the same lengths.
+    pairs = [a / b for a, b in zip(loop[1:], resident[1:], strict=True)]
+    rate = sum(frames[1:]) / sum(loop[1:])
+    parameters = sum(p.numel() for p in stage.objective.parameters())
+    peak = peak_flops()
+    return {
+        "parameters": parameters,
+        "frames_a_step": median(frames[1:]),
+        "resident_step_s": median(resident[1:]),
+        "loop_step_s": median(loop[1:]),
+        "ratio": median(pairs),
+        "data_wait_share": sum(waits[1:]) / sum(loop[1:]),
+        "frames_per_s": rate,
+        "mfu": 6 * parameters * rate / peak if peak else None,
+    }
+
+
+def _resident(frames, shape: CorpusShape, config: Stage2Config, device: torch.device) -> ForcingBatch:
+    """A batch of the given lengths that is already where the model is."""
+    lengths = torch.as_tensor(frames)
+    width, count = int(lengths.max()), len(lengths)
+    draws = [
+        draw(("bench", i), int(n), shape.latent_width, config.model.chunk_frames, config.forcing)
+        for i, n in enumerate(lengths)
+    ]
+    return ForcingBatch.build(
+        torch.randn(count, width, shape.latent_width),
+        torch.randn(count, width, shape.audio_layers, shape.audio_width),
+        lengths,
+        torch.ones(count),
+        draws,
+    ).to(device)
+
+
+def compare_attention(config: Stage2Config, *, rounds: int) -> dict[str, Any]:
+    """Forward seconds of the model with SDPA and with FlexAttention at the full context, in turn.
+
+    With the backward pass on a GPU; FlexAttention has none on a CPU, which decides the matter there.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(config.scale.threads)
+    shape = CorpusShape(
+        latent_width=512, audio_layers=1, audio_width=768, motion_dtype="float16", audio_dtype="float16"
+    )
+    count = max(1, config.train.budget_frames // config.model.context_frames)
+    batch = _resident([config.model.context_frames] * count, shape, config, device)
+    dtype = torch.bfloat16 if use_bf16(config.train, device) else torch.float32
+    objectives = {}
+    for name in ("sdpa", "flex_attention"):
+        model = stage2.build_model(dataclasses.replace(config.model, attn_implementation=name), shape, seed=0)
+        objectives[name] = DiffusionForcing(model, config.forcing).to(device, dtype)
+    times: dict[str, list[float]] = {name: [] for name in objectives}
+    for _ in range(rounds + 1):
+        for name, objective in objectives.items():
+            begun = time.perf_counter()
+            with torch.set_grad_enabled(device.type == "cuda"):
+                loss = objective(batch)
+            if device.type == "cuda":
+                loss.backward()
+            _finish(device)
+            times[name].append(time.perf_counter() - begun)
+    seconds = {name: median(values[1:]) for name, values in times.items()}
+    return {
+        "device": str(device),
+        "backward": device.type == "cuda",
+        "seconds": seconds,
+        "flex_over_sdpa": seconds["flex_attention"] / seconds["sdpa"],
+    }
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()

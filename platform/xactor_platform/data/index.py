@@ -1,0 +1,334 @@
+"""The index of a folder of shards: one row a sample, with the byte range of each of its members."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from xactor_platform.data.scan import Found, ShardScan, scan_shard
+from xactor_platform.storage.location import Location
+from xactor_platform.storage.retries import patiently
+
+INDEX_NAME = "index.parquet"
+VERSION = 1
+SCAN_THREADS = 32
+HELD_OUT = ("test-", "val-")
+NAMED_IN_ERRORS = 5
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that cannot be used; `key` is empty for what a truncated shard lost."""
+
+    key: str
+    shard: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}: {self.key + ': ' if self.key else ''}{self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusShape:
+    """What one frame of the corpus is: a latent [latent_width] and features [audio_layers, audio_width]."""
+
+    latent_width: int
+    audio_layers: int
+    audio_width: int
+    motion_dtype: str  # as stored: float16 or float32
+    audio_dtype: str
+
+    def __str__(self) -> str:
+        audio = f"[{self.audio_layers}, {self.audio_width}] {self.audio_dtype}"
+        return f"motion [{self.latent_width}] {self.motion_dtype} and audio {audio} a frame"
+
+    @property
+    def members(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Stored dtype and shape of one frame, of motion and of audio."""
+        return (
+            (self.motion_dtype, (self.latent_width,)),
+            (self.audio_dtype, (self.audio_layers, self.audio_width)),
+        )
+
+    @property
+    def bytes_per_frame(self) -> int:
+        """As stored."""
+        return sum(int(np.prod(item)) * np.dtype(dtype).itemsize for dtype, item in self.members)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Index:
+    """A corpus, a row a sample. All arrays are [samples].
+
+    `offset` and `length` are in bytes and by member extension (`motion.npy`, `mp4`, ...); the offset is -1
+    where a sample lacks an optional member. `header` is the length of an array's .npy header, so its data
+    begins at `offset + header`.
+    """
+
+    location: Location
+    shard_names: tuple[str, ...]
+    shard_sizes: tuple[int, ...]  # bytes
+    key: np.ndarray  # object (str)
+    shard: np.ndarray  # int32, into shard_names
+    frames: np.ndarray  # int64
+    speaker: np.ndarray  # object (str)
+    sync_confidence: np.ndarray  # float32, NaN where unknown
+    offset: Mapping[str, np.ndarray]  # int64
+    length: Mapping[str, np.ndarray]  # int64
+    header: Mapping[str, np.ndarray]  # int32
+    shape: CorpusShape | None  # None for a corpus of videos
+    bad: tuple[BadSample, ...]
+
+    @property
+    def samples(self) -> int:
+        return len(self.key)
+
+    @property
+    def frame_shape(self) -> CorpusShape:
+        """`shape` where there must be one: ValueError for a corpus of videos."""
+        if self.shape is None:
+            raise ValueError(f"{self.location.uri}: holds videos, not latents: precompute them first")
+        return self.shape
+
+    def subset(self, mask: np.ndarray) -> "Index":
+        """The rows that a boolean mask or an array of row numbers selects."""
+        columns = ("key", "shard", "frames", "speaker", "sync_confidence")
+        groups = ("offset", "length", "header")
+        return replace(
+            self,
+            **{name: getattr(self, name)[mask] for name in columns},
+            **{name: {k: v[mask] for k, v in getattr(self, name).items()} for name in groups},
+        )
+
+    def training(self) -> "Index":
+        """The samples of all shards that are not held out."""
+        return self.subset(~self._is_held_out())
+
+    def held_out(self) -> "Index":
+        """The samples of shards whose name starts with `test-` or `val-`."""
+        return self.subset(self._is_held_out())
+
+    def _is_held_out(self) -> np.ndarray:
+        return np.array([name.startswith(HELD_OUT) for name in self.shard_names])[self.shard]
+
+    def read(self, row: int, member: str) -> bytes:
+        """One member's bytes, e.g. `mp4` or `json`. KeyError names a member that the sample does not have."""
+        offset = self.offset[member][row] if member in self.offset else -1
+        if offset < 0:
+            raise KeyError(f"{self.key[row]} has no {member}")
+        shard = self.shard_names[self.shard[row]]
+
+        def read() -> bytes:
+            with self.location.open(shard) as file:
+                return file.read_at(int(self.length[member][row]), int(offset))
+
+        return patiently(read, f"{self.location.uri}/{shard}")
+
+    def read_meta(self, row: int) -> dict[str, Any]:
+        """A sample's json."""
+        return json.loads(self.read(row, "json"))
+
+
+def load_index(location: str, *, max_bad_fraction: float = 0.0) -> Index:
+    """The index of a folder of shards, made and stored beside them where there is none or it is stale.
+
+    Stale means that the shards' names or sizes differ from those indexed. In a folder that cannot be
+    written the index is made each time, and the log says so.
+
+    Args:
+        location: URI or path of the folder.
+        max_bad_fraction: how much of the corpus may be unusable; it is left out and listed in `Index.bad`.
+
+    Raises:
+        FileNotFoundError: no such folder, or no shard in it.
+        ValueError: more than the bound is unusable.
+    """
+    if not 0 <= max_bad_fraction <= 1:
+        raise ValueError(f"max_bad_fraction must be in 0..1, got {max_bad_fraction}")
+    place = Location.parse(location)
+    files = patiently(place.sizes, location)
+    shards = {name: size for name, size in files.items() if name.endswith(".tar")}
+    if not shards:
+        raise FileNotFoundError(f"{location}: no .tar among its {len(files)} files")
+    stored = f"{location}/{INDEX_NAME}"
+    index = patiently(lambda: _stored(place, shards), stored) if INDEX_NAME in files else None
+    if index is None:
+        index = build_index(place, shards)
+        try:
+            patiently(partial(write_index, index), stored)
+        except OSError as error:
+            logger.warning("%s cannot be written (%s): its index is not kept", location, error)
+    _check_bad(index, max_bad_fraction)
+    return index
+
+
+def build_index(location: Location, shards: Mapping[str, int]) -> Index:
+    """Scans shards (name -> bytes) in parallel and puts their samples together, the unusable ones apart."""
+    with ThreadPoolExecutor(min(SCAN_THREADS, len(shards))) as pool:
+
+        def scan_one(shard: tuple[str, int]) -> ShardScan:
+            return patiently(lambda: scan_shard(location, *shard), f"{location.uri}/{shard[0]}")
+
+        scans = list(pool.map(scan_one, shards.items()))
+    required = _required(scans)
+    good: list[tuple[int, Found]] = []
+    bad: list[BadSample] = []
+    shapes = Counter(_frame_shape(s) for scan in scans for s in scan.samples if not s.reason)
+    del shapes[None]
+    shape = shapes.most_common(1)[0][0] if shapes else None
+    owner: dict[str, str] = {}
+    for number, scan in enumerate(scans):
+        tail_lost = bool(scan.broken)
+        for found in scan.samples:
+            reason = found.reason or _fault(found, required, shape)
+            if reason and scan.broken and found is scan.samples[-1]:
+                reason, tail_lost = scan.broken, False
+            elif not reason and found.key in owner:
+                reason = f"the same key is in {owner[found.key]}"
+            if reason:
+                bad.append(BadSample(found.key, scan.shard, reason))
+            else:
+                owner[found.key] = scan.shard
+                good.append((number, found))
+        if tail_lost:
+            bad.append(BadSample("", scan.shard, scan.broken))
+    return _assemble(location, shards, shape, good, bad)
+
+
+def write_index(index: Index) -> None:
+    """Stores `index.parquet` beside the shards: all of it or, on an error, nothing."""
+    columns: dict[str, Any] = {
+        "key": pa.array(index.key, pa.string()),
+        "shard": pa.array(index.shard),
+        "frames": pa.array(index.frames),
+        "speaker": pa.array(index.speaker, pa.string()),
+        "sync_confidence": pa.array(index.sync_confidence),
+    }
+    for group in ("offset", "length", "header"):
+        columns |= {f"{name}:{group}": pa.array(v) for name, v in getattr(index, group).items()}
+    about = {
+        "version": VERSION,
+        "shards": dict(zip(index.shard_names, index.shard_sizes, strict=True)),
+        "shape": vars(index.shape) if index.shape else None,
+        "bad": [[b.key, b.shard, b.reason] for b in index.bad],
+    }
+    table = pa.table(columns).replace_schema_metadata({"xactor": json.dumps(about)})
+    with index.location.replace(INDEX_NAME) as stream:
+        pq.write_table(table, stream)
+
+
+def _stored(location: Location, shards: Mapping[str, int]) -> Index | None:
+    """The index that lies beside the shards, or None where it does not describe them as they are now."""
+    try:
+        with location.open(INDEX_NAME) as file:
+            table = pq.read_table(file)
+        about = json.loads((table.schema.metadata or {})[b"xactor"])
+    except (pa.ArrowInvalid, KeyError, ValueError) as error:
+        logger.warning("%s/%s is made anew: it cannot be read (%s)", location.uri, INDEX_NAME, error)
+        return None
+    if about["version"] != VERSION or about["shards"] != dict(shards):
+        logger.info("%s/%s is made anew: the shards have changed", location.uri, INDEX_NAME)
+        return None
+    groups: dict[str, dict[str, np.ndarray]] = {"offset": {}, "length": {}, "header": {}}
+    columns: dict[str, Any] = {}
+    for name in table.column_names:
+        values = table[name].to_numpy()
+        member, colon, group = name.rpartition(":")
+        if colon:
+            groups[group][member] = values
+        else:
+            columns[name] = values
+    return Index(
+        location=location,
+        shard_names=tuple(shards),
+        shard_sizes=tuple(shards.values()),
+        shape=CorpusShape(**about["shape"]) if about["shape"] else None,
+        bad=tuple(BadSample(*fields) for fields in about["bad"]),
+        offset=groups["offset"],
+        length=groups["length"],
+        header=groups["header"],
+        **columns,
+    )
+
+
+def _required(scans: list[ShardScan]) -> tuple[str, ...]:
+    """What every sample must have: a corpus with any arrays is one of latents, else one of videos."""
+    found = {extension for scan in scans for s in scan.samples for extension in s.members}
+    latents = ("motion.npy", "audio.npy", "json")
+    return ("mp4", "json") if "mp4" in found and not found & {"motion.npy", "audio.npy"} else latents
+
+
+def _frame_shape(found: Found) -> CorpusShape | None:
+    """None where the sample lacks an array."""
+    if not {"motion.npy", "audio.npy"} <= set(found.shape):
+        return None
+    (_, width), (_, layers, features) = found.shape["motion.npy"], found.shape["audio.npy"]
+    return CorpusShape(
+        latent_width=width,
+        audio_layers=layers,
+        audio_width=features,
+        motion_dtype=found.dtype["motion.npy"],
+        audio_dtype=found.dtype["audio.npy"],
+    )
+
+
+def _fault(found: Found, required: tuple[str, ...], shape: CorpusShape | None) -> str:
+    missing = [name for name in required if name not in found.members]
+    if missing:
+        return f"has no {', '.join(missing)}"
+    if "motion.npy" in required and _frame_shape(found) != shape:
+        return f"has {_frame_shape(found)}, the corpus {shape}"
+    return ""
+
+
+def _assemble(
+    location: Location,
+    shards: Mapping[str, int],
+    shape: CorpusShape | None,
+    good: list[tuple[int, Found]],
+    bad: list[BadSample],
+) -> Index:
+    members = sorted({extension for _, found in good for extension in found.members})
+    arrays = sorted({extension for _, found in good for extension in found.header})
+    none = (-1, 0)
+    return Index(
+        location=location,
+        shard_names=tuple(shards),
+        shard_sizes=tuple(shards.values()),
+        key=np.array([f.key for _, f in good], dtype=object),
+        shard=np.array([number for number, _ in good], dtype=np.int32),
+        frames=np.array([f.frames for _, f in good], dtype=np.int64),
+        speaker=np.array([f.speaker for _, f in good], dtype=object),
+        sync_confidence=np.array([f.sync_confidence for _, f in good], dtype=np.float32),
+        offset={m: np.array([f.members.get(m, none)[0] for _, f in good], dtype=np.int64) for m in members},
+        length={m: np.array([f.members.get(m, none)[1] for _, f in good], dtype=np.int64) for m in members},
+        header={m: np.array([f.header.get(m, 0) for _, f in good], dtype=np.int32) for m in arrays},
+        shape=shape,
+        bad=tuple(bad),
+    )
+
+
+def _check_bad(index: Index, max_bad_fraction: float) -> None:
+    if not index.bad:
+        return
+    samples = len(index.bad) + index.samples
+    fraction = len(index.bad) / samples
+    first = "; ".join(map(str, index.bad[:NAMED_IN_ERRORS]))
+    more = len(index.bad) - NAMED_IN_ERRORS
+    named = first + (f"; and {more} more" if more > 0 else "")
+    if fraction > max_bad_fraction or not index.samples:
+        raise ValueError(
+            f"{index.location.uri}: {len(index.bad)} of {samples} samples are unusable, a "
+            f"fraction of {fraction:.3g}, the bound (max_bad_fraction) is {max_bad_fraction:g}: {named}"
+        )
+    logger.warning("%s: %d unusable samples are left out: %s", index.location.uri, len(index.bad), named)

@@ -1,0 +1,217 @@
+"""Scans a shard's headers: what it holds and where, without reading the arrays."""
+
+import ast
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from pyarrow import NativeFile
+
+from xactor_platform.storage.location import Location
+
+FPS = 25
+BLOCK = 512  # tar's unit, bytes
+READ_AHEAD = 4096  # bytes: a member's tail, a small json and the next array's header come in one request
+
+
+class BrokenShard(ValueError):
+    """A tar that cannot be read past some byte; `name` is the member that was cut, where known."""
+
+    def __init__(self, message: str, name: str = ""):
+        super().__init__(message)
+        self.name = name
+
+
+@dataclass
+class Found:
+    """One sample as a shard's headers tell it. `reason` says what is wrong with it, if anything."""
+
+    key: str
+    members: dict[str, tuple[int, int]] = field(default_factory=dict)  # extension -> (offset, bytes)
+    frames: int = -1
+    speaker: str = ""
+    sync_confidence: float = float("nan")
+    header: dict[str, int] = field(default_factory=dict)  # extension -> bytes of its .npy header
+    shape: dict[str, tuple[int, ...]] = field(default_factory=dict)  # extension -> shape
+    dtype: dict[str, str] = field(default_factory=dict)  # extension -> float16 or float32
+    reason: str = ""
+
+
+@dataclass
+class ShardScan:
+    """What one shard holds: its samples in order, and where it broke off (empty where it did not)."""
+
+    shard: str
+    size: int
+    samples: list[Found]
+    broken: str
+
+
+class _Window:
+    """A file seen through one small read-ahead: a header costs no request of its own."""
+
+    def __init__(self, file: NativeFile, size: int):
+        self.file, self.size, self.at, self.data = file, size, 0, b""
+
+    def read(self, offset: int, length: int) -> bytes:
+        first = offset - self.at
+        if first < 0 or first + length > len(self.data):
+            wanted = min(max(length, READ_AHEAD), self.size - offset)
+            self.at, self.data, first = offset, self.file.read_at(wanted, offset), 0
+        return self.data[first : first + length]
+
+
+def scan_shard(location: Location, shard: str, size: int) -> ShardScan:
+    """Reads the headers of one tar: tar headers, .npy headers and the json of every sample."""
+    samples: list[Found] = []
+    seen: set[str] = set()
+    broken = ""
+    with location.open(shard) as file:
+        window = _Window(file, size)
+        try:
+            for name, offset, length in _members(window):
+                key, extension = split_name(name)
+                if not key:
+                    continue
+                if not samples or samples[-1].key != key:
+                    samples.append(Found(key))
+                    if key in seen:
+                        samples[-1].reason = "its members do not stand together, or its key comes twice"
+                    seen.add(key)
+                _add_member(samples[-1], extension, offset, length, window)
+        except BrokenShard as error:
+            broken = str(error)
+            key, _ = split_name(error.name)
+            if key and (not samples or samples[-1].key != key):
+                samples.append(Found(key))
+    for found in samples:
+        found.reason = found.reason or _disagreement(found)
+    return ShardScan(shard, size, samples, broken)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """A member's key and extension, as WebDataset cuts them: at the first dot of the file's own name."""
+    folder, slash, base = name.rpartition("/")
+    stem, dot, extension = base.partition(".")
+    return (folder + slash + stem, extension) if stem and dot else ("", "")
+
+
+def _members(window: _Window) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and bytes of every regular file of a tar. BrokenShard where it breaks off."""
+    offset, long_name = 0, ""
+    while True:
+        if offset + BLOCK > window.size:
+            raise BrokenShard(f"truncated: ends at byte {window.size} without an end mark")
+        block = window.read(offset, BLOCK)
+        if not any(block):
+            return
+        try:
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.TarError as error:
+            raise BrokenShard(f"no tar header at byte {offset}: {error}") from error
+        data = offset + BLOCK
+        name = long_name or info.name
+        if data + info.size > window.size:
+            raise BrokenShard(
+                f"truncated: {name} needs bytes up to {data + info.size}, the file ends at {window.size}",
+                name,
+            )
+        if info.type == tarfile.GNUTYPE_LONGNAME:
+            long_name = window.read(data, info.size).rstrip(b"\0").decode("utf-8", "surrogateescape")
+        elif info.type == tarfile.XHDTYPE:
+            long_name = _pax_path(window.read(data, info.size))
+        else:
+            long_name = ""
+            if info.isreg():
+                yield name, data, info.size
+        offset = data + -(-info.size // BLOCK) * BLOCK
+
+
+def _pax_path(records: bytes) -> str:
+    """The path of a pax header's records, each `<length> <name>=<value>\\n`; empty where there is none."""
+    while records:
+        length = int(records.split(b" ", 1)[0])
+        name, _, value = records[:length].split(b" ", 1)[1].partition(b"=")
+        if name == b"path":
+            return value[:-1].decode("utf-8", "surrogateescape")
+        records = records[length:]
+    return ""
+
+
+def _add_member(found: Found, extension: str, offset: int, length: int, window: _Window) -> None:
+    if extension in found.members:
+        found.reason = found.reason or f"has {extension} twice"
+        return
+    found.members[extension] = offset, length
+    try:
+        if extension == "json":
+            _read_json(found, window.read(offset, length))
+        elif extension in ("motion.npy", "audio.npy"):
+            _read_header(found, extension, window.read(offset, min(length, 1024)), length)
+    except ValueError as error:
+        found.reason = found.reason or f"{extension}: {error}"
+
+
+def _read_json(found: Found, text: bytes) -> None:
+    try:
+        meta: Any = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"cannot be parsed: {error}") from error
+    if not isinstance(meta, dict):
+        raise ValueError(f"must be an object, is a {type(meta).__name__}")
+    frames, fps = meta.get("frames"), meta.get("fps")
+    if not isinstance(frames, int) or frames < 1:
+        raise ValueError(f"frames must be a whole number >= 1, got {frames}")
+    found.frames = frames
+    found.speaker = str(meta.get("speaker", ""))
+    confidence = meta.get("sync_confidence")
+    found.sync_confidence = float(confidence) if isinstance(confidence, (int, float)) else float("nan")
+    if fps != FPS:
+        raise ValueError(f"fps must be {FPS}, got {fps}")
+
+
+def _read_header(found: Found, extension: str, head: bytes, length: int) -> None:
+    try:
+        header, dtype, fortran, shape = parse_npy_header(head)
+    except (ValueError, SyntaxError, KeyError, TypeError) as error:
+        raise ValueError(f"not a .npy array ({error})") from error
+    axes = 2 if extension == "motion.npy" else 3
+    if dtype not in ("<f2", "<f4"):
+        raise ValueError(f"dtype must be float16 or float32, got {dtype}")
+    if fortran:
+        raise ValueError("is stored in Fortran order")
+    if len(shape) != axes or min(shape) < 1:
+        raise ValueError(f"must have {axes} axes of at least 1, got shape {list(shape)}")
+    promised = header + int(np.prod(shape)) * int(dtype[2])
+    if promised != length:
+        raise ValueError(f"holds {length} bytes, its header promises {promised}")
+    found.header[extension], found.shape[extension] = header, shape
+    found.dtype[extension] = str(np.dtype(dtype))
+
+
+def parse_npy_header(head: bytes) -> tuple[int, str, bool, tuple[int, ...]]:
+    """Of an array file's first bytes: the header's length in bytes, dtype, Fortran order, shape."""
+    if head[:6] != b"\x93NUMPY":
+        raise ValueError("no .npy magic")
+    start = 10 if head[6] == 1 else 12
+    end = start + int.from_bytes(head[8:start], "little")
+    if end > len(head):
+        raise ValueError(f"header of {end} bytes")
+    return end, *_parse_fields(head[start:end])
+
+
+@lru_cache(maxsize=4096)
+def _parse_fields(text: bytes) -> tuple[str, bool, tuple[int, ...]]:
+    fields = ast.literal_eval(text.decode("latin1"))
+    return str(fields["descr"]), bool(fields["fortran_order"]), tuple(fields["shape"])
+
+
+def _disagreement(found: Found) -> str:
+    for extension, shape in found.shape.items():
+        if found.frames > 0 and shape[0] != found.frames:
+            return f"{extension} has {shape[0]} frames, its json says {found.frames}"
+    return ""

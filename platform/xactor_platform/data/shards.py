@@ -1,0 +1,188 @@
+"""Writes shards: WebDataset tars that are whole or absent."""
+
+import io
+import json
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext, suppress
+from typing import Any, Self
+
+import numpy as np
+from webdataset.writer import TarWriter
+
+from xactor_platform.data.index import INDEX_NAME
+from xactor_platform.storage.location import Location
+
+FPS = 25
+
+
+class Shard:
+    """One tar, whole or absent, also absent without samples; a context manager.
+
+    Args:
+        location: of the folder.
+        name: such as `train-000003.tar`; an earlier file of that name is replaced at the end.
+    """
+
+    def __init__(self, location: Location, name: str):
+        self.samples = self.bytes = 0
+        self._location, self._name = location, name
+        self._stack = ExitStack()
+        self._tar: TarWriter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, exc_type, exc, traceback) -> None:
+        if self._tar is not None:
+            # After an exception an unclosed tar would write to its closed stream when it is collected.
+            with suppress(OSError) if exc_type else nullcontext():
+                self._tar.close()
+        self._stack.__exit__(exc_type, exc, traceback)
+
+    def write(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Adds one sample, as `encode_members` gives it."""
+        if self._tar is None:
+            stream = self._stack.enter_context(self._location.replace(self._name))
+            self._tar = TarWriter(stream, encoder=False, mtime=0)
+        self._tar.write({"__key__": key, **members})
+        self.samples += 1
+        self.bytes += sum(map(len, members.values()))
+
+
+class ShardWriter:
+    """Writes samples into `<split>-%06d.tar` at a location; a context manager.
+
+    Two runs that write the same samples write the same bytes. A shard appears when it is full or when the
+    block ends; after an exception the shard in progress is absent.
+
+    Args:
+        location: URI or path of the folder, made if it is missing.
+        split: the name's first part. `test` and `val` are held out from training, all others train.
+        samples_per_shard: samples in one shard.
+        bytes_per_shard: a shard is also ended when its members reach so many bytes.
+        overwrite: remove the split's earlier shards at the start; without it they are an error, because a
+            shorter run would leave old ones behind its own.
+    """
+
+    def __init__(
+        self,
+        location: str,
+        split: str,
+        *,
+        samples_per_shard: int = 256,
+        bytes_per_shard: int = 1 << 30,
+        overwrite: bool = False,
+    ):
+        for name, value in (("samples_per_shard", samples_per_shard), ("bytes_per_shard", bytes_per_shard)):
+            if value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", split):
+            raise ValueError(f"split must be letters, digits, '_' and '-', got {split!r}")
+        self.location = Location.parse(location)
+        self.split = split
+        self.samples_per_shard = samples_per_shard
+        self.bytes_per_shard = bytes_per_shard
+        self.overwrite = overwrite
+        self.shards = 0  # ended ones
+        self._keys: set[str] = set()
+        self._open: Shard | None = None
+
+    def __enter__(self) -> "ShardWriter":
+        self.location.filesystem.create_dir(self.location.path, recursive=True)
+        name = re.compile(re.escape(self.split) + r"-\d{6}\.tar")
+        earlier = [n for n in self.location.sizes() if name.fullmatch(n)]
+        if earlier and not self.overwrite:
+            there = f"{len(earlier)} shards of {self.split!r}, the first {earlier[0]}"
+            raise FileExistsError(f"{self.location.uri} already holds {there}")
+        # An index is known to be stale by the shards' sizes, and new ones may be of the same.
+        for stale in [*earlier, *({INDEX_NAME} & self.location.sizes().keys())]:
+            self.location.delete(stale)
+        return self
+
+    def __exit__(self, exc_type, exc, traceback) -> None:
+        if self._open is None:
+            return
+        if exc_type is None:
+            self._end_shard()
+        else:
+            shard, self._open = self._open, None
+            shard.__exit__(exc_type, exc, traceback)
+
+    def write(self, key: str, members: Mapping[str, np.ndarray | Mapping[str, Any] | bytes]) -> None:
+        """Adds one sample.
+
+        Args:
+            key: unique in this writer, not empty, without dots and slashes (they end a key in a tar).
+            members: by extension: `{"motion.npy": [T, D], "audio.npy": [T, L, F], "json": {...}}` or
+                `{"mp4": bytes, "json": {...}}`. The json has `frames` = T and `fps` = 25.
+
+        Raises:
+            ValueError: a key or a sample that no reader would take.
+        """
+        if key in self._keys:
+            raise ValueError(f"key {key!r} was already written")
+        encoded = encode_members(key, members)
+        if self._open is None:
+            self._open = Shard(self.location, f"{self.split}-{self.shards:06d}.tar")
+        self._open.write(key, encoded)
+        self._keys.add(key)
+        if self._open.samples >= self.samples_per_shard or self._open.bytes >= self.bytes_per_shard:
+            self._end_shard()
+
+    def _end_shard(self) -> None:
+        shard, self._open = self._open, None
+        assert shard is not None
+        shard.__exit__(None, None, None)
+        self.shards += 1
+
+
+def encode_members(
+    key: str, members: Mapping[str, np.ndarray | Mapping[str, Any] | bytes]
+) -> dict[str, bytes]:
+    """A sample's members as they stand in a shard. ValueError as in `ShardWriter.write`."""
+    if not key or "." in key or "/" in key:
+        raise ValueError(f"a key must not be empty nor hold '.' or '/', got {key!r}")
+    check_members(key, members)
+    return {extension: _encode(value) for extension, value in members.items()}
+
+
+def check_members(key: str, members: Mapping[str, Any]) -> None:
+    """ValueError where a sample's members are missing, have a wrong shape or type, or disagree."""
+    if "json" not in members:
+        raise ValueError(f"{key}: a sample needs its 'json', got {sorted(members)}")
+    meta = members["json"]
+    if not isinstance(meta, Mapping):
+        raise ValueError(f"{key}: json must be a mapping, got {type(meta).__name__}")
+    frames, fps = meta.get("frames"), meta.get("fps")
+    if fps != FPS:
+        raise ValueError(f"{key}: json fps must be {FPS}, got {fps}")
+    if not isinstance(frames, int) or frames < 1:
+        raise ValueError(f"{key}: json frames must be a whole number >= 1, got {frames}")
+    if "mp4" not in members and not {"motion.npy", "audio.npy"} <= set(members):
+        raise ValueError(f"{key}: needs 'motion.npy' and 'audio.npy', or 'mp4', got {sorted(members)}")
+    for name, axes in (("motion.npy", 2), ("audio.npy", 3)):
+        if name not in members:
+            continue
+        array = members[name]
+        if not isinstance(array, np.ndarray) or array.dtype not in (np.float16, np.float32):
+            kind = getattr(array, "dtype", type(array).__name__)
+            raise ValueError(f"{key}: {name} must be float16 or float32, got {kind}")
+        if array.ndim != axes:
+            raise ValueError(f"{key}: {name} must have {axes} axes, got shape {list(array.shape)}")
+        if len(array) != frames:
+            raise ValueError(f"{key}: {name} has {len(array)} frames, its json says {frames}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{key}: {name} holds NaN or infinity")
+
+
+def _encode(value: np.ndarray | Mapping[str, Any] | bytes) -> bytes:
+    if isinstance(value, np.ndarray):
+        out = io.BytesIO()
+        np.save(out, np.ascontiguousarray(value), allow_pickle=False)
+        return out.getvalue()
+    if isinstance(value, Mapping):
+        return json.dumps(value, sort_keys=True).encode()
+    if isinstance(value, bytes):
+        return value
+    raise ValueError(f"a member must be an array, a mapping or bytes, got {type(value).__name__}")

@@ -1,0 +1,114 @@
+"""Which clips a demo corpus has: who speaks what in each, for how long."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from xactor.audio.windows import SAMPLE_RATE_HZ
+from xactor_platform.demo_corpus.identity import Identity, held_out_identities, training_identities
+from xactor_platform.demo_corpus.speech import LEAST_S, cut_recording, recordings, sentences
+
+# Seconds of the held-out clips, by turns of the held-out people; one is a minute long, to see a long rollout.
+HELD_OUT_S = (64.0, 20.0, 12.0, 16.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipPlan:
+    """Everything that decides one clip."""
+
+    key: str
+    split: str
+    identity: Identity
+    seed: tuple[int, ...]
+    lines: tuple[str, ...] = ()
+    duration_s: float = 0.0
+    recording: str | None = None
+    part: int = 0
+
+
+def plan_synthetic(*, seed: int, train_s: float, held_out_s: float, identities: int) -> list[ClipPlan]:
+    """The clips of a corpus spoken by the synthetic voice, train first."""
+    rng = np.random.Generator(np.random.PCG64([seed, 1]))
+    people = training_identities(identities)
+    plans: list[ClipPlan] = []
+    lines = sentences("train")
+    # Short and long clips by turns, as in the paper's data, none over half a minute: every clip is one context.
+    planned = 0.0
+    while planned < train_s:
+        duration_s = float(rng.choice([8.0, 10.0, 13.0, 17.0, 22.0]))
+        duration_s = max(min(duration_s, train_s - planned), LEAST_S)
+        number = len(plans)
+        order = tuple(lines[i] for i in rng.permutation(len(lines))[:24])
+        plans.append(
+            ClipPlan(
+                key=f"train-{number:04d}",
+                split="train",
+                identity=people[number % len(people)],
+                seed=(seed, 2, number),
+                lines=order,
+                duration_s=duration_s,
+            )
+        )
+        planned += duration_s
+    lines = sentences("test")
+    people = held_out_identities()
+    number, planned = 0, 0.0
+    while planned < held_out_s:
+        duration_s = min(HELD_OUT_S[number % len(HELD_OUT_S)], max(held_out_s - planned, LEAST_S))
+        order = tuple(lines[i] for i in rng.permutation(len(lines)))
+        plans.append(
+            ClipPlan(
+                key=f"test-{number:04d}",
+                split="test",
+                identity=people[number % len(people)],
+                seed=(seed, 3, number),
+                lines=order,
+                duration_s=duration_s,
+            )
+        )
+        planned += duration_s
+        number += 1
+    return plans
+
+
+def plan_recordings(
+    speech: str | Path, *, seed: int, train_s: float, held_out_s: float, identities: int
+) -> list[ClipPlan]:
+    """The clips of a corpus spoken by recordings, train first; every sixth recording is held out.
+
+    All that the recordings hold is used, up to the minutes asked for.
+    """
+    found = recordings(speech)
+    if len(found) < 2:
+        raise ValueError(
+            f"{speech}: at least 2 recordings are needed, so that one can be held out; found {len(found)}"
+        )
+    held_out = {
+        path for i, path in enumerate(found) if i % 6 == 5 or (len(found) < 6 and i == len(found) - 1)
+    }
+    plans: list[ClipPlan] = []
+    for split, most_s, people in (
+        ("train", train_s, training_identities(identities)),
+        ("test", held_out_s, held_out_identities()),
+    ):
+        planned, number = 0.0, 0
+        for path in (p for p in found if (p in held_out) == (split == "test")):
+            for part, clip in enumerate(cut_recording(path)):
+                if planned >= most_s:
+                    break
+                plans.append(
+                    ClipPlan(
+                        key=f"{split}-{number:04d}",
+                        split=split,
+                        identity=people[number % len(people)],
+                        seed=(seed, 2 if split == "train" else 3, number),
+                        recording=str(path),
+                        part=part,
+                    )
+                )
+                planned += len(clip) / SAMPLE_RATE_HZ
+                number += 1
+        if not number:
+            raise ValueError(f"{speech}: the recordings for {split!r} hold no {LEAST_S:g} s of sound")
+    return plans

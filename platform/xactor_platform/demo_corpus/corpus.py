@@ -1,0 +1,230 @@
+"""The demo corpus: talking clips with known ground truth, the same from the same seed.
+
+    <output>/clips/<split>/<key>.mp4            the clip, 25 fps, with sound
+    <output>/clips/<split>/<key>.controls.npy   its control track, float32 [T, 57]
+    <output>/videos/<split>-000000.tar ...      stage 1's samples: the square face crops, with sound and control track
+    <output>/shards/<split>-000000.tar ...      stage 2's samples
+    <output>/audio_encoder/                     what made the audio features
+
+Keys are the same throughout. The motion in `shards` is the fixed embedding of the control track
+(`xactor.controls.embed_controls`), for use without a motion encoder; with one, `precompute.py` makes it from `videos`.
+Neither a face nor a sentence of `test` is ever in `train`. In the default ten minutes nearly every clip has a face
+of its own: what a renderer learns must hold for faces it never saw.
+"""
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from xactor.audio.encoder import LogMelEncoder, load_audio_encoder
+from xactor.audio.windows import FPS
+from xactor.controls import embed_controls
+from xactor.faces import CropBox
+from xactor.media import write_video
+from xactor_platform.data.face_video import ClipSamples, face_video
+from xactor_platform.data.index import load_index
+from xactor_platform.data.shards import ShardWriter
+from xactor_platform.demo_corpus.clip_plan import HELD_OUT_S, ClipPlan, plan_recordings, plan_synthetic
+from xactor_platform.demo_corpus.identity import find_crop, render_frame
+from xactor_platform.demo_corpus.performance import perform
+from xactor_platform.demo_corpus.speech import Synthesiser, cut_recording, synthesise
+from xactor_platform.precompute.worker import start_worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoCorpus:
+    """What was made, and where."""
+
+    folder: Path
+    shards: Path
+    videos: Path
+    clips: dict[str, int]
+    minutes: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Sides in pixels: of a clip's frames, and of their face crops."""
+
+    size_px: int
+    crop_px: int
+
+
+def make_demo_corpus(
+    output: str | Path,
+    *,
+    seed: int = 0,
+    minutes: float = 10.0,
+    held_out_minutes: float | None = None,
+    size_px: int = 192,
+    crop_px: int = 64,
+    identities: int = 48,
+    speech: str | Path | None = None,
+    audio_encoder: str | Path | None = None,
+    workers: int | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> DemoCorpus:
+    """Makes clips and shards in a folder.
+
+    Args:
+        seed: the same seed gives the same bytes.
+        minutes: of talk to train on, at least.
+        held_out_minutes: of talk held out, at least; by default 1.9, with one clip of over a minute.
+        size_px: the clips' side, even.
+        crop_px: the face crops' side in the video shards, even.
+        identities: people to train on.
+        speech: a folder of recordings to speak instead of the synthetic voice; every sixth is held out.
+        audio_encoder: a folder that holds one; log-mel without weights where it is not given.
+        workers: processes; as many as there are cores where it is not given.
+
+    Raises:
+        ValueError: an argument that cannot be, a folder without usable recordings, a missing extra.
+    """
+    began = time.monotonic()
+    if not 0 < minutes <= 10_000:
+        raise ValueError(f"minutes must be within 0..10000, got {minutes:g}")
+    for name, px in (("size_px", size_px), ("crop_px", crop_px)):
+        if px < 32 or px % 2:
+            raise ValueError(f"{name} must be even and >= 32, got {px}")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be >= 1, got {workers}")
+    folder = Path(output)
+    encoder = load_audio_encoder(audio_encoder) if audio_encoder else LogMelEncoder()
+    held_out_s = 60 * held_out_minutes if held_out_minutes is not None else sum(HELD_OUT_S)
+    if speech is None:
+        plans = plan_synthetic(seed=seed, train_s=60 * minutes, held_out_s=held_out_s, identities=identities)
+    else:
+        plans = plan_recordings(
+            speech, seed=seed, train_s=60 * minutes, held_out_s=held_out_s, identities=identities
+        )
+    encoder.save_pretrained(folder / "audio_encoder")
+    clips: dict[str, int] = {}
+    frames: dict[str, int] = {}
+    shards, videos = folder / "shards", folder / "videos"
+    sizes = Sizes(size_px=size_px, crop_px=crop_px)
+    made = _make_clips(plans, folder, sizes, workers or os.cpu_count() or 1, progress)
+    for split in ("train", "test"):
+        with (
+            ShardWriter(str(shards), split, samples_per_shard=16, overwrite=True) as motion,
+            ShardWriter(str(videos), split, samples_per_shard=16, overwrite=True) as pictures,
+        ):
+            for plan in (p for p in plans if p.split == split):
+                clip = next(made)
+                assert clip.video is not None
+                motion.write(plan.key, clip.motion)
+                pictures.write(plan.key, clip.video)
+                clips[split] = clips.get(split, 0) + 1
+                frames[split] = frames.get(split, 0) + clip.motion["json"]["frames"]
+    load_index(str(shards))
+    load_index(str(videos))
+    return DemoCorpus(
+        folder=folder,
+        shards=shards,
+        videos=videos,
+        clips=clips,
+        minutes={split: count / FPS / 60 for split, count in frames.items()},
+        seconds=time.monotonic() - began,
+    )
+
+
+def speak(plan: ClipPlan) -> tuple[np.ndarray, list[str]]:
+    """The sound of a planned clip, float32 [N] at 16 kHz, and the sentences in it (none for a recording)."""
+    if plan.recording is not None:
+        return _parts(plan.recording)[plan.part], []
+    rng = np.random.Generator(np.random.PCG64(list(plan.seed)))
+    return synthesise(_synthesiser(), list(plan.lines), plan.duration_s, plan.identity.voice, rng)
+
+
+def make_clip(plan: ClipPlan, folder: Path, sizes: Sizes) -> ClipSamples:
+    """Writes one clip and its control track; returns its samples for the shards."""
+    samples, text = speak(plan)
+    controls = perform(samples, seed=hash_seed(plan.seed))  # [T, 57]
+    box = find_crop(plan.identity, sizes.size_px)
+    square = box or CropBox(left=0, top=0, side=sizes.size_px)
+    target = folder / "clips" / plan.split
+    target.mkdir(parents=True, exist_ok=True)
+    crops: list[np.ndarray] = []
+
+    def pictures() -> Iterator[np.ndarray]:
+        for row in controls:
+            picture = render_frame(plan.identity, row, sizes.size_px)
+            crops.append(square.cut(picture, sizes.crop_px))
+            yield picture
+
+    drawn = {"comment": "drawn by a program"}
+    clip = target / f"{plan.key}.mp4"
+    write_video(clip, pictures(), fps=FPS, samples=samples, preset="ultrafast", metadata=drawn)
+    np.save(target / f"{plan.key}.controls.npy", controls)
+    meta = {
+        "frames": len(controls),
+        "fps": FPS,
+        "source": "demo" if plan.recording is None else Path(plan.recording).name,
+        "speaker": plan.identity.name,
+        "sync_confidence": None,
+        "text": text,
+        "crop": vars(box) if box else None,
+    }
+    (target / f"{plan.key}.json").write_text(json.dumps(meta, sort_keys=True) + "\n")
+    features = _encoder(str(folder / "audio_encoder")).features(samples)  # [T, L, F]
+    return ClipSamples(
+        motion={
+            "motion.npy": embed_controls(controls).astype(np.float16),
+            "audio.npy": features.astype(np.float16),
+            "json": {**meta, "motion": "controls"},
+        },
+        video={"mp4": face_video(crops, samples), "controls.npy": controls, "json": meta},
+    )
+
+
+def hash_seed(seed: tuple[int, ...]) -> int:
+    """One number from several, the same everywhere."""
+    return int(np.random.SeedSequence(list(seed)).generate_state(1)[0])
+
+
+def _make_clips(
+    plans: list[ClipPlan], folder: Path, sizes: Sizes, workers: int, progress: Callable[[str], None]
+) -> Iterator[ClipSamples]:
+    """The clips in the plan's order, made by a pool of processes with one thread each."""
+    if workers == 1:
+        for number, plan in enumerate(plans):
+            yield make_clip(plan, folder, sizes)
+            progress(f"{number + 1}/{len(plans)} clips")
+        return
+    # The long ones first, so that no core waits for one at the end.
+    order = sorted(range(len(plans)), key=lambda i: -plans[i].duration_s)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(plans)), mp_context=context, initializer=start_worker) as pool:
+        futures = {i: pool.submit(make_clip, plans[i], folder, sizes) for i in order}
+        try:
+            for number, done in enumerate(as_completed(futures.values())):
+                done.result()
+                progress(f"{number + 1}/{len(plans)} clips")
+            for i in range(len(plans)):
+                yield futures.pop(i).result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@lru_cache(maxsize=1)
+def _synthesiser() -> Synthesiser:
+    return Synthesiser()
+
+
+@lru_cache(maxsize=1)
+def _encoder(folder: str):
+    return load_audio_encoder(folder)
+
+
+@lru_cache(maxsize=1)
+def _parts(recording: str) -> list[np.ndarray]:
+    return cut_recording(recording)

@@ -1,0 +1,231 @@
+"""A real photograph that acts: scikit-image's astronaut (Eileen Collins, NASA, public domain), warped by the controls.
+
+Lids, lips and jaw are moved by piecewise maps of the picture's own pixels: an upper lid slides down stretching the skin
+above it, the lower lip and the chin part from the upper lip, and what shows between is drawn. Then the pose
+turns the head within its surroundings. All points below are pixels of the 512 px original, found once by hand.
+"""
+
+import cv2
+import numpy as np
+
+from xactor.controls import INDEX
+from xactor_platform.demo_corpus.pose import PoseMap
+
+_CROP = (135, 33, 180)  # left, top, side of the square that is used; as `xactor.faces.crop_box` finds it
+_ZOOM = 2.0  # canvas pixels to a pixel of the photograph
+_SKIN_SHADE = (96, 58, 50)
+
+# Left to right as seen: (x, y) along the lids' edges, upper and lower, of either eye.
+_EYES = (
+    (
+        [195.3, 199.2, 204.3, 209.7, 213.6],
+        [100.8, 98.2, 97.9, 100.1, 103.4],
+        [100.8, 103.2, 104.3, 104.0, 103.4],
+    ),
+    (
+        [236.4, 240.6, 246.2, 251.4, 255.3],
+        [104.7, 101.7, 100.1, 101.0, 103.8],
+        [104.7, 105.6, 106.5, 106.3, 103.8],
+    ),
+)
+_BROWS = (
+    ([189.9, 198.7, 206.2, 216.3], [93.2, 89.7, 91.0, 95.0]),
+    ([234.4, 245.0, 252.7, 261.6], [95.6, 92.7, 92.5, 96.9]),
+)
+# The lips, at columns from corner to corner: upper lip's top and bottom edge, lower lip's top and bottom edge.
+_LIPS_X = [202.6, 207.0, 213.0, 217.6, 223.2, 229.0, 233.6, 239.0, 244.2]
+_LIP_EDGES = (
+    [139.6, 138.4, 138.4, 138.7, 139.6, 139.0, 139.1, 139.3, 140.6],
+    [139.9, 140.3, 141.4, 142.4, 143.2, 142.8, 142.2, 141.6, 141.0],
+    [140.0, 143.2, 147.1, 148.4, 149.2, 148.9, 147.7, 144.9, 141.2],
+    [140.4, 147.3, 152.2, 153.8, 154.7, 154.2, 152.6, 147.9, 141.6],
+)
+_MOUTH = (223.4, 143.0)
+_CHIN_Y = 177.0
+_FACE = (225.0, 122.0)  # the head's middle
+_RADII = (47.0, 62.0)
+
+
+class PhotoFace:
+    """The photographed person, rendered at `size_px` square."""
+
+    def __init__(self, size_px: int = 256):
+        try:
+            from skimage.data import astronaut
+        except ImportError as error:
+            raise ValueError("the demo's photograph needs scikit-image: install xactor[demo]") from error
+        left, top, side = _CROP
+        crop = astronaut()[top : top + side, left : left + side]
+        self._side = round(side * _ZOOM)
+        self._canvas = cv2.resize(crop, (self._side, self._side), interpolation=cv2.INTER_CUBIC)
+        self.size_px = size_px
+        self._pose = PoseMap(
+            centre=((_FACE[0] - left) / side * 2 - 1, (_FACE[1] - top) / side * 2 - 1),
+            radii=(_RADII[0] / side * 2, _RADII[1] / side * 2),
+            source_px=self._side,
+            size_px=size_px,
+            reach=2.1,
+        )
+        # Only the part between brows and throat changes its features.
+        self._box = tuple(
+            slice(round((a - o) * _ZOOM), round((b - o) * _ZOOM))
+            for a, b, o in ((78, 206, top), (176, 274, left))
+        )
+        rows, columns = np.mgrid[self._box].astype(np.float32)
+        self._rows, self._columns = rows, columns
+        # The photograph's own coordinates of these canvas pixels.
+        self._x, self._y = (columns + 0.5) / _ZOOM + left, (rows + 0.5) / _ZOOM + top
+        self._eye_rows, self._mouth_rows = (
+            slice(round((a - 78) * _ZOOM), round((b - 78) * _ZOOM)) for a, b in ((82, 114), (128, 206))
+        )
+        self._brows = [
+            [
+                self._bump(xs[i], ys[i] - 1.5, 8.5, 6.5, below=2.6) for i in order
+            ]  # the inner end, then the outer
+            for xs, ys, order in ((*_BROWS[0], (3, 1)), (*_BROWS[1], (0, 2)))
+        ]
+        self._corners = [self._bump(_LIPS_X[i], _LIP_EDGES[1][i], 11, 11) for i in (0, -1)]
+        self._mouth = self._bump(*_MOUTH, 24, 13)
+
+    def render(self, controls: np.ndarray) -> np.ndarray:
+        """One frame, uint8 [S, S, 3] RGB, from a row of the control track [57]."""
+        c = {name: float(controls[i]) for name, i in INDEX.items()}
+        x, y = self._bend(c)
+        eyes, mouth = self._eye_rows, self._mouth_rows
+        x[eyes], y[eyes] = self._lids(x[eyes], y[eyes], c)
+        y[mouth], hollow, seam = self._part_lips(x[mouth], y[mouth], c)
+        left, top, _ = _CROP
+        map_x, map_y = (x - left) * _ZOOM - 0.5, (y - top) * _ZOOM - 0.5
+        moved = cv2.remap(self._canvas, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        face = self._canvas.copy()
+        moved[mouth] = self._darken(moved[mouth], hollow, seam)
+        face[self._box] = moved
+        map_x, map_y = self._pose.maps(controls[INDEX["headPitch"] :])
+        return cv2.remap(face, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+
+    def _bend(self, c: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
+        """Where each pixel comes from when brows rise and the mouth's corners move; float32 [h, w] twice."""
+        x, y = self._x.copy(), self._y.copy()
+        for who, (inner, outer) in zip(("Right", "Left"), self._brows, strict=True):
+            down = c[f"browDown{who}"]
+            y += inner * (5.5 * c["browInnerUp"] - 4.0 * down) + outer * (
+                5.5 * c[f"browOuterUp{who}"] - 2.5 * down
+            )
+        # The mouth narrows towards its middle, or widens from it.
+        narrow = 0.42 * c["mouthPucker"] + 0.3 * c["mouthFunnel"]
+        x += self._mouth * (x - _MOUTH[0]) * narrow / (1 - min(narrow, 0.6))
+        for who, corner, side in zip(("Right", "Left"), self._corners, (-1, 1), strict=True):
+            smile, frown = c[f"mouthSmile{who}"], c[f"mouthFrown{who}"]
+            x -= corner * side * (4.0 * smile + 5.0 * c[f"mouthStretch{who}"] + 2.0 * c[f"mouthDimple{who}"])
+            # The photograph smiles: at rest its corners are let down a little.
+            y += corner * (6.0 * smile - 6.0 * frown - 1.5)
+        return x, y
+
+    def _lids(self, x: np.ndarray, y: np.ndarray, c: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
+        """The upper lids drawn down over the eyes, and glances; returns x, y."""
+        out_y, out_x = y.copy(), x.copy()
+        for who, (xs, ups, lows) in zip(("Right", "Left"), _EYES, strict=True):
+            inside = (x > xs[0]) & (x < xs[-1])
+            up, low = np.interp(x, xs, ups), np.interp(x, xs, lows)
+            t = (x - (xs[0] + xs[-1]) / 2) / ((xs[-1] - xs[0]) / 2)
+            blink = min(c[f"eyeBlink{who}"] + 0.3 * c[f"eyeSquint{who}"] * (1 - c[f"eyeBlink{who}"]), 1.0)
+            edge = up + blink * (low - up + 0.6) - 1.6 * c[f"eyeWide{who}"] * (1 - t**2)
+            crease = up - 6.5
+            lid = inside & (y > crease) & (y <= edge)
+            stretched = crease + (y - crease) * (up - crease) / np.maximum(edge - crease, 0.5)
+            out_y = np.where(lid, stretched, out_y)
+            ball = inside & (y > edge) & (y < low)
+            lifted = np.minimum(edge, up)
+            out_y = np.where(
+                ball & (edge < up), up + (y - lifted) * (low - up) / np.maximum(low - lifted, 0.5), out_y
+            )
+            right = (
+                c["eyeLookOutLeft"] - c["eyeLookInLeft"]
+                if who == "Left"
+                else c["eyeLookInRight"] - c["eyeLookOutRight"]
+            )
+            out_x = np.where(ball, x - 3.2 * right * (1 - t**2), out_x)
+        return out_x.astype(np.float32), out_y.astype(np.float32)
+
+    def _part_lips(
+        self, x: np.ndarray, y: np.ndarray, c: dict[str, float]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The lips and the jaw: where y comes from, the hollow of the mouth and the seam of closed lips, 0..1."""
+        columns = x
+        top_up, low_up, top_low, low_low = (
+            np.interp(columns, _LIPS_X, edge).astype(np.float32) for edge in _LIP_EDGES
+        )
+        t = np.clip((columns - _LIPS_X[0]) / (_LIPS_X[-1] - _LIPS_X[0]), 0, 1)
+        arch = 4 * t * (1 - t)
+        full = np.sqrt(arch)
+        press = (c["mouthPressLeft"] + c["mouthPressRight"]) / 2
+        rise = full * (
+            2.6 * (c["mouthUpperUpLeft"] + c["mouthUpperUpRight"]) / 2 + 2.0 * c["mouthShrugUpper"]
+        )
+        gap = 25.0 * max(c["jawOpen"] - c["mouthClose"], 0) + 3.0 * c["mouthFunnel"]
+        gap += 2.5 * (c["mouthLowerDownLeft"] + c["mouthLowerDownRight"]) / 2
+        # At rest the lower lip covers the teeth that the photograph shows.
+        lip = gap * (0.5 * full + 0.5 * arch) - (top_low - low_up)
+        fold = 1 - 0.45 * c["mouthRollLower"] - 0.3 * press
+        aside = _step((abs(columns - 222.0) - 22) / 24)
+        drop = 18.0 * c["jawOpen"] * (1 - aside)
+        # Stretches of the lower face: the lip, from the lip to the chin, from the chin to the throat.
+        a0, b0 = top_low, low_low
+        a1 = np.maximum(top_low + lip, low_up - rise)
+        b1 = a1 + (low_low - top_low) * fold
+        c0, d0 = np.maximum(b0 + 8, _CHIN_Y), 205.0
+        c1 = np.maximum(c0 + drop, b1 + 4)
+        below = np.where(
+            y < b1,
+            a0 + (y - a1) * (b0 - a0) / np.maximum(b1 - a1, 0.1),
+            np.where(
+                y < c1,
+                b0 + (y - b1) * (c0 - b0) / (c1 - b1),
+                np.maximum(c0 + (y - c1) * (d0 - c0) / np.maximum(d0 - c1, 4.0), y - drop),
+            ),
+        )
+        below = np.where(y > d0, y, below)
+        # The upper lip rises against the nose.
+        nose = 132.0
+        fold_up = rise + (low_up - top_up) * (0.4 * c["mouthRollUpper"] + 0.25 * press)
+        above = np.where(
+            (y > nose) & (y < low_up - rise),
+            np.where(
+                y < top_up - rise,
+                nose + (y - nose) * (top_up - nose) / np.maximum(top_up - rise - nose, 1.0),
+                low_up
+                - (low_up - rise - y) * (low_up - top_up) / np.maximum(low_up - top_up - fold_up + rise, 0.5),
+            ),
+            y,
+        )
+        between = (y >= low_up - rise) & (y < a1)
+        teeth = y + rise  # they hang from the upper jaw
+        source = np.where(y >= a1, below, np.where(between, teeth, above))
+        depth = (y - (low_up - rise)) - (top_low - low_up) * 0.9
+        hollow = np.where(between, np.clip(depth / 1.2 + 0.5, 0, 1), 0) * np.clip((a1 - y) / 0.8 + 0.3, 0, 1)
+        inside = (columns > _LIPS_X[0]) & (columns < _LIPS_X[-1])
+        seam = np.exp(-(((y - a1) / 0.7) ** 2)) * inside * np.clip(arch * 3, 0, 1)
+        return source.astype(np.float32), (hollow * inside).astype(np.float32), seam.astype(np.float32)
+
+    def _darken(self, moved: np.ndarray, hollow: np.ndarray, seam: np.ndarray) -> np.ndarray:
+        """Draws the mouth's hollow, a tongue low in it, and the line between closed lips."""
+        picture = moved.astype(np.float32)
+        weight = hollow[..., None]
+        rows, columns = self._y[self._mouth_rows], self._x[self._mouth_rows]
+        low = np.where(hollow > 0.5, rows, 0).max()
+        tongue = np.clip(1 - np.hypot((columns - _MOUTH[0]) / 13, (rows - low - 1) / 6.5), 0, 1) ** 0.7
+        tongue = tongue[..., None].astype(np.float32)
+        inside = np.array((44, 14, 16)) * (1 - tongue) + np.array((150, 70, 68)) * tongue
+        picture = picture * (1 - weight) + inside * weight
+        picture *= 1 - 0.5 * seam[..., None]
+        return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+
+    def _bump(self, x: float, y: float, wide: float, high: float, below: float | None = None) -> np.ndarray:
+        """1 at a point, fading within so many pixels, [h, w]; downwards within `below` of them."""
+        tall = np.where(self._y > y, below or high, high)
+        return np.exp(-(((self._x - x) / wide) ** 2) - ((self._y - y) / tall) ** 2).astype(np.float32)
+
+
+def _step(value: np.ndarray) -> np.ndarray:
+    value = np.clip(value, 0, 1)
+    return value * value * (3 - 2 * value)

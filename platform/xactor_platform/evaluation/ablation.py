@@ -1,0 +1,186 @@
+"""Table 2 of the paper on shards with known lips: every variant trained and sampled with the same seeds.
+
+The paper scores rendered videos by SyncNet. Here the latents themselves are scored, which needs no renderer and no
+published weights: the correlation of sampled with true lip opening (as SynC, more is better) and the error of the
+lips as a part of their deviation (as SynD, less is better).
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from xactor.motion import MotionEngine, MotionTransformer, SamplingConfig
+from xactor_platform.evaluation.motion_report import correlation, held_out_clips
+from xactor_platform.training.run.folder import EXPORT
+
+QUARTERS = 4
+FULL = "full model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One row of Table 2.
+
+    train: options of the training; variants with the same ones share a model.
+    sampling: changes to the sampling.
+    paper: its SynC and SynD there.
+    """
+
+    name: str
+    paper: tuple[float, float]
+    train: tuple[str, ...] = ()
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+
+VARIANTS = (
+    Variant(name="fully causal attention", paper=(4.04, 9.39), train=("--model.attention", "causal")),
+    # It never saw a noised history: it is given a clean one.
+    Variant(
+        name="teacher forcing",
+        paper=(5.79, 7.67),
+        train=("--forcing.forcing", "teacher"),
+        sampling={"history": "vanilla"},
+    ),
+    Variant(name="per-chunk noise", paper=(6.30, 7.51), train=("--forcing.noise", "per_chunk")),
+    Variant(name="without CFG", paper=(3.72, 9.65), sampling={"audio_cfg": 1.0}),
+    Variant(name="vanilla history", paper=(1.65, 11.34), sampling={"history": "vanilla"}),
+    Variant(name="fractional history", paper=(2.60, 11.19), sampling={"history": "fractional"}),
+    Variant(name=FULL, paper=(6.62, 7.18)),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Of one variant and seed, over all held-out frames.
+
+    lips: correlation of the lips. error: their RMS error over their deviation. quarters: the correlation in each
+    quarter of the clips. rms: the latents' deviation in the last quarter over that of the truth.
+    """
+
+    lips: float
+    error: float
+    quarters: tuple[float, ...]
+    rms: float
+
+
+def training_name(variant: Variant, seed: int) -> str:
+    """Of the run that trains it: `full-0`, `attention-causal-0`."""
+    setting = "-".join(part.split(".")[-1].lstrip("-") for part in variant.train) or "full"
+    return f"{setting}-{seed}"
+
+
+def trainings(seeds: Iterable[int]) -> dict[str, tuple[str, ...]]:
+    """Every run that the table needs, by name: its options."""
+    return {
+        training_name(variant, seed): (*variant.train, "--train.seed", str(seed))
+        for seed in seeds
+        for variant in VARIANTS
+    }
+
+
+def score_variants(
+    runs: Path,
+    shards: str,
+    *,
+    seeds: tuple[int, ...],
+    steps: int,
+    max_clips: int,
+    say: Callable[[str], None],
+) -> tuple[dict[str, list[Score]], dict[str, np.ndarray]]:
+    """Samples every variant on the longest held-out clips: its scores by seed, and its latents [T, D] of the first
+    clip and seed, beside the `truth`.
+
+    Raises:
+        ValueError: no held-out clips, or one shorter than four contexts.
+    """
+    clips, lips = held_out_clips(shards, most=max_clips)
+    motion, truth = [clip.motion for clip in clips], [clip.lips for clip in clips]
+    scores: dict[str, list[Score]] = {variant.name: [] for variant in VARIANTS}
+    shown = {"truth": motion[0]}
+    for seed in seeds:
+        for variant in VARIANTS:
+            folder = runs / training_name(variant, seed) / EXPORT / "motion"
+            model = MotionTransformer.from_pretrained(folder).eval()
+            if len(motion[0]) < 4 * model.config.context_frames:
+                raise ValueError(
+                    f"{shards}: the longest held-out clip must have at least four contexts, "
+                    f"{4 * model.config.context_frames} frames, got {len(motion[0])}"
+                )
+            config = replace(SamplingConfig(steps=steps), **variant.sampling)
+            sampled = _sample(model, [clip.audio for clip in clips], seed=seed, config=config)
+            score = _score(sampled, truth, motion, lips)
+            scores[variant.name].append(score)
+            shown.setdefault(variant.name, sampled[0])
+            say(f"{variant.name}, seed {seed}: lips {score.lips:.2f}, error {score.error:.2f}")
+    return scores, shown
+
+
+def _sample(
+    model: MotionTransformer, audios: list[torch.Tensor], *, seed: int, config: SamplingConfig
+) -> list[np.ndarray]:
+    """Recordings of any lengths, [T, L, F] each, together through the engine: latents [T, D] each."""
+    engine = MotionEngine(model, max_streams=len(audios), max_batch=len(audios))
+    streams = [engine.open(seed=seed, config=config) for _ in audios]
+    made: list[list[torch.Tensor]] = [[] for _ in audios]
+    for stream, audio in zip(streams, audios, strict=True):
+        stream.hear(audio)
+        stream.end()
+    while engine.step():
+        for stream, pieces in zip(streams, made, strict=True):
+            pieces.append(stream.take())
+            stream.played = stream.made
+    return [torch.cat(pieces).numpy() for pieces in made]
+
+
+def _score(sampled: list[np.ndarray], truth: list[np.ndarray], latents: list[np.ndarray], lips) -> Score:
+    read = [lips(z) for z in sampled]
+    together, true = np.concatenate(read), np.concatenate(truth)
+
+    def part(tracks: list[np.ndarray], number: int) -> np.ndarray:
+        return np.concatenate([np.array_split(track, QUARTERS)[number] for track in tracks])
+
+    return Score(
+        lips=correlation(together, true),
+        error=float(np.sqrt(np.square(together - true).mean()) / true.std()),
+        quarters=tuple(correlation(part(read, n), part(truth, n)) for n in range(QUARTERS)),
+        rms=float(part(sampled, -1).std(0).mean() / part(latents, -1).std(0).mean()),
+    )
+
+
+def markdown(scores: dict[str, list[Score]]) -> str:
+    """The table, beside the paper's: means over the seeds, with their standard deviation. `behind` is the full model's
+    lips less the variant's, seed by seed: variants share seeds, and those that differ in sampling alone share models.
+    """
+
+    def spread(values: list[float]) -> str:
+        return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.3f}"
+
+    lines = [
+        "| | lips ↑ | behind | error ↓ | first, last quarter | last RMS | paper's SynC ↑ | SynD ↓ |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    full = scores[FULL]
+    for variant in VARIANTS:
+        rows = scores[variant.name]
+        quarters = np.mean([row.quarters for row in rows], axis=0)
+        behind = [best.lips - row.lips for best, row in zip(full, rows, strict=True)]
+        lines.append(
+            f"| {variant.name} | {spread([r.lips for r in rows])} | {'-' if rows is full else spread(behind)} "
+            f"| {spread([r.error for r in rows])} "
+            f"| {quarters[0]:.2f}, {quarters[-1]:.2f} | {np.mean([r.rms for r in rows]):.2f} "
+            f"| {variant.paper[0]} | {variant.paper[1]} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def save_report(output: Path, scores: dict[str, list[Score]], facts: dict[str, Any]) -> None:
+    """report.json and table.md."""
+    output.mkdir(parents=True, exist_ok=True)
+    rows = {name: [asdict(score) for score in some] for name, some in scores.items()}
+    (output / "report.json").write_text(json.dumps({**facts, "scores": rows}, indent=2) + "\n")
+    (output / "table.md").write_text(markdown(scores))

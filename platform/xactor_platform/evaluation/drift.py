@@ -1,0 +1,114 @@
+"""Whether a long performance drifts: a held-out clip's sound over and over, and what becomes of the latents.
+
+Every round hears the same, so its lips and its latents' statistics can be held against those of any other round.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from xactor.audio import FPS
+from xactor.motion import MotionTransformer, SamplingConfig, stream_motion
+from xactor_platform.evaluation.motion_report import correlation, held_out_clips
+from xactor_platform.training.run.folder import EXPORT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """By rounds.
+
+    Attributes:
+        clip_s: a round's length.
+        lips: correlation with the true lip opening. off: the latents' mean, how far from the truth's, in the truth's
+            deviations (RMS over dimensions). rms: their deviation over the truth's.
+    """
+
+    clip_s: float
+    steps: int
+    lips: list[float]
+    off: list[float]
+    rms: list[float]
+
+    @property
+    def seconds(self) -> float:
+        return self.clip_s * len(self.lips)
+
+    def table(self) -> str:
+        rows = [f"{self.seconds / 60:.1f} minutes, {len(self.lips)} rounds of the same {self.clip_s:.0f} s"]
+        rows.append(f"  {'':<22}{'first':>8}{'last':>8}   all")
+        for name, values in (
+            ("lips' correlation", self.lips),
+            ("mean, deviations off", self.off),
+            ("deviation, of truth's", self.rms),
+        ):
+            over_rounds = f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+            rows.append(f"  {name:<22}{values[0]:>8.3f}{values[-1]:>8.3f}   {over_rounds}")
+        return "\n".join(rows)
+
+
+def measure_drift(
+    run: str,
+    shards: str,
+    output: Path,
+    *,
+    minutes: float,
+    config: SamplingConfig | None = None,
+    seed: int = 0,
+) -> Drift:
+    """One rollout of at least so many minutes, in whole rounds of the longest held-out clip; writes drift.json and
+    drift.png to `output`.
+
+    Args:
+        run: a run's folder, local. shards: URI; their `test-` and `val-` ones are used.
+
+    Raises:
+        ValueError: no held-out clips, fewer than two rounds, or latents off which nothing can be read.
+    """
+    config = config or SamplingConfig()
+    (clip,), lips = held_out_clips(shards, most=1)
+    truth = clip.motion
+    rounds = math.ceil(minutes * 60 * FPS / len(truth))
+    if rounds < 2:
+        least = len(truth) / FPS / 60
+        raise ValueError(f"minutes must be more than {least:.2f}, one round's, got {minutes:g}")
+    model = MotionTransformer.from_pretrained(Path(run) / EXPORT / "motion").eval()
+    pieces = list(stream_motion(model, (clip.audio for _ in range(rounds)), seed=seed, config=config))
+    made = np.split(torch.cat(pieces).numpy(), rounds)
+    deviation = truth.std(0)
+    moves = deviation > 0
+    drift = Drift(
+        clip_s=len(truth) / FPS,
+        steps=config.steps,
+        lips=[correlation(lips(z), clip.lips) for z in made],
+        off=[_rms(((z - truth).mean(0) / deviation)[moves]) for z in made],
+        rms=[float(z.std(0).mean() / deviation.mean()) for z in made],
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "drift.json").write_text(json.dumps(asdict(drift), indent=2) + "\n")
+    _plot(drift, output / "drift.png")
+    return drift
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.square(values).mean()))
+
+
+def _plot(drift: Drift, path: Path) -> None:
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    minutes = (np.arange(len(drift.lips)) + 1) * drift.clip_s / 60
+    for values, label in (
+        (drift.lips, "lips: correlation with the truth"),
+        (drift.rms, "deviation of the latents, of the truth's"),
+        (drift.off, "mean of the latents, deviations off the truth's"),
+    ):
+        axes.plot(minutes, values, "o-", label=label)
+    axes.set(xlabel="minutes", ylim=(0, None))
+    axes.legend()
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,255 @@
+"""What a motion model has learned, on held-out clips: sampled against true lip opening, with plots.
+
+Needs latents whose lip opening can be read off: those of the fixed embedding (`xactor.controls`), or a motion encoder's
+of clips whose control track is known. Off these it is read by a linear map, fitted on the training clips.
+"""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from xactor.controls import LATENT_DIM, decode_controls, lip_opening
+from xactor.motion import MotionTransformer, SamplingConfig, sample_motion
+from xactor_platform.data.batch import read_batch
+from xactor_platform.data.index import Index, load_index
+from xactor_platform.data.plan import MicroBatch
+from xactor_platform.evaluation.linear import fit_linear
+from xactor_platform.training.run.folder import EXPORT, METRICS, RunFolder
+
+QUARTERS = 4
+_CONTROLS = "controls.npy"
+_FITTED_FRAMES = 4000  # of the training clips, that the linear map is fitted on
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionReport:
+    """Correlations of sampled with true lip opening over all held-out frames, and over one long rollout.
+
+    readable: of what is read off the true latents with the truth: as near as any can come. 1 of the fixed embedding.
+    with_cfg, without_cfg: at the given guidance and at 1.
+    shuffled: with another time's audio; near 0 where lips follow the audio.
+    rollout_s, quarters: the longest clip's length, and the correlation in each quarter of it.
+    rms: the latents' deviation in its last quarter over that of the truth.
+    """
+
+    clips: int
+    frames: int
+    steps: int
+    audio_cfg: float
+    readable: float
+    with_cfg: float
+    without_cfg: float
+    shuffled: float
+    rollout_s: float
+    quarters: list[float]
+    rms: float
+
+    def table(self) -> str:
+        """As the demo prints it."""
+        quarters = "  ".join(f"{q:.2f}" for q in self.quarters)
+        return "\n".join(
+            [
+                f"Lip opening on {self.clips} held-out clips ({self.frames / 25:.0f} s), "
+                f"{self.steps} DDIM steps: correlation with the truth",
+                f"  the true latents          {self.readable:.2f}",
+                f"  audio CFG {self.audio_cfg:g}               {self.with_cfg:.2f}",
+                f"  without CFG               {self.without_cfg:.2f}",
+                f"  shuffled audio            {self.shuffled:.2f}",
+                f"  {self.rollout_s:.0f} s rollout, quarters    {quarters}",
+                f"  its last quarter's RMS    {self.rms:.2f} of the truth's",
+            ]
+        )
+
+
+def report_motion(
+    run: str,
+    shards: str,
+    output: Path,
+    *,
+    config: SamplingConfig | None = None,
+    seed: int = 0,
+    max_clips: int = 8,
+) -> MotionReport:
+    """Samples the run's exported model on held-out clips; writes report.json, loss.png and lips.png to `output`.
+
+    Args:
+        run: a run's folder, local.
+        shards: URI of the shards; their `test-` and `val-` ones are used.
+
+    Raises:
+        ValueError: no held-out clips, or latents off which nothing can be read.
+    """
+    config = config or SamplingConfig()
+    clips, lips = held_out_clips(shards, most=max_clips)
+    model = MotionTransformer.from_pretrained(Path(run) / EXPORT / "motion").eval()
+    plain = SamplingConfig(**{**asdict(config), "audio_cfg": 1.0})
+    latents, truth = [clip.motion for clip in clips], [clip.lips for clip in clips]
+    guided, unguided, shuffled = [], [], []
+    for clip in clips:
+        other = torch.roll(clip.audio, len(clip.audio) // 2, dims=0)
+        both = sample_motion(model, torch.stack([clip.audio, other]), seeds=[seed, seed], config=config)
+        guided.append(both[0].numpy())
+        shuffled.append(both[1].numpy())
+        unguided.append(sample_motion(model, clip.audio[None], seeds=[seed], config=plain)[0].numpy())
+    quarters = [
+        correlation(lips(part), true)
+        for part, true in zip(
+            np.array_split(guided[0], QUARTERS), np.array_split(truth[0], QUARTERS), strict=True
+        )
+    ]
+    last, true_last = np.array_split(guided[0], QUARTERS)[-1], np.array_split(latents[0], QUARTERS)[-1]
+
+    def over_clips(sampled: list[np.ndarray]) -> float:
+        return correlation(np.concatenate([lips(z) for z in sampled]), np.concatenate(truth))
+
+    report = MotionReport(
+        clips=len(clips),
+        frames=sum(map(len, truth)),
+        steps=config.steps,
+        audio_cfg=config.audio_cfg,
+        readable=over_clips(latents),
+        with_cfg=over_clips(guided),
+        without_cfg=over_clips(unguided),
+        shuffled=over_clips(shuffled),
+        rollout_s=len(truth[0]) / 25,
+        quarters=quarters,
+        rms=float(last.std(0).mean() / true_last.std(0).mean()),
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
+    _plot_loss(RunFolder(str(Path(run).parent), Path(run).name).read_lines(METRICS), output / "loss.png")
+    _plot_lips(truth[0], lips(guided[0]), lips(shuffled[0]), report, output / "lips.png")
+    return report
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutClip:
+    """motion: stored latents [T, D]. audio: features [T, L, F]. lips: the true opening [T]."""
+
+    motion: np.ndarray
+    audio: torch.Tensor
+    lips: np.ndarray
+
+
+def held_out_clips(shards: str, *, most: int) -> tuple[list[HeldOutClip], Callable[[np.ndarray], np.ndarray]]:
+    """The held-out clips of shards, the longest first; and what reads lip opening [T] off latents [T, D].
+
+    Raises:
+        ValueError: there are none, or latents off which nothing can be read.
+    """
+    index = load_index(shards)
+    held_out = index.held_out()
+    if not held_out.samples:
+        raise ValueError(f"{shards}: no held-out shards (test-*, val-*) to report on")
+    lips = lip_reader(index)
+    clips = []
+    for row in np.argsort(-held_out.frames, kind="stable")[:most]:
+        z, audio = read_clip(held_out, int(row))
+        clips.append(HeldOutClip(motion=z, audio=audio, lips=_true_lips(held_out, int(row), z, lips)))
+    return clips, lips
+
+
+def read_clip(index: Index, row: int) -> tuple[np.ndarray, torch.Tensor]:
+    """A whole clip: latents [T, D] and audio features [T, L, F]."""
+    whole = MicroBatch(np.array([row]), np.array([0]), index.frames[row : row + 1])
+    batch = read_batch(index, whole)
+    if batch.bad:
+        raise ValueError(f"held-out {batch.bad[0]}")
+    return batch.motion[0], torch.from_numpy(batch.audio[0])
+
+
+def _true_lips(index: Index, row: int, z: np.ndarray, lips: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """A clip's lip opening [T]: of its control track where the shards hold it, or as read off its latents."""
+    return _controlled_lips(index, row) if _has_controls(index) else lips(z)
+
+
+def _has_controls(index: Index) -> bool:
+    return _CONTROLS in index.offset
+
+
+def _controlled_lips(index: Index, row: int) -> np.ndarray:
+    return lip_opening(np.load(io.BytesIO(index.read(row, _CONTROLS)), allow_pickle=False))
+
+
+def lip_reader(index: Index) -> Callable[[np.ndarray], np.ndarray]:
+    """What reads lip opening [T] off latents [T, D].
+
+    Raises:
+        ValueError: latents of which nothing is known.
+    """
+    if not _has_controls(index):
+        made_by, width = index.read_meta(0).get("motion"), index.frame_shape.latent_width
+        if made_by == "encoder" or width != LATENT_DIM:
+            raise ValueError(
+                f"{index.location.uri}: lip opening needs the fixed embedding's latents, or {_CONTROLS} beside others"
+            )
+        return lambda z: lip_opening(decode_controls(z))
+    training = index.training()
+    if not training.samples:
+        raise ValueError(f"{index.location.uri}: no training shards to learn from what the latents mean")
+    z, lips = [], []
+    for row in np.random.default_rng(0).permutation(training.samples):
+        z.append(np.load(io.BytesIO(training.read(int(row), "motion.npy")), allow_pickle=False).astype(float))
+        lips.append(_controlled_lips(training, int(row)))
+        if sum(map(len, z)) >= _FITTED_FRAMES:
+            break
+    read = fit_linear(np.concatenate(z), np.concatenate(lips)[:, None])
+    return lambda latents: read(latents)[:, 0]
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's; 0 where one does not move at all."""
+    return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else 0.0
+
+
+def _plot_loss(rows: list[dict], path: Path) -> None:
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    steps, losses = [r["step"] for r in rows], np.array([r["loss"] for r in rows])
+    axes.plot(steps, losses, color="#9db8d2", linewidth=0.8, label="a step")
+    if len(losses) > 20:
+        smooth = np.convolve(losses, np.ones(20) / 20, mode="valid")
+        axes.plot(steps[19:], smooth, color="#1f5f99", label="mean of 20 steps")
+    held_out = [(r["step"], r["held_out_loss"]) for r in rows if "held_out_loss" in r]
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), "o-", color="#c2571a", label="held-out")
+    axes.set(xlabel="step", ylabel="velocity loss", ylim=(0, None))
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _plot_lips(
+    true: np.ndarray, sampled: np.ndarray, shuffled: np.ndarray, report: MotionReport, path: Path
+) -> None:
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(11, 6), layout="constrained")
+    shown = min(len(true), 250)
+    for axes, first in zip(figure.subplots(2), (0, len(true) - shown), strict=True):
+        seconds = np.arange(first, first + shown) / 25
+        part = slice(first, first + shown)
+        axes.plot(seconds, true[part], color="black", label="true")
+        axes.plot(
+            seconds,
+            sampled[part],
+            color="#c2571a",
+            label=f"sampled (r = {report.with_cfg:.2f} over all clips)",
+        )
+        axes.plot(
+            seconds,
+            shuffled[part],
+            color="#9db8d2",
+            linewidth=0.9,
+            label=f"shuffled audio (r = {report.shuffled:.2f})",
+        )
+        axes.set(xlabel="seconds", ylabel="lip opening")
+        axes.legend(loc="upper right", fontsize=8)
+    figure.suptitle(f"A held-out clip of {len(true) / 25:.0f} s: its beginning and its end")
+    figure.savefig(path, dpi=110)

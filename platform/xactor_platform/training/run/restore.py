@@ -1,0 +1,133 @@
+"""From a checkpoint back to a training: the newest that is whole, on any number of ranks."""
+
+import argparse
+import contextlib
+import io
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray.train
+import torch.distributed as dist
+
+from xactor_platform.storage.retries import StorageLost
+from xactor_platform.training.run.checkpoints import Checkpoints, Corrupt, Manifest
+from xactor_platform.training.run.health import TrainingStopped
+from xactor_platform.training.run.snapshot import TAG
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A verified checkpoint in a folder of this node, as DeepSpeed loads it.
+
+    universal: it was written by another number of ranks, and has been converted.
+    """
+
+    manifest: Manifest
+    folder: str
+    universal: bool
+
+
+@contextmanager
+def newest_checkpoint(checkpoints: Checkpoints, parameters: int) -> Iterator[Restored | None]:
+    """On all ranks alike: the newest checkpoint that is what its manifest says, None for a new run.
+
+    The first rank of each node brings it there and verifies it. What is not whole is named aloud, and the one before is
+    tried. What a crash left behind after it is dropped, so that nothing of it mixes with what comes.
+
+    Args:
+        parameters: of the model that is to be trained.
+
+    Raises:
+        TrainingStopped: none of several is whole, or the newest is of another model or of a newer version.
+    """
+    context = ray.train.get_context()
+    rank, ranks = context.get_world_rank(), context.get_world_size()
+    complete = _from_first(lambda: checkpoints.complete())
+    with contextlib.ExitStack() as stack:
+        own = None
+        if context.get_local_rank() == 0:
+            own = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xactor-restore-")))
+        faults: list[str] = []
+        restored = None
+        for manifest in complete:
+            if manifest.parameters != parameters:
+                raise TrainingStopped(
+                    f"checkpoint {checkpoints.uri(manifest.step)} is of a model of {manifest.parameters:,} parameters, "
+                    f"this one has {parameters:,}"
+                )
+            folder, fault = _bring(checkpoints, manifest, own)
+            if not fault:
+                restored = Restored(manifest, folder, manifest.ranks != ranks)
+                break
+            faults.append(f"{checkpoints.uri(manifest.step)}: {fault}")
+            if rank == 0:
+                print(f"CORRUPT checkpoint {faults[-1]}; falling back to the one before", flush=True)
+        if complete and not restored:
+            raise TrainingStopped(f"no checkpoint of {len(complete)} can be loaded: {'; '.join(faults)}")
+        _from_first(lambda: checkpoints.sweep(after=restored.manifest.step if restored else 0))
+        yield restored
+        dist.barrier()  # the other ranks of a node read in the first one's folder
+
+
+def _bring(checkpoints: Checkpoints, manifest: Manifest, own: Path | None) -> tuple[str, str]:
+    """Brings a checkpoint to every node. Returns its folder on this one, and what is wrong with it, if anything."""
+    node, ranks = ray.train.get_context().get_node_rank(), dist.get_world_size()
+    folder = fault = lost = ""
+    if own is not None:
+        target = own / manifest.folder
+        try:
+            checkpoints.fetch(manifest, target)
+            if manifest.ranks != ranks:
+                target = _converted(target, own / f"universal-{manifest.step:08d}")
+            folder = str(target)
+        except Corrupt as error:
+            fault = str(error)
+        except StorageLost as error:  # says nothing of the checkpoint
+            lost = str(error)
+    nodes: list[Any] = [None] * ranks
+    dist.all_gather_object(nodes, (node, folder, fault, lost))
+    if any(lost for *_, lost in nodes):
+        raise StorageLost(max(lost for *_, lost in nodes))
+    here = max(path for number, path, *_ in nodes if number == node)
+    return here, max(fault for _, _, fault, _ in nodes)
+
+
+def _converted(source: Path, target: Path) -> Path:
+    """The same state in DeepSpeed's universal form, a file for each parameter and moment, for any number of ranks."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    options = argparse.Namespace(
+        input_folder=str(source / TAG),
+        output_folder=str(target / TAG),
+        num_extract_workers=1,  # others would be forked, in a process with threads
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    (target / TAG).mkdir(parents=True)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        ds_to_universal.main(options)
+    return target
+
+
+def _from_first(work: Callable[[], Result]) -> Result:
+    """What `work` gives on rank 0, on all ranks; what it raises ends all."""
+    answer: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            answer[0] = work()
+        except ValueError as error:
+            answer[1] = TrainingStopped(str(error))
+        except OSError as error:
+            answer[1] = error
+    dist.broadcast_object_list(answer, src=0)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]

@@ -1,0 +1,192 @@
+"""The HTTP and WebSocket faces."""
+
+import asyncio
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Form, Request, WebSocket
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from xactor.media import Sound, remux
+from xactor_serving.conversation import Conversation
+from xactor_serving.errors import (
+    ServiceError,
+    bad_option,
+    not_found,
+    wrong_method,
+    wrong_type,
+)
+from xactor_serving.guard import Guard
+from xactor_serving.metrics import metrics, scrape
+from xactor_serving.options import VideoForm, validation_line
+from xactor_serving.performance import HeardSound
+from xactor_serving.videos import Videos, counted
+
+_log = logging.getLogger("ray.serve")
+_PAGE = Path(__file__).parent / "page" / "index.html"
+_ERROR = {
+    "description": "An error",
+    "content": {
+        "application/json": {
+            "example": {
+                "error": {"code": "bad_input", "message": "image: no face is found", "request_id": "4f…"}
+            }
+        }
+    },
+}
+_ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 413, 415, 422, 429, 503, 504), _ERROR)
+
+
+def make_api(videos: Videos, keys: tuple[str, ...]) -> Guard:
+    """The ASGI application.
+
+    Args:
+        keys: API keys; none means that none is needed.
+    """
+    api = FastAPI(title="X-Actor", description="A portrait and a voice in, an acted portrait out.")
+    _handle_errors(api)
+
+    @api.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        return HTMLResponse(_PAGE.read_text(encoding="utf-8"))
+
+    @api.get("/healthz", responses={503: _ERROR})
+    async def healthz() -> dict[str, str]:
+        """Whether the models answer."""
+        try:
+            async with asyncio.timeout(5):
+                await videos.ask()
+        except Exception as error:
+            message = f"the models do not answer ({type(error).__name__})"
+            raise ServiceError(503, "not_ready", message, retry_after_s=5) from error
+        return {"status": "ok"}
+
+    @api.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def show_metrics() -> Response:
+        """Of all replicas, in Prometheus' text format."""
+        return Response(await scrape(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @api.post(
+        "/v1/videos",
+        response_class=StreamingResponse,
+        responses={200: {"content": {"video/mp4": {}}, "description": "The video"}, **_ERRORS},
+    )
+    async def create_video(request: Request, form: _Fields, _: _Once) -> Response:
+        """A portrait that speaks: h264 and aac, as long as the audio, 25 frames a second."""
+        return await _create(videos, request, form)
+
+    @api.websocket("/v1/stream")
+    async def stream(socket: WebSocket) -> None:
+        await Conversation(videos, keys, socket).hold()
+
+    limits = videos.limits
+    return Guard(api, keys=keys, max_body_bytes=limits.max_upload_bytes, upload_s=limits.upload_s)
+
+
+async def _multipart_once(request: Request) -> None:
+    """Every field once, in a form."""
+    kind = request.headers.get("content-type", "")
+    if kind.split(";")[0].strip().lower() != "multipart/form-data":
+        raise wrong_type(f"the body must be multipart/form-data, got {kind or 'no content type'}")
+    names = [name for name, _ in (await request.form()).multi_items()]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise bad_option(f"{', '.join(doubled)}: given more than once")
+
+
+_Fields = Annotated[VideoForm, Form(media_type="multipart/form-data")]
+_Once = Annotated[None, Depends(_multipart_once)]
+
+
+async def _create(videos: Videos, request: Request, form: VideoForm) -> Response:
+    begun = time.monotonic()
+    async with AsyncExitStack() as stack:
+        stack.enter_context(videos.place(request.state.key))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xactor-")))
+        form.configs()
+        audio = folder / "audio"
+        with audio.open("wb") as file:
+            await asyncio.to_thread(shutil.copyfileobj, form.audio.file, file)
+        face = asyncio.create_task(videos.face(await form.image.read(), form))
+        face.add_done_callback(lambda done: done.cancelled() or done.exception())  # the sound's comes first
+        stack.callback(face.cancel)
+        samples = await videos.sound(audio)
+        fragments = videos.fragments(face, HeardSound.whole(samples), Sound.of(audio), form)
+        await stack.enter_async_context(aclosing(fragments))
+        first = await anext(fragments)
+        notes = (await face).notes
+        headers = {"X-Notes": "; ".join(notes)} if notes else {}
+        if not form.stream:
+            return await _whole(_chained(first, fragments), folder, headers)
+        metrics().first_s.observe(time.monotonic() - begun)
+        # What can fail in a way that the client should read has succeeded: the rest belongs to the answer.
+        return _VideoResponse(_chained(first, fragments), stack.pop_all(), headers)
+
+
+async def _whole(fragments: AsyncGenerator[bytes, None], folder: Path, headers: dict[str, str]) -> Response:
+    """A plain mp4 of the same pictures."""
+    made, plain = folder / "fragments.mp4", folder / "video.mp4"
+    with made.open("wb") as file:
+        async for data in fragments:
+            await asyncio.to_thread(file.write, data)
+    await asyncio.to_thread(remux, made, plain)
+    return Response(await asyncio.to_thread(plain.read_bytes), media_type="video/mp4", headers=headers)
+
+
+async def _chained(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    yield first
+    async for data in rest:
+        yield data
+
+
+class _VideoResponse(StreamingResponse):
+    """Frees everything with its end, also where the client was gone before its beginning."""
+
+    def __init__(self, body: AsyncGenerator[bytes, None], stack: AsyncExitStack, headers: dict[str, str]):
+        super().__init__(body, media_type="video/mp4", headers=headers)
+        self._stack = stack
+
+    async def __call__(self, scope, receive, send) -> None:
+        async with self._stack:
+            await super().__call__(scope, receive, send)
+
+
+def _handle_errors(api: FastAPI) -> None:
+    """All that can go wrong, in the one form."""
+
+    def answer(request: Request, error: ServiceError) -> JSONResponse:
+        counted(error)
+        return JSONResponse(error.body(request.state.request_id), error.status, headers=error.headers())
+
+    @api.exception_handler(ServiceError)
+    async def service_error(request: Request, error: ServiceError):
+        return answer(request, error)
+
+    @api.exception_handler(RequestValidationError)
+    async def not_valid(request: Request, error: RequestValidationError):
+        return answer(request, bad_option(validation_line(error.errors())))
+
+    @api.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException):
+        if isinstance(error.__cause__, ServiceError):  # from under the parser of the body
+            return answer(request, error.__cause__)
+        path = request.url.path
+        known = {404: not_found(path), 405: wrong_method(request.method, path)}
+        return answer(
+            request,
+            known.get(error.status_code) or ServiceError(error.status_code, "bad_input", str(error.detail)),
+        )
+
+    @api.exception_handler(Exception)
+    async def failed(request: Request, error: Exception):
+        _log.error("request %s failed", request.state.request_id, exc_info=error)
+        return answer(
+            request, ServiceError(500, "failed", "the service failed; see its log by the request id")
+        )

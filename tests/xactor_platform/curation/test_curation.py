@@ -1,0 +1,367 @@
+"""Curation: every planted fault meets its fate, no good clip is lost, sound and pictures stay together, and what dies
+costs no more than it was doing."""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from xactor.faces import FaceLandmarker
+from xactor.media import read_audio, read_frames
+from xactor.metrics.sync import cepstra_windows
+from xactor.metrics.sync_crop import sync_crop
+from xactor.metrics.syncnet import SyncNetConfig
+from xactor_platform.bulk.pool import Pool
+from xactor_platform.curation.account import PAGE, REPORT
+from xactor_platform.curation.adapters import find_videos
+from xactor_platform.curation.config import Bounds, CurateConfig, CuratePools, Gates
+from xactor_platform.curation.lips import syncnet_facts
+from xactor_platform.curation.run import BudgetSpent, Plan, Run, curate
+from xactor_platform.curation.track import Track
+from xactor_platform.curation.work import Ended, Fate
+from xactor_platform.data.index import load_index
+from xactor_platform.evaluation.syncnet_training import Clip as SyncClip
+from xactor_platform.evaluation.syncnet_training import SyncNetTraining, train_syncnet
+
+# `talkers` is imported where it is used: workers import this file, and do not find that one.
+
+TINY = SyncNetConfig(
+    image_size=64,
+    mouth_px=32,
+    stem_stride=1,
+    lip_channels=(4, 8, 8, 8, 8, 16),
+    audio_channels=(4, 8, 8, 8, 8, 16),
+    embedding=8,
+)
+ENOUGH = 0.4  # of the confidence of the model below: about 0.8 with the clips' own sound, 0.2 with another's
+OFFSETS = {"early.mp4": 4, "below/late.mkv.mp4": -9}
+FATES = {
+    "swapped.mp4": "out_of_sync",
+    "wall.mp4": "no_face",
+    "silent.mp4": "silent",
+    "mute.mp4": "no_sound",
+    "music.mp4": "no_speech",
+    "short.mp4": "too_short",
+    "large.mp4": "too_large",
+    "endless.mp4": "too_long",
+    "truncated.mp4": "unreadable",
+    "corrupt.mp4": "unreadable",
+    "empty.mp4": "unreadable",
+    "list.mp4": "unreadable",
+    "a; rm -rf $HOME\n.mp4": "unreadable",
+    "out.mp4": "bad_name",
+    "nowhere.mp4": "bad_name",
+}
+
+
+@pytest.fixture(scope="module")
+def videos(talkers, tmp_path_factory) -> Path:
+    from talkers import write_faults, write_good
+
+    folder = tmp_path_factory.mktemp("videos")
+    write_good(folder, *talkers)
+    write_faults(folder, *talkers)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def syncnet(talkers, tmp_path_factory) -> str:
+    """It knows these two people's words by heart, no more."""
+    landmarker = FaceLandmarker(most_faces=1)
+    clips = []
+    for number, talker in enumerate(talkers):
+        faces = landmarker.follow(iter(talker.frames[:30]))
+        box = np.median([face.box for face in faces if face], axis=0)
+        crops = np.stack([sync_crop(picture, box, 68) for picture in talker.frames])
+        cepstra = cepstra_windows(talker.samples, 0, len(crops) - 5)
+        clips.append(
+            SyncClip(key=f"k{number}", source="demo", crops=crops, samples=talker.samples, cepstra=cepstra)
+        )
+    folder = tmp_path_factory.mktemp("syncnet")
+    training = {"steps": 300, "runs": 2, "run_windows": 24, "learning_rate": 1e-2, "threads": 1}
+    train_syncnet(SyncNetTraining(output=folder, model=TINY, **training), clips)
+    return str(folder)
+
+
+def config_of(videos: Path | str, output: Path | str, syncnet: str = "none", **changes) -> CurateConfig:
+    pools = {name: Pool(max=1, cpus=0.5) for name in ("probe", "scan", "cut", "sync", "write")}
+    given = {
+        "videos": str(videos),
+        "output": str(output),
+        "syncnet": syncnet,
+        "size_px": 96,
+        "gates": Gates(least_crop_px=96, least_confidence=ENOUGH),
+        "bounds": Bounds(most_pixels=300_000, most_s=3600),
+        "pools": CuratePools(**pools, track=Pool(min=2, max=2, cpus=0.5)),
+        "videos_per_shard": 8,
+        "max_failed": 1.0,
+    }
+    return CurateConfig(**{**given, **changes})
+
+
+def run(config: CurateConfig, said: list[str] | None = None):
+    return curate(config, connect=lambda: None, say=(said if said is not None else []).append)
+
+
+@pytest.fixture(scope="module")
+def curated(ray_cluster, videos, syncnet, tmp_path_factory):
+    """A run over all videos: its config, its outcome and what it said."""
+    config = config_of(videos, tmp_path_factory.mktemp("curated") / "out", syncnet)
+    said: list[str] = []
+    return config, run(config, said), said
+
+
+def by_video(fates: list[Fate]) -> dict[str, list[Fate]]:
+    found: dict[str, list[Fate]] = {}
+    for fate in fates:
+        found.setdefault(fate.video.encode().decode("unicode_escape"), []).append(fate)
+    return found
+
+
+def shards_of(folder: Path | str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).glob("*.tar"))}
+
+
+@pytest.mark.cluster
+def test_every_fault_meets_its_fate_and_no_good_clip_is_lost(curated, videos):
+    _, outcome, said = curated
+    fates = by_video(outcome.fates)
+    files = {str(path.relative_to(videos)) for path in videos.rglob("*.mp4")}
+    assert fates.keys() == files
+    assert {name: fates[name][0].reason for name in FATES} == FATES
+    assert all(fates[name][0].status != "kept" and len(fates[name]) == 1 for name in FATES)
+    for name in files - FATES.keys():
+        assert {fate.status for fate in fates[name]} == {"kept"}, fates[name]
+        assert len(fates[name]) == (2 if name == "two shots.mp4" else 1)
+        for fate in fates[name]:
+            assert abs((fate.sync_offset or 0) - OFFSETS.get(name, 0)) <= 1
+            assert fate.syncnet == "small, trained on the demo corpus"
+            assert fate.split == "short"
+            assert fate.seconds > 3.4
+    cut = fates["two shots.mp4"]
+    assert [round(fate.start_s * 25) for fate in cut] == [0, 100]
+    assert any(line.startswith("large.mp4: too_large: 640x640 px are more than 300000") for line in said)
+    assert not any(str(videos) in fate.detail for fate in outcome.fates)
+
+
+@pytest.mark.cluster
+def test_the_shards_hold_square_faces_with_the_sound_that_belongs_to_them(curated, talkers, tmp_path):
+    config, outcome, _ = curated
+    index = load_index(config.output)
+    kept = {fate.clip: fate for fate in outcome.fates if fate.status == "kept"}
+    assert sorted(index.key) == sorted(kept)
+    assert all(name.startswith("short-000") for name in index.shard_names)
+    file = tmp_path / "clip.mp4"
+    for row in range(index.samples):
+        meta, fate = index.read_meta(row), kept[str(index.key[row])]
+        file.write_bytes(index.read(row, "mp4"))
+        pictures = list(read_frames(file))
+        assert {picture.shape for picture in pictures} == {(96, 96, 3)}
+        sound = read_audio(file)
+        assert len(pictures) == meta["frames"] == round(len(sound) / 640) == index.frames[row]
+        assert (meta["source"], meta["fps"], meta["speaker"]) == (fate.video, 25, fate.speaker)
+        assert meta["sync_confidence"] == fate.sync_confidence > ENOUGH
+        # The sound is where the lips say it: as in the talker whose frames these are.
+        first = round(fate.start_s * 25)
+        who = talkers[1] if "photo" in fate.video or first >= 100 else talkers[0]
+        at = first - 100 if first >= 100 else first
+        lags = {
+            lag: np.corrcoef(
+                sound[9600:-9600], shifted(who.samples, at * 640 + 9600 + lag * 640, len(sound) - 19200)
+            )[0, 1]
+            for lag in range(-10, 11)
+        }
+        best = max(lags, key=lambda lag: lags[lag])
+        assert abs(best) <= 1, (fate.video, best)
+
+
+def shifted(samples: np.ndarray, first: int, count: int) -> np.ndarray:
+    padded = np.concatenate([np.zeros(16_000, np.float32), samples, np.zeros(32_000, np.float32)])
+    return padded[first + 16_000 : first + 16_000 + count]
+
+
+@pytest.mark.cluster
+def test_the_account_counts_what_became_of_all(curated):
+    config, outcome, _ = curated
+    table = pq.read_table(Path(config.output, REPORT))
+    assert table.num_rows == len(outcome.fates)
+    assert table.column("reason").to_pylist() == [fate.reason for fate in outcome.fates]
+    text = Path(config.output, PAGE).read_text()
+    assert "small, trained on the demo corpus" in text
+    assert "out_of_sync" in text
+    assert "<svg" in text
+    assert "<script" not in text
+    bill = json.loads(Path(config.output, "bill.json").read_text())
+    assert bill["videos"] == outcome.bill.videos == len(FATES) + 9
+    assert (bill["clips"], bill["fates"]["kept"]) == (10, 10)
+    assert bill["hours_kept"] == pytest.approx(40 / 3600, rel=0.05)
+    assert set(bill["stage_s"]) == {"probe", "scan", "track", "cut", "sync", "write"}
+    assert all(seconds > 0 for seconds in bill["stage_s"].values())
+    assert not Path(config.output, ".parts").exists()
+    assert not list(Path(config.output).rglob("*.part"))
+
+
+class Counting(Track):
+    """Writes down, beside the output, what it begins."""
+
+    def run(self, work):
+        with Path(self._output).with_name("begun").open("a") as log:
+            log.write(f"{work.video.key}-{work.number} {os.getpid()}\n")
+        return super().run(work)
+
+
+class Counted(Run):
+    stages = {**Run.stages, "track": Counting}  # noqa: RUF012
+
+
+class Interrupted(Counted):
+    """Its driver dies when half of the pieces are finished."""
+
+    def _ended(self, ended: Ended) -> None:
+        super()._ended(ended)
+        if self._tally.clips >= 5:
+            raise KeyboardInterrupt
+
+
+def counted(config: CurateConfig, kind: type[Run] = Counted):
+    found, refused = find_videos(config.videos, "folder", None)
+    facts = syncnet_facts(config.syncnet, config.gates.least_confidence)
+    plan = Plan.of(config, facts, [*(video.key for video in found), *(key for key, _ in refused)])
+    return kind(config, plan, facts["least_confidence"], lambda line: None).make(found, refused)
+
+
+def begun(config: CurateConfig) -> list[tuple[str, int]]:
+    """Pieces, and by which process."""
+    log = Path(config.output).with_name("begun")
+    lines = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+    return [(line[0], int(line[1])) for line in lines if len(line) == 2]
+
+
+@contextlib.contextmanager
+def a_worker_is_killed(config: CurateConfig) -> Iterator[list[int]]:
+    """The one that began a piece last, once two are begun: its process, when it is dead."""
+    killed: list[int] = []
+    ended = threading.Event()
+
+    def kill() -> None:
+        while not ended.wait(0.05) and not killed:
+            if len(at_work := begun(config)) >= 2:
+                killed.append(at_work[-1][1])
+                os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        yield killed
+    finally:
+        ended.set()
+        killer.join()
+
+
+@pytest.mark.cluster
+def test_cut_short_and_then_with_a_killed_worker_it_ends_as_undisturbed(curated, tmp_path):
+    """The driver dies amid a run; in the next one a worker dies. The same bytes, and at most one piece done twice."""
+    first, *_ = curated
+    config = replace(first, output=str(tmp_path / "out"))
+    with pytest.raises(KeyboardInterrupt):
+        counted(config, Interrupted)
+    before = {piece for piece, _ in begun(config)}
+    finished = {
+        f"{path.parent.name}-{int(path.stem)}"
+        for path in Path(config.output).glob(".parts/*/*.json")
+        if path.stem.isdigit()
+    }
+    shards = {name: Path(config.output, name).stat().st_mtime_ns for name in shards_of(config.output)}
+    assert before & finished
+    Path(config.output).with_name("begun").unlink()
+    with a_worker_is_killed(config) as killed:
+        outcome = counted(config)
+    assert killed
+    pieces = [piece for piece, _ in begun(config)]
+    assert len(pieces) - len(set(pieces)) <= 1
+    assert not set(pieces) & finished
+    assert shards_of(config.output) == shards_of(first.output)
+    assert len(shards_of(config.output)) >= 2
+    assert all(Path(config.output, name).stat().st_mtime_ns == then for name, then in shards.items())
+    assert len(outcome.fates) == len(FATES) + 10
+    assert (Path(config.output, REPORT)).read_bytes() == Path(first.output, REPORT).read_bytes()
+
+    Path(config.output).with_name("begun").unlink()
+    again = counted(config)
+    assert again.bill.there == again.bill.videos
+    assert begun(config) == []
+    with pytest.raises(ValueError, match="was made with another size_px: 96, now 128; choose another output"):
+        run(replace(config, size_px=128))
+
+
+@pytest.mark.cluster
+def test_more_videos_leave_the_shards_that_are_there(curated, videos, syncnet, bucket):
+    """And from an object store to an object store."""
+    from pyarrow import fs
+
+    raw, out = bucket.format("raw"), bucket.format("out")
+    there, path = fs.FileSystem.from_uri(raw)
+    there.create_dir(path, recursive=True)
+
+    def put(name: str, as_name: str) -> None:
+        with there.open_output_stream(f"{path}/{as_name}") as file:
+            file.write((videos / name).read_bytes())
+
+    put("plain.mp4", "a plain #1.mp4")
+    put("empty.mp4", "empty.mp4")
+    config = config_of(raw, out, syncnet, videos_per_shard=1)
+    outcome = run(config)
+    assert {(f.video, f.reason) for f in outcome.fates} == {
+        ("a plain #1.mp4", ""),
+        ("empty.mp4", "unreadable"),
+    }
+    (name,) = load_index(out).shard_names
+    before = load_index(out).shard_sizes
+    put("photo.mp4", "another.mp4")
+    assert run(config).bill.there == 2
+    index = load_index(out)
+    assert index.shard_names[0] == name
+    assert index.shard_sizes[:1] == before
+    assert index.samples == 2
+
+
+def test_too_many_bad_videos_end_the_run(ray_cluster, videos, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("empty.mp4", "list.mp4"):
+        (tmp_path / "in" / name).write_bytes((videos / name).read_bytes())
+    with pytest.raises(BudgetSpent, match=r"of 2 videos cannot be read, the bound \(max_failed\) is 0.2"):
+        run(config_of(tmp_path / "in", tmp_path / "out", max_failed=0.2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"size_px": 63}, "size_px must be even and >= 32, got 63"),
+        ({"held_out": 1.0}, "held_out must be within 0..1, got 1"),
+        ({"max_failed": 2}, "max_failed must be within 0..1, got 2"),
+        ({"attempts": 0}, "attempts must be >= 1, got 0"),
+    ],
+)
+def test_settings_that_cannot_be(changes, says):
+    with pytest.raises(ValueError, match=says):
+        CurateConfig(**changes)
+
+
+def test_a_model_without_a_report_needs_a_bound(syncnet, tmp_path):
+    with pytest.raises(ValueError, match="has no sync.json that says what is enough"):
+        syncnet_facts(syncnet, None)
+    with pytest.raises(ValueError, match="no such file of weights"):
+        syncnet_facts(str(tmp_path / "none"), None)
+    assert syncnet_facts("none", None) == {"weights": None, "least_confidence": 0.0}
+    Path(syncnet, "sync.json").write_text('{"confidence_true": 2.0, "confidence_swapped": 1.0}')
+    assert syncnet_facts(syncnet, None)["least_confidence"] == 1.5
+    assert syncnet_facts(syncnet, 0.5)["weights"] == "small, trained on the demo corpus"
+    Path(syncnet, "sync.json").unlink()

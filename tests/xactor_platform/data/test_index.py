@@ -1,0 +1,281 @@
+"""The index: what it finds, when it is made anew, and every kind of bad shard named in one line."""
+
+import io
+import json
+import logging
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from webdataset.writer import TarWriter
+
+from xactor_platform.data import index as index_module
+from xactor_platform.data.index import load_index
+from xactor_platform.data.shards import ShardWriter
+from xactor_platform.storage.location import Location
+
+
+def npy(array):
+    out = io.BytesIO()
+    np.save(out, array)
+    return out.getvalue()
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]], form=tarfile.USTAR_FORMAT) -> None:
+    """A tar with exactly these members, as a hand or another tool would make it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def members_of(key: str, sample: dict) -> list[tuple[str, bytes]]:
+    return [
+        (f"{key}.{name}", json.dumps(value).encode() if isinstance(value, dict) else npy(value))
+        for name, value in sample.items()
+    ]
+
+
+def test_rows_say_what_each_sample_is_and_where(corpus, sample):
+    index = load_index(corpus([5, 9, 3], samples_per_shard=2))
+    assert index.samples == 3
+    assert index.key.tolist() == ["train-0000", "train-0001", "train-0002"]
+    assert index.frames.tolist() == [5, 9, 3]
+    assert index.shard.tolist() == [0, 0, 1]
+    assert index.speaker.tolist() == ["s0", "s1", "s2"]
+    assert index.sync_confidence.tolist() == [5.5, 5.5, 5.5]
+    assert vars(index.frame_shape) == {
+        "latent_width": 6,
+        "audio_layers": 2,
+        "audio_width": 5,
+        "motion_dtype": "float16",
+        "audio_dtype": "float16",
+    }
+    assert index.frame_shape.bytes_per_frame == 2 * (6 + 2 * 5)
+    for row in range(3):
+        wrote = sample(int(index.frames[row]), seed=row)
+        assert index.read_meta(row) == wrote["json"]
+        for name in ("motion.npy", "audio.npy"):
+            data = index.read(row, name)
+            np.testing.assert_array_equal(np.load(io.BytesIO(data)), wrote[name])
+            assert data[index.header[name][row] :] == wrote[name].tobytes()
+    with pytest.raises(KeyError, match="train-0001 has no mp4"):
+        index.read(1, "mp4")
+
+
+def test_the_stored_index_equals_the_scan(corpus):
+    folder = corpus([5, 9, 3])
+    built, stored = load_index(folder), load_index(folder)
+    for name in ("key", "shard", "frames", "speaker", "sync_confidence"):
+        np.testing.assert_array_equal(getattr(built, name), getattr(stored, name))
+        assert getattr(built, name).dtype == getattr(stored, name).dtype
+    for group in ("offset", "length", "header"):
+        assert getattr(built, group).keys() == getattr(stored, group).keys()
+        for name, values in getattr(built, group).items():
+            np.testing.assert_array_equal(values, getattr(stored, group)[name])
+    assert (built.shape, built.shard_names, built.shard_sizes) == (
+        stored.shape,
+        stored.shard_names,
+        stored.shard_sizes,
+    )
+
+
+def test_the_shards_are_scanned_once_and_again_when_they_change(corpus, monkeypatch):
+    folder = corpus([5, 9, 3], samples_per_shard=2)
+    assert load_index(folder).samples == 3
+    scans = []
+    scan = index_module.scan_shard
+    monkeypatch.setattr(index_module, "scan_shard", lambda *a: scans.append(a[1]) or scan(*a))
+    load_index(folder)
+    assert scans == []
+    corpus([5, 9], split="val")  # a shard more
+    assert load_index(folder).samples == 5
+    assert len(scans) == 3
+    (Path(folder) / "train-000001.tar").unlink()  # one fewer
+    assert load_index(folder).samples == 4
+    (Path(folder) / "index.parquet").write_bytes(b"not parquet")
+    assert load_index(folder).samples == 4
+
+
+def test_held_out_shards_are_apart_by_name(corpus):
+    corpus([5, 9])
+    corpus([4], split="test")
+    index = load_index(corpus([7], split="val"))
+    assert sorted(index.training().key) == ["train-0000", "train-0001"]
+    assert sorted(index.held_out().key) == ["test-0000", "val-0000"]
+    chosen = index.subset(np.flatnonzero(index.frames > 6))
+    assert sorted(chosen.key) == ["train-0001", "val-0000"]
+    assert set(chosen.offset["audio.npy"]) < set(index.offset["audio.npy"]) | {-1}
+
+
+def test_a_folder_that_cannot_be_written_is_indexed_each_time(corpus, monkeypatch, caplog):
+    folder = corpus([5, 9])
+
+    def refuse(self, name):
+        raise PermissionError(13, "read-only", name)
+
+    monkeypatch.setattr(Location, "replace", refuse)
+    with caplog.at_level(logging.WARNING):
+        assert load_index(folder).samples == 2
+    assert "its index is not kept" in caplog.text
+    assert not (Path(folder) / "index.parquet").exists()
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_folder_that_another_tool_wrote(tmp_path, sample, form):
+    key = "deep/folder/" + "x" * (130 if form != tarfile.USTAR_FORMAT else 60)
+    members = members_of(key, sample(5)) + members_of("short", sample(7)) + [("README", b"not a sample")]
+    write_tar(tmp_path / "shards-0.tar", members, form)
+    index = load_index(str(tmp_path))
+    assert index.key.tolist() == [key, "short"]
+    np.testing.assert_array_equal(np.load(io.BytesIO(index.read(0, "motion.npy"))), sample(5)["motion.npy"])
+
+
+def test_a_folder_that_plain_webdataset_wrote(tmp_path, sample):
+    with TarWriter(str(tmp_path / "part-0.tar")) as tar:
+        tar.write({"__key__": "clip", **sample(5)})
+        tar.write({"__key__": "another", **sample(6)})
+    index = load_index(str(tmp_path))
+    assert index.frames.tolist() == [5, 6]
+    np.testing.assert_array_equal(np.load(io.BytesIO(index.read(1, "audio.npy"))), sample(6)["audio.npy"])
+
+
+def test_a_folder_of_videos(tmp_path):
+    with ShardWriter(str(tmp_path), "train") as writer:
+        writer.write("clip", {"mp4": b"a video", "json": {"frames": 50, "fps": 25}})
+    index = load_index(str(tmp_path))
+    assert index.read(0, "mp4") == b"a video"
+    assert index.frames.tolist() == [50]
+    with pytest.raises(ValueError, match="holds videos, not latents"):
+        index.frame_shape  # noqa: B018
+
+
+def test_missing_and_empty_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        load_index(str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match=r"no \.tar among its 0 files"):
+        load_index(str(tmp_path))
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(NotADirectoryError, match=r"notes.txt is a file, not a folder"):
+        load_index(str(tmp_path / "notes.txt"))
+    with pytest.raises(ValueError, match=r"max_bad_fraction must be in 0..1, got 2"):
+        load_index(str(tmp_path), max_bad_fraction=2)
+
+
+def without(name):
+    return lambda sample: {k: v for k, v in sample.items() if k != name}
+
+
+def having(**members):
+    changed = {name.replace("_", "."): value for name, value in members.items()}
+    return lambda sample: sample | changed
+
+
+def meta(**fields):
+    return having(json={"frames": 5, "fps": 25} | fields)
+
+
+BAD = [
+    (without("audio.npy"), "has no audio.npy"),
+    (without("motion.npy"), "has no motion.npy"),
+    (without("json"), "has no json"),
+    (meta(fps=30), "json: fps must be 25, got 30"),
+    (meta(frames=None), "json: frames must be a whole number >= 1, got None"),
+    (meta(frames=6), "motion.npy has 5 frames, its json says 6"),
+    (having(audio_npy=np.zeros((4, 2, 5), np.float16)), "audio.npy has 4 frames, its json says 5"),
+    (having(motion_npy=np.zeros((5, 6))), "motion.npy: dtype must be float16 or float32, got <f8"),
+    (
+        having(motion_npy=np.zeros((5, 6, 1), np.float16)),
+        r"motion.npy: must have 2 axes of at least 1, got shape",
+    ),
+    (
+        having(motion_npy=np.zeros((5, 7), np.float16)),
+        r"has motion \[7\] float16 and .*, the corpus motion \[6\]",
+    ),
+    (having(audio_npy=np.zeros((5, 2, 5), np.float32)), r"has .*\[2, 5\] float32 a frame, the corpus"),
+    (
+        having(motion_npy=np.asfortranarray(np.zeros((5, 6), np.float16))),
+        "motion.npy: is stored in Fortran order",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spoil", "reason"), BAD, ids=[reason for _, reason in BAD])
+def test_a_bad_sample_stops_the_run_or_is_left_out_within_the_bound(tmp_path, sample, spoil, reason):
+    members = (
+        members_of("good", sample(5)) + members_of("fine", sample(6)) + members_of("bad", spoil(sample(5)))
+    )
+    write_tar(tmp_path / "a.tar", members)
+    bound = r"1 of 3 samples are unusable, a fraction of 0.333, the bound \(max_bad_fraction\) is 0"
+    with pytest.raises(ValueError, match=rf"{bound}: a.tar: bad: {reason}"):
+        load_index(str(tmp_path))
+    index = load_index(str(tmp_path), max_bad_fraction=0.4)
+    assert index.key.tolist() == ["good", "fine"]
+    assert [b.key for b in index.bad] == ["bad"]
+    with pytest.raises(ValueError, match="is 0.2"):  # the stored index knows them too
+        load_index(str(tmp_path), max_bad_fraction=0.2)
+
+
+def test_members_that_are_not_what_their_names_say(tmp_path, sample):
+    good = members_of("good", sample(5))
+    spoiled = members_of("a", sample(5)) + members_of("b", sample(5)) + members_of("c", sample(5))
+    spoiled[0] = ("a.motion.npy", b"no array")
+    spoiled[5] = ("b.json", b"{")
+    spoiled[7] = ("c.audio.npy", spoiled[7][1][:-10])
+    write_tar(tmp_path / "a.tar", good + spoiled)
+    reasons = {b.key: b.reason for b in load_index(str(tmp_path), max_bad_fraction=0.8).bad}
+    assert reasons["a"].startswith("motion.npy: not a .npy array")
+    assert reasons["b"].startswith("json: cannot be parsed")
+    assert reasons["c"] == "audio.npy: holds 218 bytes, its header promises 228"
+
+
+def test_keys_that_come_twice(tmp_path, sample):
+    once = members_of("x", sample(5))
+    write_tar(tmp_path / "a.tar", [*once, *members_of("y", sample(5)), *members_of("x", sample(5))])
+    write_tar(tmp_path / "b.tar", members_of("y", sample(5)) + members_of("z", sample(5)))
+    index = load_index(str(tmp_path), max_bad_fraction=0.5)
+    assert index.key.tolist() == ["x", "y", "z"]
+    assert [str(b) for b in index.bad] == [
+        "a.tar: x: its members do not stand together, or its key comes twice",
+        "b.tar: y: the same key is in a.tar",
+    ]
+
+
+def test_members_that_do_not_stand_together(tmp_path, sample):
+    x, y = members_of("x", sample(5)), members_of("y", sample(5))
+    write_tar(tmp_path / "a.tar", [*x[:1], *y, *x[1:]])
+    index = load_index(str(tmp_path), max_bad_fraction=0.9)
+    assert index.key.tolist() == ["y"]
+    assert {b.key for b in index.bad} == {"x"}
+
+
+@pytest.mark.parametrize("cut", [100, 600, 3000, 3584, 4000, -600, -10, 0])
+def test_of_a_truncated_shard_the_whole_samples_stay(corpus, cut):
+    folder = corpus([5, 6, 7, 8])
+    shard = Path(folder) / "train-000000.tar"
+    whole, data = load_index(folder), shard.read_bytes()
+    ends = np.max([whole.offset[m] + whole.length[m] for m in whole.offset], axis=0)
+    end = cut if cut > 0 else -(-int(ends[-1]) // 512) * 512 + cut  # at 0 only the end mark is lost
+    shard.write_bytes(data[:end])
+    with pytest.raises(ValueError, match=rf"train-000000.tar: .*truncated: .*{end}"):
+        load_index(folder)
+    if cut < 3000:
+        return  # nothing whole is left
+    index = load_index(folder, max_bad_fraction=0.9)
+    assert index.key.tolist() == whole.key[ends <= end].tolist()
+    assert len(index.bad) == 1
+    assert "truncated" in index.bad[0].reason
+
+
+def test_a_shard_of_no_bytes_or_of_nonsense(tmp_path, sample):
+    write_tar(tmp_path / "a.tar", members_of("x", sample(5)))
+    (tmp_path / "empty.tar").write_bytes(b"")
+    (tmp_path / "nonsense.tar").write_bytes(b"\x07" * 2048)
+    index = load_index(str(tmp_path), max_bad_fraction=0.9)
+    assert [str(b) for b in index.bad] == [
+        "empty.tar: truncated: ends at byte 0 without an end mark",
+        "nonsense.tar: no tar header at byte 0: invalid header",
+    ]

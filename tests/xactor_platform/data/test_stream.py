@@ -1,0 +1,278 @@
+"""The stream: the plan's micro-batches in the plan's order, whatever the ranks, and nothing hangs."""
+
+import threading
+import time
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from pyarrow import fs
+from ray.util.placement_group import placement_group, remove_placement_group
+from webdataset.writer import TarWriter
+
+from xactor_platform.data import stream as stream_module
+from xactor_platform.data.batch import Arena, LatentReader, read_batch
+from xactor_platform.data.index import load_index
+from xactor_platform.data.plan import Cursor, MicroBatch, PlanConfig, plan_epoch, rank_micro_batches, walk
+from xactor_platform.data.reading import Raw
+from xactor_platform.data.shards import ShardWriter
+from xactor_platform.data.stream import PlannedStream
+from xactor_platform.storage.location import Location
+
+LENGTHS = [5, 40, 12, 33, 9, 21, 70, 8, 15, 27, 31, 6]
+CONFIG = PlanConfig(micro_batches=4, budget_frames=64, context_frames=32, window_shards=2)
+
+
+def micro_batch(index, *spans):
+    row, start, frames = map(np.array, zip(*spans, strict=True))
+    return MicroBatch(row, start, frames)
+
+
+def samples_of(batch):
+    return list(
+        zip(batch.keys, batch.starts.tolist(), batch.frames.tolist(), batch.weight.tolist(), strict=True)
+    )
+
+
+def expected(index, config, rank, ranks, start, steps):
+    """What a rank should see, read here without Ray."""
+    return [
+        (step, read_batch(index, mine))
+        for step in islice(walk(index.frames, index.shard, config, start), steps)
+        for mine in rank_micro_batches(step.micro_batches, rank, ranks)
+    ]
+
+
+def test_a_batch_holds_each_samples_frames_padded_with_zeros(corpus, sample):
+    index = load_index(corpus(LENGTHS))
+    batch = read_batch(index, micro_batch(index, (1, 8, 32), (0, 0, 5), (6, 64, 6)))
+    assert batch.motion.shape == (3, 32, 6)
+    assert batch.audio.shape == (3, 32, 2, 5)
+    assert batch.motion.dtype == batch.audio.dtype == np.float32
+    assert batch.mask.sum(1).tolist() == batch.frames.tolist() == [32, 5, 6]
+    for b, (row, start, frames) in enumerate([(1, 8, 32), (0, 0, 5), (6, 64, 6)]):
+        wrote = sample(LENGTHS[row], seed=row)
+        np.testing.assert_array_equal(batch.motion[b, :frames], wrote["motion.npy"][start : start + frames])
+        np.testing.assert_array_equal(batch.audio[b, :frames], wrote["audio.npy"][start : start + frames])
+        assert not batch.motion[b, frames:].any()
+        assert not batch.audio[b, frames:].any()
+
+
+def test_an_object_stores_parallel_reads_give_the_same_batch(corpus):
+    folder = corpus(LENGTHS)
+    index = load_index(folder)
+    remote = fs.SubTreeFileSystem(str(Path(folder).parent), fs.LocalFileSystem())
+    elsewhere = replace(index, location=Location("store://shards", remote, "shards"))
+    assert not elsewhere.location.is_local
+    step = plan_epoch(index.frames, index.shard, CONFIG, 0).step(0)
+    for mine in step:
+        np.testing.assert_array_equal(read_batch(index, mine).audio, read_batch(elsewhere, mine).audio)
+
+
+def test_float32_members_are_read_as_they_are(tmp_path, sample):
+    wrote = sample(7)
+    wrote["audio.npy"] = wrote["audio.npy"].astype(np.float32) * 1.0001
+    with ShardWriter(str(tmp_path), "train") as writer:
+        writer.write("clip", wrote)
+    index = load_index(str(tmp_path))
+    assert index.frame_shape.audio_dtype == "float32"
+    np.testing.assert_array_equal(
+        read_batch(index, micro_batch(index, (0, 2, 5))).audio[0], wrote["audio.npy"][2:]
+    )
+
+
+def spoil(index, row, member, value=np.inf):
+    """Overwrites one number of a member in its shard."""
+    with (Path(index.location.path) / index.shard_names[index.shard[row]]).open("r+b") as file:
+        file.seek(int(index.offset[member][row] + index.header[member][row]) + 2 * 10)
+        file.write(np.float16(value).tobytes())
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize("member", ["motion.npy", "audio.npy"])
+def test_a_sample_with_nan_or_infinity_weighs_nothing_and_is_named(corpus, member, value):
+    index = load_index(corpus([5, 6, 7]))
+    spoil(index, 1, member, value)
+    batch = read_batch(index, micro_batch(index, (0, 0, 5), (1, 0, 6), (2, 0, 7)))
+    assert batch.weight.tolist() == [1, 0, 1]
+    assert not batch.motion[1].any()
+    assert not batch.audio[1].any()
+    assert batch.motion[2].any()
+    assert [str(b) for b in batch.bad] == ["train-000000.tar: train-0001: holds NaN or infinity"]
+    assert np.isfinite(batch.audio).all()
+
+
+def test_a_shard_that_vanished_or_changed_is_named(corpus):
+    folder = corpus([5, 6, 7], samples_per_shard=1)
+    index = load_index(folder)
+    (Path(folder) / "train-000000.tar").unlink()
+    data = (Path(folder) / "train-000001.tar").read_bytes()
+    (Path(folder) / "train-000001.tar").write_bytes(data.replace(b"'shape': (6, 6)", b"'shape': (6, 9)"))
+    (Path(folder) / "train-000002.tar").write_bytes(data[:700])
+    batch = read_batch(index, micro_batch(index, (0, 0, 5), (1, 0, 6), (2, 0, 7)))
+    assert batch.weight.tolist() == [0, 0, 0]
+    reasons = [b.reason for b in batch.bad]
+    assert reasons[0].startswith("cannot be read:")
+    assert reasons[1] == "is <f2 [6, 9], the index says float16 [6, 6]"
+    assert "the index promises" in reasons[2]
+
+
+def test_an_arena_lends_a_buffer_again_only_when_nobody_holds_it():
+    arena = Arena()
+    first = arena.take((4, 5))
+    view, place = first[1:], first.ctypes.data
+    del first
+    assert arena.take((4, 5)).ctypes.data != place
+    del view
+    assert arena.take((2, 5)).ctypes.data == place
+
+
+@pytest.mark.cluster
+class TestOnRay:
+    @pytest.fixture(autouse=True)
+    def small_blocks(self, ray_cluster, monkeypatch):
+        """Several micro-batches a block and several blocks an execution, so that every seam is crossed."""
+        monkeypatch.setattr(stream_module, "BLOCK_BYTES", 3 * 64 * 32)
+        monkeypatch.setattr(stream_module, "SEGMENT_BLOCKS", 5)
+
+    @pytest.fixture
+    def index(self, corpus):
+        return load_index(corpus(LENGTHS, samples_per_shard=3))
+
+    def test_it_gives_the_plans_batches_over_epochs_and_executions(self, index):
+        steps = 3 * plan_epoch(index.frames, index.shard, CONFIG, 0).steps
+        want = expected(index, CONFIG, 0, 1, Cursor(), steps)
+        with PlannedStream(
+            LatentReader(index), CONFIG, rank=0, ranks=1, start=Cursor(), steps=steps
+        ) as stream:
+            got = list(stream)
+        assert len(got) == len(want) == steps * CONFIG.micro_batches
+        for batch, (step, plain) in zip(got, want, strict=True):
+            assert samples_of(batch) == samples_of(plain)
+            assert (batch.cursor, batch.step_frames) == (step.cursor, step.frames)
+            np.testing.assert_array_equal(batch.motion, plain.motion)
+            np.testing.assert_array_equal(batch.audio, plain.audio)
+        fillers = [b for b in got if not b.weight.any()]
+        assert fillers
+        assert not any(b.audio.any() for b in fillers)
+
+    @pytest.mark.parametrize("ranks", [2, 4])
+    def test_ranks_share_the_same_samples(self, index, ranks):
+        def run(rank, of):
+            with PlannedStream(
+                LatentReader(index), CONFIG, rank=rank, ranks=of, start=Cursor(), steps=4
+            ) as stream:
+                return [(batch.cursor, *s) for batch in stream for s in samples_of(batch)]
+
+        dealt = [run(rank, ranks) for rank in range(ranks)]
+        assert sorted(s for mine in dealt for s in mine) == sorted(run(0, 1))
+
+    def test_resumed_equals_uninterrupted(self, index):
+        def run(start, steps):
+            with PlannedStream(
+                LatentReader(index), CONFIG, rank=1, ranks=2, start=start, steps=steps
+            ) as stream:
+                return [(b.cursor, samples_of(b), b.motion.copy()) for b in stream]
+
+        whole = run(Cursor(), 6)
+        turns = CONFIG.micro_batches // 2
+        rest = run(whole[2 * turns][0], 4)
+        assert [r[:2] for r in rest] == [w[:2] for w in whole[2 * turns :]]
+        for (_, _, resumed), (_, _, plain) in zip(rest, whole[2 * turns :], strict=True):
+            np.testing.assert_array_equal(resumed, plain)
+
+    def test_a_sample_found_bad_when_read_is_reported(self, index):
+        spoil(index, 3, "motion.npy")
+        steps = plan_epoch(index.frames, index.shard, CONFIG, 0).steps
+        with PlannedStream(
+            LatentReader(index), CONFIG, rank=0, ranks=1, start=Cursor(), steps=steps
+        ) as stream:
+            bad = [b for batch in stream for b in batch.bad]
+        assert [(b.key, b.reason) for b in bad] == [(index.key[3], "holds NaN or infinity")]
+
+    def test_a_folder_that_plain_webdataset_wrote(self, tmp_path, sample):
+        with TarWriter(str(tmp_path / "part-0.tar")) as tar:
+            for i, frames in enumerate(LENGTHS):
+                tar.write({"__key__": f"clip{i}", **sample(frames, seed=i)})
+        index = load_index(str(tmp_path))
+        steps = plan_epoch(index.frames, index.shard, CONFIG, 0).steps
+        with PlannedStream(
+            LatentReader(index), CONFIG, rank=0, ranks=1, start=Cursor(), steps=steps
+        ) as stream:
+            frames = sum(int(b.mask.sum()) for b in stream)
+        assert frames == sum(LENGTHS)
+
+    def test_closing_early_ends_the_execution(self, index):
+        def executors():
+            return [t for t in threading.enumerate() if "StreamingExecutor" in t.name or "planned" in t.name]
+
+        stream = PlannedStream(LatentReader(index), CONFIG, rank=0, ranks=1, start=Cursor(), steps=10_000)
+        next(stream)
+        assert executors()
+        stream.close()
+        deadline = time.monotonic() + 20
+        while executors() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not executors()
+        with pytest.raises(StopIteration):
+            next(stream)
+
+    def test_reading_ahead_rests_while_the_training_is_busy(self, index, monkeypatch):
+        monkeypatch.setattr(stream_module, "SEGMENT_BLOCKS", 500)
+        reader = LatentReader(index)
+        small = reader.read
+
+        def large(requests):  # so that as much as may wait is soon there
+            return [
+                Raw({**raw.parts, "more": np.zeros(1 << 20, np.uint8)}, raw.bad) for raw in small(requests)
+            ]
+
+        reader.read = large
+        busy = []
+        with PlannedStream(reader, CONFIG, rank=0, ranks=1, start=Cursor(), steps=400) as stream:
+            for _ in range(6):
+                for _ in range(10):
+                    next(stream)
+                started = time.process_time()
+                time.sleep(1)
+                busy.append(time.process_time() - started)
+        assert np.median(busy) < 0.4, busy  # of a core, and all of one where nothing rests
+
+    def test_it_flows_beside_workers_that_hold_all_but_one_cpu(self, index):
+        group = placement_group([{"CPU": 3}])
+        ray.get(group.ready())
+        try:
+            with PlannedStream(
+                LatentReader(index), CONFIG, rank=0, ranks=2, start=Cursor(), steps=3
+            ) as stream:
+                assert len(list(stream)) == 3 * CONFIG.micro_batches // 2
+        finally:
+            remove_placement_group(group)
+
+    def test_without_a_cpu_to_read_on_it_says_so_at_the_start(self, index):
+        group = placement_group([{"CPU": 4}])
+        ray.get(group.ready())
+        message = r"no CPU came free .* in 1 s: reading needs 1, Ray has 4, of which 0 free and 4 held"
+        try:
+            with pytest.raises(ValueError, match=message):
+                PlannedStream(
+                    LatentReader(index), CONFIG, rank=0, ranks=1, start=Cursor(), steps=1, cpu_timeout_s=1
+                )
+        finally:
+            remove_placement_group(group)
+
+    def test_a_plan_that_cannot_work_is_refused_at_the_start(self, index):
+        with pytest.raises(ValueError, match=r"ranks must divide micro_batches \(4\): one of 1, 2, 4; got 3"):
+            PlannedStream(LatentReader(index), CONFIG, rank=0, ranks=3, start=Cursor(), steps=1)
+        with pytest.raises(ValueError, match=r"rank must be in 0\.\.1, got 2"):
+            PlannedStream(LatentReader(index), CONFIG, rank=2, ranks=2, start=Cursor(), steps=1)
+        with (
+            pytest.raises(ValueError, match="nothing to train on"),
+            PlannedStream(
+                LatentReader(index.held_out()), CONFIG, rank=0, ranks=1, start=Cursor(), steps=1
+            ) as stream,
+        ):
+            next(stream)

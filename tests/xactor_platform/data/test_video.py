@@ -1,0 +1,170 @@
+"""Pictures out of video shards: which are drawn, that they are the right ones, and what a damaged video does."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import fs
+
+from xactor.media import read_frames
+from xactor_platform.data.index import load_index
+from xactor_platform.data.plan import Cursor, MicroBatch, PlanConfig, plan_epoch, rank_micro_batches, walk
+from xactor_platform.data.stream import PlannedStream
+from xactor_platform.data.video import REFERENCE_APART, VideoReader, draw_frames
+from xactor_platform.storage.location import Location
+
+CONFIG = PlanConfig(micro_batches=2, budget_frames=32, context_frames=16, window_shards=2, whole=True)
+
+
+def reader_of(index, *, image_size=32, stills=None):
+    return VideoReader(index, image_size=image_size, seed=0, stills=lambda step: stills)
+
+
+def read(reader, rows, starts, *, epoch=0, step=0):
+    micro_batch = MicroBatch(np.array(rows), np.array(starts), np.full(len(rows), 16))
+    request = reader.request(micro_batch, step=step, epoch=epoch)
+    return request, reader.batch(request, reader.read([request])[0])
+
+
+def spoil(index, row, begin, data=b"\0" * 64):
+    """Overwrites a part of a video in its shard; `begin` is in parts of its length."""
+    offset, length = int(index.offset["mp4"][row]), int(index.length["mp4"][row])
+    with (Path(index.location.path) / index.shard_names[index.shard[row]]).open("r+b") as file:
+        file.seek(offset + int(begin * length))
+        file.write(data)
+
+
+@given(
+    frames=st.integers(1, 32),
+    clip=st.integers(1, 200),
+    stills=st.none() | st.integers(1, 40),
+    seed=st.integers(0, 5),
+    data=st.data(),
+)
+def test_targets_begin_in_the_sample_and_the_reference_is_a_second_off_where_it_can(
+    frames, clip, stills, seed, data
+):
+    frames = min(frames, clip)
+    start = data.draw(st.integers(0, clip - frames))
+    *targets, reference = draw_frames((seed, 0, "a", start), start, frames, clip, stills).tolist()
+    assert targets == sorted(targets)
+    assert all(0 <= n < clip for n in [*targets, reference])
+    if stills is None:
+        assert targets == list(range(start, start + frames))
+    else:
+        assert len(targets) == stills
+        assert any(start <= target < start + frames for target in targets)
+
+    def distance(n):
+        return min(abs(n - target) for target in targets)
+
+    assert distance(reference) >= min(REFERENCE_APART, max(map(distance, range(clip))))
+
+
+def test_a_draw_hangs_on_its_key_alone():
+    def draws(*key):
+        return draw_frames(key, 100, 16, 500, 1).tolist()
+
+    assert draws(0, 0, "a", 100) == draws(0, 0, "a", 100)
+    many = [draws(0, epoch, key, 100) for epoch in range(20) for key in "abcde"]
+    assert {t for t, _ in many} == set(range(100, 116))
+    references = [r for _, r in many]
+    assert min(references) < 50
+    assert max(references) > 400
+    assert not [r for r in references if 100 - 9 < r < 116 + 9]
+
+
+def test_stills_are_of_all_the_clip():
+    many = [draw_frames((0, epoch, "a", 100), 100, 16, 500, 4)[:-1] for epoch in range(40)]
+    assert np.min(many) < 50
+    assert np.max(many) > 450
+
+
+@pytest.mark.parametrize("stills", [None, 1, 4])
+def test_the_pictures_are_those_of_the_videos(video_corpus, stills):
+    folder, clips = video_corpus([60, 80, 40])
+    index = load_index(folder)
+    request, batch = read(reader_of(index, stills=stills), [2, 0, 1], [8, 0, 50])
+    assert batch.targets.shape == (3, stills or 16, 32, 32, 3)
+    for b, row in enumerate([2, 0, 1]):
+        truth = list(read_frames(clips[row]))
+        assert len(truth) == index.frames[row]
+        np.testing.assert_array_equal(batch.targets[b], [truth[n] for n in request.wanted[b, :-1]])
+        np.testing.assert_array_equal(batch.references[b], truth[request.wanted[b, -1]])
+    assert (batch.weight.tolist(), batch.bad) == ([1, 1, 1], [])
+
+
+def test_pictures_of_another_size_are_averaged(video_corpus):
+    folder, clips = video_corpus([30])
+    index = load_index(folder)
+    _, batch = read(reader_of(index, image_size=16), [0], [0])
+    truth = np.stack(list(read_frames(clips[0]))[:16]).astype(float)
+    halves = truth.reshape(16, 16, 2, 16, 2, 3).mean((2, 4))
+    assert np.abs(batch.targets[0] - halves).max() <= 1
+    _, batch = read(reader_of(index, image_size=64), [0], [0])
+    assert batch.targets.shape == (1, 16, 64, 64, 3)
+
+
+def test_an_object_stores_parallel_reads_give_the_same(video_corpus):
+    folder, _ = video_corpus([60, 80])
+    index = load_index(folder)
+    remote = fs.SubTreeFileSystem(str(Path(folder).parent), fs.LocalFileSystem())
+    elsewhere = replace(index, location=Location("store://videos", remote, "videos"))
+    (_, here), (_, there) = (read(reader_of(i), [0, 1], [5, 6]) for i in (index, elsewhere))
+    np.testing.assert_array_equal(here.targets, there.targets)
+
+
+def test_a_video_that_cannot_be_used_weighs_nothing_and_is_named(video_corpus):
+    folder, _ = video_corpus([40, 40, 40, 40])
+    index = load_index(folder)
+    spoil(index, 1, 0.0, b"no video" * 30)
+    short = index.frames.copy()
+    short[2] = 60
+    _, batch = read(reader_of(replace(index, frames=short)), [0, 1, 2, 3], [0, 0, 44, 0])
+    assert batch.weight.tolist() == [1, 0, 0, 1]
+    assert not batch.targets[1:3].any()
+    assert batch.targets[3].any()
+    assert [b.key for b in batch.bad] == ["train-0001", "train-0002"]
+    assert "cannot be decoded" in batch.bad[0].reason
+    assert batch.bad[1].reason == "ends after 40 frames, frame 44 is wanted"
+    (Path(folder) / "train-000000.tar").unlink()
+    _, batch = read(reader_of(index), [0], [0])
+    assert batch.bad[0].reason.startswith("cannot be read:")
+
+
+def test_latents_are_no_videos(corpus):
+    with pytest.raises(ValueError, match="holds latents, not videos"):
+        reader_of(load_index(corpus([20])))
+
+
+@pytest.mark.cluster
+def test_the_stream_gives_the_plans_pictures_also_after_a_resume(ray_cluster, video_corpus):
+    folder, _ = video_corpus([60, 80, 40, 33, 90, 17, 15], samples_per_shard=3)
+    index = load_index(folder)
+    steps = 2 * plan_epoch(index.frames, index.shard, CONFIG, 0).steps
+    switch = steps - 2
+    reader = VideoReader(index, image_size=32, seed=0, stills=lambda step: 2 if step < switch else None)
+
+    def run(start: Cursor, done: int, rank: int, ranks: int):
+        with PlannedStream(
+            reader, CONFIG, rank=rank, ranks=ranks, start=start, steps=steps - done, done=done
+        ) as stream:
+            return [(b.cursor, b.keys, b.starts.tolist(), b.targets, b.references) for b in stream]
+
+    whole = run(Cursor(), 0, 0, 1)
+    assert len(whole) == steps * CONFIG.micro_batches
+    assert [len(b[3][0]) for b in whole] == [2] * 2 * switch + [16] * 4
+    for number, step in zip(range(steps), walk(index.frames, index.shard, CONFIG, Cursor()), strict=False):
+        for turn, mine in enumerate(rank_micro_batches(step.micro_batches, 0, 1)):
+            request = reader.request(mine, step=number, epoch=step.cursor.epoch)
+            expected = reader.batch(request, reader.read([request])[0])
+            np.testing.assert_array_equal(whole[2 * number + turn][3], expected.targets)
+            np.testing.assert_array_equal(whole[2 * number + turn][4], expected.references)
+    done = switch - 1
+    rest = run(whole[2 * done][0], done, 1, 2)
+    for resumed, plain in zip(rest, whole[2 * done + 1 :: 2], strict=True):
+        assert resumed[:3] == plain[:3]
+        np.testing.assert_array_equal(resumed[3], plain[3])

@@ -1,0 +1,384 @@
+"""Bulk dubbing: manifests, segments that equal the whole, and runs on real Ray that lose and repeat nothing."""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xactor.media import read_frames
+from xactor.options import AnimateOptions
+from xactor.render import RenderConfig, render_windows
+from xactor_platform.bulk.pool import pack, unpack
+from xactor_platform.dubbing.config import DubConfig, Pool, Pools
+from xactor_platform.dubbing.manifest import read_manifest
+from xactor_platform.dubbing.model import look_at_model
+from xactor_platform.dubbing.run import Run, StorageFailed, dub
+from xactor_platform.dubbing.segments import spans, windows_of_span
+from xactor_platform.dubbing.work import Failed, Row
+from xactor_platform.storage.location import check_output
+
+FAST = AnimateOptions(motion_steps=2, render_steps=1, render_cfg=1.0)
+
+
+def write_manifest(path: Path, rows: list) -> str:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+# The manifest
+
+
+def test_all_kinds_of_manifests_hold_the_same_rows(tmp_path):
+    rows = [
+        {"id": "007", "image": "a.png", "audio": "s3://bucket/a.wav", "seed": 3, "audio_cfg": 2.5},
+        {"id": "b", "video": "/b.mp4", "audio": "b.wav", "paste_back": True},
+    ]
+    table = pa.Table.from_pylist([{**dict.fromkeys({**rows[0], **rows[1]}), **row} for row in rows])
+    pyarrow.parquet.write_table(table, tmp_path / "m.parquet")
+    pa.csv.write_csv(table, tmp_path / "m.csv")
+    write_manifest(tmp_path / "m.jsonl", [rows[0], "", rows[1]])
+    read = {kind: read_manifest(str(tmp_path / f"m.{kind}"), FAST) for kind in ("jsonl", "csv", "parquet")}
+    assert all(not failed for _, failed in read.values())
+    first, second = read["parquet"][0]
+    assert first == Row(
+        number=1,
+        id="007",
+        image=f"{tmp_path}/a.png",
+        video=None,
+        audio="s3://bucket/a.wav",
+        options=replace(FAST, seed=3, audio_cfg=2.5),
+    )
+    assert (second.video, second.options.paste_back) == ("/b.mp4", True)
+    assert read["csv"][0] == read["parquet"][0]
+    assert [replace(row, number=0) for row in read["jsonl"][0]] == [
+        replace(r, number=0) for r in (first, second)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"image": "a", "audio": "b"}, "id must be"),
+        ({"id": 7, "image": "a", "audio": "b"}, "id must be .* got '7'"),
+        ({"id": "../up", "image": "a", "audio": "b"}, r"id must be .* got '\.\./up'"),
+        ({"id": ".hidden", "image": "a", "audio": "b"}, "id must be"),
+        ({"id": "x" * 129, "image": "a", "audio": "b"}, "1..128"),
+        ({"id": "a\n", "image": "a", "audio": "b"}, "id must be"),
+        ({"id": "GOOD", "image": "a", "audio": "b"}, "id 'GOOD' is row 1's already"),
+        ({"id": "x", "audio": "b"}, "either an image or a video"),
+        ({"id": "x", "image": "a", "video": "v", "audio": "b"}, "either an image or a video"),
+        ({"id": "x", "image": "a"}, "audio must be a path or URI, got None"),
+        ({"id": "x", "image": 3, "audio": "b"}, "image must be a path or URI, got 3"),
+        ({"id": "x", "image": "a", "audio": "b", "steps": 3}, "no option 'steps'"),
+        ({"id": "x", "image": "a", "audio": "b", "seed": "3"}, "seed must be of type int"),
+        ({"id": "x", "image": "a", "audio": "b", "motion_steps": 0}, "steps must be within 1..1000, got 0"),
+        ("[1]", "must be a JSON object"),
+        ("{", "not JSON"),
+    ],
+)
+def test_a_bad_row_is_one_failed_row(tmp_path, row, says):
+    good = {"id": "good", "image": "a.png", "audio": "a.wav"}
+    rows, failed = read_manifest(write_manifest(tmp_path / "m.jsonl", [good, row]), FAST)
+    assert [r.id for r in rows] == ["good"]
+    (bad,) = failed
+    assert (bad.number, bad.code) == (2, "bad_row")
+    with pytest.raises(ValueError, match=says):
+        raise ValueError(bad.message)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("m.txt", b"", "must be .jsonl, .csv or .parquet, got '.txt'"),
+        ("m.jsonl", b"\n\n", "no rows"),
+        ("m.jsonl", b"\xff\xfe", "not UTF-8"),
+        ("m.parquet", b"PAR1", "cannot be read"),
+        ("m.csv", b"id,image\na", "cannot be read"),
+    ],
+)
+def test_a_manifest_that_is_none(tmp_path, name, content, says):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=says):
+        read_manifest(str(tmp_path / name), FAST)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_manifest(str(tmp_path / "other.jsonl"), FAST)
+
+
+# Segments
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    frames=st.integers(1, 2000),
+    windows=st.integers(1, 20),
+    size=st.integers(1, 16),
+    overlap=st.integers(0, 8),
+)
+def test_segments_hold_each_frame_once_and_all_that_it_is_blended_of(frames, windows, size, overlap):
+    config = RenderConfig(window_frames=size, overlap_frames=min(overlap, size // 2))
+    cut = spans(frames, windows, config)
+    assert [f for span in cut for f in range(span.first, span.end)] == list(range(frames))
+    for span in cut:
+        own = windows_of_span(span, frames, config)
+        reach = [w for w in render_windows(frames, config) if w[0] < span.end and w[1] > span.first]
+        assert set(reach) <= set(own)
+        assert all(span.z_first <= first and end <= span.z_end for first, end in own)
+
+
+# Whole runs
+
+
+def config_of(manifest: str, output: Path, model: str, **changes) -> DubConfig:
+    small = Pool(max=1, cpus=0.5)
+    pools = Pools(decode=small, motion=small, render=Pool(max=2, cpus=0.5), encode=small)
+    settings = {"options": FAST, "pools": pools, "streams": 4, "segment_windows": 4, **changes}
+    return DubConfig(manifest=manifest, output=str(output), model=model, **settings)
+
+
+def run(config: DubConfig, said: list[str] | None = None):
+    return dub(config, connect=lambda: None, say=(said if said is not None else []).append)
+
+
+@pytest.fixture(scope="module")
+def bulk(ray_cluster, model, media, tmp_path_factory):
+    """A run over good and bad rows, of which two kill who works on them: its config, its outcome and what it said."""
+    import ray
+
+    mark = tmp_path_factory.mktemp("deadly") / "mark"
+
+    class Deadly:
+        """A stage that ends its own process when it comes to some rows: each time, or the first time.
+
+        Here, so that its processes need not import this module, and torch.
+        """
+
+        def __init__(self, always: str, once: str, mark: str):
+            self._always, self._once, self._mark = always, once, Path(mark)
+
+        def __call__(self, table):
+            for work in unpack(table):
+                name = work.row.id
+                if name == self._always or (name == self._once and not self._mark.exists()):
+                    self._mark.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield pack(work)
+
+    class Perilous(Run):
+        def _source(self, dubs):
+            deadly = {"always": "poison", "once": "shot", "mark": str(mark)}
+            return (
+                super()
+                ._source(dubs)
+                .map_batches(
+                    Deadly,
+                    fn_constructor_kwargs=deadly,
+                    batch_size=1,
+                    batch_format="pyarrow",
+                    num_cpus=0.1,
+                    compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1),
+                    max_restarts=-1,
+                    max_task_retries=0,
+                )
+            )
+
+    rows: list = [
+        {"id": f"v{n}", "image": "face.png", "audio": f"{1 + n % 3}.wav", "seed": n} for n in range(6)
+    ]
+    rows += [
+        {"id": "v1", "image": "face.png", "audio": "1.wav"},
+        {"id": "../../up", "image": "face.png", "audio": "1.wav"},
+        {"id": "missing", "image": "none.png", "audio": "1.wav"},
+        {"id": "noface", "image": "wall.png", "audio": "1.wav"},
+        {"id": "corrupt", "image": "face.png", "audio": "cut.wav"},
+        {"id": "option", "image": "face.png", "audio": "1.wav", "render_steps": 0},
+        "not json",
+        {"id": "poison", "image": "face.png", "audio": "1.wav"},
+        {"id": "shot", "image": "face.png", "audio": "1.wav"},
+    ]
+    manifest = write_manifest(media / "items.jsonl", rows)
+    config = config_of(manifest, tmp_path_factory.mktemp("bulk") / "out", model, attempts=2)
+    said: list[str] = []
+    asked, refused = read_manifest(config.manifest, config.options)
+    outcome = Perilous(config, look_at_model(model), said.append).make(asked, refused)
+    return config, outcome, said
+
+
+def results(config: DubConfig) -> list[dict]:
+    return [json.loads(line) for line in Path(config.output, "results.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.cluster
+@pytest.mark.filterwarnings("ignore:The minimum number of concurrent actors:UserWarning")  # of the second try
+def test_good_rows_are_made_and_bad_ones_named(bulk, media):
+    config, outcome, said = bulk
+    rows = results(config)
+    assert rows == outcome.rows
+    assert [(r["id"], r["status"], r["frames"]) for r in rows[:6]] == [
+        (f"v{n}", "ok", 25 * (1 + n % 3)) for n in range(6)
+    ]
+    codes = [(r["id"], r["error"]["code"]) for r in rows[6:14]]
+    assert codes == [
+        ("v1", "bad_row"),
+        ("../../up", "bad_row"),
+        ("missing", "bad_input"),
+        ("noface", "bad_input"),
+        ("corrupt", "bad_input"),
+        ("option", "bad_row"),
+        (None, "bad_row"),
+        ("poison", "lost"),
+    ]
+    assert rows[13]["error"]["message"] == "tried 2 times, and its workers died each time"
+    assert (rows[14]["id"], rows[14]["status"]) == ("shot", "ok")  # it killed its worker once
+    assert {p.stem for p in Path(config.output).glob("*.mp4")} == {*(f"v{n}" for n in range(6)), "shot"}
+    assert not list(Path(config.output).rglob("*.part"))
+    for n in range(6):
+        assert len(list(read_frames(Path(config.output, f"v{n}.mp4")))) == 25 * (1 + n % 3)
+    bill = outcome.bill
+    assert (bill.made, bill.there, bill.failed, bill.video_s) == (7, 0, 8, 13.0)
+    assert set(bill.stage_s) == {"look", "decode", "motion", "render", "encode", "write"}
+    assert all(seconds > 0 for seconds in bill.stage_s.values())
+    assert any("row 9: missing: bad_input: image: " in line for line in said)
+
+
+@pytest.mark.cluster
+def test_a_second_run_makes_what_is_missing_or_has_changed(bulk, media):
+    config, *_ = bulk
+    before = {p.name: p.stat().st_mtime_ns for p in Path(config.output).glob("*.mp4")}
+    Path(config.output, "v2.mp4").unlink()
+    Path(config.output, "results.jsonl").unlink()
+    lines = Path(config.manifest).read_text().splitlines()
+    changed = json.loads(lines[0]) | {"audio": "2.wav"}
+    good = write_manifest(media / "again.jsonl", [changed, *lines[1:6]])
+    outcome = run(replace(config, manifest=good))
+    assert (outcome.bill.made, outcome.bill.there, outcome.bill.failed) == (2, 4, 0)
+    after = {p.name: p.stat().st_mtime_ns for p in Path(config.output).glob("*.mp4")}
+    assert {name for name in after if after[name] != before[name]} == {"v0.mp4", "v2.mp4"}
+    assert [r["frames"] for r in results(config)] == [50, 50, 75, 25, 50, 75]
+    assert not Path(config.output, ".parts").exists()
+
+
+def actors_of(stage: str) -> list[int]:
+    """The processes of a stage's actors, of this test session's cluster alone."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.cmdline()[:1] == [f"ray::MapWorker(MapBatches({stage}))"]:
+                found.append(process.pid)
+    return found
+
+
+@pytest.mark.soak  # test_dubbing_cluster takes a whole node
+@pytest.mark.cluster
+def test_killed_workers_cost_nothing_but_time(ray_cluster, model, media, tmp_path):
+    """While a run goes on, its render and motion actors are killed."""
+    rows = [{"id": f"k{n}", "image": "face.png", "audio": "3.wav", "render_steps": 6} for n in range(8)]
+    config = config_of(write_manifest(media / "kill.jsonl", rows), tmp_path / "out", model, segment_windows=2)
+    killed: list[str] = []
+    ended = threading.Event()
+
+    def kill() -> None:
+        for name in ("Render", "Perform"):
+            while not ended.is_set():
+                begun = any((tmp_path / "out" / ".parts").glob("*/*"))
+                alive = actors_of(name)
+                if begun and alive:
+                    os.kill(alive[0], signal.SIGKILL)
+                    killed.append(name)
+                    break
+                time.sleep(0.2)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        outcome = run(config)
+    finally:
+        ended.set()
+        killer.join()
+    assert "Render" in killed
+    assert [(r["id"], r["status"], r["frames"]) for r in outcome.rows] == [
+        (f"k{n}", "ok", 75) for n in range(8)
+    ]
+    assert len({p.stem for p in (tmp_path / "out").glob("*.mp4")}) == 8
+
+
+@pytest.mark.cluster
+def test_nodes_that_never_come_end_the_run(ray_cluster, model, media, tmp_path):
+    rows = [{"id": "w", "image": "face.png", "audio": "1.wav"}]
+    config = config_of(write_manifest(media / "wait.jsonl", rows), tmp_path / "out", model, start_timeout_s=1)
+    config = replace(config, pools=replace(config.pools, groups=True))  # which this cluster has not
+    with pytest.raises(TimeoutError, match=r"no room for the first actor of every pool within 1 s"):
+        run(config)
+    assert not (tmp_path / "out" / "results.jsonl").exists()
+
+
+# What is said before any work
+
+
+def test_a_model_that_is_none(model, tmp_path):
+    with pytest.raises(ValueError, match="no such model folder"):
+        look_at_model(str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="model_index.json is missing"):
+        look_at_model(str(tmp_path))
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    shutil.rmtree(broken / "vae")
+    with pytest.raises(ValueError, match="the part vae/ is missing"):
+        look_at_model(str(broken))
+
+
+def test_other_weights_are_another_model(model, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    assert look_at_model(str(other)) == look_at_model(model)
+    (file,) = (other / "unet").glob("*.safetensors")
+    weights = {name: weight + 1e-3 for name, weight in load_file(file).items()}
+    save_file({name: weight.to(torch.float32) for name, weight in weights.items()}, file, {"format": "pt"})
+    assert look_at_model(str(other)).fingerprint != look_at_model(model).fingerprint
+
+
+def test_an_output_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot be written to"):
+        check_output(str(tmp_path / "file" / "below"))
+
+
+def test_a_full_disk_ends_the_run_and_is_named(tmp_path, model):
+    finished = Run(config_of("m.jsonl", tmp_path, model), look_at_model(model), print)
+    from xactor_platform.dubbing.bill import Tally
+
+    finished._tally = Tally(rows=1, left_s=0.0)
+    with pytest.raises(StorageFailed, match="No space left"):
+        finished._finish(Failed(number=1, id="a", code="storage", message="[Errno 28] No space left"), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"streams": 0}, "streams must be >= 1, got 0"),
+        ({"attempts": 0}, "attempts must be >= 1, got 0"),
+        ({"pools": {"min": 3, "max": 2}}, "1 <= min <= max, got 3..2"),
+        ({"pools": {"cpus": 0}}, "need CPUs or GPUs"),
+    ],
+)
+def test_settings_that_cannot_be(changes, says):
+    with pytest.raises(ValueError, match=says):
+        Pool(**changes["pools"]) if "pools" in changes else DubConfig(manifest="m", output="o", **changes)

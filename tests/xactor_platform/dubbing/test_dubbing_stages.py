@@ -1,0 +1,190 @@
+"""Bulk dubbing's stages, one after another without Ray: they make what `xactor animate` makes."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from xactor.media import read_audio, read_frames
+from xactor.options import AnimateOptions
+from xactor.pipeline import XActorPipeline
+from xactor_platform.bulk.pool import pack, unpack
+from xactor_platform.dubbing.decode import Decode
+from xactor_platform.dubbing.encode import Encode
+from xactor_platform.dubbing.look import Look
+from xactor_platform.dubbing.model import look_at_model
+from xactor_platform.dubbing.motion import Perform
+from xactor_platform.dubbing.render import Render
+from xactor_platform.dubbing.work import Done, Dub, Failed, Part, Row
+from xactor_platform.dubbing.write import write
+
+FAST = AnimateOptions(motion_steps=2, render_steps=1, render_cfg=1.0)
+
+
+@pytest.fixture(scope="module")
+def stages(model, media, tmp_path_factory):
+    """All of a run's stages, and the folder that they write to."""
+    output = str(tmp_path_factory.mktemp("staged"))
+    facts = look_at_model(model)
+    decode = Decode(size=facts.image_size, decode_s=60)
+    motion = Perform(model=model, output=output, device="cpu", streams=4, segment_windows=2)
+    yield (
+        output,
+        [
+            Look(output=output, model=facts.fingerprint, most_bytes=1 << 20),
+            decode,
+            motion,
+            Render(model=model, device="cpu", windows=1),
+            Encode(output=output),
+        ],
+    )
+    del decode
+
+
+def through(stages: list, rows: list[Row]) -> list:
+    works: list = list(rows)
+    for stage in stages:
+        table = pa.concat_tables([pack(work) for work in works])
+        works = [work for made in stage(table) for work in unpack(made)]
+    return works
+
+
+def row(media: Path, name: str, audio: str, number: int = 1, **options) -> Row:
+    return Row(
+        number=number,
+        id=name,
+        image=str(media / "face.png"),
+        video=None,
+        audio=str(media / audio),
+        options=replace(FAST, **options),
+    )
+
+
+def test_the_stages_make_what_animate_makes(stages, model, media, tmp_path):
+    output, all_stages = stages
+    asked = [row(media, "a", "3.wav", seed=5), row(media, "b", "1.wav", number=2, paste_back=True)]
+    parts = through(all_stages, asked)
+    assert sorted((p.dub.row.id, p.number, p.of) for p in parts) == [
+        ("a", 0, 3),
+        ("a", 1, 3),
+        ("a", 2, 3),
+        ("b", 0, 1),
+    ]
+    assert all({"look", "decode", "motion", "render", "encode"} >= set(p.spent) for p in parts)
+    pipeline = XActorPipeline.from_pretrained(model)
+    for wanted in asked:
+        (first, *_) = [part for part in parts if part.dub.row == wanted]
+        done = write(output, first.dub, first.of)
+        options = wanted.options
+        made = pipeline(
+            wanted.image,
+            wanted.audio,
+            seed=options.seed,
+            motion=options.sampling(),
+            render=options.rendering(),
+            paste_back=options.paste_back,
+        )
+        made.save(tmp_path / "animate.mp4")
+        path = Path(output, f"{wanted.id}.mp4")
+        ours, theirs = list(read_frames(path)), list(read_frames(tmp_path / "animate.mp4"))
+        assert done.frames == len(ours) == len(theirs)
+        # Coded in other pieces, of the same pixels.
+        errors = [np.abs(a.astype(int) - b).mean() for a, b in zip(ours, theirs, strict=True)]
+        other = [np.abs(a.astype(int) - b).mean() for a, b in zip(ours[1:], theirs, strict=False)]
+        assert np.mean(errors) < 0.5 * np.mean(other), (np.mean(errors), np.mean(other))
+        np.testing.assert_array_equal(read_audio(path), read_audio(tmp_path / "animate.mp4"))
+        with av.open(str(path)) as container:
+            assert json.loads(container.metadata["comment"])["ai_generated"] is True
+    assert not list(Path(output, ".parts").iterdir())
+
+
+def test_segments_rendered_apart_are_the_whole_bit_for_bit(stages, model, media):
+    _, (look, decode, motion, render, _) = stages
+    rendered = through([look, decode, motion, render], [row(media, "parts", "4.wav")])
+    frames = np.concatenate([r.frames for r in sorted(rendered, key=lambda r: r.segment.number)])
+    pipeline = XActorPipeline.from_pretrained(model)
+    whole = pipeline(media / "face.png", media / "4.wav", motion=FAST.sampling(), render=FAST.rendering())
+    assert len(rendered) > 2
+    np.testing.assert_array_equal(frames, np.stack(list(whole.frames)))
+
+
+def test_performances_side_by_side_are_those_alone(stages, media):
+    _, (look, decode, motion, *_) = stages
+    rows = [row(media, f"p{n}", f"{n}.wav", number=n, seed=n) for n in (1, 2, 3)]
+    together = {s.dub.row.id: s.z for s in through([look, decode, motion], rows) if s.number == 0}
+    for one in rows:
+        (alone,) = [s.z for s in through([look, decode, motion], [one]) if s.number == 0]
+        np.testing.assert_allclose(together[one.id], alone, atol=1e-4)
+
+
+def test_what_an_earlier_run_wrote_is_not_made_again(stages, media):
+    output, all_stages = stages
+    first = through(all_stages, [row(media, "again", "3.wav")])
+    folder = Path(output, first[0].dub.parts)
+    (folder / "00001.mp4").unlink()
+    kept = np.load(folder / "motion.npy")
+    motion = through(all_stages[:3], [row(media, "again", "3.wav")])
+    assert [(type(w), w.number) for w in motion] == [(Part, 0), (type(motion[1]), 1), (Part, 2)]
+    np.testing.assert_array_equal(motion[1].z, kept[motion[1].z_first : motion[1].z_first + len(motion[1].z)])
+    second = through(all_stages, [row(media, "again", "3.wav")])
+    assert {part.number: part.made for part in second} == {0: False, 1: True, 2: False}
+
+
+def test_the_look_knows_what_a_video_was_made_from(stages, media, tmp_path):
+    output, all_stages = stages
+    (part,) = through(all_stages, [row(media, "known", "1.wav")])
+    write(output, part.dub, part.of)
+    look = all_stages[0]
+
+    def looked(asked: Row):
+        (work,) = through([look], [asked])
+        return work
+
+    there = looked(row(media, "known", "1.wav"))
+    assert isinstance(there, Done)
+    assert (there.made, there.frames) == (False, 25)
+    assert isinstance(looked(row(media, "known", "2.wav")), Dub), "another sound"
+    assert isinstance(looked(row(media, "known", "1.wav", seed=1)), Dub), "another option"
+    assert isinstance(through([replace(look, model="other")], [row(media, "known", "1.wav")])[0], Dub)
+    Path(output, "known.mp4").write_bytes(b"broken")
+    assert isinstance(looked(row(media, "known", "1.wav")), Dub)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "says"),
+    [
+        ({"image": "none.png"}, "bad_input", "image: .*none.png: no such file"),
+        ({"image": "."}, "bad_input", "is a folder"),
+        ({"image": "text.png"}, "bad_input", "image: not a picture"),
+        ({"image": "wall.png"}, "bad_input", "image: no face is found"),
+        ({"image": None, "video": "1.wav"}, "bad_input", "video: no video track"),
+        ({"audio": "cut.wav"}, "bad_input", "audio: .*cannot be decoded"),
+        ({"audio": "face.png"}, "bad_input", "audio: "),
+        ({"audio": "4.wav", "options": replace(FAST, max_seconds=2)}, "too_large", "audio: longer than 2 s"),
+        ({"image": "big"}, "bad_input", "image: .*2097152 bytes are more than 1048576"),
+    ],
+)
+def test_files_that_are_refused(stages, media, changes, code, says):
+    big = media / "big"
+    big.touch()
+    os.truncate(big, 2 << 20)
+    places = {name: str(media / v) if isinstance(v, str) else v for name, v in changes.items()}
+    (failed,) = through(stages[1][:2], [replace(row(media, "bad", "1.wav"), **places)])
+    assert isinstance(failed, Failed)
+    assert failed.code == code
+    with pytest.raises(ValueError, match=says):
+        raise ValueError(failed.message)
+
+
+def test_a_videos_best_frame_is_the_portrait(stages, media):
+    asked = replace(row(media, "video", "1.wav"), image=None, video=str(media / "bust.mp4"))
+    (found,) = through(stages[1][:2], [asked])
+    (wanted,) = through(stages[1][:2], [row(media, "image", "1.wav")])
+    assert np.abs(found.square.astype(int) - wanted.square).mean() < 4

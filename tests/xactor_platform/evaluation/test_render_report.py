@@ -1,0 +1,71 @@
+"""What is said of a renderer: errors against the still picture, and who and what its latents tell of."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from render_models import small_parts
+
+from xactor.render import RenderConfig, Renderer
+from xactor_platform.demo_corpus.corpus import make_demo_corpus
+from xactor_platform.evaluation.render_report import _gain, _named, report_render, sheet
+
+
+def test_a_probe_names_who_is_told_apart_and_no_one_else():
+    rng = np.random.default_rng(0)
+    motion = rng.normal(size=(1, 60, 16))
+    people = 3 * rng.normal(size=(4, 1, 16))
+    own = 0.1 * rng.normal(size=(4, 60, 16))
+    assert _named(motion + people + own, 30) > 0.95
+    assert _named(motion + own, 30) < 0.5
+    told = motion + people
+    assert _named(told - told[:, :1], 30) == pytest.approx(0.25, abs=0.1)  # ties go to one of four
+
+
+def test_what_is_taken_away_is_a_part_of_the_still_pictures_error():
+    # Squared errors: generated and still in the mouth, generated and still in the face; of two windows.
+    gain = _gain([(1.0, 4.0, 3.0, 3.0), (1.0, 4.0, 9.0, 3.0)])
+    assert (gain.mouth, gain.face) == (0.75, -1.0)
+
+
+def test_a_report_of_held_out_people(tmp_path):
+    corpus = make_demo_corpus(
+        tmp_path / "corpus",
+        minutes=0.1,
+        held_out_minutes=0.2,
+        identities=1,
+        size_px=64,
+        crop_px=32,
+        workers=1,
+    )
+    Renderer(**vars(small_parts())).save_pretrained(tmp_path / "model")
+    config = RenderConfig(steps=1, cfg=1, window_frames=4, overlap_frames=0)
+    report = report_render(
+        str(tmp_path / "model"), str(corpus.videos), tmp_path / "report", config=config, max_clips=2
+    )
+    assert "drawn-007" in report.speakers
+    for gain in report.speakers.values():
+        assert -5 < gain.mouth < 1
+        assert -5 < gain.face < 1
+    latents = report.latents
+    assert latents is not None
+    assert (latents.people, latents.chance) == (8, 1 / 8)
+    assert 0 <= latents.identity_of_change <= 1
+    assert 0 <= latents.identity_accuracy <= 1
+    assert "of z's changes" in report.table()
+    written = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert written["latents"]["identity_of_change"] == latents.identity_of_change
+    with Image.open(tmp_path / "report" / "faces.png") as picture:
+        assert picture.size[1] == 2 * 96 * len(report.clips)
+    for tar in corpus.videos.glob("test-*"):
+        tar.unlink()
+    (corpus.videos / "index.parquet").unlink()
+    with pytest.raises(ValueError, match="no held-out shards"):
+        report_render(str(tmp_path / "model"), str(corpus.videos), tmp_path / "none", config=config)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_sheet_holds_rows_of_different_lengths():
+    frame = np.full((8, 8, 3), 200, np.uint8)
+    assert sheet([[frame] * 3, [frame]]).size == (3 * 96, 2 * 96)

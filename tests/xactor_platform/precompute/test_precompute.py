@@ -1,0 +1,288 @@
+"""Video shards to motion shards: the encoders' own output, the same bytes twice, and only what is missing."""
+
+import io
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from xactor.audio.encoder import LogMelEncoder, load_audio_encoder
+from xactor.media import read_audio, read_frames
+from xactor.render import MotionEncoder
+from xactor_platform.data.face_video import face_video
+from xactor_platform.data.index import Index, load_index
+from xactor_platform.data.shards import Shard, ShardWriter
+from xactor_platform.precompute.latents import precompute
+from xactor_platform.precompute.shard_encoder import ShardEncoder, ShardJob
+from xactor_platform.storage.location import Location
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+FRAMES = (70, 30, 64)  # the first is longer than what is encoded at once
+
+
+def pictures(frames: int, seed: int) -> Iterator[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    for step in range(frames):
+        picture = np.full((64, 64, 3), rng.integers(60, 190, 3), np.uint8)
+        picture[10 : 20 + step % 30, 8:40] = rng.integers(0, 255, 3)
+        yield picture
+
+
+def video(frames: int, seed: int) -> bytes:
+    sound = np.random.default_rng(seed).normal(0, 0.1, frames * 640).astype(np.float32)
+    return face_video(pictures(frames, seed), sound)
+
+
+def write_videos(folder: Path, clips: Mapping[str, bytes | None], text: str = "hm") -> str:
+    """One shard a clip; None is a clip that cannot be decoded."""
+    with ShardWriter(str(folder), "train", samples_per_shard=1, overwrite=True) as writer:
+        for (key, mp4), frames in zip(clips.items(), FRAMES, strict=True):
+            meta = {"frames": frames, "fps": 25, "speaker": key, "crop": None, "text": [text]}
+            writer.write(
+                key,
+                {"mp4": mp4 or bytes(2000), "controls.npy": np.zeros((frames, 57), np.float32), "json": meta},
+            )
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    encoder = MotionEncoder(image_size=64, channels=(8, 8, 16), latent_dim=32)
+    encoder.save_pretrained(folder / "motion_encoder")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clips() -> dict[str, bytes]:
+    return {f"clip-{i}": video(frames, i) for i, frames in enumerate(FRAMES)}
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory, clips) -> str:
+    return write_videos(tmp_path_factory.mktemp("corpus") / "videos", clips)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, videos, model, ray_cluster) -> Path:
+    shards = tmp_path_factory.mktemp("made") / "shards"
+    outcome = precompute(videos, model, str(shards))
+    assert (outcome.written, outcome.kept, outcome.bad) == (3, 0, [])
+    assert (outcome.clips, outcome.frames) == (3, sum(FRAMES))
+    assert set(outcome.stage_s) == {"read", "decode", "motion", "sound", "write", "wait"}
+    assert all(seconds > 0 for seconds in outcome.stage_s.values())
+    assert outcome.bill()[0].startswith("3 clips, 0.002 hours, in ")
+    return shards
+
+
+def array(index: Index, row: int, member: str) -> np.ndarray:
+    return np.load(io.BytesIO(index.read(row, member)), allow_pickle=False)
+
+
+def test_latents_and_features_are_the_encoders_own(made, videos, model, clips, tmp_path):
+    index, source = load_index(str(made)), load_index(videos)
+    assert index.shard_names == source.shard_names
+    assert list(index.key) == list(source.key)
+    assert index.frame_shape.latent_width == 32
+    motion = MotionEncoder.from_pretrained(made.parent / "motion_encoder")
+    sound = load_audio_encoder(made.parent / "audio_encoder")
+    assert isinstance(sound, LogMelEncoder)
+    file = tmp_path / "clip.mp4"
+    for row in range(index.samples):
+        file.write_bytes(clips[index.key[row]])
+        z = motion.encode(np.stack(list(read_frames(file)))).numpy()
+        stored = array(index, row, "motion.npy")
+        assert stored.dtype == np.float16
+        assert np.abs(stored - z).max() < 1e-3 * np.abs(z).max()
+        assert z.std(axis=0).max() > 1e-2  # the pictures differ, and so do their latents
+        assert np.array_equal(
+            array(index, row, "audio.npy"), sound.features(read_audio(file)).astype(np.float16)
+        )
+        assert index.read_meta(row) == {**source.read_meta(row), "motion": "encoder"}
+        assert index.read(row, "controls.npy") == source.read(row, "controls.npy")
+
+
+def test_the_encoder_comes_with_its_latents(made, model):
+    for file in (model / "motion_encoder").iterdir():
+        assert (made.parent / "motion_encoder" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_two_runs_write_the_same_bytes_and_a_restart_only_what_is_missing(
+    made, videos, model, tmp_path, ray_cluster
+):
+    shards = tmp_path / "shards"
+    precompute(videos, model, str(shards))
+    names = sorted(path.name for path in made.glob("*.tar"))
+    assert names == ["train-000000.tar", "train-000001.tar", "train-000002.tar"]
+    for name in names:
+        assert (shards / name).read_bytes() == (made / name).read_bytes()
+
+    before = {name: (shards / name).stat().st_mtime_ns for name in names}
+    (shards / names[0]).unlink()
+    with (shards / names[2]).open("r+b") as file:
+        file.truncate(4000)  # as a crash of the machine may leave it
+    lines: list[str] = []
+    outcome = precompute(videos, model, str(shards), progress=lines.append)
+    assert (outcome.written, outcome.kept, len(lines)) == (2, 1, 3)
+    assert (outcome.clips, outcome.frames) == (2, FRAMES[0] + FRAMES[2])
+    for name in names:
+        assert (shards / name).read_bytes() == (made / name).read_bytes()
+        assert ((shards / name).stat().st_mtime_ns == before[name]) == (name == names[1])
+
+
+@pytest.fixture
+def worker(made) -> ShardEncoder:
+    encoders = {"motion": str(made.parent / "motion_encoder"), "sound": str(made.parent / "audio_encoder")}
+    return ShardEncoder(**encoders, decoders=2, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def one_shard(tmp_path_factory, clips) -> Index:
+    """All clips in one shard, and between them one that cannot be decoded."""
+    folder = tmp_path_factory.mktemp("one") / "videos"
+    with ShardWriter(str(folder), "train") as writer:
+        for key, mp4, frames in (
+            ("a", clips["clip-0"], 70),
+            ("b", clips["clip-1"], 30),
+            ("c", bytes(2000), 9),
+            ("d", clips["clip-2"], 64),
+        ):
+            writer.write(key, {"mp4": mp4, "json": {"frames": frames, "fps": 25, "speaker": key}})
+    return load_index(str(folder))
+
+
+def test_batches_reach_over_clips_and_a_bad_clip_spoils_none(worker, one_shard, made, tmp_path, monkeypatch):
+    sizes = []
+    together = worker._motion.encode
+
+    def counted(frames, **options):
+        sizes.append(len(frames))
+        return together(frames, **options)
+
+    monkeypatch.setattr(worker._motion, "encode", counted)
+    fate = worker.fate(ShardJob(index=one_shard, place=Location.parse(str(tmp_path))))
+    assert (fate.written, fate.clips, fate.frames, fate.error) == (True, 3, sum(FRAMES), None)
+    assert [bad.key for bad in fate.bad] == ["c"]
+    assert sizes == [64, 64, 36]
+    alone, made_together = load_index(str(made)), load_index(str(tmp_path))
+    assert list(made_together.key) == ["a", "b", "d"]
+    for row in range(3):
+        expected = array(alone, row, "motion.npy")
+        assert (
+            np.abs(array(made_together, row, "motion.npy") - expected).max() < 1e-3 * np.abs(expected).max()
+        )
+        assert np.array_equal(array(made_together, row, "audio.npy"), array(alone, row, "audio.npy"))
+
+
+def test_clips_are_decoded_while_others_are_encoded(worker, one_shard, tmp_path, monkeypatch):
+    """The encoder waits, in its first batch, until a clip that has no part in it has been begun."""
+    begun = threading.Event()
+    read, encoded = Index.read, worker._motion.encode
+
+    def noted(index, row, member):
+        if index.key[row] == "b":
+            begun.set()
+        return read(index, row, member)
+
+    def waits(frames, **options):
+        assert begun.wait(60)
+        return encoded(frames, **options)
+
+    monkeypatch.setattr(Index, "read", noted)
+    monkeypatch.setattr(worker._motion, "encode", waits)
+    assert worker.fate(ShardJob(index=one_shard, place=Location.parse(str(tmp_path)))).written
+
+
+def test_a_shard_that_fails_leaves_nothing_and_no_thread_behind(worker, one_shard, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Shard, "write", full)
+    fate = worker.fate(ShardJob(index=one_shard, place=Location.parse(str(tmp_path))))
+    assert (fate.written, fate.error) == (False, "[Errno 28] No space left on device")
+    assert not list(tmp_path.iterdir())
+    worker._threads.shutdown(wait=True)  # returns: none of them waits for room
+
+
+def test_a_worker_that_dies_costs_no_other_shard(videos, model, made, tmp_path, ray_cluster, monkeypatch):
+    """One video kills its worker, twice; without it the same call makes what is missing."""
+    deadly = tmp_path / "deadly"
+    deadly.write_text("")
+
+    class Deadly(ShardEncoder):
+        def make(self, job):
+            if job.name == "train-000001.tar" and deadly.exists():
+                os._exit(1)
+            return super().make(job)
+
+    monkeypatch.setattr("xactor_platform.precompute.latents.ShardEncoder", Deadly)
+    shards = tmp_path / "shards"
+    with pytest.raises(OSError, match=r"1 of 3 shards were lost with their workers.*train-000001\.tar"):
+        precompute(videos, model, str(shards))
+    assert sorted(path.name for path in shards.glob("*.tar")) == ["train-000000.tar", "train-000002.tar"]
+    deadly.unlink()
+    outcome = precompute(videos, model, str(shards))
+    assert (outcome.written, outcome.kept) == (1, 2)
+    for shard in made.glob("*.tar"):
+        assert (shards / shard.name).read_bytes() == shard.read_bytes()
+
+
+def test_a_clip_that_cannot_be_read_is_named(clips, model, tmp_path, ray_cluster):
+    folder = write_videos(tmp_path / "videos", {**clips, "clip-1": None, "clip-2": video(60, 2)})
+    with pytest.raises(ValueError, match=r"2 of 3 samples are unusable.*clip-1: cannot be decoded") as caught:
+        precompute(folder, model, str(tmp_path / "shards"))
+    assert "clip-2: mp4 has 60 frames, its json says 64" in str(caught.value)
+    outcome = precompute(folder, model, str(tmp_path / "shards"), max_bad_fraction=0.7)
+    assert sorted(bad.key for bad in outcome.bad) == ["clip-1", "clip-2"]
+    assert list(load_index(str(tmp_path / "shards")).key) == ["clip-0"]
+
+
+def test_latents_of_other_videos_are_not_kept(clips, model, tmp_path, ray_cluster):
+    source, shards = tmp_path / "videos", tmp_path / "shards"
+    precompute(write_videos(source, clips), model, str(shards))
+    outcome = precompute(write_videos(source, clips, text="hear, hear"), model, str(shards))
+    assert (outcome.written, outcome.kept) == (3, 0)
+    assert load_index(str(shards)).read_meta(1)["text"] == ["hear, hear"]
+    (shards / "train-000007.tar").write_bytes((shards / "train-000000.tar").read_bytes())
+    with pytest.raises(ValueError, match=r"does not have, the first train-000007\.tar"):
+        precompute(str(source), model, str(shards))
+
+
+def test_latents_of_two_encoders_are_not_mixed(made, videos, tmp_path, ray_cluster):
+    torch.manual_seed(1)
+    other = MotionEncoder(image_size=64, channels=(8, 8, 16), latent_dim=32)
+    other.save_pretrained(tmp_path / "motion_encoder")
+    with pytest.raises(ValueError, match="motion_encoder: holds another .*safetensors than is used now"):
+        precompute(videos, tmp_path, str(made))
+
+
+def test_what_cannot_work_is_named(made, videos, model, tmp_path, ray_cluster):
+    with pytest.raises(ValueError, match="holds latents, not videos"):
+        precompute(str(made), model, str(tmp_path / "shards"))
+    with pytest.raises(ValueError, match="need another folder"):
+        precompute(videos, model, videos)
+    with pytest.raises(FileNotFoundError, match="holds no motion_encoder/config.json"):
+        precompute(videos, tmp_path, str(tmp_path / "shards"))
+
+
+def test_the_job_on_a_cluster(videos, model, made, tmp_path, ray_cluster):
+    """It joins by its address alone, and relative paths are the job's own, not the workers'."""
+    command = [sys.executable, CHECKOUT / "jobs" / "precompute.py", "--videos", videos, "--model", str(model)]
+    done = subprocess.run(
+        [*command, "--output", "out/shards"],
+        cwd=tmp_path,
+        env={**os.environ, "RAY_ADDRESS": ray_cluster},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 shards written, 0 were there, 0 samples left out" in done.stdout
+    for shard in made.glob("*.tar"):
+        assert (tmp_path / "out" / "shards" / shard.name).read_bytes() == shard.read_bytes()

@@ -1,0 +1,271 @@
+"""Checkpoints in a storage: complete or not there, verified, kept by number and score; patience with the storage."""
+
+import errno
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from xactor_platform.storage import retries as patience
+from xactor_platform.storage.retries import StorageLost, patiently
+from xactor_platform.training.run import checkpoints as module
+from xactor_platform.training.run.checkpoints import MANIFEST, Checkpoints, Corrupt, Manifest
+from xactor_platform.training.run.folder import RunFolder, RunLog
+from xactor_platform.training.run.health import TrainingStopped
+from xactor_platform.training.run.saver import Saved, Saver
+from xactor_platform.training.run.snapshot import HostSnapshot
+
+RANKS = 2
+
+
+class Engine:
+    """Saves as DeepSpeed's does, through its checkpoint engine, under names of its own."""
+
+    def __init__(self, weight: torch.Tensor, rank: int = 0):
+        self.weight, self.rank = weight, rank
+        self.checkpoint_engine: object = "DeepSpeed's own"
+
+    def save_checkpoint(self, folder: str, *, tag: str, client_state: dict, save_latest: bool) -> None:
+        state = {"module": {"weight": self.weight}, "alike": [self.weight, self.weight], **client_state}
+        self.checkpoint_engine.save(state, f"{folder}/{tag}/part_{self.rank}.pt")  # pyright: ignore
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    return RunFolder(str(tmp_path), "run", patience_s=0)
+
+
+def saver_of(
+    checkpoints: Checkpoints, rank: int, *, token: str = "t", timeout_s: float = 20, **calls
+) -> Saver:
+    calls = {"before_commit": lambda: None, "committed": lambda saved: None} | calls
+    return Saver(
+        checkpoints,
+        rank=rank,
+        ranks=RANKS,
+        token=token,
+        parameters=8,
+        config={"train": {"steps": 9}},
+        timeout_s=timeout_s,
+        **calls,
+    )
+
+
+def save(checkpoints: Checkpoints, step: int, score: float | None = None) -> None:
+    """By both ranks."""
+    savers = [saver_of(checkpoints, rank) for rank in range(RANKS)]
+    for rank, saver in enumerate(savers):
+        saver.save(Engine(torch.full((8,), float(step)), rank), step, {"step": step}, score)
+    for saver in savers:
+        with saver:
+            saver.wait()
+
+
+def steps(checkpoints: Checkpoints) -> list[int]:
+    return [manifest.step for manifest in checkpoints.complete()]
+
+
+def loaded(checkpoints: Checkpoints, manifest: Manifest, target: Path) -> dict:
+    checkpoints.fetch(manifest, target)
+    assert sorted(p.name for p in target.rglob("*.pt")) == ["part_0.pt", "part_1.pt"]
+    return torch.load(target / "state" / "part_1.pt", weights_only=False)
+
+
+def test_what_was_saved_comes_back(run, tmp_path):
+    checkpoints = Checkpoints(run)
+    save(checkpoints, 3, score=0.5)
+    (manifest,) = checkpoints.complete()
+    assert (manifest.step, manifest.ranks, manifest.parameters, manifest.score) == (3, RANKS, 8, 0.5)
+    assert manifest.config == {"train": {"steps": 9}}
+    assert "torch" in manifest.packages
+    state = loaded(checkpoints, manifest, tmp_path / "node")
+    assert torch.equal(state["module"]["weight"], torch.full((8,), 3.0))
+    assert state["step"] == 3
+
+
+def test_a_snapshot_is_a_copy_and_its_memory_is_used_again():
+    weight = torch.arange(4.0)
+    engine, snapshot = Engine(weight), HostSnapshot()
+    first = snapshot.take(engine, {"step": 1, "stage": {"averages": [weight * 2]}})
+    weight += 10
+    state = first["state/part_0.pt"]
+    assert state["module"]["weight"].tolist() == [0, 1, 2, 3]
+    assert state["stage"]["averages"][0].tolist() == [0, 2, 4, 6]
+    assert state["alike"][0] is state["alike"][1]
+    where = state["module"]["weight"].data_ptr()
+    again = snapshot.take(engine, {"step": 2, "stage": {"averages": [weight * 2]}})["state/part_0.pt"]
+    assert again["module"]["weight"].data_ptr() == where
+    assert again["module"]["weight"].tolist() == [10, 11, 12, 13]
+    assert engine.checkpoint_engine == "DeepSpeed's own"
+
+
+def test_without_all_parts_there_is_no_checkpoint(run):
+    checkpoints = Checkpoints(run)
+    save(checkpoints, 1)
+    alone = saver_of(checkpoints, 0, timeout_s=0.1)
+    alone.save(Engine(torch.zeros(8)), 2, {}, None)
+    with pytest.raises(
+        TimeoutError, match=r"checkpoint-00000002: ranks \[1\] did not write their part in 0\.1 s"
+    ):
+        alone.wait()
+    # The note of an earlier start does not count, though the file is there.
+    late = saver_of(checkpoints, 1, token="earlier")
+    late.save(Engine(torch.zeros(8), 1), 2, {}, None)
+    late.wait()
+    alone.save(Engine(torch.zeros(8)), 2, {}, None)
+    with pytest.raises(TimeoutError, match=r"ranks \[1\]"):
+        alone.wait()
+    assert steps(checkpoints) == [1]
+    assert checkpoints.sweep(after=1) == [2]
+    assert not (Path(run.location.path) / "checkpoint-00000002").exists()
+
+
+def test_what_comes_before_the_manifest_decides(run):
+    def taken_over() -> None:
+        raise TrainingStopped("another one goes on")
+
+    checkpoints = Checkpoints(run)
+    savers = [saver_of(checkpoints, 0, before_commit=taken_over), saver_of(checkpoints, 1)]
+    for rank, saver in enumerate(savers):
+        saver.save(Engine(torch.zeros(8), rank), 1, {}, None)
+    savers[1].wait()
+    with pytest.raises(TrainingStopped, match="another one goes on"):
+        savers[0].wait()
+    assert steps(checkpoints) == []
+
+
+def test_the_newest_and_the_best_stay(run):
+    checkpoints = Checkpoints(run, keep=2, keep_best=1)
+    for step, score in ((1, 0.9), (2, 0.1), (3, None), (4, 0.5), (5, 0.4)):
+        save(checkpoints, step, score)
+    assert steps(checkpoints) == [5, 4, 2]
+    kept = sorted(p.name for p in Path(run.location.path).glob("checkpoint-*"))
+    assert kept == [f"checkpoint-{step:08d}" for step in (2, 4, 5)]
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "gone"])
+def test_what_is_not_as_written_is_named(run, tmp_path, harm):
+    checkpoints = Checkpoints(run)
+    save(checkpoints, 1)
+    (manifest,) = checkpoints.complete()
+    part = Path(run.location.path) / manifest.folder / "state" / "part_1.pt"
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    {"flip": lambda: part.write_bytes(data), "cut": lambda: part.write_bytes(data[:99]), "gone": part.unlink}[
+        harm
+    ]()
+    says = {"flip": "another SHA-256", "cut": "has 99 bytes, its manifest says", "gone": "is missing"}[harm]
+    with pytest.raises(Corrupt, match=rf"state/part_1\.pt {says}|state/part_1\.pt has {says}"):
+        checkpoints.fetch(manifest, tmp_path / "node")
+
+
+def test_files_of_an_earlier_start_do_not_mix_with_a_checkpoint(run, tmp_path):
+    checkpoints = Checkpoints(run)
+    save(checkpoints, 1)
+    (manifest,) = checkpoints.complete()
+    (Path(run.location.path) / manifest.folder / "state" / "part_2.pt").write_bytes(b"of four ranks")
+    loaded(checkpoints, manifest, tmp_path / "node")
+
+
+def test_a_manifest_cut_short_is_said_aloud_and_one_of_a_newer_version_is_refused(run, capsys):
+    checkpoints = Checkpoints(run)
+    save(checkpoints, 1)
+    save(checkpoints, 2)  # keeps one
+    save(checkpoints, 3)
+    path = Path(run.location.path) / "checkpoint-00000003" / MANIFEST
+    whole = json.loads(path.read_text())
+    path.write_text(path.read_text()[:50])
+    assert steps(checkpoints) == []
+    assert "CORRUPT checkpoint" in capsys.readouterr().out
+    path.write_text(json.dumps(whole | {"format": 7, "colour": "blue"}))
+    with pytest.raises(
+        ValueError, match=rf"checkpoint-00000003 has format 7, this version reads up to {module.FORMAT}"
+    ):
+        checkpoints.complete()
+
+
+# --- a storage that fails -------------------------------------------------------------------------------------------
+
+
+def test_what_fails_for_a_moment_is_tried_again(capsys):
+    tries = iter([OSError("AWS Error SLOW_DOWN"), OSError(errno.ENOSPC, "No space left on device"), "done"])
+
+    def work() -> str:
+        got = next(tries)
+        if isinstance(got, OSError):
+            raise got
+        return got
+
+    assert patiently(work, "runs/x/config.json", 10) == "done"
+    assert capsys.readouterr().out.count("runs/x/config.json: trying again") == 1
+
+
+def test_what_fails_for_too_long_is_named_and_what_fails_for_good_at_once():
+    def work() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(
+        StorageLost, match=r"runs/x: the storage failed for 0\.2 s: .*No space left on device"
+    ):
+        patiently(work, "runs/x", 0.2)
+    for error in (
+        FileNotFoundError("x"),
+        PermissionError("x"),
+        OSError(errno.EROFS, "Read-only file system"),
+        OSError("AWS Error ACCESS_DENIED during PutObject"),
+        StorageLost("inner"),
+    ):
+        assert not patience.may_pass(error)
+
+
+def test_a_full_disk_costs_no_checkpoint_and_no_row(run, monkeypatch):
+    """The disk is full at both first tries, and then for good."""
+    checkpoints, full = Checkpoints(run), SimpleNamespace(left=0)
+    save(checkpoints, 1)
+    log = RunLog(run, "metrics.jsonl")
+    log.write({"step": 1})
+    really = torch.save
+
+    def write(*args):
+        if full.left:
+            full.left -= 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return really(*args)
+
+    monkeypatch.setattr(torch, "save", write)
+    patient = Checkpoints(RunFolder(run.storage.path, "run", patience_s=5), keep=9)
+    full.left = 2
+    save(patient, 2)
+    full.left = 10**9
+    with pytest.raises(StorageLost, match="No space left on device"):
+        save(checkpoints, 3)
+    assert steps(checkpoints) == [2, 1]
+
+    class FullFile:
+        def write(self, data: bytes) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    file, log._file = log._file, FullFile()  # pyright: ignore
+    log.write({"step": 2})
+    with pytest.raises(StorageLost, match=r"metrics\.jsonl"):
+        log.flush()
+    log._file = file
+    log.write({"step": 3})
+    log.close()
+    assert [row["step"] for row in run.read_lines("metrics.jsonl")] == [1, 2, 3]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_hears_of_its_end(run):
+    told: list[Saved] = []
+    checkpoints = Checkpoints(run)
+    first, second = (saver_of(checkpoints, rank, committed=told.append) for rank in range(RANKS))
+    first.save(Engine(torch.zeros(8)), 1, {}, None)
+    first.check()  # under way: nothing to hear
+    assert not told
+    second.save(Engine(torch.zeros(8), 1), 1, {}, None)
+    first.wait()
+    (saved,) = told
+    assert saved.step == 1
+    assert 0 < saved.blocked_s <= saved.seconds

@@ -1,0 +1,145 @@
+"""Whether a training is well: spikes, laggards, and what ends a rank."""
+
+import multiprocessing
+import re
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from xactor_platform.training.run import health
+from xactor_platform.training.run.health import CollectiveTimeout, Lag, OutOfMemory, Spikes, Watch
+from xactor_platform.training.run.recorder import last_attempts
+
+
+def test_a_loss_that_stands_out_is_counted_and_a_slow_change_is_not():
+    spikes = Spikes(3.0)
+    assert not any(spikes.seen(1.0 / (1 + step)) for step in range(60))
+    assert spikes.seen(0.5)
+    assert spikes.seen(float("nan"))
+    assert spikes.seen(float("inf"))
+    assert not spikes.seen(0.05)
+    assert spikes.count == 3
+
+
+def test_nothing_stands_out_from_the_first_steps():
+    spikes = Spikes(3.0)
+    assert not any(spikes.seen(loss) for loss in (1.0, 100.0, 0.01, 50.0))
+
+
+def test_a_loss_is_held_against_those_of_its_phase():
+    phases = ["motion"] * 20 + ["frames"] * 20
+    losses = [0.01] * 20 + [0.2] * 15 + [0.9] + [0.2] * 4
+    spikes = Spikes(3.0)
+    seen = [spikes.seen(loss, phase) for loss, phase in zip(losses, phases, strict=True)]
+    assert [step for step, spike in enumerate(seen) if spike] == [35]
+    rows = [{"loss": loss, "phase": phase} for loss, phase in zip(losses, phases, strict=True)]
+    assert not Spikes(3.0, rows[:20]).seen(0.2, "frames")
+    assert Spikes(3.0, rows[:35]).seen(0.9, "frames")
+
+
+def test_a_run_that_goes_on_counts_on_as_if_it_had_not_stopped():
+    losses = [1.0, 1.1, 0.9] * 6 + [9.0] + [1.0] * 5 + [8.0, 1.0, 7.0]
+    rows, whole = [], Spikes(3.0)
+    for step, loss in enumerate(losses, start=1):
+        whole.seen(loss)
+        rows.append({"step": step, "attempt": 1, "loss": loss, "loss_spikes": whole.count})
+    for done in (0, 5, 19, 24):
+        again = Spikes(3.0, last_attempts(rows, done))
+        for loss in losses[done:]:
+            again.seen(loss)
+        assert again.count == whole.count == 3
+
+
+def test_of_each_step_the_last_attempt_counts():
+    rows = [
+        {"step": s, "attempt": a} for a, steps in ((1, (1, 2, 3)), (2, (2, 3, 4)), (1, (4,))) for s in steps
+    ]
+    assert [(r["step"], r["attempt"]) for r in last_attempts(rows, 9)] == [(1, 1), (2, 2), (3, 2), (4, 2)]
+    assert [r["step"] for r in last_attempts(rows, 2)] == [1, 2]
+
+
+def test_a_rank_that_lags_is_named_with_its_place_once_a_minute():
+    lag = Lag(["10.0.0.1", "10.0.0.1", "10.0.0.2"])
+    said = [lag.found([0.10, 0.11, 0.50]) for _ in range(3 * health.LAG_STEPS)]
+    found = [line for line in said if line]
+    assert found == [
+        "rank 2 on 10.0.0.2 keeps the others waiting: it takes 0.500 s a step for itself, the others 0.105 s"
+    ]
+    assert said.index(found[0]) == health.LAG_STEPS - 1  # one slow step is none
+
+
+@pytest.mark.parametrize("own_s", [[0.1], [0.1, 0.19], [0.1, 0.15, 0.12, 0.18]])
+def test_ranks_that_take_about_as_long_do_not_lag(own_s):
+    lag = Lag(["here"] * len(own_s))
+    assert not any(lag.found(own_s) for _ in range(100))
+
+
+def in_vain(rank: int, ranks: int, meeting: str, absent: int, gone, told) -> None:
+    """A rank that waits for the others in a collective, or stays away from it."""
+    health.ROLL_CALL_S = 3.0
+    from datetime import timedelta
+
+    dist.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks, timeout=timedelta(seconds=2)
+    )
+    watch = Watch(2)
+    watch.step = 7
+    group = dist.new_group()  # as DeepSpeed makes its own
+    watch.cover()
+    if rank == absent:
+        gone.wait(60)
+        return
+    try:
+        with watch.naming():
+            dist.all_reduce(torch.ones(1), group=group)
+    except CollectiveTimeout as error:
+        told.put((rank, str(error)))
+    gone.wait(60)
+
+
+@pytest.mark.parametrize("absent", [0, 2])
+def test_a_rank_that_does_not_come_is_named(tmp_path, absent):
+    context = multiprocessing.get_context("spawn")
+    gone, told = context.Event(), context.Queue()
+    ranks = [
+        context.Process(target=in_vain, args=(rank, 3, str(tmp_path / "ranks"), absent, gone, told))
+        for rank in range(3)
+    ]
+    for process in ranks:
+        process.start()
+    messages = dict(told.get(timeout=120) for _ in range(2))
+    gone.set()
+    for process in ranks:
+        process.join()
+    for message in messages.values():
+        assert re.search(r"waited 2 s \(scale\.collective_timeout_s\) in step 7; missing: ", message)
+    assert messages[0 if absent else 1].endswith(f"missing: rank {absent}")
+
+
+@pytest.fixture
+def alone(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    yield Watch(2)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            "no GPU memory left in step 0",
+        ),
+        (MemoryError(), "no host memory left in step 0"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "no host memory left"),
+    ],
+)
+def test_memory_that_is_short_is_named(alone, error, says):
+    with pytest.raises(OutOfMemory, match=f"rank 0 has {says}.*lower --train.budget-frames"), alone.naming():
+        raise error
+
+
+def test_what_else_goes_wrong_keeps_its_name(alone):
+    with pytest.raises(RuntimeError, match="Connection closed by peer"), alone.naming():
+        raise RuntimeError("Connection closed by peer")

@@ -1,0 +1,136 @@
+"""Shards and checkpoints in a store that speaks S3, through a network that fails."""
+
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import torch
+from faulty_proxy import FaultyProxy
+from moto.server import ThreadedMotoServer
+from pyarrow import fs
+from small_run import config_of
+
+from xactor_platform.data.index import load_index
+from xactor_platform.storage.location import Location, inside
+from xactor_platform.storage.retries import StorageLost
+from xactor_platform.training.launch import train
+from xactor_platform.training.run.checkpoints import Checkpoints, Manifest
+from xactor_platform.training.run.folder import RunFolder
+
+RATE = 0.15
+
+
+@pytest.fixture(scope="module")
+def moto():
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    yield server.get_host_and_port()[1]
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def proxy(moto):
+    with FaultyProxy(moto, rate=0.0).running() as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def bucket(proxy) -> str:
+    """A bucket's URI with what pyarrow needs to reach it."""
+    endpoint = quote(f"127.0.0.1:{proxy.port}", safe="")
+    options = f"scheme=http&region=us-east-1&allow_bucket_creation=true&endpoint_override={endpoint}"
+    uri = f"s3://key:secret@bucket?{options}"
+    Location.parse(uri).filesystem.create_dir("bucket")
+    return uri
+
+
+@pytest.fixture
+def faulty(proxy):
+    """From now on something goes wrong with many of the requests."""
+    proxy.faults.clear()
+    proxy.rate = RATE
+    yield proxy
+    proxy.rate = 0.0
+
+
+@pytest.fixture(scope="module")
+def in_bucket(bucket, shards) -> str:
+    """The corpus, there too."""
+    there = inside(bucket, "shards")
+    place = Location.parse(there)
+    fs.copy_files(shards, place.path, destination_filesystem=place.filesystem)
+    return there
+
+
+def manifest_of(checkpoints: Checkpoints, step: int) -> Manifest:
+    return Manifest(
+        format=1,
+        step=step,
+        ranks=1,
+        parameters=9,
+        score=None,
+        config={},
+        packages={},
+        files=checkpoints.parts(step, 1, "t", 30),
+    )
+
+
+def test_checkpoints_and_an_index_survive_a_bad_network(bucket, in_bucket, shards, faulty, tmp_path):
+    index, local = load_index(in_bucket), load_index(shards)
+    assert index.key.tolist() == local.key.tolist()
+    assert index.read(3, "json") == local.read(3, "json")
+    checkpoints = Checkpoints(RunFolder(inside(bucket, "runs"), "parts"), keep=2)
+    weight = torch.randn(300_000, generator=torch.Generator().manual_seed(0))
+    for step in range(1, 5):
+        checkpoints.write_part(step, 0, "t", {"state/part.pt": {"weight": weight * step}})
+        checkpoints.commit(manifest_of(checkpoints, step))
+    complete = checkpoints.complete()
+    assert [manifest.step for manifest in complete] == [4, 3]
+    checkpoints.fetch(complete[0], tmp_path / "node")
+    loaded = torch.load(tmp_path / "node" / "state" / "part.pt")
+    assert torch.equal(loaded["weight"], weight * 4)
+    checkpoints.sweep(after=0)
+    assert checkpoints.complete() == []
+    assert sum(faulty.faults.values()) >= 5, faulty.faults
+
+
+@pytest.mark.parametrize("request_number", range(4))
+def test_a_listing_that_is_cut_hides_nothing(in_bucket, shards, proxy, request_number):
+    expected = Location.parse(shards).sizes()
+    for _ in range(10):  # as chance has it, within the headers
+        proxy.cut_at = request_number
+        assert Location.parse(in_bucket).sizes() == expected
+    proxy.cut_at = None
+
+
+def test_a_store_that_is_gone_is_named(bucket, proxy):
+    folder = RunFolder(inside(bucket, "runs"), "gone", patience_s=0)
+    proxy.gone = True
+    with pytest.raises(StorageLost, match=r"bucket/runs/gone/config\.json: the storage failed for 0 s"):
+        folder.write_text("config.json", "{}")
+    proxy.gone = False
+    folder.write_text("config.json", "{}")
+    assert folder.read_text("config.json") == "{}"
+
+
+@pytest.mark.cluster
+def test_a_run_in_a_bucket_equals_one_here(ray_cluster, bucket, in_bucket, shards, faulty, tmp_path):
+    storage = inside(bucket, "runs")
+    often = {"steps": 9, "evaluate_every": 0, "checkpoint_every": 3}
+    outcome = train(config_of(in_bucket, storage, "run", **often))
+    assert sum(faulty.faults.values()) >= 10, faulty.faults
+    faulty.rate = 0.0
+    train(config_of(shards, tmp_path, "run", **often))
+    run, local = RunFolder(storage, "run"), RunFolder(str(tmp_path), "run")
+    for name, columns in (
+        ("metrics.jsonl", ("step", "loss", "grad_norm")),
+        ("samples.jsonl", ("step", "rank", "samples")),
+    ):
+        got, expected = ([[r[c] for c in columns] for r in f.read_lines(name)] for f in (run, local))
+        assert got == expected
+    export = Location.parse(outcome.export)
+    fs.copy_files(export.path, str(tmp_path / "export"), source_filesystem=export.filesystem)
+    weights = Path("motion/model.safetensors")
+    here = tmp_path / "run" / "export" / weights
+    assert (tmp_path / "export" / weights).read_bytes() == here.read_bytes()
+    assert [m.step for m in Checkpoints(run).complete()] == [9, 6, 3]

@@ -1,0 +1,45 @@
+"""The service as users reach it: real Ray Serve, a small random model, a drawn portrait and some noise."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from client import Service, delete, png, run
+
+from xactor.controls import CONTROL_COUNT
+
+
+@pytest.fixture(scope="session")
+def face() -> bytes:
+    from xactor_platform.demo_corpus.identity import held_out_identities, render_frame
+
+    return png(render_frame(held_out_identities()[0], np.zeros(CONTROL_COUNT, np.float32), 256))
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> str:
+    from pipelines import small_pipeline
+
+    folder = tmp_path_factory.mktemp("model")
+    small_pipeline().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="package")  # not of the session: other tests want the cluster's CPUs
+def serving(ray_cluster) -> Iterator[str]:
+    """Ray Serve on a port of its own."""
+    from ray import serve
+
+    from xactor_platform.cluster.local import free_port
+
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+
+
+@pytest.fixture(scope="package")
+def service(serving, model) -> Iterator[Service]:
+    limits = {"max_seconds": 20, "upload_s": 5, "silence_s": 5, "max_videos": 8}
+    yield run(serving, model, "plain", render_replicas=2, limits=limits)
+    delete("plain")
