@@ -19,7 +19,7 @@ from xactor_platform.training.elastic import SharedSteps
 from xactor_platform.training.run.folder import METRICS, SAMPLES, RunFolder
 from xactor_platform.training.run.recorder import last_attempts
 
-HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[3]
+HERE, ROOT = Path(__file__).resolve().parents[1], Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.timeout(1800)  # clusters start in it, which takes minutes on a busy machine
