@@ -56,7 +56,7 @@ def main(args: BenchServe) -> None:
     from xactor_serving.app import Arguments, build
     from benches import serve as bench
     from benches.serve import Load
-    from xactor.audio import SAMPLE_RATE_HZ
+    from xactor.rates import SAMPLE_RATE_HZ
     from xactor.media import read_audio, read_frames
     from xactor.pipeline import XActorPipeline
 

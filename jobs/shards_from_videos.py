@@ -16,6 +16,7 @@ from pathlib import Path
 
 import tyro
 
+from xactor.rates import FPS
 from xactor_platform.precompute.talking_videos import VideoFate, shards_from_videos
 
 
@@ -53,7 +54,7 @@ def main() -> int:
         print(f"shards_from_videos: {error}", file=sys.stderr)
         return 2
     good = [fate for fate in corpus.fates if fate.status == "ok"]
-    minutes = sum(fate.frames for fate in good) / 25 / 60
+    minutes = sum(fate.frames for fate in good) / FPS / 60
     print(
         f"{len(good)} of {len(corpus.fates)} videos, {minutes:.1f} min; shards and report.jsonl in {corpus.shards}"
     )

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
-from xactor.audio import SAMPLE_RATE_HZ, frame_count
 from xactor.faces import CropBox
 from xactor.media import TooLong, read_audio
 from xactor.portrait import find_portrait, read_image, sized_for_video
+from xactor.rates import SAMPLE_RATE_HZ, frame_count
 from xactor.still import best_still
 
 _MEMORY_BYTES = 3 * 2**30

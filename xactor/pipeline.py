@@ -16,7 +16,6 @@ from diffusers.utils.import_utils import is_accelerate_available
 from PIL import Image
 from safetensors import SafetensorError
 
-from xactor.audio import FPS, SAMPLE_RATE_HZ, frame_count
 from xactor.audio.encoder import AudioEncoder, load_audio_encoder
 from xactor.media import Sound, read_audio, write_video
 from xactor.motion import (
@@ -29,6 +28,7 @@ from xactor.motion import (
 from xactor.portrait import Portrait, find_portrait, read_image, sized_for_video
 from xactor.provenance import ai_generated
 from xactor.randomness import into_own_memory
+from xactor.rates import FPS, SAMPLE_RATE_HZ, frame_count
 from xactor.render import MotionEncoder, ReferenceUNet, RenderConfig, Renderer, RendererUNet
 
 STAGE_1 = ("motion_encoder", "unet", "reference_unet", "vae", "scheduler")

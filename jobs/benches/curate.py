@@ -22,7 +22,8 @@ from xactor_platform.curation.lips import NO_SYNCNET, Sync
 from xactor_platform.curation.probe import Probe
 from xactor_platform.curation.scan import Scan, pieces_of
 from xactor_platform.curation.track import Track
-from xactor_platform.curation.work import FPS, Piece
+from xactor_platform.curation.work import Piece
+from xactor.rates import FPS
 from xactor_platform.curation.write import Write
 from xactor_platform.data.index import load_index
 from xactor_platform.storage.location import Location

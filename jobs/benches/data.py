@@ -13,13 +13,14 @@ import torch
 from torch.utils.data import DataLoader
 from webdataset.compat import WebDataset
 
+from xactor.rates import FPS
+
 from xactor_platform.data.batch import Arena, LatentReader
 from xactor_platform.data.index import Index, load_index
 from xactor_platform.data.plan import Cursor, PlanConfig, plan_epoch
 from xactor_platform.data.shards import ShardWriter
 from xactor_platform.data.stream import PlannedStream
 
-FPS = 25
 LATENT_WIDTH, AUDIO_WIDTH = 512, 768
 A100_FRAMES_PER_S = 3400  # of one rank of the 7B model: half of 312 TFLOP/s over 6 x 7.6e9 a frame
 

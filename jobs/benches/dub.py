@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
-from xactor.audio import FPS
+from xactor.rates import FPS
 
 STAGES = ("decode", "motion", "render", "encode")
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Config
 
-from xactor.audio import FPS
+from xactor.rates import FPS
 from xactor.motion import (
     MotionEngine,
     MotionScheduler,

@@ -19,7 +19,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_motion_model import MotionAdapter, UNetMotionModel
 from diffusers.pipelines.animatediff.pipeline_animatediff import AnimateDiffPipeline
 
-from xactor.audio import SAMPLE_RATE_HZ
+from xactor.rates import SAMPLE_RATE_HZ
 from xactor.motion import SamplingConfig
 from xactor.pipeline import XActorPipeline
 from xactor.render import (

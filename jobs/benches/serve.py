@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from xactor_serving.work import ChunkJob, MotionFacts, PortraitJob, RenderFacts, WindowJob
-from xactor.audio import FPS
+from xactor.rates import FPS, SAMPLES_PER_FRAME
 from xactor.media import FragmentedVideo
 from xactor.motion import SamplingConfig
 from xactor.render import RenderConfig
@@ -242,7 +242,7 @@ class EmptyIngress:
                 sampling=SamplingConfig(),
                 first_frame=first,
                 past=past,
-                samples=np.zeros(facts.windows.frames * 640, np.float32),
+                samples=np.zeros(facts.windows.frames * SAMPLES_PER_FRAME, np.float32),
                 samples_from=0,
                 known_frames=first + facts.chunk_frames,
                 ended=False,

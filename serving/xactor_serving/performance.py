@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from xactor.audio import FPS, frame_count, sound_needed
+from xactor.audio import sound_needed
 from xactor.motion import SamplingConfig
+from xactor.rates import FPS, frame_count
 from xactor.render import Blend, Cutter, RenderConfig
 from xactor_serving.work import ChunkJob, MotionFacts, PortraitJob, WindowJob
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from xactor.audio import WindowSpec, frame_count, sound_needed
+from xactor.audio import WindowSpec, sound_needed
 from xactor.audio.encoder import FeatureStream, LogMelEncoder, Wav2Vec2Encoder, load_audio_encoder
 from xactor.audio.windows import cut_window
+from xactor.rates import frame_count
 
 SPEC = WindowSpec(hop_frames=8, left_frames=24, right_frames=2)
 

@@ -15,14 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xactor.audio.windows import (
-    SAMPLES_PER_FRAME,
-    WindowSpec,
-    cut_window,
-    frame_count,
-    window_count,
-    window_start,
-)
+from xactor.audio.windows import WindowSpec, cut_window, window_count, window_start
+from xactor.rates import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, frame_count
 
 CONFIG_FILE = "preprocessor_config.json"
 
@@ -185,7 +179,7 @@ class LogMelEncoder(AudioEncoder):
         from transformers.audio_utils import mel_filter_bank
 
         bank = mel_filter_bank(
-            self.FFT // 2 + 1, mels, 60.0, 7600.0, 16_000, norm="slaney", mel_scale="slaney"
+            self.FFT // 2 + 1, mels, 60.0, 7600.0, SAMPLE_RATE_HZ, norm="slaney", mel_scale="slaney"
         )
         self.bank = torch.from_numpy(bank.astype(np.float32))  # [257, mels]
 
@@ -260,7 +254,7 @@ class Wav2Vec2Encoder(AudioEncoder):
         self.model.save_pretrained(folder)
         config = {
             "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-            "sampling_rate": 16_000,
+            "sampling_rate": SAMPLE_RATE_HZ,
             "do_normalize": True,
             "layers": list(self.chosen),
             "windows": asdict(self.windows),

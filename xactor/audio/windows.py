@@ -10,9 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FPS = 25
-SAMPLE_RATE_HZ = 16_000
-SAMPLES_PER_FRAME = SAMPLE_RATE_HZ // FPS  # 640
+from xactor.rates import SAMPLES_PER_FRAME
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +30,6 @@ class WindowSpec:
     def frames(self) -> int:
         """The length of one window."""
         return self.left_frames + self.hop_frames + self.right_frames
-
-
-def frame_count(samples: int) -> int:
-    """How many video frames a recording of so many 16 kHz samples has: round(duration x 25)."""
-    return round(samples / SAMPLES_PER_FRAME)
 
 
 def window_count(frames: int, spec: WindowSpec) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from xactor.controls import BLENDSHAPES
+from xactor.rates import FPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ class FaceLandmarker:
         with self._task(self._vision.RunningMode.IMAGE) as task:
             return _faces(task.detect(_image(picture)), picture)
 
-    def follow(self, frames: Iterable[np.ndarray], fps: float = 25) -> Iterator[Face | None]:
+    def follow(self, frames: Iterable[np.ndarray], fps: float = FPS) -> Iterator[Face | None]:
         """The largest face in each frame of a video, None where there is none.
 
         Positions are carried from frame to frame, which is quicker and steadier than finding them anew.

@@ -8,6 +8,7 @@ import numpy as np
 
 from xactor.media.sound import LiveSound, Sound
 from xactor.media.writer import Pictures, Speech
+from xactor.rates import FPS, SAMPLE_RATE_HZ
 
 
 class FragmentedVideo:
@@ -30,8 +31,8 @@ class FragmentedVideo:
         self,
         samples: np.ndarray | Sound | LiveSound,
         *,
-        sample_rate_hz: int = 16_000,
-        fps: int = 25,
+        sample_rate_hz: int = SAMPLE_RATE_HZ,
+        fps: int = FPS,
         fragment_frames: int = 8,
         crf: int = 18,
         preset: str = "veryfast",

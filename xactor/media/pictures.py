@@ -8,9 +8,10 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from xactor.media.container import decode, length_s, open_container, origin_s
+from xactor.rates import FPS
 
 
-def read_frames(source: str | Path, fps: float = 25) -> Iterator[np.ndarray]:
+def read_frames(source: str | Path, fps: float = FPS) -> Iterator[np.ndarray]:
     """The pictures of a video at a steady rate: frame n is the one nearest in time to n / fps, uint8 [H, W, 3] RGB.
 
     Whatever the source's rate, also a variable one; upright where the file says how it was held. The count is

@@ -14,6 +14,7 @@ from av.video.stream import VideoStream
 
 from xactor.media.container import length_s, origin_s
 from xactor.media.pictures import upright
+from xactor.rates import FPS
 
 _DECODE_ON_S = 1.0  # to a picture that is no further off, decoding on is as quick as a jump
 _BACK_S = (
@@ -24,7 +25,7 @@ _BACK_S = (
 )  # how much earlier to jump: an index may lead past the picture by the codec's delay
 
 
-def pick_frames(video: bytes, numbers: Sequence[int], fps: float = 25) -> Iterator[np.ndarray]:
+def pick_frames(video: bytes, numbers: Sequence[int], fps: float = FPS) -> Iterator[np.ndarray]:
     """The pictures of those numbers, as `read_frames` numbers them: uint8 [H, W, 3] RGB.
 
     Args:

@@ -11,6 +11,7 @@ from av.audio.frame import AudioFrame
 from av.container import InputContainer
 
 from xactor.media.container import Source, decode, length_s, open_container, origin_s
+from xactor.rates import SAMPLE_RATE_HZ
 
 # Sound that a file's clock jumps over is silence; smaller steps are rounding in the container.
 _GAP_S = 0.05
@@ -98,7 +99,7 @@ class LiveSound:
 
 
 def read_audio(
-    source: Source, sample_rate_hz: int = 16_000, *, max_seconds: float | None = None
+    source: Source, sample_rate_hz: int = SAMPLE_RATE_HZ, *, max_seconds: float | None = None
 ) -> np.ndarray:
     """The sound of any file PyAV reads, video included: float32 [N], mono, in [-1, 1].
 

@@ -12,12 +12,13 @@ from av.video.stream import VideoStream
 from xactor.media.container import Source, decode, length_s, open_container, origin_s
 from xactor.media.pictures import turned
 from xactor.media.seek import decode_from
+from xactor.rates import FPS
 
 _MOST_STRETCH = 4  # of pixels that are not square: what a file says beyond it is no picture's shape
 
 
 def read_span(
-    source: Source, first: int = 0, end: int | None = None, *, fps: float = 25, longest_px: int | None = None
+    source: Source, first: int = 0, end: int | None = None, *, fps: float = FPS, longest_px: int | None = None
 ) -> Iterator[np.ndarray]:
     """Frames `first` to `end`, less if the video ends sooner: uint8 [H, W, 3] RGB.
 
@@ -51,7 +52,7 @@ def read_span(
             raise ValueError(f"{source}: corrupt ({error.strerror})") from error
 
 
-def usual_s(stream: VideoStream, fps: float = 25) -> float:
+def usual_s(stream: VideoStream, fps: float = FPS) -> float:
     """How long a frame lasts, where it does not say."""
     return float(1 / stream.average_rate) if stream.average_rate else 1 / fps
 

@@ -16,6 +16,7 @@ from av.video.frame import VideoFrame
 
 from xactor.media.container import open_container
 from xactor.media.sound import LiveSound, Sound
+from xactor.rates import FPS, SAMPLE_RATE_HZ
 
 # What AAC takes of its own; other rates become 48 kHz, other layouts the usual one of as many channels, or of fewer.
 _AAC_RATES_HZ = frozenset(
@@ -31,9 +32,9 @@ def write_video(
     path: str | Path,
     frames: Iterable[np.ndarray],
     *,
-    fps: int = 25,
+    fps: int = FPS,
     samples: np.ndarray | Sound,
-    sample_rate_hz: int = 16_000,
+    sample_rate_hz: int = SAMPLE_RATE_HZ,
     crf: int = 18,
     preset: str = "veryfast",
     keyframe_every: int | None = None,
@@ -102,9 +103,9 @@ def join_videos(
     parts: Sequence[str | Path],
     target: str | Path,
     *,
-    fps: int = 25,
+    fps: int = FPS,
     samples: np.ndarray | Sound,
-    sample_rate_hz: int = 16_000,
+    sample_rate_hz: int = SAMPLE_RATE_HZ,
     metadata: dict[str, str] | None = None,
 ) -> int:
     """Silent parts of one video, made alike by `write_video`, one after another and with sound: the number of frames.

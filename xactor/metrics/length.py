@@ -6,8 +6,8 @@ round(25 s) frames for s seconds of sound differs by at most half a frame, 20 ms
 
 from pathlib import Path
 
-from xactor.audio import FPS, SAMPLE_RATE_HZ
 from xactor.media import read_audio, read_frames
+from xactor.rates import FPS, SAMPLE_RATE_HZ
 
 
 def length_difference_s(video: str | Path) -> float:

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from xactor.audio.windows import SAMPLE_RATE_HZ
+from xactor.rates import SAMPLE_RATE_HZ
 
 COEFFICIENTS = 13
 STEP = SAMPLE_RATE_HZ // 100  # 10 ms

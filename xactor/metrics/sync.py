@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, pairwise_distance
 
-from xactor.audio.windows import SAMPLES_PER_FRAME
 from xactor.metrics.mfcc import ROWS_PER_FRAME, mfcc
 from xactor.metrics.syncnet import WINDOW_FRAMES, WINDOW_ROWS, SyncNet
+from xactor.rates import SAMPLES_PER_FRAME
 
 MOST_SHIFT = 15  # frames
 _SILENCE = 1e-3  # no sample of a silent recording is louder

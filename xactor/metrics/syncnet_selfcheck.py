@@ -13,10 +13,10 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from PIL import Image
 
-from xactor.audio.windows import FPS
 from xactor.media import read_audio, read_frames
 from xactor.metrics.sync import sync
 from xactor.metrics.syncnet import SyncNet
+from xactor.rates import FPS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 
 from xactor.media import read_span
+from xactor.rates import SAMPLES_PER_FRAME
 from xactor_platform.curation.config import Gates
 from xactor_platform.curation.files import open_video
 from xactor_platform.curation.measures import blur, face_thumbnail, occluded, speech_db
 from xactor_platform.curation.scan import SILENCE
 from xactor_platform.curation.stage import Stage
-from xactor_platform.curation.work import SAMPLES_PER_FRAME, SPARE_FRAMES, Clip, Measures, Piece
+from xactor_platform.curation.work import SPARE_FRAMES, Clip, Measures, Piece
 from xactor_platform.data.face_video import face_video
 
 _LOOK_EVERY = 5  # frames

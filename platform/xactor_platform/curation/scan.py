@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from xactor.media import TooLong, read_audio, read_span
+from xactor.rates import FPS, SAMPLE_RATE_HZ, SAMPLES_PER_FRAME
 from xactor_platform.bulk.pool import Spent
 from xactor_platform.curation.config import LONGEST_S, SHORTEST_S
 from xactor_platform.curation.files import open_video
@@ -13,17 +14,7 @@ from xactor_platform.curation.guard import Bad
 from xactor_platform.curation.parts import Parts
 from xactor_platform.curation.shots import THUMBNAIL_PX, shot_starts
 from xactor_platform.curation.stage import Stage
-from xactor_platform.curation.work import (
-    FPS,
-    RATE_HZ,
-    SAMPLES_PER_FRAME,
-    SPARE_FRAMES,
-    Clip,
-    Ended,
-    Piece,
-    Probed,
-    Segment,
-)
+from xactor_platform.curation.work import SPARE_FRAMES, Clip, Ended, Piece, Probed, Segment
 
 SILENCE = 1e-3  # no sample of a silent recording is louder
 LEAST_FRAMES, MOST_FRAMES = round(SHORTEST_S * FPS), round(LONGEST_S * FPS)
@@ -76,7 +67,7 @@ class Scan(Stage):
 def sound_of(source: Any, most_s: float) -> np.ndarray:
     """Float32 [N] at 16 kHz. Raises Bad: `silent`, `too_long`; ValueError: it cannot be decoded."""
     try:
-        samples = read_audio(source, RATE_HZ, max_seconds=most_s)
+        samples = read_audio(source, SAMPLE_RATE_HZ, max_seconds=most_s)
     except TooLong as error:
         raise Bad("too_long", str(error)) from error
     if not len(samples) or max(samples.max(), -samples.min()) < SILENCE:

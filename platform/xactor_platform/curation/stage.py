@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from xactor.rates import FPS
 from xactor_platform.bulk.pool import Spent, added, nothing, pack, unpack
 from xactor_platform.curation.guard import Bad, Guard
 from xactor_platform.curation.parts import Parts
-from xactor_platform.curation.work import FPS, Clip, Ended, Fate, Piece, Probed, Video, fate_of
+from xactor_platform.curation.work import Clip, Ended, Fate, Piece, Probed, Video, fate_of
 
 
 class Stage:

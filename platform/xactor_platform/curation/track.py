@@ -9,11 +9,12 @@ import numpy as np
 from xactor.faces import CropBox, Face, FaceLandmarker, crop_box
 from xactor.media import read_span
 from xactor.portrait import search_faces
+from xactor.rates import FPS
 from xactor_platform.curation.config import SHORTEST_S
 from xactor_platform.curation.files import open_video
 from xactor_platform.curation.scan import LEAST_FRAMES
 from xactor_platform.curation.stage import Stage
-from xactor_platform.curation.work import FPS, Clip, Piece
+from xactor_platform.curation.work import Clip, Piece
 
 # A landmark model sees a picture in 256 px: more than this shows it no more, and small faces are searched in parts.
 _LONGEST_PX = 960

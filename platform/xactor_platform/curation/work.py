@@ -13,9 +13,6 @@ import numpy as np
 from xactor.faces import CropBox
 from xactor_platform.bulk.pool import Spent
 
-FPS = 25
-RATE_HZ = 16_000
-SAMPLES_PER_FRAME = RATE_HZ // FPS
 SPARE_FRAMES = 15  # of sound, before and after a piece: as far as SyncNet can say that it is shifted
 
 Status = Literal[

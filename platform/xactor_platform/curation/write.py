@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from xactor.media import join_videos, read_frames
+from xactor.rates import FPS, SAMPLE_RATE_HZ
 from xactor_platform.curation.config import SHORT_S
 from xactor_platform.curation.cut import as_file, sound_of_clip
 from xactor_platform.curation.parts import Parts
 from xactor_platform.curation.stage import Stage, clip_fate, clip_key
-from xactor_platform.curation.work import FPS, RATE_HZ, Clip, Ended, Fate, Piece
+from xactor_platform.curation.work import Clip, Ended, Fate, Piece
 from xactor_platform.data.face_video import face_video
 
 
@@ -69,7 +70,7 @@ def with_sound(piece: Piece, clip: Clip) -> bytes:
             pictures: Iterable[np.ndarray] = islice(read_frames(file), first, end)
             return face_video(pictures, samples)
         target = Path(folder, "clip.mp4")
-        join_videos([file], target, fps=FPS, samples=samples, sample_rate_hz=RATE_HZ)
+        join_videos([file], target, fps=FPS, samples=samples, sample_rate_hz=SAMPLE_RATE_HZ)
         return target.read_bytes()
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from xactor.media import write_video
+from xactor.rates import FPS
 
-_FPS = 25  # the project's; its own home, `xactor.audio`, would bring torch into processes that only decode
 _CRF = 10  # hardly to be told from the pictures themselves: an encoder and a renderer learn from these pixels
-_KEYFRAME_EVERY = _FPS  # training seeks to a few frames of a clip
+_KEYFRAME_EVERY = FPS  # training seeks to a few frames of a clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ def face_video(crops: Iterable[np.ndarray], samples: np.ndarray) -> bytes:
         write_video(
             file,
             crops,
-            fps=_FPS,
+            fps=FPS,
             samples=samples,
             crf=_CRF,
             preset="ultrafast",

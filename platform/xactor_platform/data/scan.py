@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from pyarrow import NativeFile
 
+from xactor.rates import FPS
 from xactor_platform.storage.location import Location
 
-FPS = 25
 BLOCK = 512  # tar's unit, bytes
 READ_AHEAD = 4096  # bytes: a member's tail, a small json and the next array's header come in one request
 

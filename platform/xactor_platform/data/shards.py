@@ -10,10 +10,9 @@ from typing import Any, Self
 import numpy as np
 from webdataset.writer import TarWriter
 
+from xactor.rates import FPS
 from xactor_platform.data.index import INDEX_NAME
 from xactor_platform.storage.location import Location
-
-FPS = 25
 
 
 class Shard:

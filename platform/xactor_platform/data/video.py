@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image
 
 from xactor.media.seek import pick_frames
+from xactor.rates import FPS
 from xactor_platform.data.batch import Batch, judge
 from xactor_platform.data.index import Index
 from xactor_platform.data.plan import MicroBatch
 from xactor_platform.data.reading import REMOTE_READS, Raw
-from xactor_platform.data.scan import FPS
 from xactor_platform.storage.location import Location
 
 REFERENCE_APART = (

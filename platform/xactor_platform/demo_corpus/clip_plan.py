@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xactor.audio.windows import SAMPLE_RATE_HZ
+from xactor.rates import SAMPLE_RATE_HZ
 from xactor_platform.demo_corpus.identity import Identity, held_out_identities, training_identities
 from xactor_platform.demo_corpus.speech import LEAST_S, cut_recording, recordings, sentences
 

@@ -25,10 +25,10 @@ from pathlib import Path
 import numpy as np
 
 from xactor.audio.encoder import LogMelEncoder, load_audio_encoder
-from xactor.audio.windows import FPS
 from xactor.controls import embed_controls
 from xactor.faces import CropBox
 from xactor.media import write_video
+from xactor.rates import FPS
 from xactor_platform.data.face_video import ClipSamples, face_video
 from xactor_platform.data.index import load_index
 from xactor_platform.data.shards import ShardWriter

@@ -7,8 +7,8 @@ and the head's wandering are drawn from the seed.
 
 import numpy as np
 
-from xactor.audio.windows import FPS, SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, frame_count
 from xactor.controls import CONTROL_COUNT, INDEX
+from xactor.rates import FPS, SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, frame_count
 
 _HOP = 160  # 10 ms
 _HOPS_PER_FRAME = SAMPLES_PER_FRAME // _HOP  # 4

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from xactor.audio.windows import SAMPLE_RATE_HZ
 from xactor.media import read_audio, resample
+from xactor.rates import SAMPLE_RATE_HZ
 
 LEAST_S, MOST_S = 6.0, 60.0
 _SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".mp4", ".mkv", ".webm", ".mov"}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from xactor.audio import FPS
 from xactor.media import write_video
+from xactor.rates import FPS
 from xactor_platform.dubbing.stage import OneByOne
 from xactor_platform.dubbing.work import Part, Rendered, part_name
 from xactor_platform.storage.location import Location

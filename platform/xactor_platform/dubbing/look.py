@@ -11,9 +11,9 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from pyarrow import fs
 
-from xactor.audio import FPS
 from xactor.decoding import Refused
 from xactor.provenance import made_from
+from xactor.rates import FPS
 from xactor_platform.dubbing.stage import OneByOne
 from xactor_platform.dubbing.work import Done, Dub, Row
 from xactor_platform.storage.files import digest_of, open_file

@@ -6,9 +6,9 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from xactor.audio import FPS
 from xactor.media import Sound, join_videos
 from xactor.provenance import ai_generated
+from xactor.rates import FPS
 from xactor_platform.dubbing.work import Done, Dub, part_name
 from xactor_platform.storage.files import local_file
 from xactor_platform.storage.location import Location

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from xactor.audio import FPS
 from xactor.motion import MotionTransformer, SamplingConfig, stream_motion
+from xactor.rates import FPS
 from xactor_platform.evaluation.motion_report import correlation, held_out_clips
 from xactor_platform.training.run.folder import EXPORT
 

@@ -15,6 +15,7 @@ import torch
 
 from xactor.controls import LATENT_DIM, decode_controls, lip_opening
 from xactor.motion import MotionTransformer, SamplingConfig, sample_motion
+from xactor.rates import FPS
 from xactor_platform.data.batch import read_batch
 from xactor_platform.data.index import Index, load_index
 from xactor_platform.data.plan import MicroBatch
@@ -54,7 +55,7 @@ class MotionReport:
         quarters = "  ".join(f"{q:.2f}" for q in self.quarters)
         return "\n".join(
             [
-                f"Lip opening on {self.clips} held-out clips ({self.frames / 25:.0f} s), "
+                f"Lip opening on {self.clips} held-out clips ({self.frames / FPS:.0f} s), "
                 f"{self.steps} DDIM steps: correlation with the truth",
                 f"  the true latents          {self.readable:.2f}",
                 f"  audio CFG {self.audio_cfg:g}               {self.with_cfg:.2f}",
@@ -116,7 +117,7 @@ def report_motion(
         with_cfg=over_clips(guided),
         without_cfg=over_clips(unguided),
         shuffled=over_clips(shuffled),
-        rollout_s=len(truth[0]) / 25,
+        rollout_s=len(truth[0]) / FPS,
         quarters=quarters,
         rms=float(last.std(0).mean() / true_last.std(0).mean()),
     )
@@ -233,7 +234,7 @@ def _plot_lips(
     figure = matplotlib.figure.Figure(figsize=(11, 6), layout="constrained")
     shown = min(len(true), 250)
     for axes, first in zip(figure.subplots(2), (0, len(true) - shown), strict=True):
-        seconds = np.arange(first, first + shown) / 25
+        seconds = np.arange(first, first + shown) / FPS
         part = slice(first, first + shown)
         axes.plot(seconds, true[part], color="black", label="true")
         axes.plot(
@@ -251,5 +252,5 @@ def _plot_lips(
         )
         axes.set(xlabel="seconds", ylabel="lip opening")
         axes.legend(loc="upper right", fontsize=8)
-    figure.suptitle(f"A held-out clip of {len(true) / 25:.0f} s: its beginning and its end")
+    figure.suptitle(f"A held-out clip of {len(true) / FPS:.0f} s: its beginning and its end")
     figure.savefig(path, dpi=110)

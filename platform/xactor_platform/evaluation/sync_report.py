@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from xactor.audio.windows import SAMPLES_PER_FRAME
 from xactor.metrics.sync import MOST_SHIFT, SyncScore, frames_to_model, sync
 from xactor.metrics.syncnet import WINDOW_FRAMES, SyncNet
 from xactor.randomness import keyed_generator
+from xactor.rates import SAMPLES_PER_FRAME
 from xactor_platform.evaluation.syncnet_training import Clip
 
 PIECE_FRAMES = 100

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
-from xactor.audio.windows import FPS, SAMPLES_PER_FRAME
 from xactor.media import read_audio, read_frames
 from xactor.metrics.sync import cepstra_windows, frames_to_model
 from xactor.metrics.sync_crop import face_in_crop, sync_crop
 from xactor.metrics.syncnet import WINDOW_FRAMES, SyncNet, SyncNetConfig, small_config
 from xactor.randomness import keyed_generator
+from xactor.rates import FPS, SAMPLES_PER_FRAME
 from xactor_platform.data.index import Index
 from xactor_platform.training.config import at_least
 

@@ -20,7 +20,7 @@ import ray.data
 from ray.util.metrics import Counter, Gauge
 
 from xactor.audio.encoder import LogMelEncoder, load_audio_encoder
-from xactor.audio.windows import FPS
+from xactor.rates import FPS
 from xactor.render import MotionEncoder
 from xactor_platform.bulk.pool import Pool, Spent, pack, piecewise, results, tried_twice
 from xactor_platform.data.index import INDEX_NAME, BadSample, Index, load_index

@@ -25,8 +25,8 @@ from pyarrow import fs
 from torch import Tensor
 
 from xactor.audio.encoder import load_audio_encoder
-from xactor.audio.windows import SAMPLES_PER_FRAME
 from xactor.media import read_audio, read_frames
+from xactor.rates import SAMPLES_PER_FRAME
 from xactor.render import MotionEncoder
 from xactor_platform.bulk.pool import Spent, added, nothing, pack, unpack
 from xactor_platform.data.index import BadSample, Index

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from xactor.audio.encoder import LogMelEncoder, load_audio_encoder
-from xactor.audio.windows import FPS, SAMPLES_PER_FRAME, frame_count
 from xactor.controls import embed_controls
 from xactor.faces import FaceLandmarker, control_track, crop_box
 from xactor.media import read_audio, read_frames
+from xactor.rates import FPS, SAMPLES_PER_FRAME, frame_count
 from xactor_platform.data.face_video import ClipSamples, face_video
 from xactor_platform.data.index import load_index
 from xactor_platform.data.shards import ShardWriter

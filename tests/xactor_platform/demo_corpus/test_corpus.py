@@ -12,10 +12,10 @@ import av
 import numpy as np
 import pytest
 
-from xactor.audio.windows import frame_count
 from xactor.controls import CONTROL_COUNT, INDEX, decode_controls, lip_opening
 from xactor.faces import CropBox
 from xactor.media import read_audio, read_frames, write_video
+from xactor.rates import frame_count
 from xactor_platform.data.index import load_index
 from xactor_platform.demo_corpus import corpus as demo
 from xactor_platform.demo_corpus import performance, speech

@@ -6,8 +6,8 @@ import numpy as np
 import psutil
 import pytest
 
-from xactor.audio import FPS, SAMPLE_RATE_HZ
 from xactor.options import AnimateOptions
+from xactor.rates import FPS, SAMPLE_RATE_HZ
 from xactor_platform.dubbing import run as running
 from xactor_platform.dubbing.config import DubConfig, Pool, Pools
 from xactor_platform.dubbing.manifest import read_manifest

@@ -1,0 +1,19 @@
+"""The rates of pictures and sound that every room shares. Imports neither torch nor numpy."""
+
+FPS = 25
+"""Video frames a second."""
+
+SAMPLE_RATE_HZ = 16_000
+"""Sound samples a second, mono."""
+
+SAMPLES_PER_FRAME = SAMPLE_RATE_HZ // FPS
+"""Sound samples a video frame: 640, which is 40 ms."""
+
+
+def frame_count(samples: int) -> int:
+    """Return the number of video frames of a recording: round(duration x FPS).
+
+    Args:
+        samples: The recording's length in samples at SAMPLE_RATE_HZ.
+    """
+    return round(samples / SAMPLES_PER_FRAME)
