@@ -7,8 +7,6 @@ given, 3 some of the videos could not be made, 130 interrupted. A video appears 
 
 import json
 import logging
-import os
-import shutil
 import signal
 import sys
 import time
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from xactor.atomic_path import atomic_path
 from xactor.options import AnimateOptions
 
 if TYPE_CHECKING:
@@ -200,12 +199,8 @@ def assemble(command: Assemble) -> int:
     if not output.parent.is_dir():
         raise ValueError(f"{output.parent}: no such folder to write to")
     pipeline = XActorPipeline.from_stages(command.stage1, command.stage2)
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
+    with atomic_path(output) as partial:
         pipeline.save_pretrained(partial)
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     print(f"model: {output}")
     return 0
 

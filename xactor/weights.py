@@ -4,6 +4,8 @@ import hashlib
 import tempfile
 from pathlib import Path
 
+from xactor.atomic_path import atomic_path
+
 
 def local_folder(model: str, *, parts: tuple[str, ...]) -> str:
     """The model's folder, with the given parts of it; fetched once a node where it is a URI such as s3://.
@@ -36,17 +38,15 @@ def _fetch(source, path: str, target: Path) -> None:
     if target.is_dir():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as partial:
-        try:
+    try:
+        with atomic_path(target) as partial:
+            partial.mkdir()
             fs.copy_files(
-                path, partial, source_filesystem=source, destination_filesystem=fs.LocalFileSystem()
+                path, str(partial), source_filesystem=source, destination_filesystem=fs.LocalFileSystem()
             )
-        except FileNotFoundError:
-            return
-        try:
-            Path(partial).rename(target)
-        except OSError:
-            if not target.is_dir():  # another replica was first
-                raise
-        else:
-            Path(partial).mkdir()  # for its own clean-up
+    except FileNotFoundError:
+        return
+    except OSError:
+        # Another replica was first: a folder that is not empty is not replaced.
+        if not target.is_dir():
+            raise

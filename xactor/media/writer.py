@@ -1,7 +1,5 @@
 """Pictures and sound into an mp4 that appears whole or not at all."""
 
-import os
-import threading
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +12,7 @@ from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from av.video.frame import VideoFrame
 
+from xactor.atomic_path import atomic_path
 from xactor.media.container import open_container
 from xactor.media.sound import LiveSound, Sound
 from xactor.rates import FPS, SAMPLE_RATE_HZ
@@ -55,33 +54,31 @@ def write_video(
     if isinstance(samples, np.ndarray) and samples.ndim != 1:
         raise ValueError(f"samples must be mono [N], got shape {samples.shape}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
-    try:
-        with av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            container.metadata.update(metadata or {})
-            # Without mbtree: of pictures that are no multiple of 128 px wide it reads memory that nobody wrote, and
-            # codes the same frames otherwise each time.
-            options: dict[str, object] = {
-                "crf": str(crf),
-                "preset": preset,
-                "threads": "1",
-                "x264-params": "mbtree=0",
-            }
-            if keyframe_every is not None:
-                options["g"] = str(keyframe_every)
-            pictures = Pictures(container, fps, options)
-            speech = Speech(container, samples, sample_rate_hz, fast=preset == "ultrafast")
-            for picture in frames:
-                pictures.write(picture)
-                # In step with the pictures, so that a player need not seek.
-                speech.write(until=Fraction(pictures.count, fps))
-            if not pictures.count:
-                raise ValueError("a video needs at least one frame, got none")
-            speech.close()
-            pictures.close()
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        atomic_path(path) as partial,
+        av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+    ):
+        container.metadata.update(metadata or {})
+        # Without mbtree: of pictures that are no multiple of 128 px wide it reads memory that nobody wrote, and
+        # codes the same frames otherwise each time.
+        options: dict[str, object] = {
+            "crf": str(crf),
+            "preset": preset,
+            "threads": "1",
+            "x264-params": "mbtree=0",
+        }
+        if keyframe_every is not None:
+            options["g"] = str(keyframe_every)
+        pictures = Pictures(container, fps, options)
+        speech = Speech(container, samples, sample_rate_hz, fast=preset == "ultrafast")
+        for picture in frames:
+            pictures.write(picture)
+            # In step with the pictures, so that a player need not seek.
+            speech.write(until=Fraction(pictures.count, fps))
+        if not pictures.count:
+            raise ValueError("a video needs at least one frame, got none")
+        speech.close()
+        pictures.close()
     return pictures.count
 
 
@@ -113,37 +110,35 @@ def join_videos(
     The pictures are not coded anew. The file appears whole or not at all. See `write_video`.
     """
     target = Path(target)
-    partial = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
-    try:
-        with av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            container.metadata.update(metadata or {})
-            track: Any = None
-            speech: Speech | None = None
-            frames = 0
-            for part in parts:
-                with open_container(part) as source:
-                    pictures = source.streams.video[0]
-                    if track is None or speech is None:
-                        track = container.add_stream_from_template(pictures)
-                        speech = Speech(container, samples, sample_rate_hz, fast=False)
-                    assert pictures.time_base is not None
-                    frame = Fraction(1, fps) / pictures.time_base
-                    first = round(frames * frame)
-                    for packet in source.demux(pictures):
-                        if packet.pts is None:
-                            continue
-                        # A short part's decoding times are not so far ahead as a long one's: they must rise throughout.
-                        packet.pts, packet.dts = packet.pts + first, round((frames - _REORDERED) * frame)
-                        packet.stream = track
-                        container.mux(packet)
-                        frames += 1
-                        speech.write(until=Fraction(frames, fps))
-            if speech is None:
-                raise ValueError("a video needs at least one part, got none")
-            speech.close()
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        atomic_path(target) as partial,
+        av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+    ):
+        container.metadata.update(metadata or {})
+        track: Any = None
+        speech: Speech | None = None
+        frames = 0
+        for part in parts:
+            with open_container(part) as source:
+                pictures = source.streams.video[0]
+                if track is None or speech is None:
+                    track = container.add_stream_from_template(pictures)
+                    speech = Speech(container, samples, sample_rate_hz, fast=False)
+                assert pictures.time_base is not None
+                frame = Fraction(1, fps) / pictures.time_base
+                first = round(frames * frame)
+                for packet in source.demux(pictures):
+                    if packet.pts is None:
+                        continue
+                    # A short part's decoding times are not so far ahead as a long one's: they must rise throughout.
+                    packet.pts, packet.dts = packet.pts + first, round((frames - _REORDERED) * frame)
+                    packet.stream = track
+                    container.mux(packet)
+                    frames += 1
+                    speech.write(until=Fraction(frames, fps))
+        if speech is None:
+            raise ValueError("a video needs at least one part, got none")
+        speech.close()
     return frames
 
 

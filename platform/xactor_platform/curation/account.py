@@ -46,7 +46,7 @@ _STYLE = (
 
 def write_fates(place: Location, name: str, fates: Sequence[Fate]) -> None:
     """All of it or nothing."""
-    with place.replace(name) as stream:
+    with place.atomic_write(name) as stream:
         pq.write_table(pa.Table.from_pylist([asdict(fate) for fate in fates], SCHEMA), stream)
 
 

@@ -66,7 +66,7 @@ class Parts:
             samples: of kept clips by key: the mp4, and the json that stands beside it in a shard.
         """
         for key, (mp4, _) in samples.items():
-            with self._place.replace(f"{key}.mp4") as file:
+            with self._place.atomic_write(f"{key}.mp4") as file:
                 file.write(mp4)
         metas = {key: meta for key, (_, meta) in samples.items()}
         fates = [asdict(fate) for fate in ended.fates]
@@ -108,7 +108,7 @@ class Parts:
         return Ended(key=self._key, number=number, of=found["of"], fates=fates, looked_s=looked_s, again=True)
 
     def _write(self, name: str, value: Any) -> None:
-        with self._place.replace(name) as file:
+        with self._place.atomic_write(name) as file:
             file.write(json.dumps(value, sort_keys=True).encode())
 
     def _read(self, name: str) -> Any:

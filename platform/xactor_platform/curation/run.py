@@ -114,7 +114,7 @@ class Plan:
         new = sorted(set(keys) - known)
         size = config.videos_per_shard
         groups += [new[n : n + size] for n in range(0, len(new), size)]
-        with place.replace(PLAN) as file:
+        with place.atomic_write(PLAN) as file:
             file.write((json.dumps({"settings": settings, "groups": groups}) + "\n").encode())
         return cls(groups)
 
@@ -280,7 +280,7 @@ class Run:
         bill = self._tally.bill()
         texts = {PAGE: page(fates, "Curated clips"), BILL: json.dumps(bill.as_json(), indent=2) + "\n"}
         for name, text in texts.items():
-            with self._place.replace(name) as file:
+            with self._place.atomic_write(name) as file:
                 file.write(text.encode())
         path = f"{self._place.path}/{PARTS}"
         if self._place.filesystem.get_file_info(path).type.name != "NotFound":

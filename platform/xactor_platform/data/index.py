@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from xactor_platform.data.scan import Found, ShardScan, scan_shard
 from xactor_platform.storage.location import Location
-from xactor_platform.storage.retries import patiently
+from xactor_platform.storage.retries import with_retries
 
 INDEX_NAME = "index.parquet"
 VERSION = 1
@@ -132,7 +132,7 @@ class Index:
             with self.location.open(shard) as file:
                 return file.read_at(int(self.length[member][row]), int(offset))
 
-        return patiently(read, f"{self.location.uri}/{shard}")
+        return with_retries(read, f"{self.location.uri}/{shard}")
 
     def read_meta(self, row: int) -> dict[str, Any]:
         """A sample's json."""
@@ -156,16 +156,16 @@ def load_index(location: str, *, max_bad_fraction: float = 0.0) -> Index:
     if not 0 <= max_bad_fraction <= 1:
         raise ValueError(f"max_bad_fraction must be in 0..1, got {max_bad_fraction}")
     place = Location.parse(location)
-    files = patiently(place.sizes, location)
+    files = with_retries(place.sizes, location)
     shards = {name: size for name, size in files.items() if name.endswith(".tar")}
     if not shards:
         raise FileNotFoundError(f"{location}: no .tar among its {len(files)} files")
     stored = f"{location}/{INDEX_NAME}"
-    index = patiently(lambda: _stored(place, shards), stored) if INDEX_NAME in files else None
+    index = with_retries(lambda: _stored(place, shards), stored) if INDEX_NAME in files else None
     if index is None:
         index = build_index(place, shards)
         try:
-            patiently(partial(write_index, index), stored)
+            with_retries(partial(write_index, index), stored)
         except OSError as error:
             logger.warning("%s cannot be written (%s): its index is not kept", location, error)
     _check_bad(index, max_bad_fraction)
@@ -177,7 +177,7 @@ def build_index(location: Location, shards: Mapping[str, int]) -> Index:
     with ThreadPoolExecutor(min(SCAN_THREADS, len(shards))) as pool:
 
         def scan_one(shard: tuple[str, int]) -> ShardScan:
-            return patiently(lambda: scan_shard(location, *shard), f"{location.uri}/{shard[0]}")
+            return with_retries(lambda: scan_shard(location, *shard), f"{location.uri}/{shard[0]}")
 
         scans = list(pool.map(scan_one, shards.items()))
     required = _required(scans)
@@ -223,7 +223,7 @@ def write_index(index: Index) -> None:
         "bad": [[b.key, b.shard, b.reason] for b in index.bad],
     }
     table = pa.table(columns).replace_schema_metadata({"xactor": json.dumps(about)})
-    with index.location.replace(INDEX_NAME) as stream:
+    with index.location.atomic_write(INDEX_NAME) as stream:
         pq.write_table(table, stream)
 
 

@@ -10,7 +10,7 @@ from xactor_platform.data.index import CorpusShape, Index
 from xactor_platform.data.plan import MicroBatch
 from xactor_platform.data.scan import parse_npy_header
 from xactor_platform.storage.location import Location
-from xactor_platform.storage.retries import StorageLost, patiently
+from xactor_platform.storage.retries import StorageUnavailable, with_retries
 
 MEMBERS = ("motion.npy", "audio.npy")
 PARTS = ("motion", "audio")
@@ -79,7 +79,7 @@ def read_raw(location: Location, shape: CorpusShape, requests: Sequence[Request]
     """Reads several micro-batches at once: neighbours in a shard are one request, wherever they belong.
 
     A sample that cannot be read, is not what was indexed, or holds NaN or infinity, is named in `bad` and
-    its bytes are zero. StorageLost where the storage fails: that makes no sample bad.
+    its bytes are zero. StorageUnavailable where the storage fails: that makes no sample bad.
     """
     raws, ranges = [], []
     for number, request in enumerate(requests):
@@ -144,8 +144,8 @@ def _read_run(location: Location, run: list[_Range]) -> list[tuple[tuple[int, in
             return np.frombuffer(file.read_at(end - begin, begin), np.uint8)
 
     try:
-        data = patiently(read, f"{location.uri}/{run[0].shard}")
-    except StorageLost:
+        data = with_retries(read, f"{location.uri}/{run[0].shard}")
+    except StorageUnavailable:
         raise  # says nothing of the samples
     except OSError as error:
         return [(r.sample, f"cannot be read: {error}") for r in run]

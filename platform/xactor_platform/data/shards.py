@@ -42,7 +42,7 @@ class Shard:
     def write(self, key: str, members: Mapping[str, bytes]) -> None:
         """Adds one sample, as `encode_members` gives it."""
         if self._tar is None:
-            stream = self._stack.enter_context(self._location.replace(self._name))
+            stream = self._stack.enter_context(self._location.atomic_write(self._name))
             self._tar = TarWriter(stream, encoder=False, mtime=0)
         self._tar.write({"__key__": key, **members})
         self.samples += 1

@@ -16,7 +16,7 @@ from xactor.provenance import made_from
 from xactor.rates import FPS
 from xactor_platform.dubbing.stage import OneByOne
 from xactor_platform.dubbing.work import Done, Dub, Row
-from xactor_platform.storage.files import digest_of, open_file
+from xactor_platform.storage.files import file_digest, open_file
 from xactor_platform.storage.location import Location
 
 
@@ -38,7 +38,7 @@ class Look(OneByOne):
         try:
             for kind in ("image", "video", "audio"):
                 if uri := getattr(row, kind):
-                    depends[kind] = _named(kind, uri, lambda uri=uri: digest_of(uri, self.most_bytes))
+                    depends[kind] = _named(kind, uri, lambda uri=uri: file_digest(uri, self.most_bytes))
             seconds = _named("audio", row.audio, lambda: _length_s(row.audio))
         except ValueError as error:
             raise Refused("bad_input", str(error)) from error

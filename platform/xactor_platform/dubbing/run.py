@@ -126,7 +126,7 @@ class Run:
         self._save()
         self._say(self._tally.line())
         bill = self._tally.bill()
-        with self._place.replace(BILL) as file:
+        with self._place.atomic_write(BILL) as file:
             file.write((json.dumps(asdict(bill), indent=2) + "\n").encode())
         return Outcome(bill=bill, rows=[row for _, row in sorted(self._results.items())])
 
@@ -284,7 +284,7 @@ class Run:
         """Of the videos that are there, each says itself what it was made from: this list is an account, no more."""
         self._unsaved = 0
         lines = "".join(json.dumps(row) + "\n" for _, row in sorted(self._results.items()))
-        with self._place.replace(RESULTS) as file:
+        with self._place.atomic_write(RESULTS) as file:
             file.write(lines.encode())
 
     def _forget_parts(self) -> None:

@@ -29,7 +29,7 @@ def write(output: str, dub: Dub, parts: int) -> Done:
         frames = join_videos(
             local, video, fps=FPS, samples=Sound.of(audio), metadata=ai_generated(made_from=dub.digest)
         )
-        with place.replace(f"{dub.row.id}.mp4") as target, video.open("rb") as source:
+        with place.atomic_write(f"{dub.row.id}.mp4") as target, video.open("rb") as source:
             while piece := source.read(1 << 20):
                 target.write(piece)
     with suppress(OSError):

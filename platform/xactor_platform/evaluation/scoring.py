@@ -1,10 +1,8 @@
 """Makes and judges the videos of an evaluation on Ray actors; what is there already is not done again."""
 
-import contextlib
 import json
-import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,6 +13,7 @@ import ray
 from PIL import Image
 from ray.util import ActorPool
 
+from xactor.atomic_path import atomic_path
 from xactor.faces import CropBox
 from xactor.media import read_frames
 from xactor.metrics.fvd import VideoStatistics
@@ -118,9 +117,9 @@ class _Worker:
         except (ValueError, OSError) as error:
             return Judged(id=pair.id, scores={}, error=" ".join(str(error).split()))
         file = _scores_file(self._output, pair)
-        with _whole(file.with_suffix(".pickle")) as part:
+        with atomic_path(file.with_suffix(".pickle")) as part:
             part.write_bytes(pickle.dumps(statistics))
-        with _whole(file) as part:  # last: it says that the pair is done
+        with atomic_path(file) as part:  # last: it says that the pair is done
             part.write_text(json.dumps({"scores": scores, "weights": self._judge.weights}, indent=2) + "\n")
         return Judged(id=pair.id, scores=scores)
 
@@ -158,14 +157,3 @@ def _square(video: Path) -> CropBox:
 
 def _scores_file(output: Path, pair: Pair) -> Path:
     return output / "scores" / f"{pair.id}.json"
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A file that appears whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

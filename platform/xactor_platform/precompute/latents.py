@@ -25,7 +25,7 @@ from xactor.render import MotionEncoder
 from xactor_platform.bulk.pool import Pool, Spent, pack, piecewise, results, tried_twice
 from xactor_platform.data.index import INDEX_NAME, BadSample, Index, load_index
 from xactor_platform.precompute.shard_encoder import STAGES, ShardEncoder, ShardFate, ShardJob, local
-from xactor_platform.storage.location import Location, beside
+from xactor_platform.storage.location import Location, sibling_uri
 
 MOTION_ENCODER, AUDIO_ENCODER = "motion_encoder", "audio_encoder"
 ACTORS = Pool(max=64, cpus=1)
@@ -103,8 +103,8 @@ def precompute(
             raise FileNotFoundError(f"{model}: holds no {MOTION_ENCODER}/config.json")
         MotionEncoder.from_pretrained(trained, low_cpu_mem_usage=False)  # here, where it fails in one line
         sound.save_pretrained(scratch)
-        _place(trained, beside(output, MOTION_ENCODER))
-        _place(Path(scratch), beside(output, AUDIO_ENCODER))
+        _place(trained, sibling_uri(output, MOTION_ENCODER))
+        _place(Path(scratch), sibling_uri(output, AUDIO_ENCODER))
 
     place.filesystem.create_dir(place.path, recursive=True)
     there = place.sizes()
@@ -175,8 +175,8 @@ def _encoding(jobs: list[ShardJob], output: str, pool: Pool, start_timeout_s: in
         return ray.data.from_arrow([pack(job) for job in jobs]).map_batches(
             ShardEncoder,  # pyright: ignore
             fn_constructor_kwargs={
-                "motion": beside(output, MOTION_ENCODER),
-                "sound": beside(output, AUDIO_ENCODER),
+                "motion": sibling_uri(output, MOTION_ENCODER),
+                "sound": sibling_uri(output, AUDIO_ENCODER),
                 "decoders": max(int(pool.cpus), 1),
                 "device": "cuda" if pool.gpus else "cpu",
             },
@@ -235,7 +235,7 @@ def _place(folder: Path, target: str) -> None:
     there = place.sizes()
     for file in sorted(folder.iterdir()):
         if file.name not in there:
-            with place.replace(file.name) as stream:
+            with place.atomic_write(file.name) as stream:
                 stream.write(file.read_bytes())
             continue
         with place.open(file.name) as stream:

@@ -33,7 +33,7 @@ from xactor_platform.data.face_video import ClipSamples, face_video
 from xactor_platform.data.index import load_index
 from xactor_platform.data.shards import ShardWriter
 from xactor_platform.precompute.worker import start_worker
-from xactor_platform.storage.location import Location, beside
+from xactor_platform.storage.location import Location, sibling_uri
 
 SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp"}
 LEAST_S = 1.0
@@ -108,7 +108,7 @@ def shards_from_videos(
         raise ValueError(f"workers must be >= 1, got {workers}")
     if crops and (crops < 32 or crops % 2):
         raise ValueError(f"crops must be 0, or even and >= 32, got {crops}")
-    crops_output = crops_output or beside(output, "videos")
+    crops_output = crops_output or sibling_uri(output, "videos")
     if crops and Path(crops_output) in (Path(videos).absolute(), Path(output).absolute()):
         raise ValueError(f"crops_output must be a folder of its own, got {crops_output}")
     files = find_videos(videos)

@@ -1,4 +1,4 @@
-"""A row's files: where they are, and as local ones for as long as they are needed."""
+"""Open, fetch and hash single files named by a local path or a URI."""
 
 import hashlib
 import tempfile
@@ -8,11 +8,15 @@ from pathlib import Path
 
 from pyarrow import NativeFile, fs
 
-_PIECE = 1 << 20
+_BLOCK_BYTES = 1 << 20
 
 
 def open_file(uri: str) -> tuple[fs.FileSystem, str, int]:
-    """Its filesystem, path and size. ValueError: there is none, or it is a folder."""
+    """Return a file's filesystem, its path there and its size in bytes.
+
+    Raises:
+        ValueError: the file does not exist, is a folder or cannot be opened.
+    """
     try:
         if "://" in uri:
             filesystem, path = fs.FileSystem.from_uri(uri)
@@ -28,31 +32,39 @@ def open_file(uri: str) -> tuple[fs.FileSystem, str, int]:
 
 @contextmanager
 def local_file(uri: str) -> Iterator[Path]:
-    """The file on this machine; fetched for the block where it is elsewhere. ValueError: see `open_file`."""
+    """Give the path of a file on this machine. A remote file is downloaded, and deleted when the block ends.
+
+    Raises:
+        ValueError: see `open_file`.
+    """
     filesystem, path, _ = open_file(uri)
     if isinstance(filesystem, fs.LocalFileSystem):
         yield Path(path)
         return
-    with tempfile.TemporaryDirectory(prefix="xactor-dub-") as folder:
+    with tempfile.TemporaryDirectory(prefix="xactor-") as folder:
         copy = Path(folder, Path(path).name)
         with filesystem.open_input_stream(path) as stream, copy.open("wb") as file:
-            for piece in pieces(stream):
-                file.write(piece)
+            for block in _blocks(stream):
+                file.write(block)
         yield copy
 
 
-def digest_of(uri: str, most_bytes: int) -> str:
-    """SHA-256 of a file's content. ValueError: it cannot be opened, or is larger than `most_bytes`."""
+def file_digest(uri: str, max_bytes: int) -> str:
+    """Return the SHA-256 of a file's content.
+
+    Raises:
+        ValueError: the file cannot be opened or is larger than `max_bytes`.
+    """
     filesystem, path, size = open_file(uri)
-    if size > most_bytes:
-        raise ValueError(f"{uri}: {size} bytes are more than {most_bytes}, the most that is taken")
-    digest = hashlib.sha256()
+    if size > max_bytes:
+        raise ValueError(f"{uri}: has {size} bytes, at most {max_bytes} are allowed")
+    sha = hashlib.sha256()
     with filesystem.open_input_stream(path) as stream:
-        for piece in pieces(stream):
-            digest.update(piece)
-    return digest.hexdigest()
+        for block in _blocks(stream):
+            sha.update(block)
+    return sha.hexdigest()
 
 
-def pieces(stream: NativeFile) -> Iterator[bytes]:
-    while piece := stream.read(_PIECE):
-        yield piece
+def _blocks(stream: NativeFile) -> Iterator[bytes]:
+    while block := stream.read(_BLOCK_BYTES):
+        yield block

@@ -1,40 +1,46 @@
-"""A folder named by a URI: local, s3://, gs:// or file://, through pyarrow's filesystems."""
+"""Read and write folders named by a URI (local path, s3://, gs://, file://) through pyarrow's filesystems."""
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 from pyarrow import NativeFile, fs
+
+from xactor.atomic_path import atomic_path
 
 
 @dataclass(frozen=True)
 class Location:
-    """A folder, and what the platform does in it.
-
-    `uri` is what the user wrote and what errors name; query options such as `?region=...` stay in the
-    filesystem and are not part of `path`.
-    """
+    """Represent a folder on one of pyarrow's filesystems."""
 
     uri: str
+    """The URI or path that the user gave. Error messages name it."""
     filesystem: fs.FileSystem
+    """The filesystem of the URI. Query options such as `?region=...` are its settings."""
     path: str
+    """The folder's path within `filesystem`, without query options."""
 
     @staticmethod
     def parse(uri: str) -> "Location":
-        """The location of a URI or of a plain local path. ValueError for an unknown scheme."""
+        """Return the location of a URI or of a plain local path. Raise ValueError for an unknown scheme."""
         return _parse(os.fspath(uri))
 
     @property
     def is_local(self) -> bool:
+        """Tell whether the folder is on this machine's filesystem."""
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def sizes(self) -> dict[str, int]:
-        """Names and sizes in bytes of the files directly in the folder, sorted by name.
+        """Return the names and sizes in bytes of the files directly in the folder, sorted by name.
 
-        FileNotFoundError where there is no such folder, NotADirectoryError where it is a file.
+        Raises:
+            FileNotFoundError: the folder does not exist.
+            NotADirectoryError: the location is a file.
         """
         kind = self.filesystem.get_file_info(self.path).type
         if kind == fs.FileType.File:
@@ -45,58 +51,91 @@ class Location:
         return {i.base_name: i.size for i in sorted(found, key=lambda i: i.base_name) if i.is_file}
 
     def entries(self, folder: str = "") -> list[fs.FileInfo]:
-        """What lies directly in this folder, or in one of its own; nothing where there is none.
-
-        That a store has nothing is believed when it says so twice: an answer that is cut within its headers reads as
-        an empty one.
-        """
+        """Return the files and folders directly in this folder, or in a subfolder. Empty if it does not exist."""
         path = f"{self.path}/{folder}" if folder else self.path
         selector = fs.FileSelector(path, allow_not_found=True)
         found = self.filesystem.get_file_info(selector)
+        # An object store's response that is cut within its headers reads as an empty listing: ask twice.
         return found if found or self.is_local else self.filesystem.get_file_info(selector)
 
     def open(self, name: str) -> NativeFile:
-        """A file for ranged reads (`read_at`), safe to share between threads."""
+        """Open a file for ranged reads (`read_at`). Threads may share it."""
         return self.filesystem.open_input_file(f"{self.path}/{name}")
 
     def delete(self, name: str) -> None:
+        """Delete a file. Raise FileNotFoundError if it does not exist."""
         self.filesystem.delete_file(f"{self.path}/{name}")
 
     @contextmanager
-    def replace(self, name: str) -> Iterator[NativeFile]:
-        """A stream that becomes the file when the block ends, and nothing at all when it raises.
+    def atomic_write(self, name: str) -> Iterator[NativeFile]:
+        """Give a stream whose content becomes the file when the block ends, and nothing if the block raises.
 
-        The name may have folders in front, which are made.
-
-        Closing an object store's stream completes its upload whatever happened before, so the bytes go
-        under a name that no reader takes and are moved at the end.
+        Args:
+            name: the file's name. It may start with folders, which are created.
         """
-        self.filesystem.create_dir(os.path.dirname(f"{self.path}/{name}"), recursive=True)
-        part = f"{self.path}/{name}.{uuid.uuid4().hex[:8]}.part"
-        try:
-            with self.filesystem.open_output_stream(part) as stream:
+        target = f"{self.path}/{name}"
+        self.filesystem.create_dir(os.path.dirname(target), recursive=True)
+        if self.is_local:
+            with atomic_path(target) as partial, self.filesystem.open_output_stream(str(partial)) as stream:
                 yield stream
-            self.filesystem.move(part, f"{self.path}/{name}")
+            return
+        # Closing an object store's stream completes its upload even after an error. So the bytes go to a name that
+        # no reader looks for, and are moved at the end.
+        partial = f"{target}.{uuid.uuid4().hex[:8]}.partial"
+        try:
+            with self.filesystem.open_output_stream(partial) as stream:
+                yield stream
+            self.filesystem.move(partial, target)
         except BaseException:
             with suppress(OSError):
-                self.filesystem.delete_file(part)
+                self.filesystem.delete_file(partial)
             raise
+
+    def upload_folder(self, source: str | Path, name: str) -> None:
+        """Copy a local folder to the subfolder `name`, in place of the old one.
+
+        On a local filesystem the old folder stays until the new one is complete. An object store cannot rename
+        folders: there the old one is deleted first, so that files of both are never mixed.
+
+        No two processes may upload to the same name at the same time.
+        """
+        target = f"{self.path}/{name}"
+        if not self.is_local:
+            self._delete_folder(target)
+            fs.copy_files(str(source), target, destination_filesystem=self.filesystem)
+            return
+        # A process that was killed leaves its partial copy.
+        for leftover in Path(self.path).glob(f".{name}.*.partial"):
+            shutil.rmtree(leftover)
+        with atomic_path(target) as partial:
+            partial.mkdir(parents=True)
+            fs.copy_files(str(source), str(partial), destination_filesystem=self.filesystem)
+            self._delete_folder(target)
+
+    def _delete_folder(self, path: str) -> None:
+        if self.filesystem.get_file_info(path).type != fs.FileType.NotFound:
+            self.filesystem.delete_dir(path)
 
 
 def check_output(uri: str) -> None:
-    """ValueError: nothing can be written there."""
+    """Raise ValueError if no file can be written to the folder."""
     place = Location.parse(uri)
     name = f".{uuid.uuid4().hex}"
     try:
-        with place.replace(name) as file:
+        with place.atomic_write(name) as file:
             file.write(b"")
         place.delete(name)
     except OSError as error:
         raise ValueError(f"{uri}: cannot be written to ({error})") from error
 
 
-def beside(uri: str, name: str) -> str:
-    """The path or URI of a folder in the same parent. ValueError for a bucket, which has none."""
+def absolute(uri: str) -> str:
+    """Return a local path as an absolute one, `~` expanded, and a URI as it is."""
+    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+
+
+def sibling_uri(uri: str, name: str) -> str:
+    """Return the path or URI of `name` in the parent folder of `uri`. Raise ValueError for a bucket."""
     if "://" not in uri:
         return os.path.join(os.path.dirname(os.path.abspath(os.path.expanduser(uri))), name)
     place, mark, query = uri.partition("?")
@@ -107,8 +146,8 @@ def beside(uri: str, name: str) -> str:
     return f"{scheme}://{parent}/{name}{mark}{query}"
 
 
-def inside(uri: str, name: str) -> str:
-    """The path or URI of what lies in a folder, its query options kept."""
+def child_uri(uri: str, name: str) -> str:
+    """Return the path or URI of `name` in the folder `uri`, with the query options of `uri`."""
     place, mark, query = uri.partition("?") if "://" in uri else (uri, "", "")
     return f"{place.rstrip('/')}/{name}{mark}{query}"
 

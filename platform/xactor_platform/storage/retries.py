@@ -1,4 +1,4 @@
-"""Patience with storage: what fails for a moment is tried again, what fails for good is named."""
+"""Retry storage operations that fail for a moment, and raise at once when a retry would not help."""
 
 import errno
 from collections.abc import Callable
@@ -6,60 +6,63 @@ from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
-PATIENCE_S = 60.0  # an object store's bad minute; a run may be given more
-_FOR_GOOD = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
-_FOR_GOOD_NUMBERS = {errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL}
-_FOR_GOOD_WORDS = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH")
+STORAGE_TIMEOUT_S = 60.0
+_LOG_EVERY_S = 10.0
+_PERMANENT = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+_PERMANENT_NUMBERS = {errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL}
+_PERMANENT_WORDS = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH")
 
 Result = TypeVar("Result")
 
 
-class StorageLost(OSError):
-    """A storage failed for as long as it was given."""
+class StorageUnavailable(OSError):
+    """Report that a storage failed at every retry until the timeout."""
 
 
-def patiently(work: Callable[[], Result], what: str, seconds: float = PATIENCE_S) -> Result:
-    """What `work` gives, tried again while its storage fails for a moment: 500s, cut connections, a full disk.
+def with_retries(work: Callable[[], Result], what: str, timeout_s: float = STORAGE_TIMEOUT_S) -> Result:
+    """Return the result of `work`, called again while it fails with a transient error.
+
+    Transient are, for example, a store's 500 response, a cut connection and a full disk.
 
     Args:
-        work: may run several times, each from the beginning.
-        what: named in messages, such as `runs/tiny/config.json`.
-        seconds: how long to go on trying.
+        work: may run several times, each from its beginning.
+        what: names the file or folder in messages, such as `runs/tiny/config.json`.
+        timeout_s: no retry starts after so many seconds. 0 is one try.
 
     Raises:
-        StorageLost: it failed for so long.
-        OSError: what another try would not change, such as a file that is missing or not allowed.
+        StorageUnavailable: the last try failed with a transient error.
+        OSError: a permanent error, such as a missing file or a missing permission.
     """
-    tries = Retrying(
-        retry=retry_if_exception(may_pass),
+    retrying = Retrying(
+        retry=retry_if_exception(is_transient),
         wait=wait_exponential_jitter(multiplier=0.1, max=10.0),
-        stop=stop_after_delay(seconds),
-        before_sleep=_Saying(what),
+        stop=stop_after_delay(timeout_s),
+        before_sleep=_RetryLog(what),
         reraise=True,
     )
     try:
-        return tries(work)
+        return retrying(work)
     except OSError as error:
-        if may_pass(error):
-            raise StorageLost(f"{what}: the storage failed for {seconds:g} s: {error}") from error
+        if is_transient(error):
+            raise StorageUnavailable(f"{what}: the storage failed for {timeout_s:g} s: {error}") from error
         raise
 
 
-def may_pass(error: BaseException) -> bool:
-    """Whether another try may go well."""
-    if not isinstance(error, OSError) or isinstance(error, (StorageLost, *_FOR_GOOD)):
+def is_transient(error: BaseException) -> bool:
+    """Tell whether a retry may succeed after this error."""
+    if not isinstance(error, OSError) or isinstance(error, (StorageUnavailable, *_PERMANENT)):
         return False
-    return error.errno not in _FOR_GOOD_NUMBERS and not any(word in str(error) for word in _FOR_GOOD_WORDS)
+    return error.errno not in _PERMANENT_NUMBERS and not any(word in str(error) for word in _PERMANENT_WORDS)
 
 
-class _Saying:
-    """Says once, and then each time it takes ten seconds or more, that something is tried again."""
+class _RetryLog:
+    """Print the first retry, and then at most one retry in ten seconds."""
 
     def __init__(self, what: str):
-        self._what, self._said_s = what, float("-inf")
+        self._what, self._logged_s = what, float("-inf")
 
     def __call__(self, state: RetryCallState) -> None:
-        passed = state.seconds_since_start or 0.0
-        if passed - self._said_s >= 10.0 and state.outcome is not None:
-            self._said_s = passed
-            print(f"{self._what}: trying again after {state.outcome.exception()}", flush=True)
+        passed_s = state.seconds_since_start or 0.0
+        if passed_s - self._logged_s >= _LOG_EVERY_S and state.outcome is not None:
+            self._logged_s = passed_s
+            print(f"{self._what}: retrying after {state.outcome.exception()}", flush=True)

@@ -3,10 +3,10 @@
 import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
 from xactor_platform.data.plan import PlanConfig
+from xactor_platform.storage.location import absolute
 
 
 def at_least(owner: object, low: float, *names: str) -> None:
@@ -16,26 +16,22 @@ def at_least(owner: object, low: float, *names: str) -> None:
             raise ValueError(f"{name} must be >= {low:g}, got {getattr(owner, name):g}")
 
 
-def absolute(location: str) -> str:
-    return location if "://" in location else str(Path(location).expanduser().absolute())
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """
     storage: URI under which runs are kept (local, s3://, gs://).
     name: this run's folder there.
     resume: insist on going on; the saved config is the default of every other option.
-    patience_s: how long the storage may fail before the run ends; it trains on meanwhile.
+    storage_timeout_s: how long the storage may fail before the run ends; it trains on meanwhile.
     """
 
     storage: str = "runs"
     name: str = "tiny"
     resume: bool = False
-    patience_s: int = 120
+    storage_timeout_s: int = 120
 
     def __post_init__(self):
-        at_least(self, 0, "patience_s")
+        at_least(self, 0, "storage_timeout_s")
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"run name must be a plain folder name, got {self.name!r}")
 

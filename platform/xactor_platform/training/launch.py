@@ -15,7 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from xactor_platform.cluster.local import free_port
 from xactor_platform.data.fingerprint import fingerprint, refuse_changed_corpus
 from xactor_platform.data.index import load_index
-from xactor_platform.storage.retries import StorageLost
+from xactor_platform.storage.retries import StorageUnavailable
 from xactor_platform.training.capacity import DATA_CPUS, room_for
 from xactor_platform.training.config import StageConfig, as_dict
 from xactor_platform.training.elastic import ElasticTrainer
@@ -27,7 +27,7 @@ from xactor_platform.training.run.lease import LeaseLost, lease
 from xactor_platform.training.run.notices import stopping_by_signal
 from xactor_platform.training.stage import stage_of
 
-NAMED_ENDS = (CollectiveTimeout, OutOfMemory, StorageLost, LeaseLost, OutOfMemoryError)
+NAMED_ENDS = (CollectiveTimeout, OutOfMemory, StorageUnavailable, LeaseLost, OutOfMemoryError)
 EARLIER = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints, before they had manifests
 RESUMABLE = (
     "run",
@@ -67,7 +67,7 @@ def train(config: StageConfig, *, py_modules: list[str] | None = None) -> Outcom
         ValueError, OSError: what cannot work, before anything starts.
         RuntimeError: the run failed; the message names the cause.
     """
-    folder = RunFolder(config.run.storage, config.run.name, config.run.patience_s)
+    folder = RunFolder(config.run.storage, config.run.name, config.run.storage_timeout_s)
     saved = saved_config(folder)
     if saved is None and config.run.resume:
         raise FileNotFoundError(f"nothing to resume: {folder.uri} holds no {CONFIG}")

@@ -67,7 +67,7 @@ def _train(job: Job, watch: Watch) -> bool:
 
     index = load_index(config.data.shards, max_bad_fraction=config.data.max_bad_fraction)
     stage = stage_of(config)(config, job.facts, index, rank=rank, ranks=ranks, device=device)
-    folder = RunFolder(config.run.storage, config.run.name, config.run.patience_s)
+    folder = RunFolder(config.run.storage, config.run.name, config.run.storage_timeout_s)
     checkpoints = Checkpoints(folder, keep=train.keep_checkpoints, keep_best=train.keep_best)
     parameters = sum(p.numel() for p in stage.objective.parameters())
     with newest_checkpoint(checkpoints, parameters) as found:

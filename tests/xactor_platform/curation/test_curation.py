@@ -206,7 +206,7 @@ def test_the_account_counts_what_became_of_all(curated):
     assert set(bill["stage_s"]) == {"probe", "scan", "track", "cut", "sync", "write"}
     assert all(seconds > 0 for seconds in bill["stage_s"].values())
     assert not Path(config.output, ".parts").exists()
-    assert not list(Path(config.output).rglob("*.part"))
+    assert not list(Path(config.output).rglob("*.partial"))
 
 
 class Counting(Track):

@@ -117,7 +117,7 @@ def test_a_folder_that_cannot_be_written_is_indexed_each_time(corpus, monkeypatc
     def refuse(self, name):
         raise PermissionError(13, "read-only", name)
 
-    monkeypatch.setattr(Location, "replace", refuse)
+    monkeypatch.setattr(Location, "atomic_write", refuse)
     with caplog.at_level(logging.WARNING):
         assert load_index(folder).samples == 2
     assert "its index is not kept" in caplog.text

@@ -243,7 +243,7 @@ def test_good_rows_are_made_and_bad_ones_named(bulk, media):
     assert rows[13]["error"]["message"] == "tried 2 times, and its workers died each time"
     assert (rows[14]["id"], rows[14]["status"]) == ("shot", "ok")  # it killed its worker once
     assert {p.stem for p in Path(config.output).glob("*.mp4")} == {*(f"v{n}" for n in range(6)), "shot"}
-    assert not list(Path(config.output).rglob("*.part"))
+    assert not list(Path(config.output).rglob("*.partial"))
     for n in range(6):
         assert len(list(read_frames(Path(config.output, f"v{n}.mp4")))) == 25 * (1 + n % 3)
     bill = outcome.bill

@@ -168,7 +168,7 @@ def test_the_look_knows_what_a_video_was_made_from(stages, media, tmp_path):
         ({"audio": "cut.wav"}, "bad_input", "audio: .*cannot be decoded"),
         ({"audio": "face.png"}, "bad_input", "audio: "),
         ({"audio": "4.wav", "options": replace(FAST, max_seconds=2)}, "too_large", "audio: longer than 2 s"),
-        ({"image": "big"}, "bad_input", "image: .*2097152 bytes are more than 1048576"),
+        ({"image": "big"}, "bad_input", "image: .*has 2097152 bytes, at most 1048576 are allowed"),
     ],
 )
 def test_files_that_are_refused(stages, media, changes, code, says):

@@ -11,8 +11,8 @@ from pyarrow import fs
 from small_run import config_of
 
 from xactor_platform.data.index import load_index
-from xactor_platform.storage.location import Location, inside
-from xactor_platform.storage.retries import StorageLost
+from xactor_platform.storage.location import Location, child_uri
+from xactor_platform.storage.retries import StorageUnavailable
 from xactor_platform.training.launch import train
 from xactor_platform.training.run.checkpoints import Checkpoints, Manifest
 from xactor_platform.training.run.folder import RunFolder
@@ -56,7 +56,7 @@ def faulty(proxy):
 @pytest.fixture(scope="module")
 def in_bucket(bucket, shards) -> str:
     """The corpus, there too."""
-    there = inside(bucket, "shards")
+    there = child_uri(bucket, "shards")
     place = Location.parse(there)
     fs.copy_files(shards, place.path, destination_filesystem=place.filesystem)
     return there
@@ -79,7 +79,7 @@ def test_checkpoints_and_an_index_survive_a_bad_network(bucket, in_bucket, shard
     index, local = load_index(in_bucket), load_index(shards)
     assert index.key.tolist() == local.key.tolist()
     assert index.read(3, "json") == local.read(3, "json")
-    checkpoints = Checkpoints(RunFolder(inside(bucket, "runs"), "parts"), keep=2)
+    checkpoints = Checkpoints(RunFolder(child_uri(bucket, "runs"), "parts"), keep=2)
     weight = torch.randn(300_000, generator=torch.Generator().manual_seed(0))
     for step in range(1, 5):
         checkpoints.write_part(step, 0, "t", {"state/part.pt": {"weight": weight * step}})
@@ -104,9 +104,11 @@ def test_a_listing_that_is_cut_hides_nothing(in_bucket, shards, proxy, request_n
 
 
 def test_a_store_that_is_gone_is_named(bucket, proxy):
-    folder = RunFolder(inside(bucket, "runs"), "gone", patience_s=0)
+    folder = RunFolder(child_uri(bucket, "runs"), "gone", storage_timeout_s=0)
     proxy.gone = True
-    with pytest.raises(StorageLost, match=r"bucket/runs/gone/config\.json: the storage failed for 0 s"):
+    with pytest.raises(
+        StorageUnavailable, match=r"bucket/runs/gone/config\.json: the storage failed for 0 s"
+    ):
         folder.write_text("config.json", "{}")
     proxy.gone = False
     folder.write_text("config.json", "{}")
@@ -115,7 +117,7 @@ def test_a_store_that_is_gone_is_named(bucket, proxy):
 
 @pytest.mark.cluster
 def test_a_run_in_a_bucket_equals_one_here(ray_cluster, bucket, in_bucket, shards, faulty, tmp_path):
-    storage = inside(bucket, "runs")
+    storage = child_uri(bucket, "runs")
     often = {"steps": 9, "evaluate_every": 0, "checkpoint_every": 3}
     outcome = train(config_of(in_bucket, storage, "run", **often))
     assert sum(faulty.faults.values()) >= 10, faulty.faults

@@ -327,4 +327,4 @@ def test_an_export_replaces_the_one_before_whole(tmp_path):
         (source / "motion" / f"{text}.txt").write_text(text)
         folder.upload_folder(source, "export")
     assert [p.name for p in (tmp_path / "run").rglob("*.txt")] == ["new.txt"]
-    assert not (tmp_path / "run" / ".export.part").exists()
+    assert not list((tmp_path / "run").glob("*.partial"))

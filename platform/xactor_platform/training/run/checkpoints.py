@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import torch
 from pyarrow import fs
 
-from xactor_platform.storage.retries import patiently
+from xactor_platform.storage.retries import with_retries
 from xactor_platform.training.run.folder import RunFolder
 
 FORMAT = 1  # of what is written below; a newer one is refused
@@ -109,7 +109,7 @@ class Checkpoints:
 
     def _steps(self) -> list[int]:
         """Of all folders of checkpoints, complete or not, sorted."""
-        found = self._patiently(self._location.entries, self._folder.uri)
+        found = self._with_retries(self._location.entries, self._folder.uri)
         numbers = [
             info.base_name.removeprefix(_PREFIX) for info in found if info.base_name.startswith(_PREFIX)
         ]
@@ -165,10 +165,10 @@ class Checkpoints:
                 torch.save(state, cast(Any, hashed))
             return Written(name, hashed.size, hashed.sha256.hexdigest())
 
-        return self._patiently(write, f"{self._folder.uri}/{path}")
+        return self._with_retries(write, f"{self._folder.uri}/{path}")
 
-    def _patiently(self, work: Callable[[], Result], what: str) -> Result:
-        return patiently(work, what, self._folder.patience_s)
+    def _with_retries(self, work: Callable[[], Result], what: str) -> Result:
+        return with_retries(work, what, self._folder.storage_timeout_s)
 
     def _spare(self, newest: Manifest) -> list[int]:
         complete = [newest] + [m for m in self.complete() if m.step < newest.step]
@@ -188,7 +188,7 @@ class Checkpoints:
             if filesystem.get_file_info(path).type != fs.FileType.NotFound:
                 filesystem.delete_dir(path)
 
-        self._patiently(drop, self.uri(step))
+        self._with_retries(drop, self.uri(step))
 
     # --- reading ---
 
@@ -197,7 +197,7 @@ class Checkpoints:
 
         Raises:
             Corrupt: a file is missing or another than was written.
-            StorageLost: it could not be read for so long.
+            StorageUnavailable: it could not be read for so long.
         """
         with ThreadPoolExecutor(_THREADS) as pool:
             list(
@@ -219,9 +219,9 @@ class Checkpoints:
             return size, sha256.hexdigest()
 
         try:
-            size, digest = self._patiently(read, f"{self._folder.uri}/{folder}/{file.name}")
+            size, digest = self._with_retries(read, f"{self._folder.uri}/{folder}/{file.name}")
             if size != file.size and not self._location.is_local:  # over a connection that was cut, perhaps
-                size, digest = self._patiently(read, f"{self._folder.uri}/{folder}/{file.name}")
+                size, digest = self._with_retries(read, f"{self._folder.uri}/{folder}/{file.name}")
         except FileNotFoundError as error:
             raise Corrupt(f"{file.name} is missing") from error
         if size != file.size:

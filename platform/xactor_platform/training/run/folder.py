@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from pyarrow import fs
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
-from xactor_platform.storage.location import Location, inside
-from xactor_platform.storage.retries import PATIENCE_S, patiently
+from xactor_platform.storage.location import Location, child_uri
+from xactor_platform.storage.retries import STORAGE_TIMEOUT_S, with_retries
 
 CONFIG, METRICS, SAMPLES, BAD, EXPORT, SHEETS = (
     "config.json",
@@ -30,13 +30,13 @@ Result = TypeVar("Result")
 class RunFolder:
     """Reads and writes the files of one run, on any filesystem of pyarrow's.
 
-    Where the storage fails it is tried again, for `patience_s` seconds: then it is StorageLost.
+    An operation that fails is retried for `storage_timeout_s` seconds, then StorageUnavailable is raised.
     """
 
-    def __init__(self, storage: str, name: str, patience_s: float = PATIENCE_S):
+    def __init__(self, storage: str, name: str, storage_timeout_s: float = STORAGE_TIMEOUT_S):
         self.storage = Location.parse(storage)
-        self.location = Location.parse(inside(storage, name))
-        self.patience_s = patience_s
+        self.location = Location.parse(child_uri(storage, name))
+        self.storage_timeout_s = storage_timeout_s
 
     @property
     def uri(self) -> str:
@@ -45,7 +45,7 @@ class RunFolder:
 
     def uri_of(self, name: str) -> str:
         """Of something in it, to be opened."""
-        return inside(self.location.path if self.location.is_local else self.location.uri, name)
+        return child_uri(self.location.path if self.location.is_local else self.location.uri, name)
 
     def write_text(self, name: str, text: str) -> None:
         self.write_bytes(name, text.encode())
@@ -54,12 +54,12 @@ class RunFolder:
         """Whole or not at all. The name may have folders in front."""
 
         def write() -> None:
-            with self.location.replace(name) as stream:
+            with self.location.atomic_write(name) as stream:
                 stream.write(data)
 
-        self._patiently(write, name)
+        self._with_retries(write, name)
 
-    def read_text(self, name: str, patience_s: float | None = None) -> str | None:
+    def read_text(self, name: str, storage_timeout_s: float | None = None) -> str | None:
         """None where there is no such file."""
         path = f"{self.location.path}/{name}"
 
@@ -74,7 +74,7 @@ class RunFolder:
                 raise OSError(f"{len(data)} bytes came of {found.size}")
             return data.decode()
 
-        return self._patiently(read, name, patience_s)
+        return self._with_retries(read, name, storage_timeout_s)
 
     def read_json(self, name: str) -> Any:
         """None where there is no such file. What came over a connection that was cut is read again.
@@ -101,24 +101,8 @@ class RunFolder:
         return rows
 
     def upload_folder(self, source: str | Path, name: str) -> None:
-        """A local folder into the run's: complete, or the old one stays.
-
-        An object store cannot move folders: there the old one goes first, and both are never mixed.
-        """
-        target, part = f"{self.location.path}/{name}", f"{self.location.path}/.{name}.part"
-        filesystem = self.location.filesystem
-
-        def upload() -> None:
-            if not self.location.is_local:
-                self._delete(target)
-                fs.copy_files(str(source), target, destination_filesystem=filesystem)
-                return
-            self._delete(part)
-            fs.copy_files(str(source), part, destination_filesystem=filesystem)
-            self._delete(target)
-            filesystem.move(part, target)
-
-        self._patiently(upload, name)
+        """Copy a local folder into the run's: complete, or the old one stays. See `Location.upload_folder`."""
+        self._with_retries(lambda: self.location.upload_folder(source, name), name)
 
     def delete(self, name: str) -> None:
         """Where there is such a file."""
@@ -127,19 +111,17 @@ class RunFolder:
             with contextlib.suppress(FileNotFoundError):
                 self.location.delete(name)
 
-        self._patiently(delete, name)
+        self._with_retries(delete, name)
 
     def _read_json(self, name: str) -> Any:
         text = self.read_text(name)
         return None if text is None else json.loads(text)
 
-    def _patiently(self, work: Callable[[], Result], name: str, patience_s: float | None = None) -> Result:
-        seconds = self.patience_s if patience_s is None else patience_s
-        return patiently(work, f"{self.uri}/{name}", seconds)
-
-    def _delete(self, path: str) -> None:
-        if self.location.filesystem.get_file_info(path).type != fs.FileType.NotFound:
-            self.location.filesystem.delete_dir(path)
+    def _with_retries(
+        self, work: Callable[[], Result], name: str, storage_timeout_s: float | None = None
+    ) -> Result:
+        seconds = self.storage_timeout_s if storage_timeout_s is None else storage_timeout_s
+        return with_retries(work, f"{self.uri}/{name}", seconds)
 
 
 class RunLog:
@@ -167,8 +149,8 @@ class RunLog:
             self._write_waiting()
 
     def flush(self) -> None:
-        """StorageLost where the lines could not be written for the folder's patience."""
-        patiently(self._write_waiting, f"{self._folder.uri}/{self._name}", self._folder.patience_s)
+        """StorageUnavailable where the lines could not be written within the folder's `storage_timeout_s`."""
+        with_retries(self._write_waiting, f"{self._folder.uri}/{self._name}", self._folder.storage_timeout_s)
         if not self._folder.location.is_local:
             self._folder.write_text(self._name, self._path.read_text())
 

@@ -42,7 +42,7 @@ class Notices:
         if not self._stop and now - self._looked >= self._every_s:
             self._looked = now
             with contextlib.suppress(OSError):  # whoever cannot read now looks again
-                self._stop = self._folder.read_text(ASK, patience_s=0) is not None
+                self._stop = self._folder.read_text(ASK, storage_timeout_s=0) is not None
         ask_ray = now - self._asked_ray >= ASK_RAY_S
         if ask_ray:
             self._asked_ray = now

@@ -89,7 +89,7 @@ class Recorder:
 
     def __init__(self, config: StageConfig, rank: int, flops_per_frame: float | None, *, first_step: int):
         self._config, self._rank, self._first = config, rank, first_step
-        folder = RunFolder(config.run.storage, config.run.name, config.run.patience_s)
+        folder = RunFolder(config.run.storage, config.run.name, config.run.storage_timeout_s)
         wanted = (METRICS, BAD) + ((SAMPLES,) if config.train.log_samples else ())
         rows = folder.read_lines(METRICS) if rank == 0 else []
         self._attempt = max((row.get("attempt", 0) for row in rows), default=0) + 1

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import ray.train
 import torch.distributed as dist
 
-from xactor_platform.storage.retries import StorageLost
+from xactor_platform.storage.retries import StorageUnavailable
 from xactor_platform.training.run.checkpoints import Checkpoints, Corrupt, Manifest
 from xactor_platform.training.run.health import TrainingStopped
 from xactor_platform.training.run.snapshot import TAG
@@ -88,12 +88,12 @@ def _bring(checkpoints: Checkpoints, manifest: Manifest, own: Path | None) -> tu
             folder = str(target)
         except Corrupt as error:
             fault = str(error)
-        except StorageLost as error:  # says nothing of the checkpoint
+        except StorageUnavailable as error:  # says nothing of the checkpoint
             lost = str(error)
     nodes: list[Any] = [None] * ranks
     dist.all_gather_object(nodes, (node, folder, fault, lost))
     if any(lost for *_, lost in nodes):
-        raise StorageLost(max(lost for *_, lost in nodes))
+        raise StorageUnavailable(max(lost for *_, lost in nodes))
     here = max(path for number, path, *_ in nodes if number == node)
     return here, max(fault for _, _, fault, _ in nodes)
 

@@ -72,7 +72,7 @@ class TraceOnDemand:
 
     def _asked(self) -> int | None:
         """For how many steps, if somebody asks. What makes no sense is said in one line, and not asked again."""
-        text = self._folder.read_text(ASK, patience_s=0)  # who cannot read now looks again
+        text = self._folder.read_text(ASK, storage_timeout_s=0)  # who cannot read now looks again
         if text is None:
             return None
         self._folder.location.delete(ASK)

@@ -1,4 +1,4 @@
-"""Checkpoints in a storage: complete or not there, verified, kept by number and score; patience with the storage."""
+"""Checkpoints in a storage: complete or not there, verified, kept by number and score; retries of the storage."""
 
 import errno
 import json
@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from xactor_platform.storage import retries as patience
-from xactor_platform.storage.retries import StorageLost, patiently
+from xactor_platform.storage.retries import StorageUnavailable
 from xactor_platform.training.run import checkpoints as module
 from xactor_platform.training.run.checkpoints import MANIFEST, Checkpoints, Corrupt, Manifest
 from xactor_platform.training.run.folder import RunFolder, RunLog
@@ -34,7 +33,7 @@ class Engine:
 
 @pytest.fixture
 def run(tmp_path) -> RunFolder:
-    return RunFolder(str(tmp_path), "run", patience_s=0)
+    return RunFolder(str(tmp_path), "run", storage_timeout_s=0)
 
 
 def saver_of(
@@ -189,37 +188,6 @@ def test_a_manifest_cut_short_is_said_aloud_and_one_of_a_newer_version_is_refuse
 # --- a storage that fails -------------------------------------------------------------------------------------------
 
 
-def test_what_fails_for_a_moment_is_tried_again(capsys):
-    tries = iter([OSError("AWS Error SLOW_DOWN"), OSError(errno.ENOSPC, "No space left on device"), "done"])
-
-    def work() -> str:
-        got = next(tries)
-        if isinstance(got, OSError):
-            raise got
-        return got
-
-    assert patiently(work, "runs/x/config.json", 10) == "done"
-    assert capsys.readouterr().out.count("runs/x/config.json: trying again") == 1
-
-
-def test_what_fails_for_too_long_is_named_and_what_fails_for_good_at_once():
-    def work() -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(
-        StorageLost, match=r"runs/x: the storage failed for 0\.2 s: .*No space left on device"
-    ):
-        patiently(work, "runs/x", 0.2)
-    for error in (
-        FileNotFoundError("x"),
-        PermissionError("x"),
-        OSError(errno.EROFS, "Read-only file system"),
-        OSError("AWS Error ACCESS_DENIED during PutObject"),
-        StorageLost("inner"),
-    ):
-        assert not patience.may_pass(error)
-
-
 def test_a_full_disk_costs_no_checkpoint_and_no_row(run, monkeypatch):
     """The disk is full at both first tries, and then for good."""
     checkpoints, full = Checkpoints(run), SimpleNamespace(left=0)
@@ -235,11 +203,11 @@ def test_a_full_disk_costs_no_checkpoint_and_no_row(run, monkeypatch):
         return really(*args)
 
     monkeypatch.setattr(torch, "save", write)
-    patient = Checkpoints(RunFolder(run.storage.path, "run", patience_s=5), keep=9)
+    retrying = Checkpoints(RunFolder(run.storage.path, "run", storage_timeout_s=5), keep=9)
     full.left = 2
-    save(patient, 2)
+    save(retrying, 2)
     full.left = 10**9
-    with pytest.raises(StorageLost, match="No space left on device"):
+    with pytest.raises(StorageUnavailable, match="No space left on device"):
         save(checkpoints, 3)
     assert steps(checkpoints) == [2, 1]
 
@@ -249,7 +217,7 @@ def test_a_full_disk_costs_no_checkpoint_and_no_row(run, monkeypatch):
 
     file, log._file = log._file, FullFile()  # pyright: ignore
     log.write({"step": 2})
-    with pytest.raises(StorageLost, match=r"metrics\.jsonl"):
+    with pytest.raises(StorageUnavailable, match=r"metrics\.jsonl"):
         log.flush()
     log._file = file
     log.write({"step": 3})
