@@ -15,10 +15,11 @@ def test_platform_folder_never_shadows_pythons_module():
     assert not run.stdout.startswith(str(ROOT))
 
 
-def test_xactor_imports_neither_ray_nor_deepspeed():
+def test_xactor_imports_neither_ray_nor_deepspeed_nor_pebble():
     code = (
         "import sys, pkgutil, importlib, xactor\n"
-        "sys.modules.update(dict.fromkeys(('ray', 'deepspeed', 'webdataset', 'xactor_platform', 'xactor_serving')))\n"
+        "missing = ('ray', 'deepspeed', 'webdataset', 'pebble', 'xactor_platform', 'xactor_serving')\n"
+        "sys.modules.update(dict.fromkeys(missing))\n"
         "for m in pkgutil.walk_packages(xactor.__path__, 'xactor.'): importlib.import_module(m.name)\n"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -10,9 +10,8 @@ from av.error import FFmpegError
 from xactor.media.container import open_container
 from xactor.media.span import read_span
 from xactor_platform.curation.files import open_video, size_of
-from xactor_platform.curation.guard import Bad
 from xactor_platform.curation.parts import Parts
-from xactor_platform.curation.stage import Stage
+from xactor_platform.curation.stage import Bad, Stage
 from xactor_platform.curation.work import Facts, Probed, Video
 
 

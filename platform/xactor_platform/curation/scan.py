@@ -10,10 +10,9 @@ from xactor.rates import FPS, SAMPLE_RATE_HZ, SAMPLES_PER_FRAME
 from xactor_platform.bulk.pool import Spent
 from xactor_platform.curation.config import LONGEST_S, SHORTEST_S
 from xactor_platform.curation.files import open_video
-from xactor_platform.curation.guard import Bad
 from xactor_platform.curation.parts import Parts
 from xactor_platform.curation.shots import THUMBNAIL_PX, shot_starts
-from xactor_platform.curation.stage import Stage
+from xactor_platform.curation.stage import Bad, Stage
 from xactor_platform.curation.work import SPARE_FRAMES, Clip, Ended, Piece, Probed, Segment
 
 SILENCE = 1e-3  # no sample of a silent recording is louder
@@ -58,7 +57,7 @@ class Scan(Stage):
 
     def called(self, work: Any) -> list[Any]:
         probed, spans, finished = work
-        found, samples = self._guard((probed, spans), self.patience_s(work))
+        found, samples = self.sandboxed((probed, spans), self.patience_s(work))
         if spans is None:
             Parts(self._output, probed.video.key).cut(found)
         return [finished.get(n) or piece for n, piece in enumerate(pieces_of(probed, found, samples))]

@@ -1,18 +1,35 @@
 """A stage's actors: they take one piece of work after another, and what fails is a clip's fate, not the job's end."""
 
+import atexit
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from xactor.rates import FPS
+from xactor.sandbox import Sandbox, SandboxError
 from xactor_platform.bulk.pool import Spent, added, nothing, pack, unpack
-from xactor_platform.curation.guard import Bad, Guard
 from xactor_platform.curation.parts import Parts
 from xactor_platform.curation.work import Clip, Ended, Fate, Piece, Probed, Video, fate_of
+
+_sandboxed_work: Callable[[Any], Any]
+
+
+class Bad(Exception):
+    """A video or piece cannot be used.
+
+    Attributes:
+        reason: one word to count by.
+        detail: one sentence.
+    """
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
 
 
 class Stage:
@@ -32,7 +49,13 @@ class Stage:
     def __init__(self, *, output: str, patience: float, memory_gib: float, **arguments: Any):
         self._output, self._patience = output, patience
         if self.guarded:
-            self._guard = Guard(type(self).make, arguments, int(memory_gib * 2**30))
+            # Ray ends an actor's children before the actor, which would report each of them as it exits.
+            atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)
+            self._sandbox = Sandbox(
+                processes=1,
+                memory_bytes=int(memory_gib * 2**30),
+                prepare=partial(_prepare, type(self).make, arguments),
+            )
         else:
             self._work = type(self).make(**arguments)
 
@@ -53,6 +76,8 @@ class Stage:
             made = self.called(work)
         except Bad as error:
             made = [self.refused(work, error.reason, error.detail)]
+        except SandboxError as error:
+            made = [self.refused(work, error.reason, str(error))]
         except MemoryError:
             made = [self.refused(work, "too_much_memory", "takes more memory than there is")]
         except ValueError as error:
@@ -62,7 +87,11 @@ class Stage:
 
     def called(self, work: Any) -> list[Any]:
         """The work itself."""
-        return self._guard(work, self.patience_s(work)) if self.guarded else self._work(work)
+        return self.sandboxed(work, self.patience_s(work)) if self.guarded else self._work(work)
+
+    def sandboxed(self, work: Any, timeout_s: float) -> Any:
+        """Do the work in the sandbox."""
+        return self._sandbox.submit(_do, work, timeout_s=timeout_s).result()
 
     def spent(self, work: Any) -> Spent:
         """What earlier stages took for it."""
@@ -129,3 +158,15 @@ def said(video: Video, detail: str) -> str:
 
 def clip_key(piece: Piece, number: int) -> str:
     return f"{piece.video.key}-{piece.number:04d}-{number:02d}"
+
+
+def _prepare(make: Callable[..., Callable[[Any], Any]], arguments: dict[str, Any]) -> None:
+    """Make the work once, in a process of the sandbox."""
+    global _sandboxed_work
+    os.environ["OMP_NUM_THREADS"] = "1"
+    _sandboxed_work = make(**arguments)
+
+
+def _do(work: Any) -> Any:
+    """Do the prepared work, in a process of the sandbox."""
+    return _sandboxed_work(work)

@@ -1,7 +1,5 @@
 """Curation's stages without Ray: sound beside pictures, shots, measures, names, and bounds on what strangers made."""
 
-import os
-import time
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +11,6 @@ from xactor.media import read_audio, read_frames, write_video
 from xactor_platform.curation.config import Gates
 from xactor_platform.curation.cut import Cut
 from xactor_platform.curation.files import key_of, list_videos
-from xactor_platform.curation.guard import Bad, Guard
 from xactor_platform.curation.measures import blur, face_thumbnail, occluded, speech_db
 from xactor_platform.curation.parts import Parts
 from xactor_platform.curation.probe import look
@@ -165,38 +162,6 @@ def test_keys_are_plain_and_each_files_own(tmp_path):
         list_videos(str(tmp_path / "none"))
     with pytest.raises(ValueError, match="no videos found"):
         list_videos(str(tmp_path))
-
-
-def does(how: str):
-    """For a process that may die."""
-
-    def work(given):
-        if given == "sleep":
-            time.sleep(60)
-        if given == "die":
-            os._exit(7)
-        if given == "eat":
-            return bytearray(3 << 30)
-        if given == "raise":
-            raise ValueError("no good")
-        return how + given
-
-    return work
-
-
-def test_what_strangers_made_is_bounded_in_time_and_memory():
-    guard = Guard(does, {"how": "well "}, memory_bytes=2 << 30)
-    try:
-        assert guard("done", 10) == "well done"
-        for given, reason in (("die", "crashed"), ("eat", "too_much_memory"), ("sleep", "too_slow")):
-            with pytest.raises(Bad) as caught:
-                guard(given, 0.5 if given == "sleep" else 20)
-            assert caught.value.reason == reason
-        with pytest.raises(ValueError, match="no good"):
-            guard("raise", 10)
-        assert guard("again", 60) == "well again"
-    finally:
-        guard.close()
 
 
 def test_what_is_finished_is_read_back(tmp_path):

@@ -1,0 +1,105 @@
+"""The sandbox bounds its calls in time and memory, survives their crashes and ends with its owner."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import CancelledError
+
+import psutil
+import pytest
+
+from xactor.sandbox import Crashed, Sandbox, SandboxError, TooMuchMemory, TooSlow
+
+prepared: list[str] = []
+
+
+def prepare() -> None:
+    prepared.append("well")
+
+
+def work(task: str) -> str:
+    if task == "sleep":
+        time.sleep(60)
+    if task == "die":
+        os._exit(7)
+    if task == "eat":
+        bytearray(3 << 30)
+    if task == "raise":
+        raise ValueError("no good")
+    print("libraries' warnings", file=sys.stderr)
+    return f"{prepared[0]} {task}"
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    sandbox = Sandbox(processes=1, memory_bytes=2 << 30, prepare=prepare)
+    yield sandbox
+    sandbox.close()
+
+
+@pytest.mark.parametrize(
+    ("task", "timeout_s", "error", "says"),
+    [
+        ("die", 20, Crashed, "exit code 7"),
+        ("eat", 20, TooMuchMemory, "more than 2048 MiB"),
+        ("sleep", 0.5, TooSlow, "longer than 0.5 s"),
+        ("raise", 20, ValueError, "no good"),
+    ],
+)
+def test_a_bad_call_is_told_apart_and_the_next_one_works(sandbox, task, timeout_s, error, says):
+    with pytest.raises(error, match=says):
+        sandbox.submit(work, task, timeout_s=timeout_s).result()
+    assert sandbox.submit(work, "done", timeout_s=60).result() == "well done"
+
+
+def test_reasons_differ():
+    reasons = {kind.reason for kind in SandboxError.__subclasses__()}
+    assert reasons == {"too_slow", "too_much_memory", "crashed"}
+
+
+def test_a_cancelled_call_frees_its_process(sandbox):
+    running = sandbox.submit(work, "sleep", timeout_s=60)
+    time.sleep(0.5)
+    assert running.cancel()
+    with pytest.raises(CancelledError):
+        running.result()
+    assert sandbox.submit(work, "done", timeout_s=60).result(timeout=30) == "well done"
+
+
+def test_processes_outlive_the_thread_that_made_the_sandbox():
+    made: list[Sandbox] = []
+    thread = threading.Thread(target=lambda: made.append(Sandbox(processes=1, memory_bytes=2 << 30)))
+    thread.start()
+    thread.join()
+    try:
+        first = made[0].submit(os.getpid, timeout_s=20).result()
+        assert made[0].submit(os.getpid, timeout_s=20).result() == first
+    finally:
+        made[0].close()
+
+
+def test_processes_end_with_their_owner():
+    """A call that runs is no reason to stay: the owner is killed, and nobody waits for the result."""
+    code = (
+        "import os, time\n"
+        "from xactor.sandbox import Sandbox\n"
+        "if __name__ == '__main__':\n"
+        "    sandbox = Sandbox(processes=1, memory_bytes=2 << 30)\n"
+        "    print(sandbox.submit(os.getpid, timeout_s=60).result(), flush=True)\n"
+        "    sandbox.submit(time.sleep, 60, timeout_s=90).result()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        child = psutil.Process(int(owner.stdout.readline()))
+        time.sleep(0.5)
+        owner.send_signal(signal.SIGKILL)
+        child.wait(timeout=10)
+
+
+def test_a_missing_pebble_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pebble", None)
+    with pytest.raises(ImportError, match=r"install xactor\[serving\]"):
+        Sandbox(processes=1, memory_bytes=2 << 30)
