@@ -134,7 +134,9 @@ class Sandbox:
             case TimeoutError():
                 translated = TooSlow(f"takes longer than {timeout_s:g} s, the timeout")
             case MemoryError():
-                translated = TooMuchMemory(f"takes more than {self._memory_bytes >> 20} MiB of memory, the bound")
+                translated = TooMuchMemory(
+                    f"takes more than {self._memory_bytes >> 20} MiB of memory, the bound"
+                )
             case ProcessExpired():
                 translated = Crashed(f"kills the process that decodes it (exit code {error.exitcode})")
             case _:
