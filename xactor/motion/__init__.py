@@ -1,10 +1,15 @@
 """The motion model: transformer, diffusion forcing, sampling."""
 
-from xactor.motion.engine import EngineFull, MotionEngine, MotionStream, sample_motion, stream_motion
-from xactor.motion.forcing import DiffusionForcing, ForcingBatch, ForcingConfig, draw
-from xactor.motion.sampling import SamplingConfig
-from xactor.motion.scheduler import MotionScheduler
-from xactor.motion.transformer import MotionTransformer, MotionTransformerConfig
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xactor.motion.engine import EngineFull, MotionEngine, MotionStream, sample_motion, stream_motion
+    from xactor.motion.forcing import DiffusionForcing, ForcingBatch, draw
+    from xactor.motion.forcing_config import ForcingConfig
+    from xactor.motion.sampling import SamplingConfig
+    from xactor.motion.scheduler import MotionScheduler
+    from xactor.motion.transformer import MotionTransformer, MotionTransformerConfig
 
 __all__ = [
     "DiffusionForcing",
@@ -21,3 +26,26 @@ __all__ = [
     "sample_motion",
     "stream_motion",
 ]
+
+_HOMES = {
+    "DiffusionForcing": "xactor.motion.forcing",
+    "EngineFull": "xactor.motion.engine",
+    "ForcingBatch": "xactor.motion.forcing",
+    "ForcingConfig": "xactor.motion.forcing_config",
+    "MotionEngine": "xactor.motion.engine",
+    "MotionScheduler": "xactor.motion.scheduler",
+    "MotionStream": "xactor.motion.engine",
+    "MotionTransformer": "xactor.motion.transformer",
+    "MotionTransformerConfig": "xactor.motion.transformer",
+    "SamplingConfig": "xactor.motion.sampling",
+    "draw": "xactor.motion.forcing",
+    "sample_motion": "xactor.motion.engine",
+    "stream_motion": "xactor.motion.engine",
+}
+
+
+def __getattr__(name: str):
+    # Import on first use, so that configurations parse without torch.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

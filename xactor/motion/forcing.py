@@ -1,33 +1,16 @@
 """Diffusion forcing: the training objective of the motion model, with the ablations of Table 2 (Paper 3.3)."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from xactor.motion.forcing_config import ForcingConfig
 from xactor.motion.masks import real_frames
 from xactor.motion.scheduler import MAX_LEVEL, MotionScheduler
 from xactor.motion.transformer import MotionTransformer
 from xactor.randomness import keyed_generator
-
-
-@dataclass(frozen=True, kw_only=True)
-class ForcingConfig:
-    """
-    forcing: `diffusion` (noised history, Equation 3) or `teacher` (clean history, Equation 2).
-    noise: one level `per_frame` (the paper's asynchronous scheme) or `per_chunk`.
-    audio_drop: with what probability a sample's whole audio is dropped.
-    """
-
-    forcing: Literal["diffusion", "teacher"] = "diffusion"
-    noise: Literal["per_frame", "per_chunk"] = "per_frame"
-    audio_drop: float = 0.1
-
-    def __post_init__(self):
-        if not 0 <= self.audio_drop <= 1:
-            raise ValueError(f"audio_drop must be within 0..1, got {self.audio_drop}")
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,11 @@ and FlexAttention's `mask_mod`.
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Attention = Literal["chunk", "causal"]
+from xactor.motion.forcing_config import Attention
 
 
 def chunk_causal(q, kv, chunk_frames: int):

@@ -1,11 +1,24 @@
 """The renderer: motion latents and one portrait to frames (Paper 3.1)."""
 
-from xactor.render.motion_encoder import MotionEncoder
-from xactor.render.objective import PHASES, ObjectiveConfig, Phase, RenderObjective
-from xactor.render.parts import Parts, ddim_scheduler, published_parts, random_parts
-from xactor.render.reference import ReferenceUNet
-from xactor.render.renderer import Blend, Cutter, Reference, RenderConfig, Renderer, Window, render_windows
-from xactor.render.unet import RendererUNet
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xactor.render.motion_encoder import MotionEncoder
+    from xactor.render.objective import RenderObjective
+    from xactor.render.objective_config import PHASES, ObjectiveConfig, Phase
+    from xactor.render.parts import Parts, ddim_scheduler, published_parts, random_parts
+    from xactor.render.reference import ReferenceUNet
+    from xactor.render.renderer import (
+        Blend,
+        Cutter,
+        Reference,
+        RenderConfig,
+        Renderer,
+        Window,
+        render_windows,
+    )
+    from xactor.render.unet import RendererUNet
 
 __all__ = [
     "PHASES",
@@ -27,3 +40,31 @@ __all__ = [
     "random_parts",
     "render_windows",
 ]
+
+_HOMES = {
+    "Blend": "xactor.render.renderer",
+    "Cutter": "xactor.render.renderer",
+    "MotionEncoder": "xactor.render.motion_encoder",
+    "ObjectiveConfig": "xactor.render.objective_config",
+    "PHASES": "xactor.render.objective_config",
+    "Parts": "xactor.render.parts",
+    "Phase": "xactor.render.objective_config",
+    "Reference": "xactor.render.renderer",
+    "ReferenceUNet": "xactor.render.reference",
+    "RenderConfig": "xactor.render.renderer",
+    "RenderObjective": "xactor.render.objective",
+    "Renderer": "xactor.render.renderer",
+    "RendererUNet": "xactor.render.unet",
+    "Window": "xactor.render.renderer",
+    "ddim_scheduler": "xactor.render.parts",
+    "published_parts": "xactor.render.parts",
+    "random_parts": "xactor.render.parts",
+    "render_windows": "xactor.render.renderer",
+}
+
+
+def __getattr__(name: str):
+    # Import on first use, so that configurations parse without torch.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

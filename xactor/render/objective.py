@@ -1,8 +1,7 @@
 """The loss of stage 1: a frame noised and denoised from a reference and the latent of its own motion (Paper 3.1)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -15,41 +14,10 @@ from xactor.render.augment import DRIVING, PERSON, Augmentation, augment
 from xactor.render.autoencoder import encode, reconstruction_loss
 from xactor.render.frames import to_model
 from xactor.render.motion_encoder import MotionEncoder
+from xactor.render.objective_config import ObjectiveConfig, Phase
 from xactor.render.prediction import predict
 from xactor.render.reference import ReferenceUNet
 from xactor.render.unet import RendererUNet
-
-# vae: the autoencoder, where it is trained from nothing. motion: the motion encoder alone. frames: everything but time.
-# temporal: the layers over time.
-Phase = Literal["vae", "motion", "frames", "temporal"]
-PHASES: tuple[Phase, ...] = ("vae", "motion", "frames", "temporal")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """
-    kl_weight: of the KL divergence of z from the standard normal, summed over z, beside the mean squared error.
-    motion_drop: how often the motion is dropped, for classifier-free guidance.
-    motion_weight: of how badly the difference of two frames' z moves a thumbnail of the one to the other. It shows
-        E_mot what moves from the first step on; the way through the UNet does so only once the reference is heard, and
-        by then z has died out. X-NeMo has a second decoder for the same.
-    mouth_weight: how much the mouth counts there beyond the rest of the face crop's 1: it is small, and speech is seen
-        in it.
-    person_weight: of the part of z that the frames of a clip have in common, 0..1: who it is, and not what it does.
-    """
-
-    kl_weight: float = 1e-5
-    motion_drop: float = 0.1
-    motion_weight: float = 1.0
-    mouth_weight: float = 2.0
-    person_weight: float = 0.003
-
-    def __post_init__(self):
-        for name in ("kl_weight", "motion_weight", "mouth_weight", "person_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
-        if not 0 <= self.motion_drop < 1:
-            raise ValueError(f"motion_drop must be within 0..1, got {self.motion_drop}")
 
 
 class RenderObjective(nn.Module):

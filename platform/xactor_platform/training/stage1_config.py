@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Literal, Self
 
-from xactor.render import PHASES, ObjectiveConfig, Phase
+from xactor.render.objective_config import PHASES, ObjectiveConfig, Phase
 from xactor_platform.data.plan import PlanConfig
 from xactor_platform.training.config import (
     DataConfig,

@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
-from xactor.motion import ForcingConfig
-from xactor.motion.masks import Attention
+from xactor.motion.forcing_config import Attention, ForcingConfig
 from xactor_platform.data.plan import PlanConfig
 from xactor_platform.training.config import (
     DataConfig,

@@ -1,0 +1,41 @@
+"""Configure the loss of stage 1. Imports no torch: command lines read this module."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Phase = Literal["vae", "motion", "frames", "temporal"]
+"""A phase of stage 1.
+
+`vae` trains the autoencoder where it starts from random weights. `motion` trains the motion encoder alone. `frames`
+trains everything but the temporal layers on single frames. `temporal` trains the temporal layers.
+"""
+
+PHASES: tuple[Phase, ...] = ("vae", "motion", "frames", "temporal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """Configure the loss of stage 1."""
+
+    kl_weight: float = 1e-5
+    """Weight, >= 0, of the KL divergence of z from the standard normal, summed over z, next to the mean squared
+    error."""
+    motion_drop: float = 0.1
+    """Probability, 0 <= p < 1, that the motion is dropped, for classifier-free guidance."""
+    motion_weight: float = 1.0
+    """Weight, >= 0, of the error of moving a thumbnail of one frame to another by the difference of their z.
+
+    This loss shows E_mot from the first step on what moves. The gradient through the UNet does so only once the
+    reference is used, and by then z has collapsed. X-NeMo has a second decoder for the same purpose."""
+    mouth_weight: float = 2.0
+    """Additional weight, >= 0, of the mouth in that error, where the rest of the face crop has weight 1. The mouth is
+    small, and speech is seen in it."""
+    person_weight: float = 0.003
+    """Weight, >= 0, of the component of z that the frames of a clip share: the identity, not the motion."""
+
+    def __post_init__(self):
+        for name in ("kl_weight", "motion_weight", "mouth_weight", "person_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if not 0 <= self.motion_drop < 1:
+            raise ValueError(f"motion_drop must be within 0..1, got {self.motion_drop}")
