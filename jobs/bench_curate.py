@@ -45,7 +45,7 @@ def main() -> int:
     from benches.curate import bench_decoding, bench_encoding, bench_stages, bench_tracking
     from xactor_platform.curation.files import list_videos
     from xactor_platform.cluster.environment import environment
-    from xactor_platform.training.launch import connect
+    from xactor_platform.cluster.connect import connect
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

@@ -14,7 +14,7 @@ import tyro
 from xactor_platform.cluster.environment import environment
 from benches.train import compare_attention, compare_loop
 from xactor_platform.training.config import ScaleConfig
-from xactor_platform.training.launch import connect
+from xactor_platform.cluster.connect import connect
 from xactor_platform.training.stage2_config import PRESETS, Stage2Config
 
 

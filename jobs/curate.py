@@ -18,7 +18,7 @@ from xactor_platform.curation.config import CurateConfig
 from xactor_platform.curation.lips import NO_SYNCNET
 from xactor_platform.curation.run import BudgetSpent, curate
 from xactor_platform.storage.location import absolute
-from xactor_platform.training.launch import connect
+from xactor_platform.cluster.connect import connect
 
 
 def main() -> int:

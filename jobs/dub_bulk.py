@@ -17,7 +17,7 @@ import tyro
 from xactor_platform.dubbing.config import DubConfig
 from xactor_platform.dubbing.run import dub
 from xactor_platform.storage.location import absolute
-from xactor_platform.training.launch import connect
+from xactor_platform.cluster.connect import connect
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ from xactor_platform.evaluation.pairs import cross_driven, self_driven
 from xactor_platform.evaluation.report import write_report
 from xactor_platform.evaluation.scoring import Source, evaluate
 from xactor_platform.evaluation.votes import read_votes
-from xactor_platform.training.launch import connect
+from xactor_platform.cluster.connect import connect
 
 
 @dataclass(frozen=True, kw_only=True)

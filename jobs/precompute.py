@@ -17,7 +17,7 @@ import tyro
 
 from xactor_platform.precompute.latents import ACTORS, precompute
 from xactor_platform.bulk.pool import Pool
-from xactor_platform.training.launch import connect
+from xactor_platform.cluster.connect import connect
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -208,9 +208,9 @@ def test_the_applications_builder_is_there():
 @pytest.mark.parametrize("stage", ["1", "2"])
 def test_training_runs_as_its_command_says_on_nodes_that_hold_it(stage, monkeypatch):
     """The command line parses, and the ranks of its preset with Ray Data's CPU fit the cluster, GPU for GPU."""
+    from xactor_platform.cluster.capacity import DATA_CPUS
     from xactor_platform.training import stage1_config, stage2_config
     from xactor_platform.training.command import parse
-    from xactor_platform.training.launch import DATA_CPUS
 
     job = command(f"train-stage{stage}.yaml")
     assert (manifests.ROOT / job[1]).is_file()

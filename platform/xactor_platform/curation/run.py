@@ -7,7 +7,6 @@ the object store bears. The last needs all clips of a group of videos: tasks tha
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import ray.data
 from ray.exceptions import RayError, RayTaskError
 
 from xactor_platform.bulk.pool import Pool, pack, piecewise, results, tried_twice
+from xactor_platform.cluster.capacity import check_pools_fit
 from xactor_platform.curation.account import PAGE, REPORT, page, read_fates, write_fates
 from xactor_platform.curation.adapters import find_videos
 from xactor_platform.curation.assemble import REPORTS, assemble
@@ -72,17 +72,8 @@ def curate(config: CurateConfig, *, connect: Callable[[], None], say: Callable[[
     check_output(config.output)
     plan = Plan.of(config, syncnet, [*(video.key for video in videos), *(key for key, _ in refused)])
     connect()
-    check_cluster(config)
+    check_pools_fit(config.pools.least_cpus)
     return Run(config, plan, syncnet["least_confidence"], say).make(videos, refused)
-
-
-def check_cluster(config: CurateConfig) -> None:
-    """ValueError: this run's own cluster is too small for one actor a stage. Another's may grow."""
-    have, need = ray.cluster_resources().get("CPU", 0.0), config.pools.least_cpus
-    if need > have and "RAY_ADDRESS" not in os.environ:
-        raise ValueError(
-            f"this machine has {have:g} CPUs, one actor a stage needs {need:g}: lower --pools.*.cpus or --pools.*.min"
-        )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ the object store bears. The last needs all parts of a video, which come from any
 """
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -17,6 +16,7 @@ import ray.data
 from ray.exceptions import RayError, RayTaskError
 
 from xactor_platform.bulk.pool import Pool, pack, piecewise, results, tried_twice
+from xactor_platform.cluster.capacity import check_pools_fit
 from xactor_platform.dubbing.bill import Bill, Tally
 from xactor_platform.dubbing.config import DubConfig
 from xactor_platform.dubbing.decode import Decode
@@ -67,17 +67,8 @@ def dub(config: DubConfig, *, connect: Callable[[], None], say: Callable[[str], 
     facts = look_at_model(config.model)
     check_output(config.output)
     connect()
-    check_cluster(config)
+    check_pools_fit(config.pools.least_cpus)
     return Run(config, facts, say).make(rows, refused)
-
-
-def check_cluster(config: DubConfig) -> None:
-    """ValueError: this run's own cluster is too small for one actor a stage. Another's may grow."""
-    have, need = ray.cluster_resources().get("CPU", 0.0), config.pools.least_cpus
-    if need > have and "RAY_ADDRESS" not in os.environ:
-        raise ValueError(
-            f"this machine has {have:g} CPUs, one actor a stage needs {need:g}: lower --pools.*.cpus or --pools.*.min"
-        )
 
 
 class Run:

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import logging
-import os
 import tempfile
 from typing import Any, cast
 
@@ -12,11 +10,11 @@ import ray.train
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from xactor_platform.cluster.local import free_port
+from xactor_platform.cluster.capacity import DATA_CPUS, room_for_ranks
+from xactor_platform.cluster.connect import connect
 from xactor_platform.data.fingerprint import fingerprint, refuse_changed_corpus
 from xactor_platform.data.index import load_index
 from xactor_platform.storage.retries import StorageUnavailable
-from xactor_platform.training.capacity import DATA_CPUS, room_for
 from xactor_platform.training.config import StageConfig, as_dict
 from xactor_platform.training.elastic import ElasticTrainer
 from xactor_platform.training.loop import Ending, Job, train_rank
@@ -91,7 +89,15 @@ def train(config: StageConfig, *, py_modules: list[str] | None = None) -> Outcom
             refuse_changes(manifest.config, as_dict(config), f"{folder.uri}/{manifest.folder}")
         if not ray.is_initialized():
             connect(py_modules or [])
-        with room_for(config) as use_gpu, stopping_by_signal(folder) as signalled:
+        scale = config.scale
+        room = room_for_ranks(
+            ranks=scale.ranks,
+            min_ranks=scale.min_ranks,
+            cpus_per_rank=scale.cpus_per_rank,
+            device=scale.device,
+            timeout_s=scale.start_timeout_s,
+        )
+        with room as use_gpu, stopping_by_signal(folder) as signalled:
             about = {"config": as_dict(config), "corpus": corpus, **facts}
             folder.write_text(CONFIG, json.dumps(about, indent=2) + "\n")
             if index.bad:
@@ -200,25 +206,3 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
-
-
-def connect(py_modules: list[str]) -> None:
-    """Joins the cluster that RAY_ADDRESS names, as it does in a submitted job; otherwise starts one here.
-
-    This checkout's code goes to its workers. Ray's own way of finding a cluster, by a file that the last one left,
-    would wait minutes for one that is gone.
-    """
-    env = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}  # or every line of progress is shown twice
-    os.environ.update(env)
-    started: dict[str, Any] = {}
-    if "RAY_ADDRESS" not in os.environ:
-        # For its processes too, which would look for that file when a training ends.
-        started["dashboard_port"] = port = free_port()
-        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
-    ray.init(
-        address=os.environ.get("RAY_ADDRESS", "local"),
-        runtime_env={"py_modules": py_modules, "env_vars": env},
-        logging_level=logging.WARNING,
-        **started,
-    )
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
