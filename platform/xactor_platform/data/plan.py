@@ -19,7 +19,7 @@ class PlanConfig:
         micro_batches: M, of one global step, over all ranks.
         budget_frames: most frames of one micro-batch, padding included.
         context_frames: longest sample; a longer clip is tiled.
-        window_shards: how many shards are shuffled together. More mixes better, fewer reads more locally.
+        shuffle_shards: how many shards are shuffled together. More mixes better, fewer reads more locally.
         whole: samples of exactly context_frames only, as many as fit into a clip, at a random place; what is left of
             the clip sits this epoch out. For models that take no padding.
     """
@@ -28,13 +28,13 @@ class PlanConfig:
     micro_batches: int = 16
     budget_frames: int = 4096
     context_frames: int = 512
-    window_shards: int = 16
+    shuffle_shards: int = 16
     whole: bool = False
 
     def __post_init__(self):
         if self.seed < 0:
             raise ValueError(f"seed must be >= 0, got {self.seed}")
-        for name in ("micro_batches", "context_frames", "window_shards"):
+        for name in ("micro_batches", "context_frames", "shuffle_shards"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.budget_frames < self.context_frames:
@@ -167,7 +167,7 @@ def plan_epoch(frames: np.ndarray, shard: np.ndarray, config: PlanConfig, epoch:
         raise ValueError(f"epoch must be >= 0, got {epoch}")
     generator = np.random.Generator(np.random.PCG64([config.seed, epoch]))
     names, shard = np.unique(shard, return_inverse=True)
-    window = generator.permutation(len(names))[shard] // config.window_shards
+    window = generator.permutation(len(names))[shard] // config.shuffle_shards
     tile = _tile_whole if config.whole else _tile
     clip, start, length = tile(frames, config.context_frames, generator)
     if not len(clip):

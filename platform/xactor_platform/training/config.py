@@ -110,7 +110,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     micro_batches: int = 16
     budget_frames: int = 512
-    window_shards: int = 16
+    shuffle_shards: int = 16
     evaluate_every: int = 100
     evaluate_frames: int = 4096
     checkpoint_every: int = 200
@@ -125,7 +125,7 @@ class TrainConfig:
     tensorboard: bool = False
 
     def __post_init__(self):
-        at_least(self, 1, "steps", "micro_batches", "budget_frames", "window_shards", "keep_checkpoints")
+        at_least(self, 1, "steps", "micro_batches", "budget_frames", "shuffle_shards", "keep_checkpoints")
         at_least(self, 0, "seed", "warmup_steps", "evaluate_every", "evaluate_frames", "checkpoint_every")
         at_least(self, 0, "keep_best", "max_skipped_steps")
         for name in ("learning_rate", "clip_norm", "loss_spike"):

@@ -180,7 +180,7 @@ class Stage1Config(StageConfig):
             micro_batches=self.train.micro_batches,
             budget_frames=self.train.budget_frames,
             context_frames=self.model.window_frames,
-            window_shards=self.train.window_shards,
+            shuffle_shards=self.train.shuffle_shards,
             whole=True,
         )
 

@@ -27,7 +27,7 @@ def configs(draw):
         micro_batches=draw(st.sampled_from([1, 4, 6, 8])),
         context_frames=context,
         budget_frames=context + draw(st.integers(0, 300)),
-        window_shards=draw(st.integers(1, 4)),
+        shuffle_shards=draw(st.integers(1, 4)),
     )
 
 

@@ -23,7 +23,7 @@ from xactor_platform.data.stream import PlannedStream
 from xactor_platform.storage.location import Location
 
 LENGTHS = [5, 40, 12, 33, 9, 21, 70, 8, 15, 27, 31, 6]
-CONFIG = PlanConfig(micro_batches=4, budget_frames=64, context_frames=32, window_shards=2)
+CONFIG = PlanConfig(micro_batches=4, budget_frames=64, context_frames=32, shuffle_shards=2)
 
 
 def micro_batch(index, *spans):

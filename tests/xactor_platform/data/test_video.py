@@ -16,7 +16,7 @@ from xactor_platform.data.stream import PlannedStream
 from xactor_platform.data.video import REFERENCE_APART, VideoReader, draw_frames
 from xactor_platform.storage.location import Location
 
-CONFIG = PlanConfig(micro_batches=2, budget_frames=32, context_frames=16, window_shards=2, whole=True)
+CONFIG = PlanConfig(micro_batches=2, budget_frames=32, context_frames=16, shuffle_shards=2, whole=True)
 
 
 def reader_of(index, *, image_size=32, stills=None):
