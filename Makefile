@@ -6,6 +6,8 @@ BIN := .venv/bin
 # is imported, unless it is told not to.
 PIP := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
 unexport PYTHONDONTWRITEBYTECODE
+# A worker a core, at most four. Each room's tests run in one worker; the longest room starts first.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/'
@@ -31,7 +33,10 @@ demo/model/model_index.json: | setup
 	$(BIN)/python jobs/demo.py
 
 test: setup check ## style, types, rooms and all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+test-fast: setup ## the tests that start no cluster and take no long: minutes, for every change
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not cluster and not slow and not soak'
 
 soak: setup      ## long trials of what the tests try once: hours
 	$(BIN)/python -m pytest -m soak --timeout 7200
@@ -42,4 +47,4 @@ fmt: setup       ## format and fix
 check: setup     ## style, types and import rules, without the tests
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports && $(BIN)/pyright
 
-.PHONY: help setup demo stage1 serve test soak fmt check
+.PHONY: help setup demo stage1 serve test test-fast soak fmt check

@@ -19,6 +19,33 @@ os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 RAY_CPUS = 4
 
 
+# Rooms whose tests share clusters, services or trained models, the longest first. Tests of one room run in one worker.
+ROOMS = (
+    "tests/xactor_platform/training",
+    "tests/xactor_serving",
+    "tests/xactor_platform/dubbing",
+    "tests/xactor_platform/curation",
+    "tests/jobs",
+    "tests/xactor_platform/precompute",
+    "tests/infra",
+    "tests/xactor_platform/evaluation",
+)
+CLUSTER_FIXTURES = {"ray_cluster", "bare_cluster"}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Group the tests for parallel workers, and mark those that start or join a Ray cluster."""
+    rank = {}
+    for item in items:
+        path = item.path.relative_to(config.rootpath).as_posix()
+        room = next((n for n, room in enumerate(ROOMS) if path.startswith(f"{room}/")), len(ROOMS))
+        rank[item] = room
+        item.add_marker(pytest.mark.xdist_group(ROOMS[room] if room < len(ROOMS) else path))
+        if CLUSTER_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.cluster)
+    items.sort(key=rank.__getitem__)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # Ray Serve's own configuration classes, on a pydantic that is newer than they are.
     config.addinivalue_line(
