@@ -73,11 +73,11 @@ def main(args: Demo) -> None:
     say("5. What both have learned, on held-out people and held-out speech")
     rendering = {f"render.{name}": value for name, value in RENDER.items()}
     run(
-        "report_render.py",
+        "report.py render",
         {"model": export, "videos": corpus / "videos", "output": report / "render", **rendering},
     )
     run(
-        "report_motion.py",
+        "report.py motion",
         {
             "run": runs / "stage2",
             "shards": latents / "shards",
@@ -145,7 +145,7 @@ def submit(cluster: LocalCluster, folder: Path, job: str, options: Mapping[str, 
 
 
 def run(job: str, options: Mapping[str, Any]) -> None:
-    _run(f"jobs/{job}", str(_checkout.CHECKOUT / "jobs" / job), *words(options))
+    _run(f"jobs/{job}", *f"jobs/{job}".split(), *words(options))
 
 
 def xactor(command: str, options: Mapping[str, Any]) -> None:

@@ -1,9 +1,8 @@
-"""How long a step waits for a checkpoint, beside one that it waits for to the end."""
+"""Measure how long a training step waits for a checkpoint."""
 
 import os
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,42 +18,36 @@ from xactor_platform.training.run.folder import RunFolder
 from xactor_platform.training.run.saver import Saver
 
 
-@dataclass(frozen=True, kw_only=True)
-class CheckpointBench:
-    """
-    width, layers: of a stack of linear layers; a parameter of fp32 has 16 bytes of state.
-    rounds: of each kind of saving, in turn; the first of each is not counted.
-    steps: of training while a checkpoint is written.
-    """
+def measure(storage: str, *, width: int, layers: int, rounds: int, steps: int) -> dict[str, Any]:
+    """Measure saving on one rank with one thread; return medians over the rounds, in seconds.
 
-    width: int = 2048
-    layers: int = 17
-    rounds: int = 4
-    steps: int = 3
+    `blocked_s` is the time that a step waits. `synchronous_s` is the time if it waited to the end, with checksums.
+    `plain_s` is the time of the plain way: DeepSpeed saves into a local folder, which is copied to the storage.
 
-
-def measure(bench: CheckpointBench, storage: str) -> dict[str, Any]:
-    """Seconds by kind, of one rank on one thread whose checkpoints go to `storage`. Medians over the rounds.
-
-    `blocked_s` is what a step waits for; `synchronous_s` if it waited to the end, checksums and all; `plain_s` of what
-    one would do without any of this: DeepSpeed saves into a local folder, which is copied to the storage.
+    Args:
+        storage: Folder or URI for the checkpoints.
+        width: Width of the linear layers. A float32 parameter has 16 bytes of state.
+        layers: Number of linear layers.
+        rounds: Rounds of each kind of saving, in turn. One more comes first and is not counted.
+        steps: Training steps that are timed while no checkpoint is written, and again while one is.
     """
     if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"  # before deepspeed's import
+        # Set before deepspeed is imported.
+        os.environ["DS_ACCELERATOR"] = "cpu"
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="xactor-bench-") as meeting:
         os.environ["LOCAL_RANK"] = "0"
         dist.init_process_group("gloo", init_method=f"file://{meeting}/ranks", rank=0, world_size=1)
         try:
-            return _measure(bench, storage)
+            return _measure(storage, width, layers, rounds, steps)
         finally:
             dist.destroy_process_group()
 
 
-def _measure(bench: CheckpointBench, storage: str) -> dict[str, Any]:
-    model = nn.Sequential(*(nn.Linear(bench.width, bench.width) for _ in range(bench.layers)))
+def _measure(storage: str, width: int, layers: int, rounds: int, steps: int) -> dict[str, Any]:
+    model = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
     engine = make_engine(model, TrainConfig(), [list(model.parameters())], ranks=1, bf16=False)
-    x = torch.randn(8, bench.width, device=engine.device)
+    x = torch.randn(8, width, device=engine.device)
 
     def step() -> float:
         begun = time.perf_counter()
@@ -76,12 +69,12 @@ def _measure(bench: CheckpointBench, storage: str) -> dict[str, Any]:
     )
     blocked, waited, plain, alone, beside, size = [], [], [], [], [], 0
     with saver:
-        for number in range(bench.rounds + 1):
-            alone.append(median(step() for _ in range(bench.steps)))
+        for number in range(rounds + 1):
+            alone.append(median(step() for _ in range(steps)))
             begun = time.perf_counter()
             saver.save(engine, 2 * number + 1, {}, None)
             blocked.append(time.perf_counter() - begun)
-            beside.append(median(step() for _ in range(bench.steps)))
+            beside.append(median(step() for _ in range(steps)))
             saver.wait()
             begun = time.perf_counter()
             saver.save(engine, 2 * number + 2, {}, None)

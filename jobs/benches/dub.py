@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
+from _checkout import CHECKOUT
 from xactor.rates import FPS
 
 STAGES = ("decode", "motion", "render", "encode")
@@ -112,8 +113,7 @@ def _dub(model: str, render: int, items: list[dict], output: Path) -> Made:
     output.mkdir()
     manifest = output / "rows.jsonl"
     manifest.write_text("".join(json.dumps(item) + "\n" for item in items))
-    job = Path(__file__).resolve().parents[3] / "jobs" / "dub_bulk.py"
-    command = [sys.executable, str(job), "--manifest", str(manifest)]
+    command = [sys.executable, str(CHECKOUT / "jobs/dub_bulk.py"), "--manifest", str(manifest)]
     command += ["--output", str(output), "--model", model]
     actors = {**dict.fromkeys(STAGES, 1), "render": render}
     for stage, count in actors.items():

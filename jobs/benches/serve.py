@@ -5,6 +5,7 @@ import contextlib
 import io
 import threading
 import time
+import wave
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from xactor_serving.work import ChunkJob, MotionFacts, PortraitJob, RenderFacts, WindowJob
-from xactor.rates import FPS, SAMPLES_PER_FRAME
+from xactor.rates import FPS, SAMPLE_RATE_HZ, SAMPLES_PER_FRAME
 from xactor.media import FragmentedVideo
 from xactor.motion import SamplingConfig
 from xactor.render import RenderConfig
@@ -74,6 +75,17 @@ class Outcome:
     last_s: float = 0.0
     late: int = 0
     fragments: int = 0
+
+
+def wav(samples: np.ndarray) -> bytes:
+    """Return mono float32 samples [N] in -1..1 at 16 kHz as a WAV file of 16 bits."""
+    speech = io.BytesIO()
+    with wave.open(speech, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE_HZ)
+        file.writeframes((samples * 32767).clip(-32768, 32767).astype("<i2").tobytes())
+    return speech.getvalue()
 
 
 async def ask(session: aiohttp.ClientSession, url: str, load: Load) -> Outcome:

@@ -10,7 +10,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_it_reports_what_a_step_waits_for(tmp_path):
     out = tmp_path / "checkpoint.json"
-    command = [sys.executable, "jobs/bench_checkpoint.py", "--width", "256", "--layers", "3", "--rounds", "2"]
+    command = [
+        sys.executable,
+        "jobs/bench.py",
+        "checkpoint",
+        "--width",
+        "256",
+        "--layers",
+        "3",
+        "--rounds",
+        "2",
+    ]
     run = subprocess.run(
         [*command, "--output", str(out)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )

@@ -34,7 +34,7 @@ def test_it_reports_stages_decoding_and_actors(ray_cluster, video_corpus, tmp_pa
         "--size-px",
         "96",
     ]
-    command = [sys.executable, "jobs/bench_curate.py", *options, "--pieces", "4", "--rounds", "1"]
+    command = [sys.executable, "jobs/bench.py", "curate", *options, "--pieces", "4", "--rounds", "1"]
     env = {**os.environ, "RAY_ADDRESS": ray_cluster}
     run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr

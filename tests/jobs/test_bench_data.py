@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_it_reports_both_readers_and_the_plan(tmp_path):
     output = tmp_path / "data.json"
     options = "--size-gb 0.03 --audio-layers 1 --workers 1 --rounds 1 --epochs 2 --budget-frames 1024"
-    command = [sys.executable, "jobs/bench_data.py", *options.split(), "--output", str(output)]
+    command = [sys.executable, "jobs/bench.py", "data", *options.split(), "--output", str(output)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     report = json.loads(output.read_text())

@@ -1,4 +1,4 @@
-"""The measurements of `jobs/bench_serve.py`, on the service itself for a few seconds."""
+"""The measurements of `jobs/bench.py serve`, on the service itself for a few seconds."""
 
 import io
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 JOBS = sorted(
-    p for p in (Path(__file__).resolve().parents[2] / "jobs").glob("*.py") if p.name != "_checkout.py"
+    p for p in (Path(__file__).resolve().parents[2] / "jobs").glob("*.py") if not p.name.startswith("_")
 )
 
 

@@ -20,7 +20,7 @@ class Store:
         request_s: median of a request's time to the first byte. slow_sigma: of its logarithm.
         connection_bytes_s: of one request's bytes after that.
         requests: in flight of one reading task.
-        cpu_bytes_s: what one CPU takes out of its requests; measured by `jobs/bench_data.py`.
+        cpu_bytes_s: what one CPU takes out of its requests; measured by `jobs/bench.py data`.
         network_share: of a node's network that reading may have.
     """
 

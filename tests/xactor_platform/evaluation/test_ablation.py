@@ -151,8 +151,8 @@ def test_the_table_has_means_their_spread_and_the_papers_figures(tmp_path):
     )  # by seed
     assert rows[0].startswith("| fully causal attention | 0.500 ± 0.141 | 0.000 ± 0.000 |")
     assert markdown({name: some[:1] for name, some in scores.items()}).count("0.400 ± 0.000") == 6
-    save_report(tmp_path / "report", scores, {"command": "python jobs/ablate.py"})
+    save_report(tmp_path / "report", scores, {"command": "python jobs/report.py ablation"})
     assert (tmp_path / "report" / "table.md").read_text() == markdown(scores)
     report = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert report["command"] == "python jobs/ablate.py"
+    assert report["command"] == "python jobs/report.py ablation"
     assert report["scores"][FULL][1]["lips"] == 0.6

@@ -271,10 +271,12 @@ def test_a_node_without_a_cpu_for_reading_is_refused(corpus):
 def test_the_job_prints_and_writes_its_tables(tmp_path, monkeypatch, capsys):
     jobs = Path(__file__).resolve().parents[3] / "jobs"
     output = tmp_path / "scale.json"
-    command = ["plan_scale.py", "small", "--gpus", "H200", "--ranks", "512", "1024", "--budgets", "8192"]
+    command = ["report.py", "scale", "small", "--gpus", "H200", "--ranks", "512", "1024", "--budgets", "8192"]
     monkeypatch.setattr(sys, "argv", [*command, "--output", str(output)])
     monkeypatch.setattr(sys, "path", [str(jobs), *sys.path])
-    runpy.run_path(str(jobs / "plan_scale.py"), run_name="__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(jobs / "report.py"), run_name="__main__")
+    assert ended.value.code == 0
     report = json.loads(output.read_text())
     assert {row["ranks"] for row in report["plan"]} == {512, 1024}
     assert {row["zero"] for row in report["memory"]} == {0, 1, 2, 3}

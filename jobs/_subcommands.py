@@ -1,0 +1,57 @@
+"""Run one of a job's subcommands and import only that one."""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subcommand:
+    """Name a command class that is imported only when it is chosen."""
+
+    module: str
+    """The module that defines the class. The class has a method `execute() -> int`, which returns the exit status."""
+    name: str
+    """The class; its docstring ends with an example."""
+    summary: str
+    """One line for the list of subcommands; it equals the first line of the class's docstring."""
+
+    def load(self) -> type:
+        """Import the class."""
+        return getattr(import_module(self.module), self.name)
+
+
+def run_subcommand(subcommands: Mapping[str, Subcommand], description: str | None) -> int:
+    """Parse the command line `JOB.py NAME [options]` and run the subcommand NAME.
+
+    Args:
+        subcommands: The subcommands by NAME.
+        description: The job's docstring, for its `--help`.
+
+    Returns:
+        The exit status: 2 after an error that the user can correct, printed as one line.
+    """
+    chosen = sys.argv[1] if len(sys.argv) > 1 else None
+    commands: dict[str, Callable[..., Any]] = {
+        name: subcommand.load() if name == chosen else _listed(subcommand.summary)
+        for name, subcommand in subcommands.items()
+    }
+    try:
+        command: Any = tyro.extras.subcommand_cli_from_dict(commands, description=description)
+        return command.execute()
+    except (ValueError, OSError) as error:
+        print(f"{chosen}: {error}", file=sys.stderr)
+        return 2
+
+
+def _listed(summary: str) -> Callable[[], None]:
+    """Return a command that only appears in the list of subcommands."""
+
+    def command() -> None: ...
+
+    command.__doc__ = summary
+    return command

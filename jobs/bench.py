@@ -1,0 +1,64 @@
+"""Measure one part of the system and write the figures to infra/benchmarks/NAME.json.
+
+    python jobs/bench.py render --steps 4 25
+
+`python jobs/bench.py NAME --help` describes a bench's options. The benches start what they need on this machine.
+`curate` and `train` join a running cluster instead if RAY_ADDRESS is set.
+"""
+
+import _checkout  # noqa: F401
+
+import sys
+
+from _subcommands import Subcommand, run_subcommand
+
+BENCHES = {
+    "checkpoint": Subcommand(
+        module="benches.commands.checkpoint",
+        name="BenchCheckpoint",
+        summary="Measure how long a training step waits for a checkpoint.",
+    ),
+    "crashes": Subcommand(
+        module="benches.commands.crashes",
+        name="BenchCrashes",
+        summary="Kill trainings at random and compare them with an undisturbed one.",
+    ),
+    "curate": Subcommand(
+        module="benches.commands.curate",
+        name="BenchCurate",
+        summary="Measure each stage of curation, and how curation and precomputation scale to two actors.",
+    ),
+    "data": Subcommand(
+        module="benches.commands.data",
+        name="BenchData",
+        summary="Measure the data path against plain webdataset, and the plan of the paper's corpus.",
+    ),
+    "dub": Subcommand(
+        module="benches.commands.dub",
+        name="BenchDub",
+        summary="Measure bulk dubbing against a loop of `xactor animate` over the same rows.",
+    ),
+    "motion": Subcommand(
+        module="benches.commands.motion",
+        name="BenchMotion",
+        summary="Measure the motion engine: its cache, its batching, its rates and an hour's run.",
+    ),
+    "render": Subcommand(
+        module="benches.commands.render",
+        name="BenchRender",
+        summary="Measure the renderer's frames per second and peak memory against AnimateDiff.",
+    ),
+    "serve": Subcommand(
+        module="benches.commands.serve",
+        name="BenchServe",
+        summary="Measure the service: the time to the first fragment, rising load and memory.",
+    ),
+    "train": Subcommand(
+        module="benches.commands.train",
+        name="BenchTrain",
+        summary="Measure a training step of stage 2, and FlexAttention against SDPA.",
+    ),
+}
+
+if __name__ == "__main__":
+    sys.exit(run_subcommand(BENCHES, __doc__))

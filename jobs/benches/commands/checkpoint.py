@@ -1,0 +1,51 @@
+"""The options of `jobs/bench.py checkpoint`."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from benches.results import BENCHMARKS, save_results
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchCheckpoint:
+    """Measure how long a training step waits for a checkpoint.
+
+    Compare saving in the background with saving while the training waits, and with DeepSpeed's own save and a copy.
+
+    Example: python jobs/bench.py checkpoint --width 1024 --rounds 2
+    """
+
+    width: int = 2048
+    """Width of the linear layers, at least 1. A float32 parameter has 16 bytes of state."""
+    layers: int = 17
+    """Number of linear layers, at least 1. The defaults make a state of 1.1 GB."""
+    rounds: int = 4
+    """Rounds of each kind of saving, taken in turn; one more warms up and is not counted."""
+    steps: int = 3
+    """Training steps that are timed while no checkpoint is written, and again while one is."""
+    storage: str | None = None
+    """Folder or URI for the checkpoints. By default a temporary folder."""
+    output: Path = BENCHMARKS / "checkpoint.json"
+    """JSON file for the figures."""
+
+    def execute(self) -> int:
+        from benches.checkpoint import measure
+
+        with tempfile.TemporaryDirectory(prefix="xactor-bench-") as folder:
+            figures = measure(
+                self.storage or folder,
+                width=self.width,
+                layers=self.layers,
+                rounds=self.rounds,
+                steps=self.steps,
+            )
+        print(
+            f"{figures['state_bytes'] / 1e9:.2f} GB: a step waits {figures['blocked_s']:.2f} s, "
+            f"{figures['blocked_share']:.1%} of a synchronous save ({figures['synchronous_s']:.2f} s), "
+            f"{figures['blocked_share_of_plain']:.1%} of DeepSpeed's save and a copy ({figures['plain_s']:.2f} s); "
+            f"the first wait {figures['first_blocked_s']:.2f} s\n"
+            f"a step takes {figures['step_s']:.2f} s, during a save {figures['step_beside_s']:.2f} s"
+        )
+        save_results(self.output, figures)
+        return 0

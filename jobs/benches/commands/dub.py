@@ -1,0 +1,56 @@
+"""The options of `jobs/bench.py dub`."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from _checkout import CHECKOUT
+from benches.results import BENCHMARKS, save_results
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchDub:
+    """Measure bulk dubbing against a loop of `xactor animate` over the same rows.
+
+    Bulk dubbing runs with one and with two render workers.
+
+    Example: python jobs/bench.py dub --model demo/model --rows 12
+    """
+
+    model: Path = CHECKOUT / "demo/model"
+    """Folder of the model."""
+    clips: tuple[Path, ...] = (CHECKOUT / "demo/corpus/clips/test/test-0002.mp4",)
+    """Videos. Their first frames are the portraits and their sound is the speech; the rows take them in turn."""
+    rows: int = 12
+    """Videos to make, at least 3."""
+    motion_steps: int = 10
+    """DDIM steps of a chunk of motion, within 1..1000."""
+    render_steps: int = 1
+    """DDIM steps of a window of frames, within 1..1000."""
+    output: Path = BENCHMARKS / "dub.json"
+    """JSON file for the figures."""
+
+    def execute(self) -> int:
+        from PIL import Image
+
+        from benches.dub import bench_dub
+        from xactor.media import read_frames
+
+        options = {"motion_steps": self.motion_steps, "render_steps": self.render_steps, "render_cfg": 1.0}
+        with tempfile.TemporaryDirectory(prefix="xactor-bench-") as folder:
+            portraits = []
+            for number, clip in enumerate(self.clips):
+                portraits.append(str(Path(folder, f"{number}.png")))
+                Image.fromarray(next(read_frames(clip))).save(portraits[-1])
+            figures = bench_dub(
+                model=str(self.model.absolute()),
+                images=portraits,
+                audios=[str(clip) for clip in self.clips],
+                rows=self.rows,
+                folder=Path(folder, "bench"),
+                options=options,
+            )
+        print(json.dumps(figures, indent=2))
+        save_results(self.output, figures)
+        return 0

@@ -1,0 +1,80 @@
+"""The options of `jobs/bench.py render`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from benches.results import BENCHMARKS, save_results
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRender:
+    """Measure the renderer's frames per second and peak memory against AnimateDiff.
+
+    Vary the window, the steps and the size, with and without the cached reference. Weights are random, which takes as
+    long.
+
+    Example: python jobs/bench.py render --image-sizes 64 128 --steps 4 25
+    """
+
+    size: Literal["tiny", "sd15"] | None = None
+    """Size of the networks. By default `tiny` on a CPU and `sd15` (that of SD1.5) on a GPU."""
+    image_sizes: tuple[int, ...] = ()
+    """Sides of the pictures, in pixels. By default 64 on a CPU and 512 on a GPU."""
+    windows: tuple[int, ...] = (8, 16)
+    """Frames of a window."""
+    steps: tuple[int, ...] = (4, 25)
+    """DDIM steps of a window, each within 1..1000."""
+    rounds: int = 3
+    """Rounds of each case; the figures are medians."""
+    model: Path | None = None
+    """Folder of a pipeline. With it and an image, whole videos are measured too: memory, speed and seams."""
+    image: Path | None = None
+    """Portrait of the whole videos."""
+    seconds: tuple[float, ...] = (20, 120)
+    """Lengths of the whole videos, in seconds."""
+    output: Path = BENCHMARKS / "render.json"
+    """JSON file for the figures."""
+
+    def execute(self) -> int:
+        import torch
+
+        from benches.render import Case, measure
+
+        gpu = torch.cuda.is_available()
+        size = self.size or ("sd15" if gpu else "tiny")
+        cases = [
+            Case(size=size, image_size=side, window_frames=window, steps=steps, kind=kind, rounds=self.rounds)
+            for side in self.image_sizes or ((512,) if gpu else (64,))
+            for window in self.windows
+            for steps in self.steps
+            for kind in ("cached", "uncached", "animatediff")
+        ]
+        device = torch.cuda.get_device_name() if gpu else "cpu"
+        print(f"{size} on {device}\n  px  window  steps  reference    frames/s  peak MB")
+        rows = []
+        for row in measure(cases):
+            rows.append(row)
+            print(
+                f"{row['image_size']:>4}  {row['window_frames']:>6}  {row['steps']:>5}  {row['kind']:<11}"
+                f"  {row['frames_per_s']:>8.2f}  {row['peak_mb']:>7.0f}",
+                flush=True,
+            )
+        save_results(self.output, {"rows": rows, "lengths": self._lengths()})
+        return 0
+
+    def _lengths(self) -> list[dict[str, Any]]:
+        """Measure whole videos; none without a model and an image."""
+        from benches.render import measure_lengths
+
+        if not (self.model and self.image):
+            return []
+        rows = []
+        for row in measure_lengths(str(self.model), str(self.image), self.seconds, steps=4):
+            rows.append(row)
+            print(
+                f"{row['seconds']:g} s: {row['peak_mb']:.0f} MB, {row['frames_per_s']:.1f} frames/s, "
+                f"change from frame to frame {row['at_seams']:.2f} at seams, {row['elsewhere']:.2f} elsewhere",
+                flush=True,
+            )
+        return rows

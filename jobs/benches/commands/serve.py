@@ -1,0 +1,147 @@
+"""The options of `jobs/bench.py serve`."""
+
+import io
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from _checkout import CHECKOUT, PY_MODULES
+from benches.results import BENCHMARKS, save_results
+
+if TYPE_CHECKING:
+    from benches.serve import Load
+
+# Length of the speech where only the first fragment counts.
+_FIRST_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchServe:
+    """Measure the service: the time to the first fragment, rising load and memory.
+
+    The time to the first fragment is compared with the bare pipeline's and with an empty graph's. The command starts
+    Ray by itself.
+
+    Example: python jobs/bench.py serve --rates 0.25 0.5 1 2 4 --seconds 30 --soak-s 600
+    """
+
+    model: Path = CHECKOUT / "demo/model"
+    """Folder of the model."""
+    clip: Path = CHECKOUT / "demo/corpus/clips/test/test-0001.mp4"
+    """Video. Its first frame is the portrait and its sound is the speech."""
+    speech_s: float = 4
+    """Length of the speech under load, in seconds."""
+    rates: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    """Requests a second, one after another."""
+    seconds: float = 30
+    """Time at each rate, in seconds."""
+    requests: int = 40
+    """Requests for the time to the first fragment, taken in turn with the bare pipeline and an empty graph."""
+    motion_steps: int = 10
+    """DDIM steps of a chunk of motion, within 1..1000."""
+    render_steps: int = 1
+    """DDIM steps of a window of frames, within 1..1000."""
+    max_videos: int = 4
+    """Videos that the service makes at a time; it refuses more."""
+    soak_s: float = 600
+    """Time under the highest rate, in seconds, for the growth of memory; 0 leaves it out."""
+    output: Path = BENCHMARKS / "serve.json"
+    """JSON file for the figures."""
+
+    def execute(self) -> int:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
+        from ray import serve
+
+        from benches.serve import held_up, under_load
+        from xactor_platform.cluster.local import free_port
+
+        if not self.clip.is_file():
+            raise ValueError(f"{self.clip}: no such file")
+        runtime_env = {"py_modules": PY_MODULES}
+        ray.init(address="local", num_cpus=4, log_to_driver=False, runtime_env=runtime_env)
+        port = free_port()
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        url = f"http://127.0.0.1:{port}"
+        first = self._first_fragments(url)
+        print(json.dumps(first, indent=2), flush=True)
+        load, rows = self._load(self.speech_s), []
+        for rate in self.rates:
+            rows.append(under_load(url, load, rate=rate, seconds=self.seconds))
+            print(json.dumps(rows[-1]), flush=True)
+        saturation = held_up(rows)
+        print(json.dumps(saturation), flush=True)
+        soak = self._soak(url, load) if self.soak_s else None
+        figures = {
+            "video_s": load.seconds,
+            **self._fields,
+            "max_videos": self.max_videos,
+            "first_fragment": first,
+            "load": rows,
+            "past_saturation": saturation,
+            "soak": soak,
+        }
+        save_results(self.output, figures)
+        serve.shutdown()
+        ray.shutdown()
+        return 0
+
+    @property
+    def _fields(self) -> dict[str, int]:
+        """The form fields of every request."""
+        return {"motion_steps": self.motion_steps, "render_steps": self.render_steps, "render_cfg": 1}
+
+    def _load(self, seconds: float) -> "Load":
+        """Return the request that is repeated, with the clip's first seconds of speech."""
+        from PIL import Image
+
+        from benches.serve import Load, wav
+        from xactor.media import read_audio, read_frames
+        from xactor.rates import SAMPLE_RATE_HZ
+
+        portrait = io.BytesIO()
+        Image.fromarray(next(read_frames(self.clip))).save(portrait, "PNG")
+        samples = read_audio(self.clip)[: round(seconds * SAMPLE_RATE_HZ)]
+        return Load(
+            image=portrait.getvalue(),
+            audio=wav(samples),
+            seconds=len(samples) / SAMPLE_RATE_HZ,
+            fields={name: str(value) for name, value in self._fields.items()},
+        )
+
+    def _first_fragments(self, url: str) -> dict[str, float]:
+        """Deploy the service and an empty graph, and measure the time to the first fragment of both."""
+        import torch
+        from ray import serve
+
+        from benches.serve import added, empty_graph
+        from xactor.pipeline import XActorPipeline
+        from xactor_serving.app import Arguments, build
+
+        limits = {"max_videos": self.max_videos, "max_videos_per_key": self.max_videos}
+        arguments = Arguments(model=str(self.model.resolve()), limits=limits)
+        serve.run(build(arguments), name="xactor")
+        motion = serve.get_deployment_handle("motion", "xactor").facts.remote().result()
+        render = serve.get_deployment_handle("render", "xactor").facts.remote().result()
+        serve.run(empty_graph(motion, render), name="empty", route_prefix="/empty")
+        pipeline = XActorPipeline.from_pretrained(self.model)
+        # Ray gives a replica as many threads as CPUs: the bare pipeline has as many.
+        torch.set_num_threads(max(1, int(arguments.cpus)))
+        with tempfile.TemporaryDirectory() as folder:
+            compared = (url, f"{url}/empty", pipeline, self._load(_FIRST_S), Path(folder))
+            # These rounds warm up.
+            added(*compared, rounds=3)
+            return added(*compared, rounds=self.requests, first=3)
+
+    def _soak(self, url: str, load: "Load") -> dict[str, Any]:
+        """Watch memory under the highest rate."""
+        from benches.serve import memory_under_load
+
+        part_s = self.soak_s / 10
+        rate = max(self.rates)
+        soak = memory_under_load(url, load, rate=rate, seconds=self.soak_s, part_s=part_s)
+        print(json.dumps(soak), flush=True)
+        return soak

@@ -1,0 +1,58 @@
+"""The options of `jobs/bench.py train`."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from _checkout import PY_MODULES
+from benches.results import BENCHMARKS, save_results
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchTrain:
+    """Measure a training step of stage 2, and FlexAttention against SDPA.
+
+    The training loop's step is compared with the same DeepSpeed engine on one resident batch.
+
+    Example: python jobs/bench.py train --preset tiny --hidden 512 --rounds 4
+    """
+
+    preset: Literal["tiny", "small", "paper-7b"] = "tiny"
+    """Preset whose model and batch are measured. The weights are random, which takes as long."""
+    hidden: int | None = None
+    """Another width for the model, a multiple of 64; layers stay, heads and MLP follow. By default the preset's."""
+    rounds: int = 12
+    """Steps that are timed, after one that warms up."""
+    output: Path = BENCHMARKS / "train.json"
+    """JSON file for the figures."""
+
+    def execute(self) -> int:
+        import ray
+
+        from benches.train import compare_attention, compare_loop
+        from xactor_platform.training.config import ScaleConfig
+        from xactor_platform.cluster.connect import connect
+        from xactor_platform.training.stage2_config import PRESETS, Stage2Config
+
+        connect(PY_MODULES)
+        use_gpu = ray.cluster_resources().get("GPU", 0) > 0
+        config: Stage2Config = PRESETS[self.preset]()
+        model = dataclasses.replace(config.model, backbone=None)
+        if self.hidden:
+            heads, mlp = self.hidden // 64, 4 * self.hidden
+            model = dataclasses.replace(model, hidden=self.hidden, heads=heads, kv_heads=1, mlp=mlp)
+        scale = config.scale if use_gpu else ScaleConfig(ranks=1, cpus_per_rank=1, threads=1)
+        config = dataclasses.replace(config, model=model, scale=dataclasses.replace(scale, ranks=1))
+        loop = compare_loop(config, rounds=self.rounds, use_gpu=use_gpu)
+        attention = compare_attention(config, rounds=self.rounds)
+        mfu = "" if loop["mfu"] is None else f", MFU {loop['mfu']:.1%}"
+        print(
+            f"{loop['parameters'] / 1e6:.1f} M parameters, {loop['frames_per_s']:,.0f} frames/s{mfu}\n"
+            f"a step of the loop takes {loop['ratio']:.3f} of the resident batch's, "
+            f"{loop['data_wait_share']:.1%} of it waiting for data\n"
+            f"FlexAttention takes {attention['flex_over_sdpa']:.2f} of SDPA's time on {attention['device']}"
+            f"{'' if attention['backward'] else ' (forward only: it has no backward there)'}"
+        )
+        save_results(self.output, {"loop": loop, "attention": attention})
+        return 0
