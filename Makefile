@@ -17,7 +17,7 @@ setup: .venv/.ready  ## .venv with the exact versions of constraints.txt
 .venv/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) torch
-	$(PIP) -e '.[platform,serving,landmarks,demo,dev]'
+	$(PIP) -e '.[platform,serving,demo,dev,docs]'
 	touch $@
 
 demo: setup      ## corpus, a local Ray cluster, both trainings on it, what was learned, portraits that speak: in demo/

@@ -53,7 +53,7 @@ def test_it_installs_the_dependencies_of_the_project():
         check=True,
     ).stdout.splitlines()
     extras = PYPROJECT["project"]["optional-dependencies"]
-    assert printed == [*PYPROJECT["project"]["dependencies"], *extras["platform"], *extras["landmarks"]]
+    assert printed == [*PYPROJECT["project"]["dependencies"], *extras["platform"], *extras["serving"]]
 
 
 def test_all_code_is_copied_and_nothing_that_is_ignored():

@@ -175,7 +175,7 @@ def test_bad_dlib_weights_are_named(tmp_path):
 
 def test_dlib_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "dlib", None)
-    with pytest.raises(ValueError, match=r"needs dlib: install xactor\[identity\]"):
+    with pytest.raises(ValueError, match=r"needs dlib: run pip install '\.\[identity\]'"):
         DlibModel()
 
 

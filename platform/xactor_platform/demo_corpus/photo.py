@@ -53,7 +53,9 @@ class PhotoFace:
         try:
             from skimage.data import astronaut
         except ImportError as error:
-            raise ValueError("the demo's photograph needs scikit-image: install xactor[demo]") from error
+            raise ValueError(
+                "the photograph needs scikit-image: run pip install '.[demo]' in the checkout"
+            ) from error
         left, top, side = _CROP
         crop = astronaut()[top : top + side, left : left + side]
         self._side = round(side * _ZOOM)

@@ -36,7 +36,8 @@ class Synthesiser:
             from piper.config import PiperConfig
         except ImportError as error:
             raise ValueError(
-                f"synthetic speech needs {error.name}: install xactor[demo], or name a folder of recordings"
+                f"synthetic speech needs {error.name}: "
+                "run pip install '.[demo]' in the checkout, or name a folder of recordings"
             ) from error
         import json
 
