@@ -79,7 +79,9 @@ def test_silenced_logger_is_the_one_that_ray_uses(name: str):
     package = import_module(name)
     for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
         import_module(f"{name}.{module.name}")
-    used = [other for other in logging.root.manager.loggerDict if other == name or other.startswith(f"{name}.")]
+    used = [
+        other for other in logging.root.manager.loggerDict if other == name or other.startswith(f"{name}.")
+    ]
     assert used, f"no module of {name} logs under its own name"
 
 

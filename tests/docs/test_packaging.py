@@ -53,8 +53,8 @@ main()
 
 
 def test_core_dependencies_are_enough_to_animate_a_portrait(tmp_path: Path):
-    from pipelines import small_pipeline
     from PIL import Image
+    from pipelines import small_pipeline
     from skimage.data import astronaut
     from sounds import write_sound
 
