@@ -5,8 +5,10 @@ import os
 from typing import Any
 
 import ray
+from ray.exceptions import RuntimeEnvSetupError
 
 from xactor_platform.cluster.local import free_port
+from xactor_platform.cluster.upload import PY_MODULES_MAX_BYTES, check_upload
 
 
 def connect(py_modules: list[str]) -> None:
@@ -14,6 +16,9 @@ def connect(py_modules: list[str]) -> None:
 
     Args:
         py_modules: folders of code that the cluster's workers need.
+
+    Raises:
+        ValueError: a folder is too large for Ray to upload.
     """
     # Without this, Ray Train shows every printed line twice.
     env = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
@@ -24,10 +29,16 @@ def connect(py_modules: list[str]) -> None:
         # that has ended. Its subprocesses do so too, when a training ends.
         started["dashboard_port"] = port = free_port()
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
-    ray.init(
-        address=os.environ.get("RAY_ADDRESS", "local"),
-        runtime_env={"py_modules": py_modules, "env_vars": env},
-        logging_level=logging.WARNING,
-        **started,
-    )
+    try:
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS", "local"),
+            runtime_env={"py_modules": py_modules, "env_vars": env},
+            logging_level=logging.WARNING,
+            **started,
+        )
+    except RuntimeEnvSetupError:
+        ray.shutdown()
+        for folder in py_modules:
+            check_upload(folder, PY_MODULES_MAX_BYTES)
+        raise
     logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""What measured figures depend on."""
+"""Describe the machine and the software that measured figures depend on."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ PACKAGES = ("torch", "transformers", "diffusers", "ray", "deepspeed", "webdatase
 
 
 def environment() -> dict[str, Any]:
-    """Versions and the machine, for a results file."""
+    """Return the machine, its load and the versions of the main packages, for a results file."""
     return {
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -23,12 +23,12 @@ def environment() -> dict[str, Any]:
 
 
 def packages() -> dict[str, str]:
-    """The versions of what is installed of them."""
+    """Return the versions of those of PACKAGES that are installed. The models run without Ray and DeepSpeed."""
     return {name: found for name in PACKAGES if (found := _version(name))}
 
 
 def _version(name: str) -> str | None:
     try:
         return version(name)
-    except PackageNotFoundError:  # the models run without Ray and DeepSpeed
+    except PackageNotFoundError:
         return None

@@ -1,4 +1,4 @@
-"""A Ray cluster of one's own on this machine: started for a purpose, ended by its own process."""
+"""Start a Ray cluster on this machine for one purpose, and end it without touching other clusters."""
 
 import contextlib
 import json
@@ -15,47 +15,53 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from xactor_platform.cluster.upload import SUBMIT_MAX_BYTES, check_upload
+
 START_S = 90.0
-_HEAD_ID = "f" * 51 + "00000"  # what Ray's provider of pretended nodes calls the head
+_STOP_S = 20.0
+# Ray's provider of fake nodes knows the head by this id.
+_HEAD_ID = "f" * 51 + "00000"
 _WORKER_STORE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerGroup:
-    """Nodes that Ray's autoscaler adds and takes away, with the label ray.io/node-group of the group's name."""
+    """Describe nodes that Ray's autoscaler adds and removes. Their label ray.io/node-group is the group's name."""
 
     cpus: float = 1
+    """CPUs of each node."""
     max_nodes: int = 2
+    """Upper bound of the number of nodes. The lower bound is 0."""
 
 
 @dataclass(frozen=True)
 class LocalCluster:
-    """A running cluster.
-
-    address: of the GCS, for `ray.init`. dashboard: the URL that jobs are submitted to. env: what a process needs in
-    its environment to talk to it.
-    """
+    """Represent a running cluster."""
 
     address: str
+    """Address of the GCS, for `ray.init`."""
     dashboard: str
+    """URL that jobs are submitted to."""
     env: dict[str, str]
+    """Environment of a process that talks to the cluster."""
 
     def submit(self, entrypoint: list[str], *, working_dir: Path) -> int:
-        """`ray job submit --working-dir ... -- entrypoint`, its output passed on. Returns the exit code."""
+        """Run a command with `ray job submit`, pass its output on, and return its exit code.
+
+        If `working_dir` is too large to upload, print the reason and return 2.
+        """
+        try:
+            check_upload(working_dir, SUBMIT_MAX_BYTES)
+        except ValueError as error:
+            print(f"submit: {error}", file=sys.stderr)
+            return 2
         command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit"]
-        command += [
-            "--address",
-            self.dashboard,
-            "--working-dir",
-            str(working_dir),
-            "--log-style",
-            "record",
-            "--",
-        ]
-        return subprocess.run([*command, *entrypoint], env=self.env, cwd=working_dir, check=False).returncode
+        command += ["--address", self.dashboard, "--working-dir", str(working_dir), "--log-style", "record"]
+        command += ["--", *entrypoint]
+        return subprocess.run(command, env=self.env, cwd=working_dir, check=False).returncode
 
     def worker_nodes(self) -> Counter[str]:
-        """How many nodes there are now, by group."""
+        """Return the number of nodes that are alive now, by group."""
         from ray._raylet import GcsClient  # pyright: ignore
 
         nodes = GcsClient(address=self.address).get_all_node_info().values()
@@ -72,36 +78,22 @@ def local_cluster(
     python: str = sys.executable,
     log: Path | None = None,
 ) -> Iterator[LocalCluster]:
-    """Starts a cluster on the loopback interface and ends it with the block, and nothing else on this machine.
+    """Start a cluster on the loopback interface, and end it and nothing else when the block ends.
 
     Args:
-        cpus: how many CPUs its first node says it has; may be more than there are.
-        groups: with these it grows and shrinks, by Ray's own autoscaler, with nodes that are processes here.
-        idle_s: how long such a node stays without work.
-        python: whose environment its workers have.
-        log: where its own output goes.
+        cpus: CPUs that the head node declares; may be more than the machine has.
+        groups: worker groups by name. With them Ray's autoscaler adds and removes nodes, which are processes here.
+        idle_s: a worker node is removed after so long without work.
+        python: interpreter whose environment the workers use.
+        log: file for the head's output.
 
     Raises:
-        RuntimeError: it did not start in 90 s.
+        RuntimeError: the cluster did not start in START_S seconds.
     """
     port, dashboard_port = free_port(), free_port()
     dashboard = f"http://127.0.0.1:{dashboard_port}"
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    env |= {
-        "RAY_AUTH_MODE": "disabled",  # a throwaway cluster that only this machine can reach
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # who ends it has no more requests for it
-        "RAY_API_SERVER_ADDRESS": dashboard,  # or they look for a file that another cluster may have left
-        "PATH": f"{Path(python).parent}{os.pathsep}{env.get('PATH', '')}",
-    }
-    command = [python, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--num-cpus={cpus}"]
-    command += [f"--port={port}", "--node-ip-address=127.0.0.1"]
-    command += [f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
-    command += [
-        "--dashboard-host=127.0.0.1",
-        f"--dashboard-port={dashboard_port}",
-        "--include-dashboard=true",
-    ]
+    env = _environment(dashboard, python)
+    command = _start_command(python, cpus, port, dashboard_port)
     with contextlib.ExitStack() as stack:
         if groups:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="xactor-cluster-"))
@@ -113,10 +105,14 @@ def local_cluster(
                 "RAY_enable_autoscaler_v2": "1",
                 "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             }
-            env |= {"RAY_CLOUD_INSTANCE_ID": _HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD_ID}
+        head_id = {"RAY_CLOUD_INSTANCE_ID": _HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD_ID}
         out = stack.enter_context(log.open("w")) if log else subprocess.DEVNULL
         head = subprocess.Popen(
-            command, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env=env | (head_id if groups else {}),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         stack.callback(_end, head)
         deadline = time.monotonic() + START_S
@@ -126,15 +122,36 @@ def local_cluster(
                     f"Ray did not start on port {port} in {START_S:g} s; its output: {log or 'not kept'}"
                 )
             time.sleep(0.2)
-        once = ("RAY_CLOUD_INSTANCE_ID", "RAY_OVERRIDE_NODE_ID_FOR_TESTING")  # the head's own
-        others = {name: value for name, value in env.items() if name not in once}
-        yield LocalCluster(f"127.0.0.1:{port}", dashboard, others)
+        yield LocalCluster(f"127.0.0.1:{port}", dashboard, env)
+
+
+def _environment(dashboard: str, python: str) -> dict[str, str]:
+    """Return the environment of the cluster's processes and of those that talk to it."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return env | {
+        # Only this machine can reach the cluster, and it is thrown away.
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Whoever ends the cluster has no more requests for it.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        # Ray would otherwise read the address from a file that another cluster may have left.
+        "RAY_API_SERVER_ADDRESS": dashboard,
+        "PATH": f"{Path(python).parent}{os.pathsep}{env.get('PATH', '')}",
+    }
+
+
+def _start_command(python: str, cpus: int, port: int, dashboard_port: int) -> list[str]:
+    command = [python, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--num-cpus={cpus}"]
+    command += [f"--port={port}", "--node-ip-address=127.0.0.1"]
+    command += [f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
+    return [*command, "--include-dashboard=true"]
 
 
 def _autoscaling(
     groups: Mapping[str, WorkerGroup], address: str, cpus: int, idle_s: float
 ) -> dict[str, object]:
-    """The autoscaler's configuration for nodes that are processes of this machine."""
+    """Return the autoscaler's configuration for nodes that are processes of this machine."""
     head = "ray.head.default"
     types: dict[str, object] = {head: {"resources": {"CPU": cpus}, "node_config": {}, "max_workers": 0}}
     for name, group in groups.items():
@@ -168,7 +185,7 @@ def _autoscaling(
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nothing listens on."""
+    """Return a port of the loopback interface that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -181,10 +198,10 @@ def _answers(url: str) -> bool:
 
 
 def _end(head: subprocess.Popen) -> None:
-    """Asks `ray start --block` to end what it started; what does not listen is killed with its session."""
+    """Ask `ray start --block` to end what it started, then kill what remains of its session."""
     head.send_signal(signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        head.wait(20)
+        head.wait(_STOP_S)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(head.pid, signal.SIGKILL)
     head.wait()

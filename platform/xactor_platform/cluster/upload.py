@@ -1,0 +1,40 @@
+"""Explain which folder makes an upload to Ray too large."""
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+SUBMIT_MAX_BYTES = 100 << 20
+"""Limit of `ray job submit --working-dir`. Ray packs a folder without compressing it."""
+PY_MODULES_MAX_BYTES = 512 << 20
+"""Limit of a folder in `py_modules`."""
+
+
+def check_upload(folder: str | Path, max_bytes: int) -> None:
+    """Raise ValueError if the files that Ray would upload from a folder are larger than `max_bytes` together.
+
+    The message names the largest entry of the folder. As in Ray, .rayignore and .gitignore exclude files.
+    """
+    # Imports Ray, which a process that only starts a cluster does not need otherwise.
+    from ray._private.runtime_env.packaging import _dir_travel
+
+    root = Path(folder).absolute()
+    sizes: Counter[str] = Counter()
+
+    def add(path: Path) -> None:
+        if path.is_file():
+            first, *rest = path.relative_to(root).parts
+            sizes[f"{first}/" if rest else first] += path.stat().st_size
+
+    _dir_travel(root, [], add, include_gitignore=True, logger=logging.getLogger(__name__))
+    total = sizes.total()
+    if total > max_bytes:
+        [(largest, size)] = sizes.most_common(1)
+        raise ValueError(
+            f"{root} is too large to upload to Ray: {_mib(total)} of files, at most {_mib(max_bytes)}. "
+            f"The largest is {largest} with {_mib(size)}: move it elsewhere or list it in {root / '.rayignore'}"
+        )
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):.1f} MiB"
