@@ -32,6 +32,6 @@ class Encode(OneByOne):
         with tempfile.TemporaryDirectory(prefix="xactor-dub-") as folder:
             local = Path(folder, part_name(segment.number))
             write_video(local, frames, fps=FPS, samples=np.zeros(0, np.float32))
-            with self._output.replace(f"{segment.dub.parts}/{local.name}") as file:
+            with self._output.atomic_write(f"{segment.dub.parts}/{local.name}") as file:
                 file.write(local.read_bytes())
         yield Part(dub=segment.dub, number=segment.number, of=segment.of, made=True, spent=work.spent)

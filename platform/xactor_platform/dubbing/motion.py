@@ -83,7 +83,7 @@ class Perform(Stage):
         there = self._there(dub.parts)
         if len(cut) > 1 and MOTION not in there:
             # So that what a later run adds to it is of the same performance.
-            with self._output.replace(f"{dub.parts}/{MOTION}") as file:
+            with self._output.atomic_write(f"{dub.parts}/{MOTION}") as file:
                 buffer = io.BytesIO()
                 np.save(buffer, z)
                 file.write(buffer.getvalue())
