@@ -120,7 +120,7 @@ def shards_from_videos(
         folder = Path(scratch) / "audio_encoder"
         encoder.save_pretrained(folder)
         for part in sorted(folder.iterdir()):
-            with target.replace(f"audio_encoder/{part.name}") as stream:
+            with target.atomic_write(f"audio_encoder/{part.name}") as stream:
                 stream.write(part.read_bytes())
         fates = []
         with ExitStack() as stack:
@@ -155,7 +155,7 @@ def shards_from_videos(
                 )
                 fates.append(fate)
                 progress(fate)
-    with target.replace(REPORT) as stream:
+    with target.atomic_write(REPORT) as stream:
         stream.write("".join(json.dumps(vars(fate)) + "\n" for fate in fates).encode())
     if not any(fate.status == "ok" and fate.split == "train" for fate in fates):
         first = next((fate.reason for fate in fates if fate.reason), "all are held out")
