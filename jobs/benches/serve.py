@@ -22,7 +22,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import Response
 
-from xactor_serving.work import ChunkJob, MotionFacts, PortraitJob, RenderFacts, WindowJob
+from xactor_serving.replica_messages import ChunkJob, MotionFacts, PortraitJob, RenderFacts, WindowJob
 from xactor.rates import FPS, SAMPLE_RATE_HZ, SAMPLES_PER_FRAME
 from xactor.media import FragmentedVideo
 from xactor.motion import SamplingConfig

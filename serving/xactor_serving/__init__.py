@@ -1,1 +1,1 @@
-"""The Ray Serve application."""
+"""Serve the model over HTTP and WebSocket with Ray Serve."""

@@ -1,4 +1,4 @@
-"""The HTTP and WebSocket faces."""
+"""Define the HTTP and WebSocket routes."""
 
 import asyncio
 import logging
@@ -16,22 +16,24 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from starlette.exceptions import HTTPException
 
 from xactor.media import Sound, remux
-from xactor_serving.conversation import Conversation
 from xactor_serving.errors import (
     ServiceError,
     bad_option,
     not_found,
+    validation_line,
     wrong_method,
     wrong_type,
 )
+from xactor_serving.generation import SoundBuffer
 from xactor_serving.guard import Guard
 from xactor_serving.metrics import metrics, scrape
-from xactor_serving.options import VideoForm, validation_line
-from xactor_serving.performance import HeardSound
-from xactor_serving.videos import Videos, counted
+from xactor_serving.stream_session import StreamSession
+from xactor_serving.video_options import VideoForm
+from xactor_serving.videos import Videos, count_error
 
 _log = logging.getLogger("ray.serve")
 _PAGE = Path(__file__).parent / "page" / "index.html"
+_HEALTH_TIMEOUT_S = 5
 _ERROR = {
     "description": "An error",
     "content": {
@@ -46,12 +48,13 @@ _ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 413, 415, 42
 
 
 def make_api(videos: Videos, keys: tuple[str, ...]) -> Guard:
-    """The ASGI application.
+    """Return the ASGI application.
 
     Args:
-        keys: API keys; none means that none is needed.
+        videos: Makes the videos.
+        keys: Accepted API keys; empty where none is needed.
     """
-    api = FastAPI(title="X-Actor", description="A portrait and a voice in, an acted portrait out.")
+    api = FastAPI(title="X-Actor", description="A portrait and speech in, an acted portrait video out.")
     _handle_errors(api)
 
     @api.get("/", include_in_schema=False)
@@ -60,10 +63,10 @@ def make_api(videos: Videos, keys: tuple[str, ...]) -> Guard:
 
     @api.get("/healthz", responses={503: _ERROR})
     async def healthz() -> dict[str, str]:
-        """Whether the models answer."""
+        """Answer 200 when both models answer."""
         try:
-            async with asyncio.timeout(5):
-                await videos.ask()
+            async with asyncio.timeout(_HEALTH_TIMEOUT_S):
+                await videos.check_models()
         except Exception as error:
             message = f"the models do not answer ({type(error).__name__})"
             raise ServiceError(503, "not_ready", message, retry_after_s=5) from error
@@ -71,7 +74,7 @@ def make_api(videos: Videos, keys: tuple[str, ...]) -> Guard:
 
     @api.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def show_metrics() -> Response:
-        """Of all replicas, in Prometheus' text format."""
+        """Return the metrics of all replicas in Prometheus' text format."""
         return Response(await scrape(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @api.post(
@@ -80,25 +83,27 @@ def make_api(videos: Videos, keys: tuple[str, ...]) -> Guard:
         responses={200: {"content": {"video/mp4": {}}, "description": "The video"}, **_ERRORS},
     )
     async def create_video(request: Request, form: _Fields, _: _Once) -> Response:
-        """A portrait that speaks: h264 and aac, as long as the audio, 25 frames a second."""
+        """Make a portrait speak. The mp4 (h264, aac) is as long as the audio, at 25 frames a second."""
         return await _create(videos, request, form)
 
     @api.websocket("/v1/stream")
     async def stream(socket: WebSocket) -> None:
-        await Conversation(videos, keys, socket).hold()
+        await StreamSession(videos, keys, socket).run()
 
     limits = videos.limits
-    return Guard(api, keys=keys, max_body_bytes=limits.max_upload_bytes, upload_s=limits.upload_s)
+    return Guard(
+        api, keys=keys, max_body_bytes=limits.max_upload_bytes, upload_timeout_s=limits.upload_timeout_s
+    )
 
 
 async def _multipart_once(request: Request) -> None:
-    """Every field once, in a form."""
+    """Require a multipart form in which no field is repeated."""
     kind = request.headers.get("content-type", "")
     if kind.split(";")[0].strip().lower() != "multipart/form-data":
         raise wrong_type(f"the body must be multipart/form-data, got {kind or 'no content type'}")
     names = [name for name, _ in (await request.form()).multi_items()]
-    if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise bad_option(f"{', '.join(doubled)}: given more than once")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise bad_option(f"{', '.join(repeated)}: given more than once")
 
 
 _Fields = Annotated[VideoForm, Form(media_type="multipart/form-data")]
@@ -108,35 +113,38 @@ _Once = Annotated[None, Depends(_multipart_once)]
 async def _create(videos: Videos, request: Request, form: VideoForm) -> Response:
     begun = time.monotonic()
     async with AsyncExitStack() as stack:
-        stack.enter_context(videos.place(request.state.key))
+        stack.enter_context(videos.slot(request.state.key))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xactor-")))
         form.configs()
         audio = folder / "audio"
         with audio.open("wb") as file:
             await asyncio.to_thread(shutil.copyfileobj, form.audio.file, file)
         face = asyncio.create_task(videos.face(await form.image.read(), form))
-        face.add_done_callback(lambda done: done.cancelled() or done.exception())  # the sound's comes first
+        # Where both files are bad, the audio's error is reported; this keeps asyncio quiet about the other.
+        face.add_done_callback(lambda done: done.cancelled() or done.exception())
         stack.callback(face.cancel)
         samples = await videos.sound(audio)
-        fragments = videos.fragments(face, HeardSound.whole(samples), Sound.of(audio), form)
+        fragments = videos.fragments(face, SoundBuffer.whole(samples), Sound.of(audio), form)
         await stack.enter_async_context(aclosing(fragments))
         first = await anext(fragments)
         notes = (await face).notes
         headers = {"X-Notes": "; ".join(notes)} if notes else {}
         if not form.stream:
-            return await _whole(_chained(first, fragments), folder, headers)
-        metrics().first_s.observe(time.monotonic() - begun)
-        # What can fail in a way that the client should read has succeeded: the rest belongs to the answer.
+            return await _plain_mp4(_chained(first, fragments), folder, headers)
+        metrics().first_fragment_s.observe(time.monotonic() - begun)
+        # Every failure that the client should read as an error is past. The response owns the rest.
         return _VideoResponse(_chained(first, fragments), stack.pop_all(), headers)
 
 
-async def _whole(fragments: AsyncGenerator[bytes, None], folder: Path, headers: dict[str, str]) -> Response:
-    """A plain mp4 of the same pictures."""
-    made, plain = folder / "fragments.mp4", folder / "video.mp4"
-    with made.open("wb") as file:
+async def _plain_mp4(
+    fragments: AsyncGenerator[bytes, None], folder: Path, headers: dict[str, str]
+) -> Response:
+    """Return a plain mp4 of the same pictures."""
+    fragmented, plain = folder / "fragments.mp4", folder / "video.mp4"
+    with fragmented.open("wb") as file:
         async for data in fragments:
             await asyncio.to_thread(file.write, data)
-    await asyncio.to_thread(remux, made, plain)
+    await asyncio.to_thread(remux, fragmented, plain)
     return Response(await asyncio.to_thread(plain.read_bytes), media_type="video/mp4", headers=headers)
 
 
@@ -147,7 +155,7 @@ async def _chained(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGene
 
 
 class _VideoResponse(StreamingResponse):
-    """Frees everything with its end, also where the client was gone before its beginning."""
+    """Stream a video, and free its resources also for a client that left before the first byte."""
 
     def __init__(self, body: AsyncGenerator[bytes, None], stack: AsyncExitStack, headers: dict[str, str]):
         super().__init__(body, media_type="video/mp4", headers=headers)
@@ -159,10 +167,10 @@ class _VideoResponse(StreamingResponse):
 
 
 def _handle_errors(api: FastAPI) -> None:
-    """All that can go wrong, in the one form."""
+    """Answer every exception in the API's one error format."""
 
     def answer(request: Request, error: ServiceError) -> JSONResponse:
-        counted(error)
+        count_error(error)
         return JSONResponse(error.body(request.state.request_id), error.status, headers=error.headers())
 
     @api.exception_handler(ServiceError)
@@ -175,7 +183,8 @@ def _handle_errors(api: FastAPI) -> None:
 
     @api.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException):
-        if isinstance(error.__cause__, ServiceError):  # from under the parser of the body
+        # FastAPI wraps what `receive` raises while it parses the body.
+        if isinstance(error.__cause__, ServiceError):
             return answer(request, error.__cause__)
         path = request.url.path
         known = {404: not_found(path), 405: wrong_method(request.method, path)}
@@ -187,6 +196,5 @@ def _handle_errors(api: FastAPI) -> None:
     @api.exception_handler(Exception)
     async def failed(request: Request, error: Exception):
         _log.error("request %s failed", request.state.request_id, exc_info=error)
-        return answer(
-            request, ServiceError(500, "failed", "the service failed; see its log by the request id")
-        )
+        message = "the service failed; its log names this request id"
+        return answer(request, ServiceError(500, "failed", message))

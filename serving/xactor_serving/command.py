@@ -1,104 +1,122 @@
-"""The `xactor-serve` command: the service on one machine, until it is ended.
+"""Run the `xactor-serve` command: serve a model on one machine until SIGINT or SIGTERM.
 
-`serve run xactor_serving.app:build model=DIR` and Serve config files do the same on a cluster.
+On a cluster, `serve run xactor_serving.app:build model=DIR` and Serve config files do the same.
 """
 
 import contextlib
+import importlib.util
 import os
 import signal
 import sys
 import threading
-from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
-DEMO_MODEL = Path("demo/model")
+if TYPE_CHECKING:
+    from xactor_serving.arguments import ServeCommand
 
+DESCRIPTION = """Serve a model over HTTP and WebSocket, until SIGINT or SIGTERM.
 
-@dataclass(frozen=True, kw_only=True)
-class ServeCommand:
-    """Serve a model over HTTP: a page at /, POST /v1/videos, WS /v1/stream.
+Example:
+    XACTOR_API_KEYS=secret xactor-serve --model model --port 8000
+    curl -H "Authorization: Bearer secret" -F image=@face.png -F audio=@speech.wav \\
+        http://127.0.0.1:8000/v1/videos > out.mp4
 
-    Set XACTOR_API_KEYS, a list parted by commas, to have clients need a key.
+Routes:
+    GET  /              a page to try the service
+    POST /v1/videos     a portrait and speech to an mp4, sent while it is made
+    WS   /v1/stream     speech while it is spoken to fragments of an mp4
+    GET  /healthz       whether the models answer
+    GET  /metrics       metrics of all replicas, in Prometheus' format
+    GET  /openapi.json  the schema of the API
 
-    Args:
-        model: a model's folder or URI; the demo's where it is not given.
-        host: to listen at; 0.0.0.0 is reached from everywhere.
-        port: to listen at.
-        motion_replicas, render_replicas: how many; 0 lets them come and go with the load, up to 4.
-    """
+XACTOR_API_KEYS: API keys, comma-separated. With it set, every route but / and /healthz needs one of them.
+RAY_ADDRESS: with it set, the service runs on that Ray cluster; otherwise on this machine alone."""
 
-    model: str = str(DEMO_MODEL)
-    host: str = "127.0.0.1"
-    port: int = 8000
-    motion_replicas: int = 1
-    render_replicas: int = 1
-
-    def __post_init__(self):
-        if not 1 <= self.port <= 65_535:
-            raise ValueError(f"port must be within 1..65535, got {self.port}")
-        for name in ("motion_replicas", "render_replicas"):
-            if not 0 <= getattr(self, name) <= 64:
-                raise ValueError(f"{name} must be within 0..64, got {getattr(self, name)}")
-        if "://" not in self.model and not (Path(self.model) / "model_index.json").is_file():
-            hint = "; `make demo` leaves one there" if self.model == str(DEMO_MODEL) else ""
-            raise ValueError(f"{self.model}: no model's folder (model_index.json is missing){hint}")
+# Modules of the serving extra, besides the packages of the core.
+_MODULES = (
+    "aiohttp",
+    "fastapi",
+    "mediapipe",
+    "pebble",
+    "prometheus_client",
+    "psutil",
+    "pydantic",
+    "python_multipart",
+    "ray",
+    "tenacity",
+)
 
 
 def main() -> None:
+    """Parse the command line and serve. Exit with 0 at the end, 2 for a command that cannot work."""
+    if missing := [name for name in _MODULES if importlib.util.find_spec(name) is None]:
+        _refuse(f"{', '.join(missing)} not installed; run: pip install 'xactor-ray[serving]'")
+    from pydantic import ValidationError
+
+    from xactor_serving.arguments import ServeCommand
+    from xactor_serving.errors import validation_line
+
     try:
-        command = tyro.cli(ServeCommand, prog="xactor-serve", description=__doc__)
+        command = tyro.cli(ServeCommand, prog="xactor-serve", description=DESCRIPTION)
+        command.check_model()
+        run(command)
+    except ValidationError as error:
+        _refuse(validation_line(error.errors()))
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    run(command)
+        _refuse(str(error))
 
 
-def run(command: ServeCommand) -> None:
-    """Until SIGINT or SIGTERM; what is being made is made first, within Serve's time for it."""
+def _refuse(message: str) -> None:
+    print(f"xactor-serve: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def run(command: "ServeCommand") -> None:
+    """Serve until SIGINT or SIGTERM, then finish the videos in progress.
+
+    Raises:
+        ValueError: The command asks for a GPU and there is none.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     from ray import serve
 
-    from xactor_serving.app import DRAIN_S, Arguments, build
+    from xactor_serving.app import build
+    from xactor_serving.arguments import gpu_share
+    from xactor_serving.ingress import DRAIN_S
 
-    most, cpus = _most(command), 1
-    here = not os.environ.get("RAY_ADDRESS")
-    if here:  # replicas are processes; that there are fewer cores than they ask for is no reason to wait
-        cpus = max((os.cpu_count() or 1) // most, 1)
-        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, most), log_to_driver=False)
+    replicas, cpus = command.max_replicas(), 1
+    local = not os.environ.get("RAY_ADDRESS")
+    if local:
+        # Replicas are processes: on a machine with fewer cores than replicas they share the cores.
+        cpus = max((os.cpu_count() or 1) // replicas, 1)
+        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, replicas), log_to_driver=False)
     else:
         ray.init()
     ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which has handlers of its own
+    # After ray.init, which installs handlers of its own.
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     try:
+        gpus = 0.0
+        if command.device != "cpu":
+            gpus = gpu_share(ray.cluster_resources().get("GPU", 0), replicas)
+        if command.device == "cuda" and not gpus:
+            raise ValueError("--device cuda: Ray finds no GPU here; use --device cpu or auto")
         serve.start(http_options={"host": command.host, "port": command.port})
-        model = command.model if "://" in command.model else str(Path(command.model).resolve())
-        arguments = Arguments(
-            model=model,
-            motion_replicas=command.motion_replicas,
-            render_replicas=command.render_replicas,
-            cpus=cpus,  # and as many threads
-        )
-        application = build(arguments)
-        ingress = serve.run(application, name="xactor")
-        print(f"serving {command.model} at http://{command.host}:{command.port}/", flush=True)
+        ingress = serve.run(build(command.arguments(cpus=cpus, gpus=gpus)), name="xactor")
+        print(f"Serving {command.model} at http://{command.host}:{command.port}/", flush=True)
         ended.wait()
-        print("ending: videos in the making are finished first", flush=True)
+        print("Ending: finishing the videos in progress", flush=True)
         with contextlib.suppress(TimeoutError):
             ingress.drain.remote().result(timeout_s=DRAIN_S)
         serve.delete("xactor")
     finally:
-        if here:
+        if local:
             serve.shutdown()
         ray.shutdown()
-
-
-def _most(command: ServeCommand) -> int:
-    """How many replicas there may be."""
-    return (command.motion_replicas or 4) + (command.render_replicas or 4)
 
 
 if __name__ == "__main__":

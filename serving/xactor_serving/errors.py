@@ -1,75 +1,110 @@
-"""The answers that are errors: `{"error": {"code", "message", "request_id"}}`."""
+"""Errors of the API. Every error answer is `{"error": {"code", "message", "request_id"}}`.
 
+ServiceError
+    400 bad_input      the image or audio cannot be decoded, or has no face
+    401 bad_key        the API key is missing or wrong
+    404 not_found      no such path
+    405 wrong_method   the path does not take this method
+    413 too_large      the upload is too large or the audio too long
+    415 wrong_type     the body is not multipart/form-data
+    422 bad_option     a field is missing, unknown or out of range
+    429 too_many       this client has reached its limit
+    500 failed         the service failed
+    503 full, broken, not_ready    the service cannot take the request now
+    504 timed_out      a deadline passed
+"""
+
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+_MAX_NAMED_ERRORS = 5
 
 
 @dataclass(eq=False)
 class ServiceError(Exception):
-    """One of the table below.
-
-    Attributes:
-        code: a word for programs. message: one line for people. retry_after_s: when it is worth another try.
-    """
+    """Represent one error answer of the API."""
 
     status: int
+    """HTTP status code."""
     code: str
+    """A word for programs, see the table above."""
     message: str
+    """One line for people."""
     retry_after_s: int | None = None
+    """Seconds until a retry makes sense; None where a retry would fail again."""
 
     def __str__(self) -> str:
         return self.message
 
     def body(self, request_id: str) -> dict[str, Any]:
+        """Return the JSON body of the answer."""
         return {"error": {"code": self.code, "message": self.message, "request_id": request_id}}
 
     def headers(self) -> dict[str, str]:
+        """Return the headers of the answer."""
         return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
 
 
 def bad_input(message: str) -> ServiceError:
-    """What cannot be decoded, or has no face."""
+    """Return the error of a file that cannot be decoded or has no face."""
     return ServiceError(400, "bad_input", message)
 
 
 def bad_key() -> ServiceError:
+    """Return the error of a request without a valid API key."""
     return ServiceError(401, "bad_key", "an API key is needed: Authorization: Bearer KEY")
 
 
 def not_found(path: str) -> ServiceError:
-    return ServiceError(404, "not_found", f"there is nothing at {path}")
+    """Return the error of an unknown path."""
+    return ServiceError(404, "not_found", f"no such path: {path}")
 
 
 def wrong_method(method: str, path: str) -> ServiceError:
-    return ServiceError(405, "wrong_method", f"{method} is not for {path}")
+    """Return the error of a method that the path does not take."""
+    return ServiceError(405, "wrong_method", f"{path} does not take {method}")
 
 
 def too_large(message: str) -> ServiceError:
+    """Return the error of an upload that is too large, or audio that is too long."""
     return ServiceError(413, "too_large", message)
 
 
 def wrong_type(message: str) -> ServiceError:
+    """Return the error of a body of another content type."""
     return ServiceError(415, "wrong_type", message)
 
 
 def bad_option(message: str) -> ServiceError:
+    """Return the error of a field that is missing, unknown or out of range."""
     return ServiceError(422, "bad_option", message)
 
 
 def too_many(message: str) -> ServiceError:
-    """One client has as much as it may."""
+    """Return the error of a client that has reached its own limit."""
     return ServiceError(429, "too_many", message, retry_after_s=5)
 
 
 def full(message: str) -> ServiceError:
-    """The service has as much as it can."""
+    """Return the error of a service that has reached its limit."""
     return ServiceError(503, "full", message, retry_after_s=5)
 
 
 def broken(message: str) -> ServiceError:
-    """Replicas failed, and trying again did not help."""
+    """Return the error of replicas that failed in every retry."""
     return ServiceError(503, "broken", message, retry_after_s=30)
 
 
 def timed_out(message: str) -> ServiceError:
+    """Return the error of work that passed its deadline."""
     return ServiceError(504, "timed_out", message)
+
+
+def validation_line(errors: Iterable[Mapping[str, Any]]) -> str:
+    """Return pydantic's errors as one line: each field, and what is wrong with it."""
+    lines = []
+    for error in errors:
+        field = ".".join(str(part) for part in error["loc"] if part != "body")
+        lines.append(f"{field}: {error['msg']}" if field else str(error["msg"]))
+    return "; ".join(lines[:_MAX_NAMED_ERRORS])

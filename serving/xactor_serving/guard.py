@@ -1,4 +1,4 @@
-"""What stands before every request: its id, its key, how large and how slow it may be."""
+"""Check every request before the application sees it: its id, API key, size and upload time."""
 
 import asyncio
 import hmac
@@ -14,42 +14,45 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-_OPEN_PATHS = ("/", "/healthz")  # without a key
-# Of all of a request's; servers under Serve's proxy differ in what they let through.
+# Paths that need no key.
+_OPEN_PATHS = ("/", "/healthz")
+# Bound on all headers of a request. Servers under Serve's proxy differ in what they let through.
 _MAX_HEADER_BYTES = 64 << 10
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-def knows(keys: tuple[str, ...], given: str) -> bool:
-    """Whether a key is one of those, in time that tells nothing of them. Without keys everyone is known."""
-    found = [hmac.compare_digest(key.encode(), given.encode()) for key in keys]
+def is_known(keys: tuple[str, ...], key: str) -> bool:
+    """Return whether a key is accepted, in constant time. Without keys every client is."""
+    found = [hmac.compare_digest(accepted.encode(), key.encode()) for accepted in keys]
     return not keys or any(found)
 
 
 class Guard:
-    """An ASGI middleware.
+    """Wrap an ASGI application.
 
     Args:
-        keys: that are accepted; none means that none is needed.
-        max_body_bytes: of an upload. upload_s: how long it may take to arrive.
+        app: The application.
+        keys: Accepted API keys; empty where none is needed.
+        max_body_bytes: Bound on a request's body.
+        upload_timeout_s: Seconds until a request's body must have arrived.
     """
 
-    def __init__(self, app, *, keys: tuple[str, ...], max_body_bytes: int, upload_s: float):
+    def __init__(self, app, *, keys: tuple[str, ...], max_body_bytes: int, upload_timeout_s: float):
         self._app, self._keys = app, keys
-        self._max_body_bytes, self._upload_s = max_body_bytes, upload_s
+        self._max_body_bytes, self._upload_timeout_s = max_body_bytes, upload_timeout_s
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin1").lower(): value.decode("latin1") for name, value in scope["headers"]}
-        given = headers.get(
-            "x-request-id", ""
-        )  # Serve's proxy gives one to every request, and answers with it
+        # Serve's proxy gives every request an id and answers with it.
+        given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         header_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
-        if scope["type"] == "websocket":  # says its key in its first message
+        # A WebSocket's key is in its first message.
+        if scope["type"] == "websocket":
             if header_bytes > _MAX_HEADER_BYTES:
                 await send({"type": "websocket.close"})
                 return
@@ -64,21 +67,21 @@ class Guard:
 
         try:
             if header_bytes > _MAX_HEADER_BYTES:
-                raise too_large(f"a request's headers may hold {_MAX_HEADER_BYTES >> 10} KiB at most")
-            scope["state"]["key"] = self._check(
-                scope["path"].removeprefix(scope.get("root_path", "")), headers
-            )
+                raise too_large(f"a request's headers may hold at most {_MAX_HEADER_BYTES >> 10} KiB")
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            scope["state"]["key"] = self._check(path, headers)
             await self._app(scope, self._bounded(receive), answer)
         except ServiceError as error:
-            if begun:  # the connection ends without a final chunk
+            # After the first bytes, the connection ends without a final chunk.
+            if begun:
                 raise
             await answer_error(error, request_id, send)
 
     def _check(self, path: str, headers: dict[str, str]) -> str:
-        """The key that a request has."""
+        """Return the request's key. Refuse a wrong key and a body that is declared too large."""
         key = headers.get("authorization", "")
         key = key[7:].strip() if key[:7].lower() == "bearer " else ""
-        if path not in _OPEN_PATHS and not knows(self._keys, key):
+        if path not in _OPEN_PATHS and not is_known(self._keys, key):
             raise bad_key()
         declared = headers.get("content-length", "0")
         if not declared.isdigit() or int(declared) > self._max_body_bytes:
@@ -86,31 +89,32 @@ class Guard:
         return key
 
     def _bounded(self, receive: Receive) -> Receive:
-        """The request's body, counted and within its time."""
-        taken, ended = 0, False
-        deadline = asyncio.get_running_loop().time() + self._upload_s
+        """Return a `receive` that bounds the body's size and upload time."""
+        received, ended = 0, False
+        deadline = asyncio.get_running_loop().time() + self._upload_timeout_s
 
         async def bounded() -> Message:
-            nonlocal taken, ended
+            nonlocal received, ended
             try:
                 async with asyncio.timeout_at(None if ended else deadline):
                     message = await receive()
             except TimeoutError as error:
-                raise timed_out(f"the upload took longer than {self._upload_s:g} s") from error
+                raise timed_out(f"the upload took longer than {self._upload_timeout_s:g} s") from error
             if message["type"] == "http.request":
-                taken += len(message.get("body", b""))
+                received += len(message.get("body", b""))
                 ended = not message.get("more_body", False)
-                if taken > self._max_body_bytes:
+                if received > self._max_body_bytes:
                     raise self._too_large()
             return message
 
         return bounded
 
     def _too_large(self) -> ServiceError:
-        return too_large(f"a request may hold {self._max_body_bytes / 2**20:.0f} MiB at most")
+        return too_large(f"a request may hold at most {self._max_body_bytes / 2**20:.0f} MiB")
 
 
 async def answer_error(error: ServiceError, request_id: str, send: Send) -> None:
+    """Send an error as the whole answer."""
     body = json.dumps(error.body(request_id)).encode()
     headers = {"content-type": "application/json", "connection": "close"}
     headers |= {name.lower(): value for name, value in error.headers().items()}

@@ -1,4 +1,4 @@
-"""What the replicas measure. Ray's agents collect it, and `GET /metrics` of any ingress shows all of it."""
+"""Metrics of the service. Ray's agents collect them, and `GET /metrics` of any ingress shows all of them."""
 
 import asyncio
 from collections import Counter as Count
@@ -16,62 +16,64 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 
 PREFIX = "xactor_serve_"
 _SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
+_FPS = [1, 5, 12.5, 25, 50, 100, 250, 1000]
+_BATCH_SIZES = [1, 2, 4, 8, 16, 32]
 _AGENT_TIMEOUT_S = 5
 
 
 class _Metrics:
-    """Made inside a replica, whose name they carry then."""
+    """Hold the metrics of one process. Create it inside a replica, whose name the metrics carry."""
 
     def __init__(self):
         self._queued: Count[str] = Count()
 
-        def histogram(name: str, what: str, bounds: list[float], tags: tuple[str, ...] = ()) -> Histogram:
-            return Histogram(PREFIX + name, what, bounds, tags)  # pyright: ignore[reportArgumentType]
+        def histogram(name: str, help_text: str, bounds: list[float], tags: tuple[str, ...] = ()) -> Histogram:
+            return Histogram(PREFIX + name, help_text, bounds, tags)  # pyright: ignore[reportArgumentType]
 
-        self.first_s = histogram(
-            "first_fragment_seconds", "From a request to its first video bytes", _SECONDS
+        self.first_fragment_s = histogram(
+            "first_fragment_seconds", "Seconds from a request to its first bytes of video", _SECONDS
         )
-        self.chunk_s = histogram("chunk_seconds", "A chunk of motion, from job to last latents", _SECONDS)
-        self.window_s = histogram("window_seconds", "A window of frames, from job to pictures", _SECONDS)
-        self.rate = histogram(
-            "video_frames_per_second",
-            "Frames a second of a finished video",
-            [1, 5, 12.5, 25, 50, 100, 250, 1000],
+        self.chunk_s = histogram(
+            "chunk_seconds", "Seconds of a chunk of motion, from job to last latents", _SECONDS
         )
-        self.batch = histogram(
-            "batch_size", "Streams or windows in one forward pass", [1, 2, 4, 8, 16, 32], ("of",)
+        self.window_s = histogram("window_seconds", "Seconds of a window, from job to frames", _SECONDS)
+        self.video_fps = histogram("video_frames_per_second", "Frames a second of a finished video", _FPS)
+        self.batch_size = histogram(
+            "batch_size", "Streams or windows in one forward pass", _BATCH_SIZES, ("of",)
         )
         self.queue = Gauge(
-            PREFIX + "queue_depth", "Chunks or windows that a replica has, waiting or in the making", ("of",)
+            PREFIX + "queue_depth", "Chunks or windows in a replica, waiting or in progress", ("of",)
         )
         self.references = Counter(
-            PREFIX + "references_computed_total", "Portraits that were not in the cache"
+            PREFIX + "references_computed_total", "References of portraits that were not cached"
         )
-        self.windows = Counter(PREFIX + "windows_total", "Windows of frames rendered")
-        self.errors = Counter(PREFIX + "errors_total", "Answers that are errors", ("code",))
-        self.again = Counter(PREFIX + "retries_total", "Work done again after a replica failed", ("of",))
-        self.open = Gauge(PREFIX + "videos_open", "Videos in the making")
+        self.windows = Counter(PREFIX + "windows_total", "Windows rendered")
+        self.errors = Counter(PREFIX + "errors_total", "Error answers", ("code",))
+        self.retries = Counter(
+            PREFIX + "retries_total", "Retries after a replica failed or was full", ("of",)
+        )
+        self.open_videos = Gauge(PREFIX + "videos_open", "Videos in progress")
 
     @contextmanager
-    def queued(self, of: str) -> Iterator[None]:
-        """What is inside is one more of the replica's chunks or windows."""
-        self._queued[of] += 1
-        self.queue.set(self._queued[of], {"of": of})
+    def queued(self, deployment: str) -> Iterator[None]:
+        """Count the block's work in the queue depth of a deployment."""
+        self._queued[deployment] += 1
+        self.queue.set(self._queued[deployment], {"of": deployment})
         try:
             yield
         finally:
-            self._queued[of] -= 1
-            self.queue.set(self._queued[of], {"of": of})
+            self._queued[deployment] -= 1
+            self.queue.set(self._queued[deployment], {"of": deployment})
 
 
 @cache
 def metrics() -> _Metrics:
-    """This process's."""
+    """Return the metrics of this process."""
     return _Metrics()
 
 
 async def scrape() -> bytes:
-    """Every node's metrics that are the application's, in Prometheus' text format."""
+    """Return the application's metrics of all nodes, in Prometheus' text format."""
     nodes = await asyncio.to_thread(ray.nodes)
     urls = [
         f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
@@ -87,16 +89,17 @@ async def scrape() -> bytes:
 
 
 async def _fetch(session: aiohttp.ClientSession, url: str) -> str | None:
+    """Return one node's metrics; None for a node that does not answer, which may be on its way out."""
     try:
         async with session.get(url) as answer:
             answer.raise_for_status()
             return await answer.text()
     except (aiohttp.ClientError, TimeoutError):
-        return None  # a node that is going; its series end
+        return None
 
 
 class _Merged(Collector):
-    """The application's families of several nodes, one each, without Ray's prefix."""
+    """Merge the application's metric families of several nodes, without Ray's prefix."""
 
     def __init__(self, texts: list[str]):
         self._texts = texts

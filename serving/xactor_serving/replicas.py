@@ -1,4 +1,4 @@
-"""The motion and render deployments as seen by the ingress: with time limits, and again where a replica failed."""
+"""Call the motion and render deployments from the ingress, with deadlines and retries."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -18,50 +18,58 @@ from tenacity import (
 
 from xactor_serving.errors import ServiceError, broken, full, timed_out
 from xactor_serving.metrics import metrics
-from xactor_serving.work import ChunkJob, MotionFacts, PortraitJob, RenderFacts, WindowJob
+from xactor_serving.replica_messages import ChunkJob, MotionFacts, PortraitJob, RenderFacts, WindowJob
 
-_GONE = (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError)
+_LOST = (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError)
 T = TypeVar("T")
 
 
 class Replicas:
-    """Calls on both deployments.
+    """Call both deployments.
 
     Args:
-        motion, render: their handles. timeout_s: of one chunk or window. patience_s: how long work is tried again
-            when replicas fail or are full.
+        motion: Handle of the motion deployment.
+        render: Handle of the render deployment.
+        call_timeout_s: Seconds for one chunk or window, waiting included.
+        retry_s: Seconds to retry work whose replica failed or was full.
     """
 
     def __init__(
-        self, motion: DeploymentHandle, render: DeploymentHandle, *, timeout_s: float, patience_s: float
+        self, motion: DeploymentHandle, render: DeploymentHandle, *, call_timeout_s: float, retry_s: float
     ):
         self._motion, self._render = motion, render
-        self._timeout_s, self._patience_s = timeout_s, patience_s
+        self._call_timeout_s, self._retry_s = call_timeout_s, retry_s
 
     async def facts(self) -> tuple[MotionFacts, RenderFacts]:
+        """Return the descriptions of both models."""
         return await self._motion.facts.remote(), await self._render.facts.remote()
 
     async def chunk(self, job: ChunkJob) -> AsyncGenerator[np.ndarray, None]:
-        """A chunk's latents, float32 [n, D] each. ServiceError: it could not be made."""
+        """Yield a chunk's latents, float32 [n, D] each.
+
+        Raises:
+            ServiceError: The chunk could not be made.
+        """
         pieces: asyncio.Queue[np.ndarray | None] = asyncio.Queue()
-        made = 0
+        yielded = 0
 
         async def once() -> None:
-            nonlocal made
-            skip = made  # what a replica that failed had made of it; the next one makes the same
+            nonlocal yielded
+            # A retry makes the same latents again: skip those that a failed replica already returned.
+            skip = yielded
             call: Any = self._motion.options(stream=True).chunk.remote(job)
             try:
                 async for piece in call:
                     new = piece[max(skip, 0) :]
                     skip -= len(piece)
                     if len(new):
-                        made += len(new)
+                        yielded += len(new)
                         pieces.put_nowait(new)
             finally:
                 call.cancel()
             pieces.put_nowait(None)
 
-        work = asyncio.ensure_future(self._again("motion", once))
+        work = asyncio.ensure_future(self._retry("motion", once))
         work.add_done_callback(lambda _: pieces.put_nowait(None))
         try:
             while (piece := await pieces.get()) is not None:
@@ -72,7 +80,11 @@ class Replicas:
             await asyncio.gather(work, return_exceptions=True)
 
     async def prepare(self, portrait: PortraitJob) -> None:
-        """Has a render replica make ready for a portrait's windows. ServiceError: it could not."""
+        """Compute a portrait's reference on a render replica, before its first window.
+
+        Raises:
+            ServiceError: The reference could not be computed.
+        """
 
         async def once() -> None:
             call = self._render.options(multiplexed_model_id=portrait.name).prepare.remote(portrait)
@@ -81,10 +93,14 @@ class Replicas:
             finally:
                 call.cancel()
 
-        await self._again("render", once)
+        await self._retry("render", once)
 
     async def window(self, job: WindowJob) -> np.ndarray:
-        """A window's frames, uint8 [W, S, S, 3]. ServiceError: it could not be made."""
+        """Return a window's frames, uint8 [W, S, S, 3].
+
+        Raises:
+            ServiceError: The window could not be rendered.
+        """
 
         async def once() -> np.ndarray:
             call = self._render.options(multiplexed_model_id=job.portrait.name).window.remote(job)
@@ -93,38 +109,38 @@ class Replicas:
             finally:
                 call.cancel()
 
-        return await self._again("render", once)
+        return await self._retry("render", once)
 
-    async def _again(self, what: str, once: Callable[[], Awaitable[T]]) -> T:
-        """A call within its time limit; again elsewhere when its replica is gone or has no room."""
+    async def _retry(self, deployment: str, once: Callable[[], Awaitable[T]]) -> T:
+        """Call with a deadline. Retry on another replica when a replica is lost or full."""
 
         def count(state: RetryCallState) -> None:
-            metrics().again.inc(tags={"of": what})
+            metrics().retries.inc(tags={"of": deployment})
 
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type((*_GONE, BackPressureError)),
+            retry=retry_if_exception_type((*_LOST, BackPressureError)),
             wait=wait_random_exponential(multiplier=0.05, max=2),
-            stop=stop_after_delay(self._patience_s),
+            stop=stop_after_delay(self._retry_s),
             before_sleep=count,
             reraise=True,
         )
 
         async def timed() -> T:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._call_timeout_s):
                 return await once()
 
         try:
             return await retrying(timed)
         except BackPressureError as error:
-            raise full(f"no {what} replica has room") from error
-        except _GONE as error:
-            raise broken(f"the {what} replicas fail") from error
+            raise full(f"every {deployment} replica is full") from error
+        except _LOST as error:
+            raise broken(f"the {deployment} replicas failed in every retry") from error
         except TimeoutError as error:
-            raise timed_out(f"{what} took longer than {self._timeout_s:g} s") from error
+            raise timed_out(f"{deployment} took longer than {self._call_timeout_s:g} s") from error
         except ValueError as error:
-            raise ServiceError(500, "failed", f"the {what} model failed: {_line(error)}") from error
+            raise ServiceError(500, "failed", f"the {deployment} model failed: {_line(error)}") from error
 
 
 def _line(error: Exception) -> str:
-    """A remote error's own words, without its stack."""
+    """Return a remote error's message as one line, without its stack."""
     return " ".join(str(getattr(error, "cause", None) or error).split())

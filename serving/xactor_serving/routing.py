@@ -1,4 +1,4 @@
-"""Which render replica a portrait's windows go to: where its reference is, or is being made."""
+"""Route a portrait's windows to the render replica that has its reference."""
 
 import random
 from typing import Any
@@ -12,19 +12,22 @@ from ray.serve.request_router import (
     RunningReplica,
 )
 
-_REMEMBERED = 32  # portraits: until their replicas have said that they know them, some tenths of a second
+# Portraits whose last replica is remembered. Replicas report their references within some tenths of a second.
+_MAX_PORTRAITS = 32
 
 
 class PortraitRouter(FIFOMixin, MultiplexMixin, RequestRouter):
-    """Replicas that know the portrait first; then the less busy of two, as Serve's own router.
+    """Prefer replicas that have the portrait's reference, then the less busy of two, as Serve's own router.
 
-    Serve's own hears of a reference when the replica that has made it says so, and sends what comes sooner to any: a
-    video's first window comes sooner. Requests are matched with the replicas found for them as in Serve's own: all of a
-    video's calls have one id, by which a bare RequestRouter would lose all but the first that wait.
+    Serve's router knows of a reference only after the replica has reported it, and until then sends requests to any
+    replica. A video's first window comes before that report. FIFOMixin matches requests with the replicas chosen for
+    them as in Serve's router: all calls of a video share one request id, by which a plain RequestRouter would lose all
+    but the first waiting call.
     """
 
     def initialize_state(self, **kwargs: Any) -> None:
-        self._sent: dict[str, ReplicaID] = {}  # where a portrait went last
+        # The replica that a portrait was sent to last.
+        self._sent: dict[str, ReplicaID] = {}
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -33,7 +36,8 @@ class PortraitRouter(FIFOMixin, MultiplexMixin, RequestRouter):
         if pending_request is not None:
             name = pending_request.metadata.multiplexed_model_id
             last = self._sent.get(name)
-            pending_request.routing_context.should_backoff = True  # where none of them has room
+            # Back off where no replica has room.
+            pending_request.routing_context.should_backoff = True
         warm = [
             replica
             for replica in candidate_replicas
@@ -46,5 +50,5 @@ class PortraitRouter(FIFOMixin, MultiplexMixin, RequestRouter):
         if name := pending_request.metadata.multiplexed_model_id:
             self._sent.pop(name, None)
             self._sent[name] = replica_id
-            if len(self._sent) > _REMEMBERED:
+            if len(self._sent) > _MAX_PORTRAITS:
                 del self._sent[next(iter(self._sent))]

@@ -1,7 +1,7 @@
-"""The motion deployment: chunks of any number of performances, their DDIM steps batched by the engine.
+"""Run the motion deployment: chunks of any number of streams, whose DDIM steps the engine batches.
 
-A replica keeps nothing of a performance between two chunks. So its next chunk may be made anywhere: after a failure, by
-a replica that was started since, or by new weights.
+A replica keeps nothing of a stream between two chunks. The next chunk may be made anywhere: after a failure, by a new
+replica, or by new weights.
 """
 
 import asyncio
@@ -19,24 +19,29 @@ from ray import serve
 from xactor.audio.encoder import AudioEncoder, load_audio_encoder
 from xactor.motion import MotionEngine, MotionStream, MotionTransformer
 from xactor.weights import local_folder
+from xactor_serving.device import replica_device
 from xactor_serving.metrics import metrics
-from xactor_serving.work import ChunkJob, MotionFacts
+from xactor_serving.replica_messages import ChunkJob, MotionFacts
 
+# A job bounds its own frames, so the engine needs no bound on how far it runs ahead of playback.
 _NO_LIMIT = 10**9
 
 
 @serve.deployment(name="motion", health_check_period_s=5, health_check_timeout_s=30)
 class Motion:
-    """One replica.
+    """Run one replica of the motion model.
 
     Args:
-        model: a pipeline's folder or URI. max_streams: chunks in the making. max_batch: how many step together.
-        stuck_s: a step that takes longer is a failed health check.
+        model: Model folder or its URI.
+        device: auto, cpu or cuda.
+        max_streams: Chunks in progress at a time.
+        max_batch: Streams in one forward pass.
+        stuck_s: Seconds of one forward pass after which the health check fails.
     """
 
-    def __init__(self, model: str, *, max_streams: int, max_batch: int, stuck_s: float):
+    def __init__(self, model: str, *, device: str, max_streams: int, max_batch: int, stuck_s: float):
+        device = replica_device(device)
         folder = Path(local_folder(model, parts=("motion", "audio_encoder")))
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         transformer = MotionTransformer.from_pretrained(folder / "motion", dtype=dtype).to(device)  # pyright: ignore
         self._encoder = load_audio_encoder(folder / "audio_encoder").to(device)
@@ -48,6 +53,7 @@ class Motion:
         self._stuck_s = stuck_s
 
     async def facts(self) -> MotionFacts:
+        """Return the description of the model."""
         config = self._config
         return MotionFacts(
             latent_dim=config.latent_dim,
@@ -58,7 +64,7 @@ class Motion:
         )
 
     async def chunk(self, job: ChunkJob) -> AsyncGenerator[np.ndarray, None]:
-        """Its latents as they come out clean, float32 [n, D] each."""
+        """Yield a chunk's latents as they become clean, float32 [n, D] each."""
         begun = time.monotonic()
         with metrics().queued("motion"):
             async for piece in self._worker.chunk(job):
@@ -66,7 +72,7 @@ class Motion:
         metrics().chunk_s.observe(time.monotonic() - begun)
 
     def check_health(self) -> None:
-        """Serve asks now and then, and replaces a replica that raises."""
+        """Raise when the replica is stuck. Serve calls this periodically and replaces a replica that raises."""
         busy_s = self._worker.busy_s
         if busy_s > self._stuck_s:
             raise RuntimeError(f"the motion model has been in one step for {busy_s:.0f} s")
@@ -75,7 +81,12 @@ class Motion:
 
 
 class EngineThread:
-    """Steps an engine in a thread of its own, for callers of an event loop."""
+    """Step an engine in its own thread, for callers on an event loop.
+
+    Args:
+        engine: The engine. No other thread may use it.
+        encoder: Makes the audio features.
+    """
 
     def __init__(self, engine: MotionEngine, encoder: AudioEncoder):
         self._engine, self._encoder = engine, encoder
@@ -86,19 +97,22 @@ class EngineThread:
 
     @property
     def alive(self) -> bool:
+        """Whether the thread runs."""
         return self._thread.is_alive()
 
     @property
     def busy_s(self) -> float:
-        """How long the step that is being made has taken so far."""
+        """Seconds that the current step has taken so far; 0 between steps."""
         begun = self._step_begun
         return 0.0 if begun is None else time.monotonic() - begun
 
     async def chunk(self, job: ChunkJob) -> AsyncGenerator[np.ndarray, None]:
-        """A chunk's latents as they come out clean, [n, D] each. Who stops listening frees its place with the step.
+        """Yield a chunk's latents as they become clean, [n, D] each.
+
+        Closing the generator frees the stream at the next step.
 
         Raises:
-            ValueError: a job that the engine does not take, or a model that makes NaN of it.
+            ValueError: The engine refuses the job, or the model makes NaN of it.
         """
         ticket = _Ticket(job)
         self._inbox.put(ticket)
@@ -111,32 +125,34 @@ class EngineThread:
             ticket.left = True
 
     def _run(self) -> None:
-        going: list[_Ticket] = []
+        active: list[_Ticket] = []
         while True:
-            while not going or not self._inbox.empty():
-                if not going:
+            while not active or not self._inbox.empty():
+                if not active:
                     self._step_begun = None
                 ticket = self._inbox.get()
                 self._step_begun = time.monotonic()
                 if not ticket.left and self._admit(ticket):
-                    going.append(ticket)
+                    active.append(ticket)
             self._step_begun = time.monotonic()
             try:
                 moved = self._engine.step()
-            except Exception as error:  # a pass fails for all that were in it
-                for ticket in going:
-                    ticket.say(error)
+            except Exception as error:
+                # A forward pass fails for all streams in it.
+                for ticket in active:
+                    ticket.send(error)
                     ticket.left = True
             else:
-                metrics().batch.observe(len(moved), {"of": "motion"})
-                for ticket in going:
+                metrics().batch_size.observe(len(moved), {"of": "motion"})
+                for ticket in active:
                     self._deliver(ticket, stalled=not moved)
-            for ticket in going:
+            for ticket in active:
                 if ticket.left and ticket.stream is not None:
                     self._engine.close(ticket.stream)
-            going = [ticket for ticket in going if not ticket.left]
+            active = [ticket for ticket in active if not ticket.left]
 
     def _admit(self, ticket: "_Ticket") -> bool:
+        """Open a stream for a ticket. Return whether the engine took it."""
         job, config = ticket.job, self._engine.model.config
         try:
             first = config.heard_from(job.first_frame)
@@ -151,44 +167,48 @@ class EngineThread:
             ticket.stream.hear(torch.from_numpy(features))
             if job.ended:
                 ticket.stream.end()
-        except Exception as error:  # its own; the others go on
-            ticket.say(error)
+        except Exception as error:
+            # The job's own error: the other streams go on.
+            ticket.send(error)
             if ticket.stream is not None:
                 self._engine.close(ticket.stream)
             return False
         return True
 
     def _deliver(self, ticket: "_Ticket", *, stalled: bool) -> None:
-        """Hands out what has been made for a ticket."""
+        """Send a ticket the latents that are clean now, and the end when its chunk is complete."""
         stream, job = ticket.stream, ticket.job
         assert stream is not None
         try:
             z = stream.take()
         except ValueError as error:
-            ticket.say(error)
+            ticket.send(error)
             ticket.left = True
             return
         if len(z):
-            ticket.say(z.cpu().numpy())
-        whole = stream.made >= job.first_frame + self._engine.model.config.chunk_frames
-        if stream.done if job.ended else whole:
-            ticket.say(None)
+            ticket.send(z.cpu().numpy())
+        complete = stream.made >= job.first_frame + self._engine.model.config.chunk_frames
+        if stream.done if job.ended else complete:
+            ticket.send(None)
             ticket.left = True
         elif stalled:
-            ticket.say(ValueError(f"the sound up to frame {job.known_frames} does not suffice for the chunk"))
+            ticket.send(
+                ValueError(f"the sound up to frame {job.known_frames} does not suffice for the chunk")
+            )
             ticket.left = True
 
 
 class _Ticket:
-    """A job, and where its results go."""
+    """Hold a job and the queue of its results."""
 
     def __init__(self, job: ChunkJob):
         self.job = job
         self.out: asyncio.Queue[Any] = asyncio.Queue()
         self.stream: MotionStream | None = None
-        self.left = False  # nobody listens any more
+        # Whether nobody waits for results any more.
+        self.left = False
         self._loop = asyncio.get_running_loop()
 
-    def say(self, what: np.ndarray | Exception | None) -> None:
-        """From the engine's thread. None is the end."""
-        self._loop.call_soon_threadsafe(self.out.put_nowait, what)
+    def send(self, result: np.ndarray | Exception | None) -> None:
+        """Queue a result, from the engine's thread. None is the end."""
+        self._loop.call_soon_threadsafe(self.out.put_nowait, result)

@@ -1,4 +1,7 @@
-"""The render deployment: windows of any number of videos, batched; a portrait's reference is computed once and kept."""
+"""Run the render deployment: windows of any number of videos, batched.
+
+A portrait's reference is computed once and cached.
+"""
 
 import asyncio
 import time
@@ -13,12 +16,14 @@ from ray.serve.config import RequestRouterConfig
 
 from xactor.render import Reference, Renderer, Window
 from xactor.weights import local_folder
+from xactor_serving.device import replica_device
 from xactor_serving.metrics import metrics
+from xactor_serving.replica_messages import PortraitJob, RenderFacts, WindowJob
 from xactor_serving.routing import PortraitRouter
-from xactor_serving.work import PortraitJob, RenderFacts, WindowJob
 
-PARTS = ("motion_encoder", "unet", "reference_unet", "vae", "scheduler")
-REFERENCES = 32  # that a replica keeps
+COMPONENTS = ("motion_encoder", "unet", "reference_unet", "vae", "scheduler")
+# References that a replica caches.
+MAX_REFERENCES = 32
 T = TypeVar("T")
 
 
@@ -29,56 +34,63 @@ T = TypeVar("T")
     request_router_config=RequestRouterConfig(request_router_class=PortraitRouter),  # pyright: ignore
 )
 class Render:
-    """One replica.
+    """Run one replica of the renderer.
 
     Args:
-        model: a pipeline's folder or URI. max_batch: windows side by side on a GPU; a CPU makes them no sooner so, and
-            the first would wait for all. stuck_s: a batch that takes longer is a failed health check.
+        model: Model folder or its URI.
+        device: auto, cpu or cuda.
+        max_batch: Windows in one forward pass on a GPU. On a CPU a batch is no faster than its windows one by one,
+            and the first window would wait for all: there it is 1.
+        stuck_s: Seconds of one batch after which the health check fails.
     """
 
-    def __init__(self, model: str, *, max_batch: int, stuck_s: float):
-        self._renderer = Renderer.from_pretrained(local_folder(model, parts=PARTS))
-        if torch.cuda.is_available():
+    def __init__(self, model: str, *, device: str, max_batch: int, stuck_s: float):
+        device = replica_device(device)
+        self._renderer = Renderer.from_pretrained(local_folder(model, parts=COMPONENTS))
+        if device == "cuda":
             self._renderer.to("cuda", torch.bfloat16)
         else:
             max_batch = 1
         self._squares: dict[str, np.ndarray] = {}
         self._stuck_s = stuck_s
-        # One pass at a time, and always in the same thread, whose memory is warm.
+        # One pass at a time, always in the same thread, whose memory is warm.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="render")
         self._begun: float | None = None
         self._batched.set_max_batch_size(max_batch)  # pyright: ignore
 
     async def facts(self) -> RenderFacts:
+        """Return the description of the renderer."""
         return RenderFacts(image_size=self._renderer.image_size, latent_dim=self._renderer.latent_dim)
 
     async def prepare(self, portrait: PortraitJob) -> None:
-        """Makes the reference that its windows will need. Called as `window` is."""
+        """Compute the reference of a portrait. The call's multiplexed model id is the portrait's name."""
         self._keep(portrait)
         await self._reference(portrait.name)  # pyright: ignore
 
     async def window(self, job: WindowJob) -> np.ndarray:
-        """Its frames, uint8 [W, S, S, 3]. Called with the portrait's name as the multiplexed model's id."""
+        """Return a window's frames, uint8 [W, S, S, 3]. The multiplexed model id is the portrait's name."""
         begun = time.monotonic()
         z = torch.tensor(job.z)
-        self._renderer.check(z, job.config)  # here, where it fails alone
+        # Check it here, where a bad window fails alone.
+        self._renderer.check(z, job.config)
         self._keep(job.portrait)
         with metrics().queued("render"):
             reference = await self._reference(job.portrait.name)  # pyright: ignore
             frames = await self._batched((job, reference))  # pyright: ignore
         metrics().window_s.observe(time.monotonic() - begun)
+        metrics().windows.inc()
         return frames
 
     def _keep(self, portrait: PortraitJob) -> None:
-        """The square at hand for `_reference`, to which Serve gives the name alone."""
+        """Keep the square for `_reference`, to which Serve passes the name alone."""
         self._squares.pop(portrait.name, None)
         self._squares[portrait.name] = portrait.square
-        if len(self._squares) > 2 * REFERENCES:
+        if len(self._squares) > 2 * MAX_REFERENCES:
             del self._squares[next(iter(self._squares))]
 
-    @serve.multiplexed(max_num_models_per_replica=REFERENCES)
+    @serve.multiplexed(max_num_models_per_replica=MAX_REFERENCES)
     async def _reference(self, name: str) -> Reference:
-        """Serve keeps the latest and tells the router which."""
+        """Compute a portrait's reference. Serve caches the latest and reports them to the router."""
         square = self._squares[name]
         metrics().references.inc()
         return await self._pass(lambda: self._renderer.reference(square))
@@ -88,19 +100,19 @@ class Render:
         return await self._pass(lambda: self._render(jobs))
 
     def _render(self, jobs: Sequence[tuple[WindowJob, Reference]]) -> list[np.ndarray]:
-        """Those that can be denoised together are: of one length and one choice of steps."""
-        alike: dict[object, list[int]] = {}
-        for at, (job, _) in enumerate(jobs):
-            alike.setdefault((len(job.z), job.config), []).append(at)
+        """Render windows, those of one length and one choice of options together."""
+        groups: dict[object, list[int]] = {}
+        for index, (job, _) in enumerate(jobs):
+            groups.setdefault((len(job.z), job.config), []).append(index)
         frames: dict[int, np.ndarray] = {}
-        for (_, config), places in alike.items():  # pyright: ignore
-            metrics().batch.observe(len(places), {"of": "render"})
-            windows = [window_of(*jobs[at]) for at in places]
-            frames |= dict(zip(places, self._renderer.windows(windows, config), strict=True))
-        return [frames[at] for at in range(len(jobs))]
+        for (_, config), indices in groups.items():  # pyright: ignore
+            metrics().batch_size.observe(len(indices), {"of": "render"})
+            windows = [window_of(*jobs[index]) for index in indices]
+            frames |= dict(zip(indices, self._renderer.windows(windows, config), strict=True))
+        return [frames[index] for index in range(len(jobs))]
 
     async def _pass(self, work: Callable[[], T]) -> T:
-        """In its turn, and timed for the health check."""
+        """Run work in the render thread, timed for the health check."""
 
         def timed() -> T:
             self._begun = time.monotonic()
@@ -112,13 +124,14 @@ class Render:
         return await asyncio.get_running_loop().run_in_executor(self._thread, timed)
 
     def check_health(self) -> None:
-        """Serve asks now and then, and replaces a replica that raises."""
+        """Raise when the replica is stuck. Serve calls this periodically and replaces a replica that raises."""
         begun = self._begun
         if begun is not None and (busy_s := time.monotonic() - begun) > self._stuck_s:
             raise RuntimeError(f"the renderer has been in one batch for {busy_s:.0f} s")
 
 
 def window_of(job: WindowJob, reference: Reference) -> Window:
+    """Return the renderer's window of a job."""
     return Window(
         reference=reference,
         z=torch.tensor(job.z),

@@ -1,4 +1,4 @@
-"""The WebSocket: sound as it is spoken, video as it is made."""
+"""Serve one WebSocket connection: audio in while it is spoken, video out while it is made."""
 
 import asyncio
 import base64
@@ -12,50 +12,66 @@ import numpy as np
 from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
+from xactor.audio import SAMPLE_RATE_HZ, frame_count
 from xactor.decoding import Face
 from xactor.media import LiveSound
-from xactor.rates import SAMPLE_RATE_HZ, frame_count
-from xactor_serving.errors import ServiceError, bad_input, bad_key, bad_option, timed_out, too_large
-from xactor_serving.guard import knows
+from xactor_serving.errors import (
+    ServiceError,
+    bad_input,
+    bad_key,
+    bad_option,
+    timed_out,
+    too_large,
+    validation_line,
+)
+from xactor_serving.generation import SoundBuffer
+from xactor_serving.guard import is_known
 from xactor_serving.metrics import metrics
-from xactor_serving.options import StreamStart, validation_line
-from xactor_serving.performance import HeardSound
-from xactor_serving.videos import Videos, counted
+from xactor_serving.video_options import StreamStart
+from xactor_serving.videos import Videos, count_error
 
 _log = logging.getLogger("ray.serve")
-_KEPT_SOUND = 60 * SAMPLE_RATE_HZ  # samples that may be ahead of the video
-_CLOSE_REFUSED, _CLOSE_FAILED = 1008, 1011  # WebSocket's codes
+# Audio that may be ahead of the video. The client waits beyond it.
+_MAX_AHEAD_SAMPLES = 60 * SAMPLE_RATE_HZ
+# Close codes of the WebSocket protocol.
+_CLOSE_REFUSED, _CLOSE_FAILED = 1008, 1011
 
 
-class Conversation:
-    """One WebSocket: the portrait and options, then sound as it is spoken; fragments of video back.
+class StreamSession:
+    """Serve one WebSocket connection, see docs/websocket.md.
 
     Messages in: JSON of `StreamStart`; bytes, PCM16 little endian, 16 kHz, mono; JSON {"type": "end"}.
     Messages out: JSON {"type": "start", "request_id", "notes"}; bytes; JSON {"type": "end", "frames"}.
-    Or {"error": …}, and the socket closes.
+    After an error, {"error": {...}} is sent and the socket closes.
+
+    Args:
+        videos: Makes the video.
+        keys: Accepted API keys; empty where none is needed.
+        socket: The connection.
     """
 
     def __init__(self, videos: Videos, keys: tuple[str, ...], socket: WebSocket):
         self._videos, self._keys, self._socket = videos, keys, socket
-        self._sound, self._track = HeardSound(), LiveSound()
+        self._sound, self._track = SoundBuffer(), LiveSound()
 
-    async def hold(self) -> None:
+    async def run(self) -> None:
+        """Serve the connection until it closes."""
         await self._socket.accept()
         request_id = self._socket.state.request_id
         try:
-            await self._talk(request_id)
+            await self._serve(request_id)
         except WebSocketDisconnect:
             pass
         except ServiceError as error:
-            await self._refuse(counted(error), request_id)
+            await self._refuse(count_error(error), request_id)
         except Exception as error:
             _log.exception("request %s failed", request_id)
             failed = ServiceError(500, "failed", f"{type(error).__name__}")
-            await self._refuse(counted(failed), request_id)
+            await self._refuse(count_error(failed), request_id)
 
-    async def _talk(self, request_id: str) -> None:
+    async def _serve(self, request_id: str) -> None:
         start = await self._start()
-        with self._videos.place(start.key):
+        with self._videos.slot(start.key):
             start.configs()
             try:
                 image = base64.b64decode(start.image, validate=True)
@@ -64,20 +80,21 @@ class Conversation:
             face = asyncio.create_task(self._videos.face(image, start))
             hello = {"type": "start", "request_id": request_id, "notes": list((await face).notes)}
             await self._socket.send_json(hello)
-            listening = asyncio.create_task(self._listen())
-            telling = asyncio.create_task(self._tell(face, start))
+            receiving = asyncio.create_task(self._receive_audio())
+            sending = asyncio.create_task(self._send_video(face, start))
             try:
-                await asyncio.wait((listening, telling), return_when=asyncio.FIRST_EXCEPTION)
-                for task in (listening, telling):
+                await asyncio.wait((receiving, sending), return_when=asyncio.FIRST_EXCEPTION)
+                for task in (receiving, sending):
                     if task.done():
                         await task
-                await telling
+                await sending
             finally:
-                for task in (listening, telling):
+                for task in (receiving, sending):
                     task.cancel()
-                await asyncio.gather(listening, telling, return_exceptions=True)
+                await asyncio.gather(receiving, sending, return_exceptions=True)
 
     async def _start(self) -> StreamStart:
+        """Return the first message, with its key checked."""
         message = await self._next()
         text = message.get("text")
         if text is None:
@@ -86,58 +103,61 @@ class Conversation:
             start = StreamStart.model_validate_json(text)
         except ValidationError as error:
             raise bad_option(validation_line(error.errors())) from error
-        if not knows(self._keys, start.key):
+        if not is_known(self._keys, start.key):
             raise bad_key()
         return start
 
-    async def _listen(self) -> None:
-        """Sound, until its end."""
-        most = int(self._videos.limits.max_seconds * SAMPLE_RATE_HZ)
+    async def _receive_audio(self) -> None:
+        """Receive the audio until its end."""
+        max_samples = int(self._videos.limits.max_seconds * SAMPLE_RATE_HZ)
         while True:
-            await self._sound.room(_KEPT_SOUND)
+            await self._sound.wait_for_space(_MAX_AHEAD_SAMPLES)
             message = await self._next()
             if (data := message.get("bytes")) is not None:
                 if len(data) % 2:
-                    raise bad_option(f"sound must be PCM16, two bytes a sample, got {len(data)} bytes")
+                    raise bad_option(f"audio must be PCM16, two bytes a sample, got {len(data)} bytes")
                 samples = np.frombuffer(data, "<i2").astype(np.float32) / 32768
-                if self._sound.heard + len(samples) > most:
-                    raise too_large(f"the sound may last {self._videos.limits.max_seconds:g} s at most")
+                if self._sound.received + len(samples) > max_samples:
+                    raise too_large(f"the audio may last at most {self._videos.limits.max_seconds:g} s")
                 self._track.hear(samples)
-                self._sound.hear(samples)
+                self._sound.append(samples)
             elif (message.get("text") or "").replace(" ", "") == '{"type":"end"}':
                 break
             else:
-                raise bad_option('after the first message come sound as bytes and then {"type": "end"}')
-        if frame_count(self._sound.heard) < 1:
-            raise bad_input(f"{self._sound.heard} samples of sound are too short")
+                raise bad_option('after the first message, send audio as bytes and then {"type": "end"}')
+        if frame_count(self._sound.received) < 1:
+            raise bad_input(f"{self._sound.received} samples of audio are too short")
         self._sound.end()
 
-    async def _tell(self, face: asyncio.Future[Face], start: StreamStart) -> None:
+    async def _send_video(self, face: asyncio.Future[Face], start: StreamStart) -> None:
         begun, first = time.monotonic(), True
         fragments = self._videos.fragments(face, self._sound, self._track, start)
         async with aclosing(fragments):
             async for data in fragments:
                 if first:
-                    metrics().first_s.observe(time.monotonic() - begun)
+                    metrics().first_fragment_s.observe(time.monotonic() - begun)
                     first = False
                 await self._socket.send_bytes(data)
-        await self._socket.send_json({"type": "end", "frames": frame_count(self._sound.heard)})
+        await self._socket.send_json({"type": "end", "frames": frame_count(self._sound.received)})
         await self._socket.close()
 
     async def _next(self) -> dict[str, Any]:
-        silence_s = self._videos.limits.silence_s
+        """Return the next message."""
+        idle_timeout_s = self._videos.limits.idle_timeout_s
         try:
-            async with asyncio.timeout(silence_s):
+            async with asyncio.timeout(idle_timeout_s):
                 message = await self._socket.receive()
         except TimeoutError as error:
-            raise timed_out(f"nothing was heard for {silence_s:g} s") from error
+            raise timed_out(f"no message arrived for {idle_timeout_s:g} s") from error
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1000))
         return dict(message)
 
     async def _refuse(self, error: ServiceError, request_id: str) -> None:
+        """Send an error and close the socket."""
         try:
             await self._socket.send_json(error.body(request_id))
             await self._socket.close(_CLOSE_FAILED if error.status >= 500 else _CLOSE_REFUSED)
         except (RuntimeError, WebSocketDisconnect):
-            pass  # it is gone already
+            # The client has left.
+            pass

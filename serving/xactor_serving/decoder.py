@@ -1,4 +1,4 @@
-"""A request's files, decoded away from the event loop, and not too many at a time."""
+"""Decode a request's files outside the event loop, with a bound on how many wait."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,30 +11,35 @@ import numpy as np
 from xactor.decoding import DecodingPool, Face
 from xactor_serving.errors import bad_input, full, too_large
 
+_MAX_WAITING_PER_PROCESS = 8
 T = TypeVar("T")
 
 
 class Decoder:
-    """For one ingress. Its methods raise ServiceError for a file that is refused, or when too many wait.
+    """Decode the files of one ingress replica.
+
+    Its methods raise ServiceError for a file that is refused, and when too many files wait.
 
     Args:
-        processes: how many files are decoded at a time. timeout_s: for one; what takes longer is killed.
+        processes: Files that are decoded at a time.
+        timeout_s: Seconds to decode one file. The process that takes longer is killed.
     """
 
     def __init__(self, *, processes: int, timeout_s: float):
         self._pool = DecodingPool(processes=processes, timeout_s=timeout_s)
-        self._waiting, self._most = 0, 8 * processes
+        self._waiting, self._max_waiting = 0, _MAX_WAITING_PER_PROCESS * processes
 
     async def sound(self, audio: Path, *, max_seconds: float) -> np.ndarray:
-        """Float32 [N], mono, 16 kHz."""
-        return await self._of(lambda: self._pool.sound(audio, max_seconds=max_seconds))
+        """Return the samples of a file: float32 [N], mono, 16 kHz."""
+        return await self._run(lambda: self._pool.sound(audio, max_seconds=max_seconds))
 
     async def face(self, image: bytes, *, size: int, paste_back: bool) -> Face:
-        return await self._of(lambda: self._pool.face(image, size=size, paste_back=paste_back))
+        """Return the face of a picture, as a square with sides of `size` pixels."""
+        return await self._run(lambda: self._pool.face(image, size=size, paste_back=paste_back))
 
-    async def _of(self, begin: Callable[[], Future[T]]) -> T:
-        if self._waiting >= self._most:
-            raise full(f"{self._waiting} files wait to be decoded, no more may")
+    async def _run(self, begin: Callable[[], Future[T]]) -> T:
+        if self._waiting >= self._max_waiting:
+            raise full(f"{self._waiting} files wait to be decoded, the maximum")
         self._waiting += 1
         try:
             return await asyncio.wrap_future(begin())
@@ -47,4 +52,5 @@ class Decoder:
             self._waiting -= 1
 
     def close(self) -> None:
+        """End the processes."""
         self._pool.close()

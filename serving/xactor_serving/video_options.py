@@ -1,0 +1,76 @@
+"""Options of a video over HTTP and WebSocket: those of `xactor animate`, as form fields and as JSON."""
+
+from typing import Annotated, Literal
+
+from fastapi import UploadFile
+from pydantic import BaseModel, ConfigDict, Field
+
+from xactor.motion import SamplingConfig
+from xactor.options import AnimateOptions
+from xactor.render import RenderConfig
+from xactor_serving.errors import bad_option
+
+_DEFAULT = AnimateOptions()
+MAX_SEED = 2**63 - 1
+
+
+class VideoOptions(BaseModel):
+    """Choices for one video."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    seed: Annotated[
+        int, Field(ge=0, le=MAX_SEED, description="The same seed gives the same video.", examples=[7])
+    ] = _DEFAULT.seed
+    motion_steps: Annotated[
+        int, Field(ge=1, le=1000, description="DDIM steps of each chunk of motion.", examples=[20])
+    ] = _DEFAULT.motion_steps
+    audio_cfg: Annotated[
+        float,
+        Field(ge=1, le=20, description="Guidance of the motion by the audio; 1 is none.", examples=[3]),
+    ] = _DEFAULT.audio_cfg
+    history: Annotated[
+        Literal["linear", "vanilla", "fractional"],
+        Field(description="Noise of the past frames that the motion model sees.", examples=["linear"]),
+    ] = _DEFAULT.history
+    render_steps: Annotated[
+        int, Field(ge=1, le=1000, description="DDIM steps of each window of frames.", examples=[25])
+    ] = _DEFAULT.render_steps
+    render_cfg: Annotated[
+        float,
+        Field(ge=1, le=20, description="Guidance of the frames by the motion; 1 is none.", examples=[2.5]),
+    ] = _DEFAULT.render_cfg
+    paste_back: Annotated[bool, Field(description="Return the whole picture instead of the face crop.")] = (
+        _DEFAULT.paste_back
+    )
+
+    def configs(self) -> tuple[SamplingConfig, RenderConfig]:
+        """Return the options of both models.
+
+        Raises:
+            ServiceError: An option is out of range.
+        """
+        try:
+            options = AnimateOptions(**{name: getattr(self, name) for name in VideoOptions.model_fields})
+            return options.sampling(), options.rendering()
+        except ValueError as error:
+            raise bad_option(str(error)) from error
+
+
+class VideoForm(VideoOptions):
+    """Fields of `POST /v1/videos`."""
+
+    image: Annotated[UploadFile, Field(description="The portrait: any picture that Pillow reads.")]
+    audio: Annotated[UploadFile, Field(description="The speech: any audio or video file that PyAV reads.")]
+    stream: Annotated[
+        bool,
+        Field(description="True: a fragmented mp4, sent while it is made. False: a plain mp4 at the end."),
+    ] = True
+
+
+class StreamStart(VideoOptions):
+    """The first message on `/v1/stream`."""
+
+    image: Annotated[str, Field(description="The portrait, base64.", max_length=64 * 2**20)]
+    sample_rate_hz: Annotated[Literal[16_000], Field(description="Sample rate of the audio.")] = 16_000
+    key: Annotated[str, Field(description="The API key, where the service needs one.")] = ""
