@@ -13,8 +13,8 @@ from ray.serve import Application
 
 from xactor_serving.arguments import MAX_AUTOSCALED_REPLICAS, Arguments
 from xactor_serving.ingress import Ingress
-from xactor_serving.motion import Motion
-from xactor_serving.render import Render
+from xactor_serving.motion_replica import Motion
+from xactor_serving.render_replica import Render
 
 # Used where a config file sets no autoscaling. Ingresses report samples of their load every 10 s. A replica is added
 # when two reports in a row ask for it, so that one sample of a burst adds none.

@@ -23,8 +23,8 @@ class Limits(BaseModel):
     max_videos: int = Field(default=16, ge=1)
     """Videos in progress at a time, at least 1. More are refused with 503."""
     max_videos_per_key: int = Field(default=8, ge=1)
-    """Videos in progress at a time for one API key, at least 1. More are refused with 429. Without keys, all clients
-    count as one."""
+    """Videos in progress at a time for one API key, at least 1. More are refused with 429. Clients without
+    a key count as one."""
     max_upload_bytes: int = Field(default=256 * 2**20, ge=1)
     """Bytes of one request's body."""
     upload_timeout_s: float = Field(default=120, gt=0)

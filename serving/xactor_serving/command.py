@@ -32,6 +32,7 @@ Routes:
     GET  /openapi.json  the schema of the API
 
 XACTOR_API_KEYS: API keys, comma-separated. With it set, every route but / and /healthz needs one of them.
+
 RAY_ADDRESS: with it set, the service runs on that Ray cluster; otherwise on this machine alone."""
 
 # Modules of the serving extra, besides the packages of the core.

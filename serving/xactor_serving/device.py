@@ -11,5 +11,7 @@ def replica_device(name: str) -> str:
     """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise ValueError("device cuda: this replica sees no GPU; reserve one with gpus, or num_gpus in a config file")
+        raise ValueError(
+            "device cuda: this replica sees no GPU; reserve one with gpus, or num_gpus in a config file"
+        )
     return "cuda" if available and name != "cpu" else "cpu"

@@ -10,10 +10,10 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from xactor.audio import FPS, frame_count, sound_needed
+from xactor.audio import sound_needed
 from xactor.motion import SamplingConfig
+from xactor.rates import FPS, frame_count
 from xactor.render import Blend, Cutter, RenderConfig
 from xactor_serving.replica_messages import ChunkJob, MotionFacts, PortraitJob, WindowJob
 
@@ -129,7 +129,7 @@ class Generation:
 
         The end, or an error, comes last in the queue: the frames before it are shown.
         """
-        cutter = Cutter(self.rendering)
+        cutter = Cutter(self.rendering, np.concatenate)
         # The video's first latent.
         origin: np.ndarray | None = None
         last: asyncio.Future[np.ndarray | None] = asyncio.get_running_loop().create_future()
@@ -137,7 +137,7 @@ class Generation:
             async with aclosing(self._motion()) as pieces:
                 async for piece in pieces:
                     origin = piece[0] if origin is None else origin
-                    for window in cutter.add(torch.from_numpy(piece)):
+                    for window in cutter.add(piece):
                         await self._start(windows, *window, origin)
                         # The viewer waits for the first window: no other work of this video competes with it.
                         await shown.wait()
@@ -149,12 +149,12 @@ class Generation:
         await windows.put(last)
 
     async def _start(
-        self, windows: asyncio.Queue, first_frame: int, z: torch.Tensor, origin: np.ndarray | None
+        self, windows: asyncio.Queue, first_frame: int, z: np.ndarray, origin: np.ndarray | None
     ) -> None:
         """Start the rendering of a window, and wait until the queue has space for it."""
         job = WindowJob(
             portrait=await self.portrait(),
-            z=z.numpy(),
+            z=z,
             origin=origin,
             seed=self.seed,
             first_frame=first_frame,

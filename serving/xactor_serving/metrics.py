@@ -27,7 +27,9 @@ class _Metrics:
     def __init__(self):
         self._queued: Count[str] = Count()
 
-        def histogram(name: str, help_text: str, bounds: list[float], tags: tuple[str, ...] = ()) -> Histogram:
+        def histogram(
+            name: str, help_text: str, bounds: list[float], tags: tuple[str, ...] = ()
+        ) -> Histogram:
             return Histogram(PREFIX + name, help_text, bounds, tags)  # pyright: ignore[reportArgumentType]
 
         self.first_fragment_s = histogram(

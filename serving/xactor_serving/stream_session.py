@@ -12,9 +12,9 @@ import numpy as np
 from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
-from xactor.audio import SAMPLE_RATE_HZ, frame_count
 from xactor.decoding import Face
 from xactor.media import LiveSound
+from xactor.rates import SAMPLE_RATE_HZ, frame_count
 from xactor_serving.errors import (
     ServiceError,
     bad_input,

@@ -61,7 +61,9 @@ class Videos:
         if self._ending:
             raise ServiceError(503, "not_ready", "the service is ending", retry_after_s=5)
         if self._open[key] >= self.limits.max_videos_per_key:
-            raise too_many(f"this client has {self.limits.max_videos_per_key} videos in progress, its maximum")
+            raise too_many(
+                f"this client has {self.limits.max_videos_per_key} videos in progress, its maximum"
+            )
         if self._open.total() >= self.limits.max_videos:
             raise full(f"{self.limits.max_videos} videos are in progress, the maximum")
         self._open[key] += 1

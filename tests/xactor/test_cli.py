@@ -20,7 +20,7 @@ from sounds import voice, write_sound
 from xactor.cli import main
 from xactor.media import write_video
 from xactor.motion import SamplingConfig
-from xactor.motion.history import HISTORIES
+from xactor.motion.noise_levels import HISTORIES
 from xactor.options import AnimateOptions
 from xactor.render import RenderConfig
 

@@ -28,7 +28,7 @@ from xactor.render.attention import Locality
 from xactor.render.autoencoder import decode, encode
 from xactor.render.frames import from_model
 from xactor.render.prediction import predict
-from xactor.render.renderer import windows_of
+from xactor.render.windows import windows_of
 
 SMALL = RenderConfig(steps=2, window_frames=6, overlap_frames=2)
 
@@ -52,7 +52,7 @@ def z() -> torch.Tensor:
 @pytest.mark.parametrize("piece", [1, 4, 50])
 def test_windows_are_the_same_whole_and_piecewise(frames, piece):
     z = torch.arange(frames, dtype=torch.float32)[:, None]
-    found = list(windows_of(z.split(piece), SMALL))
+    found = list(windows_of(z.split(piece), SMALL, torch.cat))
     assert [(first, first + len(part)) for first, part in found] == render_windows(frames, SMALL)
     assert all(part[0, 0] == first for first, part in found)
 

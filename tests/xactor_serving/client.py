@@ -1,4 +1,4 @@
-"""A client of the service, what it sends, and applications of their own."""
+"""Provide a client of the service, inputs to send, and applications to send them to."""
 
 import io
 import wave
@@ -17,14 +17,14 @@ FAST = {"motion_steps": 2, "render_steps": 1, "render_cfg": 1}
 
 @dataclass(frozen=True)
 class Service:
-    """Where it listens."""
+    """Send requests to one application."""
 
     url: str
 
     def post(
-        self, *, as_it_comes: bool = False, headers: dict[str, str] | None = None, **fields
+        self, *, stream_response: bool = False, headers: dict[str, str] | None = None, **fields
     ) -> requests.Response:
-        """A form: what is bytes is sent as a file."""
+        """Post a form to /v1/videos. Values that are bytes are sent as files."""
         files = {name: value for name, value in fields.items() if isinstance(value, bytes | tuple)}
         data = {name: value for name, value in fields.items() if name not in files}
         return requests.post(
@@ -32,7 +32,7 @@ class Service:
             files=files,
             data=data,
             headers=headers,
-            stream=as_it_comes,
+            stream=stream_response,
             timeout=TIMEOUT_S,
         )
 
@@ -41,13 +41,14 @@ class Service:
 
 
 def speech(seconds: float, rate_hz: int = 16_000, seed: int = 0) -> np.ndarray:
-    """PCM16 [N], louder and softer three times a second."""
+    """Return PCM16 [N], noise whose volume rises and falls three times a second."""
     time = np.arange(round(seconds * rate_hz)) / rate_hz
     noise = np.random.default_rng(seed).standard_normal(len(time))
     return (3000 * noise * (1 + np.sin(2 * np.pi * 3 * time))).astype("<i2")
 
 
 def wav(seconds: float, rate_hz: int = 16_000, seed: int = 0) -> bytes:
+    """Return `speech` as a WAV file."""
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
         file.setnchannels(1)
@@ -58,16 +59,18 @@ def wav(seconds: float, rate_hz: int = 16_000, seed: int = 0) -> bytes:
 
 
 def png(picture: np.ndarray) -> bytes:
+    """Return a picture uint8 [H, W, 3] as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def run(serving: str, model: str, name: str, *, keys: str = "", **options: Any) -> Service:
-    """An application of its own under /<name>, in little of the test cluster's CPUs."""
+    """Run an application under /<name>, with half a CPU for each replica."""
     from ray import serve
 
-    from xactor_serving.app import Arguments, build
+    from xactor_serving.app import build
+    from xactor_serving.arguments import Arguments
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XACTOR_API_KEYS", keys)

@@ -1,4 +1,4 @@
-"""The service as users reach it: real Ray Serve, a small random model, a drawn portrait and some noise."""
+"""Provide the service as users reach it: Ray Serve, a small random model, a drawn portrait and noise."""
 
 from collections.abc import Iterator
 
@@ -25,9 +25,10 @@ def model(tmp_path_factory) -> str:
     return str(folder)
 
 
-@pytest.fixture(scope="package")  # not of the session: other tests want the cluster's CPUs
+# Of the package and not of the session: other tests need the cluster's CPUs.
+@pytest.fixture(scope="package")
 def serving(ray_cluster) -> Iterator[str]:
-    """Ray Serve on a port of its own."""
+    """Start Ray Serve on a free port."""
     from ray import serve
 
     from xactor_platform.cluster.local import free_port
@@ -40,6 +41,6 @@ def serving(ray_cluster) -> Iterator[str]:
 
 @pytest.fixture(scope="package")
 def service(serving, model) -> Iterator[Service]:
-    limits = {"max_seconds": 20, "upload_s": 5, "silence_s": 5, "max_videos": 8}
+    limits = {"max_seconds": 20, "upload_timeout_s": 5, "idle_timeout_s": 5, "max_videos": 8}
     yield run(serving, model, "plain", render_replicas=2, limits=limits)
     delete("plain")

@@ -1,4 +1,4 @@
-"""What users send is decoded elsewhere, and what cannot be is refused by name."""
+"""Test the decoding of uploads in processes of their own, and the refusals."""
 
 import asyncio
 import re
@@ -10,7 +10,7 @@ from client import png, wav
 from PIL import Image
 
 from xactor.decoding import Face
-from xactor_serving.decoding import Decoder
+from xactor_serving.decoder import Decoder
 from xactor_serving.errors import ServiceError
 
 
@@ -30,7 +30,7 @@ def sound_of(decoder: Decoder, folder, audio: bytes, *, max_seconds: float = 5) 
     return asyncio.run(decoder.sound(folder / "audio", max_seconds=max_seconds))
 
 
-def test_a_portrait(decoder, face):
+def test_portrait(decoder, face):
     found = face_of(decoder, face, paste_back=True)
     assert found.square.shape == (64, 64, 3)
     assert found.picture.shape == (256, 256, 3)
@@ -38,12 +38,12 @@ def test_a_portrait(decoder, face):
     assert len(face_of(decoder, face).picture) == 0
 
 
-def test_a_sound(decoder, tmp_path):
+def test_sound(decoder, tmp_path):
     assert abs(len(sound_of(decoder, tmp_path, wav(1.5, 44_100))) - 24_000) < 20
 
 
 def bomb() -> bytes:
-    """A png of 30,000 x 30,000 px in a few kilobytes."""
+    """Return a png of 30,000 x 30,000 px in a few kilobytes."""
     small = bytearray(png(np.zeros((1, 1, 3), np.uint8)))
     small[16:24] = (30_000).to_bytes(4, "big") * 2
     small[29:33] = zlib.crc32(bytes(small[12:29])).to_bytes(4, "big")
@@ -51,6 +51,7 @@ def bomb() -> bytes:
 
 
 def flat() -> bytes:
+    """Return a picture without a face."""
     return png(np.asarray(Image.new("RGB", (200, 200), "grey")))
 
 
@@ -91,7 +92,7 @@ def test_bad_sounds(decoder, tmp_path, audio, status, says):
     assert str(tmp_path) not in error.value.message
 
 
-def test_what_takes_too_long_is_killed_and_the_next_is_served(face, tmp_path):
+def test_slow_file_is_killed_and_the_next_one_decoded(face, tmp_path):
     decoder = Decoder(processes=1, timeout_s=0.001)
     try:
         with pytest.raises(ServiceError) as error:

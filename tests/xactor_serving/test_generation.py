@@ -1,4 +1,4 @@
-"""A performance by replicas that come and go: here the engine and the renderer themselves, without Ray."""
+"""Test the generation of a video with the engine and the renderer themselves, without Ray."""
 
 import asyncio
 import threading
@@ -15,20 +15,21 @@ from xactor.faces import CropBox
 from xactor.media import LiveSound
 from xactor.motion import MotionEngine, SamplingConfig, stream_motion
 from xactor.render import RenderConfig
+from xactor_serving.arguments import Limits
 from xactor_serving.errors import ServiceError
-from xactor_serving.motion import EngineThread, Motion
-from xactor_serving.options import VideoOptions
-from xactor_serving.performance import HeardSound, Performance
-from xactor_serving.render import window_of
+from xactor_serving.generation import Generation, SoundBuffer
+from xactor_serving.motion_replica import EngineThread, Motion
+from xactor_serving.render_replica import window_of
+from xactor_serving.replica_messages import ChunkJob, MotionFacts, PortraitJob, RenderFacts, WindowJob
 from xactor_serving.replicas import Replicas
-from xactor_serving.videos import Limits, Videos
-from xactor_serving.work import ChunkJob, MotionFacts, PortraitJob, RenderFacts, WindowJob
+from xactor_serving.video_options import VideoOptions
+from xactor_serving.videos import Videos
 
 SAMPLING, RENDERING = SamplingConfig(steps=3), RenderConfig(steps=1, cfg=1, window_frames=8, overlap_frames=2)
 
 
-class Parts:
-    """A pipeline's parts as replicas, and what was asked of them."""
+class LocalReplicas:
+    """Stand in for the replicas with a pipeline's components, and record the windows that are asked for."""
 
     def __init__(self):
         self.pipeline = small_pipeline()
@@ -55,8 +56,8 @@ class Parts:
         window = window_of(job, self.reference)
         return (await asyncio.to_thread(self.renderer.windows, [window], job.config))[0]
 
-    def performance(self, sound: HeardSound, **changes) -> Performance:
-        return Performance(
+    def generation(self, sound: SoundBuffer, **changes) -> Generation:
+        return Generation(
             **{
                 "portrait": self.portrait,
                 "sound": sound,
@@ -71,90 +72,90 @@ class Parts:
         )
 
     def whole(self, samples: np.ndarray) -> np.ndarray:
-        """As the pipeline makes it."""
+        """Return the pipeline's own frames."""
         features = (torch.from_numpy(piece) for piece in self.pipeline.audio_encoder.stream(samples))
         z = stream_motion(self.pipeline.motion, features, seed=5, config=SAMPLING)
         return np.stack(list(self.renderer.render(self.reference, z, seed=5, config=RENDERING)))
 
 
 @pytest.fixture(scope="module")
-def parts() -> Parts:
-    return Parts()
+def local() -> LocalReplicas:
+    return LocalReplicas()
 
 
 def sound(seconds: float) -> np.ndarray:
     return speech(seconds).astype(np.float32) / 32768
 
 
-async def collect(performance: Performance) -> np.ndarray:
-    async with aclosing(performance.frames()) as frames:
-        return np.stack([frame async for some in frames for frame in some])
+async def collect(generation: Generation) -> np.ndarray:
+    async with aclosing(generation.frames()) as pieces:
+        return np.stack([frame async for frames in pieces for frame in frames])
 
 
 def alike(one: np.ndarray, other: np.ndarray) -> bool:
-    """But for sums in another order."""
+    """Return whether frames are equal but for the order of floating-point sums."""
     return one.shape == other.shape and int(np.abs(one.astype(int) - other).max()) <= 1
 
 
 @pytest.mark.parametrize("seconds", [0.03, 0.3, 1.63])
-def test_it_is_the_pipelines_video(parts, seconds):
+def test_video_equals_the_pipelines(local, seconds):
     samples = sound(seconds)
-    made = asyncio.run(collect(parts.performance(HeardSound.whole(samples))))
+    made = asyncio.run(collect(local.generation(SoundBuffer.whole(samples))))
     assert len(made) == round(len(samples) / 640)
-    assert alike(made, parts.whole(samples))
+    assert alike(made, local.whole(samples))
 
 
-def test_sound_that_comes_while_it_is_spoken_gives_the_same_video(parts):
+def test_streamed_sound_gives_the_same_video(local):
     samples = sound(1.63)
 
     async def live() -> np.ndarray:
-        heard = HeardSound()
+        buffer = SoundBuffer()
 
         async def speak() -> None:
             for piece in np.array_split(samples, 40):
-                heard.hear(piece)
+                buffer.append(piece)
                 await asyncio.sleep(0.002)
-            heard.end()
+            buffer.end()
 
-        made, _ = await asyncio.gather(collect(parts.performance(heard)), speak())
+        made, _ = await asyncio.gather(collect(local.generation(buffer)), speak())
         return made
 
-    assert alike(asyncio.run(live()), parts.whole(samples))
+    assert alike(asyncio.run(live()), local.whole(samples))
 
 
-def test_a_viewer_who_leaves_frees_the_stream_and_its_windows(parts):
+def test_closing_frees_the_stream_and_its_windows(local):
     async def leave() -> None:
-        async with aclosing(parts.performance(HeardSound.whole(sound(10))).frames()) as frames:
+        async with aclosing(local.generation(SoundBuffer.whole(sound(10))).frames()) as frames:
             async for _ in frames:
                 break
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         assert not others
         for _ in range(200):
-            if not parts.engine.streams:
+            if not local.engine.streams:
                 return
             await asyncio.sleep(0.01)
         raise AssertionError("the stream is still open")
 
-    parts.windows.clear()
+    local.windows.clear()
     asyncio.run(leave())
-    assert len(parts.windows) < 15  # of 42: they were not all begun
+    assert len(local.windows) < 15  # of 42
 
 
-def test_a_viewer_who_is_slow_holds_the_work_back(parts):
+def test_slow_viewer_bounds_the_work_ahead(local):
     async def watch() -> list[int]:
-        async with aclosing(parts.performance(HeardSound.whole(sound(10))).frames()) as frames:
+        async with aclosing(local.generation(SoundBuffer.whole(sound(10))).frames()) as frames:
             await anext(frames)
             before = -1
-            while len(parts.windows) != before:  # until nothing more is begun
-                before = len(parts.windows)
+            while len(local.windows) != before:  # until no further window starts
+                before = len(local.windows)
                 await asyncio.sleep(0.5)
-            return list(parts.windows)
+            return list(local.windows)
 
-    parts.windows.clear()
-    assert len(asyncio.run(watch())) <= 1 + 4 + 1  # shown, waiting in their queue, and for a place in it
+    local.windows.clear()
+    assert len(asyncio.run(watch())) <= 1 + 4 + 1  # shown, in the queue, and waiting for space in it
 
 
-def test_the_first_window_waits_for_no_other(parts):
+def test_no_other_work_competes_with_the_first_window(local):
     begun: list[str] = []
 
     async def window(job: WindowJob) -> np.ndarray:
@@ -163,19 +164,19 @@ def test_the_first_window_waits_for_no_other(parts):
             before = list(begun)
             await asyncio.sleep(0.5)  # time for many chunks
             assert begun == before
-        return await parts.window(job)
+        return await local.window(job)
 
     async def chunk(job: ChunkJob):
         begun.append(f"chunk {job.first_frame}")
-        async for piece in parts.thread.chunk(job):
+        async for piece in local.thread.chunk(job):
             yield piece
 
     async def watch() -> int:
-        performance = parts.performance(HeardSound.whole(sound(2)), make_window=window, make_chunk=chunk)
-        async with aclosing(performance.frames()) as pieces:
+        generation = local.generation(SoundBuffer.whole(sound(2)), make_window=window, make_chunk=chunk)
+        async with aclosing(generation.frames()) as pieces:
             count = len(await anext(pieces))
             before = list(begun)
-            await asyncio.sleep(0.5)  # while the viewer is given them
+            await asyncio.sleep(0.5)  # while the viewer receives them
             assert begun == before
             return count + sum([len(frames) async for frames in pieces])
 
@@ -183,13 +184,13 @@ def test_the_first_window_waits_for_no_other(parts):
     assert len(begun) > 8
 
 
-def test_the_portrait_is_made_ready_while_it_moves(parts):
+def test_reference_is_computed_during_the_motion(local):
     order: list[str] = []
     ready = asyncio.Event()
 
     class Local(Replicas):
         async def facts(self):
-            return parts.facts, RenderFacts(image_size=64, latent_dim=parts.facts.latent_dim)
+            return local.facts, RenderFacts(image_size=64, latent_dim=local.facts.latent_dim)
 
         async def prepare(self, portrait: PortraitJob) -> None:
             order.append(portrait.name)
@@ -197,18 +198,18 @@ def test_the_portrait_is_made_ready_while_it_moves(parts):
 
         async def chunk(self, job: ChunkJob):
             await ready.wait()
-            async for piece in parts.thread.chunk(job):
+            async for piece in local.thread.chunk(job):
                 yield piece
             order.append("chunk")
 
         async def window(self, job: WindowJob) -> np.ndarray:
             order.append(job.portrait.name)
-            return await parts.window(job)
+            return await local.window(job)
 
     async def make() -> None:
-        videos = Videos(Local(None, None, timeout_s=1, patience_s=1), Limits(decoders=1))  # pyright: ignore
+        videos = Videos(Local(None, None, call_timeout_s=1, retry_s=1), Limits(decode_processes=1))  # pyright: ignore
         face = asyncio.get_running_loop().create_future()
-        square = parts.square
+        square = local.square
         face.set_result(
             Face(square=square, picture=square[:0], box=CropBox(left=0, top=0, side=64), notes=())
         )
@@ -218,52 +219,52 @@ def test_the_portrait_is_made_ready_while_it_moves(parts):
         track.hear(samples)
         try:
             async with asyncio.timeout(60):
-                made = videos.fragments(face, HeardSound.whole(samples), track, options)
+                made = videos.fragments(face, SoundBuffer.whole(samples), track, options)
                 async with aclosing(made):
                     assert len(b"".join([data async for data in made])) > 1000
         finally:
             videos.close()
 
     asyncio.run(make())
-    assert order[:2] == [PortraitJob.of(parts.square).name, "chunk"]
+    assert order[:2] == [PortraitJob.of(local.square).name, "chunk"]
 
 
-def test_what_was_made_before_a_failure_is_shown(parts):
+def test_frames_before_a_failure_are_shown(local):
     async def fails(job: ChunkJob):
         if job.first_frame >= 16:
-            raise ServiceError(503, "broken", "the motion replicas fail")
-        async for piece in parts.thread.chunk(job):
+            raise ServiceError(503, "broken", "the motion replicas failed")
+        async for piece in local.thread.chunk(job):
             yield piece
 
     async def watch() -> int:
         count = 0
         try:
-            async for frames in parts.performance(HeardSound.whole(sound(2)), make_chunk=fails).frames():
+            async for frames in local.generation(SoundBuffer.whole(sound(2)), make_chunk=fails).frames():
                 count += len(frames)
         except ServiceError:
             return count
-        raise AssertionError("it did not fail")
+        raise AssertionError("the generation did not fail")
 
-    assert asyncio.run(watch()) == 12  # 16 frames moved: two windows were whole, 0..8 and 6..14
+    assert asyncio.run(watch()) == 12  # of 16 frames of motion, windows 0..8 and 6..14 are complete
 
 
-def test_a_bad_chunk_fails_alone(parts):
+def test_bad_chunk_fails_alone(local):
     async def both():
-        good = collect(parts.performance(HeardSound.whole(sound(1))))
+        good = collect(local.generation(SoundBuffer.whole(sound(1))))
         nan = np.full(16_000, np.nan, np.float32)
-        bad = collect(parts.performance(HeardSound.whole(nan)))
+        bad = collect(local.generation(SoundBuffer.whole(nan)))
         return await asyncio.gather(good, bad, return_exceptions=True)
 
     made, failed = asyncio.run(both())
     assert len(made) == 25
     assert isinstance(failed, ValueError)
-    assert parts.thread.alive
-    assert parts.thread.busy_s == 0
+    assert local.thread.alive
+    assert local.thread.busy_s == 0
 
 
-def test_a_model_that_is_stuck_fails_its_health_check(model, monkeypatch):
-    """Serve asks each replica now and then, and replaces one that raises."""
-    replica = Motion.func_or_class(model, max_streams=1, max_batch=1, stuck_s=0.2)
+def test_stuck_model_fails_its_health_check(model, monkeypatch):
+    """Serve calls check_health periodically and replaces a replica that raises."""
+    replica = Motion.func_or_class(model, device="cpu", max_streams=1, max_batch=1, stuck_s=0.2)
     engine, stuck = replica._worker._engine, threading.Event()
     step = engine.step
     monkeypatch.setattr(engine, "step", lambda: (stuck.wait(30), step())[1])
@@ -295,15 +296,15 @@ def test_a_model_that_is_stuck_fails_its_health_check(model, monkeypatch):
     replica.check_health()
 
 
-def test_a_service_that_ends_makes_what_it_has_begun_and_nothing_more():
-    async def end() -> None:
-        videos = Videos(Replicas(None, None, timeout_s=1, patience_s=1), Limits(decoders=1))  # pyright: ignore
+def test_draining_finishes_open_videos_and_refuses_new_ones():
+    async def drain() -> None:
+        videos = Videos(Replicas(None, None, call_timeout_s=1, retry_s=1), Limits(decode_processes=1))  # pyright: ignore
         try:
-            with videos.place("a"):
+            with videos.slot("a"):
                 drained = asyncio.create_task(videos.drain())
                 await asyncio.sleep(0.3)
                 assert not drained.done()
-                with pytest.raises(ServiceError, match="the service is ending") as error, videos.place("b"):
+                with pytest.raises(ServiceError, match="the service is ending") as error, videos.slot("b"):
                     pass
                 assert (error.value.status, error.value.code) == (503, "not_ready")
             async with asyncio.timeout(5):
@@ -311,7 +312,7 @@ def test_a_service_that_ends_makes_what_it_has_begun_and_nothing_more():
         finally:
             videos.close()
 
-    asyncio.run(end())
+    asyncio.run(drain())
 
 
 async def _frames(pieces) -> int:

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from xactor.motion.engine import EngineFull, MotionEngine, MotionStream, sample_motion, stream_motion
     from xactor.motion.forcing import DiffusionForcing, ForcingBatch, draw
     from xactor.motion.forcing_config import ForcingConfig
-    from xactor.motion.sampling import SamplingConfig
+    from xactor.motion.sampling_config import SamplingConfig
     from xactor.motion.scheduler import MotionScheduler
     from xactor.motion.transformer import MotionTransformer, MotionTransformerConfig
 
@@ -37,7 +37,7 @@ _HOMES = {
     "MotionStream": "xactor.motion.engine",
     "MotionTransformer": "xactor.motion.transformer",
     "MotionTransformerConfig": "xactor.motion.transformer",
-    "SamplingConfig": "xactor.motion.sampling",
+    "SamplingConfig": "xactor.motion.sampling_config",
     "draw": "xactor.motion.forcing",
     "sample_motion": "xactor.motion.engine",
     "stream_motion": "xactor.motion.engine",

@@ -18,8 +18,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from xactor.motion.cache import HistoryCache
-from xactor.motion.sampling import SamplingConfig, sampling_plan
-from xactor.motion.scheduler import MAX_LEVEL, MotionScheduler
+from xactor.motion.noise_levels import MAX_LEVEL
+from xactor.motion.sampling import sampling_plan
+from xactor.motion.sampling_config import SamplingConfig
+from xactor.motion.scheduler import MotionScheduler
 from xactor.motion.transformer import MotionTransformer
 from xactor.randomness import frame_noise
 

@@ -8,7 +8,8 @@ from torch.nn.functional import pad
 
 from xactor.motion.forcing_config import ForcingConfig
 from xactor.motion.masks import real_frames
-from xactor.motion.scheduler import MAX_LEVEL, MotionScheduler
+from xactor.motion.noise_levels import MAX_LEVEL
+from xactor.motion.scheduler import MotionScheduler
 from xactor.motion.transformer import MotionTransformer
 from xactor.randomness import keyed_generator
 

@@ -1,14 +1,10 @@
 """How noisy the model sees its own past: levels for history frames at inference (Paper 3.3.1, Table 2)."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from xactor.motion.scheduler import MAX_LEVEL
+from xactor.motion.noise_levels import HISTORIES, MAX_LEVEL, History
 
-History = Literal["linear", "vanilla", "fractional"]
-HISTORIES: tuple[History, ...] = ("linear", "vanilla", "fractional")
 STAIRS = 4
 
 

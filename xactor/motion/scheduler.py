@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-MAX_LEVEL = 1000
+from xactor.motion.noise_levels import MAX_LEVEL
+
 CONFIG_FILE = "scheduler_config.json"
 
 

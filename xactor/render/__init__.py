@@ -9,16 +9,9 @@ if TYPE_CHECKING:
     from xactor.render.objective_config import PHASES, ObjectiveConfig, Phase
     from xactor.render.parts import Parts, ddim_scheduler, published_parts, random_parts
     from xactor.render.reference import ReferenceUNet
-    from xactor.render.renderer import (
-        Blend,
-        Cutter,
-        Reference,
-        RenderConfig,
-        Renderer,
-        Window,
-        render_windows,
-    )
+    from xactor.render.renderer import Reference, Renderer, Window
     from xactor.render.unet import RendererUNet
+    from xactor.render.windows import Blend, Cutter, RenderConfig, render_windows
 
 __all__ = [
     "PHASES",
@@ -42,8 +35,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Blend": "xactor.render.renderer",
-    "Cutter": "xactor.render.renderer",
+    "Blend": "xactor.render.windows",
+    "Cutter": "xactor.render.windows",
     "MotionEncoder": "xactor.render.motion_encoder",
     "ObjectiveConfig": "xactor.render.objective_config",
     "PHASES": "xactor.render.objective_config",
@@ -51,7 +44,7 @@ _HOMES = {
     "Phase": "xactor.render.objective_config",
     "Reference": "xactor.render.renderer",
     "ReferenceUNet": "xactor.render.reference",
-    "RenderConfig": "xactor.render.renderer",
+    "RenderConfig": "xactor.render.windows",
     "RenderObjective": "xactor.render.objective",
     "Renderer": "xactor.render.renderer",
     "RendererUNet": "xactor.render.unet",
@@ -59,7 +52,7 @@ _HOMES = {
     "ddim_scheduler": "xactor.render.parts",
     "published_parts": "xactor.render.parts",
     "random_parts": "xactor.render.parts",
-    "render_windows": "xactor.render.renderer",
+    "render_windows": "xactor.render.windows",
 }
 
 

@@ -26,39 +26,9 @@ from xactor.render.parts import Parts
 from xactor.render.prediction import predict
 from xactor.render.reference import ReferenceUNet
 from xactor.render.unet import RendererUNet
+from xactor.render.windows import Blend, RenderConfig, windows_of
 
 _SLICE = 4  # frames that the VAE takes together: at 512 px its activations outweigh the UNet's
-
-
-@dataclass(frozen=True, kw_only=True)
-class RenderConfig:
-    """
-    steps: of DDIM, 25 the paper's. cfg: guidance on the motion, 2.5 the paper's; 1 is none.
-    window_frames: how many frames are denoised together. overlap_frames: how many of them two neighbours share.
-    """
-
-    steps: int = 25
-    cfg: float = 2.5
-    window_frames: int = 16
-    overlap_frames: int = 4
-
-    def __post_init__(self):
-        if not 1 <= self.steps <= 1000:
-            raise ValueError(f"render steps must be within 1..1000, got {self.steps}")
-        if not 1 <= self.cfg <= 20:
-            raise ValueError(f"render cfg must be within 1..20, got {self.cfg:g}")
-        if self.window_frames < 1:
-            raise ValueError(f"window_frames must be >= 1, got {self.window_frames}")
-        if not 0 <= self.overlap_frames <= self.window_frames // 2:
-            raise ValueError(
-                f"overlap_frames must be within 0..{self.window_frames // 2}, half of window_frames, "
-                f"got {self.overlap_frames}"
-            )
-
-    @property
-    def stride(self) -> int:
-        """Frames from one window's start to the next's."""
-        return self.window_frames - self.overlap_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +69,6 @@ class Window:
             return self
         z = (self.z - self.origin).to(self.reference.z) + self.reference.z
         return replace(self, z=z, origin=None)
-
-
-def render_windows(frames: int, config: RenderConfig) -> list[tuple[int, int]]:
-    """The windows of a video of so many frames, as (first, end): each begins a stride after the one before it."""
-    starts = range(0, max(frames - config.overlap_frames, 1), config.stride)
-    return [(start, min(start + config.window_frames, frames)) for start in starts] if frames else []
 
 
 class Renderer:
@@ -246,7 +210,7 @@ class Renderer:
         config = config or RenderConfig()
         blend = Blend(config)
         origin: Tensor | None = None
-        for first, part in windows_of([z] if isinstance(z, Tensor) else z, config):
+        for first, part in windows_of([z] if isinstance(z, Tensor) else z, config, torch.cat):
             origin = part[0] if origin is None else origin
             window = Window(reference=reference, z=part, seed=seed, first_frame=first, origin=origin)
             yield from blend.add(self.windows([window], config)[0])
@@ -316,59 +280,3 @@ class Renderer:
                 pictures = pictures + moved - decode(vae, encode(vae, moved).to(self.dtype))
             frames.append(from_model(pictures))
         return np.concatenate(frames)
-
-
-class Cutter:
-    """Cuts a performance, as it comes, into the windows of `render_windows`: (first frame, latents [W, D])."""
-
-    def __init__(self, config: RenderConfig):
-        self._config = config
-        self._held: Tensor | None = None
-        self._first = 0  # frame of `_held`
-
-    def add(self, piece: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """The windows that are complete with the next latents [n, D]."""
-        held = piece if self._held is None else torch.cat([self._held, piece])
-        while len(held) >= self._config.window_frames:
-            yield self._first, held[: self._config.window_frames]
-            held, self._first = held[self._config.stride :], self._first + self._config.stride
-        self._held = held
-
-    def rest(self) -> Iterator[tuple[int, Tensor]]:
-        """The last window, when no more comes."""
-        held, self._held = self._held, None
-        if held is not None and len(held) and (self._first == 0 or len(held) > self._config.overlap_frames):
-            yield self._first, held
-
-
-def windows_of(pieces: Iterable[Tensor], config: RenderConfig) -> Iterator[tuple[int, Tensor]]:
-    """Pieces [n, D] of a performance to its windows."""
-    cutter = Cutter(config)
-    for piece in pieces:
-        yield from cutter.add(piece)
-    yield from cutter.rest()
-
-
-class Blend:
-    """Puts windows together in order: what two of them share fades from the one to the other."""
-
-    def __init__(self, config: RenderConfig):
-        self._overlap = config.overlap_frames
-        self._held: np.ndarray | None = None  # the last window's end, which the next may share
-
-    def add(self, window: np.ndarray) -> Iterator[np.ndarray]:
-        """The frames that are finished with this window uint8 [W, S, S, 3]."""
-        if self._held is not None:
-            share = min(len(self._held), len(window))
-            fade = (np.arange(1, share + 1) / (share + 1)).reshape(-1, 1, 1, 1)
-            mixed = self._held[:share] * (1 - fade) + window[:share] * fade
-            window = np.concatenate([np.rint(mixed).astype(np.uint8), window[share:]])
-        done = max(len(window) - self._overlap, 0)
-        self._held = window[done:]
-        yield from window[:done]
-
-    def rest(self) -> Iterator[np.ndarray]:
-        """What is left when no window follows."""
-        if self._held is not None:
-            yield from self._held
-        self._held = None

@@ -1,0 +1,116 @@
+"""Windows of a video: how many frames they have, where they start, and how neighbours blend.
+
+This module imports neither torch nor diffusers: processes that render nothing use it too.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+# A tensor or an array of latents, [n, D].
+Latents = TypeVar("Latents", bound=Any)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderConfig:
+    """Choose how a video is rendered."""
+
+    steps: int = 25
+    """DDIM steps of each window, 1..1000. The paper's is 25."""
+    cfg: float = 2.5
+    """Guidance on the motion, 1..20. The paper's is 2.5; 1 is none."""
+    window_frames: int = 16
+    """Frames that are denoised together, at least 1."""
+    overlap_frames: int = 4
+    """Frames that two neighbouring windows share, at most half of window_frames."""
+
+    def __post_init__(self):
+        if not 1 <= self.steps <= 1000:
+            raise ValueError(f"render steps must be within 1..1000, got {self.steps}")
+        if not 1 <= self.cfg <= 20:
+            raise ValueError(f"render cfg must be within 1..20, got {self.cfg:g}")
+        if self.window_frames < 1:
+            raise ValueError(f"window_frames must be >= 1, got {self.window_frames}")
+        if not 0 <= self.overlap_frames <= self.window_frames // 2:
+            raise ValueError(
+                f"overlap_frames must be within 0..{self.window_frames // 2}, half of window_frames, "
+                f"got {self.overlap_frames}"
+            )
+
+    @property
+    def stride(self) -> int:
+        """Count the frames from one window's start to the next one's."""
+        return self.window_frames - self.overlap_frames
+
+
+def render_windows(frames: int, config: RenderConfig) -> list[tuple[int, int]]:
+    """Return the windows of a video as (first, end). Each starts a stride after the one before it."""
+    starts = range(0, max(frames - config.overlap_frames, 1), config.stride)
+    return [(start, min(start + config.window_frames, frames)) for start in starts] if frames else []
+
+
+class Cutter(Generic[Latents]):
+    """Cut latents, as they come, into the windows of `render_windows`: (first frame, latents [W, D]).
+
+    Args:
+        config: Sizes of the windows.
+        join: Concatenates latents: `torch.cat` or `np.concatenate`.
+    """
+
+    def __init__(self, config: RenderConfig, join: Callable[[list[Latents]], Latents]):
+        self._config, self._join = config, join
+        self._held: Latents | None = None
+        # Frame number of the first of `_held`.
+        self._first = 0
+
+    def add(self, piece: Latents) -> Iterator[tuple[int, Latents]]:
+        """Yield the windows that the next latents [n, D] complete."""
+        held = piece if self._held is None else self._join([self._held, piece])
+        while len(held) >= self._config.window_frames:
+            yield self._first, held[: self._config.window_frames]
+            held, self._first = held[self._config.stride :], self._first + self._config.stride
+        self._held = held
+
+    def rest(self) -> Iterator[tuple[int, Latents]]:
+        """Yield the last window, when no more latents come."""
+        held, self._held = self._held, None
+        if held is not None and len(held) and (self._first == 0 or len(held) > self._config.overlap_frames):
+            yield self._first, held
+
+
+def windows_of(
+    pieces: Iterable[Latents], config: RenderConfig, join: Callable[[list[Latents]], Latents]
+) -> Iterator[tuple[int, Latents]]:
+    """Cut all latents, pieces [n, D], into windows. See `Cutter`."""
+    cutter = Cutter(config, join)
+    for piece in pieces:
+        yield from cutter.add(piece)
+    yield from cutter.rest()
+
+
+class Blend:
+    """Join windows in order. Frames that two windows share fade from one to the other."""
+
+    def __init__(self, config: RenderConfig):
+        self._overlap = config.overlap_frames
+        # The last window's end, which the next one may share.
+        self._held: np.ndarray | None = None
+
+    def add(self, window: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the frames that the next window, uint8 [W, S, S, 3], completes."""
+        if self._held is not None:
+            share = min(len(self._held), len(window))
+            fade = (np.arange(1, share + 1) / (share + 1)).reshape(-1, 1, 1, 1)
+            mixed = self._held[:share] * (1 - fade) + window[:share] * fade
+            window = np.concatenate([np.rint(mixed).astype(np.uint8), window[share:]])
+        done = max(len(window) - self._overlap, 0)
+        self._held = window[done:]
+        yield from window[:done]
+
+    def rest(self) -> Iterator[np.ndarray]:
+        """Yield the frames that are left when no window follows."""
+        if self._held is not None:
+            yield from self._held
+        self._held = None
