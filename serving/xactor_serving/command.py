@@ -54,17 +54,12 @@ def main() -> None:
     """Parse the command line and serve. Exit with 0 at the end, 2 for a command that cannot work."""
     if missing := [name for name in _MODULES if importlib.util.find_spec(name) is None]:
         _refuse(f"{', '.join(missing)} not installed; run: pip install 'xactor-ray[serving]'")
-    from pydantic import ValidationError
-
     from xactor_serving.arguments import ServeCommand
-    from xactor_serving.errors import validation_line
 
     try:
         command = tyro.cli(ServeCommand, prog="xactor-serve", description=DESCRIPTION)
         command.check_model()
         run(command)
-    except ValidationError as error:
-        _refuse(validation_line(error.errors()))
     except ValueError as error:
         _refuse(str(error))
 

@@ -69,7 +69,7 @@ class VideoForm(VideoOptions):
 
 
 class StreamStart(VideoOptions):
-    """The first message on `/v1/stream`."""
+    """Fields of the first message on `/v1/stream`."""
 
     image: Annotated[str, Field(description="The portrait, base64.", max_length=64 * 2**20)]
     sample_rate_hz: Annotated[Literal[16_000], Field(description="Sample rate of the audio.")] = 16_000

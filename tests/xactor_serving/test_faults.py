@@ -1,4 +1,4 @@
-"""What fails under load, and what grows with it: killed replicas, odd bodies, replicas that come with the work."""
+"""Test the service under load: killed replicas, new weights, malformed bodies, and autoscaling."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ ERRORS = {400, 401, 413, 415, 422, 429, 503, 504}
 
 
 def replicas(kind: str) -> list[int]:
-    """Their processes."""
+    """Return the process ids of a deployment's replicas."""
     found = []
     for process in Path("/proc").iterdir():
         try:
@@ -32,22 +32,23 @@ def replicas(kind: str) -> list[int]:
 
 
 def while_loaded(service: Service, face: bytes, act: Callable[[], None]) -> list[requests.Response]:
-    """Three videos in the making, and what happens meanwhile."""
+    """Start three videos, call `act` during them, and return their answers."""
 
     def ask(seed: int) -> requests.Response:
         options = {**FAST, "motion_steps": 12}
-        return service.post(image=face, audio=wav(6), seed=str(seed), as_it_comes=True, **options)
+        return service.post(image=face, audio=wav(6), seed=str(seed), stream_response=True, **options)
 
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(ask, seed) for seed in range(3)]
-        answers = [future.result() for future in asked]  # by their first fragments
+        # Each answer begins with its first fragment.
+        answers = [future.result() for future in asked]
         act()
         return answers
 
 
 @pytest.mark.parametrize("kind", ["render", "motion"])
-def test_a_killed_replicas_work_is_done_again(service, face, tmp_path, kind):
-    """Nobody who watches notices more than a pause, and the frames are those that would have been."""
+def test_work_of_a_killed_replica_is_retried(service, face, tmp_path, kind):
+    """Every frame arrives; a viewer notices a pause at most."""
     victims = replicas(kind)
     assert len(victims) == {"render": 2, "motion": 1}[kind]
     answers = while_loaded(service, face, lambda: os.kill(victims[0], signal.SIGKILL))
@@ -55,11 +56,11 @@ def test_a_killed_replicas_work_is_done_again(service, face, tmp_path, kind):
         assert answer.status_code == 200
         made = frames(answer.content, tmp_path)
         assert len(made) == 150, seed
-    again(service, kind)
+    wait_for_replicas(service, kind)
 
 
-def again(service: Service, kind: str) -> None:
-    """Until as many are there as before."""
+def wait_for_replicas(service: Service, kind: str) -> None:
+    """Wait until a deployment has its full number of replicas again."""
     wanted, deadline = {"render": 2, "motion": 1, "ingress": 1}[kind], time.monotonic() + 60
     while (
         len(replicas(kind)) < wanted or requests.get(f"{service.url}/healthz", timeout=30).status_code != 200
@@ -68,7 +69,7 @@ def again(service: Service, kind: str) -> None:
         time.sleep(0.5)
 
 
-def test_a_killed_ingress_ends_its_connections_and_the_next_ones_are_served(service, face):
+def test_killed_ingress_cuts_its_connections_and_is_replaced(service, face):
     [victim] = replicas("ingress")
 
     def kill() -> None:
@@ -76,13 +77,14 @@ def test_a_killed_ingress_ends_its_connections_and_the_next_ones_are_served(serv
 
     for answer in while_loaded(service, face, kill):
         with pytest.raises(requests.RequestException):
-            assert not answer.content  # it ends, and not as if it were whole
-    again(service, "ingress")
+            # The connection breaks, so that no client takes the video for a whole one.
+            assert not answer.content
+    wait_for_replicas(service, "ingress")
     assert service.post(image=face, audio=wav(0.4), **FAST).status_code == 200
 
 
-def test_new_weights_come_without_a_dropped_request(serving, face, tmp_path, tmp_path_factory):
-    """A model is replaced while videos are made: they are whole, and the next one is the new model's."""
+def test_new_weights_drop_no_request(serving, face, tmp_path, tmp_path_factory):
+    """Replace a model while videos are made: they are complete, and the next one comes from the new model."""
     from pipelines import small_pipeline
 
     folders = [tmp_path_factory.mktemp(name) for name in ("old", "new")]
@@ -121,8 +123,8 @@ VALUES = st.one_of(
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_malformed_bodies_are_in_the_table(service, face, data):
-    """Forms with the schema's fields, each left out, right, or anything at all."""
+def test_malformed_bodies_get_documented_errors(service, face, data):
+    """Send forms with the schema's fields, each missing, valid or arbitrary."""
     schema = service_schema(service)
     form: list[tuple] = []
     for name in schema:
@@ -152,9 +154,10 @@ def service_schema(service: Service) -> list[str]:
     return _SCHEMAS[service.url]
 
 
-@pytest.mark.timeout(900)  # two replicas come in it, on a machine that has all to do already
-def test_replicas_come_with_their_own_load(serving, model, face):
-    """First rendering grows and motion stays, then the other way round: by Serve's own status."""
+# Two replicas start in it, on a machine that is busy already.
+@pytest.mark.timeout(900)
+def test_each_deployment_scales_with_its_own_load(serving, model, face):
+    """Scale rendering alone, then motion alone, by Serve's own status."""
     from ray import serve
 
     scaling = run(serving, model, "scaling", motion_replicas=0, render_replicas=0)
@@ -163,7 +166,7 @@ def test_replicas_come_with_their_own_load(serving, model, face):
         return serve.status().applications["scaling"].deployments[kind].replica_states.get("RUNNING", 0)
 
     def load(kind: str, **options) -> None:
-        """Until there are two of it."""
+        """Send requests until the deployment has two replicas."""
         enough = threading.Event()
 
         def ask(seed: int) -> set[int]:
@@ -184,9 +187,9 @@ def test_replicas_come_with_their_own_load(serving, model, face):
 
     try:
         load("render", motion_steps=1, render_steps=15)
-        assert count("motion") == 1, "motion has grown with rendering's load"
+        assert count("motion") == 1, "motion scaled with the load of rendering"
         before = count("render")
         load("motion", motion_steps=400, audio_cfg=3, render_steps=1)
-        assert count("render") <= before, "rendering has grown with motion's load"
+        assert count("render") <= before, "rendering scaled with the load of motion"
     finally:
         delete("scaling")

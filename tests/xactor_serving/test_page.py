@@ -1,4 +1,4 @@
-"""The page in a real Chromium: from a dropped portrait to a video that plays, by keyboard, and errors in words."""
+"""Test the page in Chromium: from a portrait to a video that plays, by keyboard, and its error messages."""
 
 import shutil
 from collections.abc import Iterator
@@ -53,9 +53,9 @@ def choose(page, face: bytes, sound: bytes | None) -> None:
         page.locator(f"#{name}").fill(str(value))
 
 
-def test_a_video_plays_and_can_be_saved(page, face, tmp_path):
+def test_video_plays_and_can_be_saved(page, face, tmp_path):
     choose(page, face, wav(3))
-    page.get_by_role("button", name="Make the video").press("Enter")  # by keyboard
+    page.get_by_role("button", name="Make the video").press("Enter")
     page.wait_for_function("document.querySelector('video').currentTime > 0.2")
     page.get_by_text("The video is ready.").wait_for()
     page.wait_for_function("Math.abs(document.querySelector('video').duration - 3) < 0.1")
@@ -70,13 +70,13 @@ def test_speech_can_be_recorded(page, face):
     choose(page, face, None)
     page.get_by_role("button", name="Record speech").click()
     page.wait_for_timeout(1200)
-    page.get_by_role("button", name="End the recording").click()
-    page.get_by_text("Your speech is recorded.").wait_for()
+    page.get_by_role("button", name="Stop recording").click()
+    page.get_by_text("Recording finished.").wait_for()
     page.get_by_role("button", name="Make the video").click()
     page.get_by_text("The video is ready.").wait_for()
 
 
-def test_errors_are_said_in_words(page):
+def test_errors_are_shown(page):
     import numpy as np
 
     choose(page, png(np.full((200, 200, 3), 128, np.uint8)), wav(0.5))
@@ -88,7 +88,7 @@ def test_errors_are_said_in_words(page):
     assert page.get_by_role("button", name="Make the video").is_enabled()
 
 
-def test_every_control_has_a_name_and_the_keyboard_reaches_it(page):
+def test_every_control_has_a_name_and_keyboard_focus(page):
     unnamed = page.evaluate(
         """() => [...document.querySelectorAll('input, button, a, video')].filter(e => !e.hidden && !e.labels?.length
             && !e.textContent.trim() && e.tagName !== 'VIDEO').map(e => e.id)"""

@@ -1,4 +1,4 @@
-"""Where a portrait's windows go, with Serve's own replicas."""
+"""Test the routing of a portrait's windows with Serve's own replicas."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ from xactor_serving.routing import PortraitRouter
     request_router_config=RequestRouterConfig(request_router_class=PortraitRouter),
 )
 class Keeper:
-    """Says who keeps what it is asked for, and when others are done."""
+    """Return which replica caches a name, after a wait."""
 
     @serve.multiplexed(max_num_models_per_replica=100)
     async def kept(self, _: str) -> str:
@@ -32,7 +32,7 @@ class Keeper:
 
 @serve.deployment(ray_actor_options={"num_cpus": 0})
 class Video:
-    """Asks for many at a time, as one request does: they all have its id."""
+    """Make many calls at a time within one request, whose id they share."""
 
     def __init__(self, keeper: DeploymentHandle):
         self._keeper = keeper
@@ -58,22 +58,24 @@ def of(keeper: DeploymentHandle, name: str) -> DeploymentHandle:
     return keeper.options(multiplexed_model_id=name)
 
 
-def test_what_follows_at_once_goes_where_the_first_went(keeper):
+def test_later_calls_follow_the_first(keeper):
     first = [of(keeper, f"p{n}").remote().result() for n in range(12)]
-    assert len(set(first)) == 2  # new ones go to any
+    # New names go to any replica.
+    assert len(set(first)) == 2
     for n in range(12):
         name = f"q{n}"
         assert len({of(keeper, name).remote().result() for _ in range(3)}) == 1
     assert [of(keeper, f"p{n}").remote().result() for n in range(12)] == first
 
 
-def test_what_finds_no_room_there_goes_elsewhere(keeper):
+def test_calls_beyond_the_replicas_room_go_elsewhere(keeper):
     busy = of(keeper, "busy")
     warm = busy.remote().result()
     calls = [busy.remote(1.0) for _ in range(3)]
     assert sorted(call.result() == warm for call in calls) == [False, True, True]
 
 
-def test_none_of_one_requests_calls_is_lost(video):
-    answers = [video.remote(f"v{n}", 12) for n in range(3)]  # of four that there is room for
+def test_no_call_of_a_request_is_lost(video):
+    # The replicas have room for four calls at a time.
+    answers = [video.remote(f"v{n}", 12) for n in range(3)]
     assert [len(answer.result()) for answer in answers] == [12, 12, 12]

@@ -1,4 +1,4 @@
-"""The service over HTTP and WebSocket: the same frames by both answers, and every error in the one form."""
+"""Test the service over HTTP and WebSocket: equal frames in every answer, and every error in the one format."""
 
 import asyncio
 import base64
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.cluster
 
 
 def wrong(answer: requests.Response, status: int, code: str) -> str:
-    """Checks an error's form: its message."""
+    """Check the format of an error and return its message."""
     assert answer.status_code == status, answer.text
     error = answer.json()["error"]
     assert set(error) == {"code", "message", "request_id"}
@@ -30,7 +30,7 @@ def wrong(answer: requests.Response, status: int, code: str) -> str:
     return error["message"]
 
 
-def test_both_answers_have_the_same_frames_as_long_as_the_sound(service, face, tmp_path):
+def test_streamed_and_plain_answers_have_equal_frames(service, face, tmp_path):
     sound = wav(1.9, 44_100)
     streamed = service.post(image=face, audio=sound, **FAST)
     plain = service.post(image=face, audio=sound, **FAST, stream="false")
@@ -52,14 +52,14 @@ def test_both_answers_have_the_same_frames_as_long_as_the_sound(service, face, t
     assert plain.content.find(b"moov") < plain.content.find(b"mdat")
 
 
-def test_the_face_goes_back_into_its_picture(service, face, tmp_path):
+def test_paste_back_returns_the_whole_picture(service, face, tmp_path):
     answer = service.post(image=face, audio=wav(0.4), paste_back="true", **FAST)
     assert frames(answer.content, tmp_path)[0].shape == (256, 256, 3)
 
 
-def test_the_first_fragment_comes_long_before_the_last(service, face):
+def test_first_fragment_arrives_long_before_the_last(service, face):
     begun = time.monotonic()
-    answer = service.post(image=face, audio=wav(12), as_it_comes=True, **FAST)
+    answer = service.post(image=face, audio=wav(12), stream_response=True, **FAST)
     first_s, last_s, size = None, 0.0, 0
     for data in answer.iter_content(None):
         last_s = time.monotonic() - begun
@@ -69,7 +69,7 @@ def test_the_first_fragment_comes_long_before_the_last(service, face):
     assert first_s < 0.6 * last_s
 
 
-def test_fields_that_are_wrong(service, face):
+def test_bad_fields_are_refused(service, face):
     sound = wav(0.4)
     assert wrong(service.post(image=b"no picture", audio=sound), 400, "bad_input").startswith("image: ")
     assert wrong(service.post(image=face, audio=b"no sound"), 400, "bad_input").startswith("audio: ")
@@ -91,7 +91,7 @@ def test_fields_that_are_wrong(service, face):
         assert message.startswith(f"{name}: ")
 
 
-def test_forms_that_are_wrong(service, face):
+def test_bad_forms_are_refused(service, face):
     url = f"{service.url}/v1/videos"
     assert "application/json" in wrong(requests.post(url, json={}, timeout=60), 415, "wrong_type")
     assert "no content type" in wrong(requests.post(url, timeout=60), 415, "wrong_type")
@@ -104,16 +104,16 @@ def test_forms_that_are_wrong(service, face):
     assert "image: Field required" in wrong(broken, 422, "bad_option")
     huge = begin_upload(service, 10**12)
     assert huge.startswith("HTTP/1.1 413")
-    assert "a request may hold 256 MiB at most" in huge
+    assert "a request may hold at most 256 MiB" in huge
 
 
-def test_places_that_are_not_there(service):
+def test_unknown_paths_and_methods_are_refused(service):
     wrong(service.get("/v2"), 404, "not_found")
     wrong(service.get("/v1/videos"), 405, "wrong_method")
 
 
 def begin_upload(service: Service, size: int) -> str:
-    """Sends the head of a form of so many bytes, and no more: the answer."""
+    """Send the head of a form of `size` bytes and nothing more; return the answer."""
     parts = urlsplit(service.url)
     with socket.create_connection((parts.hostname, parts.port), timeout=60) as connection:
         head = f"POST {parts.path}/v1/videos HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n"
@@ -125,7 +125,7 @@ def begin_upload(service: Service, size: int) -> str:
         return answer.decode()
 
 
-def test_an_upload_that_stalls_ends_in_time(service):
+def test_stalled_upload_times_out(service):
     answer = begin_upload(service, 1000)
     assert answer.startswith("HTTP/1.1 504")
     assert "the upload took longer than 5 s" in answer
@@ -134,8 +134,8 @@ def test_an_upload_that_stalls_ends_in_time(service):
 @pytest.mark.parametrize(
     "clients", [24, pytest.param(400, marks=pytest.mark.soak)], ids=["24 clients", "400 clients"]
 )
-def test_clients_that_leave_leave_nothing(service, face, clients):
-    """Connections cut after the first bytes, and before; then all places are free again."""
+def test_disconnected_clients_free_their_slots(service, face, clients):
+    """Disconnect after the first bytes, and before them; then every slot is free again."""
 
     def leave(number: int) -> None:
         try:
@@ -170,19 +170,21 @@ def gauge(service: Service, name: str) -> float:
     )
 
 
-def test_metrics_of_all_replicas_in_prometheus_words(service, face):
+def test_metrics_of_all_replicas_parse_as_prometheus(service, face):
     assert service.post(image=face, audio=wav(0.5), **FAST).status_code == 200
     deadline = time.monotonic() + 60
     wanted = {
         "first_fragment_seconds",
         "chunk_seconds",
         "window_seconds",
+        "windows",
         "batch_size",
         "queue_depth",
         "videos_open",
     }
     wanted = {f"xactor_serve_{name}" for name in wanted}
-    while time.monotonic() < deadline:  # Ray's agents report every few seconds
+    # Ray's agents report every few seconds.
+    while time.monotonic() < deadline:
         answer = service.get("/metrics")
         families = {family.name: family for family in text_string_to_metric_families(answer.text)}
         if wanted <= set(families):
@@ -194,7 +196,7 @@ def test_metrics_of_all_replicas_in_prometheus_words(service, face):
     assert all(name.startswith("xactor_serve_") for name in families)
 
 
-def test_health_and_the_schema(service):
+def test_health_and_schema(service):
     assert service.get("/healthz").json() == {"status": "ok"}
     schema = service.get("/openapi.json").json()
     post = schema["paths"]["/v1/videos"]["post"]
@@ -206,21 +208,22 @@ def test_health_and_the_schema(service):
 
 
 def test_huge_headers_are_refused(service):
-    for size in (2**17, 2**20):  # the larger one may not get past the proxy, whose answer is its own
+    # The larger one may not get past Serve's proxy, which then answers itself.
+    for size in (2**17, 2**20):
         answer = service.get("/healthz", headers={"X-Long": "a" * size})
         assert 400 <= answer.status_code < 500
     assert service.get("/healthz", headers={"X-Long": "a" * 2**14}).status_code == 200
     assert service.get("/healthz").status_code == 200
 
 
-# --- the socket ---------------------------------------------------------------------------------------------------
+# --- WebSocket ----------------------------------------------------------------------------------------------------
 
 
 def start(face: bytes, **changes) -> str:
     return json.dumps({"image": base64.b64encode(face).decode(), **FAST, **changes})
 
 
-def test_a_socket_with_huge_headers_is_refused(service):
+def test_websocket_with_huge_headers_is_refused(service):
     async def connect() -> None:
         url = service.url.replace("http", "ws", 1) + "/v1/stream"
         async with websockets.connect(url, additional_headers={"X-Long": "a" * 2**17}):
@@ -232,66 +235,69 @@ def test_a_socket_with_huge_headers_is_refused(service):
 
 
 async def converse(service: Service, messages: list[str | bytes]) -> list[str | bytes]:
-    """Says all, and hears all until the other side closes."""
+    """Send all messages and return all answers until the service closes the connection."""
     url = service.url.replace("http", "ws", 1) + "/v1/stream"
     async with websockets.connect(url, max_size=None) as connection:
 
-        async def say() -> None:
+        async def send() -> None:
             for message in messages:
                 await connection.send(message)
 
-        saying = asyncio.create_task(say())
-        heard = []
+        sending = asyncio.create_task(send())
+        received = []
         try:
             async with asyncio.timeout(90):
                 async for message in connection:
-                    heard.append(message)
+                    received.append(message)
         except websockets.ConnectionClosedError:
-            pass  # with a code that says why
+            # The close code names the reason.
+            pass
         finally:
-            saying.cancel()
-            await asyncio.gather(saying, return_exceptions=True)
-    return heard
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+    return received
 
 
-def test_a_socket_makes_the_same_frames_of_sound_as_it_is_spoken(service, face, tmp_path):
+def test_websocket_makes_the_frames_of_the_whole_file(service, face, tmp_path):
     sound = speech(2.1)
     pieces = [piece.tobytes() for piece in np.array_split(sound, 30)]
-    heard = asyncio.run(converse(service, [start(face), *pieces, '{"type": "end"}']))
-    hello, *video, end = heard
+    received = asyncio.run(converse(service, [start(face), *pieces, '{"type": "end"}']))
+    hello, *video, end = received
     assert json.loads(hello)["type"] == "start"
     assert json.loads(end) == {"type": "end", "frames": round(2.1 * 25)}
     live = frames(b"".join(part for part in video if isinstance(part, bytes)), tmp_path)
 
-    def apart(sound: bytes) -> float:
+    def distance(sound: bytes) -> float:
         whole = frames(service.post(image=face, audio=sound, **FAST).content, tmp_path)
         return float(np.abs(np.stack(live).astype(int) - np.stack(whole)).mean())
 
-    # Sums in another order round otherwise, and are coded otherwise then.
-    assert apart(wav(2.1)) < 0.1 * apart(wav(2.1, seed=1))
+    # Sums in another order round differently, and the encoder amplifies that.
+    assert distance(wav(2.1)) < 0.1 * distance(wav(2.1, seed=1))
 
 
 @pytest.mark.parametrize(
-    ("messages", "code", "says"),
+    ("messages", "code", "expected"),
     [
         ([b"\0\0"], "bad_option", "must be JSON"),
         (["nonsense"], "bad_option", "JSON"),
         (['{"image": ""}'], "bad_input", "empty"),
         (["START", b"\0"], "bad_option", "two bytes a sample"),
-        (["START", "hello"], "bad_option", "come sound as bytes"),
+        (["START", "hello"], "bad_option", "send audio as bytes"),
         (["START", '{"type": "end"}'], "bad_input", "too short"),
         (["RATE"], "bad_option", "sample_rate_hz"),
         (["START", bytes(2 * 16_000 * 21)], "too_large", "20 s"),
-        (["START"], "timed_out", "nothing was heard for 5 s"),
+        (["START"], "timed_out", "no message arrived for 5 s"),
     ],
     ids=["bytes first", "no json", "no image", "odd", "text", "no sound", "rate", "long", "silence"],
 )
-def test_a_socket_that_says_what_it_should_not(service, face, messages, code, says):
+def test_bad_websocket_messages_are_refused(service, face, messages, code, expected):
     known = {"START": start(face), "RATE": start(face, sample_rate_hz=44_100)}
-    heard = asyncio.run(converse(service, [known.get(m, m) if isinstance(m, str) else m for m in messages]))
-    error = json.loads(heard[-1])["error"]
+    received = asyncio.run(
+        converse(service, [known.get(m, m) if isinstance(m, str) else m for m in messages])
+    )
+    error = json.loads(received[-1])["error"]
     assert error["code"] == code
-    assert says in error["message"]
+    assert expected in error["message"]
     assert error["request_id"]
 
 
@@ -300,11 +306,13 @@ def test_a_socket_that_says_what_it_should_not(service, face, messages, code, sa
 
 @pytest.fixture(scope="module")
 def locked(serving, model):
-    yield run(serving, model, "locked", keys="sesame, open", limits={"max_videos_per_key": 1, "silence_s": 5})
+    yield run(
+        serving, model, "locked", keys="sesame, open", limits={"max_videos_per_key": 1, "idle_timeout_s": 5}
+    )
     delete("locked")
 
 
-def test_a_key_is_needed_but_for_the_page_and_health(locked, face):
+def test_every_route_but_page_and_health_needs_a_key(locked, face):
     sound = wav(0.4)
     assert locked.get("/").status_code == 200
     assert locked.get("/healthz").status_code == 200
@@ -318,14 +326,14 @@ def test_a_key_is_needed_but_for_the_page_and_health(locked, face):
     )
 
 
-def test_a_socket_takes_its_key_in_the_first_message(locked, face):
-    heard = asyncio.run(converse(locked, [start(face)]))
-    assert json.loads(heard[-1])["error"]["code"] == "bad_key"
-    said = [start(face, key="sesame"), speech(0.4).tobytes(), '{"type": "end"}']
-    assert json.loads(asyncio.run(converse(locked, said))[-1]) == {"type": "end", "frames": 10}
+def test_websocket_key_is_in_the_first_message(locked, face):
+    received = asyncio.run(converse(locked, [start(face)]))
+    assert json.loads(received[-1])["error"]["code"] == "bad_key"
+    messages = [start(face, key="sesame"), speech(0.4).tobytes(), '{"type": "end"}']
+    assert json.loads(asyncio.run(converse(locked, messages))[-1]) == {"type": "end", "frames": 10}
 
 
-def test_one_key_has_a_share_and_no_more(locked, face):
+def test_one_key_has_its_own_limit(locked, face):
     def ask(_) -> requests.Response:
         return locked.post(image=face, audio=wav(4), headers={"Authorization": "Bearer sesame"}, **FAST)
 
