@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from xactor_platform.training.run.checkpoints import Checkpoints
-from xactor_platform.training.config import TrainConfig
+from xactor_platform.training.train_config import TrainConfig
 from xactor_platform.training.engine import make_engine
 from xactor_platform.training.run.folder import RunFolder
 from xactor_platform.training.run.saver import Saver

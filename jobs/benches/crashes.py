@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import psutil
 
 from xactor_platform.training.run.checkpoints import Checkpoints
-from xactor_platform.training.run.recorder import last_attempts
+from xactor_platform.training.run.run_log import last_attempts
 from xactor_platform.training.run.folder import METRICS, SAMPLES, RunFolder
 
 Victim = Literal["worker", "data", "controller", "driver", "stop"]

@@ -19,7 +19,7 @@ from xactor_platform.data.stream import PlannedStream
 from xactor_platform.training import stage2
 from xactor_platform.training.engine import make_engine, peak_flops, use_bf16
 from xactor_platform.training.loop import prepare_device, train_step
-from xactor_platform.training.run.recorder import Clock
+from xactor_platform.training.run.clock import Clock
 from xactor_platform.training.stage2_config import Stage2Config
 
 

@@ -230,9 +230,9 @@ def work(ray_cluster) -> Iterator[Any]:
 def run_folder(prometheus, work, tmp_path_factory) -> Path:
     """Of a real training on two ranks that was scraped meanwhile, and asked for a trace and for TensorBoard's files."""
     from xactor_platform.data.shards import ShardWriter
-    from xactor_platform.training.config import RunConfig, ScaleConfig, TrainConfig
     from xactor_platform.training.launch import train
     from xactor_platform.training.stage2_config import LatentDataConfig, MotionConfig, Stage2Config
+    from xactor_platform.training.train_config import RunConfig, ScaleConfig, TrainConfig
 
     folder = tmp_path_factory.mktemp("training")
     generator = np.random.default_rng(0)

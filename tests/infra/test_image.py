@@ -10,8 +10,8 @@ from pathlib import Path
 import manifests
 import pytest
 
-from xactor_platform.training.config import TrainConfig
 from xactor_platform.training.engine import deepspeed_config
+from xactor_platform.training.train_config import TrainConfig
 
 IMAGE = manifests.ROOT / "infra" / "image"
 TEXT = (IMAGE / "Dockerfile").read_text()

@@ -7,9 +7,9 @@ import numpy as np
 
 from xactor_platform.data.index import load_index
 from xactor_platform.data.shards import ShardWriter
-from xactor_platform.training.config import RunConfig, ScaleConfig, TrainConfig, as_dict
 from xactor_platform.training.run.folder import RunFolder
 from xactor_platform.training.stage2_config import LatentDataConfig, MotionConfig, Stage2Config, tiny
+from xactor_platform.training.train_config import RunConfig, ScaleConfig, TrainConfig, as_dict
 
 STEPS, EVERY = 60, 12
 BAD_CLIP = "train-004"

@@ -31,7 +31,7 @@ class BenchTrain:
         import ray
 
         from benches.train import compare_attention, compare_loop
-        from xactor_platform.training.config import ScaleConfig
+        from xactor_platform.training.train_config import ScaleConfig
         from xactor_platform.cluster.connect import connect
         from xactor_platform.training.stage2_config import PRESETS, Stage2Config
 

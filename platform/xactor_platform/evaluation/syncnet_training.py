@@ -26,7 +26,7 @@ from xactor.metrics.syncnet import WINDOW_FRAMES, SyncNet, SyncNetConfig, small_
 from xactor.randomness import keyed_generator
 from xactor.rates import FPS, SAMPLES_PER_FRAME
 from xactor_platform.data.index import Index
-from xactor_platform.training.config import at_least
+from xactor_platform.training.train_config import at_least
 
 METRICS = "metrics.jsonl"
 _SLACK_PX = 4  # a crop is kept so much larger than the model sees, to be cut at random

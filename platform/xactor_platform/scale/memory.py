@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from xactor_platform.data.index import CorpusShape
-from xactor_platform.training.config import TrainConfig
 from xactor_platform.training.engine import deepspeed_config
 from xactor_platform.training.stage2 import build_model
 from xactor_platform.training.stage2_config import MotionConfig
+from xactor_platform.training.train_config import TrainConfig
 
 STAGES = (0, 1, 2, 3)
 # Ours: CUDA's context, NCCL's and cuBLAS' buffers, and what the allocator cannot use again.

@@ -1,4 +1,4 @@
-"""Averaged weights: what is evaluated, shown and exported."""
+"""Average the weights that are evaluated, shown and exported."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,9 +8,14 @@ from torch import Tensor, nn
 
 
 class Averages:
-    """Exponential averages of parameters, float32, on every rank.
+    """Keep exponential averages of parameters, in float32, on every rank.
 
-    The decay grows with the updates, min(decay, (1 + n) / (10 + n)), so that the random beginning is soon forgotten.
+    The decay grows with the number of updates, min(decay, (1 + n) / (10 + n)), so that the initial weights are soon
+    forgotten.
+
+    Args:
+        parameters: the averaged parameters.
+        decay: largest decay, 0 <= d < 1.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float):
@@ -19,14 +24,14 @@ class Averages:
 
     @torch.no_grad()
     def update(self, number: int) -> None:
-        """After update number `number` of the parameters, the first being 0."""
+        """Add the parameters after their update `number`, counted from 0."""
         decay = min(self._decay, (1 + number) / (10 + number))
         for value, parameter in zip(self._values, self._parameters, strict=True):
             value.lerp_(parameter.float(), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model has the averaged weights inside."""
+        """Put the averaged weights into the model inside the block."""
         own = [p.detach().clone() for p in self._parameters]
         self._fill(self._values)
         try:
@@ -35,7 +40,7 @@ class Averages:
             self._fill(own)
 
     def adopt(self) -> None:
-        """The averaged weights become the parameters, the optimizer's own copies of them too."""
+        """Make the averaged weights the parameters, in the optimizer's own copies too."""
         from deepspeed.utils import safe_set_full_fp32_param
 
         for value, parameter in zip(self._values, self._parameters, strict=True):

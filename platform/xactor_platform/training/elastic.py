@@ -1,18 +1,18 @@
-"""Ray Train with as many ranks as there is room for, of the numbers that share a step equally."""
+"""Run Ray Train with as many ranks as the cluster has room for."""
 
 from typing import Any, cast
 
 import ray
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from xactor_platform.data.plan import PlanConfig
 
 
 class SharedSteps(ElasticScalingPolicy):
-    """Rounds the ranks that the cluster has room for down to a number that shares a step equally.
+    """Round the number of ranks down to one that shares a global step equally.
 
-    It leaves the CPUs that the data needs: ranks that hold every one would wait for their data for ever.
+    It leaves the CPUs that Ray Data needs: ranks that hold every CPU would wait for their data for ever.
     """
 
     def __init__(self, scaling_config: Any, plan: PlanConfig, data_cpus: float):
@@ -23,14 +23,14 @@ class SharedSteps(ElasticScalingPolicy):
         room = super()._count_possible_workers(reserved_resources)
         cpus_per_rank = float(cast(Any, self.scaling_config._resources_per_worker_not_none).get("CPU", 0.0))
         if cpus_per_rank:
-            # What is reserved is the ranks' alone: what else there is shows in the whole.
+            # Reserved CPUs belong to the ranks alone, so the data's CPUs are looked for in the whole cluster.
             cpus = ray.cluster_resources().get("CPU", 0.0) - self._data_cpus
             room = min(room, int(max(0.0, cpus) // cpus_per_rank))
         return max((n for n in self._plan.allowed_ranks if n <= room), default=0)
 
 
-class ElasticTrainer(TorchTrainer):
-    """A TorchTrainer that resizes by SharedSteps."""
+class ElasticTrainer(DataParallelTrainer):
+    """Resize a training by SharedSteps."""
 
     def __init__(self, *args: Any, plan: PlanConfig, data_cpus: float, **options: Any):
         super().__init__(*args, **options)

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: ZeRO-2 over planned micro-batches whose gradients are summed, not averaged."""
+"""Make the DeepSpeed engine: ZeRO-2 over planned micro-batches whose gradients are summed, not averaged."""
 
 import logging
 import math
@@ -9,19 +9,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from xactor_platform.training.config import TrainConfig
+from xactor_platform.training.train_config import TrainConfig
 
 
 def deepspeed_config(
     config: TrainConfig, *, ranks: int, bf16: bool, universal: bool = False
 ) -> dict[str, Any]:
-    """DeepSpeed's configuration, every default that matters stated.
+    """Return DeepSpeed's configuration, with every default that matters.
 
-    Any number of backwards makes a step (`managed_gradient_accumulation` off), and ranks add their gradients: the
-    loss is divided by the step's frames before, which all ranks know from the plan.
+    A step has any number of backward passes (`managed_gradient_accumulation` is off), and ranks add their gradients.
+    Before the backward pass, the loss is divided by the step's frames, which all ranks know from the plan.
+
+    Args:
+        config: options of the optimization.
+        ranks: number of ranks.
+        bf16: train in bf16.
+        universal: the checkpoint that it will load was converted from another number of ranks.
     """
     return {
-        "train_micro_batch_size_per_gpu": 1,  # not used: batches come from the plan
+        # Not used: batches come from the plan.
+        "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "train_batch_size": ranks,
         "managed_gradient_accumulation": False,
@@ -63,16 +70,22 @@ def make_engine(
     bf16: bool,
     universal: bool = False,
 ):
-    """The engine around the objective, in a process group that exists already. Each group has its own learning rate.
+    """Make the engine around the objective, in an existing process group.
 
-    universal: what it will load was written by another number of ranks, and converted.
+    Args:
+        objective: model and loss in one module.
+        config: options of the optimization.
+        groups: parameters, in groups that each have their own learning rate.
+        ranks: number of ranks.
+        bf16: train in bf16.
+        universal: the checkpoint that it will load was converted from another number of ranks.
     """
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
-    # Between CPU ranks DeepSpeed would compile an operator of its own: 45 s on a fresh machine, a compiler on every
-    # node, and a wait for ever where an earlier build was killed and left its lock. Gloo, which it falls back to, has
-    # none of these.
+    # Between CPU ranks DeepSpeed would compile its own operator, which takes 45 s on a fresh machine, needs a compiler
+    # on every node, and waits for ever after an earlier build was killed and left its lock. Without the operator it
+    # uses gloo.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # DeepSpeed calls a name that torch renamed.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
@@ -86,15 +99,20 @@ def make_engine(
 
 
 def use_bf16(config: TrainConfig, device: torch.device) -> bool:
+    """Return whether to train in bf16 on a device."""
     return config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
 
 
 def learning_rate(
     step: int, config: TrainConfig, *, peak: float | None = None, steps: int | None = None
 ) -> float:
-    """The rate of step `step` of `steps`, the highest being `peak`; by default the config's.
+    """Return the learning rate of a step. It depends on the arguments alone, so that a resume needs no state of it.
 
-    A pure function, so that resume needs no state of it.
+    Args:
+        step: counted from 0.
+        config: options of the optimization.
+        peak: the highest rate; by default the config's.
+        steps: number of steps; by default the config's.
     """
     peak, steps = config.learning_rate if peak is None else peak, config.steps if steps is None else steps
     if step < config.warmup_steps:
@@ -106,16 +124,17 @@ def learning_rate(
 
 
 def set_learning_rates(engine, rates: Sequence[float]) -> None:
-    """Of each group. Where it is 0 the group's parameters stay as they are, bit by bit, weight decay included."""
+    """Set the rate of each group. A rate of 0 leaves the group's parameters bit-equal, without weight decay too."""
     for group, rate in zip(engine.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
 
 
-PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # bf16, dense, from NVIDIA's data sheets
+PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
+"""Dense bf16 FLOP/s by GPU, from NVIDIA's data sheets."""
 
 
 def peak_flops() -> float | None:
-    """This GPU's bf16 peak in FLOP/s; None on a CPU and on a GPU that the table lacks."""
+    """Return this GPU's bf16 peak in FLOP/s; None on a CPU and on a GPU that the table lacks."""
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()

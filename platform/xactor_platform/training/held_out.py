@@ -1,4 +1,4 @@
-"""The held-out loss: the same samples and the same draws every time, shared out over the ranks."""
+"""Measure the held-out loss: the same samples and the same draws every time, divided among the ranks."""
 
 from collections.abc import Callable
 
@@ -11,11 +11,14 @@ from xactor_platform.data.plan import MicroBatch, PlanConfig, plan_epoch
 
 
 class HeldOut:
-    """A rank's share of the held-out micro-batches.
+    """Hold a rank's share of the held-out micro-batches.
 
     Args:
-        index: of the held-out samples.
-        frames: how many of their frames to take.
+        index: the index of the held-out samples.
+        plan: the rules by which they are cut into micro-batches.
+        frames: number of their frames to take; 0 measures nothing.
+        rank: this rank.
+        ranks: number of ranks.
     """
 
     def __init__(self, index: Index, plan: PlanConfig, frames: int, *, rank: int, ranks: int):
@@ -36,10 +39,11 @@ class HeldOut:
     def evaluate(
         self, loss: Callable[[MicroBatch], tuple[Tensor, int]], device: torch.device
     ) -> dict[str, float]:
-        """{"held_out_loss": mean over the held-out frames of all ranks}; empty where none are held out.
+        """Return {"held_out_loss": mean over the held-out frames of all ranks}, empty without such frames.
 
         Args:
-            loss: of a micro-batch, summed over its frames, and how many these are.
+            loss: returns a micro-batch's loss, summed over its frames, and the number of these.
+            device: the rank's.
         """
         totals = torch.zeros(2, dtype=torch.float64, device=device)  # summed loss, frames
         for micro_batch in self._mine:

@@ -1,4 +1,4 @@
-"""The training loop: what one rank does from its planned stream to the optimizer step."""
+"""Train on one rank: from its planned stream of micro-batches to the optimizer step."""
 
 import logging
 import os
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import ray.train
 import ray.train.torch
@@ -17,142 +18,199 @@ from xactor_platform.data.batch import Batch
 from xactor_platform.data.index import BadSample, load_index
 from xactor_platform.data.plan import Cursor, Step, walk
 from xactor_platform.data.stream import PlannedStream
-from xactor_platform.training.config import StageConfig, as_dict
 from xactor_platform.training.engine import make_engine, set_learning_rates, use_bf16
 from xactor_platform.training.run.checkpoints import Checkpoints
+from xactor_platform.training.run.clock import Clock
+from xactor_platform.training.run.endings import RankResult, TrainingStopped
 from xactor_platform.training.run.folder import EXPORT, RunFolder
-from xactor_platform.training.run.health import TrainingStopped, Watch
+from xactor_platform.training.run.health import Watch
+from xactor_platform.training.run.lease import check_held
+from xactor_platform.training.run.limits import Limits
 from xactor_platform.training.run.notices import Notices
-from xactor_platform.training.run.recorder import Clock, Recorder, StepResult
+from xactor_platform.training.run.recorder import Recorder
 from xactor_platform.training.run.restore import Restored, newest_checkpoint
-from xactor_platform.training.run.saver import Saver
+from xactor_platform.training.run.saver import Saver, agree_on_token
 from xactor_platform.training.run.snapshot import TAG
-from xactor_platform.training.stage import Facts, Stage, stage_of
+from xactor_platform.training.train_config import Facts, StageConfig, as_dict
+from xactor_platform.training.training_stage import TrainingStage
 
 
-@dataclass(frozen=True)
-class Job:
-    """What the driver hands each rank. holder: of the run's lease."""
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """Hold what a global step gave."""
 
-    config: StageConfig
-    facts: Facts
-    holder: str
+    loss: float
+    """Loss of a frame, over all ranks."""
+    frames: int
+    """Frames that the loss was summed over, of all ranks."""
+    bad: list[BadSample]
+    """Samples of all ranks that were found bad when they were read."""
+    samples: list[tuple[str, int, int]]
+    """This rank's samples: key, start, frames."""
+    flags: int
+    """Rank 0's flags of notices from outside."""
+    own_s: list[float]
+    """Seconds that each rank spent on its own, [ranks]."""
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How the ranks came to an end. stopped: why they could not go on; asked: somebody wanted them to stop."""
+def train_rank(config: StageConfig, facts: Facts, holder: str) -> RankResult:
+    """Train on this rank to the end, or until the run is asked to stop.
 
-    stopped: str | None = None
-    asked: bool = False
-
-
-def train_rank(job: dict[str, Job]) -> Ending:
-    """Ray Train's `train_loop_per_worker`."""
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it would repeat every report of every rank
-    watch = Watch(job["job"].config.scale.collective_timeout_s)
+    Args:
+        config: the run's.
+        facts: what the driver found out about the corpus.
+        holder: the driver's name in the run's lease.
+    """
+    # Ray Train would otherwise repeat every report of every rank.
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    watch = Watch(config.scale.collective_timeout_s)
     try:
         with watch.naming():
-            return Ending(asked=_train(job["job"], watch))
+            return RankResult(requested=_RankTraining(config, facts, holder, watch).run())
     except TrainingStopped as error:
-        return Ending(stopped=str(error))
+        return RankResult(stopped=str(error))
 
 
-def _train(job: Job, watch: Watch) -> bool:
-    """Trains to the end, or until it is asked to stop: then True."""
-    config, train = job.config, job.config.train
-    context = ray.train.get_context()
-    rank, ranks = context.get_world_rank(), context.get_world_size()
-    device = prepare_device(config)
+class _RankTraining:
+    """Build what a rank trains with, restore the newest checkpoint, and run the remaining steps."""
 
-    index = load_index(config.data.shards, max_bad_fraction=config.data.max_bad_fraction)
-    stage = stage_of(config)(config, job.facts, index, rank=rank, ranks=ranks, device=device)
-    folder = RunFolder(config.run.storage, config.run.name, config.run.storage_timeout_s)
-    checkpoints = Checkpoints(folder, keep=train.keep_checkpoints, keep_best=train.keep_best)
-    parameters = sum(p.numel() for p in stage.objective.parameters())
-    with newest_checkpoint(checkpoints, parameters) as found:
-        engine = make_engine(
-            stage.objective,
-            train,
-            stage.parameter_groups(),
+    def __init__(self, config: StageConfig, facts: Facts, holder: str, watch: Watch):
+        self._config, self._watch = config, watch
+        train, context = config.train, ray.train.get_context()
+        self._rank, ranks = context.get_world_rank(), context.get_world_size()
+        device = prepare_device(config)
+        index = load_index(config.data.shards, max_bad_fraction=config.data.max_bad_fraction)
+        stage_class = config.training_stage()
+        self._stage = stage_class(config, facts, index, rank=self._rank, ranks=ranks, device=device)
+        self._folder = RunFolder.of(config.run)
+        checkpoints = Checkpoints(self._folder, keep=train.keep_checkpoints, keep_best=train.keep_best)
+        parameters = sum(p.numel() for p in self._stage.objective.parameters())
+        with newest_checkpoint(checkpoints, parameters) as found:
+            self._engine = make_engine(
+                self._stage.objective,
+                train,
+                self._stage.parameter_groups(),
+                ranks=ranks,
+                bf16=use_bf16(train, device),
+                universal=bool(found and found.universal),
+            )
+            watch.limit_groups()
+            self._done, cursor = _restore(self._engine, self._stage, found)
+        training, left = self._stage.reader.index, train.steps - self._done
+        self._steps = islice(walk(training.frames, training.shard, config.plan, cursor), left)
+        self._stream = PlannedStream(
+            self._stage.reader,
+            config.plan,
+            rank=self._rank,
             ranks=ranks,
-            bf16=use_bf16(train, device),
-            universal=bool(found and found.universal),
+            start=cursor,
+            steps=left,
+            done=self._done,
         )
-        watch.cover()
-        done, cursor = _restore(engine, stage, found)
-    training, left = stage.reader.index, train.steps - done
-    steps = islice(walk(training.frames, training.shard, config.plan, cursor), left)
-    stream = PlannedStream(
-        stage.reader, config.plan, rank=rank, ranks=ranks, start=cursor, steps=left, done=done
-    )
-    clock, notices = Clock(device), Notices(folder, rank)
-    recorder = Recorder(config, rank, stage.flops_per_frame, first_step=done)
-    saver = Saver(
-        checkpoints,
-        rank=rank,
-        ranks=ranks,
-        token=recorder.token,
-        parameters=parameters,
-        config=as_dict(config),
-        timeout_s=config.scale.collective_timeout_s,
-        before_commit=lambda: recorder.before_commit(job.holder),
-        committed=recorder.committed,
-    )
-    with recorder, saver, stream:
-        for number, planned in enumerate(steps, start=done + 1):  # so many are done after it
-            watch.step = number
-            stage.begin(number - 1)
-            rates = stage.rates(number - 1)
-            set_learning_rates(engine, rates)
-            result = train_step(engine, stage, stream, planned, number - 1, config, clock, notices.seen())
-            recorder.bad(result, planned)
-            recorder.samples(number, result.samples)
-            row = {
-                "step": number,
-                "epoch": planned.cursor.epoch,
-                "epoch_step": planned.cursor.step,
-                "loss": result.loss,
-                "lr": max(rates),
-                "grad_norm": float(engine.get_global_grad_norm() or 0.0),
-                "frames": result.frames,
-                "padding": round(planned.padding, 4),
-                "skipped": int(engine.skipped_steps),
-                **stage.columns(number - 1),
-            }
-            if _due(number, train.evaluate_every, train.steps):
-                row |= stage.evaluate(number - 1)
-            recorder.step(row, clock, result.own_s)
-            if number == train.steps and rank == 0:
-                _export(stage, folder)
-            saver.check()
-            stop, leaving = notices.stop(result.notices), notices.leaving(result.notices)
-            if stop or leaving or _due(number, train.checkpoint_every, train.steps):
-                state = {"step": number, "cursor": vars(planned.following), "stage": stage.state()}
-                saver.save(engine, number, state, row.get("held_out_loss"))
-            if stop and number < train.steps:
-                return True
-    return False
+        self._clock, self._notices, self._limits = (
+            Clock(device),
+            Notices(self._folder, self._rank),
+            Limits(config),
+        )
+        self._recorder = recorder = Recorder(
+            config, self._folder, self._rank, self._stage.flops_per_frame, first_step=self._done
+        )
+
+        def before_commit() -> None:
+            recorder.flush()
+            check_held(self._folder, holder)
+
+        self._saver = Saver(
+            checkpoints,
+            rank=self._rank,
+            ranks=ranks,
+            token=agree_on_token(),
+            parameters=parameters,
+            config=as_dict(config),
+            timeout_s=config.scale.collective_timeout_s,
+            before_commit=before_commit,
+            committed=recorder.checkpoint,
+        )
+
+    def run(self) -> bool:
+        """Train, and return whether the run was asked to stop before its last step."""
+        with self._recorder, self._saver, self._stream:
+            for number, planned in enumerate(self._steps, start=self._done + 1):
+                if self._step(number, planned) and number < self._config.train.steps:
+                    return True
+        return False
+
+    def _step(self, number: int, planned: Step) -> bool:
+        """Do a global step, counted from 1, with all that follows it. Return whether the run is asked to stop."""
+        train, step = self._config.train, number - 1
+        self._watch.step = number
+        self._stage.begin(step)
+        rates = self._stage.rates(step)
+        set_learning_rates(self._engine, rates)
+        flags = self._notices.flags()
+        result = train_step(
+            self._engine, self._stage, self._stream, planned, step, self._config, self._clock, flags
+        )
+        self._recorder.bad_samples(result.bad)
+        self._limits.check_samples(result.bad, planned)
+        self._recorder.samples(number, result.samples)
+        row: dict[str, Any] = {
+            "step": number,
+            "epoch": planned.cursor.epoch,
+            "epoch_step": planned.cursor.step,
+            "loss": result.loss,
+            "lr": max(rates),
+            "grad_norm": float(self._engine.get_global_grad_norm() or 0.0),
+            "frames": result.frames,
+            "padding": round(planned.padding, 4),
+            "skipped": int(self._engine.skipped_steps),
+            **self._stage.columns(step),
+        }
+        if _due(number, train.evaluate_every, train.steps):
+            row |= self._stage.evaluate(step)
+        self._recorder.step(row, self._clock, result.own_s)
+        self._limits.check_updates(number, row["skipped"])
+        if number == train.steps and self._rank == 0:
+            self._export()
+        self._saver.check()
+        stop, leaving = self._notices.stop(result.flags), self._notices.leaving(result.flags)
+        if stop or leaving or _due(number, train.checkpoint_every, train.steps):
+            state = {"step": number, "cursor": vars(planned.following), "stage": self._stage.state()}
+            self._saver.save(self._engine, number, state, row.get("held_out_loss"))
+        return stop
+
+    def _export(self) -> None:
+        with tempfile.TemporaryDirectory(prefix="xactor-export-") as scratch:
+            self._stage.export(Path(scratch))
+            self._folder.upload_folder(scratch, EXPORT)
 
 
 def train_step(
-    engine,
-    stage: Stage,
+    engine: Any,
+    stage: TrainingStage,
     stream: Iterator[Batch],
     planned: Step,
     step: int,
     config: StageConfig,
     clock: Clock,
-    notices: int = 0,
+    flags: int = 0,
 ) -> StepResult:
-    """Global step number `step`: this rank's micro-batches forward and backward, then the optimizer.
+    """Run this rank's micro-batches of a global step forward and backward, then the optimizer.
 
-    notices: rank 0's, which all ranks learn of together.
+    Args:
+        engine: DeepSpeed's, around the stage's objective.
+        stage: the stage's training.
+        stream: this rank's micro-batches.
+        planned: the step's plan.
+        step: the global step, counted from 0.
+        config: the run's.
+        clock: times the step.
+        flags: rank 0's notices, which all ranks receive together.
     """
     clock.begin()
     ranks = dist.get_world_size()
     frames = stage.target_frames(planned, step)
-    totals = torch.zeros(4, dtype=torch.float64, device=engine.device)  # loss, bad samples, notices, seconds
+    totals = torch.zeros(4, dtype=torch.float64, device=engine.device)  # loss, bad samples, flags, seconds
     bad: list[BadSample] = []
     samples: list[tuple[str, int, int]] = []
     for _ in range(config.train.micro_batches // ranks):
@@ -162,45 +220,55 @@ def train_step(
         with clock.computing():
             loss = stage.loss(engine, batch, step, (config.train.seed, planned.cursor.epoch))
         engine.backward(loss / frames, scale_wrt_gas=False)
-        totals[0] += loss.detach()  # on the device: nothing waits for it before the step's end
+        # Added on the device, so that nothing waits for it before the end of the step.
+        totals[0] += loss.detach()
         totals[1] += len(batch.bad)
         bad += batch.bad
         rows = zip(batch.keys, batch.starts.tolist(), batch.frames.tolist(), batch.weight, strict=True)
         samples += [(key, start, count) for key, start, count, weight in rows if weight]
     engine.step()
     stage.end(step)
-    totals[2], totals[3] = notices, clock.own_s()
+    totals[2], totals[3] = flags, clock.own_s()
     everyone = [torch.empty_like(totals) for _ in range(ranks)]
     dist.all_gather(everyone, totals)
     gathered = torch.stack(everyone).cpu()  # [ranks, 4]
-    loss, bad_anywhere, noticed, _ = gathered.sum(0).tolist()
+    loss, bad_anywhere, all_flags, _ = gathered.sum(0).tolist()
     clock.end()
     return StepResult(
         loss=loss / frames,
         frames=frames,
-        bad=bad,
-        bad_anywhere=int(bad_anywhere),
+        bad=_gather(bad) if bad_anywhere else [],
         samples=samples,
-        notices=int(noticed),
+        flags=int(all_flags),
         own_s=gathered[:, 3].tolist(),
     )
+
+
+def prepare_device(config: StageConfig) -> torch.device:
+    """Return the device that Ray gave this rank, and make it torch's current one."""
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        # DeepSpeed reads this when it is imported.
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        torch.set_num_threads(config.scale.threads)
+    else:
+        torch.cuda.set_device(device)
+    return device
+
+
+def _gather(mine: list[BadSample]) -> list[BadSample]:
+    """Return the samples of all ranks. All ranks call it."""
+    gathered: list[list[BadSample]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, mine)
+    return [sample for rank in gathered for sample in rank]
 
 
 def _due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
-def prepare_device(config: StageConfig) -> torch.device:
-    """The device that Ray gave this rank."""
-    device = ray.train.torch.get_device()
-    if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"  # before deepspeed's import
-        torch.set_num_threads(config.scale.threads)
-    return device
-
-
-def _restore(engine, stage: Stage, found: Restored | None) -> tuple[int, Cursor]:
-    """How many steps are done and where the data goes on: zero and the beginning for a new run."""
+def _restore(engine: Any, stage: TrainingStage, found: Restored | None) -> tuple[int, Cursor]:
+    """Load a checkpoint. Return the steps that are done and the data's cursor, both zero for a new run."""
     if found is None:
         return 0, Cursor()
     path, state = engine.load_checkpoint(found.folder, tag=TAG)
@@ -208,9 +276,3 @@ def _restore(engine, stage: Stage, found: Restored | None) -> tuple[int, Cursor]
         raise TrainingStopped(f"checkpoint {found.manifest.folder} cannot be loaded")
     stage.load_state(state["stage"])
     return state["step"], Cursor(**state["cursor"])
-
-
-def _export(stage: Stage, run: RunFolder) -> None:
-    with tempfile.TemporaryDirectory(prefix="xactor-export-") as folder:
-        stage.export(Path(folder))
-        run.upload_folder(folder, EXPORT)

@@ -1,4 +1,4 @@
-"""Sample sheets: what a renderer makes of held-out clips, `reference | driving | generated`, a row a clip."""
+"""Draw sheets of what a renderer makes of held-out clips."""
 
 import io
 from collections.abc import Sequence
@@ -6,11 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-GAP = 2  # white pixels between pictures
+GAP = 2
+"""White pixels between pictures."""
 
 
 def draw_sheet(rows: Sequence[Sequence[np.ndarray]]) -> bytes:
-    """A PNG of rows of pictures uint8 [S, S, 3]."""
+    """Return a PNG of rows of pictures uint8 [S, S, 3]."""
     side = rows[0][0].shape[0]
     step = side + GAP
     sheet = np.full((len(rows) * step - GAP, len(rows[0]) * step - GAP, 3), 255, np.uint8)

@@ -1,4 +1,4 @@
-"""Stage 1, the motion encoder and the renderer: how they are built, fed, shown and exported."""
+"""Train stage 1, the motion encoder and the renderer: build, feed, evaluate, show and export them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,35 +23,20 @@ from xactor_platform.training.engine import learning_rate
 from xactor_platform.training.held_out import HeldOut
 from xactor_platform.training.run.folder import SHEETS, RunFolder
 from xactor_platform.training.sheet import draw_sheet
-from xactor_platform.training.stage import Facts, Stage
 from xactor_platform.training.stage1_config import RendererConfig, Stage1Config
+from xactor_platform.training.train_config import Facts
+from xactor_platform.training.training_stage import TrainingStage
 
 
-class Stage1(Stage):
-    """Trains the renderer on videos in phases, one after another: its autoencoder, its motion encoder, on
-    single frames, on windows.
+class Stage1(TrainingStage):
+    """Train the renderer on videos in phases: its autoencoder, its motion encoder, single frames, windows.
 
-    One engine has the parameters of all phases. Those of the others have a learning rate of 0 and no gradient. When a
-    phase ends its averaged weights become the weights: so what follows is trained beside what will be exported.
+    One engine has the parameters of all phases. The parameters of the other phases have a learning rate of 0 and no
+    gradient. When a phase ends, its averaged weights become the weights, so that the next phase is trained with what
+    will be exported.
     """
 
     objective: RenderObjective
-
-    @classmethod
-    def prepare(cls, config: Stage1Config, index: Index, saved: Facts | None) -> Facts:
-        model, window = config.model, config.model.window_frames
-        reader = VideoReader(
-            index.training(), image_size=model.image_size, seed=0, stills=config.train.stills_of
-        )
-        longest = reader.index.frames.max()
-        if longest < window:
-            raise ValueError(f"model.window_frames must be <= {longest}, the longest clip's, got {window}")
-        for folder in published_folders(model):
-            if not (folder / "config.json").is_file():
-                raise FileNotFoundError(f"no weights in {folder}: config.json is missing")
-        if not model.sd15:
-            build_parts(model, seed=0)  # do the sizes fit each other?
-        return {}
 
     def __init__(
         self, config: Stage1Config, facts: Facts, index: Index, *, rank: int, ranks: int, device: torch.device
@@ -63,7 +48,8 @@ class Stage1(Stage):
             name: group for name, group in self.objective.parameter_groups().items() if group
         }
         self._averages = {name: Averages(group, train.ema_decay) for name, group in self._groups.items()}
-        self._training: str | None = None  # the phase whose parameters have gradients
+        # The phase whose parameters have gradients.
+        self._training: str | None = None
         size, held_out = config.model.image_size, index.held_out()
         self.reader = VideoReader(index.training(), image_size=size, seed=train.seed, stills=train.stills_of)
         self._held_out_reader = VideoReader(held_out, image_size=size, seed=0, stills=train.stills_of)
@@ -98,7 +84,7 @@ class Stage1(Stage):
             for parameter in group:
                 parameter.requires_grad_(name in trained)
         self._training = phase
-        # DeepSpeed casts parameters alone, and diffusers adds its table of positions to them as it is.
+        # DeepSpeed casts parameters only, and diffusers adds its table of positions without a cast.
         for module in (self.objective.unet, self.objective.reference_unet):
             for buffer in module.buffers():
                 buffer.data = buffer.to(module.dtype)
@@ -107,7 +93,7 @@ class Stage1(Stage):
         self, forward: Callable[..., Tensor], batch: VideoBatch, step: int, key: tuple[int | str, ...]
     ) -> Tensor:
         samples = [(*key, clip, start) for clip, start in zip(batch.keys, batch.starts.tolist(), strict=True)]
-        # What modules draw by themselves, like dropout: so that it too is the same on any rank and after a resume.
+        # Modules' own draws, such as dropout, must not depend on the rank or on a resume either.
         torch.manual_seed(keyed_generator(*samples[0], "modules").initial_seed())
         targets, references, weight = (
             torch.from_numpy(a).to(self._device) for a in (batch.targets, batch.references, batch.weight)
@@ -137,7 +123,7 @@ class Stage1(Stage):
         return figures
 
     def export(self, folder: Path) -> None:
-        """motion_encoder/, unet/, reference_unet/, vae/ and scheduler/, of averaged weights."""
+        """Save motion_encoder/, unet/, reference_unet/, vae/ and scheduler/, with averaged weights."""
         with self._with_averages(self._config.train.steps - 1):
             self._renderer().save_pretrained(folder)
 
@@ -149,12 +135,12 @@ class Stage1(Stage):
             self._averages[name].load_state(values)
 
     def _averaged(self, phase: Phase) -> list[Averages]:
-        """Of what a phase trains."""
+        """Return the averages of what a phase trains."""
         return [self._averages[name] for name in self._config.train.peaks(phase)]
 
     @contextmanager
     def _with_averages(self, step: int) -> Iterator[None]:
-        """The averaged weights of what a step trains are inside."""
+        """Put the averaged weights of what a step trains into the model inside the block."""
         with ExitStack() as stack:
             for averages in self._averaged(self._config.train.phase(step)):
                 stack.enter_context(averages.applied())
@@ -166,7 +152,7 @@ class Stage1(Stage):
 
     @torch.no_grad()
     def _show(self, step: int) -> None:
-        """Writes the sheet of this step: held-out clips as `reference | driving | generated`, a row a clip."""
+        """Write the sheet of this step: a row for each clip, `reference | driving | generated`."""
         index, window = self._held_out_reader.index, self._config.model.window_frames
         long_enough = np.flatnonzero(index.frames >= window)
         rows = long_enough[_spread(len(long_enough), self._config.train.sheet_rows)]
@@ -185,10 +171,11 @@ class Stage1(Stage):
         folder.write_bytes(f"{SHEETS}/step-{step + 1:08d}.png", draw_sheet(pictures))
 
     def _generate(self, reference: np.ndarray, targets: np.ndarray, step: int) -> np.ndarray:
-        """The middle one of targets uint8 [W, S, S, 3], as far as the phase has come."""
+        """Render the middle frame of targets uint8 [W, S, S, 3], with what the phase has trained so far."""
         phase, at = self._config.train.phase(step), len(targets) // 2
         vae = self.objective.vae
-        if phase in ("vae", "motion"):  # nothing is rendered yet
+        # These phases come before the renderer: show the autoencoder.
+        if phase in ("vae", "motion"):
             latents = encode(vae, to_model(targets[at : at + 1], vae.device, vae.dtype))
             return from_model(decode(vae, latents))[0]
         if phase == "frames":
@@ -202,16 +189,16 @@ class Stage1(Stage):
 
 
 def build_objective(config: Stage1Config) -> RenderObjective:
-    """Model and loss, the same on every rank."""
-    parts = build_parts(config.model, seed=config.train.seed)
+    """Build model and loss, the same on every rank."""
+    parts = build_components(config.model, seed=config.train.seed)
     if config.train.gradient_checkpointing:
         parts.unet.enable_gradient_checkpointing()
         parts.reference_unet.enable_gradient_checkpointing()
     return RenderObjective(**vars(parts), config=config.objective, train_vae=config.train.vae_steps > 0)
 
 
-def build_parts(config: RendererConfig, *, seed: int) -> Parts:
-    """From published weights where there are any, otherwise random ones."""
+def build_components(config: RendererConfig, *, seed: int) -> Parts:
+    """Build the renderer's components from published weights if the config names them, otherwise random ones."""
     sizes = {"latent_dim": config.latent_dim, "motion_tokens": config.motion_tokens}
     start: dict[str, Any] = {"prediction_type": config.prediction_type, "seed": seed, **sizes}
     if config.sd15:
@@ -236,19 +223,12 @@ def build_parts(config: RendererConfig, *, seed: int) -> Parts:
     return replace(parts, vae=given) if given else parts
 
 
-def published_folders(config: RendererConfig) -> list[Path]:
-    """Where weights to begin with are looked for."""
-    sd15 = [Path(config.sd15) / "unet"] if config.sd15 else []
-    vae = [Path(config.sd15) / "vae"] if config.sd15 and not config.vae else []
-    return sd15 + vae + [Path(folder) for folder in (config.animatediff, config.vae) if folder]
-
-
 def read_now(reader: VideoReader, micro_batch: MicroBatch, step: int, epoch: str) -> VideoBatch:
-    """A micro-batch, without a stream."""
+    """Read a micro-batch without a stream."""
     request = reader.request(micro_batch, step=step, epoch=epoch)
     return reader.batch(request, reader.read([request])[0])
 
 
 def _spread(count: int, wanted: int) -> np.ndarray:
-    """At most so many numbers below `count`, evenly."""
+    """Return at most `wanted` numbers below `count`, evenly spaced."""
     return np.unique(np.linspace(0, count - 1, min(wanted, count)).astype(int))

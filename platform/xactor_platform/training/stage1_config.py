@@ -1,131 +1,144 @@
-"""Stage 1's configuration and its presets."""
+"""Configure stage 1, the motion encoder and the renderer, and name its presets."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Literal, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from xactor.render.objective_config import PHASES, ObjectiveConfig, Phase
-from xactor_platform.data.plan import PlanConfig
-from xactor_platform.training.config import (
+from xactor_platform.data.index import Index
+from xactor_platform.training.train_config import (
     DataConfig,
+    Facts,
     RunConfig,
     ScaleConfig,
     StageConfig,
     TrainConfig,
-    absolute,
     at_least,
+    positive,
 )
+
+if TYPE_CHECKING:
+    from xactor_platform.training.stage1 import Stage1
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoDataConfig(DataConfig):
-    """
-    shards: URI of the folder of video shards.
-    max_bad_fraction: how much of the corpus may be unusable before the run stops.
-    """
+    """Configure the corpus of stage 1: face crops with sound."""
 
     shards: str = "demo/corpus/videos"
+    """Folder or URI (s3://, gs://) of the video shards."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RendererConfig:
-    """
-    image_size: side of the pictures in pixels; videos of another are resized.
-    window_frames: of the windows that the temporal layers train on.
-    sd15: folder of published Stable Diffusion 1.5 weights; None for random ones of the sizes below, which it overrides.
-    animatediff: folder of published motion modules, for sd15's UNet.
-    vae: folder of a VAE to use as it is, in place of sd15's or of a random one.
-    channels, vae_channels, encoder_channels: of the stages of the UNets, the VAE and the motion encoder.
-    latent_channels: of the VAE. motion_width, motion_tokens: what a motion latent becomes for the cross-attention.
-    """
+    """Configure the components of the renderer and the motion encoder."""
 
     image_size: int = 64
+    """Side of the pictures in pixels, >= 1. Videos of another size are resized."""
     window_frames: int = 16
+    """Frames of the windows that the temporal layers train on, >= 1."""
     prediction_type: Literal["v_prediction", "epsilon"] = "v_prediction"
+    """Target of the UNet."""
     sd15: str | None = None
+    """Folder of published Stable Diffusion 1.5 weights, which override the sizes of UNets and VAE. None starts from
+    random weights."""
     animatediff: str | None = None
+    """Folder of published motion modules for sd15's UNet."""
     vae: str | None = None
+    """Folder of a VAE that is used as it is, in place of sd15's or of a random one."""
     channels: tuple[int, ...] = (48, 96)
+    """Channels of the UNets' levels."""
     vae_channels: tuple[int, ...] = (16, 32, 64)
+    """Channels of the VAE's levels."""
     encoder_channels: tuple[int, ...] = (16, 32, 64, 128)
+    """Channels of the motion encoder's levels."""
     latent_channels: int = 12
+    """Channels of the VAE's latents, >= 1."""
     layers_per_block: int = 1
+    """Layers in each block of the UNets, >= 1."""
     heads: int = 2
+    """Attention heads, >= 1."""
     motion_width: int = 96
+    """Width of the tokens that a motion latent becomes for the cross-attention, >= 1."""
     motion_tokens: int = 16
+    """Number of these tokens, >= 1; a square number."""
     latent_dim: int = 512
+    """Width of the motion latents z, >= 1."""
 
     def __post_init__(self):
         at_least(self, 1, "image_size", "window_frames", "layers_per_block", "heads", "motion_width")
         at_least(self, 1, "motion_tokens", "latent_dim", "latent_channels")
+        # JSON has lists in place of tuples.
         for name in ("channels", "vae_channels", "encoder_channels"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON knows lists only
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.animatediff and not self.sd15:
             raise ValueError("animatediff goes with sd15, which is not given")
+
+    @property
+    def published_folders(self) -> list[Path]:
+        """The folders that must hold published weights."""
+        sd15 = [Path(self.sd15) / "unet"] if self.sd15 else []
+        vae = [Path(self.sd15) / "vae"] if self.sd15 and not self.vae else []
+        return sd15 + vae + [Path(folder) for folder in (self.animatediff, self.vae) if folder]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage1TrainConfig(TrainConfig):
-    """
-    steps: global steps, each of micro_batches micro-batches of at most budget_frames frames in windows.
-    vae_steps: the first of them train the autoencoder, where it starts from nothing.
-    motion_steps: the next train the motion encoder alone, on the changes of thumbnails that follow from it.
-    frames_steps: the next train the reference network, the UNet and the motion encoder on single frames. What is left
-        of the steps trains the temporal layers on windows.
-    stills: how many single frames a step before the temporal ones takes of each window's clip.
-    learning_rate: of the frames' steps. vae_learning_rate, motion_learning_rate, temporal_learning_rate: of the others.
-    encoder_learning_rate: of the motion encoder in the frames' steps; 0 leaves it as the motion steps made it.
-    warmup_steps: of each phase's linear warm-up. schedule: constant afterwards, or a cosine down to a tenth.
-    ema_decay: of the averaged weights that are evaluated, exported, and frozen where their steps end.
-    evaluate_every, checkpoint_every: in steps; 0 is only at the end.
-    evaluate_frames: how many held-out frames an evaluation takes, in windows.
-    sheet_rows: how many held-out clips an evaluation renders into a picture. sheet_steps: of DDIM, for that.
-    keep_checkpoints: how many of the newest to keep.
-    precision: `auto` is bf16 on a GPU and fp32 on a CPU.
-    gradient_checkpointing: recompute activations in the backward pass.
-    overlap_comm: DeepSpeed's overlap of reduction and backward; it has had races, so off by default.
-    log_samples: write every sample of every step to samples.jsonl.
-    tensorboard: write metrics to the run's folder `tensorboard` too.
+    """Configure the optimization of stage 1, which trains in phases: vae, motion, frames, temporal.
+
+    The temporal phase takes the steps that the others leave. `learning_rate` is that of the frames phase, and each
+    phase has its own warm-up and schedule.
     """
 
     budget_frames: int = 64
+    """Largest number of frames in a micro-batch, in whole windows."""
     vae_steps: int = 0
+    """Steps, >= 0, that train the autoencoder where it starts from random weights."""
     motion_steps: int = 0
+    """Steps, >= 0, that train the motion encoder alone, on the changes of thumbnails that follow from z."""
     frames_steps: int = 300
+    """Steps, >= 0, that train the reference network, the UNet and the motion encoder on single frames."""
     stills: int = 1
+    """Single frames that a step before the temporal phase draws from each window's clip, >= 1."""
     vae_learning_rate: float = 1e-3
+    """Highest learning rate of the vae phase, > 0."""
     motion_learning_rate: float = 1e-3
+    """Highest learning rate of the motion phase, > 0."""
     encoder_learning_rate: float = 1e-4
+    """Highest learning rate of the motion encoder in the frames phase, >= 0. 0 leaves it as the motion phase did."""
     temporal_learning_rate: float = 1e-4
+    """Highest learning rate of the temporal phase, > 0."""
     ema_decay: float = 0.999
+    """Decay, 0 <= d < 1, of the averaged weights that are evaluated, exported, and kept when their phase ends."""
     sheet_rows: int = 4
+    """Held-out clips, >= 0, that each evaluation renders into a picture in the run's folder `sheets`."""
     sheet_steps: int = 10
+    """DDIM steps of these pictures, >= 1."""
 
     def __post_init__(self):
         super().__post_init__()
         at_least(self, 1, "stills", "sheet_steps")
         at_least(self, 0, "vae_steps", "motion_steps", "frames_steps", "sheet_rows", "encoder_learning_rate")
-        for name in ("vae_learning_rate", "motion_learning_rate", "temporal_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        positive(self, "vae_learning_rate", "motion_learning_rate", "temporal_learning_rate")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be within 0..1, got {self.ema_decay}")
 
     def phase(self, step: int) -> Phase:
-        """What a global step trains, the first being 0. More `steps` change nothing about those before."""
+        """Return the phase of a global step, counted from 0. Raising `steps` changes no earlier step."""
         for phase in PHASES:
             if step < self.span(phase)[1]:
                 return phase
         return "temporal"
 
     def span(self, phase: Phase) -> tuple[int, int]:
-        """The steps of a phase: the first, and the one after the last."""
+        """Return the first step of a phase, and the one after its last."""
         ends = [*accumulate((self.vae_steps, self.motion_steps, self.frames_steps)), self.steps]
-        at = PHASES.index(phase)
-        return ends[at - 1] if at else 0, ends[at]
+        number = PHASES.index(phase)
+        return ends[number - 1] if number else 0, ends[number]
 
     def peaks(self, phase: Phase) -> dict[Phase, float]:
-        """The groups of parameters that a phase trains, with their highest learning rates."""
+        """Return the groups of parameters that a phase trains, with their highest learning rates."""
         rates: dict[Phase, float] = {
             "vae": self.vae_learning_rate,
             "motion": self.motion_learning_rate,
@@ -138,19 +151,30 @@ class Stage1TrainConfig(TrainConfig):
         return trained
 
     def stills_of(self, step: int) -> int | None:
-        """How many single frames of each window a step takes; None for the window as one sequence."""
+        """Return the number of single frames that a step draws for each window; None for the whole window."""
         return None if self.phase(step) == "temporal" else self.stills
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage1Config(StageConfig):
-    """Stage 1, the motion encoder and the renderer (Paper 3.1, 4.1)."""
+    """Configure stage 1, the motion encoder and the renderer (Paper 3.1, 4.1)."""
 
-    stage = 1
+    locations: ClassVar[tuple[str, ...]] = (
+        *StageConfig.locations,
+        "model.sd15",
+        "model.animatediff",
+        "model.vae",
+    )
+    whole_samples: ClassVar[bool] = True
+
     data: VideoDataConfig = field(default_factory=VideoDataConfig)
+    """Options of the corpus."""
     train: Stage1TrainConfig = field(default_factory=Stage1TrainConfig)
+    """Options of the optimization."""
     model: RendererConfig = field(default_factory=RendererConfig)
+    """Options of the renderer and the motion encoder."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """Options of the loss."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -166,30 +190,40 @@ class Stage1Config(StageConfig):
         if not given and not self.train.vae_steps:
             raise ValueError("vae_steps must be >= 1 where the VAE starts from nothing, got 0")
 
-    def located(self) -> Self:
-        config = super().located()
-        folders = {name: getattr(self.model, name) for name in ("sd15", "animatediff", "vae")}
-        return replace(
-            config, model=replace(config.model, **{n: f and absolute(f) for n, f in folders.items()})
-        )
-
     @property
-    def plan(self) -> PlanConfig:
-        return PlanConfig(
-            seed=self.train.seed,
-            micro_batches=self.train.micro_batches,
-            budget_frames=self.train.budget_frames,
-            context_frames=self.model.window_frames,
-            shuffle_shards=self.train.shuffle_shards,
-            whole=True,
-        )
+    def sample_frames(self) -> int:
+        return self.model.window_frames
+
+    def prepare(self, index: Index, saved: Facts | None) -> Facts:
+        """Check the corpus, the published weights and the sizes. There are no facts."""
+        if "mp4" not in index.offset:
+            raise ValueError(f"{index.location.uri}: holds latents, not videos")
+        longest = index.training().frames.max()
+        if longest < self.model.window_frames:
+            raise ValueError(
+                f"model.window_frames must be <= {longest}, the longest clip's, got {self.model.window_frames}"
+            )
+        for folder in self.model.published_folders:
+            if not (folder / "config.json").is_file():
+                raise FileNotFoundError(f"no weights in {folder}: config.json is missing")
+        if saved is None and not self.model.sd15:
+            # Sizes that do not fit each other are found here, before anything starts. This needs torch.
+            from xactor_platform.training.stage1 import build_components
+
+            build_components(self.model, seed=0)
+        return {}
+
+    def training_stage(self) -> "type[Stage1]":
+        from xactor_platform.training.stage1 import Stage1
+
+        return Stage1
 
 
 def tiny() -> Stage1Config:
-    """Within 90 minutes on two CPU cores, on the demo corpus, from nothing.
+    """Train from random weights within 90 minutes on two CPU cores, on the demo corpus.
 
-    One rank, whose two threads are faster here than two ranks. The motion encoder stays as the motion steps made it:
-    trained on beside a UNet that does not hear z yet, it forgets.
+    One rank of two threads is faster here than two ranks. The motion encoder is frozen after the motion phase: it
+    forgets when it trains on together with a UNet that does not use z yet.
     """
     return Stage1Config(
         scale=ScaleConfig(ranks=1, threads=2),
@@ -218,10 +252,10 @@ def tiny() -> Stage1Config:
 
 
 def small() -> Stage1Config:
-    """SD1.5 and AnimateDiff at 256 px on one GPU."""
+    """Train SD1.5 and AnimateDiff at 256 px on one GPU."""
     return Stage1Config(
         run=RunConfig(name="small"),
-        scale=ScaleConfig(ranks=1, cpus_per_rank=4, threads=4, device="gpu", start_timeout_s=600),
+        scale=ScaleConfig.one_gpu(),
         model=RendererConfig(
             image_size=256, sd15="weights/stable-diffusion-v1-5", animatediff="weights/animatediff"
         ),
@@ -246,22 +280,14 @@ def small() -> Stage1Config:
 
 
 def paper() -> Stage1Config:
-    """The paper's: 512 px, 120K steps, batch 8 on 8 GPUs, from SD1.5 and AnimateDiff (Paper 4.1).
+    """Train the paper's model: 512 px, 120K steps, batch 8 on 8 GPUs, from SD1.5 and AnimateDiff (Paper 4.1).
 
-    The rest is left open. Ours: the first steps train the motion encoder by itself and the last quarter the temporal
-    layers; the learning rates.
+    The paper leaves the rest open. Ours: the first steps train the motion encoder alone, the last quarter trains the
+    temporal layers, and the learning rates.
     """
     return Stage1Config(
         run=RunConfig(name="paper"),
-        scale=ScaleConfig(
-            ranks=8,
-            cpus_per_rank=8,
-            threads=8,
-            device="gpu",
-            start_timeout_s=1800,
-            collective_timeout_s=1800,
-            max_failures=20,
-        ),
+        scale=ScaleConfig.gpu_cluster(ranks=8),
         model=RendererConfig(
             image_size=512,
             sd15="weights/stable-diffusion-v1-5",

@@ -1,50 +1,32 @@
-"""Stage 2, the motion model: how it is built, fed and exported."""
+"""Train stage 2, the motion model: build, feed, evaluate and export it."""
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xactor.motion import (
-    DiffusionForcing,
-    ForcingBatch,
-    MotionScheduler,
-    MotionTransformer,
-    MotionTransformerConfig,
-    draw,
-)
+from xactor.motion.forcing import DiffusionForcing, ForcingBatch, draw
+from xactor.motion.scheduler import MotionScheduler
+from xactor.motion.transformer import MotionTransformer, MotionTransformerConfig
 from xactor_platform.data.batch import LatentBatch, LatentReader, read_batch
 from xactor_platform.data.index import CorpusShape, Index
-from xactor_platform.data.plan import MicroBatch, PlanConfig, Step, plan_epoch
+from xactor_platform.data.plan import MicroBatch, Step
 from xactor_platform.training.engine import learning_rate
 from xactor_platform.training.held_out import HeldOut
-from xactor_platform.training.stage import Facts, Stage
-from xactor_platform.training.stage2_config import LatentDataConfig, MotionConfig, Stage2Config
-
-MOMENT_FRAMES = 200_000
-SMALLEST_STD = 1e-3  # a latent dimension that the corpus never moves must not be blown up
+from xactor_platform.training.stage2_config import MotionConfig, Stage2Config
+from xactor_platform.training.train_config import Facts
+from xactor_platform.training.training_stage import TrainingStage
 
 
-class Stage2(Stage):
-    """Trains the motion transformer on latents and audio features.
+class Stage2(TrainingStage):
+    """Train the motion transformer on latents and audio features.
 
-    Its facts: the latents' moments, and the folder of the audio encoder.
+    The facts are the latents' moments and the folder of the audio encoder.
     """
 
     objective: DiffusionForcing
-
-    @classmethod
-    def prepare(cls, config: Stage2Config, index: Index, saved: Facts | None) -> Facts:
-        shape, backbone = index.frame_shape, config.model.backbone
-        build_model(replace(config.model, backbone=None, layers=1), shape, seed=0)  # does it fit the corpus?
-        if backbone and not (Path(backbone) / "config.json").exists():
-            raise FileNotFoundError(f"no backbone in {backbone}: config.json is missing")
-        moments = saved["moments"] if saved else latent_moments(index.training(), config.plan)
-        return {"moments": moments, "audio_encoder": find_audio_encoder(config.data)}
 
     def __init__(
         self, config: Stage2Config, facts: Facts, index: Index, *, rank: int, ranks: int, device: torch.device
@@ -97,7 +79,7 @@ class Stage2(Stage):
         return figures
 
     def export(self, folder: Path) -> None:
-        """motion/, motion_scheduler/ and, where known, audio_encoder/."""
+        """Save motion/, motion_scheduler/ and, if it is known, audio_encoder/."""
         self.objective.model.save_pretrained(folder / "motion")
         MotionScheduler().save_pretrained(folder / "motion_scheduler")
         if self._audio_encoder:
@@ -105,7 +87,7 @@ class Stage2(Stage):
 
 
 def build_model(config: MotionConfig, shape: CorpusShape, *, seed: int) -> MotionTransformer:
-    """The motion transformer, the same on every rank. Backbone from published weights, or random for tiny."""
+    """Build the motion transformer, the same on every rank, from published weights or from random ones."""
     torch.manual_seed(seed)
     sizes = {
         "latent_dim": shape.latent_width,
@@ -134,42 +116,15 @@ def build_model(config: MotionConfig, shape: CorpusShape, *, seed: int) -> Motio
 def build_objective(
     config: Stage2Config, shape: CorpusShape, moments: tuple[list[float], list[float]]
 ) -> DiffusionForcing:
-    """Model and loss in one module, for the engine. `moments` are the latents' mean and deviation, [D] each."""
+    """Build model and loss in one module, for the engine.
+
+    Args:
+        config: the run's.
+        shape: the corpus'.
+        moments: the latents' mean and standard deviation, [D] each.
+    """
     model = build_model(config.model, shape, seed=config.train.seed)
     model.set_latent_statistics(*(torch.tensor(m) for m in moments))
     if config.train.gradient_checkpointing:
         model.enable_checkpointing()
     return DiffusionForcing(model, config.forcing)
-
-
-def latent_moments(index: Index, plan: PlanConfig) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of the latents, [D] each, over a seeded part of the corpus."""
-    count = 0
-    total = square = np.zeros(index.frame_shape.latent_width)
-    order = plan_epoch(index.frames, index.shard, plan, 0)
-    for step in range(order.steps):
-        for micro_batch in order.step(step):
-            if micro_batch.is_filler:
-                continue
-            batch = read_batch(index, micro_batch)
-            z = batch.motion[batch.mask].astype(np.float64)  # [frames, D]
-            count += len(z)
-            total = total + z.sum(0)
-            square = square + (z**2).sum(0)
-        if count >= MOMENT_FRAMES:
-            break
-    if not count:
-        raise ValueError(f"{index.location.uri}: no readable sample to take the latents' statistics from")
-    mean = total / count
-    std = np.sqrt(np.maximum(square / count - mean**2, SMALLEST_STD**2))
-    return mean.tolist(), std.tolist()
-
-
-def find_audio_encoder(config: LatentDataConfig) -> str | None:
-    """The folder to copy into the export: as configured, or `audio_encoder` beside a local folder of shards."""
-    if config.audio_encoder is not None:
-        if not Path(config.audio_encoder).is_dir():
-            raise FileNotFoundError(f"no audio encoder in {config.audio_encoder}")
-        return str(Path(config.audio_encoder).absolute())
-    beside = Path(config.shards).absolute().parent / "audio_encoder"
-    return str(beside) if "://" not in config.shards and beside.is_dir() else None

@@ -1,52 +1,63 @@
-"""Stage 2's configuration and its presets."""
+"""Configure stage 2, the motion model, and name its presets."""
 
-from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from xactor.motion.forcing_config import Attention, ForcingConfig
-from xactor_platform.data.plan import PlanConfig
-from xactor_platform.training.config import (
+from xactor_platform.data.index import Index
+from xactor_platform.training.latent_corpus import audio_feature_warning, find_audio_encoder, latent_moments
+from xactor_platform.training.train_config import (
     DataConfig,
+    Facts,
     RunConfig,
     ScaleConfig,
     StageConfig,
     TrainConfig,
-    absolute,
     at_least,
 )
+
+if TYPE_CHECKING:
+    from xactor_platform.training.stage2 import Stage2
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentDataConfig(DataConfig):
-    """
-    shards: URI of the folder of shards.
-    max_bad_fraction: how much of the corpus may be unusable before the run stops.
-    audio_encoder: folder of the encoder that made the features, copied into the export; by default
-        `audio_encoder` beside the shards' folder, where there is one.
-    """
+    """Configure the corpus of stage 2: motion latents and audio features."""
 
     shards: str = "demo/corpus/shards"
+    """Folder or URI (s3://, gs://) of the latent shards."""
     audio_encoder: str | None = None
+    """Folder of the encoder that made the audio features, copied into the export. By default `audio_encoder` in a
+    local folder of shards, or next to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MotionConfig:
-    """The motion transformer's sizes. D, L and F come from the shards.
-
-    backbone: folder of published Qwen2.5 weights; None for random ones of the sizes below, which `backbone` overrides.
-    """
+    """Configure the size of the motion transformer. D, L and F come from the shards."""
 
     backbone: str | None = None
+    """Folder of published Qwen2.5 weights, which override the sizes up to `mlp`. None starts from random weights."""
     hidden: int = 128
+    """Width of the backbone, >= 1; a multiple of heads."""
     layers: int = 3
+    """Layers of the backbone, >= 1."""
     heads: int = 4
+    """Attention heads of the backbone, >= 1; a multiple of kv_heads."""
     kv_heads: int = 2
+    """Heads of keys and values, >= 1."""
     mlp: int = 336
+    """Inner width of the backbone's MLPs, >= 1."""
     audio_width: int = 128
+    """Width of the fused audio embedding, >= 1."""
     chunk_frames: int = 16
+    """Frames that are denoised together, >= 1."""
     context_frames: int = 128
+    """Frames of the longest sample, history and chunk together; a multiple of chunk_frames, at least two of them."""
     attention: Attention = "chunk"
+    """`chunk` is full inside a chunk and causal across chunks; `causal` is causal everywhere (Table 2)."""
     attn_implementation: Literal["sdpa", "flex_attention"] = "sdpa"
+    """Attention kernel. FlexAttention has no backward pass on a CPU."""
 
     def __post_init__(self):
         at_least(self, 1, "hidden", "layers", "heads", "kv_heads", "mlp", "audio_width", "chunk_frames")
@@ -64,35 +75,42 @@ class MotionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage2Config(StageConfig):
-    """Stage 2, the motion model (Paper 3.2, 3.3, 4.1)."""
+    """Configure stage 2, the motion model (Paper 3.2, 3.3, 4.1)."""
 
-    stage = 2
+    locations: ClassVar[tuple[str, ...]] = (*StageConfig.locations, "data.audio_encoder", "model.backbone")
+
     data: LatentDataConfig = field(default_factory=LatentDataConfig)
+    """Options of the corpus."""
     model: MotionConfig = field(default_factory=MotionConfig)
+    """Options of the motion transformer."""
     forcing: ForcingConfig = field(default_factory=ForcingConfig)
-
-    def located(self) -> Self:
-        config = super().located()
-        encoder, backbone = self.data.audio_encoder, self.model.backbone
-        return replace(
-            config,
-            data=replace(config.data, audio_encoder=encoder and absolute(encoder)),
-            model=replace(config.model, backbone=backbone and absolute(backbone)),
-        )
+    """Options of the training objective."""
 
     @property
-    def plan(self) -> PlanConfig:
-        return PlanConfig(
-            seed=self.train.seed,
-            micro_batches=self.train.micro_batches,
-            budget_frames=self.train.budget_frames,
-            context_frames=self.model.context_frames,
-            shuffle_shards=self.train.shuffle_shards,
-        )
+    def sample_frames(self) -> int:
+        return self.model.context_frames
+
+    def prepare(self, index: Index, saved: Facts | None) -> Facts:
+        """Return the latents' moments and the folder of the audio encoder."""
+        shape, backbone = index.frame_shape, self.model.backbone
+        if backbone and not (Path(backbone) / "config.json").exists():
+            raise FileNotFoundError(f"no backbone in {backbone}: config.json is missing")
+        encoder = find_audio_encoder(self.data.shards, self.data.audio_encoder)
+        if backbone:
+            warning = audio_feature_warning(self.data.shards, shape.audio_layers, shape.audio_width, encoder)
+            if warning:
+                print(f"warning: {warning}", flush=True)
+        moments = saved["moments"] if saved else latent_moments(index.training(), self.plan)
+        return {"moments": moments, "audio_encoder": encoder}
+
+    def training_stage(self) -> "type[Stage2]":
+        from xactor_platform.training.stage2 import Stage2
+
+        return Stage2
 
 
 def tiny() -> Stage2Config:
-    """Minutes on two CPU cores, on the demo corpus."""
+    """Train in minutes on two CPU cores, on the demo corpus."""
     return Stage2Config(
         train=TrainConfig(
             steps=300,
@@ -106,10 +124,10 @@ def tiny() -> Stage2Config:
 
 
 def small() -> Stage2Config:
-    """A Qwen2.5-0.5B backbone on one GPU."""
+    """Train a Qwen2.5-0.5B backbone on one GPU."""
     return Stage2Config(
         run=RunConfig(name="small"),
-        scale=ScaleConfig(ranks=1, cpus_per_rank=4, threads=4, device="gpu", start_timeout_s=600),
+        scale=ScaleConfig.one_gpu(),
         model=MotionConfig(
             backbone="weights/Qwen2.5-0.5B",
             hidden=896,
@@ -134,21 +152,13 @@ def small() -> Stage2Config:
 
 
 def paper_7b() -> Stage2Config:
-    """The paper's: Qwen2.5-7B, chunk 64, context 512, lr 1e-4, 66K steps on 16 A100 (Paper 4.1).
+    """Train the paper's model: Qwen2.5-7B, chunk 64, context 512, lr 1e-4, 66K steps on 16 A100 (Paper 4.1).
 
-    The paper's batch is "runtime-dynamic"; ours is 16 micro-batches of at most 8,192 padded frames.
+    The paper's batch is "runtime-dynamic". Ours: 16 micro-batches of at most 8,192 padded frames.
     """
     return Stage2Config(
         run=RunConfig(name="paper-7b"),
-        scale=ScaleConfig(
-            ranks=16,
-            cpus_per_rank=8,
-            threads=8,
-            device="gpu",
-            start_timeout_s=1800,
-            collective_timeout_s=1800,
-            max_failures=20,
-        ),
+        scale=ScaleConfig.gpu_cluster(ranks=16),
         model=MotionConfig(
             backbone="weights/Qwen2.5-7B",
             hidden=3584,

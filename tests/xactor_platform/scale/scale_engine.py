@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from xactor_platform.training.config import TrainConfig
 from xactor_platform.training.engine import make_engine
+from xactor_platform.training.train_config import TrainConfig
 
 
 class Objective(nn.Module):

@@ -17,7 +17,7 @@ from xactor_platform.data.plan import PlanConfig
 from xactor_platform.training import elastic
 from xactor_platform.training.elastic import SharedSteps
 from xactor_platform.training.run.folder import METRICS, SAMPLES, RunFolder
-from xactor_platform.training.run.recorder import last_attempts
+from xactor_platform.training.run.run_log import last_attempts
 
 HERE, ROOT = Path(__file__).resolve().parents[1], Path(__file__).resolve().parents[3]
 

@@ -71,7 +71,7 @@ def manifest_of(checkpoints: Checkpoints, step: int) -> Manifest:
         score=None,
         config={},
         packages={},
-        files=checkpoints.parts(step, 1, "t", 30),
+        files=checkpoints.wait_for_ranks(step, 1, "t", 30),
     )
 
 
@@ -82,7 +82,7 @@ def test_checkpoints_and_an_index_survive_a_bad_network(bucket, in_bucket, shard
     checkpoints = Checkpoints(RunFolder(child_uri(bucket, "runs"), "parts"), keep=2)
     weight = torch.randn(300_000, generator=torch.Generator().manual_seed(0))
     for step in range(1, 5):
-        checkpoints.write_part(step, 0, "t", {"state/part.pt": {"weight": weight * step}})
+        checkpoints.write_rank(step, 0, "t", {"state/part.pt": {"weight": weight * step}})
         checkpoints.commit(manifest_of(checkpoints, step))
     complete = checkpoints.complete()
     assert [manifest.step for manifest in complete] == [4, 3]

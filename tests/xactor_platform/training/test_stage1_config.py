@@ -7,7 +7,6 @@ from dataclasses import fields, replace
 import pytest
 
 from xactor.render import PHASES, random_parts
-from xactor_platform.training.launch import as_dict, refuse_changes
 from xactor_platform.training.stage1_config import (
     RendererConfig,
     Stage1Config,
@@ -16,6 +15,7 @@ from xactor_platform.training.stage1_config import (
     small,
     tiny,
 )
+from xactor_platform.training.train_config import as_dict, refuse_changes
 
 
 @pytest.mark.parametrize(

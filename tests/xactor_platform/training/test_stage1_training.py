@@ -18,7 +18,6 @@ from xactor.render import MotionEncoder, RenderConfig, Renderer
 from xactor_platform.data.index import load_index
 from xactor_platform.data.plan import Cursor, walk
 from xactor_platform.training.averages import Averages
-from xactor_platform.training.config import RunConfig, ScaleConfig
 from xactor_platform.training.launch import train
 from xactor_platform.training.run.folder import RunFolder
 from xactor_platform.training.stage1 import Stage1, build_objective
@@ -28,6 +27,7 @@ from xactor_platform.training.stage1_config import (
     Stage1TrainConfig,
     VideoDataConfig,
 )
+from xactor_platform.training.train_config import RunConfig, ScaleConfig
 
 VAE_STEPS, MOTION_STEPS, FRAMES_STEPS, STEPS = 4, 2, 8, 18
 EVERY, HALF = 6, 9  # the half lies among the steps on frames

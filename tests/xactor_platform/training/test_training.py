@@ -15,13 +15,12 @@ import torch
 from small_run import BAD_CLIP, EVERY, STEPS, config_of, rows
 
 from xactor.motion import MotionTransformer
-from xactor_platform.training.config import RunConfig, ScaleConfig, TrainConfig
 from xactor_platform.training.engine import learning_rate
-from xactor_platform.training.launch import refuse_changes, train
+from xactor_platform.training.launch import train
 from xactor_platform.training.run.checkpoints import Checkpoints
-from xactor_platform.training.run.folder import RunFolder, RunLog
+from xactor_platform.training.run.folder import RunFolder
 from xactor_platform.training.run.lease import RunIsTaken, lease
-from xactor_platform.training.run.recorder import last_attempts
+from xactor_platform.training.run.run_log import RunLog, last_attempts
 from xactor_platform.training.stage2_config import (
     LatentDataConfig,
     MotionConfig,
@@ -30,6 +29,7 @@ from xactor_platform.training.stage2_config import (
     small,
     tiny,
 )
+from xactor_platform.training.train_config import RunConfig, ScaleConfig, TrainConfig, refuse_changes
 
 
 def trained_on(storage: Path, name: str) -> dict[int, list]:

@@ -1,4 +1,4 @@
-"""TensorBoard's files of a run, for who asks for them by `--train.tensorboard`."""
+"""Write TensorBoard's files of a run, with `--train.tensorboard`."""
 
 import shutil
 import tempfile
@@ -12,24 +12,29 @@ BOARD = "tensorboard"
 
 
 class Board:
-    """Rank 0's numbers of every step in `<run>/tensorboard/`, for `tensorboard --logdir`.
+    """Write rank 0's numbers of every step to `<run>/tensorboard/`, for `tensorboard --logdir`.
 
-    An object store cannot append: there, they gather in a local file that `flush` uploads whole.
+    An object store cannot append: the numbers gather in a local file that `flush` uploads whole.
+
+    Args:
+        folder: the run's.
+        first_step: steps that were done before.
     """
 
     def __init__(self, folder: RunFolder, *, first_step: int):
-        from tensorboardX import SummaryWriter  # Ray Train has it; a second to import
+        # Ray Train depends on it. Its import takes a second, so only runs that want it pay.
+        from tensorboardX import SummaryWriter
 
         self._folder, self._is_local = folder, folder.location.is_local
         path = (
             f"{folder.location.path}/{BOARD}" if self._is_local else tempfile.mkdtemp(prefix="xactor-board-")
         )
         self._path = Path(path)
-        # What an earlier start wrote of the steps that run again is hidden.
+        # Hide what an earlier start wrote of the steps that run again.
         self._writer = SummaryWriter(path, purge_step=first_step + 1 if first_step else None)
 
     def step(self, row: Mapping[str, Any]) -> None:
-        """A row of metrics.jsonl."""
+        """Write the numbers of a row of metrics.jsonl."""
         for name, value in row.items():
             if isinstance(value, int | float) and name != "step":
                 self._writer.add_scalar(f"train/{name}", value, row["step"])

@@ -1,4 +1,7 @@
-"""A run's checkpoints in its storage: complete when their manifest is there, right when their checksums are."""
+"""Write, find, verify and drop a run's checkpoints.
+
+A checkpoint is complete when it has a manifest, and intact when its checksums match.
+"""
 
 import hashlib
 import json
@@ -8,53 +11,79 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
-import torch
 from pyarrow import fs
 
 from xactor_platform.storage.retries import with_retries
 from xactor_platform.training.run.folder import RunFolder
 
-FORMAT = 1  # of what is written below; a newer one is refused
+FORMAT = 1
+"""Version of the format of checkpoints. Newer ones are refused."""
+
 MANIFEST = "manifest.json"
 _PREFIX = "checkpoint-"
 _CHUNK_BYTES = 16 << 20
-_THREADS = 4  # of one node, reading a checkpoint
+# Threads of one node that read a checkpoint.
+_THREADS = 4
 
 Result = TypeVar("Result")
 
 
 class Corrupt(ValueError):
-    """A checkpoint is not what its manifest says; the message names the file."""
+    """Report a checkpoint that differs from its manifest; the message names the file."""
+
+
+class NewerFormat(ValueError):
+    """Report a checkpoint that a newer version wrote."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """A file of a checkpoint: its name in the checkpoint's folder, bytes and SHA-256."""
+    """Describe a file of a checkpoint."""
 
     name: str
+    """Path in the checkpoint's folder."""
     size: int
+    """Length in bytes."""
     sha256: str
+    """SHA-256 in hex."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """
-    step: how many global steps are in it. ranks: how many wrote it, a part each.
-    parameters: of the model, which another must have as well.
-    score: held-out loss of that step, None where it was not evaluated.
-    config: the resolved options. packages: versions of what wrote it.
-    """
+    """Describe a complete checkpoint."""
 
     format: int
+    """Version of the format, FORMAT."""
     step: int
+    """Global steps that were done."""
     ranks: int
+    """Number of ranks that wrote it, each its own files."""
     parameters: int
+    """Parameters of the model. A model that loads it must have as many."""
     score: float | None
+    """Held-out loss of that step, None if it was not evaluated."""
     config: dict[str, Any]
+    """The resolved options."""
     packages: dict[str, str]
+    """Versions of the packages that wrote it."""
     files: tuple[Written, ...]
+    """The files of all ranks."""
+
+    @classmethod
+    def parse(cls, saved: dict[str, Any]) -> Self:
+        """Return the manifest of a JSON document.
+
+        Raises:
+            NewerFormat: a newer version wrote it.
+            KeyError, TypeError: it is no manifest.
+        """
+        if saved["format"] > FORMAT:
+            raise NewerFormat(f"has format {saved['format']}, this version reads up to {FORMAT}")
+        known: dict[str, Any] = {field.name: saved[field.name] for field in fields(cls)}
+        known["files"] = tuple(Written(**file) for file in saved["files"])
+        return cls(**known)
 
     @property
     def folder(self) -> str:
@@ -62,19 +91,22 @@ class Manifest:
 
 
 def folder_of(step: int) -> str:
+    """Return the name of a checkpoint's folder in the run's."""
     return f"{_PREFIX}{step:08d}"
 
 
 class Checkpoints:
-    """Writes, finds, verifies and drops the checkpoints of one run.
+    """Write, find, verify and drop the checkpoints of one run.
 
-    Every rank writes its part and a note of it; when all notes are there the manifest is written, which is the moment
-    from which the checkpoint exists. Ray Train's own registration is not used: it rewrites one file in place, which a
-    crash can cut short, knows no checksum and no way back to the one before, and refuses another version of Ray.
+    Every rank writes its files and a note that lists them. When all notes exist, rank 0 writes the manifest, and from
+    then on the checkpoint exists. Ray Train's own registration is not used: it rewrites one file in place, which a
+    crash can cut short; it has no checksums; it cannot fall back to the checkpoint before; and it refuses another
+    version of Ray.
 
     Args:
-        keep: how many of the newest stay.
-        keep_best: how many of those with the lowest held-out loss stay besides.
+        folder: the run's folder.
+        keep: number of the newest checkpoints to keep.
+        keep_best: number of those with the lowest held-out loss to keep as well.
     """
 
     def __init__(self, folder: RunFolder, *, keep: int = 1, keep_best: int = 0):
@@ -82,49 +114,49 @@ class Checkpoints:
         self._keep, self._keep_best = keep, keep_best
 
     def uri(self, step: int) -> str:
+        """Return the name of a checkpoint in messages."""
         return f"{self._folder.uri}/{folder_of(step)}"
 
-    # --- finding ---
-
     def complete(self) -> list[Manifest]:
-        """Of all complete checkpoints, the newest first. ValueError where a newer version wrote one."""
+        """Return the complete checkpoints, newest first. ValueError if a newer version wrote one."""
         return [manifest for step in reversed(self._steps()) if (manifest := self.manifest(step))]
 
     def manifest(self, step: int) -> Manifest | None:
-        """None where the checkpoint is not complete."""
+        """Return the manifest of a checkpoint, None if it is not complete. ValueError if a newer version wrote it."""
         try:
             saved = self._folder.read_json(f"{folder_of(step)}/{MANIFEST}")
-            if saved is None:
-                return None
-            if saved["format"] > FORMAT:
-                break_off = f"has format {saved['format']}, this version reads up to {FORMAT}"
-            else:
-                known: dict[str, Any] = {field.name: saved[field.name] for field in fields(Manifest)}
-                known["files"] = tuple(Written(**file) for file in saved["files"])
-                return Manifest(**known)
+            return None if saved is None else Manifest.parse(saved)
+        except NewerFormat as error:
+            raise ValueError(
+                f"checkpoint {self.uri(step)} {error}: go on with the version that wrote it"
+            ) from error
         except (ValueError, KeyError, TypeError) as error:
             print(f"CORRUPT checkpoint {self.uri(step)}: {MANIFEST} cannot be read ({error!r})", flush=True)
             return None
-        raise ValueError(f"checkpoint {self.uri(step)} {break_off}: go on with the version that wrote it")
 
     def _steps(self) -> list[int]:
-        """Of all folders of checkpoints, complete or not, sorted."""
+        """Return the steps of all checkpoint folders, complete or not, sorted."""
         found = self._with_retries(self._location.entries, self._folder.uri)
         numbers = [
             info.base_name.removeprefix(_PREFIX) for info in found if info.base_name.startswith(_PREFIX)
         ]
         return sorted(int(number) for number in numbers if number.isdecimal())
 
-    # --- writing ---
+    def write_rank(self, step: int, rank: int, token: str, files: Mapping[str, Any]) -> None:
+        """Write one rank's files, and then the note that lists them.
 
-    def write_part(self, step: int, rank: int, token: str, files: Mapping[str, Any]) -> None:
-        """One rank's files, and then a note of them. `token` is this start's own, or an old note would count."""
+        Args:
+            step: the checkpoint's step.
+            rank: the rank that writes.
+            token: identifies this start of the ranks; a note of an earlier start does not count.
+            files: what torch saves, by name.
+        """
         written = [self._write(f"{folder_of(step)}/{name}", state, name) for name, state in files.items()]
         note = json.dumps({"token": token, "files": [asdict(file) for file in written]})
         self._folder.write_text(f"{folder_of(step)}/{_note(rank)}", note)
 
-    def parts(self, step: int, ranks: int, token: str, timeout_s: float) -> tuple[Written, ...]:
-        """The files of all ranks, once all have written theirs. TimeoutError names the ranks that have not."""
+    def wait_for_ranks(self, step: int, ranks: int, token: str, timeout_s: float) -> tuple[Written, ...]:
+        """Wait until all ranks have written, and return their files. TimeoutError names the ranks that have not."""
         deadline, pause_s = time.monotonic() + timeout_s, 0.02
         files: dict[int, list[Written]] = {}
         while missing := [rank for rank in range(ranks) if rank not in files]:
@@ -135,27 +167,30 @@ class Checkpoints:
             if len(files) < ranks:
                 if time.monotonic() > deadline:
                     raise TimeoutError(
-                        f"{self.uri(step)}: ranks {missing} did not write their part in {timeout_s:g} s"
+                        f"{self.uri(step)}: ranks {missing} did not write their files in {timeout_s:g} s"
                     )
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, 1.0)
         return tuple(file for rank in range(ranks) for file in files[rank])
 
     def commit(self, manifest: Manifest) -> None:
-        """From now on it exists. Drops what is to be kept no longer."""
+        """Write the manifest, from which on the checkpoint exists, and drop checkpoints that are no longer kept."""
         text = json.dumps(asdict(manifest), indent=1) + "\n"
         self._folder.write_text(f"{manifest.folder}/{MANIFEST}", text)
-        for step in self._spare(manifest):
+        for step in self._steps_to_drop(manifest):
             self._drop(step)
 
     def sweep(self, after: int) -> list[int]:
-        """Drops what a crash left behind after step `after`, complete or not: the run makes them again."""
-        gone = [step for step in self._steps() if step > after]
-        for step in gone:
+        """Drop the checkpoints after step `after`, complete or not, which the run makes again. Return their steps."""
+        dropped = [step for step in self._steps() if step > after]
+        for step in dropped:
             self._drop(step)
-        return gone
+        return dropped
 
     def _write(self, path: str, state: Any, name: str) -> Written:
+        # The driver only reads manifests, and does without torch.
+        import torch
+
         target = f"{self._location.path}/{path}"
 
         def write() -> Written:
@@ -170,7 +205,7 @@ class Checkpoints:
     def _with_retries(self, work: Callable[[], Result], what: str) -> Result:
         return with_retries(work, what, self._folder.storage_timeout_s)
 
-    def _spare(self, newest: Manifest) -> list[int]:
+    def _steps_to_drop(self, newest: Manifest) -> list[int]:
         complete = [newest] + [m for m in self.complete() if m.step < newest.step]
         kept = {m.step for m in complete[: self._keep]}
         scored = sorted((m.score, -m.step) for m in complete if m.score is not None)
@@ -178,7 +213,7 @@ class Checkpoints:
         return [m.step for m in complete if m.step not in kept]
 
     def _drop(self, step: int) -> None:
-        """The manifest first: what is half gone must not count as complete."""
+        """Delete a checkpoint, the manifest first: what is half deleted must not count as complete."""
         path = f"{self._location.path}/{folder_of(step)}"
 
         def drop() -> None:
@@ -190,14 +225,12 @@ class Checkpoints:
 
         self._with_retries(drop, self.uri(step))
 
-    # --- reading ---
-
     def fetch(self, manifest: Manifest, target: Path) -> None:
-        """Its files, and no others, under `target`: verified on their way, of a local storage by links.
+        """Bring the checkpoint's own files to the folder `target`, verified. Files of a local storage are linked.
 
         Raises:
-            Corrupt: a file is missing or another than was written.
-            StorageUnavailable: it could not be read for so long.
+            Corrupt: a file is missing, or differs from what was written.
+            StorageUnavailable: a file could not be read until the timeout.
         """
         with ThreadPoolExecutor(_THREADS) as pool:
             list(
@@ -207,11 +240,11 @@ class Checkpoints:
     def _fetch(self, folder: str, file: Written, target: Path) -> None:
         source = f"{self._location.path}/{folder}/{file.name}"
         target.parent.mkdir(parents=True, exist_ok=True)
-        keep = os.devnull if self._location.is_local else target
+        copied_to = os.devnull if self._location.is_local else target
 
         def read() -> tuple[int, str]:
             sha256, size = hashlib.sha256(), 0
-            with self._location.filesystem.open_input_stream(source) as stream, open(keep, "wb") as copy:
+            with self._location.filesystem.open_input_stream(source) as stream, open(copied_to, "wb") as copy:
                 while chunk := stream.read(_CHUNK_BYTES):
                     sha256.update(chunk)
                     size += len(chunk)
@@ -220,7 +253,8 @@ class Checkpoints:
 
         try:
             size, digest = self._with_retries(read, f"{self._folder.uri}/{folder}/{file.name}")
-            if size != file.size and not self._location.is_local:  # over a connection that was cut, perhaps
+            # The connection may have been cut: read once more.
+            if size != file.size and not self._location.is_local:
                 size, digest = self._with_retries(read, f"{self._folder.uri}/{folder}/{file.name}")
         except FileNotFoundError as error:
             raise Corrupt(f"{file.name} is missing") from error
@@ -233,7 +267,7 @@ class Checkpoints:
 
 
 class _Hashed:
-    """A stream to write to that knows what went through it."""
+    """Write to a stream, and hash and count what is written."""
 
     def __init__(self, stream: Any):
         self._stream, self.size, self.sha256 = stream, 0, hashlib.sha256()

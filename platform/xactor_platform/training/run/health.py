@@ -1,4 +1,4 @@
-"""Whether a training is well: spikes of its loss, steps that had to be skipped, ranks that lag or do not come."""
+"""Watch over a training: spikes of its loss, ranks that lag, and ranks that do not join a collective."""
 
 import contextlib
 import re
@@ -14,19 +14,33 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-SPIKE_STEPS = 50  # whose median a loss is held against
-SPIKE_LEAST = 10  # before that, everything changes
-LAG = 2.0  # times what the others take
-LAG_STEPS = 20  # averaged over
-LAG_SAY_S = 60.0
+from xactor_platform.training.run.endings import CollectiveTimeout, OutOfMemory
+
+SPIKE_STEPS = 50
+"""Number of losses whose median a loss is compared with."""
+
+MIN_SPIKE_STEPS = 10
+"""Number of losses before which none is a spike: at the start every loss changes fast."""
+
+LAG = 2.0
+"""Factor by which a rank that lags takes longer than the others."""
+
+LAG_STEPS = 20
+"""Steps over which the ranks' times are averaged."""
+
+LAG_MESSAGE_S = 60.0
+"""Seconds between two messages about a rank that lags."""
+
 ROLL_CALL_S = 20.0
+"""Seconds that ranks have to answer after a collective timed out."""
 
 
 class Spikes:
-    """Counts losses that stand out among those of their phase. They alter nothing: what is seen is logged.
+    """Count spikes of the loss within its phase. They change nothing in the training.
 
     Args:
-        rows: what metrics.jsonl has of the steps done, so that a run that goes on counts on.
+        factor: a loss of more than this times the median is a spike.
+        rows: the rows of metrics.jsonl of the steps done, so that a resumed run continues the count.
     """
 
     def __init__(self, factor: float, rows: Iterable[dict[str, Any]] = ()):
@@ -38,21 +52,24 @@ class Spikes:
             self._enter(row.get("phase"))
             self._note(row["loss"])
 
-    def seen(self, loss: float, phase: str | None = None) -> bool:
-        """Whether it stands out.
+    def add(self, loss: float, phase: str | None = None) -> bool:
+        """Add the loss of a step, and return whether it is a spike.
 
         Args:
-            phase: of a training whose loss means something else in each.
+            loss: the loss of a frame.
+            phase: the phase of a training whose loss has another meaning in each.
         """
         self._enter(phase)
-        usual = median(self._losses) if len(self._losses) >= SPIKE_LEAST else None
-        spike = usual is not None and not loss <= self._factor * usual  # NaN is one too
+        usual = self.median if len(self._losses) >= MIN_SPIKE_STEPS else None
+        # `not <=`, so that NaN is a spike too.
+        spike = usual is not None and not loss <= self._factor * usual
         self.count += spike
         self._note(loss)
         return spike
 
     @property
-    def usual(self) -> float:
+    def median(self) -> float:
+        """The median of the phase's last losses."""
         return median(self._losses)
 
     def _enter(self, phase: str | None) -> None:
@@ -66,99 +83,94 @@ class Spikes:
 
 
 class Lag:
-    """Names a rank that keeps the others waiting, by the time that each spends on its own in a step.
+    """Find a rank that keeps the others waiting, by the time that each spends on its own in a step.
 
     Args:
-        places: of each rank: the address of its node.
+        nodes: the address of each rank's node.
     """
 
-    def __init__(self, places: Sequence[str]):
-        self._places = places
+    def __init__(self, nodes: Sequence[str]):
+        self._nodes = nodes
         self._steps: deque[list[float]] = deque(maxlen=LAG_STEPS)
-        self._said_s = float("-inf")
+        self._reported_s = float("-inf")
 
-    def found(self, own_s: list[float]) -> str | None:
-        """What to say of a step's seconds, [ranks], if anything; at most once a minute."""
+    def message(self, own_s: list[float]) -> str | None:
+        """Add a step's seconds, [ranks], and return a line that names a rank that lags, at most once a minute."""
         self._steps.append(own_s)
-        if len(own_s) < 2 or len(self._steps) < LAG_STEPS or time.monotonic() - self._said_s < LAG_SAY_S:
+        if len(own_s) < 2 or len(self._steps) < LAG_STEPS:
+            return None
+        if time.monotonic() - self._reported_s < LAG_MESSAGE_S:
             return None
         means = [sum(times) / len(times) for times in zip(*self._steps, strict=True)]
         slowest = max(range(len(means)), key=means.__getitem__)
         others = median(mean for rank, mean in enumerate(means) if rank != slowest)
         if means[slowest] <= LAG * others:
             return None
-        self._said_s = time.monotonic()
+        self._reported_s = time.monotonic()
         return (
-            f"rank {slowest} on {self._places[slowest]} keeps the others waiting: it takes {means[slowest]:.3f} s "
-            f"a step for itself, the others {others:.3f} s"
+            f"rank {slowest} on {self._nodes[slowest]} keeps the others waiting: it takes {means[slowest]:.3f} s "
+            f"of each step by itself, the others {others:.3f} s"
         )
 
 
-def places() -> list[str]:
-    """The address of each rank's node; on all ranks alike."""
+def node_addresses() -> list[str]:
+    """Return the address of each rank's node. All ranks call it."""
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, ray.util.get_node_ip_address())
     return found
 
 
-class TrainingStopped(ValueError):
-    """The run cannot go on, and every rank knows it: nothing to retry."""
-
-
-class CollectiveTimeout(RuntimeError):
-    """Ranks did not come to where the others waited; the message names them."""
-
-
-class OutOfMemory(RuntimeError):
-    """A rank has no memory left."""
-
-
 class Watch:
-    """Gives what ends a rank's training a name.
+    """Turn errors that end a rank's training into named ones.
 
-    Ranks that wait in vain for another in a collective call the roll, over connections of their own, so that the one
-    that does not answer is named.
+    After a collective timed out, the waiting ranks call the roll over connections of their own, to name the rank that
+    does not answer.
+
+    Args:
+        timeout_s: seconds that a collective waits.
     """
 
     def __init__(self, timeout_s: float):
         self._timeout_s = timeout_s
         self._roll: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=ROLL_CALL_S))
-        self.step = 0  # the one under way, from 1
+        self.step = 0
+        """The current step, counted from 1; 0 before the first."""
 
-    def cover(self) -> None:
-        """Once the engine has made its groups: they too wait no longer. Torch gives each new group 30 minutes."""
+    def limit_groups(self) -> None:
+        """Give the groups that the engine made the same timeout. Torch gives each new group 30 minutes."""
         for group in list(distributed_c10d._world.pg_map):
             if group is not self._roll:
                 distributed_c10d._set_pg_timeout(timedelta(seconds=self._timeout_s), group)
 
     @contextlib.contextmanager
     def naming(self) -> Iterator[None]:
+        """Raise OutOfMemory and CollectiveTimeout in place of what torch raises inside."""
         try:
             yield
         except torch.OutOfMemoryError as error:
-            raise OutOfMemory(self._no_memory("GPU", error)) from error
+            raise OutOfMemory(self._memory_message("GPU", error)) from error
         except MemoryError as error:
-            raise OutOfMemory(self._no_memory("host", error)) from error
+            raise OutOfMemory(self._memory_message("host", error)) from error
         except RuntimeError as error:
             if "can't allocate memory" in str(error) or "not enough memory" in str(error):
-                raise OutOfMemory(self._no_memory("host", error)) from error
+                raise OutOfMemory(self._memory_message("host", error)) from error
             if re.search(r"timed?[ -]?out", str(error), re.IGNORECASE):
-                raise CollectiveTimeout(self._late()) from error
+                raise CollectiveTimeout(self._timeout_message()) from error
             raise
 
-    def _no_memory(self, which: str, error: BaseException) -> str:
+    def _memory_message(self, which: str, error: BaseException) -> str:
         return (
             f"rank {dist.get_rank()} has no {which} memory left in step {self.step}: "
             f"lower --train.budget-frames or raise --scale.ranks ({str(error).splitlines()[0] if str(error) else ''})"
         )
 
-    def _late(self) -> str:
+    def _timeout_message(self) -> str:
         missing = "another rank"
         try:
             dist.monitored_barrier(
                 self._roll, timeout=timedelta(seconds=ROLL_CALL_S), wait_all_ranks=dist.get_rank() == 0
             )
-            missing = "no rank for good: all answered afterwards, one came late"
+            missing = "none: all ranks answered afterwards, so one was late"
         except RuntimeError as error:
             named = re.search(r"Ranks? ([\d, ]+) failed to pass|from rank (\d+)", str(error))
             if named:

@@ -1,4 +1,4 @@
-"""One driver a run: a lease in the run's folder, renewed while its holder lives."""
+"""Allow one driver for each run, by a lease in the run's folder that its holder renews."""
 
 import contextlib
 import json
@@ -15,26 +15,29 @@ from xactor_platform.training.run.folder import RunFolder
 
 LEASE = "lease.json"
 RENEW_S = 2.0
-STALE_S = 12.0  # without a renewal: its holder is gone
+"""Seconds between two renewals."""
+
+STALE_S = 12.0
+"""Seconds without a renewal after which the holder counts as dead."""
 
 
 class RunIsTaken(ValueError):
-    """Somebody else trains this run."""
+    """Report that another driver trains this run."""
 
 
 class LeaseLost(RuntimeError):
-    """Another driver has taken the run over."""
+    """Report that another driver has taken the run over."""
 
 
 @contextlib.contextmanager
 def lease(folder: RunFolder) -> Iterator[str]:
-    """Holds the run while inside; gives the holder's name, which `is_held` knows.
+    """Hold the run inside the block, which gets the holder's name.
 
-    A lease that a crash left is taken over: at once where its holder was a process of this machine that is gone, else
-    after seeing for 12 s that nobody renews it. No clock of another machine is trusted.
+    A lease that a crash left is taken over: at once if its holder was a process of this machine that has ended,
+    otherwise after nobody renewed it for 12 s. Clocks of other machines are not trusted.
 
     Raises:
-        RunIsTaken: its holder lives; the message says where.
+        RunIsTaken: its holder lives; the message names it.
     """
     mine = {
         "holder": uuid.uuid4().hex,
@@ -44,10 +47,11 @@ def lease(folder: RunFolder) -> Iterator[str]:
         "began": _began(os.getpid()),
         "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
     }
-    _wait_for(folder)
+    _wait_until_free(folder)
     _write(folder, mine, 0)
-    if _read(folder).get("holder") != mine["holder"]:  # both saw it free
-        raise RunIsTaken(_taken(folder, _read(folder)))
+    # Two drivers may both have seen it free; the last one to write has it.
+    if _read(folder).get("holder") != mine["holder"]:
+        raise RunIsTaken(_taken_message(folder, _read(folder)))
     ended = threading.Event()
     renewing = threading.Thread(target=_renew, args=(folder, mine, ended), daemon=True)
     renewing.start()
@@ -62,26 +66,38 @@ def lease(folder: RunFolder) -> Iterator[str]:
 
 
 def is_held(folder: RunFolder, holder: str) -> bool:
-    """Whether nobody else has it."""
+    """Return whether `holder` still has the run."""
     return _read(folder).get("holder") == holder
 
 
-def _wait_for(folder: RunFolder) -> None:
+def check_held(folder: RunFolder, holder: str) -> None:
+    """Raise LeaseLost if another driver has taken the run over.
+
+    A rank that a crash of its driver left behind must not write into the run that goes on without it.
+    """
+    if not is_held(folder, holder):
+        raise LeaseLost(f"run {folder.uri} was taken over by another driver: this one ends")
+
+
+def _wait_until_free(folder: RunFolder) -> None:
+    """Return once the run has no living holder; RunIsTaken if it has one."""
     found = _read(folder)
-    if not found or _is_gone(found):
+    if not found or _has_ended(found):
         return
-    print(f"{folder.uri}: somebody trained this run; seeing whether they still do", flush=True)
+    print(
+        f"{folder.uri}: another driver had this run; checking for {STALE_S:g} s that it has ended", flush=True
+    )
     deadline = time.monotonic() + STALE_S
     while time.monotonic() < deadline:
         time.sleep(0.25)
         now = _read(folder)
-        if not now or _is_gone(now):
+        if not now or _has_ended(now):
             return
         if now != found:
-            raise RunIsTaken(_taken(folder, now))
+            raise RunIsTaken(_taken_message(folder, now))
 
 
-def _taken(folder: RunFolder, found: dict[str, Any]) -> str:
+def _taken_message(folder: RunFolder, found: dict[str, Any]) -> str:
     return (
         f"run {folder.uri} is being trained by process {found.get('process')} on {found.get('host')} since "
         f"{found.get('since')}: stop that one (touch {folder.uri}/stop), or use another --run.name"
@@ -92,7 +108,8 @@ def _renew(folder: RunFolder, mine: dict[str, Any], ended: threading.Event) -> N
     beats = 0
     while not ended.wait(RENEW_S):
         beats += 1
-        with contextlib.suppress(OSError):  # a storage that fails for a while does not end a run
+        # Storage that fails for a while does not end a run.
+        with contextlib.suppress(OSError):
             if is_held(folder, mine["holder"]):
                 _write(folder, mine, beats)
 
@@ -108,8 +125,8 @@ def _write(folder: RunFolder, mine: dict[str, Any], beats: int) -> None:
     folder.write_text(LEASE, json.dumps({**mine, "beats": beats}) + "\n")
 
 
-def _is_gone(found: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this machine, since it was started, that exists no more."""
+def _has_ended(found: dict[str, Any]) -> bool:
+    """Return whether the holder was a process of this machine, since its boot, that has ended."""
     if found.get("host") != socket.gethostname() or found.get("boot") != _boot():
         return False
     return _began(int(found.get("process", 0))) != found.get("began")
@@ -122,7 +139,7 @@ def _boot() -> str:
 
 
 def _began(process: int) -> str:
-    """When it was started, as the kernel counts; empty for one that does not exist or has ended."""
+    """Return the start time of a process in the kernel's ticks; empty if it does not exist or has ended."""
     with contextlib.suppress(OSError, IndexError):
         state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return "" if state in "ZX" else fields[18]

@@ -1,4 +1,4 @@
-"""From a checkpoint back to a training: the newest that is whole, on any number of ranks."""
+"""Restore the newest intact checkpoint on all ranks, also on another number of ranks."""
 
 import argparse
 import contextlib
@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from xactor_platform.storage.retries import StorageUnavailable
 from xactor_platform.training.run.checkpoints import Checkpoints, Corrupt, Manifest
-from xactor_platform.training.run.health import TrainingStopped
+from xactor_platform.training.run.endings import TrainingStopped
 from xactor_platform.training.run.snapshot import TAG
 
 Result = TypeVar("Result")
@@ -23,32 +23,34 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Restored:
-    """A verified checkpoint in a folder of this node, as DeepSpeed loads it.
-
-    universal: it was written by another number of ranks, and has been converted.
-    """
+    """Describe a verified checkpoint on this node, as DeepSpeed loads it."""
 
     manifest: Manifest
+    """The checkpoint's manifest."""
     folder: str
+    """Folder on this node."""
     universal: bool
+    """Another number of ranks wrote it, and it was converted to DeepSpeed's universal form."""
 
 
 @contextmanager
 def newest_checkpoint(checkpoints: Checkpoints, parameters: int) -> Iterator[Restored | None]:
-    """On all ranks alike: the newest checkpoint that is what its manifest says, None for a new run.
+    """Give the block the newest intact checkpoint, None for a new run. All ranks call it.
 
-    The first rank of each node brings it there and verifies it. What is not whole is named aloud, and the one before is
-    tried. What a crash left behind after it is dropped, so that nothing of it mixes with what comes.
+    The first rank of each node brings the checkpoint there and verifies it. A corrupt one is reported, and the one
+    before is tried. Checkpoints that a crash left after the restored one are dropped, so that their files do not mix
+    with new ones.
 
     Args:
-        parameters: of the model that is to be trained.
+        checkpoints: the run's.
+        parameters: number of parameters of the model to train.
 
     Raises:
-        TrainingStopped: none of several is whole, or the newest is of another model or of a newer version.
+        TrainingStopped: every checkpoint is corrupt, or the newest is of another model or of a newer version.
     """
     context = ray.train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
-    complete = _from_first(lambda: checkpoints.complete())
+    complete = _on_first_rank(lambda: checkpoints.complete())
     with contextlib.ExitStack() as stack:
         own = None
         if context.get_local_rank() == 0:
@@ -70,13 +72,14 @@ def newest_checkpoint(checkpoints: Checkpoints, parameters: int) -> Iterator[Res
                 print(f"CORRUPT checkpoint {faults[-1]}; falling back to the one before", flush=True)
         if complete and not restored:
             raise TrainingStopped(f"no checkpoint of {len(complete)} can be loaded: {'; '.join(faults)}")
-        _from_first(lambda: checkpoints.sweep(after=restored.manifest.step if restored else 0))
+        _on_first_rank(lambda: checkpoints.sweep(after=restored.manifest.step if restored else 0))
         yield restored
-        dist.barrier()  # the other ranks of a node read in the first one's folder
+        # The other ranks of a node read in the first one's folder, which ends with this block.
+        dist.barrier()
 
 
 def _bring(checkpoints: Checkpoints, manifest: Manifest, own: Path | None) -> tuple[str, str]:
-    """Brings a checkpoint to every node. Returns its folder on this one, and what is wrong with it, if anything."""
+    """Bring a checkpoint to every node. Return its folder on this one, and its fault, empty if it is intact."""
     node, ranks = ray.train.get_context().get_node_rank(), dist.get_world_size()
     folder = fault = lost = ""
     if own is not None:
@@ -88,7 +91,8 @@ def _bring(checkpoints: Checkpoints, manifest: Manifest, own: Path | None) -> tu
             folder = str(target)
         except Corrupt as error:
             fault = str(error)
-        except StorageUnavailable as error:  # says nothing of the checkpoint
+        # This is no fault of the checkpoint.
+        except StorageUnavailable as error:
             lost = str(error)
     nodes: list[Any] = [None] * ranks
     dist.all_gather_object(nodes, (node, folder, fault, lost))
@@ -99,13 +103,14 @@ def _bring(checkpoints: Checkpoints, manifest: Manifest, own: Path | None) -> tu
 
 
 def _converted(source: Path, target: Path) -> Path:
-    """The same state in DeepSpeed's universal form, a file for each parameter and moment, for any number of ranks."""
+    """Convert a checkpoint to DeepSpeed's universal form, which has a file for each parameter and moment."""
     from deepspeed.checkpoint import ds_to_universal
 
     options = argparse.Namespace(
         input_folder=str(source / TAG),
         output_folder=str(target / TAG),
-        num_extract_workers=1,  # others would be forked, in a process with threads
+        # More workers would be forked, in a process with threads.
+        num_extract_workers=1,
         num_merge_workers=1,
         keep_temp_folder=False,
         strict=True,
@@ -117,8 +122,8 @@ def _converted(source: Path, target: Path) -> Path:
     return target
 
 
-def _from_first(work: Callable[[], Result]) -> Result:
-    """What `work` gives on rank 0, on all ranks; what it raises ends all."""
+def _on_first_rank(work: Callable[[], Result]) -> Result:
+    """Run `work` on rank 0, and return its result, or raise its error, on all ranks."""
     answer: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:

@@ -1,35 +1,52 @@
-"""Saving beside the training: a step waits for a copy in memory, and a thread writes that to the storage."""
+"""Save checkpoints while the training goes on: a step waits for a copy in memory, which a thread writes."""
 
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import torch.distributed as dist
+
 from xactor_platform.cluster.environment import packages
 from xactor_platform.training.run.checkpoints import FORMAT, Checkpoints, Manifest
-from xactor_platform.training.run.health import TrainingStopped
+from xactor_platform.training.run.endings import TrainingStopped
 from xactor_platform.training.run.snapshot import HostSnapshot
 
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
-    """A checkpoint that has come to exist. blocked_s: how long the steps waited; seconds: from its beginning on."""
+    """Describe a checkpoint that was finished."""
 
     step: int
+    """Global steps that were done."""
     blocked_s: float
+    """Seconds that the training waited for it."""
     seconds: float
+    """Seconds from its start to its end."""
+
+
+def agree_on_token() -> str:
+    """Return a new name for this start of the ranks, the same on all. All ranks call it."""
+    token = [uuid.uuid4().hex]
+    dist.broadcast_object_list(token, src=0)
+    return token[0]
 
 
 class Saver:
-    """One rank's side of the checkpoints. One is under way at a time: the next waits for it.
+    """Save one rank's files of the checkpoints, one checkpoint at a time: the next waits for it.
 
     Args:
-        token: of this start of the ranks, the same on all.
-        parameters, config: of what is saved, for the manifest.
-        timeout_s: how long rank 0 waits for the others' parts.
-        before_commit: on rank 0, in the thread: what must be in the storage before the checkpoint counts.
-        committed: on rank 0, in the thread.
+        checkpoints: the run's.
+        rank: this rank.
+        ranks: number of ranks.
+        token: identifies this start of the ranks, the same on all; see `agree_on_token`.
+        parameters: number of parameters of the model, for the manifest.
+        config: the resolved options, for the manifest.
+        timeout_s: seconds that rank 0 waits for the others' files.
+        before_commit: rank 0 calls it in the thread, before the checkpoint counts. What it raises prevents that.
+        committed: rank 0 calls it in the thread, after the checkpoint counts.
     """
 
     def __init__(
@@ -50,32 +67,32 @@ class Saver:
         self._before_commit, self._committed = before_commit, committed
         self._snapshot = HostSnapshot()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._under_way: Future[None] | None = None
+        self._pending: Future[None] | None = None
 
     def save(self, engine: Any, step: int, client_state: dict[str, Any], score: float | None) -> None:
-        """On all ranks alike. Raises what the last one failed with."""
+        """Start a checkpoint. All ranks call it. Raise the error of the one before, if it failed."""
         begun = time.perf_counter()
         self.wait()
         files = self._snapshot.take(engine, client_state)
         blocked_s = time.perf_counter() - begun
-        self._under_way = self._thread.submit(self._write, step, files, score, begun, blocked_s)
+        self._pending = self._thread.submit(self._write, step, files, score, begun, blocked_s)
 
     def wait(self) -> None:
-        """Until what is under way is written; raises what it failed with."""
-        if self._under_way:
-            under_way, self._under_way = self._under_way, None
-            under_way.result()
+        """Wait for the pending checkpoint, and raise its error if it failed."""
+        if self._pending:
+            pending, self._pending = self._pending, None
+            pending.result()
 
     def check(self) -> None:
-        """Raises what the last one failed with, without waiting."""
-        if self._under_way and self._under_way.done():
+        """Raise the error of the last checkpoint if it failed, without waiting."""
+        if self._pending and self._pending.done():
             self.wait()
 
     def __enter__(self) -> "Saver":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        """Waits for the last one, unless the ranks have lost each other: then it would never be complete."""
+        """Wait for the pending checkpoint, unless ranks were lost: then it would never be complete."""
         together = kind is None or issubclass(kind, TrainingStopped)
         try:
             if together:
@@ -86,10 +103,10 @@ class Saver:
     def _write(
         self, step: int, files: dict[str, Any], score: float | None, begun: float, blocked_s: float
     ) -> None:
-        self._checkpoints.write_part(step, self._rank, self._token, files)
+        self._checkpoints.write_rank(step, self._rank, self._token, files)
         if self._rank:
             return
-        written = self._checkpoints.parts(step, self._ranks, self._token, self._timeout_s)
+        written = self._checkpoints.wait_for_ranks(step, self._ranks, self._token, self._timeout_s)
         self._before_commit()
         manifest = Manifest(
             format=FORMAT,

@@ -1,4 +1,4 @@
-"""A copy of a training's state in host memory: what a checkpoint is written from while the training goes on."""
+"""Copy a training's state to host memory, from which a checkpoint is written while the training goes on."""
 
 import copy
 import os
@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
-TAG = "state"  # DeepSpeed's name for what it saves: the folder of it
+TAG = "state"
+"""DeepSpeed's tag of what it saves, and so the name of its folder."""
 
 
 class HostSnapshot:
-    """Takes what DeepSpeed would write to files into host memory, as its checkpoint engine.
+    """Take what DeepSpeed would write to files into host memory, in the role of its checkpoint engine.
 
-    The memory is kept for the next time, since pages that were never touched cost more than the copy: a rank's host
-    needs room for its state once. Pinned where the state is on a GPU.
+    The memory is kept for the next snapshot, since touching new pages costs more than the copy. The host needs room for
+    one copy of the rank's state. The memory is pinned if the state is on a GPU.
     """
 
     def __init__(self):
@@ -23,14 +24,14 @@ class HostSnapshot:
         self._buffers: dict[tuple[str, int], torch.Tensor] = {}
 
     def take(self, engine: Any, client_state: dict[str, Any]) -> dict[str, Any]:
-        """This rank's files of a checkpoint by their names: to be written before the next one is taken.
+        """Return this rank's files of a checkpoint by name. They must be written before the next snapshot.
 
-        On all ranks alike. The training may go on as soon as it returns.
+        All ranks call it. The training may go on as soon as it returns.
         """
         usual, engine.checkpoint_engine = engine.checkpoint_engine, self
         self._files = {}
         try:
-            # DeepSpeed copies two scripts beside what it saves.
+            # DeepSpeed copies two scripts next to what it saves.
             with tempfile.TemporaryDirectory(prefix="xactor-snapshot-") as self._root:
                 engine.save_checkpoint(self._root, tag=TAG, client_state=client_state, save_latest=False)
         finally:
@@ -39,7 +40,7 @@ class HostSnapshot:
             torch.cuda.synchronize()
         return self._files
 
-    # --- what DeepSpeed asks of a checkpoint engine ---
+    # DeepSpeed calls the following methods of a checkpoint engine.
 
     def save(self, state_dict: Any, path: str) -> None:
         name = os.path.relpath(path, self._root)
@@ -47,10 +48,10 @@ class HostSnapshot:
         self._files[name] = self._copied(state_dict, name, {})
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """There are no folders in memory."""
+        """Do nothing: there are no folders in memory."""
 
     def create(self, info: Any) -> None:
-        """There is nothing to begin."""
+        """Do nothing: there is nothing to prepare."""
 
     def commit(self, info: Any) -> bool:
         return True
@@ -64,16 +65,15 @@ class HostSnapshot:
     def preserves_storage_sharing(self) -> bool:
         return False
 
-    # --- copying ---
-
     def _copied(self, thing: Any, name: str, seen: dict[int, Any]) -> Any:
-        """The same structure with tensors of its own."""
+        """Return the same structure with copies of its tensors."""
         if isinstance(thing, torch.Tensor):
             if id(thing) not in seen:
                 seen[id(thing)] = self._filled(thing.detach(), name)
             return seen[id(thing)]
         if isinstance(thing, dict):
-            copied = copy.copy(thing)  # of an OrderedDict its attributes too
+            # A shallow copy keeps the attributes of an OrderedDict.
+            copied = copy.copy(thing)
             for key, value in thing.items():
                 copied[key] = self._copied(value, name, seen)
             return copied

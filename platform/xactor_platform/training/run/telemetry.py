@@ -1,4 +1,4 @@
-"""What a training shows to Prometheus: `xactor_train_*`, which Ray's agents export as `ray_xactor_train_*`."""
+"""Export a training's metrics to Prometheus: `xactor_train_*`, which Ray's agents name `ray_xactor_train_*`."""
 
 import resource
 import time
@@ -10,7 +10,7 @@ from ray.util.metrics import Counter, Gauge
 
 PREFIX = "xactor_train_"
 
-# By the column of metrics.jsonl. Of rank 0, about all of them: so a run has a handful of series, however many ranks.
+# Name and help by column of metrics.jsonl. Rank 0 exports them for all ranks, so that a run has few series.
 COLUMNS = {
     "step": ("step", "Global steps done"),
     "epoch": ("epoch", "Epoch of the data's cursor"),
@@ -29,14 +29,15 @@ COLUMNS = {
 
 
 class Telemetry:
-    """One rank's metrics.
+    """Export one rank's metrics.
 
-    Gauges of steps show the last one: steps may be longer than the time between two scrapes. They end with the rank,
-    which a panel shows as a gap; counters go on.
+    Gauges show the last step: a step may take longer than the time between two scrapes. A gauge ends with the rank,
+    which a panel shows as a gap; a counter goes on.
 
     Args:
-        run: its name, the label of every metric.
-        steps: how many it is to do.
+        run: name of the run, the label of every metric.
+        rank: this rank.
+        steps: global steps that the run is to do.
     """
 
     def __init__(self, run: str, rank: int, steps: int):
@@ -71,24 +72,24 @@ class Telemetry:
         self.bad(0)
 
     def times(self, step_s: float, waited_s: float) -> None:
-        """Every rank, after every step."""
+        """Export the times of a step. Every rank calls it after every step."""
         self._step_s.set(step_s)
         self._wait_s.set(waited_s)
         self._memory.set(_peak_memory())
 
     def step(self, row: Mapping[str, Any]) -> None:
-        """Rank 0, after every step: its row of metrics.jsonl."""
+        """Export a row of metrics.jsonl. Rank 0 calls it after every step."""
         for column, gauge in self._columns.items():
             if row.get(column) is not None:
                 gauge.set(row[column])
         self._frames.inc(row["frames"], self._run)
 
     def bad(self, samples: int) -> None:
-        """Rank 0: so many were found bad since the ranks started, on all of them."""
+        """Export the number of samples found bad on all ranks since they started. Rank 0 calls it."""
         self._bad.set(samples)
 
     def checkpoint(self, seconds: float, blocked_s: float) -> None:
-        """Rank 0: a checkpoint was finished."""
+        """Export that a checkpoint was finished. Rank 0 calls it."""
         self._save_s.set(seconds)
         self._blocked_s.set(blocked_s)
         self._saved.set(time.time())
@@ -100,7 +101,8 @@ class Telemetry:
 
 
 def _peak_memory() -> int:
-    """In bytes, since the process started."""
+    """Return the peak since the process started, in bytes."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10  # Linux counts in KiB
+    # Linux counts in KiB.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

@@ -1,4 +1,4 @@
-"""Traces of a running training, when somebody asks for one."""
+"""Trace steps of a running training on request."""
 
 import tempfile
 import time
@@ -10,20 +10,25 @@ from torch.profiler import ProfilerActivity, profile
 from xactor_platform.training.run.folder import RunFolder
 
 ASK, TRACES = "profile", "traces"
-LOOK_S = 5.0  # between two looks for the file: one costs a request of an object store
+LOOK_S = 5.0
+"""Seconds between two looks for the file; a look costs a request of an object store."""
+
 STEPS = 3
-MOST_STEPS = 50  # a step of a large model is tens of MB of trace
+"""Steps of a trace if the file names no number."""
+
+MAX_STEPS = 50
+"""Largest number of steps; the trace of one step of a large model has tens of MB."""
 
 
 class TraceOnDemand:
-    """Rank 0's `torch.profiler` trace of the next steps, once the run's folder has a file `profile`.
+    """Write rank 0's `torch.profiler` trace of the next steps when the run's folder has a file `profile`.
 
         touch runs/tiny/profile             # the next 3 steps
         echo 5 > runs/tiny/profile          # the next 5
         echo 5 | aws s3 cp - s3://bucket/runs/paper-7b/profile
 
-    The file is taken away and `traces/step-<first>.json.gz` comes in its place, for https://ui.perfetto.dev or
-    chrome://tracing. Nothing is restarted, and nothing is slower until somebody asks.
+    The file is deleted, and `traces/step-<first>.json.gz` is written for https://ui.perfetto.dev or chrome://tracing.
+    The training is not restarted, and is not slower without the file.
     """
 
     def __init__(self, folder: RunFolder):
@@ -32,7 +37,7 @@ class TraceOnDemand:
         self._first = self._left = 0
 
     def step(self, number: int) -> None:
-        """After global step `number`, from 1. A storage that fails costs the trace and not the training."""
+        """Start, continue or end a trace after a global step, counted from 1. Failing storage costs only the trace."""
         try:
             self._step(number)
         except OSError as error:
@@ -46,11 +51,11 @@ class TraceOnDemand:
                 self.close()
         elif time.monotonic() - self._looked >= LOOK_S:
             self._looked = time.monotonic()
-            if (asked := self._asked()) is not None:
-                self._begin(asked, number + 1)
+            if (steps := self._requested_steps()) is not None:
+                self._begin(steps, number + 1)
 
     def close(self) -> None:
-        """Writes what there is of a trace."""
+        """Write the trace so far."""
         if not self._profile:
             return
         done, self._profile = self._profile, None
@@ -70,16 +75,17 @@ class TraceOnDemand:
         self._profile = profile(activities=activities, record_shapes=True)
         self._profile.start()
 
-    def _asked(self) -> int | None:
-        """For how many steps, if somebody asks. What makes no sense is said in one line, and not asked again."""
-        text = self._folder.read_text(ASK, storage_timeout_s=0)  # who cannot read now looks again
+    def _requested_steps(self) -> int | None:
+        """Return the number of steps that the file asks for, None without one. Report and delete an invalid file."""
+        # If it cannot be read now, the next look reads it.
+        text = self._folder.read_text(ASK, storage_timeout_s=0)
         if text is None:
             return None
         self._folder.location.delete(ASK)
         wanted = text.strip() or str(STEPS)
-        if not wanted.isdecimal() or not 1 <= int(wanted) <= MOST_STEPS:
+        if not wanted.isdecimal() or not 1 <= int(wanted) <= MAX_STEPS:
             print(
-                f"{self._folder.uri}/{ASK} must be empty or a number of steps in 1..{MOST_STEPS}, "
+                f"{self._folder.uri}/{ASK} must be empty or a number of steps in 1..{MAX_STEPS}, "
                 f"got {wanted[:40]!r}: no trace",
                 flush=True,
             )

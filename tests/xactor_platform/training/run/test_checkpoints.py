@@ -11,8 +11,9 @@ import torch
 from xactor_platform.storage.retries import StorageUnavailable
 from xactor_platform.training.run import checkpoints as module
 from xactor_platform.training.run.checkpoints import MANIFEST, Checkpoints, Corrupt, Manifest
-from xactor_platform.training.run.folder import RunFolder, RunLog
-from xactor_platform.training.run.health import TrainingStopped
+from xactor_platform.training.run.endings import TrainingStopped
+from xactor_platform.training.run.folder import RunFolder
+from xactor_platform.training.run.run_log import RunLog
 from xactor_platform.training.run.saver import Saved, Saver
 from xactor_platform.training.run.snapshot import HostSnapshot
 
@@ -106,7 +107,7 @@ def test_without_all_parts_there_is_no_checkpoint(run):
     alone = saver_of(checkpoints, 0, timeout_s=0.1)
     alone.save(Engine(torch.zeros(8)), 2, {}, None)
     with pytest.raises(
-        TimeoutError, match=r"checkpoint-00000002: ranks \[1\] did not write their part in 0\.1 s"
+        TimeoutError, match=r"checkpoint-00000002: ranks \[1\] did not write their files in 0\.1 s"
     ):
         alone.wait()
     # The note of an earlier start does not count, though the file is there.

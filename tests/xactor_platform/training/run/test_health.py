@@ -8,46 +8,47 @@ import torch
 import torch.distributed as dist
 
 from xactor_platform.training.run import health
-from xactor_platform.training.run.health import CollectiveTimeout, Lag, OutOfMemory, Spikes, Watch
-from xactor_platform.training.run.recorder import last_attempts
+from xactor_platform.training.run.endings import CollectiveTimeout, OutOfMemory
+from xactor_platform.training.run.health import Lag, Spikes, Watch
+from xactor_platform.training.run.run_log import last_attempts
 
 
 def test_a_loss_that_stands_out_is_counted_and_a_slow_change_is_not():
     spikes = Spikes(3.0)
-    assert not any(spikes.seen(1.0 / (1 + step)) for step in range(60))
-    assert spikes.seen(0.5)
-    assert spikes.seen(float("nan"))
-    assert spikes.seen(float("inf"))
-    assert not spikes.seen(0.05)
+    assert not any(spikes.add(1.0 / (1 + step)) for step in range(60))
+    assert spikes.add(0.5)
+    assert spikes.add(float("nan"))
+    assert spikes.add(float("inf"))
+    assert not spikes.add(0.05)
     assert spikes.count == 3
 
 
 def test_nothing_stands_out_from_the_first_steps():
     spikes = Spikes(3.0)
-    assert not any(spikes.seen(loss) for loss in (1.0, 100.0, 0.01, 50.0))
+    assert not any(spikes.add(loss) for loss in (1.0, 100.0, 0.01, 50.0))
 
 
 def test_a_loss_is_held_against_those_of_its_phase():
     phases = ["motion"] * 20 + ["frames"] * 20
     losses = [0.01] * 20 + [0.2] * 15 + [0.9] + [0.2] * 4
     spikes = Spikes(3.0)
-    seen = [spikes.seen(loss, phase) for loss, phase in zip(losses, phases, strict=True)]
+    seen = [spikes.add(loss, phase) for loss, phase in zip(losses, phases, strict=True)]
     assert [step for step, spike in enumerate(seen) if spike] == [35]
     rows = [{"loss": loss, "phase": phase} for loss, phase in zip(losses, phases, strict=True)]
-    assert not Spikes(3.0, rows[:20]).seen(0.2, "frames")
-    assert Spikes(3.0, rows[:35]).seen(0.9, "frames")
+    assert not Spikes(3.0, rows[:20]).add(0.2, "frames")
+    assert Spikes(3.0, rows[:35]).add(0.9, "frames")
 
 
 def test_a_run_that_goes_on_counts_on_as_if_it_had_not_stopped():
     losses = [1.0, 1.1, 0.9] * 6 + [9.0] + [1.0] * 5 + [8.0, 1.0, 7.0]
     rows, whole = [], Spikes(3.0)
     for step, loss in enumerate(losses, start=1):
-        whole.seen(loss)
+        whole.add(loss)
         rows.append({"step": step, "attempt": 1, "loss": loss, "loss_spikes": whole.count})
     for done in (0, 5, 19, 24):
         again = Spikes(3.0, last_attempts(rows, done))
         for loss in losses[done:]:
-            again.seen(loss)
+            again.add(loss)
         assert again.count == whole.count == 3
 
 
@@ -61,10 +62,10 @@ def test_of_each_step_the_last_attempt_counts():
 
 def test_a_rank_that_lags_is_named_with_its_place_once_a_minute():
     lag = Lag(["10.0.0.1", "10.0.0.1", "10.0.0.2"])
-    said = [lag.found([0.10, 0.11, 0.50]) for _ in range(3 * health.LAG_STEPS)]
+    said = [lag.message([0.10, 0.11, 0.50]) for _ in range(3 * health.LAG_STEPS)]
     found = [line for line in said if line]
     assert found == [
-        "rank 2 on 10.0.0.2 keeps the others waiting: it takes 0.500 s a step for itself, the others 0.105 s"
+        "rank 2 on 10.0.0.2 keeps the others waiting: it takes 0.500 s of each step by itself, the others 0.105 s"
     ]
     assert said.index(found[0]) == health.LAG_STEPS - 1  # one slow step is none
 
@@ -72,7 +73,7 @@ def test_a_rank_that_lags_is_named_with_its_place_once_a_minute():
 @pytest.mark.parametrize("own_s", [[0.1], [0.1, 0.19], [0.1, 0.15, 0.12, 0.18]])
 def test_ranks_that_take_about_as_long_do_not_lag(own_s):
     lag = Lag(["here"] * len(own_s))
-    assert not any(lag.found(own_s) for _ in range(100))
+    assert not any(lag.message(own_s) for _ in range(100))
 
 
 def in_vain(rank: int, ranks: int, meeting: str, absent: int, gone, told) -> None:
@@ -86,7 +87,7 @@ def in_vain(rank: int, ranks: int, meeting: str, absent: int, gone, told) -> Non
     watch = Watch(2)
     watch.step = 7
     group = dist.new_group()  # as DeepSpeed makes its own
-    watch.cover()
+    watch.limit_groups()
     if rank == absent:
         gone.wait(60)
         return

@@ -97,18 +97,18 @@ def test_a_lease_that_was_taken_over_is_not_taken_back(run):
 
 def test_a_file_asks_a_run_to_stop_and_only_rank_0_looks(run, tmp_path):
     first, second = Notices(run, 0), Notices(run, 1)
-    assert not first.stop(first.seen())
+    assert not first.stop(first.flags())
     run.write_text(ASK, "")
-    assert second.seen() == 0
-    assert first.stop(first.seen())
-    assert second.stop(first.seen())  # as it hears of it
+    assert second.flags() == 0
+    assert first.stop(first.flags())
+    assert second.stop(first.flags())  # as it hears of it
 
 
 def test_nobody_asks_an_object_store_or_ray_at_every_step(run, monkeypatch):
     asker, looks = Notices(run, 0), []
     asker._every_s = notices.LOOK_S
     monkeypatch.setattr(run, "read_text", lambda *_, **__: looks.append(1))
-    assert [asker.seen() for _ in range(50)] == [0] * 50
+    assert [asker.flags() for _ in range(50)] == [0] * 50
     assert len(looks) <= 1
 
 
@@ -119,9 +119,9 @@ def test_a_node_that_will_leave_makes_one_checkpoint(run, monkeypatch, capsys):
     asked = iter(answers)
     monkeypatch.setattr("ray.train.get_preemption_info", lambda: next(asked))
     rank_0 = Notices(run, 0)
-    assert not rank_0.leaving(rank_0.seen())  # asked Ray every five seconds only
+    assert not rank_0.leaving(rank_0.flags())  # asked Ray every five seconds only
     monkeypatch.setattr(notices, "ASK_RAY_S", 0.0)
-    assert [rank_0.leaving(rank_0.seen()) for _ in answers] == [False, True, False, True, False]
+    assert [rank_0.leaving(rank_0.flags()) for _ in answers] == [False, True, False, True, False]
     assert "nodes are about to leave (n1, n2): making a checkpoint" in capsys.readouterr().out
 
 

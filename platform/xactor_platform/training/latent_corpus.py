@@ -1,0 +1,83 @@
+"""Find out what stage 2 must know about its corpus: the latents' moments and the audio encoder of the features."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from xactor_platform.data.batch import read_batch
+from xactor_platform.data.index import Index
+from xactor_platform.data.plan import PlanConfig, plan_epoch
+
+MOMENT_FRAMES = 200_000
+"""Frames that the moments are taken from, at least, where the corpus has that many."""
+
+MIN_STD = 1e-3
+"""Lower bound of a deviation. A latent dimension that the corpus never moves must not be scaled up."""
+
+
+def latent_moments(index: Index, plan: PlanConfig) -> tuple[list[float], list[float]]:
+    """Return the mean and the standard deviation of the latents, [D] each, over a seeded subset of the corpus."""
+    count = 0
+    total = square = np.zeros(index.frame_shape.latent_width)
+    order = plan_epoch(index.frames, index.shard, plan, 0)
+    for step in range(order.steps):
+        for micro_batch in order.step(step):
+            if micro_batch.is_filler:
+                continue
+            batch = read_batch(index, micro_batch)
+            z = batch.motion[batch.mask].astype(np.float64)  # [frames, D]
+            count += len(z)
+            total = total + z.sum(0)
+            square = square + (z**2).sum(0)
+        if count >= MOMENT_FRAMES:
+            break
+    if not count:
+        raise ValueError(f"{index.location.uri}: no readable sample to take the latents' statistics from")
+    mean = total / count
+    std = np.sqrt(np.maximum(square / count - mean**2, MIN_STD**2))
+    return mean.tolist(), std.tolist()
+
+
+def find_audio_encoder(shards: str, configured: str | None) -> str | None:
+    """Return the folder of the audio encoder that made the features, None if it is not known.
+
+    Args:
+        shards: folder or URI of the shards. `audio_encoder` is looked for in a local folder, and then next to it.
+        configured: the folder that the config names, if any.
+
+    Raises:
+        FileNotFoundError: the configured folder does not exist.
+    """
+    if configured is not None:
+        if not Path(configured).is_dir():
+            raise FileNotFoundError(f"no audio encoder in {configured}: the folder does not exist")
+        return str(Path(configured).absolute())
+    if "://" in shards:
+        return None
+    folder = Path(shards).absolute()
+    candidates = (folder / "audio_encoder", folder.parent / "audio_encoder")
+    return next((str(found) for found in candidates if found.is_dir()), None)
+
+
+def audio_feature_warning(shards: str, layers: int, width: int, audio_encoder: str | None) -> str | None:
+    """Return one line if the audio features are not Wav2Vec2's, as the paper's are; otherwise None.
+
+    Args:
+        shards: folder or URI of the shards.
+        layers: L of the features.
+        width: F of the features.
+        audio_encoder: local folder of the encoder that made the features; None if it is not known.
+    """
+    how = "make Wav2Vec2 features by jobs/precompute.py --audio-encoder FOLDER_OF_A_WAV2VEC2_MODEL"
+    features = f"the audio features of {shards} ([{layers}, {width}] a frame)"
+    if audio_encoder is None:
+        return (
+            f"{features} have no audio_encoder/ that says what they are, and the export will lack one: "
+            f"name it by --data.audio-encoder, or {how}"
+        )
+    config_file = Path(audio_encoder) / "preprocessor_config.json"
+    config = json.loads(config_file.read_text()) if config_file.exists() else {}
+    if config.get("feature_extractor_type") == "LogMelEncoder":
+        return f"{features} are log-mel energies, where the paper has Wav2Vec2's: {how}"
+    return None

@@ -1,0 +1,67 @@
+"""Join the ranks in a torch process group without importing torch in the driver and in Ray Train's controller.
+
+Ray's own TorchConfig does the same, but its module imports torch wherever it is unpickled, which takes seconds of the
+start of a training.
+"""
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError
+from ray.train._internal.utils import get_address_and_port
+from ray.train.backend import Backend, BackendConfig
+
+LEAVE_TIMEOUT_S = 30.0
+
+
+@dataclass
+class ProcessGroupConfig(BackendConfig):
+    """Configure the process group of the ranks."""
+
+    backend: str = "gloo"
+    """`nccl` between GPUs, `gloo` between CPUs."""
+    timeout_s: int = 1800
+    """Seconds that a collective waits."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return ProcessGroup
+
+
+class ProcessGroup(Backend):
+    """Start and end the process group, from Ray Train's controller."""
+
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: ProcessGroupConfig) -> None:  # pyright: ignore
+        address, port = worker_group.execute_single(0, get_address_and_port)
+        config = backend_config
+        worker_group.execute(_join, config.backend, address, port, config.timeout_s)
+
+    def on_shutdown(self, worker_group: Any, backend_config: ProcessGroupConfig) -> None:  # pyright: ignore
+        with contextlib.suppress(GetTimeoutError):
+            ray.get(worker_group.execute_async(_leave), timeout=LEAVE_TIMEOUT_S)
+
+
+def _join(backend: str, address: str, port: int, timeout_s: int) -> None:
+    """Join the group. Every rank runs this."""
+    import ray.train
+    from ray.train.torch import config
+
+    os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    config._set_torch_distributed_env_vars()
+    context = ray.train.get_context()
+    rank, ranks = context.get_world_rank(), context.get_world_size()
+    config._setup_torch_process_group(backend, rank, ranks, "env://", timeout_s)
+
+
+def _leave() -> None:
+    """Leave the group. Every rank runs this."""
+    import torch.distributed as dist
+    from ray.train.torch import config
+
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    config._shutdown_torch(destroy_process_group=ranks > 1)

@@ -1,0 +1,53 @@
+"""Name the ways in which a training ends. Imports no torch: the driver reads these from the ranks."""
+
+from dataclasses import dataclass
+
+from ray.exceptions import OutOfMemoryError
+
+from xactor_platform.storage.retries import StorageUnavailable
+from xactor_platform.training.run.lease import LeaseLost
+
+
+@dataclass(frozen=True)
+class RankResult:
+    """Tell the driver how the ranks ended. With neither field set they did all steps."""
+
+    stopped: str | None = None
+    """The reason why the training cannot go on. A restart would not help."""
+    requested: bool = False
+    """A signal or a file asked the ranks to stop before the last step."""
+
+
+class TrainingStopped(ValueError):
+    """Stop the run on every rank: it cannot go on, and a retry would not help."""
+
+
+class CollectiveTimeout(RuntimeError):
+    """Report ranks that did not join a collective in time; the message names them."""
+
+
+class OutOfMemory(RuntimeError):
+    """Report that a rank has no memory left."""
+
+
+NAMED = (CollectiveTimeout, OutOfMemory, StorageUnavailable, LeaseLost, OutOfMemoryError)
+
+
+def root_cause(error: BaseException) -> str:
+    """Return the innermost cause that Ray wrapped, in one line; of several ranks, a named one first."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    causes = [_innermost(failure) for failure in failures.values()]
+    named = [cause for cause in causes if isinstance(cause, NAMED)]
+    cause = (named or causes)[0]
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    # Our named errors have one line. Ray's OutOfMemoryError has its cause in the first of many.
+    return f"{type(cause).__name__}: {lines[0 if named else -1] if lines else ''}"
+
+
+def _innermost(cause: BaseException) -> BaseException:
+    while not isinstance(cause, NAMED):
+        inner = getattr(cause, "cause", None) or cause.__cause__
+        if inner is None:
+            break
+        cause = inner
+    return cause

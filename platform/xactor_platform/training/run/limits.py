@@ -1,0 +1,40 @@
+"""Stop a run that loses too much: bad samples, and steps without an update."""
+
+from collections.abc import Sequence
+
+from xactor_platform.data.index import BadSample
+from xactor_platform.data.plan import Step
+from xactor_platform.training.run.endings import TrainingStopped
+from xactor_platform.training.train_config import StageConfig
+
+
+class Limits:
+    """Count what the ranks lost since they started, and stop the run past its bounds, on all ranks alike."""
+
+    def __init__(self, config: StageConfig):
+        self._max_bad_fraction = config.data.max_bad_fraction
+        self._max_skipped_steps = config.train.max_skipped_steps
+        self._bad = self._read = 0
+
+    def check_samples(self, bad: Sequence[BadSample], step: Step) -> None:
+        """Raise TrainingStopped if too many of the samples read so far are bad.
+
+        Args:
+            bad: the samples of this step, of all ranks, that were found bad.
+            step: what was read.
+        """
+        self._read += sum(len(batch.row) for batch in step.micro_batches)
+        self._bad += len(bad)
+        if bad and self._bad > self._max_bad_fraction * self._read:
+            raise TrainingStopped(
+                f"{self._bad} of {self._read} samples read so far are bad, more than data.max_bad_fraction "
+                f"({self._max_bad_fraction:g}) allows; the last: {bad[-1]}"
+            )
+
+    def check_updates(self, step: int, skipped: int) -> None:
+        """Raise TrainingStopped if too many steps of the run had no update. `step` is the last, counted from 1."""
+        if skipped > self._max_skipped_steps:
+            raise TrainingStopped(
+                f"{skipped} steps had a gradient that is not finite, more than train.max_skipped_steps "
+                f"({self._max_skipped_steps}) allows; the last is step {step}"
+            )

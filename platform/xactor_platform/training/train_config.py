@@ -1,0 +1,295 @@
+"""Configure a training run: frozen dataclasses, from which tyro builds the command line.
+
+This module and the two stages' configs import no torch, so that a command line parses at once.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
+
+from xactor_platform.data.plan import PlanConfig
+from xactor_platform.storage.location import absolute
+
+if TYPE_CHECKING:
+    from xactor_platform.data.index import Index
+    from xactor_platform.training.training_stage import TrainingStage
+
+Facts = dict[str, Any]
+"""What the driver finds out about the corpus for all ranks. It is saved in the run's config.json."""
+
+RESUMABLE = (
+    "run.",
+    "scale.",
+    "train.steps",
+    "train.evaluate",
+    "train.checkpoint",
+    "train.keep",
+    "train.max_skipped",
+    "train.loss_spike",
+    "train.sheet",
+    "train.log_samples",
+    "train.tensorboard",
+)
+"""Prefixes of the options that may change when a run is resumed."""
+
+
+def at_least(owner: object, low: float, *names: str) -> None:
+    """Raise ValueError if one of the fields is less than `low`."""
+    for name in names:
+        if getattr(owner, name) < low:
+            raise ValueError(f"{name} must be >= {low:g}, got {getattr(owner, name):g}")
+
+
+def positive(owner: object, *names: str) -> None:
+    """Raise ValueError if one of the fields is not greater than 0."""
+    for name in names:
+        if not getattr(owner, name) > 0:
+            raise ValueError(f"{name} must be > 0, got {getattr(owner, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Configure where a run is kept."""
+
+    storage: str = "runs"
+    """Folder or URI (s3://, gs://) that holds the runs."""
+    name: str = "tiny"
+    """Name of this run's folder in the storage."""
+    resume: bool = False
+    """Require that the run exists. Options that are not given keep the values of its saved config."""
+    storage_timeout_s: int = 120
+    """Seconds, >= 0, that failing storage is retried before the run ends. Training goes on meanwhile."""
+
+    def __post_init__(self):
+        at_least(self, 0, "storage_timeout_s")
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise ValueError(f"run name must be a plain folder name, got {self.name!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleConfig:
+    """Configure the ranks, and what each of them gets."""
+
+    ranks: int = 2
+    """Worker processes. The number must divide train.micro_batches, and may change when the run is resumed."""
+    min_ranks: int | None = None
+    """Ranks to go on with after nodes are lost, 1..ranks; more join when nodes come back. None always needs `ranks`."""
+    resize_s: int = 60
+    """Seconds, >= 1, between two checks for room for more ranks."""
+    cpus_per_rank: float = 0.5
+    """CPUs reserved for each rank, >= 0. Leave at least one CPU of the cluster to Ray Data."""
+    threads: int = 1
+    """Torch threads of a rank on CPU, >= 1. A resumed run is bit-equal only with the same number."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """`gpu` reserves one GPU for each rank; `auto` does so if the cluster has any GPU."""
+    start_timeout_s: int = 30
+    """Seconds, >= 1, to wait for the cluster to grow to the resources that the ranks need."""
+    collective_timeout_s: int = 600
+    """Seconds, >= 1, that a rank waits for the others before the training fails."""
+    max_failures: int = 2
+    """Times, >= 0, that the ranks are restarted from the last checkpoint."""
+
+    def __post_init__(self):
+        at_least(self, 1, "ranks", "threads", "start_timeout_s", "collective_timeout_s", "resize_s")
+        at_least(self, 0, "max_failures", "cpus_per_rank")
+        if self.min_ranks is not None and not 1 <= self.min_ranks <= self.ranks:
+            raise ValueError(f"min_ranks must be in 1..ranks ({self.ranks}), got {self.min_ranks}")
+
+    @classmethod
+    def one_gpu(cls) -> Self:
+        """Return the scale of the `small` presets."""
+        return cls(ranks=1, cpus_per_rank=4, threads=4, device="gpu", start_timeout_s=600)
+
+    @classmethod
+    def gpu_cluster(cls, ranks: int) -> Self:
+        """Return the scale of the paper's presets: one GPU for each rank, on nodes that may take long to come."""
+        return cls(
+            ranks=ranks,
+            cpus_per_rank=8,
+            threads=8,
+            device="gpu",
+            start_timeout_s=1800,
+            collective_timeout_s=1800,
+            max_failures=20,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Configure the corpus to train on."""
+
+    shards: str
+    """Folder or URI (s3://, gs://) of the shards."""
+    max_bad_fraction: float = 0.0
+    """Fraction of the samples, 0..1, that may be unusable before the run stops."""
+
+    def __post_init__(self):
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"max_bad_fraction must be within 0..1, got {self.max_bad_fraction}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Configure the optimization, and what is recorded of it."""
+
+    steps: int = 400
+    """Global steps. Each trains on micro_batches micro-batches of at most budget_frames padded frames."""
+    seed: int = 0
+    """Seed, >= 0, of the initial weights, of the order of the samples and of their noise."""
+    learning_rate: float = 1e-4
+    """Highest learning rate of AdamW, > 0."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW."""
+    warmup_steps: int = 20
+    """Steps of the linear warm-up of the learning rate, >= 0."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up: `constant`, or a `cosine` down to a tenth."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradients, > 0; longer ones are scaled down to it."""
+    micro_batches: int = 16
+    """Micro-batches of one global step over all ranks, >= 1."""
+    budget_frames: int = 512
+    """Largest number of frames in a micro-batch, padding included."""
+    shuffle_shards: int = 16
+    """Shards that are shuffled together, >= 1. More mixes better, fewer reads more locally."""
+    evaluate_every: int = 100
+    """Steps between two evaluations of the held-out loss. 0 evaluates at the end only."""
+    evaluate_frames: int = 4096
+    """Held-out frames of one evaluation, >= 0."""
+    checkpoint_every: int = 200
+    """Steps between two checkpoints. 0 saves at the end only."""
+    keep_checkpoints: int = 3
+    """Number of the newest checkpoints to keep, >= 1."""
+    keep_best: int = 1
+    """Number of the checkpoints with the lowest held-out loss to keep as well, >= 0."""
+    max_skipped_steps: int = 20
+    """Steps without an update, because a gradient was not finite, that are allowed before the run stops, >= 0."""
+    loss_spike: float = 3.0
+    """Factor, > 0. A loss of more than this times the median of its phase's last 50 is logged and counted."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto` is bf16 on a GPU and fp32 on a CPU."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    overlap_comm: bool = False
+    """Overlap DeepSpeed's reduction with the backward pass. Off, because it has had races with ZeRO-2."""
+    log_samples: bool = False
+    """Write every sample of every step to samples.jsonl."""
+    tensorboard: bool = False
+    """Write the metrics to the run's folder `tensorboard` as well."""
+
+    def __post_init__(self):
+        at_least(self, 1, "steps", "micro_batches", "budget_frames", "shuffle_shards", "keep_checkpoints")
+        at_least(self, 0, "seed", "warmup_steps", "evaluate_every", "evaluate_frames", "checkpoint_every")
+        at_least(self, 0, "keep_best", "max_skipped_steps")
+        positive(self, "learning_rate", "clip_norm", "loss_spike")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig(ABC):
+    """Configure a training of stage 1 or 2."""
+
+    locations: ClassVar[tuple[str, ...]] = ("run.storage", "data.shards")
+    """Options that hold a path or a URI."""
+    whole_samples: ClassVar[bool] = False
+    """Train on samples of exactly sample_frames frames, for models that take no padding."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    """Options of the run's folder."""
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    """Options of the ranks."""
+    data: DataConfig
+    """Options of the corpus."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Options of the optimization."""
+
+    def __post_init__(self):
+        self.plan.check_ranks(self.scale.ranks)
+
+    @property
+    @abstractmethod
+    def sample_frames(self) -> int:
+        """The number of frames of the longest sample; longer clips are cut."""
+
+    @abstractmethod
+    def prepare(self, index: "Index", saved: Facts | None) -> Facts:
+        """Check on the driver, before anything starts, that the corpus and the config fit, and return the facts.
+
+        Args:
+            index: the whole corpus.
+            saved: what an earlier start of this run saved in config.json; None for a new run.
+
+        Raises:
+            ValueError, OSError: the training cannot work.
+        """
+
+    @abstractmethod
+    def training_stage(self) -> "type[TrainingStage]":
+        """Import and return the class that trains this config. Only ranks call it: it needs torch."""
+
+    @property
+    def plan(self) -> PlanConfig:
+        """The rules by which epochs are cut into global steps."""
+        return PlanConfig(
+            seed=self.train.seed,
+            micro_batches=self.train.micro_batches,
+            budget_frames=self.train.budget_frames,
+            context_frames=self.sample_frames,
+            shuffle_shards=self.train.shuffle_shards,
+            whole=self.whole_samples,
+        )
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, dict[str, Any]]) -> Self:
+        """Return the config that `as_dict` saved. ValueError names an option that this version does not know."""
+        types = {section.name: cast(type, section.type) for section in fields(cls)}
+        try:
+            return cls(**{name: types[name](**options) for name, options in saved.items()})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the saved config is of another version: {error}") from error
+
+    def located(self) -> Self:
+        """Return the config with absolute paths: a worker's current folder differs from the driver's."""
+        sections: dict[str, Any] = {}
+        for option in self.locations:
+            section, name = option.split(".")
+            options = sections.get(section, getattr(self, section))
+            location = getattr(options, name)
+            sections[section] = replace(options, **{name: location and absolute(location)})
+        return replace(self, **sections)
+
+
+def as_dict(config: StageConfig) -> dict[str, Any]:
+    """Return the config as JSON holds it: with lists in place of tuples."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def refuse_changes(saved: dict[str, Any], given: dict[str, Any], uri: str) -> None:
+    """Raise ValueError naming the options that a resumed run must not change.
+
+    Args:
+        saved: the config of the earlier start.
+        given: the config of this start.
+        uri: the run or the checkpoint that the message names.
+    """
+    before, now = _flat(saved), _flat(given)
+    changed = [
+        f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and not name.startswith(RESUMABLE)
+    ]
+    if changed:
+        raise ValueError(
+            f"run {uri} exists with another config ({'; '.join(changed)}): "
+            f"use another --run.name, or --run.resume without these options"
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
