@@ -77,7 +77,7 @@ class Sandbox:
             from pebble import ProcessPool
         except ImportError as error:
             raise ImportError(
-                "a sandbox needs pebble: install xactor[serving], xactor[platform] or pebble"
+                "a sandbox needs pebble: install xactor-ray[serving], xactor-ray[platform] or pebble"
             ) from error
         self._memory_bytes = memory_bytes
         self._pool = ProcessPool(

@@ -24,14 +24,14 @@ from xactor.motion import SamplingConfig
 from xactor.pipeline import XActorPipeline
 from xactor.render import (
     MotionEncoder,
-    Parts,
+    Components,
     ReferenceUNet,
     RenderConfig,
     Renderer,
     RendererUNet,
-    random_parts,
+    random_components,
 )
-from xactor.render.parts import ddim_scheduler
+from xactor.render.components import ddim_scheduler
 
 Size = Literal["tiny", "sd15"]
 
@@ -202,14 +202,14 @@ def _animatediff(case: Case, device: torch.device, dtype: torch.dtype):
     return once
 
 
-def make_parts(size: Size, image_size: int, device: torch.device) -> Parts:
+def make_parts(size: Size, image_size: int, device: torch.device) -> Components:
     """Random ones of either size; SD1.5's are made on the device, as a CPU takes long over them."""
     if size == "tiny":
-        return random_parts(image_size=image_size)
+        return random_components(image_size=image_size)
     latents = image_size // 8
     scheduler = ddim_scheduler()
     with device:
-        return Parts(
+        return Components(
             motion_encoder=MotionEncoder(),
             unet=RendererUNet(sample_size=latents),
             reference_unet=ReferenceUNet(sample_size=latents),

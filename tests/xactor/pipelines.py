@@ -6,13 +6,13 @@ from motion_models import small_model
 from xactor.audio.encoder import LogMelEncoder
 from xactor.motion import MotionScheduler
 from xactor.pipeline import XActorPipeline
-from xactor.render import random_parts
+from xactor.render import random_components
 
 LATENT_DIM = 32
 
 
 def small_pipeline(**changes) -> XActorPipeline:
-    parts = random_parts(
+    components = random_components(
         image_size=64,
         channels=(32, 64),
         vae_channels=(16, 32, 48),
@@ -22,7 +22,7 @@ def small_pipeline(**changes) -> XActorPipeline:
         latent_dim=LATENT_DIM,
     )
     torch.manual_seed(1)
-    for weight in parts.unet.parameters():
+    for weight in components.unet.parameters():
         if not weight.any():  # what starts at zero would hide the motion and the time
             torch.nn.init.normal_(weight, std=0.2)
     return XActorPipeline(
@@ -30,7 +30,7 @@ def small_pipeline(**changes) -> XActorPipeline:
             "motion": small_model(latent_dim=LATENT_DIM, audio_layers=1, audio_dim=64),
             "motion_scheduler": MotionScheduler(),
             "audio_encoder": LogMelEncoder(mels=16),
-            **vars(parts),
+            **vars(components),
             **changes,
         }
     )

@@ -1,11 +1,12 @@
-"""Small renderers for tests."""
+"""Build small renderers for tests."""
 
 import torch
 
-from xactor.render import Parts, random_parts
+from xactor.render import Components, random_components
 
 
-def small_parts(**options) -> Parts:
+def small_components(**options) -> Components:
+    """Return components of 32 px from random weights."""
     sizes = {
         "image_size": 32,
         "channels": (16, 32),
@@ -13,13 +14,13 @@ def small_parts(**options) -> Parts:
         "latent_channels": 8,
         "encoder_channels": (8, 16, 16),
     }
-    return random_parts(**{**sizes, **options}, motion_width=80, motion_tokens=4, latent_dim=32)
+    return random_components(**{**sizes, **options}, motion_width=80, motion_tokens=4, latent_dim=32)
 
 
-def awake(parts: Parts) -> Parts:
-    """With what starts at zero made random: a test must see the motion and the time."""
+def awake(components: Components) -> Components:
+    """Make random what starts at zero, so that motion and time have an effect in a test."""
     torch.manual_seed(1)
-    for parameter in [*parts.unet.parameters(), *parts.vae.parameters()]:
+    for parameter in [*components.unet.parameters(), *components.vae.parameters()]:
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.2)
-    return parts
+    return components

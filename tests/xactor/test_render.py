@@ -1,4 +1,4 @@
-"""The renderer: its windows, its parts from nothing, its published layouts."""
+"""Test the renderer: its windows, its components from random weights, its published layouts."""
 
 import itertools
 import logging
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.models.unets.unet_motion_model import MotionAdapter
-from render_models import awake, small_parts
+from render_models import awake, small_components
 
 from xactor.render import (
     Blend,
@@ -21,7 +21,7 @@ from xactor.render import (
     RenderConfig,
     Renderer,
     Window,
-    published_parts,
+    published_components,
     render_windows,
 )
 from xactor.render.attention import Locality
@@ -35,7 +35,7 @@ SMALL = RenderConfig(steps=2, window_frames=6, overlap_frames=2)
 
 @pytest.fixture(scope="module")
 def renderer() -> Renderer:
-    return Renderer(**vars(awake(small_parts())))
+    return Renderer(**vars(awake(small_components())))
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +49,16 @@ def z() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 5, 6, 7, 10, 11, 12, 23])
-@pytest.mark.parametrize("piece", [1, 4, 50])
-def test_windows_are_the_same_whole_and_piecewise(frames, piece):
+@pytest.mark.parametrize("at_once", [1, 4, 50])
+def test_windows_do_not_depend_on_how_latents_arrive(frames, at_once):
     z = torch.arange(frames, dtype=torch.float32)[:, None]
-    found = list(windows_of(z.split(piece), SMALL, torch.cat))
-    assert [(first, first + len(part)) for first, part in found] == render_windows(frames, SMALL)
-    assert all(part[0, 0] == first for first, part in found)
+    found = list(windows_of(z.split(at_once), SMALL, torch.cat))
+    assert [(first, first + len(own)) for first, own in found] == render_windows(frames, SMALL)
+    assert all(own[0, 0] == first for first, own in found)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 6, 7, 10, 11, 12, 23])
-def test_blended_windows_are_the_whole_video(frames):
+def test_blended_windows_equal_the_whole_video(frames):
     blend, out = Blend(SMALL), []
     video = np.random.default_rng(frames).integers(0, 255, (frames, 2, 2, 3), dtype=np.uint8)
     for first, end in render_windows(frames, SMALL):
@@ -76,7 +76,7 @@ def test_an_overlap_fades_from_one_window_to_the_next():
 
 
 @pytest.mark.parametrize("cfg", [1.0, 2.5])
-def test_windows_of_several_videos_side_by_side_equal_each_alone(renderer, portrait, z, cfg):
+def test_windows_batched_equal_each_alone(renderer, portrait, z, cfg):
     config = RenderConfig(steps=2, cfg=cfg, window_frames=6, overlap_frames=2)
     windows = [
         Window(reference=renderer.reference(picture), z=z[at : at + 5], seed=at, first_frame=2 * at)
@@ -85,12 +85,12 @@ def test_windows_of_several_videos_side_by_side_equal_each_alone(renderer, portr
     together = renderer.windows(windows, config)
     for window, frames in zip(windows, together, strict=True):
         own = renderer.windows([window], config)[0]
-        assert np.abs(own.astype(int) - frames).max() <= 1  # sums in another order may round otherwise
+        assert np.abs(own.astype(int) - frames).max() <= 1, "only rounding may differ"
     with pytest.raises(ValueError, match=r"alike in length, got \[3, 5\]"):
         renderer.windows([windows[0], replace(windows[1], z=z[:3])], config)
 
 
-def test_a_window_depends_on_nothing_but_itself(renderer, portrait, z):
+def test_a_window_depends_only_on_itself(renderer, portrait, z):
     reference = renderer.reference(portrait)
     video = list(renderer.render(reference, z, seed=3, config=SMALL))
     assert len(video) == 13
@@ -98,19 +98,19 @@ def test_a_window_depends_on_nothing_but_itself(renderer, portrait, z):
     np.testing.assert_array_equal(np.stack(video), np.stack(again))
     window = Window(reference=reference, z=z[4:10], seed=3, first_frame=4, origin=z[0])
     [second] = renderer.windows([window], SMALL)
-    np.testing.assert_array_equal(np.stack(video[6:8]), second[2:4])  # what no neighbour shares
+    np.testing.assert_array_equal(np.stack(video[6:8]), second[2:4])  # the frames that no neighbour shares
     [other] = renderer.windows([replace(window, seed=4)], SMALL)
     assert (other != second).any()
 
 
-def test_a_performance_begins_as_the_portrait_is(renderer, portrait, z):
-    """Whoever its latents are of: what moves is what they have changed since the first."""
+def test_a_performance_starts_from_the_portrait_unmoved(renderer, portrait, z):
+    """Only the change of latents since the first one counts, whoever they are of."""
     reference = renderer.reference(portrait)
     video = np.stack(list(renderer.render(reference, z, seed=3, config=SMALL))).astype(int)
     of_another = np.stack(list(renderer.render(reference, z + 2.0, seed=3, config=SMALL)))
     assert np.abs(video - of_another).max() <= 1
-    as_it_is = torch.cat([reference.z, reference.z + z[1:6] - z[0]])
-    window = renderer.window(reference, as_it_is, seed=3, first_frame=0, config=SMALL)
+    from_portrait = torch.cat([reference.z, reference.z + z[1:6] - z[0]])
+    window = renderer.window(reference, from_portrait, seed=3, first_frame=0, config=SMALL)
     assert np.abs(video[:4] - window[:4]).max() <= 1
     assert (
         np.abs(video[:4] - renderer.window(reference, z[:6], seed=3, first_frame=0, config=SMALL)[:4]).max()
@@ -118,24 +118,24 @@ def test_a_performance_begins_as_the_portrait_is(renderer, portrait, z):
     )
 
 
-def test_what_does_not_move_is_guessed_as_it_is(renderer, portrait):
-    """So the branch without motion takes the portrait's own latents, which are there already."""
+def test_an_unmoved_portrait_is_guessed_unchanged(renderer, portrait):
+    """The unconditional branch may take the portrait's own latents instead of a guess."""
     reference = renderer.reference(portrait)
     with torch.no_grad():
         guess = renderer._guess(reference, reference.z.expand(5, -1))
     torch.testing.assert_close(guess, reference.latents.expand_as(guess), rtol=1e-4, atol=1e-4)
 
 
-def test_a_place_is_told_apart_in_bf16():
-    """At 512 px bf16 is half a pixel off at the picture's edges; what stays must stay there too."""
-    unet = small_parts().unet.to(torch.bfloat16)
+def test_the_guess_keeps_places_apart_in_bf16():
+    """Coordinates in bf16 would be half a pixel off at the edges of 512 px; an unmoved picture must stay unmoved."""
+    unet = small_components().unet.to(torch.bfloat16)
     picture = torch.randn(1, 3, 512, 512, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     with torch.no_grad():
         still = unet.guess_motion(torch.zeros(1, 32, dtype=torch.bfloat16), picture)
     torch.testing.assert_close(still, picture, rtol=0.02, atol=0.02)
 
 
-def test_motion_time_and_reference_are_heard(renderer, portrait, z):
+def test_motion_time_and_reference_have_an_effect(renderer, portrait, z):
     reference = renderer.reference(portrait)
 
     def window(z, reference=reference, **options):
@@ -147,10 +147,10 @@ def test_motion_time_and_reference_are_heard(renderer, portrait, z):
     assert (window(z[:6], renderer.reference(255 - portrait)) != plain).any()
     assert (window(z[:6], cfg=1) != plain).any()
     late = torch.cat([z[:5], z[12:13]])
-    assert (window(late)[0] != plain[0]).any()  # the first frame hears the last
+    assert (window(late)[0] != plain[0]).any()  # the first frame depends on the last
 
 
-def test_parts_load_as_they_were_saved(renderer, portrait, z, tmp_path):
+def test_components_load_as_they_were_saved(renderer, portrait, z, tmp_path):
     renderer.save_pretrained(tmp_path)
     loaded = Renderer.from_pretrained(tmp_path)
     one, two = (
@@ -160,14 +160,14 @@ def test_parts_load_as_they_were_saved(renderer, portrait, z, tmp_path):
     np.testing.assert_array_equal(one, two)
     frames = np.stack([portrait, 255 - portrait])
     torch.testing.assert_close(
-        loaded.parts.motion_encoder.encode(frames), renderer.parts.motion_encoder.encode(frames)
+        loaded.components.motion_encoder.encode(frames), renderer.components.motion_encoder.encode(frames)
     )
     (tmp_path / "vae" / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no vae in .*config\.json is missing"):
         Renderer.from_pretrained(tmp_path)
 
 
-def test_what_cannot_be_rendered_is_named(renderer, portrait, z):
+def test_unfit_input_is_named(renderer, portrait, z):
     reference = renderer.reference(portrait)
     with pytest.raises(ValueError, match=r"must be uint8 \[32, 32, 3\], got uint8 \[16, 16, 3\]"):
         renderer.reference(portrait[:16, :16])
@@ -195,9 +195,9 @@ def test_options_out_of_range_are_named(options, says):
         RenderConfig(**options)
 
 
-def test_a_vae_from_nothing_is_a_cosine_transform_that_keeps_errors():
-    """Differences of latents are as large as those of pictures, up to what the left-out coefficients hold."""
-    vae = small_parts().vae
+def test_a_vae_from_random_weights_is_a_cosine_transform_that_keeps_errors():
+    """Differences of latents are as large as those of pictures, up to the share of the omitted coefficients."""
+    vae = small_components().vae
     generator = torch.Generator().manual_seed(0)
     smooth = F.interpolate(torch.randn(4, 3, 4, 4, generator=generator), (32, 32), mode="bicubic").clamp(
         -1, 1
@@ -206,23 +206,23 @@ def test_a_vae_from_nothing_is_a_cosine_transform_that_keeps_errors():
         latents, decoded = encode(vae, smooth), decode(vae, encode(vae, smooth))
     energy = (smooth[0] - smooth[1]).square().sum()
     assert 0.95 < (latents[0] - latents[1]).square().sum() / energy < 1.0
-    # The first coefficient is the block's mean brightness, as scipy's transform has it too.
+    # The first coefficient is the block's mean brightness, as in scipy's transform.
     grey = smooth.sum(1, keepdim=True) / 3**0.5
     torch.testing.assert_close(latents[:, :1], F.avg_pool2d(grey, 2) * 2, rtol=0.01, atol=0.01)
     coarse = F.interpolate(F.avg_pool2d(smooth, 2), scale_factor=2.0)
     assert (decoded - coarse).abs().mean() < 0.1 < (decoded - smooth.flip(0)).abs().mean()
-    with pytest.raises(ValueError, match=r"needs stages of at least \(12, 32\) channels, got \(8, 16\)"):
-        small_parts(vae_channels=(8, 16))
+    with pytest.raises(ValueError, match=r"needs blocks of at least \(12, 32\) channels, got \(8, 16\)"):
+        small_components(vae_channels=(8, 16))
 
 
-def test_locality_hears_what_is_where_it_looks():
-    """As softmax(-fall |p - k|^2) by hand, moved by what `look` says."""
+def test_locality_attends_to_the_place_it_looks_at():
+    """Attention equals softmax(-fall |p - k|^2), with p moved by `look`."""
     local = Locality(2, 6, 1.5)
     torch.nn.init.normal_(local.look.bias)
     tokens = torch.randn(1, 16, 6, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        asks, gives = local(tokens, 4)
-        found = (asks[0] @ gives.T).softmax(-1)  # [heads, 16, 4]
+        of_queries, of_keys = local(tokens, 4)
+        found = (of_queries[0] @ of_keys.T).softmax(-1)  # [heads, 16, 4]
         moved = local.look.bias.view(2, 2)
         for head, fall in enumerate((1.5, 1.5 / 8)):
             for n, (y, x) in enumerate(itertools.product(range(4), range(4))):
@@ -233,7 +233,7 @@ def test_locality_hears_what_is_where_it_looks():
 
 
 def test_a_motion_token_changes_and_moves_its_own_places():
-    unet = small_parts().unet
+    unet = small_components().unet
     picture = unet.thumbnails(torch.rand(1, 3, 64, 64))
     assert picture.shape == (1, 3, 16, 16)
     with torch.no_grad():
@@ -252,12 +252,12 @@ def test_a_motion_token_changes_and_moves_its_own_places():
 
 
 @pytest.mark.parametrize("step", [0, 300, 999])
-def test_a_unet_that_says_nothing_predicts_from_the_guess(step):
-    """The best velocity for latents normal around the guess, as the mean over many draws of them shows."""
-    parts = small_parts()
-    spread, count = parts.unet.config["guess_spread"], 200_000
+def test_a_unet_of_output_zero_predicts_from_the_guess(step):
+    """The prediction is the best one for latents normal around the guess: a regression over many draws."""
+    components = small_components()
+    spread, count = components.unet.config["guess_spread"], 200_000
     generator = torch.Generator().manual_seed(0)
-    signal = float(parts.scheduler.alphas_cumprod[step])
+    signal = float(components.scheduler.alphas_cumprod[step])
     a, b = signal**0.5, (1 - signal) ** 0.5
     clean, eps = (
         0.7 + spread * torch.randn(count, generator=generator),
@@ -265,40 +265,39 @@ def test_a_unet_that_says_nothing_predicts_from_the_guess(step):
     )
     noisy, velocity = a * clean + b * eps, a * eps - b * clean
 
-    class Silent:
-        config = parts.unet.config
+    class OutputZero:
+        config = components.unet.config
 
         def __call__(self, noisy, *_):
             return torch.zeros_like(noisy)
 
-    five, levels, none = (count, 1, 1, 1, 1), torch.full((count,), step), torch.zeros(0)
-    guess = torch.full(five, 0.7)
-    unet: Any = Silent()
-    found = predict(unet, parts.scheduler, noisy.view(five), levels, none, none, {}, guess).flatten()
+    shape, levels, none = (count, 1, 1, 1, 1), torch.full((count,), step), torch.zeros(0)
+    guess = torch.full(shape, 0.7)
+    unet: Any = OutputZero()
+    found = predict(unet, components.scheduler, noisy.view(shape), levels, none, none, {}, guess).flatten()
     slope, offset = np.polyfit(noisy.numpy(), velocity.numpy(), 1) if noisy.std() > 1e-3 else (0.0, 0.0)
     assert (found - (slope * noisy + offset)).abs().mean() < 0.005
 
 
-def test_random_parts_render_the_portrait_as_z_moves_it():
-    """Before the first step, in one DDIM step from pure noise: the guess, whatever the VAE would lose of it."""
-    renderer = Renderer(**vars(small_parts()))
+def test_random_weights_render_the_portrait_moved_by_z():
+    """One DDIM step from pure noise gives the guess before training, without the loss of the VAE."""
+    renderer = Renderer(**vars(small_components()))
     portrait = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
     reference = renderer.reference(portrait)
     z = reference.z + torch.randn(2, 32, generator=torch.Generator().manual_seed(1))
     config = RenderConfig(steps=1, cfg=1.0, window_frames=2, overlap_frames=0)
     with torch.no_grad():
-        moved = renderer.parts.unet.guess_motion(z - reference.z, reference.picture.expand(2, -1, -1, -1))
+        moved = renderer.components.unet.guess_motion(
+            z - reference.z, reference.picture.expand(2, -1, -1, -1)
+        )
     wanted = from_model(moved)
     got = renderer.window(reference, z, seed=0, first_frame=0, config=config)
     assert np.abs(got.astype(int) - wanted.astype(int)).max() <= 2
     assert np.abs(wanted[0].astype(int) - wanted[1].astype(int)).max() > 5
 
 
-# Published layouts, small
-
-
 def published(folder: Path) -> Path:
-    """Stable Diffusion 1.5's layout with AnimateDiff's adapter, at a small size."""
+    """Write weights in the layouts of Stable Diffusion 1.5 and of AnimateDiff's adapter, at a small size."""
     torch.manual_seed(0)
     UNet2DConditionModel(
         sample_size=8,
@@ -325,24 +324,24 @@ def published(folder: Path) -> Path:
 
 def test_published_weights_load_by_their_names(tmp_path, caplog):
     folder = published(tmp_path)
-    with caplog.at_level(logging.INFO, logger="xactor.render.parts"):
-        parts = published_parts(folder / "sd15", animatediff=folder / "animatediff")
+    with caplog.at_level(logging.INFO, logger="xactor.render.components"):
+        components = published_components(folder / "sd15", animatediff=folder / "animatediff")
     assert (
         "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight" in caplog.text
     )  # dropped, and listed
     unet = UNet2DConditionModel.from_pretrained(folder / "sd15" / "unet", low_cpu_mem_usage=False)
     adapter = MotionAdapter.from_pretrained(folder / "animatediff", low_cpu_mem_usage=False)
     name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight"
-    for model in (parts.unet, parts.reference_unet):
+    for model in (components.unet, components.reference_unet):
         assert torch.equal(model.state_dict()[name], unet.state_dict()[name])
     time = "down_blocks.1.motion_modules.0.transformer_blocks.0.attn1.to_q.weight"
-    assert torch.equal(parts.unet.state_dict()[time], adapter.state_dict()[time])
-    assert parts.vae.config["scaling_factor"] == 0.18215
+    assert torch.equal(components.unet.state_dict()[time], adapter.state_dict()[time])
+    assert components.vae.config["scaling_factor"] == 0.18215
 
 
 def test_step_0_is_the_published_unet_without_its_text(tmp_path):
-    """A single frame, no reference: the same as SD1.5's UNet whose text attention gives nothing."""
-    parts = published_parts(published(tmp_path) / "sd15")
+    """A single frame without reference gives what SD1.5's UNet gives whose text attention outputs zero."""
+    components = published_components(published(tmp_path) / "sd15")
     plain = UNet2DConditionModel.from_pretrained(tmp_path / "sd15" / "unet", low_cpu_mem_usage=False).eval()
     for name, layer in plain.named_modules():
         if name.endswith("attn2.to_out.0"):
@@ -350,7 +349,9 @@ def test_step_0_is_the_published_unet_without_its_text(tmp_path):
                 torch.nn.init.zeros_(parameter)
     x, level = torch.randn(1, 1, 4, 8, 8), torch.tensor([400])
     with torch.no_grad():
-        ours = parts.unet.eval()(x, level, torch.randn(1, 1, 512), torch.ones(1), None, torch.randn_like(x))
+        ours = components.unet.eval()(
+            x, level, torch.randn(1, 1, 512), torch.ones(1), None, torch.randn_like(x)
+        )
         theirs = plain(x[:, 0], level, torch.zeros(1, 1, 80)).sample
     torch.testing.assert_close(ours[:, 0], theirs, rtol=1e-4, atol=1e-4)
 
@@ -358,16 +359,16 @@ def test_step_0_is_the_published_unet_without_its_text(tmp_path):
 def test_weights_of_another_architecture_are_named(tmp_path):
     published(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no weights in .*unet: config\.json is missing"):
-        published_parts(tmp_path / "nowhere")
+        published_components(tmp_path / "nowhere")
     UNet2DConditionModel(
         sample_size=8, block_out_channels=(16, 32, 32, 32), cross_attention_dim=80, attention_head_dim=2,
         norm_num_groups=8, class_embed_type="timestep",
     ).save_pretrained(tmp_path / "sd15" / "unet")  # fmt: skip
     with pytest.raises(ValueError, match="foreign weights.*class_embedding"):
-        published_parts(tmp_path / "sd15")
+        published_components(tmp_path / "sd15")
 
 
-def test_the_encoder_takes_pictures_of_any_size():
+def test_the_encoder_accepts_pictures_of_any_size():
     encoder = MotionEncoder(image_size=32, channels=(8, 16, 16), latent_dim=32).eval()
     picture = np.random.default_rng(0).integers(0, 255, (2, 8, 8, 3), dtype=np.uint8)
     large = picture.repeat(8, axis=1).repeat(8, axis=2)

@@ -1,8 +1,8 @@
-"""Stage 1's loss: what it is of, and what each phase trains by it."""
+"""Test the loss of stage 1: its terms, and the parameters that each phase trains."""
 
 import pytest
 import torch
-from render_models import awake, small_parts
+from render_models import awake, small_components
 
 from xactor.render import RenderObjective
 from xactor.render.augment import DRIVING, Augmentation, augment
@@ -11,8 +11,9 @@ from xactor.render.objective import ObjectiveConfig, shared_part
 
 @pytest.fixture(scope="module")
 def objective() -> RenderObjective:
-    config = ObjectiveConfig(person_weight=1.0)  # so that the price is seen beside the errors
-    return RenderObjective(**vars(awake(small_parts())), config=config, train_vae=True)
+    # A large weight, so that this term shows next to the errors.
+    config = ObjectiveConfig(person_weight=1.0)
+    return RenderObjective(**vars(awake(small_components())), config=config, train_vae=True)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def clips() -> tuple[torch.Tensor, torch.Tensor, list[tuple]]:
 @pytest.mark.parametrize(
     ("phase", "count"), [("vae", 2), ("motion", 2), ("frames", 1), ("frames", 2), ("temporal", 4)]
 )
-def test_a_sample_loses_the_same_alone_and_in_a_batch(objective, clips, phase, count):
+def test_a_sample_has_the_same_loss_alone_and_in_a_batch(objective, clips, phase, count):
     frames, reference, seeds = clips
     with torch.no_grad():
         batched = objective(frames[:, :count], reference, torch.tensor([1.0, 0.0, 1.0]), seeds, phase)
@@ -55,20 +56,20 @@ def test_a_phase_trains_its_own_group(objective, clips, phase):
         assert moved["vae"] == 0
     trained = [id(p) for group in groups.values() for p in group]
     assert len(trained) == len(set(trained))
-    heard = {id(p) for p in objective.parameters() if p.grad is not None and p.grad.any()}
-    assert heard <= set(trained)
+    reached = {id(p) for p in objective.parameters() if p.grad is not None and p.grad.any()}
+    assert reached <= set(trained)
 
 
 def test_the_reference_network_trains(clips):
-    """Its features are inside the UNet's self-attention, which must carry their gradient back."""
+    """The gradient flows back through the UNet's self-attention into the reference's features."""
     frames, reference, seeds = clips
-    objective = RenderObjective(**vars(awake(small_parts())))
+    objective = RenderObjective(**vars(awake(small_components())))
     objective(frames[:, :1], reference, torch.ones(3), seeds, "frames").backward()
     assert objective.reference_unet.conv_in.weight.grad.abs().sum() > 0
     assert not objective.parameter_groups()["vae"]
 
 
-def test_what_a_clips_latents_share_is_its_price():
+def test_the_shared_part_of_latents_is_a_share():
     z = torch.randn(200, 5, 64, generator=torch.Generator().manual_seed(0))
     near = {"atol": 0.02, "rtol": 0}
     torch.testing.assert_close(shared_part(z).mean(), torch.tensor(0.0), **near)
@@ -78,8 +79,8 @@ def test_what_a_clips_latents_share_is_its_price():
     assert (shared_part(torch.zeros(2, 3, 4)) == 0).all()
 
 
-def test_the_mouth_counts_more_in_what_the_motion_encoder_learns_from(clips):
-    """Three times: so a difference elsewhere counts less, beside a mouth that stays."""
+def test_the_mouth_weighs_more_in_the_motion_encoders_loss(clips):
+    """The mouth weighs three times as much; a difference elsewhere weighs less in return."""
     _, _, seeds = clips
 
     def loss(rows: slice, mouth_weight: float) -> float:
@@ -87,7 +88,7 @@ def test_the_mouth_counts_more_in_what_the_motion_encoder_learns_from(clips):
         frames = still.clone()
         frames[:, rows, 12:20] = 255
         config = ObjectiveConfig(kl_weight=0, person_weight=0, mouth_weight=mouth_weight)
-        objective = RenderObjective(**vars(small_parts()), config=config)
+        objective = RenderObjective(**vars(small_components()), config=config)
         with torch.no_grad():
             return float(objective(frames[:, None], still, torch.ones(3), seeds, "motion"))
 

@@ -101,5 +101,5 @@ def test_processes_end_with_their_owner():
 
 def test_a_missing_pebble_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pebble", None)
-    with pytest.raises(ImportError, match=r"install xactor\[serving\]"):
+    with pytest.raises(ImportError, match=r"install xactor-ray\[serving\]"):
         Sandbox(processes=1, memory_bytes=2 << 30)

@@ -1,13 +1,13 @@
-"""The renderer: motion latents and one portrait to frames (Paper 3.1)."""
+"""Render motion latents and one portrait to frames (Paper 3.1)."""
 
 import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from xactor.render.components import Components, ddim_scheduler, published_components, random_components
     from xactor.render.motion_encoder import MotionEncoder
     from xactor.render.objective import RenderObjective
     from xactor.render.objective_config import PHASES, ObjectiveConfig, Phase
-    from xactor.render.parts import Parts, ddim_scheduler, published_parts, random_parts
     from xactor.render.reference import ReferenceUNet
     from xactor.render.renderer import Reference, Renderer, Window
     from xactor.render.unet import RendererUNet
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 __all__ = [
     "PHASES",
     "Blend",
+    "Components",
     "Cutter",
     "MotionEncoder",
     "ObjectiveConfig",
-    "Parts",
     "Phase",
     "Reference",
     "ReferenceUNet",
@@ -29,18 +29,18 @@ __all__ = [
     "RendererUNet",
     "Window",
     "ddim_scheduler",
-    "published_parts",
-    "random_parts",
+    "published_components",
+    "random_components",
     "render_windows",
 ]
 
 _HOMES = {
     "Blend": "xactor.render.windows",
+    "Components": "xactor.render.components",
     "Cutter": "xactor.render.windows",
     "MotionEncoder": "xactor.render.motion_encoder",
     "ObjectiveConfig": "xactor.render.objective_config",
     "PHASES": "xactor.render.objective_config",
-    "Parts": "xactor.render.parts",
     "Phase": "xactor.render.objective_config",
     "Reference": "xactor.render.renderer",
     "ReferenceUNet": "xactor.render.reference",
@@ -49,9 +49,9 @@ _HOMES = {
     "Renderer": "xactor.render.renderer",
     "RendererUNet": "xactor.render.unet",
     "Window": "xactor.render.renderer",
-    "ddim_scheduler": "xactor.render.parts",
-    "published_parts": "xactor.render.parts",
-    "random_parts": "xactor.render.parts",
+    "ddim_scheduler": "xactor.render.components",
+    "published_components": "xactor.render.components",
+    "random_components": "xactor.render.components",
     "render_windows": "xactor.render.windows",
 }
 

@@ -1,4 +1,4 @@
-"""How the renderer's transformer blocks hear the reference: by self-attention over its features (Paper 3.1.1)."""
+"""The attention processors by which the renderer's UNet receives the reference and the motion (Paper 3.1.1)."""
 
 import inspect
 import json
@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor, nn
 
-# Features of a reference at every self-attention of the UNet: by the attention's name, [B, tokens, C].
 ReferenceFeatures = dict[str, Tensor]
+"""Features of a reference at every self-attention of the UNet: attention's name to [B, tokens, C]."""
 
 
 class WriteReference:
-    """Self-attention of the reference network: leaves what it attends over in `bank`."""
+    """Run a self-attention of the reference network and leave its input in `bank`."""
 
     def __init__(self, name: str):
         self.name = name
@@ -36,15 +36,17 @@ class WriteReference:
 
 
 class Locality(nn.Module):
-    """Makes attention from one square plane to another fall with the squared distance from where a token looks.
+    """Make attention between two square planes fall with the squared distance from the place a token looks at.
 
-    A token looks at its own place, moved by as much as it learns to: so what moves is fetched from where it was. The
-    places are three more columns of queries and keys, as -a |p - k|^2 is 2 a p.k - a |k|^2 and what all keys share.
+    A token looks at its own place plus a learned offset, so it can fetch what has moved from where it was. The term
+    -a |p - k|^2 of the logits is computed by three more columns of queries and keys: it equals 2 a p.k - a |k|^2 plus
+    a term that all keys share.
 
     Args:
-        heads, width: of the attention.
-        fall: of the first head, in logits a squared step between keys; an eighth of it of the next, and so on. Learned
-            from there.
+        heads: Number of attention heads.
+        width: Width of the tokens.
+        fall: Initial value of a for the first head, in logits per squared distance between neighbouring keys. Each
+            further head starts at an eighth of the one before. The values are learned.
     """
 
     def __init__(self, heads: int, width: int, fall: float):
@@ -55,26 +57,38 @@ class Locality(nn.Module):
         nn.init.zeros_(self.look.bias)
 
     def forward(self, hidden_states: Tensor, keys: int) -> tuple[Tensor, Tensor]:
-        """Columns of the queries of tokens [B, N, C], [B, heads, N, 3], and of a plane of keys, [keys, 3]."""
-        own, heard = math.isqrt(hidden_states.shape[1]), math.isqrt(keys)
-        place = _places(own, hidden_states) * (heard / own)  # [N, 2], in steps between keys
-        moved = self.look(hidden_states).unflatten(-1, (-1, 2)).transpose(1, 2)  # [B, heads, N, 2]
-        fall = self.fall.abs()[:, None, None]
-        asks = torch.cat([2 * fall * (place + moved), -fall.expand(*moved.shape[:3], 1)], dim=-1)
-        key_place = _places(heard, hidden_states)
-        return asks, torch.cat([key_place, key_place.square().sum(-1, keepdim=True)], dim=-1)
+        """Return the additional columns of queries and keys.
+
+        Args:
+            hidden_states: Query tokens [B, N, C] of a square plane.
+            keys: Number of key tokens K in their square plane.
+
+        Returns:
+            Columns of the queries, [B, heads, N, 3], and of the keys, [K, 3].
+        """
+        query_side, key_side = math.isqrt(hidden_states.shape[1]), math.isqrt(keys)
+        # In distances between keys.
+        place = _places(query_side, hidden_states) * (key_side / query_side)  # [N, 2]
+        offset = self.look(hidden_states).unflatten(-1, (-1, 2)).transpose(1, 2)  # [B, heads, N, 2]
+        fall = self.fall.abs()[:, None, None]  # [heads, 1, 1]
+        of_queries = torch.cat(
+            [2 * fall * (place + offset), -fall.expand(*offset.shape[:3], 1)], dim=-1
+        )  # [B, heads, N, 3]
+        key_place = _places(key_side, hidden_states)  # [K, 2]
+        of_keys = torch.cat([key_place, key_place.square().sum(-1, keepdim=True)], dim=-1)  # [K, 3]
+        return of_queries, of_keys
 
 
 def _places(side: int, like: Tensor) -> Tensor:
-    """Of a plane's tokens from its middle, in steps between them, [side x side, 2]."""
+    """Return the places of a plane's tokens relative to its middle, in distances between them: [side x side, 2]."""
     line = torch.arange(side, device=like.device, dtype=like.dtype) - (side - 1) / 2
     return torch.cartesian_prod(line, line)
 
 
 class ReadReference:
-    """Self-attention of the UNet: its frame's own tokens and the reference's side by side.
+    """Run a self-attention of the UNet over the tokens of a frame and of its reference together.
 
-    Where the attention has a `Locality`, tokens hear what is near a place first, in the frame and the reference alike.
+    Where the attention has a `Locality`, both planes of keys fall with the distance from the same place.
     """
 
     def __init__(self, name: str):
@@ -92,14 +106,13 @@ class ReadReference:
         key, value = attn.to_k(hidden_states), attn.to_v(hidden_states)  # [B F, N, C]
         if reference is not None:
             features = reference[self.name]  # [B, N, C]
-            key, value = (
-                _beside(own, project(features)) for own, project in ((key, attn.to_k), (value, attn.to_v))
-            )
+            key = _append_reference(key, attn.to_k(features))  # [B F, 2 N, C]
+            value = _append_reference(value, attn.to_v(features))  # [B F, 2 N, C]
         return _attend(attn, hidden_states, key, value, planes=1 if reference is None else 2)
 
 
 class ReadMotion:
-    """Cross-attention to a frame's motion tokens."""
+    """Run the cross-attention of a frame to its motion tokens."""
 
     def __call__(
         self,
@@ -111,35 +124,49 @@ class ReadMotion:
         reference: ReferenceFeatures | None = None,
     ) -> Tensor:
         assert encoder_hidden_states is not None
-        return _attend(
-            attn, hidden_states, attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
-        )
+        key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)  # [B F, M, C]
+        return _attend(attn, hidden_states, key, value)
 
 
-def _beside(own: Tensor, reference: Tensor) -> Tensor:
-    """Frames' tokens [B F, N, C] with their references' [B, M, C], not copied for each frame first: [B F, N + M, C]."""
+def _append_reference(own: Tensor, reference: Tensor) -> Tensor:
+    """Append to frames' tokens [B F, N, C] those of their references [B, M, C]: [B F, N + M, C].
+
+    The reference is expanded over F and not copied before the concatenation.
+    """
     own = own.unflatten(0, (len(reference), -1))  # [B, F, N, C]
-    return torch.cat([own, reference[:, None].expand(-1, own.shape[1], -1, -1)], dim=2).flatten(0, 1)
+    reference = reference[:, None].expand(-1, own.shape[1], -1, -1)  # [B, F, M, C]
+    return torch.cat([own, reference], dim=2).flatten(0, 1)  # [B F, N + M, C]
 
 
 def _attend(attn: Any, hidden_states: Tensor, key: Tensor, value: Tensor, *, planes: int = 1) -> Tensor:
-    """Tokens [B, N, C] to keys and values [B, M, C]; these lie in so many planes where the attention has a locality."""
-    query = attn.to_q(hidden_states)
-    query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
+    """Attend from tokens [B, N, C] to keys and values [B, M, C].
+
+    Args:
+        planes: Number of square planes that the keys consist of, for an attention with a `Locality`.
+
+    Returns:
+        [B, N, C].
+    """
+    query = attn.to_q(hidden_states)  # [B, N, C]
+    query, key, value = (
+        x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value)
+    )  # [B, heads, N or M, C']
     width = query.shape[-1]
     if (locality := getattr(attn, "locality", None)) is not None:
-        asks, gives = locality(hidden_states, key.shape[2] // planes)  # [B, heads, N, 3], [M / planes, 3]
-        gives = gives.repeat(planes, 1).expand(*key.shape[:2], -1, -1)
-        query = torch.cat([query, asks * math.sqrt(width)], dim=-1)  # against the attention's own scale
-        key, value = torch.cat([key, gives], dim=-1), F.pad(value, (0, 3))
-    out = F.scaled_dot_product_attention(query, key, value, scale=width**-0.5)[
-        ..., :width
-    ]  # [B, heads, N, C']
-    return attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
+        of_queries, of_keys = locality(
+            hidden_states, key.shape[2] // planes
+        )  # [B, heads, N, 3], [M / planes, 3]
+        of_keys = of_keys.repeat(planes, 1).expand(*key.shape[:2], -1, -1)  # [B, heads, M, 3]
+        # The scale of the attention must not apply to these columns.
+        query = torch.cat([query, of_queries * math.sqrt(width)], dim=-1)  # [B, heads, N, C' + 3]
+        key, value = torch.cat([key, of_keys], dim=-1), F.pad(value, (0, 3))  # [B, heads, M, C' + 3]
+    out = F.scaled_dot_product_attention(query, key, value, scale=width**-0.5)
+    out = out[..., :width].transpose(1, 2).flatten(2)  # [B, N, C]
+    return attn.to_out[1](attn.to_out[0](out))
 
 
 def spatial_blocks(unet: nn.Module) -> list[tuple[str, Any]]:
-    """The transformer blocks over a frame's plane by name, not those over time."""
+    """Return the name and module of each transformer block over a frame's plane, without those over time."""
     return [
         (name, module)
         for name, module in unet.named_modules()
@@ -148,7 +175,7 @@ def spatial_blocks(unet: nn.Module) -> list[tuple[str, Any]]:
 
 
 def own_config(model: ConfigMixin) -> str:
-    """config.json of a model that narrows its parent's arguments: only those it takes."""
+    """Return config.json of a model that takes fewer arguments than its parent: only those that it takes."""
     taken = inspect.signature(type(model).__init__).parameters
     config = {name: value for name, value in model.config.items() if name in taken}
     config |= {"_class_name": type(model).__name__, "_diffusers_version": diffusers.__version__}

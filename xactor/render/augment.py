@@ -1,7 +1,7 @@
-"""What keeps identity out of z: the encoder's frame and the renderer's differ in all that is not motion (Paper 3.1).
+"""Augmentation keeps identity out of z: the encoder's frame and the renderer's differ in all but motion (Paper 3.1).
 
-X-NeMo varies colour, scale, crop and warp between the driving frame and the target. So a colour or a face's shape that
-is seen in the driving frame says nothing about the target, and only motion is worth its place in z.
+X-NeMo varies colour, scale, crop and warp between the driving frame and the target. So the colour or the shape of a
+face in the driving frame tells nothing about the target, and only motion is useful in z.
 """
 
 from dataclasses import dataclass
@@ -10,40 +10,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_KNOTS = 5  # of the smooth warp, a side
+# Knots of the smooth warp along a side.
+_KNOTS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How far pictures are changed.
-
-    colour: of gain and bias a channel, and of gamma. scale: of width and height, each by itself. shift, warp: in
-    parts of the picture's side.
-    """
+    """Bound the random change of pictures. Each value is drawn uniformly up to its bound, in both directions."""
 
     colour: float = 0.25
+    """Change of each channel's gain and bias, and of the logarithm of gamma."""
     scale: float = 0.1
+    """Relative change of the width and of the height, drawn separately."""
     shift: float = 0.03
+    """Shift, as a fraction of the picture's side."""
     warp: float = 0.03
+    """Shift of each knot of the smooth warp, as a fraction of the picture's side."""
 
 
-# Of the reference and the target together, as if it were another person: all alike, so nothing tells them apart.
+# Makes another person of the reference and the target together, by the same change.
 PERSON = AugmentConfig(colour=0.3, scale=0.12, shift=0.05, warp=0.035)
-# Of the driving frame on top.
+# Changes the driving frame in addition.
 DRIVING = AugmentConfig(colour=0.4, scale=0.04, shift=0.01, warp=0.02)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One change of a picture: gain and bias [3], gamma [1], and where each place comes from, [2, knots, knots]."""
+    """Hold one change of a picture."""
 
     gain: Tensor
+    """Gain of each channel, [3]."""
     bias: Tensor
+    """Bias of each channel, [3]."""
     gamma: Tensor
+    """Exponent of the intensities, [1]."""
     offsets: Tensor
+    """Offsets x and y to where each knot's colour comes from, in halves of the side, [2, knots, knots]."""
 
     @classmethod
     def draw(cls, config: AugmentConfig, generator: torch.Generator) -> "Augmentation":
+        """Draw a change within the bounds of `config`."""
+
         def uniform(*shape: int) -> Tensor:
             return torch.rand(*shape, generator=generator) * 2 - 1
 
@@ -59,14 +66,14 @@ class Augmentation:
 
 
 def augment(frames: Tensor, changes: list[Augmentation]) -> Tensor:
-    """Frames [B, F, 3, S, S] in [-1, 1], each sample's by its own change, the same for all of its frames."""
+    """Change frames [B, F, 3, S, S] in [-1, 1]: each sample by its own change, all of its frames alike."""
     samples, count = frames.shape[:2]
     size = frames.shape[-2:]
     device, dtype = frames.device, frames.dtype
     gain, bias, gamma, offsets = (
         torch.stack([getattr(change, name) for change in changes]).to(device, dtype)
         for name in ("gain", "bias", "gamma", "offsets")
-    )
+    )  # [B, 3], [B, 3], [B, 1], [B, 2, knots, knots]
     grid = F.interpolate(offsets, size, mode="bicubic", align_corners=True).movedim(1, -1)  # [B, S, S, 2]
     identity = torch.eye(2, 3, device=device, dtype=dtype).expand(samples, 2, 3)
     grid = grid + F.affine_grid(identity, [samples, 3, *size], align_corners=False)
@@ -76,7 +83,7 @@ def augment(frames: Tensor, changes: list[Augmentation]) -> Tensor:
         mode="bilinear",
         padding_mode="reflection",
         align_corners=False,
-    ).unflatten(0, (samples, count))
+    ).unflatten(0, (samples, count))  # [B, F, 3, S, S]
     unit = (moved + 1) / 2
     unit = unit.clamp(1e-4, 1) ** gamma[:, :, None, None, None]
     unit = (unit - 0.5) * gain[:, None, :, None, None] + 0.5 + 0.5 * bias[:, None, :, None, None]

@@ -1,4 +1,4 @@
-"""Pictures as files hold them and as models take them."""
+"""Convert pictures between the layout of files and that of models."""
 
 import numpy as np
 import torch
@@ -6,16 +6,15 @@ from torch import Tensor
 
 
 def to_model(frames: np.ndarray | Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """uint8 [..., H, W, 3] to [..., 3, H, W] in [-1, 1]."""
+    """Convert uint8 [..., H, W, 3] to [..., 3, H, W] in [-1, 1]."""
     if isinstance(frames, np.ndarray):
-        frames = torch.from_numpy(
-            np.require(frames, requirements="W")
-        )  # what cannot be written to, torch warns of
+        # torch warns of read-only arrays.
+        frames = torch.from_numpy(np.require(frames, requirements="W"))
     frames = frames.to(device)
     return frames.movedim(-1, -3).to(dtype) / 127.5 - 1
 
 
 def from_model(frames: Tensor) -> np.ndarray:
-    """[..., 3, H, W] in [-1, 1] to uint8 [..., H, W, 3]."""
+    """Convert [..., 3, H, W] in [-1, 1] to uint8 [..., H, W, 3]."""
     pixels = ((frames.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return pixels.movedim(-3, -1).contiguous().cpu().numpy()

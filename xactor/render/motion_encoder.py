@@ -1,4 +1,4 @@
-"""E_mot: a face to one motion latent, by the bottleneck and the augmentation free of who it is (Paper 3.1)."""
+"""E_mot encodes a face to one motion latent, which bottleneck and augmentation keep free of identity (Paper 3.1)."""
 
 from typing import cast
 
@@ -11,20 +11,21 @@ from torch import Tensor, nn
 
 from xactor.render.frames import to_model
 
-# What is left of the picture's plane at each of the last stages, which are heard: where in the face something moves.
+# Sides of the grids that the last blocks' features are pooled to: they keep where in the face something moves.
 _GRIDS = (8, 8, 4)
 
 
 class MotionEncoder(ModelMixin, ConfigMixin):
-    """Face crops to the mean and log variance of z (Paper 3.1: "multiscale facial motions into a compact 1D latent").
+    """Encode face crops to mean and log variance of z.
 
-    The paper and X-NeMo leave the network open. Ours: strided residual stages, of which the last three are each
-    pooled to a grid of a few channels, 8 x 8, 8 x 8 and 4 x 4, and fused by a linear map.
+    Paper 3.1: "multiscale facial motions into a compact 1D latent". The paper and X-NeMo leave the network open. Ours:
+    strided residual blocks; the outputs of the last three are each pooled to a grid of a few channels, 8 x 8, 8 x 8
+    and 4 x 4, and fused by a linear map.
 
     Args:
-        image_size: the side at which it looks, in pixels; other sizes are resized to it.
-        channels: of its stages; each halves the side.
-        latent_dim: the width of z.
+        image_size: Side of the pictures it encodes, in pixels; others are resized.
+        channels: Channels of each block; each block halves the side.
+        latent_dim: Width of z.
     """
 
     config_name = "config.json"
@@ -39,20 +40,20 @@ class MotionEncoder(ModelMixin, ConfigMixin):
         super().__init__()
         if image_size >> len(channels) < _GRIDS[-1] or len(channels) < len(_GRIDS):
             raise ValueError(
-                f"{len(channels)} stages need an image_size of at least {_GRIDS[-1] << len(channels)} and at least "
-                f"{len(_GRIDS)} stages, got image_size {image_size}"
+                f"{len(channels)} blocks need an image_size of at least {_GRIDS[-1] << len(channels)}, and at least "
+                f"{len(_GRIDS)} blocks are needed, got image_size {image_size}"
             )
         widths = (channels[0], *channels)
         self.stem = nn.Conv2d(3, channels[0], 3, padding=1)
-        self.stages = nn.ModuleList(_Stage(a, b) for a, b in zip(widths, channels, strict=False))
-        heard = channels[-len(_GRIDS) :]
-        # So many channels that each scale says as much as z holds.
+        self.stages = nn.ModuleList(_DownBlock(a, b) for a, b in zip(widths, channels, strict=False))
+        used = channels[-len(_GRIDS) :]
+        # Each scale keeps about as many numbers as z has.
         kept = [max(latent_dim // grid**2, 1) for grid in _GRIDS]
-        self.scales = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(heard, kept, strict=True))
+        self.scales = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(used, kept, strict=True))
         features = sum(width * grid**2 for width, grid in zip(kept, _GRIDS, strict=True))
         self.fuse = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, 2 * latent_dim))
-        # z begins small, so that what it learns soon outweighs what it was by chance, and with little noise: were its
-        # variance 1, the renderer would learn to do without it.
+        # z starts small, so that what it learns soon outweighs its random start. Its noise starts small too: with
+        # variance 1 the renderer would learn to ignore z.
         head = cast(nn.Linear, self.fuse[-1])
         with torch.no_grad():
             head.weight[:latent_dim] *= 0.1
@@ -60,38 +61,42 @@ class MotionEncoder(ModelMixin, ConfigMixin):
             head.bias[latent_dim:] = -8.0
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames [N, 3, S, S] in [-1, 1] to mean and log variance, each [N, latent_dim]."""
+        """Encode frames [N, 3, S, S] in [-1, 1] to mean and log variance, each [N, latent_dim]."""
         size = self.config["image_size"]
         if frames.shape[-1] != size:
             frames = F.interpolate(frames, (size, size), mode="bilinear", antialias=True, align_corners=False)
-        x = self.stem(frames)
-        heard = []
+        x = self.stem(frames)  # [N, C, S, S]
+        outputs = []
         for stage in self.stages:
             x = stage(x)  # [N, C, S', S']
-            heard.append(x)
+            outputs.append(x)
         pooled = [
             F.adaptive_avg_pool2d(scale(x), grid).flatten(1)
-            for scale, x, grid in zip(self.scales, heard[-len(_GRIDS) :], _GRIDS, strict=True)
-        ]
-        mean, logvar = self.fuse(torch.cat(pooled, dim=1)).chunk(2, dim=1)
+            for scale, x, grid in zip(self.scales, outputs[-len(_GRIDS) :], _GRIDS, strict=True)
+        ]  # [N, C grid^2] each
+        mean, logvar = self.fuse(torch.cat(pooled, dim=1)).chunk(2, dim=1)  # [N, latent_dim]
         return mean, logvar.clamp(-12.0, 6.0)
 
     @torch.no_grad()
     def encode(self, frames: np.ndarray, *, batch: int = 64) -> Tensor:
-        """Frames uint8 [T, S, S, 3] to z, float32 [T, latent_dim] on the CPU: the posterior's mean."""
+        """Encode frames uint8 [T, S, S, 3] to z, the posterior's mean: float32 [T, latent_dim] on the CPU.
+
+        Args:
+            batch: Number of frames that are encoded together, which bounds the memory.
+        """
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
             raise ValueError(f"frames must be uint8 [T, S, S, 3], got {frames.dtype} {frames.shape}")
-        parts = [
+        means = [
             self(to_model(frames[i : i + batch], self.device, self.dtype))[0]
             for i in range(0, len(frames), batch)
         ]
-        if not parts:
+        if not means:
             return torch.zeros(0, self.config["latent_dim"])
-        return torch.cat(parts).float().cpu()
+        return torch.cat(means).float().cpu()
 
 
-class _Stage(nn.Module):
-    """Half the side: a strided convolution and a residual one."""
+class _DownBlock(nn.Module):
+    """Halve the side by a strided convolution, followed by a residual block."""
 
     def __init__(self, width_in: int, width_out: int):
         super().__init__()
@@ -102,6 +107,6 @@ class _Stage(nn.Module):
         self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.down(x)
+        x = self.down(x)  # [N, C, S / 2, S / 2]
         h = self.conv1(F.silu(self.norm1(x)))
         return x + self.conv2(F.silu(self.norm2(h)))

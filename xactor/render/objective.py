@@ -1,6 +1,7 @@
-"""The loss of stage 1: a frame noised and denoised from a reference and the latent of its own motion (Paper 3.1)."""
+"""Compute the loss of stage 1: denoise frames, given a reference and latents of the frames' own motion (Paper 3.1)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -20,8 +21,58 @@ from xactor.render.reference import ReferenceUNet
 from xactor.render.unet import RendererUNet
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Clips:
+    """Hold augmented clips, cut into windows of frames that are denoised together."""
+
+    pictures: Tensor
+    """Reference and frames [B, 1 + F, 3, S, S]."""
+    weight: Tensor
+    """Weight of each clip [B], 0 or 1."""
+    generators: list[torch.Generator]
+    """Generator of each clip. The order of the draws from it is part of the results."""
+    windows: int
+    """Windows of a clip: F single frames, or one of F frames. N = B x windows, of W frames each."""
+
+    @property
+    def frames(self) -> int:
+        return self.pictures.shape[1] - 1
+
+    def draw(self, draw: Callable[[torch.Generator], Any]) -> list:
+        """Draw once for each of the N windows, from its clip's generator."""
+        return [draw(generator) for generator in self.generators for _ in range(self.windows)]
+
+    def weighted_sum(self, loss: Tensor) -> Tensor:
+        """Sum the losses of frames [B F] over the clips whose weight is 1."""
+        return (loss * self.weight.repeat_interleave(self.frames)).sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Motion:
+    """Hold the motion latents of clips."""
+
+    mean: Tensor
+    """Posterior mean of the frames' z, [B F, D]."""
+    logvar: Tensor
+    """Posterior log variance of the frames' z, [B F, D]."""
+    z: Tensor
+    """Sample of the frames' z, [B F, D]."""
+    origin: Tensor
+    """Posterior mean of the references' z, [B, D]."""
+
+
 class RenderObjective(nn.Module):
-    """The parts of the renderer and their loss in one module, for a training engine."""
+    """Hold the renderer's components and their loss in one module, for a training engine.
+
+    Args:
+        motion_encoder: E_mot.
+        unet: The UNet that denoises.
+        reference_unet: The network that gives the features of the reference.
+        vae: The autoencoder.
+        scheduler: Noise schedule and prediction type.
+        config: Weights of the loss.
+        train_vae: Train the VAE's decoder. The encoder of a VAE from random weights needs no training.
+    """
 
     def __init__(
         self,
@@ -35,26 +86,22 @@ class RenderObjective(nn.Module):
         train_vae: bool = False,
     ):
         super().__init__()
-        self.motion_encoder, self.unet, self.reference_unet, self.vae = (
-            motion_encoder,
-            unet,
-            reference_unet,
-            vae.requires_grad_(False),
-        )
-        cast(nn.Module, vae.decoder).requires_grad_(train_vae)  # the encoder of one from nothing is finished
+        self.motion_encoder, self.unet, self.reference_unet = motion_encoder, unet, reference_unet
+        self.vae = vae.requires_grad_(False)
+        cast(nn.Module, vae.decoder).requires_grad_(train_vae)
         self.scheduler = scheduler
         self.config = config or ObjectiveConfig()
 
     def parameter_groups(self) -> dict[Phase, list[nn.Parameter]]:
-        """What each phase trains; the lists have nothing in common."""
+        """Return the parameters that each phase trains; the lists are disjoint."""
         temporal = {id(p) for layer in self.unet.temporal_layers() for p in layer.parameters()}
-        elsewhere = temporal | {id(p) for p in self.unet.motion_proj.parameters()}
+        in_other_groups = temporal | {id(p) for p in self.unet.motion_proj.parameters()}
         motion = [*self.motion_encoder.parameters(), *self.unet.motion_proj.parameters()]
         spatial = [
             p
-            for part in (self.reference_unet, self.unet)
-            for p in part.parameters()
-            if p.requires_grad and id(p) not in elsewhere
+            for model in (self.reference_unet, self.unet)
+            for p in model.parameters()
+            if p.requires_grad and id(p) not in in_other_groups
         ]
         return {
             "vae": [p for p in self.vae.parameters() if p.requires_grad],
@@ -66,85 +113,121 @@ class RenderObjective(nn.Module):
     def forward(
         self, frames: Tensor, reference: Tensor, weight: Tensor, seeds: list[tuple], phase: Phase
     ) -> Tensor:
-        """The loss summed over the frames of the samples whose weight is 1.
+        """Return the loss of a phase, summed over the frames of the samples whose weight is 1.
 
         Args:
-            frames: uint8 [B, F, S, S, 3], of one clip a sample: a window of successive ones in the last phase, single
-                ones before. reference: uint8 [B, S, S, 3], another frame of the clip.
-            seeds: a sample's own, for everything that is drawn for it.
+            frames: Frames of one clip a sample, uint8 [B, F, S, S, 3]: successive ones in the last phase, single ones
+                in the others.
+            reference: Another frame of each clip, uint8 [B, S, S, 3].
+            weight: Weight of each sample, [B].
+            seeds: Seed of each sample, for everything that is drawn for it.
+            phase: One of PHASES.
         """
+        clips = self._augmented(frames, reference, weight, seeds, windows=1 if phase == "temporal" else None)
+        phase_loss = {
+            "vae": self._vae_loss,
+            "motion": self._motion_loss,
+            "frames": self._frames_loss,
+            "temporal": self._temporal_loss,
+        }[phase]
+        return phase_loss(clips)
+
+    def _vae_loss(self, clips: _Clips) -> Tensor:
+        """Return the reconstruction error of a quarter of each picture."""
+        quarters = torch.stack(
+            [_quarter(clip, g) for clip, g in zip(clips.pictures, clips.generators, strict=True)]
+        )  # [B, 1 + F, 3, S / 2, S / 2]
+        loss = reconstruction_loss(self.vae, quarters, clips.generators)  # [B]
+        return (loss * clips.weight).sum() * clips.frames
+
+    def _motion_loss(self, clips: _Clips) -> Tensor:
+        """Return the errors of the guess and the price of z, without the UNet."""
+        motion = self._encode_motion(clips)
+        return clips.weighted_sum(self._motion_terms(clips, motion))
+
+    def _frames_loss(self, clips: _Clips) -> Tensor:
+        """Return the denoising error of single frames, next to the terms of the motion phase."""
+        motion = self._encode_motion(clips)
+        terms = self._motion_terms(clips, motion)
+        return clips.weighted_sum(terms + self._denoising_error(clips, motion))
+
+    def _temporal_loss(self, clips: _Clips) -> Tensor:
+        """Return the denoising error of windows."""
+        motion = self._encode_motion(clips)
+        return clips.weighted_sum(self._divergence(motion) + self._denoising_error(clips, motion))
+
+    def _augmented(
+        self, frames: Tensor, reference: Tensor, weight: Tensor, seeds: list[tuple], windows: int | None
+    ) -> _Clips:
+        """Flip and augment each clip as if it were of another person, its reference included."""
         generators = [keyed_generator(*seed, "render") for seed in seeds]
         device, dtype = self.vae.device, self.vae.dtype
-        both = to_model(torch.cat([reference[:, None], frames], dim=1), device, dtype)  # [B, 1 + F, 3, S, S]
-        flips = torch.tensor([torch.rand((), generator=g) < 0.5 for g in generators], device=device)
-        both = torch.where(flips[:, None, None, None, None], both.flip(-1), both)
-        both = augment(both, [Augmentation.draw(PERSON, g) for g in generators])
-        weight = weight.to(device, dtype)
-        if phase == "vae":
-            both = torch.stack([_quarter(clip, g) for clip, g in zip(both, generators, strict=True)])
-            return (reconstruction_loss(self.vae, both, generators) * weight).sum() * frames.shape[1]
-        # Frames by themselves, each with its own noise level; or all of a sample's as one window.
-        clips = 1 if phase == "temporal" else frames.shape[1]
-        pictures = both[:, 1:].unflatten(1, (clips, -1)).flatten(0, 1)  # [N, W, 3, S, S], N = B x clips
-        window = pictures.shape[1]
+        pictures = torch.cat([reference[:, None], frames], dim=1)  # [B, 1 + F, S, S, 3]
+        pictures = to_model(pictures, device, dtype)  # [B, 1 + F, 3, S, S]
+        flips = torch.tensor([torch.rand((), generator=g) < 0.5 for g in generators], device=device)  # [B]
+        pictures = torch.where(flips[:, None, None, None, None], pictures.flip(-1), pictures)
+        return _Clips(
+            pictures=augment(pictures, [Augmentation.draw(PERSON, g) for g in generators]),
+            weight=weight.to(device, dtype),
+            generators=generators,
+            windows=windows or frames.shape[1],
+        )
 
-        def drawn(draw: Callable[[torch.Generator], Any]) -> list:
-            """Of each of the N windows."""
-            return [draw(g) for g in generators for _ in range(clips)]
+    def _encode_motion(self, clips: _Clips) -> _Motion:
+        """Encode the motion of clips from pictures that are augmented once more, each window by its own draw."""
+        pictures = clips.pictures[:, 1:].unflatten(1, (clips.windows, -1)).flatten(0, 1)  # [N, W, 3, S, S]
+        driving = augment(pictures, clips.draw(lambda g: Augmentation.draw(DRIVING, g)))
+        mean, logvar = self.motion_encoder(driving.flatten(0, 1))  # [B F, D]
+        shape = (pictures.shape[1], mean.shape[1])
+        noise = torch.cat(clips.draw(lambda g: torch.randn(shape, generator=g)))  # [B F, D]
+        z = mean + torch.exp(logvar / 2) * noise.to(self.vae.device, self.vae.dtype)
+        reference = augment(clips.pictures[:, :1], [Augmentation.draw(DRIVING, g) for g in clips.generators])[
+            :, 0
+        ]  # [B, 3, S, S]
+        return _Motion(mean=mean, logvar=logvar, z=z, origin=self.motion_encoder(reference)[0])
 
-        driving = augment(pictures, drawn(lambda g: Augmentation.draw(DRIVING, g)))
-        mean, logvar = self.motion_encoder(driving.flatten(0, 1))  # [N W, D]
-        noise = torch.cat(drawn(lambda g: torch.randn(window, mean.shape[1], generator=g)))
-        z = mean + torch.exp(logvar / 2) * noise.to(device, dtype)
-        loss = self.config.kl_weight * 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(1)  # [N W]
-        resting = augment(both[:, :1], [Augmentation.draw(DRIVING, g) for g in generators])[:, 0]
-        start = self.motion_encoder(resting)[0]  # [B, D]
-        if phase != "temporal":
-            loss = loss + self.config.motion_weight * self._guess_error(both, z, start)
-            of_clips = torch.cat([start[:, None], mean.unflatten(0, frames.shape[:2])], dim=1)
-            loss = loss + self.config.person_weight * shared_part(of_clips).repeat_interleave(clips)
-        if phase != "motion":
-            windows = z.unflatten(0, (-1, window))
-            loss = loss + self._denoising_loss(both, windows, start, generators, drawn)
-        return (loss * weight.repeat_interleave(clips * window)).sum()
+    def _divergence(self, motion: _Motion) -> Tensor:
+        """Return the weighted KL divergence of z from the standard normal, [B F]."""
+        mean, logvar = motion.mean, motion.logvar
+        return self.config.kl_weight * 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(1)
 
-    def _guess_error(self, both: Tensor, z: Tensor, start: Tensor) -> Tensor:
-        """Of thumbnails of the frames, guessed from their references', [B F]: of pictures [B, 1 + F, 3, S, S]."""
-        frames = both.shape[1] - 1
-        reference = self.unet.thumbnails(both[:, 0]).repeat_interleave(frames, dim=0)
-        guess = self.unet.guess_motion(z - start.repeat_interleave(frames, dim=0), reference)
-        true = self.unet.thumbnails(both[:, 1:].flatten(0, 1))
+    def _motion_terms(self, clips: _Clips, motion: _Motion) -> Tensor:
+        """Return the weighted terms of single frames that z learns from without the UNet, [B F]."""
+        loss = self._divergence(motion) + self.config.motion_weight * self._guess_error(clips, motion)
+        means = motion.mean.unflatten(0, (-1, clips.frames))  # [B, F, D]
+        shared = shared_part(torch.cat([motion.origin[:, None], means], dim=1))  # [B]
+        return loss + self.config.person_weight * shared.repeat_interleave(clips.frames)
+
+    def _guess_error(self, clips: _Clips, motion: _Motion) -> Tensor:
+        """Return the error of thumbnails of the frames, guessed from those of their references, [B F]."""
+        reference = self.unet.thumbnails(clips.pictures[:, 0])  # [B, 3, T, T]
+        reference = reference.repeat_interleave(clips.frames, dim=0)  # [B F, 3, T, T]
+        change = motion.z - motion.origin.repeat_interleave(clips.frames, dim=0)  # [B F, D]
+        guess = self.unet.guess_motion(change, reference)  # [B F, 3, T, T]
+        true = self.unet.thumbnails(clips.pictures[:, 1:].flatten(0, 1))  # [B F, 3, T, T]
         error = (guess - true).square().mean(dim=1)  # [B F, T, T]
-        counts = torch.ones_like(error[0])
-        counts[region_pixels(MOUTH_REGION, len(counts))] += self.config.mouth_weight
-        return (error * counts).mean(dim=(1, 2)) / counts.mean()
+        weights = torch.ones_like(error[0])  # [T, T]
+        weights[region_pixels(MOUTH_REGION, len(weights))] += self.config.mouth_weight
+        return (error * weights).mean(dim=(1, 2)) / weights.mean()
 
-    def _denoising_loss(
-        self,
-        both: Tensor,
-        z: Tensor,
-        start: Tensor,
-        generators: list[torch.Generator],
-        drawn: Callable[[Callable], list],
-    ) -> Tensor:
-        """Of N windows [N W], with z [N, W, D], which share the references of their samples [B, 1 + F, 3, S, S], whose
-        own z are `start` [B, D]."""
-        device, dtype = both.device, both.dtype
-        count, window = z.shape[:2]
+    def _denoising_error(self, clips: _Clips, motion: _Motion) -> Tensor:
+        """Return the squared error of the prediction for noised frames, each window at its own level, [B F]."""
+        device, dtype = clips.pictures.device, clips.pictures.dtype
         with torch.no_grad():
-            latents = encode(self.vae, both.flatten(0, 1)).unflatten(0, both.shape[:2])
-        clean = latents[:, 1:].reshape(count, window, *latents.shape[2:])  # [N, W, C, h, w]
-        keep = torch.cat(drawn(lambda g: torch.rand(1, generator=g) >= self.config.motion_drop)).to(device)
-        with torch.no_grad():
-            frames = both.shape[1] - 1
-            change = z.flatten(0, 1) - start.repeat_interleave(frames, dim=0)  # [N W, D]
-            change = change * keep.repeat_interleave(window)[:, None]
-            moved = self.unet.guess_motion(change, both[:, 0].repeat_interleave(frames, dim=0))
-            guess = encode(self.vae, moved).unflatten(0, (count, window))  # [N, W, C, h, w]
+            latents = encode(self.vae, clips.pictures.flatten(0, 1))
+            latents = latents.unflatten(0, clips.pictures.shape[:2])  # [B, 1 + F, C, h, w]
+        z = motion.z.unflatten(0, (len(latents) * clips.windows, -1))  # [N, W, D]
+        clean = latents[:, 1:].reshape(*z.shape[:2], *latents.shape[2:])  # [N, W, C, h, w]
+        keep = torch.cat(clips.draw(lambda g: torch.rand(1, generator=g) >= self.config.motion_drop)).to(
+            device
+        )
+        guess = self._guess_latents(clips, motion, keep).unflatten(0, z.shape[:2])  # [N, W, C, h, w]
         steps = int(self.scheduler.config["num_train_timesteps"])
-        level: Any = torch.cat(drawn(lambda g: torch.randint(0, steps, (1,), generator=g))).to(device)
-        eps = torch.stack(drawn(lambda g: torch.randn(clean.shape[1:], generator=g))).to(device, dtype)
-        noisy = self.scheduler.add_noise(clean, eps, level)
+        level: Any = torch.cat(clips.draw(lambda g: torch.randint(0, steps, (1,), generator=g))).to(
+            device
+        )  # [N]
+        eps = torch.stack(clips.draw(lambda g: torch.randn(clean.shape[1:], generator=g))).to(device, dtype)
+        noisy = self.scheduler.add_noise(clean, eps, level)  # [N, W, C, h, w]
         target = (
             self.scheduler.get_velocity(clean, eps, level)
             if self.scheduler.config["prediction_type"] == "v_prediction"
@@ -155,21 +238,33 @@ class RenderObjective(nn.Module):
         error = (predicted - target) ** 2  # [N, W, C, h, w]
         return error.mean(dim=(2, 3, 4)).flatten()
 
+    @torch.no_grad()
+    def _guess_latents(self, clips: _Clips, motion: _Motion, keep: Tensor) -> Tensor:
+        """Return the latents of the frames as guessed from their references, [B F, C, h, w].
+
+        Args:
+            keep: False for the windows whose motion is dropped, [N].
+        """
+        change = motion.z - motion.origin.repeat_interleave(clips.frames, dim=0)  # [B F, D]
+        change = change * keep.repeat_interleave(clips.frames // clips.windows)[:, None]
+        references = clips.pictures[:, 0].repeat_interleave(clips.frames, dim=0)  # [B F, 3, S, S]
+        return encode(self.vae, self.unet.guess_motion(change, references))
+
 
 def _quarter(clip: Tensor, generator: torch.Generator) -> Tensor:
-    """A piece of half the side of pictures [..., S, S]: enough for an autoencoder to learn from, for less work."""
+    """Cut a random square of half the side out of pictures [..., S, S]: an autoencoder learns enough from it."""
     side = clip.shape[-1] // 2
     top, left = torch.randint(0, clip.shape[-1] - side + 1, (2,), generator=generator).tolist()
     return clip[..., top : top + side, left : left + side]
 
 
 def shared_part(z: Tensor) -> Tensor:
-    """How much of n latents [B, n, D] is what the n have in common: [B], 0 of none of it, 1 of all.
+    """Return the share of n latents [B, n, D] that the n have in common: [B], from 0 for none to 1 for all.
 
-    A part, and not an amount, which smaller latents would make less of.
+    A share and not an amount, because an amount would shrink with the latents.
     """
     z = z.float()
-    squares = z.square().sum((1, 2))
-    # Products of different ones alone: noise has none on average.
-    shared = (z.sum(1).square().sum(1) - squares) / (z.shape[1] - 1)
+    squares = z.square().sum((1, 2))  # [B]
+    # Only products of two different latents: those of noise are zero on average.
+    shared = (z.sum(1).square().sum(1) - squares) / (z.shape[1] - 1)  # [B]
     return shared / squares.clamp(min=1e-12)

@@ -31,7 +31,7 @@ class ObjectiveConfig:
     """Additional weight, >= 0, of the mouth in that error, where the rest of the face crop has weight 1. The mouth is
     small, and speech is seen in it."""
     person_weight: float = 0.003
-    """Weight, >= 0, of the component of z that the frames of a clip share: the identity, not the motion."""
+    """Weight, >= 0, of the share of z, 0..1, that the frames of a clip have in common: the identity, not the motion."""
 
     def __post_init__(self):
         for name in ("kl_weight", "motion_weight", "mouth_weight", "person_weight"):

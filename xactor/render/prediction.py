@@ -1,4 +1,4 @@
-"""The renderer's prediction: what the UNet says, beside what follows from the guess alone."""
+"""The renderer predicts by the UNet's output plus what follows from the guess alone."""
 
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
@@ -17,22 +17,25 @@ def predict(
     reference: ReferenceFeatures,
     guess: Tensor,
 ) -> Tensor:
-    """The scheduler's prediction for noised latents, [B, F, 4, h, w]. Arguments as `RendererUNet.forward` has them.
+    """Return the scheduler's prediction for noised latents, [B, F, 4, h, w].
 
-    With `guess_spread` s the UNet's output is added to the velocity that is best if latents were normal around the
+    With `guess_spread` s the UNet's output is added to the velocity that is best if latents are normal around the
     guess with deviation s: the skip connection of Karras et al. 2022 (EDM). With x_t = a x + b eps and g the guess,
 
         E[x] = g + a s^2 / (a^2 s^2 + b^2) (x_t - a g),   v = (a x_t - E[x]) / b.
 
-    So a UNet that says nothing yet renders the guess.
+    So a UNet whose output is zero renders the guess.
+
+    Args:
+        unet: The UNet; the arguments from `noisy` to `guess` are those of its `forward`.
+        scheduler: Gives the signal's share at each level.
     """
-    out = unet(noisy, level, z, keep, reference, guess)
+    out = unet(noisy, level, z, keep, reference, guess)  # [B, F, 4, h, w]
     spread = unet.config["guess_spread"]
     if spread is None:
         return out
-    signal = scheduler.alphas_cumprod.to(level.device)[level].to(noisy.dtype)[
-        :, None, None, None, None
-    ]  # a^2
-    noise = 1 - signal
+    signal = scheduler.alphas_cumprod.to(level.device)[level].to(noisy.dtype)  # a^2, [B]
+    signal = signal[:, None, None, None, None]  # [B, 1, 1, 1, 1]
+    noise = 1 - signal  # b^2
     a, b = signal.sqrt(), noise.sqrt()
     return out + a * b * (1 - spread**2) / (signal * spread**2 + noise) * (noisy - a * guess) - b * guess

@@ -1,4 +1,4 @@
-"""The reference network: mirrors the UNet, and gives the features of the portrait at each of its self-attentions."""
+"""The reference network mirrors the UNet and gives features of the portrait for each of its self-attentions."""
 
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -8,9 +8,10 @@ from xactor.render.attention import ReferenceFeatures, WriteReference, own_confi
 
 
 class ReferenceUNet(UNet2DConditionModel):
-    """SD1.5's UNet without its text cross-attention (Paper 3.1.1, after Hu 2024).
+    """Run SD1.5's UNet without its text cross-attention over the portrait (Paper 3.1.1, after Hu 2024).
 
-    Args: as of diffusers' UNet2DConditionModel; `attention_head_dim` is the number of heads, as SD1.5's config has it.
+    The arguments are those of diffusers' UNet2DConditionModel. `attention_head_dim` is the number of heads, as in
+    SD1.5's config.
     """
 
     @register_to_config
@@ -46,21 +47,22 @@ class ReferenceUNet(UNet2DConditionModel):
             layers_per_block=layers_per_block,
             norm_num_groups=norm_num_groups,
             attention_head_dim=attention_head_dim,
-            cross_attention_dim=8,  # of the layers that go at once
+            # The width of the text layers, which are removed below.
+            cross_attention_dim=8,
         )
         for name, block in spatial_blocks(self):
             block.attn2 = block.norm2 = None
             block.attn1.set_processor(WriteReference(f"{name}.attn1"))
-        # Nothing after the last self-attention is heard.
-        for part in (self.conv_norm_out, self.conv_out):
-            if part is not None:
-                part.requires_grad_(False)
+        # Nothing after the last self-attention is used.
+        for layer in (self.conv_norm_out, self.conv_out):
+            if layer is not None:
+                layer.requires_grad_(False)
 
     def to_json_string(self) -> str:
         return own_config(self)
 
     def features(self, latents: Tensor) -> ReferenceFeatures:
-        """A portrait's clean latents [B, 4, h, w] to its features."""
+        """Return the features of portraits, given their clean latents [B, 4, h, w]."""
         bank: ReferenceFeatures = {}
         self(latents, 0, encoder_hidden_states=None, cross_attention_kwargs={"bank": bank})
         return bank

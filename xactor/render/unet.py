@@ -1,6 +1,7 @@
-"""The renderer's UNet: SD1.5's with temporal layers, motion cross-attention and the reference in its self-attention."""
+"""The renderer's UNet is SD1.5's with temporal layers, motion cross-attention and reference self-attention."""
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -20,11 +21,9 @@ from xactor.render.attention import (
     own_config,
     spatial_blocks,
 )
+from xactor.render.guess import TOKEN_NUMBERS, thumbnails, warp
 
-_CELL = 4  # places that a motion token stands for, a side
-_SAYS = 5  # numbers of each place: the way that it came, x and y, and the change of its colour
-_THUMBNAIL = 2  # pixels of a thumbnail a place, a side
-# Attention over few frames of many places, by preference: flash's tiles are many times as long as such a sequence.
+# Preferred order for attention over few frames of many places: flash's tiles are many times longer than such sequences.
 _FOR_SHORT = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -34,26 +33,27 @@ _FOR_SHORT = [
 
 
 class RendererUNet(UNetMotionModel):
-    """Noised frames, motion latents and a reference to the scheduler's prediction (Paper 3.1.1).
+    """Predict the scheduler's target from noised frames, motion latents and a reference (Paper 3.1.1).
 
     A motion latent becomes several tokens, since attention to a single one could not tell places apart (Ours: a
     linear map to `motion_tokens` of them, in a square grid over the face). The output projections of the motion
     cross-attention and of the temporal layers start at zero: step 0 is the loaded UNet with the reference in its
     self-attention.
 
-    Beside the noised frames it sees a guess of them, the reference picture moved as `guess_motion` has it (Ours, after
-    the warping renderers FOMM and LIA; the paper's hears motion by cross-attention alone). From random weights that
-    saves it from learning to copy a face before it can learn to move one. What comes in this way starts at zero too.
-    A UNet from nothing says what the guess lacks; see `predict`.
+    Next to the noised frames the UNet sees a guess of them, the reference picture moved by `guess_motion` (Ours). The
+    weights of that input start at zero too. A UNet from random weights outputs what the guess lacks; see `predict`.
 
     Args:
-        latent_dim: the width of z. motion_tokens: how many tokens a z becomes. cross_attention_dim: their width.
-        locality: how much more a token hears what is near its place, in the frame, the reference and the grid of motion
-            tokens: of the first head, as `Locality` has it; None is the published attention. Ours, after ALiBi's
-            slopes: from random weights, without it, it takes thousands of steps until the reference is heard.
-        guess_spread: how far latents are from the guess, RMS, where the UNet says what the guess lacks; None where it
-            says all, as published weights do.
-        The others as of diffusers' UNetMotionModel.
+        latent_dim: Width of z.
+        motion_tokens: Number of tokens that a z becomes, a square number.
+        cross_attention_dim: Width of the motion tokens.
+        locality: Strength of `Locality` for the first head, in the frame, the reference and the grid of motion tokens;
+            None is the published attention. Ours, after ALiBi's slopes: without it, training from random weights takes
+            thousands of steps until the UNet uses the reference.
+        guess_spread: RMS distance of latents from the guess, where the UNet outputs what the guess lacks; None where
+            it outputs the whole prediction, as published weights do.
+
+    The other arguments are those of diffusers' UNetMotionModel.
     """
 
     @register_to_config
@@ -87,10 +87,10 @@ class RendererUNet(UNetMotionModel):
         locality: float | None = None,
         guess_spread: float | None = None,
     ):
-        if math.isqrt(motion_tokens) ** 2 != motion_tokens or cross_attention_dim < _SAYS * _CELL**2:
+        if math.isqrt(motion_tokens) ** 2 != motion_tokens or cross_attention_dim < TOKEN_NUMBERS:
             raise ValueError(
-                f"motion tokens must be a square number of at least {_SAYS * _CELL**2} wide, "
-                f"got {motion_tokens} of {cross_attention_dim}"
+                f"motion_tokens must be a square number and cross_attention_dim >= {TOKEN_NUMBERS}, "
+                f"got {motion_tokens} and {cross_attention_dim}"
             )
         super().__init__(
             sample_size=sample_size,
@@ -109,7 +109,8 @@ class RendererUNet(UNetMotionModel):
         )
         self.conv_in = _FramesAndGuess(self.conv_in)
         self.motion_proj = nn.Linear(latent_dim, motion_tokens * cross_attention_dim)
-        nn.init.normal_(self.motion_proj.bias)  # so that the norm leaves tokens their size
+        # A bias of unit variance lets the norm keep the tokens' size.
+        nn.init.normal_(self.motion_proj.bias)
         self.motion_norm = nn.LayerNorm(cross_attention_dim)
         self.null_motion = nn.Parameter(torch.zeros(motion_tokens, cross_attention_dim))
         for name, block in spatial_blocks(self):
@@ -119,12 +120,10 @@ class RendererUNet(UNetMotionModel):
             block.attn1.set_processor(ReadReference(f"{name}.attn1"))
             block.attn2.set_processor(ReadMotion())
             _zero(block.attn2.to_out[0])
-        for module in self.temporal_layers():
-            module.__class__ = _TemporalLayer
-            _zero(module.proj_out)
-        for module in self.modules():
-            if isinstance(module, GEGLU):
-                module.__class__ = _Gate
+        _replace(self, AnimateDiffTransformer3D, TemporalLayer)
+        _replace(self, GEGLU, _SplitGEGLU)
+        for layer in self.temporal_layers():
+            _zero(layer.proj_out)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -135,67 +134,55 @@ class RendererUNet(UNetMotionModel):
         reference: ReferenceFeatures,
         guess: Tensor,
     ) -> Tensor:
-        """The prediction for noised latents, [B, F, 4, h, w].
+        """Return the prediction for noised latents, [B, F, 4, h, w].
 
         Args:
-            noisy: [B, F, 4, h, w]. level: the scheduler's timesteps [B].
-            z: motion latents [B, F, latent_dim].
-            keep: [B], 1 where the motion is heard and 0 where it is dropped, for classifier-free guidance.
-            reference: of `ReferenceUNet.features`, [B, ...] each.
-            guess: latents of the frames as `guess_motion` has them, [B, F, 4, h, w].
+            noisy: Noised latents [B, F, 4, h, w].
+            level: The scheduler's timesteps [B].
+            z: Motion latents [B, F, latent_dim].
+            keep: 1 where the motion is used and 0 where it is dropped, for classifier-free guidance, [B].
+            reference: Features from `ReferenceUNet.features`, [B, ...] each.
+            guess: Latents of the frames that `guess_motion` gives, [B, F, 4, h, w].
         """
         tokens = self.motion_proj(z.flatten(0, 1)).unflatten(-1, self.null_motion.shape)  # [B F, M, C]
-        keep = keep.to(tokens.dtype).repeat_interleave(z.shape[1])[:, None, None]
-        tokens = keep * self.motion_norm(tokens) + (1 - keep) * self.null_motion
+        keep = keep.to(tokens.dtype).repeat_interleave(z.shape[1])[:, None, None]  # [B F, 1, 1]
+        tokens = keep * self.motion_norm(tokens) + (1 - keep) * self.null_motion  # [B F, M, C]
         out = super().forward(
             torch.cat([noisy, guess], dim=2).transpose(1, 2),  # [B, 8, F, h, w]
             level,
             encoder_hidden_states=tokens,
             cross_attention_kwargs={"reference": reference},
             return_dict=False,
-        )[0]
-        return out.transpose(1, 2)
+        )[0]  # [B, 4, F, h, w]
+        return out.transpose(1, 2)  # [B, F, 4, h, w]
 
     def guess_motion(self, change: Tensor, pictures: Tensor) -> Tensor:
-        """What a change of motion latents makes of pictures, by linear maps and a warp: [N, 3, T, T].
-
-        Motion tokens lie in a square grid over the face, and the first numbers of each are for its 4 x 4 places: from
-        where its colour comes, in an eighth of the picture's side, and by how much it changes, in a quarter of [-1, 1].
-        So what z says has a place before the UNet hears it. The same way for the same motion whoever it is, as in FOMM
-        and LIA: ways fit more faces than colours do.
+        """Guess what a change of motion latents makes of pictures; see `xactor.render.guess`.
 
         Args:
-            change: of motion latents, [N, latent_dim]. pictures: [N, 3, T, T] in [-1, 1].
+            change: Change of the motion latents since the pictures, [N, latent_dim].
+            pictures: [N, 3, T, T] in [-1, 1].
+
+        Returns:
+            [N, 3, T, T].
         """
         tokens = F.linear(change, self.motion_proj.weight).unflatten(-1, self.null_motion.shape)  # [N, M, C]
-        side = math.isqrt(tokens.shape[1])
-        places = (
-            tokens[..., : _SAYS * _CELL**2].unflatten(-1, (_SAYS, _CELL, _CELL)).unflatten(1, (side, side))
-        )
-        places = (
-            places.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3) / 4
-        )  # [N, 5, side * 4, side * 4]
-        places = F.interpolate(places, pictures.shape[-2:], mode="bilinear", align_corners=False)
-        # Where a pixel is takes more than bf16 can tell: it would be up to half of one away.
-        still = torch.eye(2, 3, device=change.device).expand(len(change), 2, 3)
-        own = F.affine_grid(still, list(pictures.shape), align_corners=False)
-        way = own + places[:, :2].movedim(1, -1).float() / 4
-        moved = F.grid_sample(pictures.float(), way, padding_mode="border", align_corners=False)
-        return moved.to(pictures.dtype) + places[:, 2:]
+        return warp(tokens, pictures)
 
     def thumbnails(self, pictures: Tensor) -> Tensor:
-        """Pictures [N, 3, S, S] made so small that two pixels a side are a place of `guess_motion`."""
-        return F.adaptive_avg_pool2d(pictures, _THUMBNAIL * _CELL * math.isqrt(self.null_motion.shape[0]))
+        """Reduce pictures [N, 3, S, S] so that two pixels along a side are one place of `guess_motion`."""
+        return thumbnails(pictures, len(self.null_motion))
 
     def to_json_string(self) -> str:
         return own_config(self)
 
-    def temporal_layers(self) -> list[AnimateDiffTransformer3D]:
-        return [module for module in self.modules() if isinstance(module, AnimateDiffTransformer3D)]
+    def temporal_layers(self) -> list["TemporalLayer"]:
+        """Return the layers over time."""
+        return [module for module in self.modules() if isinstance(module, TemporalLayer)]
 
 
 class _FramesAndGuess(nn.Conv2d):
-    """The UNet's first convolution, under its published names, and one for the guess that is added to it."""
+    """Add to the UNet's first convolution, which keeps its published names, one over the guess."""
 
     def __init__(self, published: nn.Conv2d):
         channels, size, padding = published.in_channels, published.kernel_size[0], published.padding
@@ -205,49 +192,79 @@ class _FramesAndGuess(nn.Conv2d):
         _zero(self.guess)
 
     def forward(self, input: Tensor) -> Tensor:
-        frames, guess = input.chunk(2, dim=1)
+        frames, guess = input.chunk(2, dim=1)  # [B F, 4, h, w] each
         return super().forward(frames) + self.guess(guess)
 
 
-class _TemporalLayer(AnimateDiffTransformer3D):
-    """AnimateDiff's, which a single frame passes by: it has no time, and the first phase trains without them."""
+class TemporalLayer(nn.Module):
+    """Run AnimateDiff's layer over time, and let a single frame pass unchanged.
 
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    A single frame has no time, and the first phases train without these layers. The submodules are those of the
+    published layer, under its names.
+    """
+
+    def __init__(self, published: AnimateDiffTransformer3D):
+        super().__init__()
+        self.norm, self.proj_in = published.norm, published.proj_in
+        self.transformer_blocks, self.proj_out = published.transformer_blocks, published.proj_out
+
+    def forward(
         self,
         hidden_states: Tensor,
         encoder_hidden_states: Any = None,
         timestep: Any = None,
         class_labels: Any = None,
-        num_frames: int = 1,  # the middle block gives it by its place
+        num_frames: int = 1,
         cross_attention_kwargs: dict[str, Any] | None = None,
     ) -> Tensor:
+        """Add attention over time to [B F, C, h, w].
+
+        The signature is diffusers', whose middle block passes all arguments by position. The conditions are unused.
+        """
         if num_frames == 1:
             return hidden_states
-        # The order is the process's: a thread beside this one may see it, which costs it time at most.
-        ordered = sdpa_kernel(_FOR_SHORT, set_priority=True) if hidden_states.is_cuda else nullcontext()
-        with ordered:
-            return super().forward(
-                hidden_states,
-                encoder_hidden_states,
-                timestep,
-                class_labels,
-                num_frames,
-                cross_attention_kwargs,
-            )
+        x = hidden_states.unflatten(0, (-1, num_frames))  # [B, F, C, h, w]
+        batch, frames, channels, height, width = x.shape
+        x = self.norm(x.permute(0, 2, 1, 3, 4))  # [B, C, F, h, w]
+        x = x.permute(0, 3, 4, 2, 1).reshape(batch * height * width, frames, channels)  # [B h w, F, C]
+        x = self.proj_in(x)  # [B h w, F, C']
+        # The preference is the whole process's: another thread may run by it meanwhile, which is at most slower.
+        preferred = sdpa_kernel(_FOR_SHORT, set_priority=True) if x.is_cuda else nullcontext()
+        with preferred:
+            for block in self.transformer_blocks:
+                x = block(x)
+        x = self.proj_out(x)  # [B h w, F, C]
+        x = (
+            x.reshape(batch, height, width, frames, channels).permute(0, 3, 4, 1, 2).contiguous()
+        )  # [B, F, C, h, w]
+        return x.flatten(0, 1) + hidden_states  # [B F, C, h, w]
 
 
-class _Gate(GEGLU):
-    """diffusers' by two products, so that what is multiplied lies in one piece: a GPU is slow over halves of rows.
+class _SplitGEGLU(nn.Module):
+    """Run diffusers' GEGLU by two products, so that both factors are contiguous: a GPU is slow over halves of rows.
 
-    A projection that something was put into, such as an adapter, is called as it is.
+    A projection that is not a plain linear layer, such as one with an adapter, is called as it is.
     """
 
-    def forward(self, hidden_states: Tensor, *args, **kwargs) -> Tensor:
-        if type(self.proj) is not nn.Linear:
-            return super().forward(hidden_states, *args, **kwargs)
-        halves = zip(self.proj.weight.chunk(2), self.proj.bias.chunk(2), strict=True)
-        value, gate = (F.linear(hidden_states, weight, bias) for weight, bias in halves)
+    def __init__(self, published: GEGLU):
+        super().__init__()
+        self.proj = published.proj
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if type(self.proj) is nn.Linear:
+            halves = zip(self.proj.weight.chunk(2), self.proj.bias.chunk(2), strict=True)
+            value, gate = (F.linear(hidden_states, weight, bias) for weight, bias in halves)
+        else:
+            value, gate = self.proj(hidden_states).chunk(2, dim=-1)
         return value * F.gelu(gate)
+
+
+def _replace(model: nn.Module, published: type[nn.Module], ours: Callable[[Any], nn.Module]) -> None:
+    """Replace each published layer by ours, which takes over its submodules, so that weights keep their names."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, published):
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, ours(module))
 
 
 def _zero(layer: nn.Module) -> None:

@@ -150,7 +150,7 @@ def _render_clip(
     errors, true_row, made_row = [], [pictures[0]], [pictures[0]]
     for start in starts:
         true = np.stack([pictures[n] for n in range(start, start + count)])
-        z = renderer.parts.motion_encoder.encode(true)
+        z = renderer.components.motion_encoder.encode(true)
         made = renderer.window(reference, z, seed=seed, first_frame=start, config=config)
         still = np.broadcast_to(pictures[0], true.shape)
         errors.append(
@@ -253,4 +253,4 @@ def _latents_of(renderer: Renderer, person: Identity, controls: np.ndarray) -> n
         )
         for frame in frames
     ]
-    return renderer.parts.motion_encoder.encode(np.stack(crops)).numpy()
+    return renderer.components.motion_encoder.encode(np.stack(crops)).numpy()

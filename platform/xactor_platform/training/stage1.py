@@ -12,7 +12,15 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from xactor.randomness import keyed_generator
-from xactor.render import Parts, Phase, RenderConfig, Renderer, RenderObjective, published_parts, random_parts
+from xactor.render import (
+    Components,
+    Phase,
+    RenderConfig,
+    Renderer,
+    RenderObjective,
+    published_components,
+    random_components,
+)
 from xactor.render.autoencoder import decode, encode
 from xactor.render.frames import from_model, to_model
 from xactor_platform.data.index import Index
@@ -190,25 +198,25 @@ class Stage1(TrainingStage):
 
 def build_objective(config: Stage1Config) -> RenderObjective:
     """Build model and loss, the same on every rank."""
-    parts = build_components(config.model, seed=config.train.seed)
+    components = build_components(config.model, seed=config.train.seed)
     if config.train.gradient_checkpointing:
-        parts.unet.enable_gradient_checkpointing()
-        parts.reference_unet.enable_gradient_checkpointing()
-    return RenderObjective(**vars(parts), config=config.objective, train_vae=config.train.vae_steps > 0)
+        components.unet.enable_gradient_checkpointing()
+        components.reference_unet.enable_gradient_checkpointing()
+    return RenderObjective(**vars(components), config=config.objective, train_vae=config.train.vae_steps > 0)
 
 
-def build_components(config: RendererConfig, *, seed: int) -> Parts:
+def build_components(config: RendererConfig, *, seed: int) -> Components:
     """Build the renderer's components from published weights if the config names them, otherwise random ones."""
     sizes = {"latent_dim": config.latent_dim, "motion_tokens": config.motion_tokens}
     start: dict[str, Any] = {"prediction_type": config.prediction_type, "seed": seed, **sizes}
     if config.sd15:
-        parts = published_parts(config.sd15, animatediff=config.animatediff, vae=config.vae, **start)
-        shrink = 1 << (len(parts.vae.config["block_out_channels"]) - 1)
-        for unet in (parts.unet, parts.reference_unet):
+        components = published_components(config.sd15, animatediff=config.animatediff, vae=config.vae, **start)
+        shrink = 1 << (len(components.vae.config["block_out_channels"]) - 1)
+        for unet in (components.unet, components.reference_unet):
             unet.register_to_config(sample_size=config.image_size // shrink)
-        return parts
+        return components
     given = AutoencoderKL.from_pretrained(config.vae, low_cpu_mem_usage=False) if config.vae else None
-    parts = random_parts(
+    components = random_components(
         image_size=config.image_size,
         channels=config.channels,
         vae_channels=tuple(given.config["block_out_channels"]) if given else config.vae_channels,
@@ -220,7 +228,7 @@ def build_components(config: RendererConfig, *, seed: int) -> Parts:
         window_frames=max(config.window_frames, 32),
         **start,
     )
-    return replace(parts, vae=given) if given else parts
+    return replace(components, vae=given) if given else components
 
 
 def read_now(reader: VideoReader, micro_batch: MicroBatch, step: int, epoch: str) -> VideoBatch:

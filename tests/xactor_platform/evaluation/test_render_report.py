@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from render_models import small_parts
+from render_models import small_components
 
 from xactor.render import RenderConfig, Renderer
 from xactor_platform.demo_corpus.corpus import make_demo_corpus
@@ -39,7 +39,7 @@ def test_a_report_of_held_out_people(tmp_path):
         crop_px=32,
         workers=1,
     )
-    Renderer(**vars(small_parts())).save_pretrained(tmp_path / "model")
+    Renderer(**vars(small_components())).save_pretrained(tmp_path / "model")
     config = RenderConfig(steps=1, cfg=1, window_frames=4, overlap_frames=0)
     report = report_render(
         str(tmp_path / "model"), str(corpus.videos), tmp_path / "report", config=config, max_clips=2

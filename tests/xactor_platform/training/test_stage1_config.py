@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from xactor.render import PHASES, random_parts
+from xactor.render import PHASES, random_components
 from xactor_platform.training.stage1_config import (
     RendererConfig,
     Stage1Config,
@@ -58,7 +58,7 @@ def test_presets_survive_json(preset):
 
 def test_a_renderer_from_nothing_is_the_one_that_xactor_renders_by_default():
     ours = {f.name: f.default for f in fields(RendererConfig)}
-    theirs = {n: p.default for n, p in inspect.signature(random_parts).parameters.items() if n in ours}
+    theirs = {n: p.default for n, p in inspect.signature(random_components).parameters.items() if n in ours}
     assert len(theirs) == 12
     assert {n: ours[n] for n in theirs} == {**theirs, "window_frames": 16}
 

@@ -143,7 +143,7 @@ def test_a_run_leaves_what_it_should(whole_run, videos):
         assert sheet.size == (3 * 32 + 2 * 2, 2 * 32 + 2)
     renderer = Renderer.from_pretrained(outcome.export)
     assert (renderer.image_size, renderer.latent_dim) == (32, 32)
-    z = renderer.parts.motion_encoder.encode(np.zeros((3, 32, 32, 3), np.uint8))
+    z = renderer.components.motion_encoder.encode(np.zeros((3, 32, 32, 3), np.uint8))
     reference = renderer.reference(np.zeros((32, 32, 3), np.uint8))
     pictures = renderer.window(reference, z, seed=0, first_frame=0, config=RenderConfig(steps=2))
     assert pictures.shape == (3, 32, 32, 3)
@@ -206,7 +206,7 @@ def test_only_the_phases_own_parameters_move_and_averages_take_over_where_it_end
     assert moved(12, 18) & temporal
     assert not moved(12, 18) & vae
     # The export holds the averages of the phase that ended last, not what the last step left.
-    exported = Renderer.from_pretrained(outcome.export).parts.unet.state_dict()
+    exported = Renderer.from_pretrained(outcome.export).components.unet.state_dict()
     assert any(
         not torch.equal(exported[n.removeprefix("unet.")], models[18][n])
         for n in temporal

@@ -1,4 +1,4 @@
-"""The renderer's parts: random ones of any size, and those that grow out of published weights."""
+"""Build the components of a renderer, from random weights at any size or from published weights."""
 
 import logging
 from dataclasses import dataclass
@@ -21,23 +21,30 @@ from xactor.render.unet import RendererUNet
 _log = logging.getLogger(__name__)
 
 LATENT_DIM = 512
-GUESS_SPREAD = 0.25  # as measured of the demo corpus, whose latents have unit variance
-_PLAINLY: Any = {"low_cpu_mem_usage": False}  # the other way needs a package that nothing else here does
+# As measured on the demo corpus, whose latents have unit variance.
+GUESS_SPREAD = 0.25
+# diffusers' other way to load needs the package accelerate, which nothing else here needs.
+_LOADING: Any = {"low_cpu_mem_usage": False}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What a renderer is made of, each saved under its own name."""
+class Components:
+    """Hold the components of a renderer. Each is saved in a folder of its own name."""
 
     motion_encoder: MotionEncoder
+    """E_mot: face crops to motion latents."""
     unet: RendererUNet
+    """The UNet that denoises."""
     reference_unet: ReferenceUNet
+    """The network that gives the features of the portrait."""
     vae: AutoencoderKL
+    """The autoencoder between pictures and the latents that are denoised."""
     scheduler: DDIMScheduler
+    """Noise schedule and prediction type."""
 
 
 def ddim_scheduler(prediction_type: str = "v_prediction") -> DDIMScheduler:
-    """SD1.5's noise schedule, with zero terminal SNR where the prediction allows it (v, not epsilon)."""
+    """Return SD1.5's noise schedule, with zero terminal SNR where the prediction allows it (v, not epsilon)."""
     if prediction_type not in ("v_prediction", "epsilon"):
         raise ValueError(f"prediction_type must be v_prediction or epsilon, got {prediction_type!r}")
     return DDIMScheduler(
@@ -52,7 +59,7 @@ def ddim_scheduler(prediction_type: str = "v_prediction") -> DDIMScheduler:
     )
 
 
-def random_parts(
+def random_components(
     *,
     image_size: int = 64,
     channels: tuple[int, ...] = (48, 96),
@@ -67,15 +74,31 @@ def random_parts(
     window_frames: int = 32,
     prediction_type: str = "v_prediction",
     seed: int = 0,
-) -> Parts:
-    """The architecture at any size, from nothing. Each stage of the VAE but the last halves a picture's side."""
+) -> Components:
+    """Return components of any size from random weights.
+
+    Args:
+        image_size: Side of the pictures in pixels: a multiple of all halvings by the VAE and the UNet.
+        channels: Channels of the UNet's blocks; each but the last halves the side of the latents.
+        vae_channels: Channels of the VAE's blocks; each but the last halves a picture's side.
+        encoder_channels: Channels of the motion encoder's blocks.
+        latent_channels: Channels of the VAE's latents.
+        layers_per_block: Layers of each of the UNet's blocks.
+        heads: Attention heads.
+        motion_width: Width of a motion token.
+        motion_tokens: Motion tokens of a frame, a square number.
+        latent_dim: Width of z.
+        window_frames: Bound on the frames of a window.
+        prediction_type: `v_prediction` or `epsilon`.
+        seed: Seed of the random weights.
+    """
     shrink = 1 << (len(vae_channels) - 1 + len(channels) - 1)
     if image_size % shrink:
         raise ValueError(f"image_size must be a multiple of {shrink}, got {image_size}")
     torch.manual_seed(seed)
     groups = min(16, min(channels) // 4)
     widths: Any = vae_channels
-    vae_stages: Any = ("DownEncoderBlock2D",) * len(vae_channels), ("UpDecoderBlock2D",) * len(vae_channels)
+    vae_blocks: Any = ("DownEncoderBlock2D",) * len(vae_channels), ("UpDecoderBlock2D",) * len(vae_channels)
     shape: dict[str, Any] = {
         "sample_size": image_size >> (len(vae_channels) - 1),
         "in_channels": latent_channels,
@@ -85,7 +108,7 @@ def random_parts(
         "norm_num_groups": groups,
     }
     down, up = ["CrossAttnDownBlock"] * len(channels), ["CrossAttnUpBlock"] * len(channels)
-    parts = Parts(
+    components = Components(
         motion_encoder=MotionEncoder(image_size=image_size, channels=encoder_channels, latent_dim=latent_dim),
         unet=RendererUNet(
             **shape,
@@ -109,8 +132,8 @@ def random_parts(
         vae=AutoencoderKL(
             sample_size=image_size,
             block_out_channels=widths,
-            down_block_types=vae_stages[0],
-            up_block_types=vae_stages[1],
+            down_block_types=vae_blocks[0],
+            up_block_types=vae_blocks[1],
             layers_per_block=1,
             latent_channels=latent_channels,
             norm_num_groups=min(vae_channels) // 4,
@@ -118,28 +141,29 @@ def random_parts(
         ),
         scheduler=ddim_scheduler(prediction_type),
     )
-    start_as_cosines(parts.vae)
-    _start_open(parts.unet)
-    if prediction_type == "v_prediction":  # it begins by saying that the guess lacks nothing
-        nn.init.zeros_(parts.unet.conv_out.weight)
-        nn.init.zeros_(parts.unet.conv_out.bias)  # pyright: ignore[reportArgumentType]
-    # Both start from the same weights, as they do from published ones: so that like finds like.
-    own = parts.reference_unet.state_dict()
-    parts.reference_unet.load_state_dict(
-        {n: w for n, w in parts.unet.state_dict().items() if n in own}, strict=False
+    start_as_cosines(components.vae)
+    _start_open(components.unet)
+    # The first output says that the guess lacks nothing.
+    if prediction_type == "v_prediction":
+        nn.init.zeros_(components.unet.conv_out.weight)
+        nn.init.zeros_(components.unet.conv_out.bias)  # pyright: ignore[reportArgumentType]
+    # Both networks start from the same weights, as they do from published ones: then equal features match in attention.
+    own = components.reference_unet.state_dict()
+    components.reference_unet.load_state_dict(
+        {n: w for n, w in components.unet.state_dict().items() if n in own}, strict=False
     )
-    return parts
+    return components
 
 
 def _start_open(unet: RendererUNet) -> None:
-    """Attention hands on what it hears at full strength: where nothing was learned, nothing is to be protected."""
+    """Make attention pass on values at full strength: random weights hold nothing that a small start would protect."""
     for _, block in spatial_blocks(unet):
         for attention in (block.attn1, block.attn2):
             for layer in (attention.to_v, attention.to_out[0]):
                 nn.init.orthogonal_(layer.weight)
 
 
-def published_parts(
+def published_components(
     sd15: str | Path,
     *,
     animatediff: str | Path | None = None,
@@ -149,22 +173,27 @@ def published_parts(
     window_frames: int = 32,
     prediction_type: str = "v_prediction",
     seed: int = 0,
-) -> Parts:
-    """Parts that start from published weights, each in its own layout.
+) -> Components:
+    """Return components that start from published weights, each in its published layout.
+
+    The text cross-attention of SD1.5's UNet is dropped, and listed in the log.
 
     Args:
-        sd15: a folder of Stable Diffusion 1.5 (`unet/`, `vae/`).
-        animatediff: a folder of AnimateDiff's motion adapter; temporal layers start random where it is not given.
-        vae: a folder of another SD VAE.
-
-    What SD1.5's UNet has and these do not, its text cross-attention, is dropped and listed in the log.
+        sd15: Folder of Stable Diffusion 1.5 (`unet/`, `vae/`).
+        animatediff: Folder of AnimateDiff's motion adapter; without it temporal layers start from random weights.
+        vae: Folder of another SD VAE.
+        latent_dim: Width of z.
+        motion_tokens: Motion tokens of a frame, a square number.
+        window_frames: Bound on the frames of a window, where no adapter gives it.
+        prediction_type: `v_prediction` or `epsilon`.
+        seed: Seed of the weights that are random.
 
     Raises:
-        FileNotFoundError: a folder that is not there.
-        ValueError: weights of another architecture, with the names that differ.
+        FileNotFoundError: A folder is missing.
+        ValueError: The weights are of another architecture; the message names weights that differ.
     """
     torch.manual_seed(seed)
-    plain = UNet2DConditionModel.from_pretrained(_folder(sd15, "unet"), **_PLAINLY)
+    plain = UNet2DConditionModel.from_pretrained(_folder(sd15, "unet"), **_LOADING)
     config = dict(plain.config)
     shape: dict[str, Any] = {
         name: config[name]
@@ -177,16 +206,15 @@ def published_parts(
             "norm_num_groups",
         )
     }
-    heads = (
-        config["num_attention_heads"] or config["attention_head_dim"]
-    )  # SD1.5's config means heads by the latter
+    # SD1.5's config calls the number of heads attention_head_dim.
+    heads = config["num_attention_heads"] or config["attention_head_dim"]
     reference = ReferenceUNet(
         **shape,
         down_block_types=tuple(config["down_block_types"]),
         up_block_types=tuple(config["up_block_types"]),
         attention_head_dim=heads,
     )
-    adapter = MotionAdapter.from_pretrained(_folder(animatediff), **_PLAINLY) if animatediff else None
+    adapter = MotionAdapter.from_pretrained(_folder(animatediff), **_LOADING) if animatediff else None
     unet = RendererUNet(
         **shape,
         down_block_types=tuple(_over_time(name) for name in config["down_block_types"]),
@@ -204,8 +232,8 @@ def published_parts(
     _load(unet, weights, f"{sd15}/unet", new=("attn2", "motion_", "null_motion", "conv_in.guess"))
     if adapter:
         unet.load_motion_modules(adapter)
-    autoencoder = AutoencoderKL.from_pretrained(_folder(vae) if vae else _folder(sd15, "vae"), **_PLAINLY)
-    return Parts(
+    autoencoder = AutoencoderKL.from_pretrained(_folder(vae) if vae else _folder(sd15, "vae"), **_LOADING)
+    return Components(
         motion_encoder=MotionEncoder(latent_dim=latent_dim),
         unet=unet,
         reference_unet=reference,
@@ -215,22 +243,33 @@ def published_parts(
 
 
 def _over_time(name: str) -> str:
+    """Return the name of the block over time for that of a block over the plane."""
     return name.replace("2D", "Motion")
 
 
-def _folder(*parts: str | Path) -> str:
-    folder = Path(*parts)
+def _folder(*path: str | Path) -> str:
+    """Return a folder of weights. Raises FileNotFoundError where it has no config.json."""
+    folder = Path(*path)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no weights in {folder}: config.json is missing")
     return str(folder)
 
 
 def _load(model: nn.Module, weights: dict[str, torch.Tensor], source: str, *, new: tuple[str, ...]) -> None:
-    """Loads what fits, except the text cross-attention; lists what is dropped and refuses what is missing."""
+    """Load published weights without the text cross-attention, which is listed in the log.
+
+    Args:
+        weights: The published weights by name.
+        source: Their folder, for messages.
+        new: Substrings of the names of weights that the published model does not have.
+
+    Raises:
+        ValueError: Other weights are missing or have no place in the model.
+    """
     own = model.state_dict()
     text = {name for name in weights if ".attn2." in name or (name not in own and ".norm2." in name)}
     foreign = [n for n in weights if n not in text and (n not in own or own[n].shape != weights[n].shape)]
-    missing = [n for n in own if n not in weights and not any(part in n for part in new)]
+    missing = [n for n in own if n not in weights and not any(name in n for name in new)]
     if foreign or missing:
         raise ValueError(
             f"{source} does not fit {type(model).__name__}: {len(foreign)} foreign weights {foreign[:3]}, "
