@@ -210,7 +210,9 @@ def build_components(config: RendererConfig, *, seed: int) -> Components:
     sizes = {"latent_dim": config.latent_dim, "motion_tokens": config.motion_tokens}
     start: dict[str, Any] = {"prediction_type": config.prediction_type, "seed": seed, **sizes}
     if config.sd15:
-        components = published_components(config.sd15, animatediff=config.animatediff, vae=config.vae, **start)
+        components = published_components(
+            config.sd15, animatediff=config.animatediff, vae=config.vae, **start
+        )
         shrink = 1 << (len(components.vae.config["block_out_channels"]) - 1)
         for unet in (components.unet, components.reference_unet):
             unet.register_to_config(sample_size=config.image_size // shrink)
