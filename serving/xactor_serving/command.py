@@ -35,11 +35,10 @@ XACTOR_API_KEYS: API keys, comma-separated. With it set, every route but / and /
 
 RAY_ADDRESS: with it set, the service runs on that Ray cluster; otherwise on this machine alone."""
 
-# Modules of the serving extra, besides the packages of the core.
+# Modules of the serving extra.
 _MODULES = (
     "aiohttp",
     "fastapi",
-    "mediapipe",
     "pebble",
     "prometheus_client",
     "psutil",

@@ -1,4 +1,4 @@
-"""A custom resource definition as a JSON schema that is as strict as the API server with `--validate=strict`."""
+"""Turn a custom resource definition into a JSON schema, as strict as the API server with `--validate=strict`."""
 
 import functools
 import gzip
@@ -13,23 +13,24 @@ CRDS = Path(__file__).parent / "crds"
 
 @functools.cache
 def validator(kind: str) -> jsonschema.Draft202012Validator:
-    """Of ray.io/v1's RayCluster, RayJob or RayService."""
+    """Return the validator of a kind of ray.io/v1: RayCluster, RayJob or RayService."""
     with gzip.open(CRDS / f"ray.io_{kind.lower()}s.yaml.gz") as file:
         definition = yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     schema = next(v["schema"]["openAPIV3Schema"] for v in definition["spec"]["versions"] if v["name"] == "v1")
     strict = _strict(schema)
-    strict["properties"]["metadata"] = {"type": "object"}  # the API server's own, checked by it
+    # The API server checks its own metadata.
+    strict["properties"]["metadata"] = {"type": "object"}
     return jsonschema.Draft202012Validator(strict)
 
 
 def _strict(schema: dict[str, Any]) -> dict[str, Any]:
-    """The same, refusing the fields that the API server would drop: a misspelt one is the usual mistake."""
+    """Return the schema with unknown fields refused. The API server would drop them, and most are misspelt."""
     schema = dict(schema)
     if schema.pop("x-kubernetes-int-or-string", False):
         schema.pop("type", None)
         schema["anyOf"] = [{"type": "integer"}, {"type": "string"}]
     if "properties" in schema:
-        schema["properties"] = {name: _strict(part) for name, part in schema["properties"].items()}
+        schema["properties"] = {name: _strict(field) for name, field in schema["properties"].items()}
     if "items" in schema:
         schema["items"] = _strict(schema["items"])
     if isinstance(schema.get("additionalProperties"), dict):

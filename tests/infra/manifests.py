@@ -1,4 +1,4 @@
-"""The files of infra/ as their readers see them: placeholders filled, YAML read."""
+"""Read the files of infra/, with their placeholders filled."""
 
 import copy
 import functools
@@ -19,40 +19,44 @@ FILLED = {
     "REDIS_PASSWORD": "password",
 }
 
-# vCPUs, GiB of memory and GPUs of the instance types that the groups run on, from AWS's pages.
+# vCPUs, GiB of memory and GPUs of the instance types, from AWS's pages.
 INSTANCES = {"m6i.2xlarge": (8, 32, 0), "p4d.24xlarge": (96, 1152, 8), "p4de.24xlarge": (96, 1152, 8)}
 
 
 @functools.cache
 def read(path: Path) -> list[dict[str, Any]]:
-    """The documents of a YAML file. KeyError where it has a placeholder that nothing fills."""
+    """Return the documents of a YAML file.
+
+    Raises:
+        KeyError: The file has a placeholder without a value.
+    """
     return list(yaml.safe_load_all(re.sub(r"\$\{(\w+)\}", lambda found: FILLED[found[1]], path.read_text())))
 
 
 def launcher_config() -> dict[str, Any]:
-    """ray_cluster.yaml, a copy to change."""
+    """Return a copy of ray_cluster.yaml."""
     return copy.deepcopy(read(ROOT / "ray_cluster.yaml")[0])
 
 
 def resources() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every object of infra/kuberay, with its file's name."""
+    """Yield every object of infra/kuberay with its file's name."""
     for path in sorted(KUBERAY.glob("*.yaml")):
         for document in read(path):
             yield path.name, document
 
 
 def cluster_specs() -> dict[str, dict[str, Any]]:
-    """The spec of every Ray cluster, whichever custom resource makes it, by its file's name."""
-    where = {"RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
+    """Return the spec of every Ray cluster by its file's name, whatever custom resource it is in."""
+    fields = {"RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
     return {
-        name: document["spec"][where[document["kind"]]] if document["kind"] in where else document["spec"]
+        name: document["spec"][fields[document["kind"]]] if document["kind"] in fields else document["spec"]
         for name, document in resources()
         if document["apiVersion"] == "ray.io/v1"
     }
 
 
 def templates(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """A cluster's pod templates: `head`, and the worker groups by their names."""
+    """Return a cluster's pod templates: `head`, and the worker groups by their names."""
     workers = {group["groupName"]: group["template"] for group in spec["workerGroupSpecs"]}
     return {"head": spec["headGroupSpec"]["template"], **workers}
 
@@ -60,11 +64,11 @@ def templates(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def launched(
     config: dict[str, Any], demands: list[tuple[dict[str, float], dict[str, str]]]
 ) -> dict[str, int]:
-    """The nodes by group that Ray's own autoscaler would start for these demands.
+    """Return how many nodes of each group Ray's autoscaler would start.
 
     Args:
-        config: of the autoscaler, as the launcher or KubeRay gives it.
-        demands: of resources, with the label selector of each.
+        config: The autoscaler's config, as the launcher or KubeRay makes it.
+        demands: Demands of resources, each with its label selector.
     """
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
     from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
@@ -86,5 +90,5 @@ def launched(
             resource_requests=ResourceRequestUtil.group_by_count(requests),
         )
     )
-    assert not reply.infeasible_resource_requests, "no group can ever take some of these demands"
+    assert not reply.infeasible_resource_requests, "no group can ever satisfy some of these demands"
     return {request.instance_type: request.count for request in reply.to_launch}

@@ -1,4 +1,4 @@
-"""Every query of the dashboards finds data in a real Prometheus that scrapes a cluster by infra/prometheus.yml."""
+"""Test that every query of the dashboards finds data in Prometheus, which scrapes a cluster by infra/prometheus.yml."""
 
 import gzip
 import itertools
@@ -22,7 +22,8 @@ FOLDER = manifests.ROOT / "infra" / "grafana"
 SCRAPE = manifests.ROOT / "infra" / "prometheus.yml"
 DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
 STEPS, RUN = 6, "dashboards"
-FOUND_S = 90.0  # Ray's processes report every ten seconds, and a rate takes two of those
+# Ray's processes report every ten seconds, and a rate needs two reports.
+FOUND_S = 90.0
 
 PANELS = [
     (name, panel)
@@ -38,7 +39,7 @@ QUERIES = [
 
 
 @pytest.mark.parametrize("name", ["train", "serve", "dub"])
-def test_grafana_can_show_it(name):
+def test_grafana_can_show_the_dashboard(name):
     dashboard = DASHBOARDS[name]
     assert dashboard["schemaVersion"] >= 39
     assert dashboard["uid"] == f"xactor-{name}"
@@ -56,7 +57,7 @@ def test_grafana_can_show_it(name):
 
 
 @pytest.mark.parametrize(("name", "panel"), PANELS, ids=lambda part: part if isinstance(part, str) else "")
-def test_a_panel_says_what_it_shows(name, panel):
+def test_panels_are_described(name, panel):
     assert panel["title"]
     assert panel["description"].endswith(".")
     assert panel["fieldConfig"]["defaults"]["unit"]
@@ -69,7 +70,7 @@ def test_a_panel_says_what_it_shows(name, panel):
         assert set(names) <= {"run", "__rate_interval"}, target["expr"]
 
 
-def test_prometheus_takes_the_scrape_config():
+def test_prometheus_accepts_the_scrape_config():
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed (Debian's package prometheus)")
@@ -83,7 +84,7 @@ def test_prometheus_takes_the_scrape_config():
 
 
 class Prometheus:
-    """A server that has scraped since `since`, a Unix time."""
+    """Query a server. `since` is the Unix time of its start."""
 
     def __init__(self, url: str, again):
         self._url, self._again = url, again
@@ -96,7 +97,7 @@ class Prometheus:
         return answer["data"]
 
     def values(self, expression: str) -> list[float]:
-        """What a panel over the whole time would draw; NaN and infinity are no data."""
+        """Return the values that a panel over the whole time would draw, without NaN and infinity."""
         for name, value in {"$__rate_interval": "60s", "$run": ".+"}.items():
             expression = expression.replace(name, value)
         found = self.get("query_range", query=expression, start=self.since, end=time.time(), step=1)
@@ -104,7 +105,7 @@ class Prometheus:
         return [value for value in values if math.isfinite(value)]
 
     def find(self, expression: str) -> list[float]:
-        """The same, waited for while the cluster goes on working; all of a session's waits are one."""
+        """Return `values`, and wait for the first while the cluster works. All waits share one deadline."""
         self._deadline = self._deadline or time.monotonic() + FOUND_S
         while not (values := self.values(expression)) and time.monotonic() < self._deadline:
             self._again()
@@ -122,7 +123,7 @@ def prometheus(ray_cluster, work, tmp_path_factory) -> Iterator[Prometheus]:
     from xactor_platform.cluster.local import free_port
 
     folder = tmp_path_factory.mktemp("prometheus")
-    # As Ray writes it for every node of a cluster; its own file lists other clusters of this machine too.
+    # In Ray's own format. Its own file lists other clusters of this machine too.
     agents = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes()]
     (folder / "nodes.json").write_text(json.dumps([{"labels": {"job": "ray"}, "targets": agents}]))
     config = yaml.safe_load(SCRAPE.read_text())
@@ -155,7 +156,7 @@ def _is_ready(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def work(ray_cluster) -> Iterator[Any]:
-    """Processes of the cluster that serve and dub as far as the metrics can tell; to be called again and again."""
+    """Start processes that record the metrics of serving, dubbing and GPU training; yield a call that records once."""
     import ray
     from ray import serve
 
@@ -163,22 +164,23 @@ def work(ray_cluster) -> Iterator[Any]:
 
     @serve.deployment(ray_actor_options={"num_cpus": 0.1})
     class Serving:
-        """Records what a replica would of one video."""
+        """Record what a replica would for one video."""
 
         def __call__(self) -> None:
             from xactor_serving.metrics import metrics
 
-            shown = metrics()
-            for seconds, histogram in ((0.7, shown.first_s), (0.4, shown.chunk_s), (0.2, shown.window_s)):
-                histogram.observe(seconds)
-            shown.rate.observe(31.0)
+            recorded = metrics()
+            recorded.first_fragment_s.observe(0.7)
+            recorded.chunk_s.observe(0.4)
+            recorded.window_s.observe(0.2)
+            recorded.video_fps.observe(31.0)
             for of in ("motion", "render"):
-                shown.batch.observe(2, {"of": of})
-                shown.again.inc(tags={"of": of})
-            shown.references.inc()
-            shown.windows.inc(3)
-            shown.errors.inc(tags={"code": "full"})
-            shown.open.set(1)
+                recorded.batch_size.observe(2, {"of": of})
+                recorded.retries.inc(tags={"of": of})
+            recorded.references.inc()
+            recorded.windows.inc(3)
+            recorded.errors.inc(tags={"code": "full"})
+            recorded.open_videos.set(1)
 
     @ray.remote(num_cpus=0.1)
     class Dubbing:
@@ -201,7 +203,7 @@ def work(ray_cluster) -> Iterator[Any]:
 
     @ray.remote(num_cpus=0.1)
     class Gpu:
-        """Two ranks on GPUs, which alone know their MFU."""
+        """Record two ranks on GPUs. Only ranks on GPUs know their MFU."""
 
         def __init__(self):
             from xactor_platform.training.run.telemetry import Telemetry
@@ -228,7 +230,7 @@ def work(ray_cluster) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def run_folder(prometheus, work, tmp_path_factory) -> Path:
-    """Of a real training on two ranks that was scraped meanwhile, and asked for a trace and for TensorBoard's files."""
+    """Return the folder of a training on two ranks that Prometheus scraped, with a trace and TensorBoard's files."""
     from xactor_platform.data.shards import ShardWriter
     from xactor_platform.training.launch import train
     from xactor_platform.training.stage2_config import LatentDataConfig, MotionConfig, Stage2Config
@@ -268,12 +270,12 @@ def run_folder(prometheus, work, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(run_folder) -> list[dict[str, Any]]:
-    """Its rows of metrics.jsonl."""
+    """Return the run's rows of metrics.jsonl."""
     return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.cluster
-def test_the_run_was_traced_and_has_tensorboards_files(run_folder, trained):
+def test_run_has_a_trace_and_tensorboard_files(run_folder, trained):
     assert [path.name for path in (run_folder / "traces").iterdir()] == ["step-00000002.json.gz"]
     trace = json.loads(gzip.decompress((run_folder / "traces" / "step-00000002.json.gz").read_bytes()))
     names = {event["name"] for event in trace["traceEvents"]}
@@ -283,7 +285,7 @@ def test_the_run_was_traced_and_has_tensorboards_files(run_folder, trained):
 
 
 @pytest.mark.cluster
-def test_what_prometheus_has_is_what_the_run_wrote(trained, prometheus):
+def test_prometheus_has_what_the_run_wrote(trained, prometheus):
     last = trained[-1]
     shown = {
         "loss": "loss",
@@ -305,7 +307,7 @@ def test_what_prometheus_has_is_what_the_run_wrote(trained, prometheus):
     assert frames[-1] == sum(row["frames"] for row in trained)
     for name in ("step_seconds", "data_wait_seconds", "memory_bytes"):
         assert prometheus.find(f'ray_xactor_train_{name}{{run="{RUN}", rank="0"}}'), name
-        # Those of another rank of the short run go with its process, which may be before the next scrape.
+        # Another rank's metrics of the short run end with its process, which may be before the next scrape.
         assert max(prometheus.find(f'count by (run) (ray_xactor_train_{name}{{run="gpu"}})')) == 2, name
     memory = prometheus.find(f'ray_xactor_train_memory_bytes{{run="{RUN}"}}')
     assert 50e6 < min(memory) < 5e9
@@ -315,12 +317,12 @@ def test_what_prometheus_has_is_what_the_run_wrote(trained, prometheus):
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("expression", QUERIES)
-def test_a_query_finds_data(expression, trained, prometheus):
+def test_query_finds_data(expression, trained, prometheus):
     assert prometheus.find(expression)
 
 
 @pytest.mark.cluster
-def test_the_variable_lists_the_runs(trained, prometheus):
+def test_run_variable_lists_the_runs(trained, prometheus):
     (variable,) = [v for v in DASHBOARDS["train"]["templating"]["list"] if v["name"] == "run"]
     metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"]).groups()
     assert RUN in prometheus.get(f"label/{label}/values", **{"match[]": metric, "start": prometheus.since})

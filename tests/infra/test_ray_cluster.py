@@ -1,4 +1,7 @@
-"""ray_cluster.yaml as Ray's launcher and autoscaler read it, and prometheus.yml."""
+"""Test ray_cluster.yaml with Ray's launcher and autoscaler, and prometheus.yml."""
+
+import subprocess
+import sys
 
 import manifests
 import pytest
@@ -6,6 +9,7 @@ import yaml
 from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from xactor_platform.cluster.local import local_cluster
 from xactor_platform.dubbing.decode import Decode
 from xactor_platform.dubbing.encode import Encode
 from xactor_platform.dubbing.look import Look
@@ -19,11 +23,11 @@ def groups() -> dict[str, dict]:
     return manifests.launcher_config()["available_node_types"]
 
 
-def test_rays_own_loader_takes_it():
+def test_rays_loader_accepts_it():
     validate_config(prepare_config(manifests.launcher_config()))
 
 
-def test_resources_are_what_the_instance_types_have():
+def test_resources_match_the_instance_types():
     for name, group in groups().items():
         cpus, _, gpus = manifests.INSTANCES[group["node_config"]["InstanceType"]]
         promised = group["resources"]
@@ -36,11 +40,13 @@ def test_resources_are_what_the_instance_types_have():
 def test_only_render_is_on_spot():
     spot = {name for name, group in groups().items() if "InstanceMarketOptions" in group["node_config"]}
     assert spot == {"render"}
-    assert all(group.get("min_workers", 0) == 0 for group in groups().values()), "an idle cluster is its head"
+    assert all(group.get("min_workers", 0) == 0 for group in groups().values()), (
+        "an idle cluster is its head alone"
+    )
 
 
 @pytest.mark.parametrize("group", ["train", "motion", "render"])
-def test_the_autoscaler_starts_the_group_that_is_asked_for(group):
+def test_autoscaler_starts_the_selected_group(group):
     config = prepare_config(manifests.launcher_config())
     assert manifests.launched(config, [(GPU, {"ray.io/node-group": group})]) == {group: 1}
 
@@ -52,19 +58,19 @@ def test_no_stage_of_dubbing_starts_a_training_node():
     assert manifests.launched(config, demands) == {"motion": 1, "render": 1}
 
 
-def test_training_without_a_label_gets_train_nodes():
+def test_training_gets_train_nodes_without_a_label():
     config = prepare_config(manifests.launcher_config())
     ranks = [({"GPU": 1.0, "CPU": 8.0}, {})] * 16
     assert manifests.launched(config, ranks) == {"train": 2}
 
 
-def test_every_process_asks_for_the_token_and_has_it():
+def test_every_process_has_the_token():
     config = manifests.launcher_config()
     assert "--env=RAY_AUTH_MODE=token" in config["docker"]["run_options"]
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
 
 
-def test_it_holds_no_key_and_an_exact_image():
+def test_file_holds_no_key_and_a_pinned_image():
     text = (manifests.ROOT / "ray_cluster.yaml").read_text()
     assert "aws_credentials" not in text
     assert not any(word in text for word in ("AKIA", "secret_access_key", ":latest"))
@@ -73,18 +79,19 @@ def test_it_holds_no_key_and_an_exact_image():
 
 @pytest.fixture
 def aws(monkeypatch, tmp_path):
-    """Ray's provider for AWS, in front of a fake of it."""
+    """Return Ray's provider for AWS, with a fake AWS behind it."""
     moto = pytest.importorskip("moto", reason="moto and boto3 are not installed")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "fake")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "fake")
-    monkeypatch.setenv("HOME", str(tmp_path))  # where the launcher leaves its key pair
+    # The launcher writes its key pair there.
+    monkeypatch.setenv("HOME", str(tmp_path))
     with moto.mock_aws():
         from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
         yield AWSNodeProvider
 
 
-def test_the_instance_types_are_what_aws_says(aws):
+def test_instance_types_match_aws(aws):
     config = manifests.launcher_config()
     for group in config["available_node_types"].values():
         group["resources"] = {}
@@ -95,18 +102,38 @@ def test_the_instance_types_are_what_aws_says(aws):
         assert group["resources"].get("memory", 0) <= gib << 30
 
 
-def test_the_launcher_finds_all_that_it_needs(aws):
-    """Ray's whole bootstrap: subnets, security groups, a key pair; the profiles and images are ours."""
-    asked = prepare_config(manifests.launcher_config())
-    for name, group in aws.bootstrap_config(asked)["available_node_types"].items():
+def test_launcher_bootstraps(aws):
+    """Run Ray's whole bootstrap: it adds subnets, security groups and a key pair; profiles and images are ours."""
+    config = prepare_config(manifests.launcher_config())
+    for name, group in aws.bootstrap_config(config)["available_node_types"].items():
         node = group["node_config"]
         assert {"SubnetIds", "SecurityGroupIds", "KeyName"} <= node.keys()
         assert node["IamInstanceProfile"] == {"Name": "xactor-head" if name == "head" else "xactor-worker"}
-        assert node["ImageId"] == asked["available_node_types"][name]["node_config"]["ImageId"]
+        assert node["ImageId"] == config["available_node_types"][name]["node_config"]["ImageId"]
 
 
-def test_prometheus_reads_rays_list_of_nodes():
+def test_prometheus_reads_rays_node_list():
     config = yaml.safe_load((manifests.ROOT / "infra" / "prometheus.yml").read_text())
     [ray] = config["scrape_configs"]
     [nodes] = ray["file_sd_configs"]
     assert nodes["files"] == [f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"]
+
+
+@pytest.mark.cluster
+def test_a_job_is_found_where_ray_starts(monkeypatch):
+    """Submit a job without --working-dir to a cluster that was started in the folder of the code."""
+    monkeypatch.chdir(manifests.ROOT)
+    with local_cluster(cpus=1) as cluster:
+        command = [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "job",
+            "submit",
+            "--address",
+            cluster.dashboard,
+        ]
+        command += ["--", "python", "jobs/train_stage2.py", "--help"]
+        run = subprocess.run(command, env=cluster.env, cwd="/", capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "paper-7b" in run.stdout
