@@ -14,7 +14,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from xactor.motion import DiffusionForcing, ForcingBatch, draw
 from benches.data import write_synthetic
 from xactor_platform.data.index import CorpusShape, load_index
-from xactor_platform.data.plan import Cursor, walk
+from xactor_platform.data.plan import Cursor, planned_steps
 from xactor_platform.data.stream import PlannedStream
 from xactor_platform.training import stage2
 from xactor_platform.training.engine import make_engine, peak_flops, use_bf16
@@ -69,7 +69,7 @@ def _measure(options: dict[str, Any]) -> dict[str, Any]:
     )
     clock, loop, resident, waits, frames = Clock(device), [], [], [], []
     stream = PlannedStream(stage.reader, config.plan, rank=0, ranks=1, start=Cursor(), steps=rounds + 1)
-    steps = walk(index.frames, index.shard, config.plan, Cursor())
+    steps = planned_steps(index.frames, index.shard, config.plan, Cursor())
     with stream:
         for step in itertools.islice(steps, rounds + 1):
             batches = [_resident(b.frames, index.frame_shape, config, device) for b in step.micro_batches]

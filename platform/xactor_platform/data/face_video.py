@@ -1,4 +1,4 @@
-"""What a clip becomes in the shards of both stages; stage 1's mp4 is the square crop of a face, 25 fps, with sound."""
+"""Encode the square crop of a face with its sound, as stage 1's shards hold it."""
 
 import tempfile
 from collections.abc import Iterable
@@ -11,20 +11,24 @@ import numpy as np
 from xactor.media import write_video
 from xactor.rates import FPS
 
-_CRF = 10  # hardly to be told from the pictures themselves: an encoder and a renderer learn from these pixels
-_KEYFRAME_EVERY = FPS  # training seeks to a few frames of a clip
+# Nearly lossless: the motion encoder and the renderer learn from these pixels.
+_CRF = 10
+# Training seeks to a few frames of a clip.
+_KEYFRAME_EVERY = FPS
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSamples:
-    """One clip's members by extension, for stage 2's shards and for stage 1's, where crops are made."""
+    """Hold one clip's members by extension, for the shards of both stages."""
 
     motion: dict[str, Any]
+    """Members for stage 2's shards."""
     video: dict[str, Any] | None
+    """Members for stage 1's shards. None if no crops are made."""
 
 
 def face_video(crops: Iterable[np.ndarray], samples: np.ndarray) -> bytes:
-    """Crops uint8 [S, S, 3] at 25 fps and sound float32 [N] at 16 kHz to an mp4."""
+    """Encode crops uint8 [S, S, 3] at 25 fps and sound float32 [N] at 16 kHz as an mp4."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "face.mp4"
         write_video(

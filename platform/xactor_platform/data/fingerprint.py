@@ -1,4 +1,4 @@
-"""What a run remembers of its corpus, to see when it goes on that it is still the same."""
+"""Detect, when a run resumes, that its corpus has changed."""
 
 import hashlib
 from collections.abc import Mapping
@@ -7,11 +7,14 @@ import numpy as np
 
 from xactor_platform.data.index import Index
 
-NAMED = 5
+_MAX_NAMES = 5
 
 
 def fingerprint(index: Index) -> dict[str, str]:
-    """A digest of each shard by its name: of its size and of what the plan depends on, keys and lengths in order."""
+    """Return a digest of each shard by its name.
+
+    It covers the shard's size and what the plan depends on: keys and lengths in order.
+    """
     order = np.argsort(index.shard, kind="stable")
     edges = np.searchsorted(index.shard[order], np.arange(len(index.shard_names) + 1))
     digests = {}
@@ -24,19 +27,25 @@ def fingerprint(index: Index) -> dict[str, str]:
 
 
 def refuse_changed_corpus(before: Mapping[str, str], now: Mapping[str, str], uri: str) -> None:
-    """ValueError naming the shards that are missing, new or others than they were."""
-    told = {
+    """Raise ValueError if shards are missing, changed or new.
+
+    Args:
+        before: the fingerprint when the run began.
+        now: the fingerprint of the corpus as it is now.
+        uri: names the corpus in the message.
+    """
+    differences = {
         "missing": sorted(before.keys() - now.keys()),
         "changed": sorted(name for name in before.keys() & now.keys() if before[name] != now[name]),
         "new": sorted(now.keys() - before.keys()),
     }
-    parts = [
-        f"{len(names)} {what} ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})"
-        for what, names in told.items()
+    phrases = [
+        f"{len(names)} {what} ({', '.join(names[:_MAX_NAMES])}{', ...' if len(names) > _MAX_NAMES else ''})"
+        for what, names in differences.items()
         if names
     ]
-    if parts:
+    if phrases:
         raise ValueError(
-            f"{uri}: not the corpus that this run was begun on: shards {'; '.join(parts)}: "
-            f"bring those back, or use another --run.name"
+            f"{uri}: differs from the corpus that this run began with: shards {'; '.join(phrases)}: "
+            f"restore them, or use another --run.name"
         )

@@ -1,4 +1,4 @@
-"""The index of a folder of shards: one row a sample, with the byte range of each of its members."""
+"""Index a folder of shards: one row a sample, with the byte range of each of its members."""
 
 import json
 import logging
@@ -28,11 +28,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BadSample:
-    """A sample that cannot be used; `key` is empty for what a truncated shard lost."""
+    """Name a sample that cannot be used."""
 
     key: str
+    """Key of the sample. Empty for the samples that a truncated shard lost."""
     shard: str
+    """Name of the shard."""
     reason: str
+    """The fault, for a message."""
 
     def __str__(self) -> str:
         return f"{self.shard}: {self.key + ': ' if self.key else ''}{self.reason}"
@@ -40,13 +43,18 @@ class BadSample:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusShape:
-    """What one frame of the corpus is: a latent [latent_width] and features [audio_layers, audio_width]."""
+    """Describe one frame of a corpus of latents: a latent and its audio features."""
 
     latent_width: int
+    """D, the width of a latent."""
     audio_layers: int
+    """L, the number of layers of audio features."""
     audio_width: int
-    motion_dtype: str  # as stored: float16 or float32
+    """F, the width of each layer's features."""
+    motion_dtype: str
+    """Stored type of latents: float16 or float32."""
     audio_dtype: str
+    """Stored type of audio features: float16 or float32."""
 
     def __str__(self) -> str:
         audio = f"[{self.audio_layers}, {self.audio_width}] {self.audio_dtype}"
@@ -54,7 +62,7 @@ class CorpusShape:
 
     @property
     def members(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """Stored dtype and shape of one frame, of motion and of audio."""
+        """Return the stored dtype and the shape of one frame, first of motion, then of audio."""
         return (
             (self.motion_dtype, (self.latent_width,)),
             (self.audio_dtype, (self.audio_layers, self.audio_width)),
@@ -62,46 +70,59 @@ class CorpusShape:
 
     @property
     def bytes_per_frame(self) -> int:
-        """As stored."""
+        """Return the stored bytes of one frame."""
         return sum(int(np.prod(item)) * np.dtype(dtype).itemsize for dtype, item in self.members)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Index:
-    """A corpus, a row a sample. All arrays are [samples].
+    """Hold a corpus, one row a sample. All arrays are [samples].
 
-    `offset` and `length` are in bytes and by member extension (`motion.npy`, `mp4`, ...); the offset is -1
-    where a sample lacks an optional member. `header` is the length of an array's .npy header, so its data
-    begins at `offset + header`.
+    `offset`, `length` and `header` are keyed by member extension (`motion.npy`, `mp4`, ...). The data of an array
+    member begins at `offset + header` in its shard.
     """
 
     location: Location
+    """Folder of the shards."""
     shard_names: tuple[str, ...]
-    shard_sizes: tuple[int, ...]  # bytes
-    key: np.ndarray  # object (str)
-    shard: np.ndarray  # int32, into shard_names
-    frames: np.ndarray  # int64
-    speaker: np.ndarray  # object (str)
-    sync_confidence: np.ndarray  # float32, NaN where unknown
-    offset: Mapping[str, np.ndarray]  # int64
-    length: Mapping[str, np.ndarray]  # int64
-    header: Mapping[str, np.ndarray]  # int32
-    shape: CorpusShape | None  # None for a corpus of videos
+    """Names of the shards, sorted."""
+    shard_sizes: tuple[int, ...]
+    """Bytes of each shard."""
+    key: np.ndarray
+    """Keys, object (str)."""
+    shard: np.ndarray
+    """Positions in `shard_names`, int32."""
+    frames: np.ndarray
+    """Lengths, int64."""
+    speaker: np.ndarray
+    """Speakers, object (str)."""
+    sync_confidence: np.ndarray
+    """SyncNet's confidence, float32. NaN if unknown."""
+    offset: Mapping[str, np.ndarray]
+    """First byte of each member in its shard, int64. -1 if the sample lacks an optional member."""
+    length: Mapping[str, np.ndarray]
+    """Bytes of each member, int64."""
+    header: Mapping[str, np.ndarray]
+    """Bytes of the .npy header of each array member, int32."""
+    shape: CorpusShape | None
+    """Shape of a frame. None for a corpus of videos."""
     bad: tuple[BadSample, ...]
+    """Samples that were left out."""
 
     @property
     def samples(self) -> int:
+        """Return the number of samples."""
         return len(self.key)
 
     @property
     def frame_shape(self) -> CorpusShape:
-        """`shape` where there must be one: ValueError for a corpus of videos."""
+        """Return `shape`. Raise ValueError for a corpus of videos."""
         if self.shape is None:
             raise ValueError(f"{self.location.uri}: holds videos, not latents: precompute them first")
         return self.shape
 
     def subset(self, mask: np.ndarray) -> "Index":
-        """The rows that a boolean mask or an array of row numbers selects."""
+        """Return the rows that a boolean mask or an array of row numbers selects."""
         columns = ("key", "shard", "frames", "speaker", "sync_confidence")
         groups = ("offset", "length", "header")
         return replace(
@@ -111,18 +132,18 @@ class Index:
         )
 
     def training(self) -> "Index":
-        """The samples of all shards that are not held out."""
+        """Return the samples of all shards that are not held out."""
         return self.subset(~self._is_held_out())
 
     def held_out(self) -> "Index":
-        """The samples of shards whose name starts with `test-` or `val-`."""
+        """Return the samples of shards whose name starts with `test-` or `val-`."""
         return self.subset(self._is_held_out())
 
     def _is_held_out(self) -> np.ndarray:
         return np.array([name.startswith(HELD_OUT) for name in self.shard_names])[self.shard]
 
     def read(self, row: int, member: str) -> bytes:
-        """One member's bytes, e.g. `mp4` or `json`. KeyError names a member that the sample does not have."""
+        """Return one member's bytes, for example of `mp4`. Raise KeyError if the sample does not have the member."""
         offset = self.offset[member][row] if member in self.offset else -1
         if offset < 0:
             raise KeyError(f"{self.key[row]} has no {member}")
@@ -135,23 +156,24 @@ class Index:
         return with_retries(read, f"{self.location.uri}/{shard}")
 
     def read_meta(self, row: int) -> dict[str, Any]:
-        """A sample's json."""
+        """Return a sample's parsed json."""
         return json.loads(self.read(row, "json"))
 
 
 def load_index(location: str, *, max_bad_fraction: float = 0.0) -> Index:
-    """The index of a folder of shards, made and stored beside them where there is none or it is stale.
+    """Return the index of a folder of shards. Build and store it there if it is missing or stale.
 
-    Stale means that the shards' names or sizes differ from those indexed. In a folder that cannot be
-    written the index is made each time, and the log says so.
+    An index is stale if the shards' names or sizes differ from those indexed. If the folder cannot be written to, the
+    index is built each time, with a warning in the log.
 
     Args:
         location: URI or path of the folder.
-        max_bad_fraction: how much of the corpus may be unusable; it is left out and listed in `Index.bad`.
+        max_bad_fraction: bound of the fraction of samples that may be unusable, 0..1. They are left out and listed in
+            `Index.bad`.
 
     Raises:
-        FileNotFoundError: no such folder, or no shard in it.
-        ValueError: more than the bound is unusable.
+        FileNotFoundError: the folder does not exist or holds no shard.
+        ValueError: a larger fraction than the bound is unusable.
     """
     if not 0 <= max_bad_fraction <= 1:
         raise ValueError(f"max_bad_fraction must be in 0..1, got {max_bad_fraction}")
@@ -159,7 +181,7 @@ def load_index(location: str, *, max_bad_fraction: float = 0.0) -> Index:
     files = with_retries(place.sizes, location)
     shards = {name: size for name, size in files.items() if name.endswith(".tar")}
     if not shards:
-        raise FileNotFoundError(f"{location}: no .tar among its {len(files)} files")
+        raise FileNotFoundError(f"{location}: no .tar among {len(files)} files")
     stored = f"{location}/{INDEX_NAME}"
     index = with_retries(lambda: _stored(place, shards), stored) if INDEX_NAME in files else None
     if index is None:
@@ -167,13 +189,18 @@ def load_index(location: str, *, max_bad_fraction: float = 0.0) -> Index:
         try:
             with_retries(partial(write_index, index), stored)
         except OSError as error:
-            logger.warning("%s cannot be written (%s): its index is not kept", location, error)
+            logger.warning("%s cannot be written to (%s): the index is not stored", location, error)
     _check_bad(index, max_bad_fraction)
     return index
 
 
 def build_index(location: Location, shards: Mapping[str, int]) -> Index:
-    """Scans shards (name -> bytes) in parallel and puts their samples together, the unusable ones apart."""
+    """Scan shards in parallel, and return their usable samples as an index that lists the unusable ones in `bad`.
+
+    Args:
+        location: folder of the shards.
+        shards: size in bytes by name.
+    """
     with ThreadPoolExecutor(min(SCAN_THREADS, len(shards))) as pool:
 
         def scan_one(shard: tuple[str, int]) -> ShardScan:
@@ -206,7 +233,7 @@ def build_index(location: Location, shards: Mapping[str, int]) -> Index:
 
 
 def write_index(index: Index) -> None:
-    """Stores `index.parquet` beside the shards: all of it or, on an error, nothing."""
+    """Store `index.parquet` next to the shards, atomically."""
     columns: dict[str, Any] = {
         "key": pa.array(index.key, pa.string()),
         "shard": pa.array(index.shard),
@@ -228,16 +255,16 @@ def write_index(index: Index) -> None:
 
 
 def _stored(location: Location, shards: Mapping[str, int]) -> Index | None:
-    """The index that lies beside the shards, or None where it does not describe them as they are now."""
+    """Return the stored index, or None if it cannot be read or is stale."""
     try:
         with location.open(INDEX_NAME) as file:
             table = pq.read_table(file)
         about = json.loads((table.schema.metadata or {})[b"xactor"])
     except (pa.ArrowInvalid, KeyError, ValueError) as error:
-        logger.warning("%s/%s is made anew: it cannot be read (%s)", location.uri, INDEX_NAME, error)
+        logger.warning("Rebuilding %s/%s: it cannot be read (%s)", location.uri, INDEX_NAME, error)
         return None
     if about["version"] != VERSION or about["shards"] != dict(shards):
-        logger.info("%s/%s is made anew: the shards have changed", location.uri, INDEX_NAME)
+        logger.info("Rebuilding %s/%s: the shards have changed", location.uri, INDEX_NAME)
         return None
     groups: dict[str, dict[str, np.ndarray]] = {"offset": {}, "length": {}, "header": {}}
     columns: dict[str, Any] = {}
@@ -262,14 +289,14 @@ def _stored(location: Location, shards: Mapping[str, int]) -> Index | None:
 
 
 def _required(scans: list[ShardScan]) -> tuple[str, ...]:
-    """What every sample must have: a corpus with any arrays is one of latents, else one of videos."""
+    """Return the members that every sample must have. A corpus with any arrays is one of latents, else of videos."""
     found = {extension for scan in scans for s in scan.samples for extension in s.members}
     latents = ("motion.npy", "audio.npy", "json")
     return ("mp4", "json") if "mp4" in found and not found & {"motion.npy", "audio.npy"} else latents
 
 
 def _frame_shape(found: Found) -> CorpusShape | None:
-    """None where the sample lacks an array."""
+    """Return the shape of the sample's frames, or None if it lacks an array."""
     if not {"motion.npy", "audio.npy"} <= set(found.shape):
         return None
     (_, width), (_, layers, features) = found.shape["motion.npy"], found.shape["audio.npy"]
@@ -329,6 +356,6 @@ def _check_bad(index: Index, max_bad_fraction: float) -> None:
     if fraction > max_bad_fraction or not index.samples:
         raise ValueError(
             f"{index.location.uri}: {len(index.bad)} of {samples} samples are unusable, a "
-            f"fraction of {fraction:.3g}, the bound (max_bad_fraction) is {max_bad_fraction:g}: {named}"
+            f"fraction of {fraction:.3g}; at most {max_bad_fraction:g} (max_bad_fraction) may be: {named}"
         )
-    logger.warning("%s: %d unusable samples are left out: %s", index.location.uri, len(index.bad), named)
+    logger.warning("%s: leaving out %d unusable samples: %s", index.location.uri, len(index.bad), named)

@@ -1,7 +1,7 @@
-"""The plan: from (lengths, seed, epoch) to the epoch's order, the same for any number of ranks.
+"""Plan an epoch's order from (lengths, seed, epoch), the same for any number of ranks.
 
-Shards are shuffled, then cut into windows of a few shards; inside a window, clips are tiled to the context,
-grouped by length into micro-batches, and the micro-batches shuffled. Every M of them make a global step.
+Shards are shuffled, then divided into groups of `shuffle_shards`. Within a group, clips are tiled to the context and
+batched by length into micro-batches, and the micro-batches are shuffled. Every M of them make a global step.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,24 +12,21 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
-    """How an epoch is cut.
-
-    Args:
-        seed: decides the order together with the epoch.
-        micro_batches: M, of one global step, over all ranks.
-        budget_frames: most frames of one micro-batch, padding included.
-        context_frames: longest sample; a longer clip is tiled.
-        shuffle_shards: how many shards are shuffled together. More mixes better, fewer reads more locally.
-        whole: samples of exactly context_frames only, as many as fit into a clip, at a random place; what is left of
-            the clip sits this epoch out. For models that take no padding.
-    """
+    """Configure how an epoch is divided into samples, micro-batches and steps."""
 
     seed: int = 0
+    """Decides the order, together with the epoch."""
     micro_batches: int = 16
+    """M, the micro-batches of one global step over all ranks."""
     budget_frames: int = 4096
+    """Upper bound of the frames of one micro-batch, padding included."""
     context_frames: int = 512
+    """Length of the longest sample. A longer clip is tiled."""
     shuffle_shards: int = 16
+    """Number of shards that are shuffled together. More mix better, fewer are read more locally."""
     whole: bool = False
+    """Take only samples of exactly context_frames, as many as fit into a clip, from a random frame on. The rest of the
+    clip is not used in this epoch. For models that take no padding."""
 
     def __post_init__(self):
         if self.seed < 0:
@@ -44,11 +41,11 @@ class PlanConfig:
 
     @property
     def allowed_ranks(self) -> list[int]:
-        """The numbers of ranks that share the M micro-batches equally."""
+        """Return the numbers of ranks that divide M."""
         return [n for n in range(1, self.micro_batches + 1) if self.micro_batches % n == 0]
 
     def check_ranks(self, ranks: int) -> None:
-        """ValueError where so many ranks cannot share the M micro-batches equally."""
+        """Raise ValueError if `ranks` does not divide M."""
         if ranks not in self.allowed_ranks:
             names = ", ".join(map(str, self.allowed_ranks))
             raise ValueError(
@@ -58,69 +55,81 @@ class PlanConfig:
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """Samples that one forward pass takes together. Arrays are [B].
+    """Hold the samples that one forward pass takes together. Arrays are int64 [B]."""
 
-    A filler evens a short last step out: it repeats one short sample at weight 0, so that every rank has the
-    same number of backwards.
-    """
-
-    row: np.ndarray  # int64, into the index
-    start: np.ndarray  # int64, first frame
-    frames: np.ndarray  # int64
+    row: np.ndarray
+    """Rows of the index."""
+    start: np.ndarray
+    """First frame of each sample in its clip."""
+    frames: np.ndarray
+    """Length of each sample."""
     is_filler: bool = False
+    """True if the micro-batch only fills a short last step: it repeats one short sample at weight 0, so that every rank
+    runs the same number of backward passes."""
 
     @property
     def weight(self) -> float:
+        """Return the weight of the samples in the loss."""
         return 0.0 if self.is_filler else 1.0
 
     @property
     def padded_frames(self) -> int:
+        """Return the number of frames, padding included."""
         return len(self.frames) * int(self.frames.max())
 
 
 @dataclass(frozen=True, order=True)
 class Cursor:
-    """The next global step to train: what a checkpoint keeps of the data."""
+    """Point at the next global step to train. A checkpoint stores it as the position in the data."""
 
     epoch: int = 0
+    """Number of the epoch, from 0."""
     step: int = 0
+    """Number of the step in the epoch, from 0."""
 
 
 @dataclass(frozen=True, eq=False)
 class EpochPlan:
-    """One epoch's order. `row`, `start`, `frames` are [samples]; micro-batch i is `edges[i]:edges[i + 1]`."""
+    """Hold one epoch's order."""
 
     config: PlanConfig
+    """Configuration that the plan was made from."""
     epoch: int
-    row: np.ndarray  # int64
-    start: np.ndarray  # int64
-    frames: np.ndarray  # int64
-    edges: np.ndarray  # int64 [micro-batches + 1]
+    """Number of the epoch."""
+    row: np.ndarray
+    """Rows of the index, int64 [samples]."""
+    start: np.ndarray
+    """First frame of each sample in its clip, int64 [samples]."""
+    frames: np.ndarray
+    """Length of each sample, int64 [samples]."""
+    edges: np.ndarray
+    """Micro-batch i is samples `edges[i]:edges[i + 1]`, int64 [micro-batches + 1]."""
 
     @property
     def micro_batches(self) -> int:
-        """The real ones, fillers not counted."""
+        """Return the number of micro-batches without fillers."""
         return len(self.edges) - 1
 
     @property
     def steps(self) -> int:
+        """Return the number of global steps."""
         return -(-self.micro_batches // self.config.micro_batches)
 
     @property
     def padding(self) -> float:
-        """The share of padded frames that are padding."""
+        """Return the fraction of frames that are padding."""
         longest = np.maximum.reduceat(self.frames, self.edges[:-1])
         return 1 - float(self.frames.sum()) / float((longest * np.diff(self.edges)).sum())
 
     def step(self, number: int) -> list[MicroBatch]:
-        """The M micro-batches of a global step."""
+        """Return the M micro-batches of a global step, fillers at the end."""
         first, end = self._bounds(number)
         real = [self._micro_batch(i) for i in range(first, end)]
         short = self.config.micro_batches - len(real)
         return real + [self._filler(first, end)] * short
 
     def step_frames(self, number: int) -> int:
-        """Real frames of a global step over all ranks: what its loss is divided by."""
+        """Return the real frames of a global step over all ranks. The step's loss is divided by them."""
         first, end = self._bounds(number)
         return int(self.frames[self.edges[first] : self.edges[end]].sum())
 
@@ -131,28 +140,29 @@ class EpochPlan:
         return number * size, min((number + 1) * size, self.micro_batches)
 
     def _micro_batch(self, i: int) -> MicroBatch:
-        part = slice(self.edges[i], self.edges[i + 1])
-        return MicroBatch(self.row[part], self.start[part], self.frames[part])
+        samples = slice(self.edges[i], self.edges[i + 1])
+        return MicroBatch(self.row[samples], self.start[samples], self.frames[samples])
 
     def _filler(self, first: int, end: int) -> MicroBatch:
         low, high = self.edges[first], self.edges[end]
         at = low + int(self.frames[low:high].argmin())
-        part = slice(at, at + 1)
-        return MicroBatch(self.row[part], self.start[part], self.frames[part], is_filler=True)
+        shortest = slice(at, at + 1)
+        return MicroBatch(self.row[shortest], self.start[shortest], self.frames[shortest], is_filler=True)
 
 
 def plan_epoch(frames: np.ndarray, shard: np.ndarray, config: PlanConfig, epoch: int) -> EpochPlan:
-    """The plan of one epoch.
+    """Return the plan of one epoch, a pure function of the arguments.
 
-    Every frame of every clip is in exactly one sample of the epoch, with `whole` in at most one. Depends on nothing
-    but its arguments.
+    Every frame of every clip is in exactly one sample of the epoch, or with `whole` in at most one.
 
     Args:
-        frames: int [clips], their lengths.
-        shard: int [clips], the shard that holds each.
+        frames: lengths of the clips, int [clips].
+        shard: the shard that holds each clip, int [clips].
+        config: see `PlanConfig`.
+        epoch: number of the epoch, from 0.
 
     Raises:
-        ValueError: no clips, a clip without frames, or with `whole` none that is long enough.
+        ValueError: there are no clips, a clip has no frames, or with `whole` no clip is long enough.
     """
     frames, shard = np.asarray(frames, dtype=np.int64), np.asarray(shard, dtype=np.int64)
     if not len(frames):
@@ -167,20 +177,21 @@ def plan_epoch(frames: np.ndarray, shard: np.ndarray, config: PlanConfig, epoch:
         raise ValueError(f"epoch must be >= 0, got {epoch}")
     generator = np.random.Generator(np.random.PCG64([config.seed, epoch]))
     names, shard = np.unique(shard, return_inverse=True)
-    window = generator.permutation(len(names))[shard] // config.shuffle_shards
+    group = generator.permutation(len(names))[shard] // config.shuffle_shards
     tile = _tile_whole if config.whole else _tile
     clip, start, length = tile(frames, config.context_frames, generator)
     if not len(clip):
         raise ValueError(f"no clip has {config.context_frames} frames, the longest has {frames.max()}")
-    # Inside a window: longest first, those of one length in random order, so that batches differ by epoch.
-    order = np.lexsort((generator.random(len(clip)), -length, window[clip]))
+    # Within a group the longest come first. Samples of one length are in random order, so that micro-batches differ
+    # from epoch to epoch.
+    order = np.lexsort((generator.random(len(clip)), -length, group[clip]))
     clip, start, length = clip[order], start[order], length[order]
-    edges, batch_window = _cut(length, window[clip], config.budget_frames)
-    # Micro-batches of a window in random order, so that a step mixes lengths.
-    shuffled = np.lexsort((generator.random(len(batch_window)), batch_window))
+    edges, batch_group = _cut(length, group[clip], config.budget_frames)
+    # A group's micro-batches are in random order, so that a step mixes lengths.
+    shuffled = np.lexsort((generator.random(len(batch_group)), batch_group))
     sizes = np.diff(edges)[shuffled]
     new_edges = np.concatenate([[0], np.cumsum(sizes)])
-    # Where each sample comes from: its batch's old beginning plus its place in the batch.
+    # The source of a sample is its micro-batch's old beginning plus its position in the micro-batch.
     source = np.repeat(edges[:-1][shuffled] - new_edges[:-1], sizes) + np.arange(len(clip))
     return EpochPlan(config, epoch, clip[source], start[source], length[source], new_edges)
 
@@ -188,15 +199,17 @@ def plan_epoch(frames: np.ndarray, shard: np.ndarray, config: PlanConfig, epoch:
 def _tile(
     frames: np.ndarray, context: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cuts clips longer than the context at a grid with a random origin.
+    """Cut clips that are longer than the context at a grid with a random origin.
 
-    Returns clip, start and length, each [samples].
+    Returns:
+        clip, start and length, each [samples].
     """
-    offset = generator.integers(0, context, len(frames))  # of the grid's first line
+    # The frame of the grid's first line.
+    offset = generator.integers(0, context, len(frames))
     offset[frames <= context] = 0
-    pieces = (offset > 0) + -(-(frames - offset) // context)
-    clip = np.repeat(np.arange(len(frames)), pieces)
-    number = np.arange(len(clip)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    tiles = (offset > 0) + -(-(frames - offset) // context)
+    clip = np.repeat(np.arange(len(frames)), tiles)
+    number = np.arange(len(clip)) - np.repeat(np.cumsum(tiles) - tiles, tiles)
     lines = (number - (offset > 0)[clip]) * context + offset[clip]
     start, end = np.maximum(lines, 0), np.minimum(lines + context, frames[clip])
     return clip, start, end - start
@@ -205,35 +218,40 @@ def _tile(
 def _tile_whole(
     frames: np.ndarray, context: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As many samples of the context's length as fit, one after another from a random frame on."""
-    pieces = frames // context
-    offset = generator.integers(0, frames - pieces * context + 1)
-    clip = np.repeat(np.arange(len(frames)), pieces)
-    number = np.arange(len(clip)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    """Cut as many samples of the context's length as fit, one after another from a random frame on.
+
+    Returns:
+        clip, start and length, each [samples].
+    """
+    tiles = frames // context
+    offset = generator.integers(0, frames - tiles * context + 1)
+    clip = np.repeat(np.arange(len(frames)), tiles)
+    number = np.arange(len(clip)) - np.repeat(np.cumsum(tiles) - tiles, tiles)
     return clip, offset[clip] + number * context, np.full(len(clip), context)
 
 
-def _cut(length: np.ndarray, window: np.ndarray, budget_frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts samples, sorted longest first in each window, into micro-batches.
+def _cut(length: np.ndarray, group: np.ndarray, budget_frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut samples, sorted longest first within each group, into micro-batches.
 
-    Returns edges [micro-batches + 1] and the window of each micro-batch.
+    Returns:
+        edges [micro-batches + 1] and the group of each micro-batch.
     """
-    ends = np.append(np.flatnonzero(np.diff(window)) + 1, len(window)).tolist()
+    ends = np.append(np.flatnonzero(np.diff(group)) + 1, len(group)).tolist()
     longest = length.tolist()
-    edges, windows, at = [0], [], 0
+    edges, groups, at = [0], [], 0
     for number, end in enumerate(ends):
         while at < end:
             at = min(at + budget_frames // longest[at], end)
             edges.append(at)
-            windows.append(number)
-    return np.array(edges), np.array(windows)
+            groups.append(number)
+    return np.array(edges), np.array(groups)
 
 
 def rank_micro_batches(step: Sequence[MicroBatch], rank: int, ranks: int) -> list[MicroBatch]:
-    """What one rank trains of a step, a micro-batch a turn.
+    """Return the micro-batches of a step that one rank trains, one a turn.
 
-    Turn j of rank r takes number j * ranks + r by falling cost, so those that meet in one turn's reduction
-    cost about the same.
+    Sorted by falling cost, turn j of rank r takes number j * ranks + r. So the micro-batches of all ranks in one turn,
+    which ends with a reduction, cost about the same.
     """
     if not 0 <= rank < ranks or len(step) % ranks:
         raise ValueError(
@@ -246,17 +264,29 @@ def rank_micro_batches(step: Sequence[MicroBatch], rank: int, ranks: int) -> lis
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A global step and where it stands."""
+    """Hold a global step and its position in the data."""
 
     cursor: Cursor
+    """Position of this step."""
     micro_batches: list[MicroBatch]
-    frames: int  # real ones over all ranks
+    """The M micro-batches, fillers included."""
+    frames: int
+    """Real frames over all ranks."""
     padding: float
-    following: Cursor  # what a checkpoint made after this step keeps
+    """Fraction of frames that are padding, fillers not counted."""
+    following: Cursor
+    """Position of the next step. A checkpoint made after this step stores it."""
 
 
-def walk(frames: np.ndarray, shard: np.ndarray, config: PlanConfig, start: Cursor) -> Iterator[Step]:
-    """The global steps from a cursor on, epoch after epoch without end."""
+def planned_steps(frames: np.ndarray, shard: np.ndarray, config: PlanConfig, start: Cursor) -> Iterator[Step]:
+    """Yield the global steps from a cursor on, epoch after epoch without end.
+
+    Args:
+        frames: see `plan_epoch`.
+        shard: see `plan_epoch`.
+        config: see `PlanConfig`.
+        start: position of the first step.
+    """
     step = start.step
     for epoch in range(start.epoch, np.iinfo(np.int64).max):
         plan = plan_epoch(frames, shard, config, epoch)

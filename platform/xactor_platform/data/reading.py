@@ -1,4 +1,4 @@
-"""Reads planned micro-batches from shards by byte ranges. Knows nothing of Ray, and needs no torch."""
+"""Read planned micro-batches from shards by byte ranges, without Ray and without torch."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,44 +13,62 @@ from xactor_platform.storage.location import Location
 from xactor_platform.storage.retries import StorageUnavailable, with_retries
 
 MEMBERS = ("motion.npy", "audio.npy")
-PARTS = ("motion", "audio")
-MERGE_BYTES = 64 << 10  # reading a smaller gap costs less than another request
-RUN_BYTES = 32 << 20  # most of one request
-REMOTE_READS = 16  # requests in flight of one task; an object store answers each in 20 to 100 ms
+ARRAYS = ("motion", "audio")
+# Reading a smaller gap costs less than another request.
+MERGE_BYTES = 64 << 10
+# Upper bound of one request.
+MAX_READ_BYTES = 32 << 20
+# Concurrent requests of one task. An object store answers each in 20 to 100 ms.
+REMOTE_READS = 16
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What to read for one micro-batch; small, and free of the index. Arrays are [B], or [B, 2] by member."""
+    """Name what to read for one micro-batch. It is small and does not refer to the index."""
 
     keys: list[str]
-    shards: list[str]  # empty for a filler, which keeps its samples but asks for none of their bytes
-    starts: np.ndarray  # int64
-    frames: np.ndarray  # int64
-    clip_frames: np.ndarray  # int64
-    data: np.ndarray  # int64 [B, 2], where the arrays' data begins in the shard
-    header: np.ndarray  # int64 [B, 2], bytes of .npy header before it
+    """Keys of the clips, [B]."""
+    shards: list[str]
+    """Names of the clips' shards, [B]. Empty for a filler, none of whose bytes are read."""
+    starts: np.ndarray
+    """First frame of each sample in its clip, int64 [B]."""
+    frames: np.ndarray
+    """Length of each sample, int64 [B]."""
+    clip_frames: np.ndarray
+    """Length of each clip, int64 [B]."""
+    data: np.ndarray
+    """First byte of the data of both arrays of MEMBERS in the shard, int64 [B, 2]."""
+    header: np.ndarray
+    """Bytes of the .npy header before that data, int64 [B, 2]."""
 
 
 @dataclass(frozen=True, eq=False)
 class Raw:
-    """A micro-batch as it travels: bytes by name (of latents `motion` and `audio`), samples one after another."""
+    """Hold the bytes of a micro-batch, as Ray Data transports them."""
 
-    parts: dict[str, np.ndarray]  # uint8, flat
-    bad: list[tuple[int, str]]  # place in the batch, reason
+    arrays: dict[str, np.ndarray]
+    """Concatenated samples by name, flat uint8. The names are ARRAYS for latents."""
+    bad: list[tuple[int, str]]
+    """Position in the micro-batch and reason of each bad sample."""
 
 
 @dataclass(slots=True, eq=False)
 class _Range:
-    """Bytes of a shard and where they go. With `header`, that many bytes before them are checked too."""
+    """Map a range of a shard's bytes to the memory that it fills."""
 
     shard: str
     offset: int
-    target: np.ndarray  # uint8, what to fill
-    sample: tuple[int, int]  # number of the request, place in it
+    """First byte in the shard."""
+    target: np.ndarray
+    """Memory to fill, uint8."""
+    sample: tuple[int, int]
+    """Number of the request and position in it."""
     dtype: str
-    shape: tuple[int, ...]  # of the whole array
+    """Type of the array."""
+    shape: tuple[int, ...]
+    """Shape of the clip's whole array."""
     header: int
+    """Bytes of the .npy header before the range, which are read and checked too. 0 if the range starts elsewhere."""
 
     @property
     def begin(self) -> int:
@@ -62,6 +80,7 @@ class _Range:
 
 
 def make_request(index: Index, micro_batch: MicroBatch) -> Request:
+    """Return what to read for a micro-batch of latents."""
     rows = micro_batch.row
     header = np.stack([index.header[m][rows] for m in MEMBERS], 1).astype(np.int64)
     return Request(
@@ -76,10 +95,13 @@ def make_request(index: Index, micro_batch: MicroBatch) -> Request:
 
 
 def read_raw(location: Location, shape: CorpusShape, requests: Sequence[Request]) -> list[Raw]:
-    """Reads several micro-batches at once: neighbours in a shard are one request, wherever they belong.
+    """Read several micro-batches together. Neighbouring ranges of a shard become one read.
 
-    A sample that cannot be read, is not what was indexed, or holds NaN or infinity, is named in `bad` and
-    its bytes are zero. StorageUnavailable where the storage fails: that makes no sample bad.
+    A sample is listed in `bad`, and its bytes are zero, if it cannot be read, is not what was indexed, or holds NaN or
+    infinity.
+
+    Raises:
+        StorageUnavailable: the storage fails. No sample is bad because of that.
     """
     raws, ranges = [], []
     for number, request in enumerate(requests):
@@ -96,37 +118,37 @@ def read_raw(location: Location, shape: CorpusShape, requests: Sequence[Request]
     for r in ranges:
         if r.sample in reasons:
             r.target[:] = 0
-    for (number, place), reason in sorted(reasons.items()):
-        raws[number].bad.append((place, reason))
+    for (number, position), reason in sorted(reasons.items()):
+        raws[number].bad.append((position, reason))
     return raws
 
 
 def _lay_out(request: Request, number: int, shape: CorpusShape) -> tuple[Raw, list[_Range]]:
-    """Room for a micro-batch's bytes, and the ranges that fill it."""
-    rooms, ranges = [], []
+    """Allocate memory for a micro-batch's bytes, and return it with the ranges that fill it."""
+    buffers, ranges = [], []
     for m, (dtype, item) in enumerate(shape.members):
         row_bytes = int(np.prod(item)) * np.dtype(dtype).itemsize
         ends = (np.cumsum(request.frames) * row_bytes).tolist()
         begins = [0, *ends]
         offsets = (request.data[:, m] + request.starts * row_bytes).tolist()
-        room = np.empty(ends[-1] if request.shards else 0, np.uint8)
+        buffer = np.empty(ends[-1] if request.shards else 0, np.uint8)
         for i, shard in enumerate(request.shards):
-            # At a clip's start the header lies right before: see there that the shard is still the same.
+            # The header lies just before a clip's first frame. Checking it detects a shard that has changed.
             header = int(request.header[i, m]) if request.starts[i] == 0 else 0
             whole = (int(request.clip_frames[i]), *item)
-            part = room[begins[i] : ends[i]]
-            ranges.append(_Range(shard, offsets[i], part, (number, i), dtype, whole, header))
-        rooms.append(room)
-    return Raw(dict(zip(PARTS, rooms, strict=True)), []), ranges
+            target = buffer[begins[i] : ends[i]]
+            ranges.append(_Range(shard, offsets[i], target, (number, i), dtype, whole, header))
+        buffers.append(buffer)
+    return Raw(dict(zip(ARRAYS, buffers, strict=True)), []), ranges
 
 
 def _merge(ranges: Sequence[_Range]) -> Iterator[list[_Range]]:
-    """Ranges, sorted by place, in runs that one request reads."""
+    """Group ranges, sorted by shard and offset, into runs that one request reads."""
     run: list[_Range] = []
     end = 0
     for r in ranges:
         near = run and r.shard == run[0].shard and r.begin - end <= MERGE_BYTES
-        if run and not (near and r.end - run[0].begin <= RUN_BYTES):
+        if run and not (near and r.end - run[0].begin <= MAX_READ_BYTES):
             yield run
             run, end = [], 0
         run.append(r)
@@ -136,7 +158,7 @@ def _merge(ranges: Sequence[_Range]) -> Iterator[list[_Range]]:
 
 
 def _read_run(location: Location, run: list[_Range]) -> list[tuple[tuple[int, int], str]]:
-    """Fills the ranges of one request. Returns (sample, reason) of those that cannot be used."""
+    """Fill the ranges of one request, and return (sample, reason) of those that cannot be used."""
     begin, end = run[0].begin, max(r.end for r in run)
 
     def read() -> np.ndarray:
@@ -146,23 +168,25 @@ def _read_run(location: Location, run: list[_Range]) -> list[tuple[tuple[int, in
     try:
         data = with_retries(read, f"{location.uri}/{run[0].shard}")
     except StorageUnavailable:
-        raise  # says nothing of the samples
+        # The samples may be good.
+        raise
     except OSError as error:
         return [(r.sample, f"cannot be read: {error}") for r in run]
     problems = []
     for r in run:
-        part = data[r.offset - begin : r.end - begin]
-        reason = _fault(r, data[r.begin - begin : r.offset - begin], part)
+        content = data[r.offset - begin : r.end - begin]
+        reason = _fault(r, data[r.begin - begin : r.offset - begin], content)
         if reason:
             problems.append((r.sample, reason))
         else:
-            r.target[:] = part
+            r.target[:] = content
     return problems
 
 
-def _fault(r: _Range, header: np.ndarray, part: np.ndarray) -> str:
-    if len(part) < len(r.target):
-        return f"ends at byte {r.offset + len(part)}, the index promises {r.end}"
+def _fault(r: _Range, header: np.ndarray, content: np.ndarray) -> str:
+    """Return what is wrong with a range's content. Empty if nothing is."""
+    if len(content) < len(r.target):
+        return f"ends at byte {r.offset + len(content)}, the index says {r.end}"
     if r.header:
         try:
             _, dtype, _, shape = parse_npy_header(header.tobytes())
@@ -170,11 +194,11 @@ def _fault(r: _Range, header: np.ndarray, part: np.ndarray) -> str:
             return f"is not the array that was indexed ({error})"
         if (np.dtype(dtype), shape) != (np.dtype(r.dtype), r.shape):
             return f"is {dtype} {list(shape)}, the index says {r.dtype} {list(r.shape)}"
-    return "" if _is_finite(part, r.dtype) else "holds NaN or infinity"
+    return "" if _is_finite(content, r.dtype) else "holds NaN or infinity"
 
 
 def _is_finite(data: np.ndarray, dtype: str) -> bool:
-    """By its bits, ten times as fast as `np.isfinite` on float16: no magnitude reaches infinity's."""
+    """Tell whether all values are finite, by comparing bits: ten times as fast as `np.isfinite` on float16."""
     if dtype == "float16":
         return bool((data.view(np.uint16) & 0x7FFF).max() < 0x7C00)
     return bool((data.view(np.uint32) & 0x7FFFFFFF).max() < 0x7F800000)

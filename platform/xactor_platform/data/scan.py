@@ -1,4 +1,4 @@
-"""Scans a shard's headers: what it holds and where, without reading the arrays."""
+"""Scan a shard's headers to find its samples, without reading the arrays."""
 
 import ast
 import json
@@ -14,45 +14,61 @@ from pyarrow import NativeFile
 from xactor.rates import FPS
 from xactor_platform.storage.location import Location
 
-BLOCK = 512  # tar's unit, bytes
-READ_AHEAD = 4096  # bytes: a member's tail, a small json and the next array's header come in one request
+# Bytes of tar's unit.
+BLOCK = 512
+# Bytes of one read. It covers a member's tail, a small json and the next array's header.
+READ_AHEAD = 4096
 
 
 class BrokenShard(ValueError):
-    """A tar that cannot be read past some byte; `name` is the member that was cut, where known."""
+    """Report that a tar cannot be read past some byte."""
 
     def __init__(self, message: str, name: str = ""):
+        """Keep the name of the member that was cut, if it is known."""
         super().__init__(message)
         self.name = name
 
 
 @dataclass
 class Found:
-    """One sample as a shard's headers tell it. `reason` says what is wrong with it, if anything."""
+    """Describe one sample as a shard's headers do. Members are keyed by extension."""
 
     key: str
-    members: dict[str, tuple[int, int]] = field(default_factory=dict)  # extension -> (offset, bytes)
+    """Key of the sample."""
+    members: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Offset in the shard and bytes of each member."""
     frames: int = -1
+    """Length by the json. -1 if the json has none."""
     speaker: str = ""
+    """Speaker by the json."""
     sync_confidence: float = float("nan")
-    header: dict[str, int] = field(default_factory=dict)  # extension -> bytes of its .npy header
-    shape: dict[str, tuple[int, ...]] = field(default_factory=dict)  # extension -> shape
-    dtype: dict[str, str] = field(default_factory=dict)  # extension -> float16 or float32
+    """SyncNet's confidence by the json."""
+    header: dict[str, int] = field(default_factory=dict)
+    """Bytes of the .npy header of each array."""
+    shape: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shape of each array."""
+    dtype: dict[str, str] = field(default_factory=dict)
+    """Type of each array, float16 or float32."""
     reason: str = ""
+    """The fault that makes the sample unusable. Empty if there is none."""
 
 
 @dataclass
 class ShardScan:
-    """What one shard holds: its samples in order, and where it broke off (empty where it did not)."""
+    """Hold the scan of one shard."""
 
     shard: str
+    """Name of the shard."""
     size: int
+    """Bytes of the shard."""
     samples: list[Found]
+    """Samples in the shard's order."""
     broken: str
+    """The reason why the scan ended early. Empty if it did not."""
 
 
 class _Window:
-    """A file seen through one small read-ahead: a header costs no request of its own."""
+    """Read a file with a small read-ahead, so that a header does not cost a request of its own."""
 
     def __init__(self, file: NativeFile, size: int):
         self.file, self.size, self.at, self.data = file, size, 0, b""
@@ -66,7 +82,13 @@ class _Window:
 
 
 def scan_shard(location: Location, shard: str, size: int) -> ShardScan:
-    """Reads the headers of one tar: tar headers, .npy headers and the json of every sample."""
+    """Read the tar headers, the .npy headers and the json of every sample of one tar.
+
+    Args:
+        location: folder of the shard.
+        shard: name of the shard.
+        size: bytes of the shard.
+    """
     samples: list[Found] = []
     seen: set[str] = set()
     broken = ""
@@ -80,7 +102,7 @@ def scan_shard(location: Location, shard: str, size: int) -> ShardScan:
                 if not samples or samples[-1].key != key:
                     samples.append(Found(key))
                     if key in seen:
-                        samples[-1].reason = "its members do not stand together, or its key comes twice"
+                        samples[-1].reason = "its members are not adjacent, or its key occurs twice"
                     seen.add(key)
                 _add_member(samples[-1], extension, offset, length, window)
         except BrokenShard as error:
@@ -94,18 +116,22 @@ def scan_shard(location: Location, shard: str, size: int) -> ShardScan:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """A member's key and extension, as WebDataset cuts them: at the first dot of the file's own name."""
+    """Split a member's name into key and extension as WebDataset does, at the first dot of the file's base name."""
     folder, slash, base = name.rpartition("/")
     stem, dot, extension = base.partition(".")
     return (folder + slash + stem, extension) if stem and dot else ("", "")
 
 
 def _members(window: _Window) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and bytes of every regular file of a tar. BrokenShard where it breaks off."""
+    """Yield name, offset and bytes of every regular file of a tar.
+
+    Raises:
+        BrokenShard: the tar is truncated or holds something else.
+    """
     offset, long_name = 0, ""
     while True:
         if offset + BLOCK > window.size:
-            raise BrokenShard(f"truncated: ends at byte {window.size} without an end mark")
+            raise BrokenShard(f"truncated: ends at byte {window.size} without an end marker")
         block = window.read(offset, BLOCK)
         if not any(block):
             return
@@ -132,7 +158,7 @@ def _members(window: _Window) -> Iterator[tuple[str, int, int]]:
 
 
 def _pax_path(records: bytes) -> str:
-    """The path of a pax header's records, each `<length> <name>=<value>\\n`; empty where there is none."""
+    """Return the path in a pax header's records, each `<length> <name>=<value>\\n`. Empty if there is none."""
     while records:
         length = int(records.split(b" ", 1)[0])
         name, _, value = records[:length].split(b" ", 1)[1].partition(b"=")
@@ -188,13 +214,17 @@ def _read_header(found: Found, extension: str, head: bytes, length: int) -> None
         raise ValueError(f"must have {axes} axes of at least 1, got shape {list(shape)}")
     promised = header + int(np.prod(shape)) * int(dtype[2])
     if promised != length:
-        raise ValueError(f"holds {length} bytes, its header promises {promised}")
+        raise ValueError(f"holds {length} bytes, its header says {promised}")
     found.header[extension], found.shape[extension] = header, shape
     found.dtype[extension] = str(np.dtype(dtype))
 
 
 def parse_npy_header(head: bytes) -> tuple[int, str, bool, tuple[int, ...]]:
-    """Of an array file's first bytes: the header's length in bytes, dtype, Fortran order, shape."""
+    """Parse the first bytes of a .npy file.
+
+    Returns:
+        the header's length in bytes, the dtype, whether the order is Fortran's, and the shape.
+    """
     if head[:6] != b"\x93NUMPY":
         raise ValueError("no .npy magic")
     start = 10 if head[6] == 1 else 12
@@ -211,6 +241,7 @@ def _parse_fields(text: bytes) -> tuple[str, bool, tuple[int, ...]]:
 
 
 def _disagreement(found: Found) -> str:
+    """Return how the arrays' lengths differ from the json's. Empty if they do not."""
     for extension, shape in found.shape.items():
         if found.frames > 0 and shape[0] != found.frames:
             return f"{extension} has {shape[0]} frames, its json says {found.frames}"

@@ -1,4 +1,4 @@
-"""Writes shards: WebDataset tars that are whole or absent."""
+"""Write shards: WebDataset tars that are complete or absent."""
 
 import io
 import json
@@ -16,11 +16,11 @@ from xactor_platform.storage.location import Location
 
 
 class Shard:
-    """One tar, whole or absent, also absent without samples; a context manager.
+    """Write one tar, which appears at the end of the `with` block if it has any samples and the block did not raise.
 
     Args:
-        location: of the folder.
-        name: such as `train-000003.tar`; an earlier file of that name is replaced at the end.
+        location: folder of the shard.
+        name: such as `train-000003.tar`. An earlier file of that name is replaced at the end.
     """
 
     def __init__(self, location: Location, name: str):
@@ -34,13 +34,13 @@ class Shard:
 
     def __exit__(self, exc_type, exc, traceback) -> None:
         if self._tar is not None:
-            # After an exception an unclosed tar would write to its closed stream when it is collected.
+            # An unclosed tar would write to its closed stream when it is garbage-collected.
             with suppress(OSError) if exc_type else nullcontext():
                 self._tar.close()
         self._stack.__exit__(exc_type, exc, traceback)
 
     def write(self, key: str, members: Mapping[str, bytes]) -> None:
-        """Adds one sample, as `encode_members` gives it."""
+        """Add one sample, encoded by `encode_members`."""
         if self._tar is None:
             stream = self._stack.enter_context(self._location.atomic_write(self._name))
             self._tar = TarWriter(stream, encoder=False, mtime=0)
@@ -50,18 +50,18 @@ class Shard:
 
 
 class ShardWriter:
-    """Writes samples into `<split>-%06d.tar` at a location; a context manager.
+    """Write samples into `<split>-%06d.tar` at a location, within a `with` block.
 
-    Two runs that write the same samples write the same bytes. A shard appears when it is full or when the
-    block ends; after an exception the shard in progress is absent.
+    Two runs that write the same samples write the same bytes. A shard appears when it is full or when the block ends.
+    After an exception the shard in progress is absent.
 
     Args:
-        location: URI or path of the folder, made if it is missing.
-        split: the name's first part. `test` and `val` are held out from training, all others train.
-        samples_per_shard: samples in one shard.
-        bytes_per_shard: a shard is also ended when its members reach so many bytes.
-        overwrite: remove the split's earlier shards at the start; without it they are an error, because a
-            shorter run would leave old ones behind its own.
+        location: URI or path of the folder, created if it is missing.
+        split: the beginning of the shards' names. `test` and `val` are held out from training.
+        samples_per_shard: a shard ends after so many samples.
+        bytes_per_shard: a shard also ends when its members reach so many bytes.
+        overwrite: delete the split's earlier shards at the start. Otherwise they are an error, because a run that
+            writes fewer shards would leave some of them next to its own.
     """
 
     def __init__(
@@ -83,7 +83,8 @@ class ShardWriter:
         self.samples_per_shard = samples_per_shard
         self.bytes_per_shard = bytes_per_shard
         self.overwrite = overwrite
-        self.shards = 0  # ended ones
+        self.shards = 0
+        """Number of finished shards."""
         self._keys: set[str] = set()
         self._open: Shard | None = None
 
@@ -92,9 +93,9 @@ class ShardWriter:
         name = re.compile(re.escape(self.split) + r"-\d{6}\.tar")
         earlier = [n for n in self.location.sizes() if name.fullmatch(n)]
         if earlier and not self.overwrite:
-            there = f"{len(earlier)} shards of {self.split!r}, the first {earlier[0]}"
-            raise FileExistsError(f"{self.location.uri} already holds {there}")
-        # An index is known to be stale by the shards' sizes, and new ones may be of the same.
+            existing = f"{len(earlier)} shards of {self.split!r}, the first {earlier[0]}"
+            raise FileExistsError(f"{self.location.uri} already holds {existing}")
+        # A stale index is recognised by the shards' sizes, and new shards may have the same sizes.
         for stale in [*earlier, *({INDEX_NAME} & self.location.sizes().keys())]:
             self.location.delete(stale)
         return self
@@ -109,15 +110,15 @@ class ShardWriter:
             shard.__exit__(exc_type, exc, traceback)
 
     def write(self, key: str, members: Mapping[str, np.ndarray | Mapping[str, Any] | bytes]) -> None:
-        """Adds one sample.
+        """Add one sample.
 
         Args:
-            key: unique in this writer, not empty, without dots and slashes (they end a key in a tar).
-            members: by extension: `{"motion.npy": [T, D], "audio.npy": [T, L, F], "json": {...}}` or
+            key: unique in this writer, not empty, without dots and slashes, which end a key in a tar.
+            members: `{"motion.npy": [T, D], "audio.npy": [T, L, F], "json": {...}}` or
                 `{"mp4": bytes, "json": {...}}`. The json has `frames` = T and `fps` = 25.
 
         Raises:
-            ValueError: a key or a sample that no reader would take.
+            ValueError: no reader would accept the key or the sample.
         """
         if key in self._keys:
             raise ValueError(f"key {key!r} was already written")
@@ -139,7 +140,7 @@ class ShardWriter:
 def encode_members(
     key: str, members: Mapping[str, np.ndarray | Mapping[str, Any] | bytes]
 ) -> dict[str, bytes]:
-    """A sample's members as they stand in a shard. ValueError as in `ShardWriter.write`."""
+    """Encode a sample's members as a shard stores them. Raise ValueError as `ShardWriter.write` does."""
     if not key or "." in key or "/" in key:
         raise ValueError(f"a key must not be empty nor hold '.' or '/', got {key!r}")
     check_members(key, members)
@@ -147,7 +148,7 @@ def encode_members(
 
 
 def check_members(key: str, members: Mapping[str, Any]) -> None:
-    """ValueError where a sample's members are missing, have a wrong shape or type, or disagree."""
+    """Raise ValueError if a sample's members are missing, have a wrong shape or type, or contradict each other."""
     if "json" not in members:
         raise ValueError(f"{key}: a sample needs its 'json', got {sorted(members)}")
     meta = members["json"]

@@ -1,4 +1,4 @@
-"""The Ray Data stream of the planned micro-batches, one for each rank of the training."""
+"""Stream the planned micro-batches of one rank through Ray Data."""
 
 import json
 import logging
@@ -20,56 +20,66 @@ from ray.util.placement_group import placement_group_table
 
 from xactor_platform.data.batch import Batch
 from xactor_platform.data.index import Index
-from xactor_platform.data.plan import Cursor, MicroBatch, PlanConfig, Step, rank_micro_batches, walk
+from xactor_platform.data.plan import Cursor, MicroBatch, PlanConfig, Step, planned_steps, rank_micro_batches
 from xactor_platform.data.reading import Raw
 
-BLOCK_BYTES = 32 << 20  # of micro-batches that one task reads: fewer make the tasks' own cost count
-BLOCKS_AHEAD = 8  # read and not yet trained on, of one rank
-SEGMENT_BLOCKS = 256  # of one Ray Data execution: its requests are laid out before it starts
-SCHEDULE_S = 0.01  # the least from one turn of Ray Data's scheduling to the next
+# Bytes of micro-batches that one task reads. With fewer the overhead of tasks shows.
+BLOCK_BYTES = 32 << 20
+# Blocks of one rank that are read and not yet trained on.
+BLOCKS_AHEAD = 8
+# Blocks of one Ray Data execution. Its requests exist before it starts.
+SEGMENT_BLOCKS = 256
+# Minimal time between two iterations of Ray Data's scheduling loop.
+SCHEDULE_S = 0.01
 
-# Ray Data reports each execution's end; here that is one of many, in the midst of a training's progress line.
+# Ray Data reports the end of each execution. A training has many, and the lines would break its progress line.
 for _name in ("execution.streaming_executor", "progress"):
     logging.getLogger(f"ray.data._internal.{_name}").setLevel(logging.ERROR)
 
 
 class Reader(Protocol):
-    """How micro-batches of one kind of corpus are read: latents, or videos."""
+    """Read micro-batches of one kind of corpus: latents or videos."""
 
     index: Index
-    bytes_per_frame: int  # of a planned frame on its way, about
-    read: Callable[
-        [Sequence[Any]], list[Raw]
-    ]  # what Ray Data's tasks do; it travels to them, and the index does not
+    """The corpus."""
+    bytes_per_frame: int
+    """Approximate bytes of a planned frame as Ray Data transports it."""
+    read: Callable[[Sequence[Any]], list[Raw]]
+    """Reads the requests of a block in a Ray Data task. It is sent to the tasks, the index is not."""
 
     def request(self, micro_batch: MicroBatch, *, step: int, epoch: int) -> Any:
-        """What to read for a micro-batch of global step `step`, the run's first being 0; small."""
+        """Return a small object that names what to read for a micro-batch.
+
+        Args:
+            micro_batch: from the plan.
+            step: number of its global step in the run, from 0.
+            epoch: number of its epoch.
+        """
         ...
 
     def batch(self, request: Any, raw: Raw) -> Batch:
-        """What was read, as the training takes it."""
+        """Return the bytes that were read as the arrays that the training takes."""
         ...
 
 
 class PlannedStream:
-    """A rank's micro-batches in the plan's order: an iterator, to be closed (or used in `with`).
+    """Iterate over a rank's micro-batches in the plan's order. Close it, or use it in `with`.
 
-    A global step is `config.micro_batches / ranks` batches; `Batch.cursor` says which. It goes on from epoch
-    to epoch and ends after `steps` steps.
+    A global step is `config.micro_batches / ranks` micro-batches; `Batch.cursor` names the step. The stream continues
+    from epoch to epoch and ends after `steps` steps.
 
     Args:
-        reader: of what to train on, usually of `load_index(...).training()`.
-        config: the plan's.
-        rank: whose micro-batches.
-        ranks: how many share a step; must divide `config.micro_batches`.
-        start: the first step to give.
-        steps: how many steps to give.
-        done: how many steps the run has had before.
-        cpu_timeout_s: how long to wait for Ray to have a CPU free for reading.
+        reader: reader of the corpus to train on, usually of `load_index(...).training()`.
+        config: configuration of the plan.
+        rank: number of this rank.
+        ranks: number of ranks that share a step. It must divide `config.micro_batches`.
+        start: position of the first step.
+        steps: number of steps.
+        done: number of steps that the run trained before `start`.
+        cpu_timeout_s: how long to wait for a free CPU to read with.
 
     Raises:
-        ValueError: a plan that cannot work, or a cluster without a CPU for reading, where nothing would ever
-            arrive.
+        ValueError: the plan cannot work, or the cluster has no CPU to read with, so that nothing would ever arrive.
     """
 
     def __init__(
@@ -92,9 +102,10 @@ class PlannedStream:
         self._per_block = max(1, BLOCK_BYTES // micro_batch_bytes)
         cpus = max(1.0, wait_for_cpus(cpu_timeout_s) // ranks)
         ahead = 2 * BLOCKS_AHEAD * max(BLOCK_BYTES, micro_batch_bytes)
-        share = ray.cluster_resources().get("object_store_memory", ahead) / (4 * ranks)  # the rest is others'
+        # At most a quarter of the object store for all ranks: others use it too.
+        share = ray.cluster_resources().get("object_store_memory", ahead) / (4 * ranks)
         self._limits = ExecutionResources.for_limits(cpu=cpus, object_store_memory=min(ahead, share))
-        steps_ahead = islice(walk(index.frames, index.shard, config, start), steps)
+        steps_ahead = islice(planned_steps(index.frames, index.shard, config, start), steps)
         self._turns = (
             (number, step, mine)
             for number, step in enumerate(steps_ahead, start=done)
@@ -102,7 +113,7 @@ class PlannedStream:
         )
         self._opened: list[_Segment] = []
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="planned-stream")
-        # Reading starts now: the first block, which takes seconds, comes while the caller builds its model.
+        # Reading starts now. The first block takes seconds and is read while the caller builds its model.
         self._following: Future[_Segment | None] | None = self._opener.submit(self._open_segment)
         self._batches = self._run()
 
@@ -119,14 +130,14 @@ class PlannedStream:
         self.close()
 
     def close(self) -> None:
-        """Ends the reading, at whatever point."""
+        """Stop reading."""
         self._batches.close()
         self._opener.shutdown(cancel_futures=True)
         while self._opened:
             self._opened.pop().close()
 
     def _run(self) -> Generator[Batch, None, None]:
-        """Segment after segment; the next is opened while the last one's end is trained on."""
+        """Yield the micro-batches of one segment after another. Open the next while the last blocks are trained on."""
         while self._following and (segment := self._following.result()):
             self._following = None
             for number, (blocks_left, raw) in enumerate(segment.raws()):
@@ -151,7 +162,7 @@ class PlannedStream:
 
 
 class _Segment:
-    """A run of a rank's micro-batches that one Ray Data execution reads."""
+    """Read a run of a rank's micro-batches with one Ray Data execution."""
 
     def __init__(
         self,
@@ -170,7 +181,7 @@ class _Segment:
         dataset.context.execution_options = ExecutionOptions(resource_limits=limits, preserve_order=True)
         dataset.context.enable_progress_bars = False
         dataset.context.print_on_execution_start = False
-        dataset.context.custom_execution_callback_classes = [_Unhurried]
+        dataset.context.custom_execution_callback_classes = [_SchedulingPace]
         dataset = dataset.map_batches(
             partial(_read_block, read),
             batch_size=None,
@@ -181,10 +192,11 @@ class _Segment:
             batch_size=None, batch_format="pyarrow", prefetch_batches=BLOCKS_AHEAD // 2
         )
         self._tables = cast(Generator[pa.Table, None, None], iter(tables))
-        self._first = next(self._tables)  # now the execution is under way
+        # This starts the execution.
+        self._first = next(self._tables)
 
     def raws(self) -> Iterator[tuple[int, Raw]]:
-        """How many blocks are still to come, and a micro-batch's bytes."""
+        """Yield the number of blocks that are still to come, and a micro-batch's bytes."""
         number = 0
         for table in chain([self._first], self._tables):
             self._blocks_left -= 1
@@ -199,53 +211,58 @@ class _Segment:
         self._tables.close()
 
 
-class _Unhurried(ExecutionCallback):
-    """Lets the scheduling of an execution turn no more often than is of use.
+class _SchedulingPace(ExecutionCallback):
+    """Limit how often Ray Data's scheduling loop of an execution iterates.
 
-    Its loop waits for tasks to bring something; but where they have, and may not hand it on since enough waits
-    already, it turns without end, on a whole core and with the training's own interpreter lock.
+    The loop waits for the output of tasks. But when output is ready and backpressure holds it back, the loop spins: it
+    takes a whole core, and the interpreter lock from the training.
     """
 
     def __init__(self):
-        self._turned = time.monotonic()
+        self._last_s = time.monotonic()
 
     def on_execution_step(self, executor: Any) -> None:
-        time.sleep(max(0.0, self._turned + SCHEDULE_S - time.monotonic()))
-        self._turned = time.monotonic()
+        time.sleep(max(0.0, self._last_s + SCHEDULE_S - time.monotonic()))
+        self._last_s = time.monotonic()
 
 
 def _read_block(read: Callable[[Sequence[Any]], list[Raw]], block: pa.Table) -> pa.Table:
-    """What a Ray Data task does: reads the requests of one row into a row for each of them."""
+    """Read the requests of one row into one row each, in a Ray Data task."""
     first = block["first"][0].as_py()
     raws = read(pickle.loads(block["requests"][0].as_py()))
     return pa.table(
         {
             "number": pa.array(range(first, first + len(raws)), pa.int64()),
             "bad": pa.array([json.dumps(raw.bad) for raw in raws], pa.string()),
-            **{name: pa.chunked_array([_as_row(raw.parts[name]) for raw in raws]) for name in raws[0].parts},
+            **{
+                name: pa.chunked_array([_as_row(raw.arrays[name]) for raw in raws]) for name in raws[0].arrays
+            },
         }
     )
 
 
 def _as_row(data: np.ndarray) -> pa.Array:
-    """One value of large_binary that shares the array's memory."""
+    """Return one value of large_binary that shares the array's memory."""
     edges = np.array([0, data.size], np.int64)
     return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(edges), pa.py_buffer(data)])
 
 
 def _raw_of(table: pa.Table, row: int) -> Raw:
-    parts = {
+    arrays = {
         name: np.frombuffer(table[name][row].as_buffer(), np.uint8)
         for name in table.column_names
         if name not in ("number", "bad")
     }
-    return Raw(parts, [(place, reason) for place, reason in json.loads(table["bad"][row].as_py())])
+    return Raw(arrays, [(place, reason) for place, reason in json.loads(table["bad"][row].as_py())])
 
 
 def wait_for_cpus(timeout_s: float) -> float:
-    """CPUs that no placement group holds, once Ray was seen to run a task on one.
+    """Wait until Ray runs a task, and return the number of CPUs that no placement group holds.
 
-    A training that holds every CPU leaves none to read its data, and would wait for ever without a word.
+    A training that holds every CPU leaves none to read its data, and would wait for ever without an error.
+
+    Raises:
+        ValueError: no CPU came free in `timeout_s` seconds.
     """
     probe = _probe.remote()
     ready, _ = ray.wait([probe], timeout=timeout_s)
@@ -264,4 +281,4 @@ def wait_for_cpus(timeout_s: float) -> float:
 
 @ray.remote(num_cpus=1, scheduling_strategy="SPREAD", max_retries=0)
 def _probe() -> None:
-    """Importing this module has already warmed the process that reads the first block."""
+    """Do nothing. Importing this module already warms up a process that reads blocks."""

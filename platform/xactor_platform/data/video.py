@@ -1,4 +1,4 @@
-"""Reads pictures of planned samples out of video shards: of each clip's mp4 only those that are trained on."""
+"""Read the pictures of planned samples from video shards, decoding only the frames that are trained on."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,56 +10,66 @@ from PIL import Image
 
 from xactor.media.seek import pick_frames
 from xactor.rates import FPS
-from xactor_platform.data.batch import Batch, judge
+from xactor_platform.data.batch import Batch, weigh_samples
 from xactor_platform.data.index import Index
 from xactor_platform.data.plan import MicroBatch
 from xactor_platform.data.reading import REMOTE_READS, Raw
 from xactor_platform.storage.location import Location
 
-REFERENCE_APART = (
-    FPS  # frames between a reference and its target, or a still picture would be as good as motion
-)
+# Minimal frames between a reference and its targets. A nearer reference would already show the target's motion.
+MIN_REFERENCE_DISTANCE = FPS
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class VideoBatch(Batch):
-    """Pictures of B samples: F targets of each, and one reference of its clip."""
+    """Hold pictures of B samples: F targets of each, and one reference from the same clip."""
 
-    targets: np.ndarray  # uint8 [B, F, S, S, 3]
-    references: np.ndarray  # uint8 [B, S, S, 3]
+    targets: np.ndarray
+    """Target pictures, uint8 [B, F, S, S, 3]."""
+    references: np.ndarray
+    """Reference pictures, uint8 [B, S, S, 3]."""
 
 
 @dataclass(frozen=True, eq=False)
 class VideoRequest:
-    """What to decode for one micro-batch."""
+    """Name what to decode for one micro-batch."""
 
     keys: list[str]
-    shards: list[str]  # empty for a filler
-    starts: np.ndarray  # int64 [B]
-    frames: np.ndarray  # int64 [B]
-    offset: np.ndarray  # int64 [B], of the mp4 in its shard, bytes
-    length: np.ndarray  # int64 [B], bytes
-    wanted: np.ndarray  # int64 [B, F + 1], frame numbers: targets, and the reference at the end
+    """Keys of the clips, [B]."""
+    shards: list[str]
+    """Names of the clips' shards, [B]. Empty for a filler."""
+    starts: np.ndarray
+    """First frame of each sample in its clip, int64 [B]."""
+    frames: np.ndarray
+    """Length of each sample, int64 [B]."""
+    offset: np.ndarray
+    """First byte of the mp4 in its shard, int64 [B]."""
+    length: np.ndarray
+    """Bytes of the mp4, int64 [B]."""
+    wanted: np.ndarray
+    """Frame numbers of the targets, and of the reference at the end, int64 [B, F + 1]."""
 
 
 class VideoReader:
-    """Reads the pictures for a stream.
+    """Read the pictures for a stream.
 
     Args:
-        index: of a corpus of videos, of square pictures.
-        image_size: what they are resized to, in pixels.
-        seed: of the draws, with the epoch and the sample.
-        stills: of a global step, how many frames are drawn of each sample; None for all of them.
+        index: a corpus of videos with square pictures.
+        image_size: side in pixels that pictures are resized to.
+        seed: decides which frames are drawn, together with the epoch and the sample.
+        stills: returns for a global step how many frames are drawn of each sample, or None for all.
     """
 
     def __init__(self, index: Index, *, image_size: int, seed: int, stills: Callable[[int], int | None]):
         if "mp4" not in index.offset:
             raise ValueError(f"{index.location.uri}: holds latents, not videos")
         self.index, self._image_size, self._seed, self._stills = index, image_size, seed, stills
-        self.bytes_per_frame = 2 * 3 * image_size**2  # as many references as targets at the most
+        # There are at most as many references as targets.
+        self.bytes_per_frame = 2 * 3 * image_size**2
         self.read = partial(read_videos, index.location, image_size)
 
     def request(self, micro_batch: MicroBatch, *, step: int, epoch: int | str) -> VideoRequest:
+        """Draw the frames of a micro-batch, and return what to decode."""
         rows = micro_batch.row
         keys, clips = self.index.key[rows].tolist(), self.index.frames[rows].tolist()
         starts, frames = micro_batch.start.tolist(), micro_batch.frames.tolist()
@@ -80,10 +90,11 @@ class VideoReader:
         )
 
     def batch(self, request: VideoRequest, raw: Raw) -> VideoBatch:
-        weight, bad = judge(request.keys, request.shards, raw)
+        """Shape the decoded pictures into a batch."""
+        weight, bad = weigh_samples(request.keys, request.shards, raw)
         side = self._image_size
-        # A copy, since what came through Ray cannot be written to, which torch insists on.
-        pictures = raw.parts["pictures"].reshape(*request.wanted.shape, side, side, 3).copy()
+        # Arrays from Ray are read-only, and torch insists on writable ones: copy.
+        pictures = raw.arrays["pictures"].reshape(*request.wanted.shape, side, side, 3).copy()
         return VideoBatch(
             keys=request.keys,
             starts=request.starts,
@@ -98,17 +109,23 @@ class VideoReader:
 def draw_frames(
     key: tuple[str | int, ...], start: int, frames: int, clip_frames: int, stills: int | None
 ) -> np.ndarray:
-    """Which frames of a clip are targets, rising, and which is their reference: int64 [F + 1].
+    """Draw the frames of a clip that are targets, and the one that is their reference.
 
-    The reference lies at least a second from all targets, or as far as the clip allows.
+    The reference is at least a second away from all targets, or as far as the clip allows.
 
     Args:
-        key: decides the draw.
-        start, frames: of the sample. clip_frames: of its clip.
-        stills: how many targets, one in the sample and the others anywhere in its clip, since neighbours teach little
-            that is new; None for the whole sample.
+        key: seeds the draw.
+        start: first frame of the sample.
+        frames: length of the sample.
+        clip_frames: length of the clip.
+        stills: number of targets: one in the sample, the others anywhere in its clip, because neighbouring frames teach
+            little that is new. None takes the whole sample.
+
+    Returns:
+        frame numbers, int64 [F + 1]: the targets in rising order, then the reference.
     """
-    import torch  # processes that only read never load it
+    # Processes that only read shards never import torch.
+    import torch
 
     from xactor.randomness import keyed_generator
 
@@ -122,18 +139,18 @@ def draw_frames(
     else:
         targets = np.sort(np.append(start + draw(frames), draw(clip_frames, stills - 1)))
     apart = np.abs(np.arange(clip_frames)[:, None] - targets).min(axis=1)
-    far = np.flatnonzero(apart >= REFERENCE_APART)
+    far = np.flatnonzero(apart >= MIN_REFERENCE_DISTANCE)
     reference = far[draw(len(far))] if len(far) else [apart.argmax()]
     return np.append(targets, reference)
 
 
 def read_videos(location: Location, image_size: int, requests: Sequence[VideoRequest]) -> list[Raw]:
-    """Reads and decodes several micro-batches at once.
+    """Read and decode several micro-batches together.
 
-    A sample whose video cannot be read or decoded is named in `bad` and its pictures are zero.
+    A sample whose video cannot be read or decoded is listed in `bad`, and its pictures are zero.
     """
-    rooms = [np.zeros((*request.wanted.shape, image_size, image_size, 3), np.uint8) for request in requests]
-    raws = [Raw({"pictures": room.reshape(-1)}, []) for room in rooms]
+    buffers = [np.zeros((*request.wanted.shape, image_size, image_size, 3), np.uint8) for request in requests]
+    raws = [Raw({"pictures": buffer.reshape(-1)}, []) for buffer in buffers]
     clips: dict[tuple[str, int, int], list[tuple[int, int]]] = {}
     for number, request in enumerate(requests):
         for place, shard in enumerate(request.shards):
@@ -141,7 +158,7 @@ def read_videos(location: Location, image_size: int, requests: Sequence[VideoReq
             clips.setdefault(clip, []).append((number, place))
 
     def read_clip(clip: tuple[str, int, int]) -> list[tuple[int, int, str]]:
-        """Fills the places of one clip's samples. Returns those that cannot be, with the reason."""
+        """Decode one clip's samples into their buffers, and return those that failed with the reason."""
         shard, offset, length = clip
         try:
             with location.open(shard) as file:
@@ -150,9 +167,9 @@ def read_videos(location: Location, image_size: int, requests: Sequence[VideoReq
             return [(*place, f"cannot be read: {error}") for place in clips[clip]]
         problems = []
         for number, place in clips[clip]:
-            # Each sample by itself: what is bad must not depend on what is read along with it.
+            # Each sample is decoded alone: whether it is bad must not depend on what is read together with it.
             try:
-                _decode(video, requests[number].wanted[place], rooms[number][place])
+                _decode(video, requests[number].wanted[place], buffers[number][place])
             except ValueError as error:
                 problems.append((number, place, str(error)))
         return problems
@@ -167,15 +184,15 @@ def read_videos(location: Location, image_size: int, requests: Sequence[VideoReq
     return raws
 
 
-def _decode(video: bytes, wanted: np.ndarray, room: np.ndarray) -> None:
-    """Puts the wanted pictures into their room uint8 [F + 1, S, S, 3]: all of them, or none with ValueError."""
+def _decode(video: bytes, wanted: np.ndarray, buffer: np.ndarray) -> None:
+    """Decode the wanted pictures into `buffer`, uint8 [F + 1, S, S, 3]. Write none if it raises ValueError."""
     numbers = np.unique(wanted)
-    pictures = np.stack([_fit(p, room.shape[1]) for p in pick_frames(video, numbers.tolist(), FPS)])
-    room[:] = pictures[np.searchsorted(numbers, wanted)]
+    pictures = np.stack([_fit(p, buffer.shape[1]) for p in pick_frames(video, numbers.tolist(), FPS)])
+    buffer[:] = pictures[np.searchsorted(numbers, wanted)]
 
 
 def _fit(picture: np.ndarray, image_size: int) -> np.ndarray:
-    """A square picture at the model's size; shrunk by averaging areas."""
+    """Resize a square picture to the model's size. Shrinking averages areas."""
     height, width = picture.shape[:2]
     if height != width:
         raise ValueError(f"pictures must be square, got {width}x{height}")

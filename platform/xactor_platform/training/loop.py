@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from xactor_platform.data.batch import Batch
 from xactor_platform.data.index import BadSample, load_index
-from xactor_platform.data.plan import Cursor, Step, walk
+from xactor_platform.data.plan import Cursor, Step, planned_steps
 from xactor_platform.data.stream import PlannedStream
 from xactor_platform.training.engine import make_engine, set_learning_rates, use_bf16
 from xactor_platform.training.run.checkpoints import Checkpoints
@@ -97,7 +97,7 @@ class _RankTraining:
             watch.limit_groups()
             self._done, cursor = _restore(self._engine, self._stage, found)
         training, left = self._stage.reader.index, train.steps - self._done
-        self._steps = islice(walk(training.frames, training.shard, config.plan, cursor), left)
+        self._steps = islice(planned_steps(training.frames, training.shard, config.plan, cursor), left)
         self._stream = PlannedStream(
             self._stage.reader,
             config.plan,

@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_written_is_indexed_each_time(corpus, monkeypatc
     monkeypatch.setattr(Location, "atomic_write", refuse)
     with caplog.at_level(logging.WARNING):
         assert load_index(folder).samples == 2
-    assert "its index is not kept" in caplog.text
+    assert "the index is not stored" in caplog.text
     assert not (Path(folder) / "index.parquet").exists()
 
 
@@ -229,7 +229,7 @@ def test_members_that_are_not_what_their_names_say(tmp_path, sample):
     reasons = {b.key: b.reason for b in load_index(str(tmp_path), max_bad_fraction=0.8).bad}
     assert reasons["a"].startswith("motion.npy: not a .npy array")
     assert reasons["b"].startswith("json: cannot be parsed")
-    assert reasons["c"] == "audio.npy: holds 218 bytes, its header promises 228"
+    assert reasons["c"] == "audio.npy: holds 218 bytes, its header says 228"
 
 
 def test_keys_that_come_twice(tmp_path, sample):
@@ -239,7 +239,7 @@ def test_keys_that_come_twice(tmp_path, sample):
     index = load_index(str(tmp_path), max_bad_fraction=0.5)
     assert index.key.tolist() == ["x", "y", "z"]
     assert [str(b) for b in index.bad] == [
-        "a.tar: x: its members do not stand together, or its key comes twice",
+        "a.tar: x: its members are not adjacent, or its key occurs twice",
         "b.tar: y: the same key is in a.tar",
     ]
 
@@ -276,6 +276,6 @@ def test_a_shard_of_no_bytes_or_of_nonsense(tmp_path, sample):
     (tmp_path / "nonsense.tar").write_bytes(b"\x07" * 2048)
     index = load_index(str(tmp_path), max_bad_fraction=0.9)
     assert [str(b) for b in index.bad] == [
-        "empty.tar: truncated: ends at byte 0 without an end mark",
+        "empty.tar: truncated: ends at byte 0 without an end marker",
         "nonsense.tar: no tar header at byte 0: invalid header",
     ]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xactor_platform.data.plan import Cursor, PlanConfig, plan_epoch, rank_micro_batches, walk
+from xactor_platform.data.plan import Cursor, PlanConfig, plan_epoch, planned_steps, rank_micro_batches
 
 
 @st.composite
@@ -149,10 +149,10 @@ def test_walking_from_a_cursor_gives_the_remaining_steps():
     lengths, shard = np.arange(20, 120), np.arange(100) // 10
     config = PlanConfig(budget_frames=256, context_frames=64, micro_batches=4)
     steps = plan_epoch(lengths, shard, config, 0).steps
-    whole = list(islice(walk(lengths, shard, config, Cursor()), 2 * steps))
+    whole = list(islice(planned_steps(lengths, shard, config, Cursor()), 2 * steps))
     assert whole[steps].cursor == Cursor(epoch=1, step=0)
     for at in (1, steps - 1, steps, steps + 2):
-        resumed = list(islice(walk(lengths, shard, config, whole[at - 1].following), 2 * steps - at))
+        resumed = list(islice(planned_steps(lengths, shard, config, whole[at - 1].following), 2 * steps - at))
         assert [s.cursor for s in resumed] == [s.cursor for s in whole[at:]]
         assert [samples_of(s.micro_batches) for s in resumed] == [
             samples_of(s.micro_batches) for s in whole[at:]
@@ -208,4 +208,4 @@ def test_an_empty_corpus_and_an_empty_clip_are_refused():
 
 def test_a_cursor_past_its_epoch_is_refused():
     with pytest.raises(ValueError, match="step must be < 1 in epoch 0, got 9"):
-        next(walk(np.array([5]), np.array([0]), PlanConfig(), Cursor(0, 9)))
+        next(planned_steps(np.array([5]), np.array([0]), PlanConfig(), Cursor(0, 9)))

@@ -16,7 +16,14 @@ from webdataset.writer import TarWriter
 from xactor_platform.data import stream as stream_module
 from xactor_platform.data.batch import Arena, LatentReader, read_batch
 from xactor_platform.data.index import load_index
-from xactor_platform.data.plan import Cursor, MicroBatch, PlanConfig, plan_epoch, rank_micro_batches, walk
+from xactor_platform.data.plan import (
+    Cursor,
+    MicroBatch,
+    PlanConfig,
+    plan_epoch,
+    planned_steps,
+    rank_micro_batches,
+)
 from xactor_platform.data.reading import Raw
 from xactor_platform.data.shards import ShardWriter
 from xactor_platform.data.stream import PlannedStream
@@ -41,7 +48,7 @@ def expected(index, config, rank, ranks, start, steps):
     """What a rank should see, read here without Ray."""
     return [
         (step, read_batch(index, mine))
-        for step in islice(walk(index.frames, index.shard, config, start), steps)
+        for step in islice(planned_steps(index.frames, index.shard, config, start), steps)
         for mine in rank_micro_batches(step.micro_batches, rank, ranks)
     ]
 
@@ -117,7 +124,7 @@ def test_a_shard_that_vanished_or_changed_is_named(corpus):
     reasons = [b.reason for b in batch.bad]
     assert reasons[0].startswith("cannot be read:")
     assert reasons[1] == "is <f2 [6, 9], the index says float16 [6, 6]"
-    assert "the index promises" in reasons[2]
+    assert "the index says" in reasons[2]
 
 
 def test_an_arena_lends_a_buffer_again_only_when_nobody_holds_it():
@@ -227,7 +234,7 @@ class TestOnRay:
 
         def large(requests):  # so that as much as may wait is soon there
             return [
-                Raw({**raw.parts, "more": np.zeros(1 << 20, np.uint8)}, raw.bad) for raw in small(requests)
+                Raw({**raw.arrays, "more": np.zeros(1 << 20, np.uint8)}, raw.bad) for raw in small(requests)
             ]
 
         reader.read = large

@@ -11,9 +11,16 @@ from pyarrow import fs
 
 from xactor.media import read_frames
 from xactor_platform.data.index import load_index
-from xactor_platform.data.plan import Cursor, MicroBatch, PlanConfig, plan_epoch, rank_micro_batches, walk
+from xactor_platform.data.plan import (
+    Cursor,
+    MicroBatch,
+    PlanConfig,
+    plan_epoch,
+    planned_steps,
+    rank_micro_batches,
+)
 from xactor_platform.data.stream import PlannedStream
-from xactor_platform.data.video import REFERENCE_APART, VideoReader, draw_frames
+from xactor_platform.data.video import MIN_REFERENCE_DISTANCE, VideoReader, draw_frames
 from xactor_platform.storage.location import Location
 
 CONFIG = PlanConfig(micro_batches=2, budget_frames=32, context_frames=16, shuffle_shards=2, whole=True)
@@ -61,7 +68,7 @@ def test_targets_begin_in_the_sample_and_the_reference_is_a_second_off_where_it_
     def distance(n):
         return min(abs(n - target) for target in targets)
 
-    assert distance(reference) >= min(REFERENCE_APART, max(map(distance, range(clip))))
+    assert distance(reference) >= min(MIN_REFERENCE_DISTANCE, max(map(distance, range(clip))))
 
 
 def test_a_draw_hangs_on_its_key_alone():
@@ -157,7 +164,9 @@ def test_the_stream_gives_the_plans_pictures_also_after_a_resume(ray_cluster, vi
     whole = run(Cursor(), 0, 0, 1)
     assert len(whole) == steps * CONFIG.micro_batches
     assert [len(b[3][0]) for b in whole] == [2] * 2 * switch + [16] * 4
-    for number, step in zip(range(steps), walk(index.frames, index.shard, CONFIG, Cursor()), strict=False):
+    for number, step in zip(
+        range(steps), planned_steps(index.frames, index.shard, CONFIG, Cursor()), strict=False
+    ):
         for turn, mine in enumerate(rank_micro_batches(step.micro_batches, 0, 1)):
             request = reader.request(mine, step=number, epoch=step.cursor.epoch)
             expected = reader.batch(request, reader.read([request])[0])

@@ -16,7 +16,7 @@ from torch import nn
 
 from xactor.render import MotionEncoder, RenderConfig, Renderer
 from xactor_platform.data.index import load_index
-from xactor_platform.data.plan import Cursor, walk
+from xactor_platform.data.plan import Cursor, planned_steps
 from xactor_platform.training.averages import Averages
 from xactor_platform.training.launch import train
 from xactor_platform.training.run.folder import RunFolder
@@ -155,7 +155,7 @@ def test_every_good_window_is_trained_on_once_an_epoch_and_the_bad_video_is_name
     index = load_index(videos).training()
     plan = config_of(videos, storage, "whole").plan
     planned: dict[int, list] = {}
-    for step in walk(index.frames, index.shard, plan, Cursor()):
+    for step in planned_steps(index.frames, index.shard, plan, Cursor()):
         if step.cursor.epoch > 0:
             break
         planned[step.cursor.step + 1] = sorted(

@@ -162,7 +162,7 @@ def test_a_run_goes_on_only_with_its_own_corpus_checkpoint_and_driver(whole_run,
     first = next(name for name in about["corpus"] if name.startswith("train-"))
     (run / "config.json").write_text(json.dumps(about | {"corpus": about["corpus"] | {first: "another"}}))
     with pytest.raises(
-        ValueError, match=rf"not the corpus that this run was begun on: shards 1 changed \({first}\)"
+        ValueError, match=rf"differs from the corpus that this run began with: shards 1 changed \({first}\)"
     ):
         train(config)
     (run / "config.json").write_text(json.dumps(about))
