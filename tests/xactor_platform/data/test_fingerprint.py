@@ -15,9 +15,7 @@ def test_the_same_corpus_is_known_again_and_another_is_named(corpus):
     refuse_changed_corpus(before, fingerprint(load_index(folder)), folder)
     shutil.rmtree(folder)
     corpus([20, 30, 40, 51, 60], samples_per_shard=2)
-    with pytest.raises(
-        ValueError, match=r"began with: shards 1 changed \(train-000001\.tar\): restore them"
-    ):
+    with pytest.raises(ValueError, match=r"began with: shards 1 changed \(train-000001\.tar\): restore them"):
         refuse_changed_corpus(before, fingerprint(load_index(folder)), folder)
 
 
