@@ -1,14 +1,12 @@
 """Train stage 1, the motion encoder and the renderer, on a folder of video shards.
 
-Usage: python jobs/train_stage1.py [tiny|small|paper] [options]
-
     python jobs/train_stage1.py
     ray job submit -- python jobs/train_stage1.py
     ray job submit --working-dir . -- python jobs/train_stage1.py \\
         paper --data.shards s3://bucket/videos --run.storage s3://bucket/runs
 
 The preset is optional: tiny (two CPU cores) is the default, small trains SD1.5 at 256 px on one GPU, and paper the
-paper's model at 512 px on 8 GPUs. `train_stage1.py small --help` lists every option with the preset's values. Without
+paper's model at 512 px on 8 GPUs. `train_stage1.py small --help` shows the preset's values. Without
 any arguments, tiny trains on the demo corpus, which is made first if it does not exist. The same command again resumes
 a run that was stopped.
 """

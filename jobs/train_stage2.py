@@ -1,14 +1,12 @@
 """Train stage 2, the motion model, on a folder of shards.
 
-Usage: python jobs/train_stage2.py [tiny|small|paper-7b] [options]
-
     python jobs/train_stage2.py
     ray job submit -- python jobs/train_stage2.py
     ray job submit --working-dir . -- python jobs/train_stage2.py \\
         paper-7b --data.shards s3://bucket/shards --run.storage s3://bucket/runs
 
 The preset is optional: tiny (two CPU cores) is the default, small trains a 0.5B backbone on one GPU, and paper-7b the
-paper's model on 16 GPUs. `train_stage2.py small --help` lists every option with the preset's values. Without any
+paper's model on 16 GPUs. `train_stage2.py small --help` shows the preset's values. Without any
 arguments, tiny trains on the demo corpus, which is made first if it does not exist. The same command again resumes a
 run that was stopped.
 """

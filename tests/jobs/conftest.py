@@ -1,4 +1,4 @@
-"""A cluster as others have it: with the dependencies, without this code."""
+"""Start a cluster that has the dependencies but not this code."""
 
 import subprocess
 import sys
@@ -12,15 +12,14 @@ from xactor_platform.cluster.local import LocalCluster, local_cluster
 
 @pytest.fixture(scope="package")
 def bare_cluster(tmp_path_factory) -> Iterator[LocalCluster]:
-    """Its machines' environment has every dependency of this one and not the project."""
+    """Start a cluster whose Python environment has every dependency, but not the project."""
     folder = tmp_path_factory.mktemp("machine")
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
     ours = next(p for p in sys.path if p.endswith("site-packages"))
     (theirs,) = (folder / "lib").glob("python3*/site-packages")
-    (theirs / "dependencies.pth").write_text(
-        f"{ours}\n"
-    )  # a path of a .pth: the .pth files in it do not count
+    # Python ignores .pth files in a folder that a .pth file adds, such as the project's own.
+    (theirs / "dependencies.pth").write_text(f"{ours}\n")
     code = "import ray, deepspeed, importlib.util as u; print(u.find_spec('xactor'), u.find_spec('xactor_platform'))"
     found = subprocess.run([python, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
     assert found.stdout.split()[-2:] == ["None", "None"], found.stdout

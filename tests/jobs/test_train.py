@@ -1,4 +1,4 @@
-"""The trainers as a user runs them: by plain python, and submitted to a cluster that does not have this code."""
+"""Run the trainers as a user does: by plain python, and submitted to clusters with and without this code."""
 
 import os
 import re
@@ -10,41 +10,40 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from xactor_platform.cluster.local import local_cluster
 from xactor_platform.data.shards import ShardWriter
 from xactor_platform.training.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
-    *(
-        "--train.steps",
-        "4",
-        "--train.micro-batches",
-        "2",
-        "--train.budget-frames",
-        "96",
-        "--train.warmup-steps",
-        "1",
-    ),
+    *("--train.steps", "4", "--train.micro-batches", "2"),
+    *("--train.budget-frames", "96", "--train.warmup-steps", "1"),
     *("--model.hidden", "32", "--model.heads", "2", "--model.kv-heads", "1", "--model.layers", "2"),
     *("--model.mlp", "48", "--model.chunk-frames", "8", "--model.context-frames", "48"),
 ]
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory) -> str:
-    folder = str(tmp_path_factory.mktemp("corpus") / "shards")
+def write_shards(folder: Path) -> None:
+    """Write twelve clips to train on and two held out, of latents of width 8."""
     generator = np.random.default_rng(0)
     for split, clips in (("train", 12), ("test", 2)):
-        with ShardWriter(folder, split) as writer:
+        with ShardWriter(str(folder), split) as writer:
             for i in range(clips):
                 motion = generator.standard_normal((30, 8)).astype(np.float16)
                 audio = generator.standard_normal((30, 1, 6)).astype(np.float16)
                 meta = {"frames": 30, "fps": 25, "speaker": "s"}
                 writer.write(f"{split}-{i}", {"motion.npy": motion, "audio.npy": audio, "json": meta})
-    return folder
 
 
-@pytest.mark.soak  # the jobs are alike: stage 2's is submitted below, stage 1's training has tests of its own
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("corpus") / "shards"
+    write_shards(folder)
+    return str(folder)
+
+
+# Soak: the jobs are alike, stage 2's is submitted below, and stage 1's training has its own tests.
+@pytest.mark.soak
 @pytest.mark.cluster
 def test_stage_1_runs_by_plain_python(video_corpus, tmp_path):
     videos, _ = video_corpus([30, 40, 50])
@@ -63,8 +62,8 @@ def test_stage_1_runs_by_plain_python(video_corpus, tmp_path):
     assert "done: step 4" in run.stdout
     metrics = RunFolder(str(tmp_path), "plain").read_lines("metrics.jsonl")
     assert [r["phase"] for r in metrics] == ["vae", "motion", "frames", "temporal"]
-    for part in ("motion_encoder", "unet", "reference_unet", "vae", "scheduler"):
-        assert (tmp_path / "plain" / "export" / part).is_dir()
+    for component in ("motion_encoder", "unet", "reference_unet", "vae", "scheduler"):
+        assert (tmp_path / "plain" / "export" / component).is_dir()
 
 
 @pytest.mark.cluster
@@ -76,6 +75,58 @@ def test_stage_2_runs_submitted_to_a_cluster_that_lacks_this_code(shards, tmp_pa
     rows = RunFolder(str(tmp_path), "submitted").read_lines("metrics.jsonl")
     assert [r["step"] for r in rows] == [1, 2, 3, 4]
     assert (tmp_path / "submitted" / "export" / "motion" / "model.safetensors").exists()
+
+
+@pytest.fixture
+def code_folder(tmp_path, monkeypatch) -> Path:
+    """Make a folder with this code and a small demo corpus the current one, as the image does before `ray start`."""
+    for room in ("jobs", "xactor", "platform", "serving"):
+        (tmp_path / room).symlink_to(ROOT / room)
+    write_shards(tmp_path / "demo" / "corpus" / "shards")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.timeout(1200)  # all 300 steps of tiny
+@pytest.mark.cluster
+def test_the_shortest_submit_works_on_a_cluster_that_was_started_in_the_codes_folder(code_folder):
+    with local_cluster(cpus=3, log=code_folder / "ray.log") as cluster:
+        line = "ray job submit -- python jobs/train_stage2.py"
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        env = cluster.env | {"PATH": path}
+        run = subprocess.run(
+            line.split(), env=env, cwd=code_folder, capture_output=True, text=True, timeout=1000, check=False
+        )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert f"no arguments: preset tiny, on the demo corpus in {code_folder}/demo/corpus" in run.stdout
+    assert "done: step 300" in run.stdout
+    assert (code_folder / "runs" / "tiny" / "export" / "motion" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "presets"), [(1, ["tiny", "small", "paper"]), (2, ["tiny", "small", "paper-7b"])]
+)
+def test_help_shows_examples_optional_presets_and_a_text_for_every_option(
+    stage, presets, monkeypatch, capsys
+):
+    for preset in ([], ["small"]):
+        monkeypatch.setattr(sys, "argv", [f"train_stage{stage}.py", *preset, "--help"])
+        monkeypatch.setattr(sys, "path", [str(ROOT / "jobs"), *sys.path])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "jobs" / f"train_stage{stage}.py"), run_name="__main__")
+        assert ended.value.code == 0
+        lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]
+        assert lines[0].startswith(f"usage: train_stage{stage}.py [{'|'.join(presets)}]")
+        assert any(line.startswith(f"ray job submit -- python jobs/train_stage{stage}.py") for line in lines)
+        assert f"Defaults below: preset {(preset or ['tiny'])[0]}." in " ".join(lines)
+        options = [n for n, line in enumerate(lines) if line.startswith("--") and "-h," not in line]
+        assert len(options) > 40
+        for number in options:
+            text = lines[number + 1]
+            assert text, lines[number]
+            assert not text.startswith(("(default", "--")), lines[number]
+            following = next((n for n in options if n > number), len(lines))
+            assert "(default:" in " ".join(lines[number:following]), lines[number]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +144,7 @@ def test_stage_2_runs_submitted_to_a_cluster_that_lacks_this_code(shards, tmp_pa
     ],
 )
 def test_bad_input_is_one_clear_line(stage, arguments, says, tmp_path, monkeypatch, capsys):
-    """In this process, since a new one takes seconds to import; Ray is not joined before the input is right."""
+    """Run in this process, since a new one takes seconds to import. Ray is not joined before the input is right."""
     monkeypatch.setattr(sys, "argv", [f"train_stage{stage}.py", *arguments, "--run.storage", str(tmp_path)])
     monkeypatch.setattr(sys, "path", [str(ROOT / "jobs"), *sys.path])
     monkeypatch.chdir(ROOT)
@@ -101,5 +152,6 @@ def test_bad_input_is_one_clear_line(stage, arguments, says, tmp_path, monkeypat
         runpy.run_path(str(ROOT / "jobs" / f"train_stage{stage}.py"), run_name="__main__")
     assert ended.value.code == 2
     out, err = capsys.readouterr()
-    assert says in re.sub(r"[│╭╮╰╯─\s]+", " ", out + err)  # tyro draws a box
+    # tyro draws a box around its errors.
+    assert says in re.sub(r"[│╭╮╰╯─\s]+", " ", out + err)
     assert not (tmp_path / "tiny" / "config.json").exists()

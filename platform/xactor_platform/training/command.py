@@ -64,18 +64,25 @@ def parse(
 
     Args:
         arguments: the command line without the script's name.
-        presets: functions that make the presets' configs; their docstrings describe them in --help.
+        presets: functions that make the presets' configs; --help shows the docstring of the chosen one.
         description: text at the top of --help.
     """
-    configs = {name: (" ".join((make.__doc__ or "").split()), make()) for name, make in presets.items()}
     if not arguments:
-        corpus = Path(configs["tiny"][1].data.shards).absolute().parent
+        corpus = Path(presets["tiny"]().data.shards).absolute().parent
         print(f"no arguments: preset tiny, on the demo corpus in {corpus}", flush=True)
-    if not arguments or (arguments[0] not in presets and arguments[0] not in ("-h", "--help")):
-        arguments = ["tiny", *arguments]
-    config = tyro.extras.overridable_config_cli(configs, args=arguments, description=description).located()
+    preset, options = "tiny", arguments
+    if arguments and arguments[0] in presets:
+        preset, *options = arguments
+
+    def with_options(default: Config) -> Config:
+        return tyro.cli(
+            type(default),
+            default=default,
+            args=options,
+            prog=f"{Path(sys.argv[0]).name} [{'|'.join(presets)}]",
+            description=f"{description or ''}\n\nDefaults below: preset {preset}. {presets[preset].__doc__ or ''}",
+        ).located()
+
+    config = with_options(presets[preset]())
     saved = saved_config(RunFolder.of(config.run)) if config.run.resume else None
-    if saved is None:
-        return config
-    before = type(config).from_dict(saved["config"])
-    return tyro.cli(type(config), default=before, args=arguments[1:]).located()
+    return config if saved is None else with_options(type(config).from_dict(saved["config"]))

@@ -1,0 +1,58 @@
+"""Find the audio encoder of a corpus, and warn of features that are not the paper's."""
+
+from dataclasses import replace
+
+import pytest
+
+from xactor.audio.encoder import LogMelEncoder
+from xactor_platform.data.index import load_index
+from xactor_platform.training.latent_corpus import audio_feature_warning, find_audio_encoder
+from xactor_platform.training.stage2_config import small, tiny
+
+
+def test_the_audio_encoder_is_found_in_the_shards_folder_and_next_to_it(tmp_path):
+    shards = tmp_path / "corpus" / "shards"
+    shards.mkdir(parents=True)
+    assert find_audio_encoder(str(shards), None) is None
+    (shards.parent / "audio_encoder").mkdir()
+    assert find_audio_encoder(str(shards), None) == str(shards.parent / "audio_encoder")
+    (shards / "audio_encoder").mkdir()
+    assert find_audio_encoder(str(shards), None) == str(shards / "audio_encoder")
+    assert find_audio_encoder(str(shards), str(tmp_path)) == str(tmp_path)
+    assert find_audio_encoder("s3://bucket/shards", None) is None
+    with pytest.raises(FileNotFoundError, match="no audio encoder in .*nowhere: the folder does not exist"):
+        find_audio_encoder(str(shards), str(tmp_path / "nowhere"))
+
+
+def test_features_that_are_not_wav2vec2s_are_named_in_one_line(tmp_path):
+    log_mel, wav2vec2 = tmp_path / "log-mel", tmp_path / "wav2vec2"
+    LogMelEncoder().save_pretrained(log_mel)
+    wav2vec2.mkdir()
+    (wav2vec2 / "config.json").write_text('{"model_type": "wav2vec2"}')
+    unknown = audio_feature_warning("s3://bucket/shards", 1, 160, None)
+    assert unknown is not None
+    assert "of s3://bucket/shards ([1, 160] a frame) have no audio_encoder/" in unknown
+    known = audio_feature_warning("shards", 1, 160, str(log_mel))
+    assert known is not None
+    assert "are log-mel energies, where the paper has Wav2Vec2's" in known
+    for warning in (unknown, known):
+        assert "jobs/precompute.py --audio-encoder" in warning
+        assert "\n" not in warning
+    assert audio_feature_warning("shards", 4, 1024, str(wav2vec2)) is None
+
+
+def test_only_trainings_with_a_published_backbone_warn(shards, tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    index = load_index(shards, max_bad_fraction=0.5)
+    saved = {"moments": ([0.0], [1.0])}
+    for preset in (tiny, small):
+        config = preset()
+        backbone = config.model.backbone and str(tmp_path)
+        config = replace(
+            config,
+            data=replace(config.data, shards=shards),
+            model=replace(config.model, backbone=backbone),
+        )
+        facts = config.prepare(index, saved)
+        assert facts == {"moments": saved["moments"], "audio_encoder": None}
+        assert capsys.readouterr().out.count("warning: the audio features of") == (preset is small)
