@@ -1,10 +1,10 @@
-"""Makes the rooms of this checkout importable in a job's driver, and names them for Ray's workers.
+"""Make the rooms of this checkout importable in a job's driver, and name them for Ray's workers.
 
-`ray job submit --working-dir .` puts a copy of the checkout on machines that have the dependencies but not
-this code, and `platform/` cannot be a package (it would shadow Python's own module): so every job imports
-this module first, and hands `PY_MODULES` to `ray.init`.
+`ray job submit --working-dir .` copies the checkout to machines that have the dependencies but not this code, and
+`platform/` cannot be a package, because it would shadow Python's own module. Therefore every job imports this module
+first, and passes `PY_MODULES` to `ray.init`.
 
-That copy is temporary. A submitted job therefore goes to ~/xactor, and what it is told in relative paths lies there.
+That copy is temporary. Therefore a submitted job changes to the folder ~/xactor, where its relative paths lie.
 """
 
 import os
@@ -20,7 +20,8 @@ for folder in (CHECKOUT, CHECKOUT / "platform", CHECKOUT / "serving"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
-if "working_dir_files" in CHECKOUT.parts:  # Ray's name for the folder of such copies
+# Ray's name for the folder of such copies.
+if "working_dir_files" in CHECKOUT.parts:
     home = Path.home() / "xactor"
     home.mkdir(parents=True, exist_ok=True)
     os.chdir(home)

@@ -53,7 +53,7 @@ def shards(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def whole_run(ray_cluster, shards, tmp_path_factory):
-    """An uninterrupted training on two ranks, `whole`: its storage and outcome. Others are compared with it."""
+    """Train an uninterrupted run on two ranks, `whole`, for comparison. Give its storage and result."""
     from xactor_platform.training.launch import train
 
     storage = tmp_path_factory.mktemp("runs")

@@ -1,4 +1,4 @@
-"""A training on two nodes beside the head, of which one is lost, and may come back: for test_elastic.
+"""Train on two nodes next to the head, lose one of them, and perhaps bring it back. test_elastic runs this.
 
 python lost_node.py SHARDS STORAGE STEPS stays-away|comes-back
 """
@@ -14,7 +14,7 @@ os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-    # Ranks are first asked of the lost node too, which counts as there for some seconds: so long until fewer are.
+    # The lost node counts as alive for some seconds. Ranks are requested of it for so long, then fewer are.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "25",
 }
 
@@ -54,20 +54,20 @@ def main(shards: str, storage: str, steps: str, then: str) -> None:
         if comes_back:
             while not any(row["attempt"] > 1 for row in folder.read_lines(METRICS)):
                 time.sleep(0.05)
-            another.append(subprocess.Popen([*start, f"--address={cluster.address}"]))
+            new_nodes.append(subprocess.Popen([*start, f"--address={cluster.address}"]))
 
-    # Not by Cluster.add_node, which sets signal handlers: they are the main thread's.
+    # Cluster.add_node sets signal handlers, which only the main thread may do.
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=2"]
     start += [f"--object-store-memory={256 << 20}"]
-    another: list[subprocess.Popen] = []
+    new_nodes: list[subprocess.Popen] = []
     threading.Thread(target=lose, daemon=True).start()
     scale = {"ranks": 4, "min_ranks": 1, "cpus_per_rank": 1, "start_timeout_s": 60}
     scale |= {"resize_s": 3 if comes_back else 600, "collective_timeout_s": 120, "max_failures": 3}
-    often = {"evaluate_every": 0, "checkpoint_every": 50 if comes_back else 4}
-    outcome = train(config_of(shards, storage, "run", scale=scale, steps=int(steps), **often))
-    print(f"done: step {outcome.last['step']}", flush=True)
+    intervals = {"evaluate_every": 0, "checkpoint_every": 50 if comes_back else 4}
+    result = train(config_of(shards, storage, "run", scale=scale, steps=int(steps), **intervals))
+    print(f"done: step {result.last['step']}", flush=True)
     ray.shutdown()
-    for node in another:
+    for node in new_nodes:
         node.terminate()
         node.wait()
     cluster.shutdown()

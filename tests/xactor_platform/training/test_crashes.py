@@ -1,4 +1,4 @@
-"""A training that is killed in every place where it can die ends as the one that is left alone, bit by bit."""
+"""Kill a training wherever it can die, and compare its end with that of an undisturbed one, bit by bit."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trial_of(cluster: LocalCluster, shards, tmp_path_factory):
-    """Of a run by its name: its trial and its folder."""
+    """Make the trial and the folder of a run by its name."""
     storage = tmp_path_factory.mktemp("runs")
 
     def make(name: str) -> tuple[Trial, RunFolder]:
@@ -48,19 +48,21 @@ def trial_of(cluster: LocalCluster, shards, tmp_path_factory):
 
 
 def assert_the_same(folder: RunFolder, whole_run) -> None:
-    """Bit by bit: losses, norms, samples and the trained model."""
-    storage, outcome = whole_run
+    """Compare losses, norms, samples and the trained model bit by bit."""
+    storage, result = whole_run
     assert history(folder, STEPS) == history(RunFolder(str(storage), "whole"), STEPS)
-    for part in ("motion/model.safetensors", "motion/config.json"):
-        assert Path(folder.uri_of("export"), part).read_bytes() == Path(outcome.export, part).read_bytes()
+    for file in ("motion/model.safetensors", "motion/config.json"):
+        assert Path(folder.uri_of("export"), file).read_bytes() == Path(result.export, file).read_bytes()
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(1800)  # starts of a training, on a machine that may have much else to do
+# The training starts several times, on a machine that may be busy.
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "victims",
     [
-        ("worker", "data", "driver", "stop"),  # with a driver its controller dies too
+        # With a driver its controller dies too.
+        ("worker", "data", "driver", "stop"),
         pytest.param(VICTIMS, marks=pytest.mark.soak),
     ],
     ids=["most", "all"],
@@ -75,7 +77,8 @@ def test_killed_in_every_place_it_ends_as_if_nothing_had_been(trial_of, whole_ru
         assert 0 <= recovery.lost_steps <= recovery.step - recovery.checkpoint, recovery
     stopped = recoveries[-1]
     assert stopped.victim == "stop"
-    assert stopped.lost_steps == 0  # SIGTERM makes a checkpoint
+    # SIGTERM makes a checkpoint.
+    assert stopped.lost_steps == 0
     assert_the_same(folder, whole_run)
 
 

@@ -1,4 +1,4 @@
-"""Training that goes on with fewer ranks when a node is lost, and a cluster that grows for it from nothing."""
+"""Go on with fewer ranks when a node is lost, and grow a cluster from no nodes for a training."""
 
 import subprocess
 import sys
@@ -22,12 +22,14 @@ from xactor_platform.training.run.run_log import last_attempts
 HERE, ROOT = Path(__file__).resolve().parents[1], Path(__file__).resolve().parents[3]
 
 
-@pytest.mark.timeout(1800)  # clusters start in it, which takes minutes on a busy machine
+# Clusters start in it, which takes minutes on a busy machine.
+@pytest.mark.timeout(1800)
 @pytest.mark.cluster
 @pytest.mark.parametrize(
     ("node", "steps", "then"),
     [
-        ("stays-away", 40, [2]),  # of three CPUs one reads data
+        # One of the three CPUs reads data.
+        ("stays-away", 40, [2]),
         pytest.param("comes-back", 3000, [2, 4], marks=pytest.mark.soak),
     ],
 )
@@ -45,10 +47,12 @@ def test_a_lost_node_costs_ranks_and_not_the_run(shards, tmp_path, node, steps, 
     assert [size for size, _ in groupby(sizes)] == [4, *then]
     rows = last_attempts(folder.read_lines(METRICS), steps)
     assert [row["step"] for row in rows] == list(range(1, steps + 1))
-    history(folder, steps)  # no sample twice in an epoch
+    # It checks that no sample is trained on twice in an epoch.
+    history(folder, steps)
 
 
-@pytest.mark.timeout(1800)  # clusters start in it, which takes minutes on a busy machine
+# Clusters start in it, which takes minutes on a busy machine.
+@pytest.mark.timeout(1800)
 @pytest.mark.cluster
 @pytest.mark.parametrize("shrinks", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_a_cluster_grows_from_no_node_for_a_training_and_shrinks_after_it(shards, tmp_path, shrinks):
@@ -69,7 +73,8 @@ def test_a_cluster_grows_from_no_node_for_a_training_and_shrinks_after_it(shards
         )
         assert run.returncode == 0, run.stdout + run.stderr
         assert "done: step 3" in run.stdout
-        if shrinks:  # our wish is withdrawn at once, Ray Data's own last for three minutes
+        # Our request is withdrawn at once; Ray Data's own last for three minutes.
+        if shrinks:
             deadline = time.monotonic() + 300
             while cluster.worker_nodes() and time.monotonic() < deadline:
                 time.sleep(0.2)
@@ -80,11 +85,13 @@ def test_a_cluster_grows_from_no_node_for_a_training_and_shrinks_after_it(shards
     ("reserved", "cpus", "ranks"),
     [
         ([4, 4], 9, 8),
-        ([4, 4], 8, 4),  # one CPU must be left, and 7 do not share a step of 16
+        # One CPU must be left, and 7 ranks do not share a step of 16.
+        ([4, 4], 8, 4),
         ([4, 3], 8, 4),
         ([3], 4, 2),
         ([1], 1, 0),
-        ([20], 40, 8),  # never more than were asked for
+        # Never more than were requested.
+        ([20], 40, 8),
     ],
 )
 def test_ranks_are_rounded_down_to_what_shares_a_step(monkeypatch, reserved, cpus, ranks):

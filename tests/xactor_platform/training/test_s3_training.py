@@ -1,4 +1,4 @@
-"""Shards and checkpoints in a store that speaks S3, through a network that fails."""
+"""Keep shards and checkpoints in an S3 store, through a network that fails."""
 
 from pathlib import Path
 from urllib.parse import quote
@@ -36,7 +36,7 @@ def proxy(moto):
 
 @pytest.fixture(scope="module")
 def bucket(proxy) -> str:
-    """A bucket's URI with what pyarrow needs to reach it."""
+    """Give a bucket's URI with the options that pyarrow needs to reach it."""
     endpoint = quote(f"127.0.0.1:{proxy.port}", safe="")
     options = f"scheme=http&region=us-east-1&allow_bucket_creation=true&endpoint_override={endpoint}"
     uri = f"s3://key:secret@bucket?{options}"
@@ -46,7 +46,7 @@ def bucket(proxy) -> str:
 
 @pytest.fixture
 def faulty(proxy):
-    """From now on something goes wrong with many of the requests."""
+    """Make many of the requests fail from now on."""
     proxy.faults.clear()
     proxy.rate = RATE
     yield proxy
@@ -55,11 +55,11 @@ def faulty(proxy):
 
 @pytest.fixture(scope="module")
 def in_bucket(bucket, shards) -> str:
-    """The corpus, there too."""
-    there = child_uri(bucket, "shards")
-    place = Location.parse(there)
+    """Copy the corpus into the bucket."""
+    uri = child_uri(bucket, "shards")
+    place = Location.parse(uri)
     fs.copy_files(shards, place.path, destination_filesystem=place.filesystem)
-    return there
+    return uri
 
 
 def manifest_of(checkpoints: Checkpoints, step: int) -> Manifest:
@@ -97,7 +97,8 @@ def test_checkpoints_and_an_index_survive_a_bad_network(bucket, in_bucket, shard
 @pytest.mark.parametrize("request_number", range(4))
 def test_a_listing_that_is_cut_hides_nothing(in_bucket, shards, proxy, request_number):
     expected = Location.parse(shards).sizes()
-    for _ in range(10):  # as chance has it, within the headers
+    # By chance, some of the cuts are within the headers.
+    for _ in range(10):
         proxy.cut_at = request_number
         assert Location.parse(in_bucket).sizes() == expected
     proxy.cut_at = None
@@ -119,7 +120,7 @@ def test_a_store_that_is_gone_is_named(bucket, proxy):
 def test_a_run_in_a_bucket_equals_one_here(ray_cluster, bucket, in_bucket, shards, faulty, tmp_path):
     storage = child_uri(bucket, "runs")
     often = {"steps": 9, "evaluate_every": 0, "checkpoint_every": 3}
-    outcome = train(config_of(in_bucket, storage, "run", **often))
+    result = train(config_of(in_bucket, storage, "run", **often))
     assert sum(faulty.faults.values()) >= 10, faulty.faults
     faulty.rate = 0.0
     train(config_of(shards, tmp_path, "run", **often))
@@ -130,9 +131,9 @@ def test_a_run_in_a_bucket_equals_one_here(ray_cluster, bucket, in_bucket, shard
     ):
         got, expected = ([[r[c] for c in columns] for r in f.read_lines(name)] for f in (run, local))
         assert got == expected
-    export = Location.parse(outcome.export)
+    export = Location.parse(result.export)
     fs.copy_files(export.path, str(tmp_path / "export"), source_filesystem=export.filesystem)
     weights = Path("motion/model.safetensors")
-    here = tmp_path / "run" / "export" / weights
-    assert (tmp_path / "export" / weights).read_bytes() == here.read_bytes()
+    local_weights = tmp_path / "run" / "export" / weights
+    assert (tmp_path / "export" / weights).read_bytes() == local_weights.read_bytes()
     assert [m.step for m in Checkpoints(run).complete()] == [9, 6, 3]

@@ -1,4 +1,4 @@
-"""Stage 1's configuration: presets, phases, and what cannot be."""
+"""Check stage 1's presets, its phases, and what its config refuses."""
 
 import inspect
 import json
@@ -67,10 +67,10 @@ def test_the_papers_figures():
     config = paper()
     assert (config.train.steps, config.scale.ranks, config.train.micro_batches) == (120_000, 8, 8)
     assert config.model.image_size == 512
-    assert config.train.budget_frames == config.model.window_frames  # one window a GPU: a batch of 8
+    assert config.train.budget_frames == config.model.window_frames
 
 
-def test_phases_do_not_hang_on_the_number_of_steps():
+def test_phases_do_not_depend_on_the_number_of_steps():
     train = Stage1TrainConfig(steps=10, vae_steps=2, motion_steps=1, frames_steps=4, stills=2)
     phases = [train.phase(step) for step in range(10)]
     assert phases == ["vae"] * 2 + ["motion"] + ["frames"] * 4 + ["temporal"] * 3

@@ -1,4 +1,4 @@
-"""Stage 1 through real Ray Train and DeepSpeed ZeRO-2: its phases, resume, ranks, a bad video, averages and sheets."""
+"""Train stage 1 with Ray Train and DeepSpeed ZeRO-2: phases, resume, ranks, a bad video, averages and sheets."""
 
 import json
 import os
@@ -30,12 +30,13 @@ from xactor_platform.training.stage1_config import (
 from xactor_platform.training.train_config import RunConfig, ScaleConfig
 
 VAE_STEPS, MOTION_STEPS, FRAMES_STEPS, STEPS = 4, 2, 8, 18
-EVERY, HALF = 6, 9  # the half lies among the steps on frames
+# The half lies in the frames phase.
+EVERY, HALF = 6, 9
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """As the ranks have: more would wait for each other in operations as small as these."""
+    """Use one thread, as the ranks do: more would wait for each other in operations as small as these."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -44,7 +45,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def videos(video_corpus) -> str:
-    """Fourteen clips to train on, of which one is damaged, and four held out."""
+    """Write fourteen clips to train on, of which one is damaged, and four held out."""
     folder, _ = video_corpus([30, 40, 50, 64] * 3 + [20, 90], samples_per_shard=5)
     video_corpus([40, 50, 30, 60], "test", folder=folder)
     index = load_index(folder)
@@ -107,14 +108,14 @@ def checkpoint(storage: Path, name: str, step: int) -> dict:
 
 @pytest.fixture(scope="module")
 def whole_run(ray_cluster, videos, tmp_path_factory):
-    """An uninterrupted run on two ranks: its storage and outcome."""
+    """Train an uninterrupted run on two ranks. Give its storage and result."""
     storage = tmp_path_factory.mktemp("runs")
     return storage, train(config_of(videos, storage, "whole"))
 
 
 @pytest.fixture(scope="module")
 def half_a_run(ray_cluster, videos, tmp_path_factory) -> Path:
-    """The folder of one that stopped amid the steps on frames, to be copied."""
+    """Train half a run, which ends in the frames phase. Give its folder, to be copied."""
     storage = tmp_path_factory.mktemp("runs")
     train(config_of(videos, storage, "half", steps=HALF))
     return storage / "half"
@@ -122,7 +123,7 @@ def half_a_run(ray_cluster, videos, tmp_path_factory) -> Path:
 
 @pytest.mark.cluster
 def test_a_run_leaves_what_it_should(whole_run, videos):
-    storage, outcome = whole_run
+    storage, result = whole_run
     metrics = rows(storage, "whole")
     assert [r["step"] for r in metrics] == list(range(1, STEPS + 1))
     phases = ["vae"] * VAE_STEPS + ["motion"] * MOTION_STEPS + ["frames"] * FRAMES_STEPS
@@ -132,7 +133,7 @@ def test_a_run_leaves_what_it_should(whole_run, videos):
     assert len(full) >= STEPS - 2
     assert [r["step"] for r in metrics if "held_out_loss" in r] == [6, 12, 18]
     assert all(np.isfinite(r["loss"]) and r["grad_norm"] > 0 for r in metrics)
-    assert outcome.last == metrics[-1]
+    assert result.last == metrics[-1]
 
     folder = storage / "whole"
     saved = json.loads((folder / "config.json").read_text())
@@ -141,7 +142,7 @@ def test_a_run_leaves_what_it_should(whole_run, videos):
     assert sheets == [f"step-{step:08d}.png" for step in (6, 12, 18)]
     with Image.open(folder / "sheets" / sheets[-1]) as sheet:
         assert sheet.size == (3 * 32 + 2 * 2, 2 * 32 + 2)
-    renderer = Renderer.from_pretrained(outcome.export)
+    renderer = Renderer.from_pretrained(result.export)
     assert (renderer.image_size, renderer.latent_dim) == (32, 32)
     z = renderer.components.motion_encoder.encode(np.zeros((3, 32, 32, 3), np.uint8))
     reference = renderer.reference(np.zeros((32, 32, 3), np.uint8))
@@ -179,7 +180,7 @@ def test_every_good_window_is_trained_on_once_an_epoch_and_the_bad_video_is_name
 
 @pytest.mark.cluster
 def test_only_the_phases_own_parameters_move_and_averages_take_over_where_it_ends(whole_run):
-    storage, outcome = whole_run
+    storage, result = whole_run
     states = {step: checkpoint(storage, "whole", step) for step in (6, 12, 18)}
     models = {step: state["module"] for step, state in states.items()}
     temporal = {n for n in models[6] if "motion_modules" in n}
@@ -191,38 +192,39 @@ def test_only_the_phases_own_parameters_move_and_averages_take_over_where_it_end
     def moved(first: int, last: int) -> set[str]:
         return {n for n, value in models[first].items() if not torch.equal(value, models[last][n])}
 
-    # Four steps of the VAE, which then took its averages on, bit by bit, and rested; two of the motion encoder.
+    # Four steps trained the VAE, which then took its averages over bit by bit; two trained the motion encoder.
     names = [n for n, _ in build_objective(config_of("", storage, "x")).named_parameters()]
     own = [n for n in names if n in vae]
     averages = states[6]["stage"]["averages"]["vae"]
     assert len(own) == len(averages)
     for name, average in zip(own, averages, strict=True):
         torch.testing.assert_close(models[6][name], average, rtol=0, atol=0)
-    # Six steps on frames: the renderer and the motion encoder move, and nothing over time.
+    # In six steps on frames, the renderer and the motion encoder change, and the temporal layers do not.
     assert not moved(6, 12) & (vae | temporal)
     assert moved(6, 12) & encoder
     assert {n for n in moved(6, 12) if n.startswith("reference_unet.")}
-    # Two more on frames and four on windows: the VAE rests.
+    # In two more on frames and four on windows, the VAE stays frozen.
     assert moved(12, 18) & temporal
     assert not moved(12, 18) & vae
-    # The export holds the averages of the phase that ended last, not what the last step left.
-    exported = Renderer.from_pretrained(outcome.export).components.unet.state_dict()
+    # The export holds the averages of the last phase, not the weights of the last step.
+    exported = Renderer.from_pretrained(result.export).components.unet.state_dict()
     assert any(
         not torch.equal(exported[n.removeprefix("unet.")], models[18][n])
         for n in temporal
         if n.startswith("unet.")
     )
-    encoder = MotionEncoder.from_pretrained(Path(outcome.export) / "motion_encoder").state_dict()
+    encoder = MotionEncoder.from_pretrained(Path(result.export) / "motion_encoder").state_dict()
     for name, value in encoder.items():
         assert torch.equal(value, models[18][f"motion_encoder.{name}"]), name
 
 
-@pytest.mark.soak  # with one rank it goes on below, and stage 2 is killed in test_crashes
+# Soak: the test below resumes with one rank, and test_crashes kills stage 2.
+@pytest.mark.soak
 @pytest.mark.cluster
 def test_a_resumed_run_equals_the_uninterrupted_one(whole_run, half_a_run, videos, tmp_path):
     storage, _ = whole_run
     shutil.copytree(half_a_run, tmp_path / "parts")
-    outcome = train(config_of(videos, tmp_path, "parts"))
+    result = train(config_of(videos, tmp_path, "parts"))
     expected, got = rows(storage, "whole"), rows(tmp_path, "parts")
     assert [r["attempt"] for r in got] == [1] * HALF + [2] * (STEPS - HALF)
     for name in ("step", "phase", "loss", "grad_norm", "frames", "lr"):
@@ -231,15 +233,15 @@ def test_a_resumed_run_equals_the_uninterrupted_one(whole_run, half_a_run, video
     samples = [(r["step"], r["rank"], r["samples"]) for r in rows(tmp_path, "parts", "samples.jsonl")]
     assert samples == [(r["step"], r["rank"], r["samples"]) for r in rows(storage, "whole", "samples.jsonl")]
     for weights in sorted((storage / "whole" / "export").rglob("*.safetensors")):
-        part = os.path.relpath(weights, storage / "whole" / "export")
-        assert (Path(outcome.export) / part).read_bytes() == weights.read_bytes(), part
+        file = os.path.relpath(weights, storage / "whole" / "export")
+        assert (Path(result.export) / file).read_bytes() == weights.read_bytes(), file
     sheet = f"sheets/step-{STEPS:08d}.png"
     assert (tmp_path / "parts" / sheet).read_bytes() == (storage / "whole" / sheet).read_bytes()
 
 
 @pytest.mark.cluster
 def test_one_rank_goes_on_with_the_steps_of_two(whole_run, half_a_run, videos, tmp_path):
-    """From a checkpoint of two, in the midst of a phase: parameters that never had a gradient are in it too."""
+    """Resume from a checkpoint of two ranks within a phase, which has parameters that never had a gradient."""
     storage, _ = whole_run
     shutil.copytree(half_a_run, tmp_path / "one")
     train(config_of(videos, tmp_path, "one", ranks=1))
@@ -247,7 +249,7 @@ def test_one_rank_goes_on_with_the_steps_of_two(whole_run, half_a_run, videos, t
         assert (one["frames"], one["phase"], one["lr"]) == (two["frames"], two["phase"], two["lr"])
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-2)
-        if "held_out_loss" in two:  # the end of the part was evaluated too
+        if "held_out_loss" in two:
             assert one["held_out_loss"] == pytest.approx(two["held_out_loss"], rel=1e-3)
     bad = [
         {b["key"] for b in rows(where, name, "bad_samples.jsonl")}
@@ -287,7 +289,7 @@ def test_one_phase_at_a_time_learns_with_a_warm_up_of_its_own(videos):
     starts = np.cumsum([0, VAE_STEPS, MOTION_STEPS, FRAMES_STEPS])
     frames = slice(starts[2], starts[3])
     assert (np.delete(rates, frames, axis=0) > 0).sum(1).tolist() == [1] * (STEPS - FRAMES_STEPS)
-    assert ((rates[frames] > 0) == [False, True, True, False]).all()  # the motion encoder learns on
+    assert ((rates[frames] > 0) == [False, True, True, False]).all()
     assert rates.max(0) == pytest.approx([2e-3, 1e-3, 1e-3, 3e-4])
     assert rates[frames, 1].max() == pytest.approx(1e-4)
     for group, first in enumerate(starts):
@@ -299,7 +301,7 @@ def test_one_phase_at_a_time_learns_with_a_warm_up_of_its_own(videos):
         assert not any(p.requires_grad for n, g in enumerate(groups) if n != group for p in g)
 
 
-def test_averages_follow_and_step_aside():
+def test_averages_follow_the_parameters_and_are_put_in_and_out():
     parameter = nn.Parameter(torch.zeros(2))
     averages = Averages([parameter], decay=0.5)
     expected = 0.0
@@ -325,7 +327,8 @@ def test_gradient_checkpointing_changes_nothing():
         objective = build_objective(config)
         generator = torch.Generator().manual_seed(0)
         frames = torch.randint(0, 256, (1, 4, 32, 32, 3), generator=generator, dtype=torch.uint8)
-        with torch.no_grad():  # the temporal layers begin as if they were not there
+        # The temporal layers start with zero output.
+        with torch.no_grad():
             for layer in objective.unet.temporal_layers():
                 nn.init.normal_(layer.proj_out.weight, std=0.1, generator=generator)
         loss = objective(frames, frames[:, 0], torch.ones(1), [(0, 0, "a", 0)], "temporal")

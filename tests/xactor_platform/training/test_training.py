@@ -1,4 +1,4 @@
-"""Training through real Ray Train and DeepSpeed ZeRO-2: resume, ranks, bad samples, and what a run leaves behind."""
+"""Train stage 2 with Ray Train and DeepSpeed ZeRO-2: resume, ranks, bad samples, and a run's files."""
 
 import contextlib
 import json
@@ -33,7 +33,7 @@ from xactor_platform.training.train_config import RunConfig, ScaleConfig, TrainC
 
 
 def trained_on(storage: Path, name: str) -> dict[int, list]:
-    """The samples of each step, of whichever ranks: of the last attempt."""
+    """Return the samples of each step, of all ranks, of the last attempt."""
     logged = rows(storage, name, "samples.jsonl")
     last = {
         step: max(r["attempt"] for r in logged if r["step"] == step) for step in {r["step"] for r in logged}
@@ -47,7 +47,7 @@ def trained_on(storage: Path, name: str) -> dict[int, list]:
 
 @pytest.mark.cluster
 def test_a_run_leaves_what_the_design_says(whole_run, shards):
-    storage, outcome = whole_run
+    storage, result = whole_run
     metrics = rows(storage, "whole")
     assert [r["step"] for r in metrics] == list(range(1, STEPS + 1))
     named = "step epoch loss lr grad_norm frames padding step_s data_wait_s frames_per_s mfu skipped"
@@ -55,7 +55,7 @@ def test_a_run_leaves_what_the_design_says(whole_run, shards):
     evaluated = {r["step"]: r["held_out_loss"] for r in metrics if "held_out_loss" in r}
     assert list(evaluated) == list(range(EVERY, STEPS + 1, EVERY))
     assert evaluated[STEPS] < 0.9 * evaluated[EVERY]
-    assert outcome.last == metrics[-1]
+    assert result.last == metrics[-1]
 
     folder = storage / "whole"
     saved = json.loads((folder / "config.json").read_text())
@@ -80,7 +80,7 @@ def test_every_sample_is_trained_on_once_an_epoch(whole_run, shards):
         frames: dict[str, int] = {}
         for key, _, count in first:
             frames[key] = frames.get(key, 0) + count
-        assert len(frames) == 39  # all but the one with a NaN
+        assert len(frames) == 39
         assert BAD_CLIP not in frames
 
 
@@ -99,7 +99,7 @@ def test_a_run_goes_on_with_other_ranks_and_past_a_corrupt_checkpoint(whole_run,
     run = rows(tmp_path, "parts")
     assert [(r["step"], r["attempt"]) for r in run] == [
         *((s, 1) for s in range(1, 9)),
-        *((s, 2) for s in range(5, 11)),  # of step 8 nothing was left
+        *((s, 2) for s in range(5, 11)),
         *((s, 3) for s in range(11, last + 1)),
     ]
     expected, got = rows(storage, "whole")[:last], last_attempts(run, last)
@@ -148,7 +148,7 @@ def test_a_run_does_not_change_its_config_or_resume_from_nothing(whole_run, shar
 
 @pytest.mark.cluster
 def test_a_run_goes_on_only_with_its_own_corpus_checkpoint_and_driver(whole_run, shards, tmp_path):
-    """All is refused before anything starts."""
+    """Refuse all of it before anything starts."""
     storage, _ = whole_run
     run = tmp_path / "run"
     shutil.copytree(storage / "whole", run)
@@ -209,7 +209,8 @@ def test_too_many_lost_steps_stop_a_run(ray_cluster, shards, tmp_path):
     assert [r["step"] for r in lost] == list(range(1, len(lost) + 1))
 
 
-@pytest.mark.soak  # Ray Train gives a rank that hangs its time; test_health has the same without it
+# Soak: Ray Train waits long for a rank that hangs. test_health has the same without Ray Train.
+@pytest.mark.soak
 @pytest.mark.cluster
 def test_a_rank_that_hangs_is_named_and_costs_no_row(ray_cluster, shards, tmp_path):
     config = config_of(shards, tmp_path, "hung", steps=4000, checkpoint_every=2, evaluate_every=0)
@@ -221,7 +222,8 @@ def test_a_rank_that_hangs_is_named_and_costs_no_row(ray_cluster, shards, tmp_pa
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 if " ".join(process.cmdline()).startswith("ray::RayTrainWorker"):
-                    process.suspend()  # as if it hung: Ray sees nothing wrong with it
+                    # It hangs, and Ray sees nothing wrong with it.
+                    process.suspend()
                     return
 
     stopping = threading.Thread(target=stop_one, daemon=True)
@@ -238,7 +240,8 @@ def test_a_rank_that_hangs_is_named_and_costs_no_row(ray_cluster, shards, tmp_pa
 def test_what_cannot_be_trained_on_is_named(shards, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         train(config_of(str(tmp_path / "nowhere"), tmp_path, "x"))
-    with pytest.raises(OSError, match=r"/proc/runs"):  # a storage that nobody can write
+    # Nobody can write there.
+    with pytest.raises(OSError, match=r"/proc/runs"):
         train(config_of(shards, Path("/proc/runs"), "x"))
     config = config_of(shards, tmp_path, "x")
     config = replace(config, model=replace(config.model, backbone=str(tmp_path)))

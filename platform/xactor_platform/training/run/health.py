@@ -69,7 +69,7 @@ class Spikes:
 
     @property
     def median(self) -> float:
-        """The median of the phase's last losses."""
+        """Give the median of the phase's last losses."""
         return median(self._losses)
 
     def _enter(self, phase: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints in a storage: complete or not there, verified, kept by number and score; retries of the storage."""
+"""Write, verify, keep and drop checkpoints, also in a storage that fails for a while."""
 
 import errno
 import json
@@ -21,7 +21,7 @@ RANKS = 2
 
 
 class Engine:
-    """Saves as DeepSpeed's does, through its checkpoint engine, under names of its own."""
+    """Save through a checkpoint engine, as DeepSpeed's engine does."""
 
     def __init__(self, weight: torch.Tensor, rank: int = 0):
         self.weight, self.rank = weight, rank
@@ -54,7 +54,7 @@ def saver_of(
 
 
 def save(checkpoints: Checkpoints, step: int, score: float | None = None) -> None:
-    """By both ranks."""
+    """Save a checkpoint by both ranks."""
     savers = [saver_of(checkpoints, rank) for rank in range(RANKS)]
     for rank, saver in enumerate(savers):
         saver.save(Engine(torch.full((8,), float(step)), rank), step, {"step": step}, score)
@@ -110,7 +110,7 @@ def test_without_all_parts_there_is_no_checkpoint(run):
         TimeoutError, match=r"checkpoint-00000002: ranks \[1\] did not write their files in 0\.1 s"
     ):
         alone.wait()
-    # The note of an earlier start does not count, though the file is there.
+    # The note of an earlier start does not count, although it exists.
     late = saver_of(checkpoints, 1, token="earlier")
     late.save(Engine(torch.zeros(8), 1), 2, {}, None)
     late.wait()
@@ -172,7 +172,7 @@ def test_files_of_an_earlier_start_do_not_mix_with_a_checkpoint(run, tmp_path):
 def test_a_manifest_cut_short_is_said_aloud_and_one_of_a_newer_version_is_refused(run, capsys):
     checkpoints = Checkpoints(run)
     save(checkpoints, 1)
-    save(checkpoints, 2)  # keeps one
+    save(checkpoints, 2)
     save(checkpoints, 3)
     path = Path(run.location.path) / "checkpoint-00000003" / MANIFEST
     whole = json.loads(path.read_text())
@@ -186,11 +186,8 @@ def test_a_manifest_cut_short_is_said_aloud_and_one_of_a_newer_version_is_refuse
         checkpoints.complete()
 
 
-# --- a storage that fails -------------------------------------------------------------------------------------------
-
-
 def test_a_full_disk_costs_no_checkpoint_and_no_row(run, monkeypatch):
-    """The disk is full at both first tries, and then for good."""
+    """Fill the disk for two writes, and later for good."""
     checkpoints, full = Checkpoints(run), SimpleNamespace(left=0)
     save(checkpoints, 1)
     log = RunLog(run, "metrics.jsonl")
@@ -231,7 +228,8 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_hears_of_its_end(run
     checkpoints = Checkpoints(run)
     first, second = (saver_of(checkpoints, rank, committed=told.append) for rank in range(RANKS))
     first.save(Engine(torch.zeros(8)), 1, {}, None)
-    first.check()  # under way: nothing to hear
+    # It is pending, so there is no error to raise.
+    first.check()
     assert not told
     second.save(Engine(torch.zeros(8), 1), 1, {}, None)
     first.wait()

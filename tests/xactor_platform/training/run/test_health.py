@@ -1,4 +1,4 @@
-"""Whether a training is well: spikes, laggards, and what ends a rank."""
+"""Find spikes and lagging ranks, and name what ends a rank."""
 
 import multiprocessing
 import re
@@ -28,7 +28,7 @@ def test_nothing_stands_out_from_the_first_steps():
     assert not any(spikes.add(loss) for loss in (1.0, 100.0, 0.01, 50.0))
 
 
-def test_a_loss_is_held_against_those_of_its_phase():
+def test_a_loss_is_compared_with_those_of_its_phase():
     phases = ["motion"] * 20 + ["frames"] * 20
     losses = [0.01] * 20 + [0.2] * 15 + [0.9] + [0.2] * 4
     spikes = Spikes(3.0)
@@ -62,12 +62,12 @@ def test_of_each_step_the_last_attempt_counts():
 
 def test_a_rank_that_lags_is_named_with_its_place_once_a_minute():
     lag = Lag(["10.0.0.1", "10.0.0.1", "10.0.0.2"])
-    said = [lag.message([0.10, 0.11, 0.50]) for _ in range(3 * health.LAG_STEPS)]
-    found = [line for line in said if line]
+    messages = [lag.message([0.10, 0.11, 0.50]) for _ in range(3 * health.LAG_STEPS)]
+    found = [line for line in messages if line]
     assert found == [
         "rank 2 on 10.0.0.2 keeps the others waiting: it takes 0.500 s of each step by itself, the others 0.105 s"
     ]
-    assert said.index(found[0]) == health.LAG_STEPS - 1  # one slow step is none
+    assert messages.index(found[0]) == health.LAG_STEPS - 1
 
 
 @pytest.mark.parametrize("own_s", [[0.1], [0.1, 0.19], [0.1, 0.15, 0.12, 0.18]])
@@ -77,7 +77,7 @@ def test_ranks_that_take_about_as_long_do_not_lag(own_s):
 
 
 def in_vain(rank: int, ranks: int, meeting: str, absent: int, gone, told) -> None:
-    """A rank that waits for the others in a collective, or stays away from it."""
+    """Run a rank that waits for the others in a collective, or stays away from it."""
     health.ROLL_CALL_S = 3.0
     from datetime import timedelta
 
@@ -86,7 +86,8 @@ def in_vain(rank: int, ranks: int, meeting: str, absent: int, gone, told) -> Non
     )
     watch = Watch(2)
     watch.step = 7
-    group = dist.new_group()  # as DeepSpeed makes its own
+    # DeepSpeed makes its own groups too.
+    group = dist.new_group()
     watch.limit_groups()
     if rank == absent:
         gone.wait(60)

@@ -1,4 +1,4 @@
-"""One driver a run, and what it is told from outside."""
+"""Allow one driver for each run, and receive notices from outside."""
 
 import json
 import os
@@ -57,7 +57,8 @@ def test_a_killed_driver_of_this_machine_has_no_run(run, tmp_path):
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(RunIsTaken, match=f"process {holder.pid} "):
         lease(run).__enter__()
-    holder.kill()  # and not waited for: a dead process that nobody buried is gone too
+    # It is not waited for: a zombie has ended too.
+    holder.kill()
     begun = time.monotonic()
     with lease(run):
         assert time.monotonic() - begun < 2.0
@@ -90,7 +91,8 @@ def test_a_lease_of_another_machine_is_free_once_nobody_renews_it(run):
 def test_a_lease_that_was_taken_over_is_not_taken_back(run):
     with lease(run) as holder:
         run.write_text(LEASE, json.dumps({"holder": "another"}))
-        time.sleep(0.3)  # several renewals
+        # Long enough for several renewals.
+        time.sleep(0.3)
         assert not is_held(run, holder)
     assert json.loads(run.read_text(LEASE) or "") == {"holder": "another"}
 
@@ -101,7 +103,7 @@ def test_a_file_asks_a_run_to_stop_and_only_rank_0_looks(run, tmp_path):
     run.write_text(ASK, "")
     assert second.flags() == 0
     assert first.stop(first.flags())
-    assert second.stop(first.flags())  # as it hears of it
+    assert second.stop(first.flags())
 
 
 def test_nobody_asks_an_object_store_or_ray_at_every_step(run, monkeypatch):
@@ -113,13 +115,13 @@ def test_nobody_asks_an_object_store_or_ray_at_every_step(run, monkeypatch):
 
 
 def test_a_node_that_will_leave_makes_one_checkpoint(run, monkeypatch, capsys):
-    """What Ray says of it, of which only a cloud can make it say something, is given."""
+    """Replace what Ray says of leaving nodes, which it says on clouds only."""
     answers = [None, PreemptionInfo(None, {"n1": [2]}), PreemptionInfo(None, {"n1": [2]})]
     answers += [PreemptionInfo(None, {"n1": [2], "n2": [3]}), None]
     asked = iter(answers)
     monkeypatch.setattr("ray.train.get_preemption_info", lambda: next(asked))
     rank_0 = Notices(run, 0)
-    assert not rank_0.leaving(rank_0.flags())  # asked Ray every five seconds only
+    assert not rank_0.leaving(rank_0.flags())
     monkeypatch.setattr(notices, "ASK_RAY_S", 0.0)
     assert [rank_0.leaving(rank_0.flags()) for _ in answers] == [False, True, False, True, False]
     assert "nodes are about to leave (n1, n2): making a checkpoint" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What a run writes for those who look into it: traces on demand, and TensorBoard's files."""
+"""Write traces on demand, and TensorBoard's files."""
 
 import gzip
 import json
@@ -59,12 +59,12 @@ def test_a_run_that_ends_writes_what_it_has(tracer, tmp_path):
 
 
 @pytest.mark.parametrize("asked", ["0", "many", "51", "-1"])
-def test_a_wrong_wish_is_said_once_and_harms_nothing(asked, tracer, tmp_path, capsys):
+def test_an_invalid_request_is_reported_once_and_harms_nothing(asked, tracer, tmp_path, capsys):
     (tmp_path / "run" / "profile").write_text(asked)
     work(tracer, 1, 4)
-    said = capsys.readouterr().out
-    assert said.count("must be empty or a number of steps in 1..50") == 1
-    assert asked in said
+    out = capsys.readouterr().out
+    assert out.count("must be empty or a number of steps in 1..50") == 1
+    assert asked in out
     assert not (tmp_path / "run" / "traces").exists()
 
 
@@ -93,7 +93,7 @@ def test_a_storage_that_fails_does_not_end_the_training(folder, tracer, tmp_path
 
 
 def scalars(board: Path) -> dict[tuple[str, int], float]:
-    """What TensorBoard would read: records of (length, its CRC, an event, its CRC)."""
+    """Read TensorBoard's records, each of a length, its CRC, an event and its CRC."""
     from tensorboardX.proto.event_pb2 import Event
 
     found = {}
