@@ -28,6 +28,7 @@ from xactor_platform.demo_corpus.identity import (
     training_identities,
 )
 from xactor_platform.precompute import talking_videos as videos
+from xactor_platform.training.latent_corpus import find_audio_encoder
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 REAL = Path(os.environ.get("XACTOR_REAL_DATA", CHECKOUT.parent / "shared" / "data"))
@@ -292,6 +293,10 @@ class TestVideos:
         fates = []
         made = videos.shards_from_videos(
             str(folder), str(tmp_path / "shards"), crops=64, held_out=0, workers=2, progress=fates.append
+        )
+        # Training looks for the encoder of the features there.
+        assert find_audio_encoder(str(tmp_path / "shards"), None) == str(
+            tmp_path / "shards" / "audio_encoder"
         )
         report = [
             json.loads(line) for line in (tmp_path / "shards" / "report.jsonl").read_text().splitlines()
