@@ -47,4 +47,10 @@ fmt: setup       ## format and fix
 check: setup     ## style, types and import rules, without the tests
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports && $(BIN)/pyright
 
-.PHONY: help setup demo stage1 serve test test-fast soak fmt check
+docs: setup      ## the documentation as a site in site/; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+commands: setup  ## docs/commands.md, from the commands' own help
+	$(BIN)/python docs/generate_commands.py
+
+.PHONY: docs commands help setup demo stage1 serve test test-fast soak fmt check
