@@ -13,8 +13,18 @@ run that was stopped.
 
 import _checkout
 
+from pathlib import Path
+
 from xactor_platform.training.command import main
 from xactor_platform.training.stage2_config import PRESETS
 
+
+def make_corpus(folder: Path) -> None:
+    """Make the demo corpus. Drawing imports take seconds, which --help need not wait for."""
+    from xactor_platform.demo_corpus.corpus import make_demo_corpus
+
+    make_demo_corpus(folder, progress=print)
+
+
 if __name__ == "__main__":
-    main(PRESETS, _checkout.PY_MODULES, __doc__)
+    main(PRESETS, _checkout.PY_MODULES, __doc__, make_corpus)

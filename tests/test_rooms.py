@@ -1,4 +1,4 @@
-"""The rooms: `platform/` never shadows Python's own module, and imports run one way."""
+"""Check that the rooms keep apart: names, imports, and what each process loads."""
 
 import subprocess
 import sys
@@ -7,31 +7,41 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_platform_folder_never_shadows_pythons_module():
+def run_python(code: str) -> str:
+    """Run code in a new interpreter in the checkout, and return what it prints."""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+def test_the_platform_folder_does_not_shadow_pythons_platform_module():
     assert not (ROOT / "platform" / "__init__.py").exists()
     code = "import platform, uuid; print(platform.__file__); platform.system()"
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert not run.stdout.startswith(str(ROOT))
+    assert not run_python(code).startswith(str(ROOT))
+
+
+def test_the_import_contracts_of_pyproject_hold():
+    folders = [str(ROOT), str(ROOT / "platform"), str(ROOT / "serving")]
+    run_python(
+        f"import sys; sys.path[:0] = {folders}\n"
+        "from importlinter.cli import lint_imports\n"
+        "sys.exit(lint_imports(no_cache=True))\n"
+    )
 
 
 def test_xactor_imports_neither_ray_nor_deepspeed_nor_pebble():
-    code = (
+    run_python(
         "import sys, pkgutil, importlib, xactor\n"
         "missing = ('ray', 'deepspeed', 'webdataset', 'pebble', 'xactor_platform', 'xactor_serving')\n"
         "sys.modules.update(dict.fromkeys(missing))\n"
         "for m in pkgutil.walk_packages(xactor.__path__, 'xactor.'): importlib.import_module(m.name)\n"
     )
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
 
 
-def test_what_only_reads_and_writes_media_does_not_import_torch():
-    """Many such processes run side by side, and torch would take most of their memory and of their start."""
+def test_processes_that_only_read_and_write_media_do_not_import_torch():
+    """Many such processes run at the same time. Torch would take most of their memory and of their start."""
     stages = [f"xactor_platform.dubbing.{name}" for name in ("look", "decode", "encode", "write")]
-    code = (
+    run_python(
         f"import importlib, sys\nfor name in {['xactor.decoding', *stages]}: importlib.import_module(name)\n"
         "assert 'torch' not in sys.modules\n"
     )
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr

@@ -13,7 +13,12 @@ from xactor_platform.training.train_config import StageConfig
 Config = TypeVar("Config", bound=StageConfig)
 
 
-def main(presets: Mapping[str, Callable[[], StageConfig]], py_modules: list[str], description: str) -> None:
+def main(
+    presets: Mapping[str, Callable[[], StageConfig]],
+    py_modules: list[str],
+    description: str,
+    make_corpus: Callable[[Path], object],
+) -> None:
     """Train as the command line says, and exit.
 
     The exit status is 0 for a run that is done or was stopped on request, 1 for a failed run, 2 for input that cannot
@@ -24,14 +29,13 @@ def main(presets: Mapping[str, Callable[[], StageConfig]], py_modules: list[str]
         presets: functions that make the presets' configs. The first, `tiny`, is taken if none is named.
         py_modules: folders of code that the cluster's workers need.
         description: text at the top of --help.
+        make_corpus: makes the demo corpus in a folder.
     """
     arguments = sys.argv[1:]
     try:
         config = parse(arguments, presets, description)
         if not arguments and not Path(config.data.shards).exists():
-            from xactor_platform.demo_corpus.corpus import make_demo_corpus
-
-            make_demo_corpus(Path(config.data.shards).parent, progress=print)
+            make_corpus(Path(config.data.shards).parent)
         # Ray takes seconds to import: --help and invalid options are answered before.
         from xactor_platform.training.launch import train
 
