@@ -1,0 +1,36 @@
+"""The bill of a run: the actors' time that it took, and what it made."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from xactor_platform.bulk.message import StageSeconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bill:
+    """State what a run made and took."""
+
+    figures: dict[str, Any]
+    """Figures of the pipeline's own, by name, as JSON values."""
+    stage_s: StageSeconds
+    """Seconds of actors' time, by stage."""
+    wall_s: float
+    """Seconds from the start of the run to its end."""
+
+    @property
+    def actor_s(self) -> float:
+        """Seconds of actors' time of all stages."""
+        return sum(self.stage_s.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the content of `bill.json`: the figures, `stage_s` and `wall_s`."""
+        return {**self.figures, "stage_s": self.stage_s, "wall_s": self.wall_s}
+
+    def stages_line(self, unit: str = "actors' time") -> str:
+        """Return the seconds by stage for people to read.
+
+        Args:
+            unit: names what was timed.
+        """
+        stages = "  ".join(f"{name} {seconds:,.1f}" for name, seconds in self.stage_s.items())
+        return f"{self.actor_s:,.1f} s of {unit}, by stage: {stages}"

@@ -1,0 +1,172 @@
+"""A pipeline of stages on Ray Data, the passes over what it lost, and the tasks that a driver starts at its end.
+
+    messages -> map_batches(stage 1, its pool) -> map_batches(stage 2, its pool) -> ... -> results
+
+Ray Data grows and shrinks each pool with the work, and holds no more messages than the object store can.
+"""
+
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import ray
+import ray.data
+from ray.exceptions import GetTimeoutError
+from ray.util.annotations import RayDeprecationWarning
+
+from xactor_platform.bulk.message import pack, unpack
+from xactor_platform.bulk.pool import Pool
+from xactor_platform.bulk.stage import Stage
+
+NODE_GROUP_LABEL = "ray.io/node-group"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Place one stage in a pipeline."""
+
+    stage: type[Stage]
+    """Class of the actors."""
+    pool: Pool
+    """Number of actors and CPUs of each."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the stage's constructor."""
+    gpus: float = 0
+    """GPUs of each actor."""
+    batch: int = 1
+    """Messages that an actor takes at a time."""
+    max_in_flight: int | None = None
+    """Most tables that wait at one actor. None: Ray Data's default. All of them are lost if the actor dies twice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """Run messages through steps, one message a block: any actor can take the next one."""
+
+    steps: Sequence[Step]
+    """Stages in order."""
+    start_timeout_s: int
+    """Seconds to wait for nodes with room for the first actor of every pool."""
+    node_groups: bool = False
+    """Whether each stage runs on the nodes of its node group alone."""
+
+    def run(self, messages: Sequence[Any]) -> Generator[Any, None, None]:
+        """Yield results as they come, in any order.
+
+        The result of a message is missing when its actor died twice, or when its stage raised an error.
+        Close the generator to stop the run early.
+
+        Raises:
+            TimeoutError: no nodes with room for the first actor of every pool came in time.
+        """
+        with _data_context(self.start_timeout_s):
+            tables = self.source(messages)
+            for step in self.steps:
+                tables = self._map(tables, step, len(messages))
+        try:
+            for batch in tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                yield from unpack(batch)  # pyright: ignore[reportArgumentType]
+        except GetTimeoutError as error:
+            raise TimeoutError(
+                f"the cluster had no room for the first actor of every pool within {self.start_timeout_s} s "
+                f"(start_timeout_s)"
+            ) from error
+
+    def source(self, messages: Sequence[Any]) -> ray.data.Dataset:
+        """Return the dataset that the first stage reads."""
+        return ray.data.from_arrow([pack(message) for message in messages])
+
+    def _map(self, tables: ray.data.Dataset, step: Step, count: int) -> ray.data.Dataset:
+        group: dict[str, Any] = {}
+        if self.node_groups:
+            group["label_selector"] = {NODE_GROUP_LABEL: step.stage.node_group}
+        return tables.map_batches(
+            step.stage,  # pyright: ignore[reportArgumentType]
+            fn_constructor_kwargs=step.arguments,
+            batch_size=step.batch,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=min(step.pool.min, count),
+                max_size=step.pool.max,
+                max_tasks_in_flight_per_actor=step.max_in_flight,
+            ),
+            num_cpus=step.pool.cpus,
+            num_gpus=step.gpus or None,
+            ray_remote_args_fn=_retry_once,
+            **group,
+        )
+
+
+def run_passes(
+    messages: list[T],
+    *,
+    attempts: int,
+    run_pass: Callable[[list[T], int], None],
+    is_finished: Callable[[T], bool],
+    say: Callable[[str], None] = lambda line: None,
+) -> list[T]:
+    """Run messages in passes: each pass repeats those that the passes before it lost. Return what is still lost.
+
+    Args:
+        messages: all messages.
+        attempts: most passes.
+        run_pass: runs messages and takes note of their results; called with the number of the pass, from 1.
+        is_finished: tells whether a message needs no other pass.
+        say: is called with a line before each repetition.
+    """
+    left = messages
+    for attempt in range(1, attempts + 1):
+        if not left:
+            break
+        run_pass(left, attempt)
+        left = [message for message in left if not is_finished(message)]
+        if left and attempt < attempts:
+            say(f"retrying {len(left)} of {len(messages)}, which were lost with their workers")
+    return left
+
+
+class PendingTasks(Generic[T]):
+    """Hold the tasks that a driver has started for finished items, and hand them out when they have ended."""
+
+    def __init__(self):
+        self._pending: dict[ray.ObjectRef, T] = {}
+
+    def add(self, task: ray.ObjectRef, item: T) -> None:
+        """Hold a task that works on an item."""
+        self._pending[task] = item
+
+    def ended(self, *, max_pending: int) -> Iterator[tuple[T, ray.ObjectRef]]:
+        """Yield items and tasks that have ended. Wait while more than `max_pending` tasks are pending."""
+        while self._pending:
+            wait = len(self._pending) > max_pending
+            ended, _ = ray.wait([*self._pending], timeout=None if wait else 0)
+            if not ended:
+                return
+            for task in ended:
+                yield self._pending.pop(task), task
+
+
+def _retry_once() -> dict[str, Any]:
+    """Return options with which a task whose actor died runs once more, not for ever as Ray Data would."""
+    return {"max_restarts": -1, "max_task_retries": 1}
+
+
+@contextmanager
+def _data_context(start_timeout_s: int) -> Iterator[None]:
+    """Set Ray Data's options for datasets that are built inside the block."""
+    context = ray.data.DataContext.get_current().copy()
+    # One message a block.
+    context.target_max_block_size = 1
+    # A table that is lost is no error: the driver repeats it in the next pass.
+    context.max_errored_blocks = -1
+    context.wait_for_min_actors_s = start_timeout_s
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    with ray.data.DataContext.current(context), warnings.catch_warnings():
+        # Ray 2.60 bounds the retries of a pool's tasks only through `ray_remote_args_fn`, and warns of it.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        yield

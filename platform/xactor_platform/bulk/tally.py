@@ -1,0 +1,133 @@
+"""Counts of a run while it goes on, kept for its bill and published as Ray metrics."""
+
+import time
+from collections import Counter as Sums
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray.util.metrics import Counter, Gauge
+
+from xactor_platform.bulk.bill import Bill
+from xactor_platform.bulk.message import StageSeconds
+
+
+class Tally:
+    """Count what a run has done, estimate when it ends, and publish both as metrics.
+
+    Every pipeline publishes `<prefix>_stage_seconds_total` by stage, `<prefix>_<items>_left` and
+    `<prefix>_seconds_left`, and `<prefix>_<name>_total` for each of its own counters.
+
+    Args:
+        prefix: of the metrics' names, such as `xactor_dub`.
+        items: what the run finishes one by one, in the plural, such as `rows`.
+        total: number of items.
+        stages: names of the stages, in the order of the bill.
+        counters: description and labels of each counter, by name.
+    """
+
+    def __init__(
+        self,
+        prefix: str,
+        *,
+        items: str,
+        total: int,
+        stages: Sequence[str],
+        counters: Mapping[str, tuple[str, tuple[str, ...]]],
+    ):
+        self.total, self.left = total, total
+        self.stage_s: StageSeconds = dict.fromkeys(stages, 0.0)
+        self._sums: Sums[tuple[Any, ...]] = Sums()
+        self._labels = {name: labels for name, (_, labels) in counters.items()}
+        self._counters = {
+            name: Counter(f"{prefix}_{name}_total", description, labels)
+            for name, (description, labels) in counters.items()
+        }
+        self._stage_s = Counter(
+            f"{prefix}_stage_seconds_total", "Seconds of actors' time by stage.", ("stage",)
+        )
+        self._left = Gauge(f"{prefix}_{items}_left", f"{items.capitalize()} that are not finished.")
+        self._left_s = Gauge(f"{prefix}_seconds_left", "Seconds until the run ends, at its pace so far.")
+        self._begun = time.monotonic()
+        self._pace_begun: float | None = None
+        self._work_left = self._work_done = 0.0
+        self._publish()
+
+    def add_seconds(self, stage_s: StageSeconds) -> None:
+        """Count seconds of actors' time."""
+        for stage, seconds in stage_s.items():
+            self.stage_s[stage] = self.stage_s.get(stage, 0.0) + seconds
+            if seconds > 0:
+                self._stage_s.inc(seconds, {"stage": stage})
+
+    def add(self, name: str, amount: float = 1, **labels: str) -> None:
+        """Add to a counter. An amount of zero changes nothing.
+
+        Args:
+            name: of the counter.
+            amount: at least 0.
+            labels: a value for each label of the counter.
+        """
+        if amount > 0:
+            self._sums[name, *(labels[label] for label in self._labels[name])] += amount
+            self._counters[name].inc(amount, labels)
+
+    def sum(self, name: str, **labels: str) -> float:
+        """Return a counter's sum over all entries that have the given values of labels."""
+        known = self._labels[name]
+        return sum(
+            amount
+            for (counter, *values), amount in self._sums.items()
+            if counter == name and labels.items() <= dict(zip(known, values, strict=True)).items()
+        )
+
+    def start_pace(self, work: float) -> None:
+        """Start the clock of the estimate, once.
+
+        Args:
+            work: amount that is left to do, in the unit in which `finish_item` reports it.
+        """
+        if self._pace_begun is None:
+            self._pace_begun = time.monotonic()
+            self._work_left = work
+
+    def finish_item(self, *, expected: float = 1.0, done: float = 1.0) -> None:
+        """Count one item as finished.
+
+        Args:
+            expected: how much of the work that was left the item was.
+            done: how much work was done for it, 0 where it failed or already existed.
+        """
+        self.left -= 1
+        self._work_left = max(self._work_left - expected, 0.0)
+        self._work_done += done
+        self._publish()
+
+    @property
+    def finished(self) -> int:
+        """Number of finished items."""
+        return self.total - self.left
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the run ends at its pace so far, None while nothing has been done."""
+        if self._pace_begun is None or not self._work_done:
+            return None
+        return self._work_left * (time.monotonic() - self._pace_begun) / self._work_done
+
+    def time_left(self) -> str:
+        """Return `, m:ss left` for a line of progress, empty while nothing has been done."""
+        left = self.seconds_left
+        return "" if left is None else f", {int(left) // 60}:{int(left) % 60:02d} left"
+
+    def bill(self, **figures: Any) -> Bill:
+        """Return the bill up to now.
+
+        Args:
+            figures: of the pipeline's own.
+        """
+        return Bill(figures=figures, stage_s=dict(self.stage_s), wall_s=time.monotonic() - self._begun)
+
+    def _publish(self) -> None:
+        self._left.set(self.left)
+        if self.seconds_left is not None:
+            self._left_s.set(self.seconds_left)
