@@ -1,11 +1,13 @@
-"""Dubs what a manifest lists: portraits and voices to videos, on as many workers as there is work for.
+"""Dub in bulk: turn the portraits and voices that a manifest lists into videos.
 
     ray job submit --working-dir . -- python jobs/dub_bulk.py \\
         --model weights/xactor --manifest s3://bucket/items.jsonl --output s3://bucket/dubbed --device gpu
 
-Also plain. A row of the manifest (.jsonl, .csv, .parquet) is {"id", "image" or "video", "audio"} and any of the options
-below. It writes <id>.mp4 and results.jsonl; the same command again makes what is missing, and what has changed. Exit
-status: 0 all done, 2 the command cannot be carried out, 3 some rows failed.
+It also runs without `ray job submit`: it then starts Ray on this machine, or joins the cluster of RAY_ADDRESS.
+
+A row of the manifest (.jsonl, .csv, .parquet) is {"id", "image" or "video", "audio"} and any of the options below. The
+job writes <id>.mp4 for each row, results.jsonl and bill.json. The same command again makes the videos that are missing
+and those whose row has changed. Exit status: 0 all rows done, 2 the command is invalid, 3 some rows failed.
 """
 
 import _checkout
@@ -14,17 +16,17 @@ import sys
 
 import tyro
 
-from xactor_platform.dubbing.config import DubConfig
-from xactor_platform.dubbing.run import dub
-from xactor_platform.storage.location import absolute
 from xactor_platform.cluster.connect import connect
+from xactor_platform.dubbing.dub import dub
+from xactor_platform.dubbing.dub_config import DubConfig
+from xactor_platform.storage.location import absolute
 
 
 def main() -> int:
     try:
-        config = tyro.cli(DubConfig)
+        config = tyro.cli(DubConfig, description=__doc__)
         places = {name: absolute(getattr(config, name)) for name in ("manifest", "output", "model")}
-        outcome = dub(
+        result = dub(
             DubConfig(**{**vars(config), **places}),
             connect=lambda: connect(_checkout.PY_MODULES),
             say=lambda line: print(line, flush=True),
@@ -32,8 +34,8 @@ def main() -> int:
     except (ValueError, OSError) as error:
         print(f"dub_bulk: {error}", file=sys.stderr)
         return 2
-    print("\n".join(outcome.bill.lines()))
-    return 3 if outcome.failed else 0
+    print("\n".join(result.summary()))
+    return 3 if result.failed else 0
 
 
 if __name__ == "__main__":

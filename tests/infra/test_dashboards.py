@@ -185,21 +185,22 @@ def work(ray_cluster) -> Iterator[Any]:
     @ray.remote(num_cpus=0.1)
     class Dubbing:
         def __init__(self):
-            from xactor_platform.dubbing.bill import Tally
+            from xactor_platform.dubbing.dub_results import dub_tally
 
-            self._tally = Tally(10_000, 1e5)
-            self._tally.begin_making()
+            self._tally = dub_tally(10_000)
+            self._tally.start_pace(1e5)
 
         def record(self) -> None:
             from xactor.options import AnimateOptions
-            from xactor_platform.dubbing.work import Done, Failed, Row
+            from xactor_platform.dubbing.dub_results import STAGES, count_result
+            from xactor_platform.dubbing.messages import Done, Failed, Row
 
-            self._tally.spend(dict.fromkeys(("read", "decode", "motion", "render", "write"), 0.5))
+            self._tally.add_seconds(dict.fromkeys(STAGES, 0.5))
             row = Row(
                 number=1, id="row", image="face.png", video=None, audio="a.wav", options=AnimateOptions()
             )
-            self._tally.finish(Done(row=row, frames=50, seconds=2.0, made=True), 2.0)
-            self._tally.finish(Failed(number=2, id=None, code="bad_row", message="no audio"), 2.0)
+            count_result(self._tally, Done(row=row, frames=50, seconds=2.0, made=True), 2.0)
+            count_result(self._tally, Failed(number=2, id=None, code="bad_row", message="no audio"), 2.0)
 
     @ray.remote(num_cpus=0.1)
     class Gpu:

@@ -15,7 +15,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.serve._private.constants import DEFAULT_GRACEFUL_SHUTDOWN_TIMEOUT_S
 from ray.serve.schema import ServeDeploySchema
 
-from xactor_platform.dubbing.config import DubConfig
+from xactor_platform.dubbing.dub_config import DubConfig
 from xactor_platform.storage.location import absolute
 
 OBJECTS = list(manifests.resources())

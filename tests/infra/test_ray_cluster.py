@@ -53,8 +53,8 @@ def test_autoscaler_starts_the_selected_group(group):
 
 def test_no_stage_of_dubbing_starts_a_training_node():
     config = prepare_config(manifests.launcher_config())
-    demands = [({"CPU": 0.5}, {"ray.io/node-group": kind.group}) for kind in (Look, Decode, Encode)]
-    demands += [(GPU, {"ray.io/node-group": kind.group}) for kind in (Perform, Render)]
+    demands = [({"CPU": 0.5}, {"ray.io/node-group": kind.node_group}) for kind in (Look, Decode, Encode)]
+    demands += [(GPU, {"ray.io/node-group": kind.node_group}) for kind in (Perform, Render)]
     assert manifests.launched(config, demands) == {"motion": 1, "render": 1}
 
 

@@ -18,7 +18,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from xactor_platform.bulk.message import pack, unpack
 from xactor_platform.bulk.pool import Pool
-from xactor_platform.bulk.stage import Stage
+from xactor_platform.bulk.stage import BatchStage
 
 NODE_GROUP_LABEL = "ray.io/node-group"
 T = TypeVar("T")
@@ -28,7 +28,7 @@ T = TypeVar("T")
 class Step:
     """Place one stage in a pipeline."""
 
-    stage: type[Stage]
+    stage: type[BatchStage]
     """Class of the actors."""
     pool: Pool
     """Number of actors and CPUs of each."""

@@ -1,4 +1,4 @@
-"""One step of a pipeline, as an actor of Ray Data."""
+"""Stages: the actors that a pipeline passes messages through."""
 
 import time
 from abc import ABC, abstractmethod
@@ -11,10 +11,8 @@ import pyarrow as pa
 from xactor_platform.bulk.message import Message, add_seconds, empty_table, pack, unpack
 
 
-class Stage(ABC):
-    """Take messages and yield the messages that come of them, with the seconds that the stage took.
-
-    A subclass implements `work` and `failed`. It overrides `run_batch` only to work on several messages at once.
+class BatchStage(ABC):
+    """Take the messages of a table together, and yield the messages that come of them.
 
     Attributes:
         name: of the stage in bills and metrics.
@@ -26,21 +24,16 @@ class Stage(ABC):
     node_group: ClassVar[str] = ""
 
     @abstractmethod
-    def work(self, message: Any) -> Iterable[Message]:
-        """Return what comes of one message. The caller adds the seconds."""
+    def run_batch(self, messages: list[Any]) -> Iterator[Message]:
+        """Yield what comes of several messages, each passed through `timed`."""
 
     @abstractmethod
     def failed(self, message: Any, error: Exception) -> Message:
-        """Return the result of a message on which `work` raised an error.
+        """Return the result of a message whose work raised an error.
 
         Raise the error again where the message is not at fault: its table is then lost, and the driver retries it in
         the next pass.
         """
-
-    def run_batch(self, messages: list[Any]) -> Iterator[Message]:
-        """Work on the messages of one table, one after another."""
-        for message in messages:
-            yield from self.timed(message, self.work(message))
 
     def timed(self, message: Any, made: Iterable[Message], took_s: float = 0.0) -> Iterator[Message]:
         """Yield what comes of a message, each result with its seconds; turn an exception into one failure.
@@ -61,9 +54,7 @@ class Stage(ABC):
                 earlier, begun = {}, time.perf_counter()
         except Exception as error:
             result = self.failed(message, error)
-            yield replace(
-                result, stage_s=add_seconds(earlier, {self.name: time.perf_counter() - begun})
-            )
+            yield replace(result, stage_s=add_seconds(earlier, {self.name: time.perf_counter() - begun}))
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """Work on a table of messages as Ray Data passes it. Yield tables of one message each."""
@@ -78,3 +69,16 @@ class Stage(ABC):
                 yield pack(message)
         if not table.num_rows:
             yield empty_table()
+
+
+class Stage(BatchStage):
+    """Take one message after another."""
+
+    @abstractmethod
+    def work(self, message: Any) -> Iterable[Message]:
+        """Return what comes of one message. The caller adds the seconds."""
+
+    def run_batch(self, messages: list[Any]) -> Iterator[Message]:
+        """Work on the messages in order."""
+        for message in messages:
+            yield from self.timed(message, self.work(message))

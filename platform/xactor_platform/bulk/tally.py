@@ -1,7 +1,7 @@
 """Counts of a run while it goes on, kept for its bill and published as Ray metrics."""
 
 import time
-from collections import Counter as Sums
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,7 +36,7 @@ class Tally:
     ):
         self.total, self.left = total, total
         self.stage_s: StageSeconds = dict.fromkeys(stages, 0.0)
-        self._sums: Sums[tuple[Any, ...]] = Sums()
+        self._sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
         self._labels = {name: labels for name, (_, labels) in counters.items()}
         self._counters = {
             name: Counter(f"{prefix}_{name}_total", description, labels)

@@ -1,1 +1,1 @@
-"""Bulk dubbing: thousands of portraits and voices to videos, by pools of actors that grow and shrink with the work."""
+"""Dub in bulk: turn thousands of portraits and voices into videos, with pools of actors that follow the work."""

@@ -1,4 +1,4 @@
-"""Files to a face and a sound, in a process that may die of them."""
+"""The stage that decodes a row's files, in a child process that a bad file may kill."""
 
 import atexit
 import os
@@ -6,27 +6,31 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 from xactor.decoding import DecodingPool, Refused
-from xactor_platform.dubbing.stage import OneByOne
-from xactor_platform.dubbing.work import Dub, Portrayed
+from xactor_platform.bulk.stage import Stage
+from xactor_platform.dubbing.dub_stage import DubStage
+from xactor_platform.dubbing.messages import Dub, Portrait
 from xactor_platform.storage.files import local_file
 
 
-class Decode(OneByOne):
-    """
-    size: the side of the face's square. decode_s: for a file.
+class Decode(DubStage, Stage):
+    """Decode a row's image or video to a face, and its audio to samples.
+
+    Args:
+        size: side of the face's square, in pixels.
+        decode_s: most seconds for one file.
     """
 
     name = "decode"
-    group = "motion"
+    node_group = "motion"
 
     def __init__(self, *, size: int, decode_s: float):
         self._size = size
         self._pool = DecodingPool(processes=1, timeout_s=decode_s)
-        # Ray ends an actor's children before the actor, which would say at length, as it exits, that they are gone.
+        # Ray ends an actor's children before the actor, which would report at exit that they are gone.
         atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)
 
-    def work(self, work: Dub) -> Iterator[Portrayed]:
-        row = work.row
+    def work(self, message: Dub) -> Iterator[Portrait]:
+        row = message.row
         with ExitStack() as files:
             try:
                 image = files.enter_context(local_file(row.image or row.video or ""))
@@ -41,11 +45,4 @@ class Decode(OneByOne):
                 ).result()
             except Exception as error:
                 raise self._pool.refusal(error) or error from error
-        yield Portrayed(
-            dub=work,
-            square=face.square,
-            samples=samples,
-            picture=face.picture,
-            box=face.box,
-            spent=work.spent,
-        )
+        yield Portrait(dub=message, square=face.square, samples=samples, picture=face.picture, box=face.box)

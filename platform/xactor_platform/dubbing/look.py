@@ -1,10 +1,11 @@
-"""The first look at a row: what it is made of, how long it will be, and whether its video is there already."""
+"""The stage that looks at each row first: its digest, its length, and whether its video already exists."""
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import av
 from av.container import InputContainer
@@ -14,41 +15,46 @@ from pyarrow import fs
 from xactor.decoding import Refused
 from xactor.provenance import made_from
 from xactor.rates import FPS
-from xactor_platform.dubbing.stage import OneByOne
-from xactor_platform.dubbing.work import Done, Dub, Row
+from xactor_platform.bulk.stage import Stage
+from xactor_platform.dubbing.dub_stage import DubStage
+from xactor_platform.dubbing.messages import Done, Dub, Row
 from xactor_platform.storage.files import file_digest, open_file
 from xactor_platform.storage.location import Location
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, kw_only=True)
-class Look(OneByOne):
-    """
-    output: where the videos go. model: the model's fingerprint. most_bytes: of one file.
-    """
+class Look(DubStage, Stage):
+    """Read a row's files to compute its digest."""
+
+    name = "look"
+    node_group = "motion"
 
     output: str
+    """Folder or URI of the videos."""
     model: str
-    most_bytes: int
-    name = "look"
-    group = "motion"
+    """Fingerprint of the model."""
+    max_input_bytes: int
+    """Most bytes of one file."""
 
-    def work(self, work: Row) -> Iterator[Dub | Done]:
-        row = work
+    def work(self, message: Row) -> Iterator[Dub | Done]:
+        row = message
         depends = {"model": self.model, "options": asdict(row.options)}
         try:
             for kind in ("image", "video", "audio"):
                 if uri := getattr(row, kind):
-                    depends[kind] = _named(kind, uri, lambda uri=uri: file_digest(uri, self.most_bytes))
-            seconds = _named("audio", row.audio, lambda: _length_s(row.audio))
+                    depends[kind] = _read(kind, uri, lambda uri=uri: file_digest(uri, self.max_input_bytes))
+            seconds = _read("audio", row.audio, lambda: _length_s(row.audio))
         except ValueError as error:
             raise Refused("bad_input", str(error)) from error
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
-        made = video_of(self.output, row, digest)
-        yield made or Dub(row=row, digest=digest, seconds=seconds)
+        existing = find_video(self.output, row, digest)
+        yield existing or Dub(row=row, digest=digest, seconds=seconds)
 
 
-def video_of(output: str, row: Row, digest: str) -> Done | None:
-    """A row's video, where it is there and made from just this."""
+def find_video(output: str, row: Row, digest: str) -> Done | None:
+    """Return a row's video if it exists and was made from exactly what the digest names."""
     place = Location.parse(output)
     path = f"{place.path}/{row.id}.mp4"
     if place.filesystem.get_file_info(path).type != fs.FileType.File:
@@ -58,25 +64,26 @@ def video_of(output: str, row: Row, digest: str) -> Done | None:
         place.open(f"{row.id}.mp4") as file,
         av.open(file, "r") as container,
     ):
-        pictures = container.streams.video[0]
+        stream = container.streams.video[0]
         if made_from(container.metadata.get("comment", "")) == digest:
-            frames = pictures.frames
-            return Done(row=row, frames=frames, seconds=frames / FPS, made=False)
+            return Done(row=row, frames=stream.frames, seconds=stream.frames / FPS, made=False)
     return None
 
 
 def _length_s(uri: str) -> float:
-    """As the header has it, 0 where it has none: what follows measures it truly."""
+    """Return the length by the file's header, 0 where the header has none. Decoding measures it later."""
     filesystem, path, _ = open_file(uri)
     try:
         with filesystem.open_input_file(path) as file, av.open(file, "r") as container:
-            assert isinstance(container, InputContainer)  # by its mode, which types do not see here
+            # True by the mode "r", which the types do not express.
+            assert isinstance(container, InputContainer)
             return (container.duration or 0) / av.time_base
     except (FFmpegError, ValueError) as error:
         raise ValueError(f"{uri}: cannot be decoded ({error})") from error
 
 
-def _named(kind: str, uri: str, read):
+def _read(kind: str, uri: str, read: Callable[[], T]) -> T:
+    """Call `read`; begin its error with the kind of the file."""
     try:
         return read()
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The manifest: rows of JSON lines, CSV or Parquet, each an image or a video, a sound and options."""
+"""The manifest: rows in JSON lines, CSV or Parquet, each with an image or a video, an audio file and options."""
 
 import io
 import json
@@ -12,20 +12,24 @@ import pyarrow.parquet
 from pyarrow import csv, fs
 
 from xactor.options import AnimateOptions
-from xactor_platform.dubbing.work import Failed, Row
+from xactor_platform.dubbing.messages import Failed, Row
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _TEXT = ("id", "image", "video", "audio")
 
 
 def read_manifest(uri: str, options: AnimateOptions) -> tuple[list[Row], list[Failed]]:
-    """Its rows, and those that cannot be: without an id that can name a file, or one that an earlier row has, without
-    its files' names, or with options that are none.
+    """Read a manifest. Return its valid rows, and the failures of the others.
 
-    Relative paths are from the manifest's folder.
+    A row is invalid if its id cannot name a file or belongs to an earlier row, if a file is not named, or if an option
+    does not exist or is out of bounds. Relative paths start at the manifest's folder.
+
+    Args:
+        uri: path or URI of a .jsonl, .ndjson, .csv or .parquet file.
+        options: defaults of the rows.
 
     Raises:
-        ValueError: no such file, of no kind that is read, or without rows.
+        ValueError: the manifest cannot be read, is of another kind, or has no rows.
     """
     rows: list[Row] = []
     failed: list[Failed] = []
@@ -35,8 +39,9 @@ def read_manifest(uri: str, options: AnimateOptions) -> tuple[list[Row], list[Fa
         try:
             row = _row(number, cells, options, uri)
             before = seen.setdefault(row.id.lower(), number)
-            if before != number:  # some filesystems do not tell letters' cases apart
-                raise ValueError(f"id {row.id!r} is row {before}'s already")
+            # Compared in lower case: some filesystems do not tell upper from lower case.
+            if before != number:
+                raise ValueError(f"id {row.id!r} already belongs to row {before}")
             rows.append(row)
         except ValueError as error:
             name = cells.get("id") if isinstance(cells, dict) else None
@@ -52,6 +57,7 @@ def read_manifest(uri: str, options: AnimateOptions) -> tuple[list[Row], list[Fa
 
 
 def _row(number: int, cells: Any, options: AnimateOptions, manifest: str) -> Row:
+    """Return a row. ValueError: it is invalid."""
     if isinstance(cells, ValueError):
         raise cells
     if not isinstance(cells, dict):
@@ -63,13 +69,14 @@ def _row(number: int, cells: Any, options: AnimateOptions, manifest: str) -> Row
             f"id must be 1..128 letters, digits, '.', '_' or '-', the first a letter or digit, got {str(name)[:200]!r}"
         )
     if (image is None) == (video is None):
-        raise ValueError("needs either an image or a video")
+        raise ValueError("must have either an image or a video")
     for kind, path in (("image", image), ("video", video), ("audio", audio)):
         if path is None and kind != "audio":
             continue
         if not isinstance(path, str) or not path or "\0" in path:
             raise ValueError(f"{kind} must be a path or URI, got {path!r}")
     chosen = options.with_row(cells)
+    # Both raise ValueError for options out of bounds.
     chosen.sampling()
     chosen.rendering()
     places = (None if path is None else _located(path, manifest) for path in (image, video, audio))
@@ -78,6 +85,7 @@ def _row(number: int, cells: Any, options: AnimateOptions, manifest: str) -> Row
 
 
 def _located(path: str, manifest: str) -> str:
+    """Return a path or URI that does not depend on the manifest's folder."""
     if "://" in path or os.path.isabs(path):
         return path
     folder = manifest.rpartition("/")[0] if "://" in manifest else os.path.dirname(os.path.abspath(manifest))
@@ -85,10 +93,10 @@ def _located(path: str, manifest: str) -> str:
 
 
 def _cells(uri: str) -> Iterator[tuple[int, Any]]:
-    """Rows by number, from 1: a dict of cells, or what is wrong with the row."""
+    """Yield rows by number, from 1: a dict of cells, or the error that the row raised."""
     kind = os.path.splitext(uri.partition("?")[0])[1].lower()
     if kind not in (".jsonl", ".ndjson", ".csv", ".parquet"):
-        raise ValueError(f"{uri}: a manifest must be .jsonl, .csv or .parquet, got {kind or 'no ending'!r}")
+        raise ValueError(f"{uri}: a manifest must be .jsonl, .csv or .parquet, got {kind or 'no suffix'!r}")
     data = _read(uri)
     if kind in (".jsonl", ".ndjson"):
         yield from _json_lines(data, uri)
@@ -106,6 +114,7 @@ def _cells(uri: str) -> Iterator[tuple[int, Any]]:
 
 
 def _json_lines(data: bytes, uri: str) -> Iterator[tuple[int, Any]]:
+    """Yield rows as `_cells` does."""
     try:
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -120,6 +129,7 @@ def _json_lines(data: bytes, uri: str) -> Iterator[tuple[int, Any]]:
 
 
 def _read(uri: str) -> bytes:
+    """Return a file's content. ValueError: it cannot be read."""
     try:
         if "://" in uri:
             filesystem, path = fs.FileSystem.from_uri(uri)

@@ -1,4 +1,4 @@
-"""Sound to motion: many performances at once in one engine, then each cut into segments."""
+"""The stage that turns audio into motion, many performances at once in one engine, and cuts each into segments."""
 
 import io
 import time
@@ -12,23 +12,31 @@ from torch import Tensor
 from xactor.audio.encoder import load_audio_encoder
 from xactor.motion import MotionEngine, MotionStream, MotionTransformer
 from xactor.weights import local_folder
+from xactor_platform.bulk.message import Message
+from xactor_platform.bulk.stage import BatchStage
+from xactor_platform.dubbing.dub_stage import DubStage
+from xactor_platform.dubbing.messages import Portrait, Segment, SegmentFile, segment_file_name
 from xactor_platform.dubbing.segments import spans
-from xactor_platform.dubbing.stage import Stage, added, failure
-from xactor_platform.dubbing.work import Failed, Part, Portrayed, Segment, part_name
 from xactor_platform.storage.location import Location
 
-MOTION = "motion.npy"
+# A long video's latents, so that what a later run renders belongs to the same performance.
+MOTION_FILE = "motion.npy"
 _NO_LIMIT = 10**9
 
 
-class Perform(Stage):
-    """
-    model: a pipeline's folder or URI. output: where what is made is kept. streams: that step together.
-    segment_windows: of a segment.
+class Perform(DubStage, BatchStage):
+    """Perform audio as motion latents.
+
+    Args:
+        model: folder or URI of a pipeline.
+        output: folder or URI of the videos.
+        device: cpu or cuda.
+        streams: performances that the engine steps together.
+        segment_windows: windows of a segment.
     """
 
     name = "motion"
-    group = "motion"
+    node_group = "motion"
 
     def __init__(self, *, model: str, output: str, device: str, streams: int, segment_windows: int):
         folder = Path(local_folder(model, parts=("motion", "audio_encoder")))
@@ -40,106 +48,102 @@ class Perform(Stage):
         )
         self._output, self._segment_windows = Location.parse(output), segment_windows
 
-    def run(self, waiting: list[Portrayed]) -> Iterator[Segment | Part | Failed]:
-        """What is made first comes first. The time of a step is shared by those that it moved."""
-        going = []
+    def run_batch(self, messages: list[Portrait]) -> Iterator[Message]:
+        """Perform several messages together. Yield the segments of each as soon as it ends.
+
+        The performances that a step of the engine moved share its seconds.
+        """
+        active: list[_Performance] = []
         try:
-            for work in waiting:
+            for message in messages:
                 begun = time.perf_counter()
-                if (z := self._kept(work)) is not None:
-                    yield from self._cut(work, z, time.perf_counter() - begun)
+                if (z := self._saved_motion(message)) is not None:
+                    took_s = time.perf_counter() - begun
+                    yield from self.timed(message, self._segments(message, z), took_s)
                     continue
-                going.append(_Performance(work, self._engine, self._encoder))
-            while going:
+                active.append(_Performance(message, self._engine, self._encoder))
+            while active:
                 begun = time.perf_counter()
                 moved = self._engine.step()
-                for performance in going:
+                for performance in active:
                     performance.listen()
-                assert moved or any(performance.ended for performance in going), "no stream can go on"
-                took = (time.perf_counter() - begun) / len(going)
-                for performance in going:
-                    performance.took_s += took
-                for performance in [p for p in going if p.ended]:
-                    going.remove(performance)
-                    yield from self._finish(performance)
+                assert moved or any(performance.ended for performance in active), "no stream can go on"
+                took_s = (time.perf_counter() - begun) / len(active)
+                for performance in active:
+                    performance.took_s += took_s
+                for performance in [p for p in active if p.ended]:
+                    active.remove(performance)
+                    yield from self.timed(performance.message, self._finish(performance), performance.took_s)
         finally:
-            for performance in going:
+            for performance in active:
                 self._engine.close(performance.stream)
 
-    def _finish(self, performance: "_Performance") -> Iterator[Segment | Part | Failed]:
-        work, took = performance.work, performance.took_s
-        try:
-            if performance.error is not None:
-                raise performance.error
-            z = torch.cat(performance.made).cpu().numpy()
-            yield from self._cut(work, z, took)
-        except Exception as error:
-            yield failure(work.dub.row, error, added(work.spent, {self.name: took}))
+    def _finish(self, performance: "_Performance") -> Iterator[Segment | SegmentFile]:
+        if performance.error is not None:
+            raise performance.error
+        z = torch.cat(performance.made).cpu().numpy()
+        yield from self._segments(performance.message, z)
 
-    def _cut(self, work: Portrayed, z: np.ndarray, took_s: float) -> Iterator[Segment | Part]:
-        """Its segments; those that an earlier run wrote down come as parts."""
-        dub, rendering = work.dub, work.dub.row.options.rendering()
-        cut = spans(len(z), self._segment_windows, rendering)
-        there = self._there(dub.parts)
-        if len(cut) > 1 and MOTION not in there:
-            # So that what a later run adds to it is of the same performance.
-            with self._output.atomic_write(f"{dub.parts}/{MOTION}") as file:
+    def _segments(self, message: Portrait, z: np.ndarray) -> Iterator[Segment | SegmentFile]:
+        """Yield a performance's segments, as files where an earlier run has made those."""
+        dub = message.dub
+        cut = spans(len(z), self._segment_windows, dub.row.options.rendering())
+        existing = self._existing_files(dub.folder)
+        if len(cut) > 1 and MOTION_FILE not in existing:
+            with self._output.atomic_write(f"{dub.folder}/{MOTION_FILE}") as file:
                 buffer = io.BytesIO()
                 np.save(buffer, z)
                 file.write(buffer.getvalue())
-        spent = added(work.spent, {self.name: took_s})
         for number, span in enumerate(cut):
-            if part_name(number) in there:
-                yield Part(dub=dub, number=number, of=len(cut), made=False, spent=spent)
-            else:
-                yield Segment(
-                    dub=dub,
-                    number=number,
-                    of=len(cut),
-                    first=span.first,
-                    end=span.end,
-                    total=len(z),
-                    z_first=span.z_first,
-                    z=z[span.z_first : span.z_end],
-                    origin=z[0],
-                    square=work.square,
-                    picture=work.picture,
-                    box=work.box,
-                    spent=spent,
-                )
-            spent = {}  # is told once
+            if segment_file_name(number) in existing:
+                yield SegmentFile(dub=dub, number=number, of=len(cut), made=False)
+                continue
+            yield Segment(
+                dub=dub,
+                number=number,
+                of=len(cut),
+                first=span.first,
+                end=span.end,
+                total=len(z),
+                z_first=span.z_first,
+                z=z[span.z_first : span.z_end],
+                origin=z[0],
+                square=message.square,
+                picture=message.picture,
+                box=message.box,
+            )
 
-    def _kept(self, work: Portrayed) -> np.ndarray | None:
-        """The performance that an earlier run wrote down."""
-        if MOTION not in self._there(work.dub.parts):
+    def _saved_motion(self, message: Portrait) -> np.ndarray | None:
+        """Return the latents that an earlier run saved."""
+        if MOTION_FILE not in self._existing_files(message.dub.folder):
             return None
-        with self._output.open(f"{work.dub.parts}/{MOTION}") as file:
+        with self._output.open(f"{message.dub.folder}/{MOTION_FILE}") as file:
             return np.load(io.BytesIO(file.read()), allow_pickle=False)
 
-    def _there(self, folder: str) -> set[str]:
+    def _existing_files(self, folder: str) -> set[str]:
         return {info.base_name for info in self._output.entries(folder)}
 
 
 class _Performance:
-    """One of them, in the engine. Its features are made as they are heard: an hour of them would not fit."""
+    """Run one performance in the engine. Features are computed as the engine needs them, so memory stays small."""
 
-    def __init__(self, work: Portrayed, engine: MotionEngine, encoder):
-        self.work = work
+    def __init__(self, message: Portrait, engine: MotionEngine, encoder):
+        self.message = message
         self.made: list[Tensor] = []
         self.took_s = 0.0
         self.error: Exception | None = None
-        options = work.dub.row.options
+        options = message.row.options
         self.stream: MotionStream = engine.open(seed=options.seed, config=options.sampling())
-        self._features = encoder.stream(work.samples)
+        self._features = encoder.stream(message.samples)
         self._engine = engine
         self.listen()
 
     def listen(self) -> None:
-        """Takes what was made, and hears as much as the next step needs."""
+        """Take the latents that were made, and pass on as many features as the next step needs."""
         try:
             while self.stream.waits_for_sound and not self.stream.done and self.stream.error is None:
-                piece = next(self._features, None)
-                self.stream.end() if piece is None else self.stream.hear(torch.from_numpy(piece))
+                features = next(self._features, None)
+                self.stream.end() if features is None else self.stream.hear(torch.from_numpy(features))
             if len(z := self.stream.take()):
                 self.made.append(z)
                 self.stream.played = self.stream.made

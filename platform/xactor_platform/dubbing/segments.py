@@ -1,4 +1,4 @@
-"""A video cut into pieces that can be rendered anywhere, and are the same as when it is rendered at once."""
+"""Segments of a video: any actor can render each, and together they equal the video rendered at once."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,27 @@ from xactor.render import RenderConfig, render_windows
 
 @dataclass(frozen=True)
 class Span:
-    """Frames first..end of a video; their windows' latents begin at frame `z_first` and end at `z_end`."""
+    """Locate a segment and the latents that it is rendered from."""
 
     first: int
+    """First frame."""
     end: int
+    """Frame after the last one."""
     z_first: int
+    """Frame of the first latent that a window of the segment reads."""
     z_end: int
+    """Frame after the last such latent."""
 
 
 def spans(frames: int, windows: int, config: RenderConfig) -> list[Span]:
-    """A video's segments, of so many windows each; the last has up to half as many more.
+    """Cut a video into segments.
 
-    Neighbours share the window on their border, which both render: so each segment's frames are those of the whole.
+    Neighbours both render the window on their border, so that each segment's frames equal those of the whole video.
+
+    Args:
+        frames: of the video.
+        windows: of a segment. The last segment has up to half as many more.
+        config: sizes of the windows.
     """
     size = windows * config.stride
     starts = [first for first in range(0, frames, size) if first == 0 or frames - first > size // 2]
@@ -35,7 +44,7 @@ def spans(frames: int, windows: int, config: RenderConfig) -> list[Span]:
 
 
 def windows_of_span(span: Span, frames: int, config: RenderConfig) -> list[tuple[int, int]]:
-    """Those of the whole video's windows (first, end) that a segment is made of."""
+    """Return those windows (first, end) of the whole video that a segment consists of."""
     return [
         (first, end)
         for first, end in render_windows(frames, config)

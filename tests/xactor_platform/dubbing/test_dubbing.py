@@ -1,4 +1,4 @@
-"""Bulk dubbing: manifests, segments that equal the whole, and runs on real Ray that lose and repeat nothing."""
+"""Test bulk dubbing: manifests, segments that equal the whole, and runs on real Ray that lose and repeat nothing."""
 
 import contextlib
 import json
@@ -21,13 +21,16 @@ from hypothesis import strategies as st
 from xactor.media import read_frames
 from xactor.options import AnimateOptions
 from xactor.render import RenderConfig, render_windows
-from xactor_platform.bulk.pool import pack, unpack
-from xactor_platform.dubbing.config import DubConfig, Pool, Pools
+from xactor_platform.bulk.message import pack, unpack
+from xactor_platform.bulk.pipeline import Pipeline
+from xactor_platform.bulk.pool import Pool
+from xactor_platform.dubbing.dub import DubRun, dub
+from xactor_platform.dubbing.dub_config import DubConfig, DubPools
+from xactor_platform.dubbing.dub_results import DubResults, StorageFailed, dub_tally
 from xactor_platform.dubbing.manifest import read_manifest
-from xactor_platform.dubbing.model import look_at_model
-from xactor_platform.dubbing.run import Run, StorageFailed, dub
+from xactor_platform.dubbing.messages import Dub, Failed, Row
+from xactor_platform.dubbing.model_facts import read_model_facts
 from xactor_platform.dubbing.segments import spans, windows_of_span
-from xactor_platform.dubbing.work import Failed, Row
 from xactor_platform.storage.location import check_output
 
 FAST = AnimateOptions(motion_steps=2, render_steps=1, render_cfg=1.0)
@@ -77,7 +80,7 @@ def test_all_kinds_of_manifests_hold_the_same_rows(tmp_path):
         ({"id": ".hidden", "image": "a", "audio": "b"}, "id must be"),
         ({"id": "x" * 129, "image": "a", "audio": "b"}, "1..128"),
         ({"id": "a\n", "image": "a", "audio": "b"}, "id must be"),
-        ({"id": "GOOD", "image": "a", "audio": "b"}, "id 'GOOD' is row 1's already"),
+        ({"id": "GOOD", "image": "a", "audio": "b"}, "id 'GOOD' already belongs to row 1"),
         ({"id": "x", "audio": "b"}, "either an image or a video"),
         ({"id": "x", "image": "a", "video": "v", "audio": "b"}, "either an image or a video"),
         ({"id": "x", "image": "a"}, "audio must be a path or URI, got None"),
@@ -143,56 +146,58 @@ def test_segments_hold_each_frame_once_and_all_that_it_is_blended_of(frames, win
 
 def config_of(manifest: str, output: Path, model: str, **changes) -> DubConfig:
     small = Pool(max=1, cpus=0.5)
-    pools = Pools(decode=small, motion=small, render=Pool(max=2, cpus=0.5), encode=small)
+    pools = DubPools(decode=small, motion=small, render=Pool(max=2, cpus=0.5), encode=small)
     settings = {"options": FAST, "pools": pools, "streams": 4, "segment_windows": 4, **changes}
     return DubConfig(manifest=manifest, output=str(output), model=model, **settings)
 
 
-def run(config: DubConfig, said: list[str] | None = None):
-    return dub(config, connect=lambda: None, say=(said if said is not None else []).append)
+def run(config: DubConfig):
+    return dub(config, connect=lambda: None, say=lambda line: None)
 
 
 @pytest.fixture(scope="module")
 def bulk(ray_cluster, model, media, tmp_path_factory):
-    """A run over good and bad rows, of which two kill who works on them: its config, its outcome and what it said."""
+    """Run good and bad rows, two of which kill their worker. Return the config, the result and the progress."""
     import ray
 
     mark = tmp_path_factory.mktemp("deadly") / "mark"
 
     class Deadly:
-        """A stage that ends its own process when it comes to some rows: each time, or the first time.
+        """End the own process at some rows: each time, or the first time.
 
-        Here, so that its processes need not import this module, and torch.
+        It is defined here so that its processes need not import this module, and torch.
         """
 
         def __init__(self, always: str, once: str, mark: str):
             self._always, self._once, self._mark = always, once, Path(mark)
 
         def __call__(self, table):
-            for work in unpack(table):
-                name = work.row.id
+            for message in unpack(table):
+                name = message.row.id
                 if name == self._always or (name == self._once and not self._mark.exists()):
                     self._mark.touch()
                     os.kill(os.getpid(), signal.SIGKILL)
-                yield pack(work)
+                yield pack(message)
 
-    class Perilous(Run):
-        def _source(self, dubs):
-            deadly = {"always": "poison", "once": "shot", "mark": str(mark)}
-            return (
-                super()
-                ._source(dubs)
-                .map_batches(
-                    Deadly,
-                    fn_constructor_kwargs=deadly,
-                    batch_size=1,
-                    batch_format="pyarrow",
-                    num_cpus=0.1,
-                    compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1),
-                    max_restarts=-1,
-                    max_task_retries=0,
-                )
+    class DeadlyPipeline(Pipeline):
+        def source(self, messages):
+            tables = super().source(messages)
+            if not isinstance(messages[0], Dub):
+                return tables
+            return tables.map_batches(
+                Deadly,
+                fn_constructor_kwargs={"always": "poison", "once": "shot", "mark": str(mark)},
+                batch_size=1,
+                batch_format="pyarrow",
+                num_cpus=0.1,
+                compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1),
+                max_restarts=-1,
+                max_task_retries=0,
             )
+
+    class DeadlyRun(DubRun):
+        def _pipeline(self, steps):
+            return DeadlyPipeline(**vars(super()._pipeline(steps)))
 
     rows: list = [
         {"id": f"v{n}", "image": "face.png", "audio": f"{1 + n % 3}.wav", "seed": n} for n in range(6)
@@ -210,22 +215,21 @@ def bulk(ray_cluster, model, media, tmp_path_factory):
     ]
     manifest = write_manifest(media / "items.jsonl", rows)
     config = config_of(manifest, tmp_path_factory.mktemp("bulk") / "out", model, attempts=2)
-    said: list[str] = []
+    lines: list[str] = []
     asked, refused = read_manifest(config.manifest, config.options)
-    outcome = Perilous(config, look_at_model(model), said.append).make(asked, refused)
-    return config, outcome, said
+    result = DeadlyRun(config, read_model_facts(model), lines.append).make(asked, refused)
+    return config, result, lines
 
 
-def results(config: DubConfig) -> list[dict]:
+def result_lines(config: DubConfig) -> list[dict]:
     return [json.loads(line) for line in Path(config.output, "results.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.cluster
-@pytest.mark.filterwarnings("ignore:The minimum number of concurrent actors:UserWarning")  # of the second try
 def test_good_rows_are_made_and_bad_ones_named(bulk, media):
-    config, outcome, said = bulk
-    rows = results(config)
-    assert rows == outcome.rows
+    config, result, lines = bulk
+    rows = result_lines(config)
+    assert rows == result.rows
     assert [(r["id"], r["status"], r["frames"]) for r in rows[:6]] == [
         (f"v{n}", "ok", 25 * (1 + n % 3)) for n in range(6)
     ]
@@ -240,17 +244,21 @@ def test_good_rows_are_made_and_bad_ones_named(bulk, media):
         (None, "bad_row"),
         ("poison", "lost"),
     ]
-    assert rows[13]["error"]["message"] == "tried 2 times, and its workers died each time"
-    assert (rows[14]["id"], rows[14]["status"]) == ("shot", "ok")  # it killed its worker once
+    assert rows[13]["error"]["message"] == "2 attempts failed: the workers died"
+    # It killed its worker once.
+    assert (rows[14]["id"], rows[14]["status"]) == ("shot", "ok")
     assert {p.stem for p in Path(config.output).glob("*.mp4")} == {*(f"v{n}" for n in range(6)), "shot"}
     assert not list(Path(config.output).rglob("*.partial"))
     for n in range(6):
         assert len(list(read_frames(Path(config.output, f"v{n}.mp4")))) == 25 * (1 + n % 3)
-    bill = outcome.bill
-    assert (bill.made, bill.there, bill.failed, bill.video_s) == (7, 0, 8, 13.0)
-    assert set(bill.stage_s) == {"look", "decode", "motion", "render", "encode", "write"}
-    assert all(seconds > 0 for seconds in bill.stage_s.values())
-    assert any("row 9: missing: bad_input: image: " in line for line in said)
+    bill = json.loads(Path(config.output, "bill.json").read_text())
+    assert bill == result.bill.as_json()
+    assert [*bill] == ["made", "there", "failed", "video_s", "stage_s", "wall_s"]
+    assert (bill["made"], bill["there"], bill["failed"], bill["video_s"]) == (7, 0, 8, 13.0)
+    assert [*bill["stage_s"]] == ["look", "decode", "motion", "render", "encode", "write"]
+    assert all(seconds > 0 for seconds in bill["stage_s"].values())
+    assert any(line == "retrying 2 of 9, which were lost with their workers" for line in lines), lines
+    assert any("row 9: missing: bad_input: image: " in line for line in lines)
 
 
 @pytest.mark.cluster
@@ -262,16 +270,16 @@ def test_a_second_run_makes_what_is_missing_or_has_changed(bulk, media):
     lines = Path(config.manifest).read_text().splitlines()
     changed = json.loads(lines[0]) | {"audio": "2.wav"}
     good = write_manifest(media / "again.jsonl", [changed, *lines[1:6]])
-    outcome = run(replace(config, manifest=good))
-    assert (outcome.bill.made, outcome.bill.there, outcome.bill.failed) == (2, 4, 0)
+    result = run(replace(config, manifest=good))
+    assert [result.bill.figures[name] for name in ("made", "there", "failed")] == [2, 4, 0]
     after = {p.name: p.stat().st_mtime_ns for p in Path(config.output).glob("*.mp4")}
     assert {name for name in after if after[name] != before[name]} == {"v0.mp4", "v2.mp4"}
-    assert [r["frames"] for r in results(config)] == [50, 50, 75, 25, 50, 75]
+    assert [r["frames"] for r in result_lines(config)] == [50, 50, 75, 25, 50, 75]
     assert not Path(config.output, ".parts").exists()
 
 
 def actors_of(stage: str) -> list[int]:
-    """The processes of a stage's actors, of this test session's cluster alone."""
+    """Return the processes of a stage's actors, only those of this test session's cluster."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -280,10 +288,11 @@ def actors_of(stage: str) -> list[int]:
     return found
 
 
-@pytest.mark.soak  # test_dubbing_cluster takes a whole node
+# The default suite has test_dubbing_cluster, which takes a whole node away.
+@pytest.mark.soak
 @pytest.mark.cluster
 def test_killed_workers_cost_nothing_but_time(ray_cluster, model, media, tmp_path):
-    """While a run goes on, its render and motion actors are killed."""
+    """Kill render and motion actors during a run."""
     rows = [{"id": f"k{n}", "image": "face.png", "audio": "3.wav", "render_steps": 6} for n in range(8)]
     config = config_of(write_manifest(media / "kill.jsonl", rows), tmp_path / "out", model, segment_windows=2)
     killed: list[str] = []
@@ -303,12 +312,12 @@ def test_killed_workers_cost_nothing_but_time(ray_cluster, model, media, tmp_pat
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        outcome = run(config)
+        result = run(config)
     finally:
         ended.set()
         killer.join()
     assert "Render" in killed
-    assert [(r["id"], r["status"], r["frames"]) for r in outcome.rows] == [
+    assert [(r["id"], r["status"], r["frames"]) for r in result.rows] == [
         (f"k{n}", "ok", 75) for n in range(8)
     ]
     assert len({p.stem for p in (tmp_path / "out").glob("*.mp4")}) == 8
@@ -318,27 +327,28 @@ def test_killed_workers_cost_nothing_but_time(ray_cluster, model, media, tmp_pat
 def test_nodes_that_never_come_end_the_run(ray_cluster, model, media, tmp_path):
     rows = [{"id": "w", "image": "face.png", "audio": "1.wav"}]
     config = config_of(write_manifest(media / "wait.jsonl", rows), tmp_path / "out", model, start_timeout_s=1)
-    config = replace(config, pools=replace(config.pools, groups=True))  # which this cluster has not
+    # This cluster has no node groups.
+    config = replace(config, pools=replace(config.pools, groups=True))
     with pytest.raises(TimeoutError, match=r"no room for the first actor of every pool within 1 s"):
         run(config)
     assert not (tmp_path / "out" / "results.jsonl").exists()
 
 
-# What is said before any work
+# What is refused before any work
 
 
 def test_a_model_that_is_none(model, tmp_path):
     with pytest.raises(ValueError, match="no such model folder"):
-        look_at_model(str(tmp_path / "none"))
+        read_model_facts(str(tmp_path / "none"))
     with pytest.raises(ValueError, match="model_index.json is missing"):
-        look_at_model(str(tmp_path))
+        read_model_facts(str(tmp_path))
     import shutil
 
     broken = tmp_path / "broken"
     shutil.copytree(model, broken)
     shutil.rmtree(broken / "vae")
-    with pytest.raises(ValueError, match="the part vae/ is missing"):
-        look_at_model(str(broken))
+    with pytest.raises(ValueError, match="the component vae/ is missing"):
+        read_model_facts(str(broken))
 
 
 def test_other_weights_are_another_model(model, tmp_path):
@@ -348,11 +358,11 @@ def test_other_weights_are_another_model(model, tmp_path):
 
     other = tmp_path / "other"
     shutil.copytree(model, other)
-    assert look_at_model(str(other)) == look_at_model(model)
+    assert read_model_facts(str(other)) == read_model_facts(model)
     (file,) = (other / "unet").glob("*.safetensors")
     weights = {name: weight + 1e-3 for name, weight in load_file(file).items()}
     save_file({name: weight.to(torch.float32) for name, weight in weights.items()}, file, {"format": "pt"})
-    assert look_at_model(str(other)).fingerprint != look_at_model(model).fingerprint
+    assert read_model_facts(str(other)).fingerprint != read_model_facts(model).fingerprint
 
 
 def test_an_output_that_cannot_be_written(tmp_path):
@@ -361,13 +371,11 @@ def test_an_output_that_cannot_be_written(tmp_path):
         check_output(str(tmp_path / "file" / "below"))
 
 
-def test_a_full_disk_ends_the_run_and_is_named(tmp_path, model):
-    finished = Run(config_of("m.jsonl", tmp_path, model), look_at_model(model), print)
-    from xactor_platform.dubbing.bill import Tally
-
-    finished._tally = Tally(rows=1, left_s=0.0)
+def test_a_full_disk_ends_the_run_and_is_named(tmp_path):
+    results = DubResults(str(tmp_path), dub_tally(1), print)
+    full = Failed(number=1, id="a", code="storage", message="[Errno 28] No space left")
     with pytest.raises(StorageFailed, match="No space left"):
-        finished._finish(Failed(number=1, id="a", code="storage", message="[Errno 28] No space left"), 0.0)
+        results.finish(full, 0.0)
 
 
 @pytest.mark.parametrize(

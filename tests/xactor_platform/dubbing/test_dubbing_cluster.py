@@ -1,4 +1,4 @@
-"""Bulk dubbing on a cluster that grows and shrinks by Ray's own autoscaler, its nodes processes of this machine."""
+"""Test bulk dubbing on a cluster whose nodes, processes of this machine, Ray's own autoscaler starts and stops."""
 
 import json
 import os
@@ -16,14 +16,19 @@ from xactor.media import read_frames
 from xactor_platform.cluster.local import WorkerGroup, local_cluster
 
 ROOT = Path(__file__).parents[3]
-# One model's actor to a node, which has room beside it for all that reads or writes files.
+# A node has room for one model's actor, and for all actors that read or write files.
 POOLS = ["--pools.groups"]
-for stage, cpus, most in (("decode", 0.2, 2), ("motion", 0.6, 1), ("render", 0.6, 4), ("encode", 0.2, 2)):
-    POOLS += [f"--pools.{stage}.cpus", str(cpus), f"--pools.{stage}.max", str(most)]
+for stage, cpus, max_actors in (
+    ("decode", 0.2, 2),
+    ("motion", 0.6, 1),
+    ("render", 0.6, 4),
+    ("encode", 0.2, 2),
+):
+    POOLS += [f"--pools.{stage}.cpus", str(cpus), f"--pools.{stage}.max", str(max_actors)]
 
 
 def kill_a_node(group: str, head_pid_before: set[int]) -> bool:
-    """Ends a worker node of a group with all its processes, as a machine that is taken away."""
+    """Kill a worker node of a group with all its processes, as if its machine were gone. Return whether it found one."""
     for process in psutil.process_iter(["name", "cmdline"]):
         line = " ".join(process.info["cmdline"] or [])
         if process.info["name"] == "raylet" and f'"ray.io/node-group":"{group}"' in line.replace(" ", ""):
@@ -39,7 +44,8 @@ def kill_a_node(group: str, head_pid_before: set[int]) -> bool:
     return False
 
 
-@pytest.mark.timeout(1800)  # clusters start in it, which takes minutes on a busy machine
+# Clusters start in this test, which takes minutes on a busy machine.
+@pytest.mark.timeout(1800)
 @pytest.mark.cluster
 @pytest.mark.parametrize(
     ("rows", "nodes", "kills"),
@@ -55,7 +61,8 @@ def test_render_nodes_come_with_the_work_and_go(model, media, tmp_path, rows, no
             "id": f"r{n:03d}",
             "image": "face.png",
             "audio": f"{1 + n % 2}.wav",
-            "render_steps": 10 if rows < 10 else 2,  # long enough to be interrupted
+            # Few rows must take long enough to be interrupted.
+            "render_steps": 10 if rows < 10 else 2,
             "render_cfg": 2.0 if rows < 10 else 1.0,
         }
         for n in range(rows)

@@ -1,4 +1,4 @@
-"""Bulk dubbing takes no more memory for more rows: models that take no time, everything else real."""
+"""Test that bulk dubbing takes no more memory for more rows. The models take no time, everything else is real."""
 
 import json
 
@@ -8,55 +8,64 @@ import pytest
 
 from xactor.options import AnimateOptions
 from xactor.rates import FPS, SAMPLE_RATE_HZ
-from xactor_platform.dubbing import run as running
-from xactor_platform.dubbing.config import DubConfig, Pool, Pools
+from xactor_platform.bulk.pool import Pool
+from xactor_platform.bulk.stage import Stage
+from xactor_platform.dubbing import dub
+from xactor_platform.dubbing.dub import DubRun
+from xactor_platform.dubbing.dub_config import DubConfig, DubPools
+from xactor_platform.dubbing.dub_results import DubResults
 from xactor_platform.dubbing.manifest import read_manifest
-from xactor_platform.dubbing.model import look_at_model
+from xactor_platform.dubbing.messages import RenderedSegment
+from xactor_platform.dubbing.model_facts import read_model_facts
 from xactor_platform.dubbing.motion import Perform
 from xactor_platform.dubbing.render import Render
-from xactor_platform.dubbing.run import Run
-from xactor_platform.dubbing.stage import OneByOne
-from xactor_platform.dubbing.work import Rendered
 from xactor_platform.storage.location import Location
 
 MIB = 1 << 20
 
 
-class InstantMotion(Perform, OneByOne):
-    """Latents of zeros."""
+class InstantMotion(Perform, Stage):
+    """Perform latents of zeros."""
 
     def __init__(self, *, output: str, segment_windows: int, **_):
         self._output, self._segment_windows = Location.parse(output), segment_windows
 
-    run = OneByOne.run
+    run_batch = Stage.run_batch
 
-    def work(self, work):
-        yield from self._cut(work, np.zeros((len(work.samples) * FPS // SAMPLE_RATE_HZ, 8), np.float32), 0.0)
+    def work(self, message):
+        z = np.zeros((len(message.samples) * FPS // SAMPLE_RATE_HZ, 8), np.float32)
+        yield from self._segments(message, z)
 
 
 class InstantRender(Render):
-    """Frames of 512 px, as large as real ones: 19 MiB a row."""
+    """Render frames of 512 px, as large as real ones: 19 MiB a row."""
 
     def __init__(self, **_):
         pass
 
-    def work(self, work):
-        yield Rendered(segment=work, frames=np.full((work.end - work.first, 512, 512, 3), 90, np.uint8))
+    def work(self, message):
+        frames = np.full((message.end - message.first, 512, 512, 3), 90, np.uint8)
+        yield RenderedSegment(segment=message, frames=frames)
 
 
-class Watched(Run):
-    """Notes the memory at each row's end, in MiB: of this process, and of the object store."""
+class MemoryLog:
+    """Note the memory of this process and of the object store, in MiB, each time that a row ends."""
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
+    def __init__(self, monkeypatch):
         self.driver: list[float] = []
         self.store: list[float] = []
+        finish = DubResults.finish
 
-    def _finish(self, result, expected_s):
+        def logged(results, *arguments):
+            finish(results, *arguments)
+            self._note()
+
+        monkeypatch.setattr(DubResults, "finish", logged)
+
+    def _note(self) -> None:
         import ray
         from ray._private.internal_api import node_stats
 
-        super()._finish(result, expected_s)
         self.driver.append(psutil.Process().memory_info().rss / MIB)
         [node] = ray.nodes()
         stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"])
@@ -72,8 +81,8 @@ class Watched(Run):
     ],
 )
 def test_memory_is_flat(ray_cluster, model, media, tmp_path, monkeypatch, rows, settled):
-    monkeypatch.setattr(running, "Perform", InstantMotion)
-    monkeypatch.setattr(running, "Render", InstantRender)
+    monkeypatch.setattr(dub, "Perform", InstantMotion)
+    monkeypatch.setattr(dub, "Render", InstantRender)
     manifest = media / f"flat-{rows}.jsonl"
     manifest.write_text(
         "".join(
@@ -86,16 +95,16 @@ def test_memory_is_flat(ray_cluster, model, media, tmp_path, monkeypatch, rows, 
         output=str(tmp_path / "out"),
         model=model,
         options=AnimateOptions(),
-        pools=Pools(decode=small, motion=small, render=small, encode=Pool(max=2, cpus=0.5)),
+        pools=DubPools(decode=small, motion=small, render=small, encode=Pool(max=2, cpus=0.5)),
     )
     asked, refused = read_manifest(config.manifest, config.options)
-    watched = Watched(config, look_at_model(model), lambda line: None)
-    outcome = watched.make(asked, refused)
-    print("\n".join(outcome.bill.lines()))
-    assert not outcome.failed
+    log = MemoryLog(monkeypatch)
+    result = DubRun(config, read_model_facts(model), lambda line: None).make(asked, refused)
+    print("\n".join(result.summary()))
+    assert not result.failed
     assert len(list((tmp_path / "out").glob("*.mp4"))) == rows
-    for name, seen in (("driver", watched.driver), ("object store", watched.store)):
+    for name, seen in (("driver", log.driver), ("object store", log.store)):
         before, after = max(seen[:settled]), max(seen[settled:])
         print(f"{name}: {before:.0f} MiB up to row {settled}, {after:.0f} MiB up to row {rows}")
-        # What the rows after those make is more than the store could hold, or three times what it held.
+        # The rows after those make more than the store could hold, or three times as much as it held.
         assert after < 1.3 * before + 40, f"{name}: {before:.0f} MiB up to row {settled}, {after:.0f} after"

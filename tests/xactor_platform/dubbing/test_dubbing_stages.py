@@ -1,4 +1,4 @@
-"""Bulk dubbing's stages, one after another without Ray: they make what `xactor animate` makes."""
+"""Test bulk dubbing's stages one after another without Ray: they make what `xactor animate` makes."""
 
 import json
 import os
@@ -15,14 +15,14 @@ import pytest
 from xactor.media import read_audio, read_frames
 from xactor.options import AnimateOptions
 from xactor.pipeline import XActorPipeline
-from xactor_platform.bulk.pool import pack, unpack
+from xactor_platform.bulk.message import pack, unpack
 from xactor_platform.dubbing.decode import Decode
 from xactor_platform.dubbing.encode import Encode
 from xactor_platform.dubbing.look import Look
-from xactor_platform.dubbing.model import look_at_model
+from xactor_platform.dubbing.messages import Done, Dub, Failed, Row, SegmentFile
+from xactor_platform.dubbing.model_facts import read_model_facts
 from xactor_platform.dubbing.motion import Perform
 from xactor_platform.dubbing.render import Render
-from xactor_platform.dubbing.work import Done, Dub, Failed, Part, Row
 from xactor_platform.dubbing.write import write
 
 FAST = AnimateOptions(motion_steps=2, render_steps=1, render_cfg=1.0)
@@ -30,15 +30,15 @@ FAST = AnimateOptions(motion_steps=2, render_steps=1, render_cfg=1.0)
 
 @pytest.fixture(scope="module")
 def stages(model, media, tmp_path_factory):
-    """All of a run's stages, and the folder that they write to."""
+    """Return the folder that all stages write to, and the stages."""
     output = str(tmp_path_factory.mktemp("staged"))
-    facts = look_at_model(model)
+    facts = read_model_facts(model)
     decode = Decode(size=facts.image_size, decode_s=60)
     motion = Perform(model=model, output=output, device="cpu", streams=4, segment_windows=2)
     yield (
         output,
         [
-            Look(output=output, model=facts.fingerprint, most_bytes=1 << 20),
+            Look(output=output, model=facts.fingerprint, max_input_bytes=1 << 20),
             decode,
             motion,
             Render(model=model, device="cpu", windows=1),
@@ -49,11 +49,11 @@ def stages(model, media, tmp_path_factory):
 
 
 def through(stages: list, rows: list[Row]) -> list:
-    works: list = list(rows)
+    messages: list = list(rows)
     for stage in stages:
-        table = pa.concat_tables([pack(work) for work in works])
-        works = [work for made in stage(table) for work in unpack(made)]
-    return works
+        table = pa.concat_tables([pack(message) for message in messages])
+        messages = [message for made in stage(table) for message in unpack(made)]
+    return messages
 
 
 def row(media: Path, name: str, audio: str, number: int = 1, **options) -> Row:
@@ -70,17 +70,17 @@ def row(media: Path, name: str, audio: str, number: int = 1, **options) -> Row:
 def test_the_stages_make_what_animate_makes(stages, model, media, tmp_path):
     output, all_stages = stages
     asked = [row(media, "a", "3.wav", seed=5), row(media, "b", "1.wav", number=2, paste_back=True)]
-    parts = through(all_stages, asked)
-    assert sorted((p.dub.row.id, p.number, p.of) for p in parts) == [
+    files = through(all_stages, asked)
+    assert sorted((f.dub.row.id, f.number, f.of) for f in files) == [
         ("a", 0, 3),
         ("a", 1, 3),
         ("a", 2, 3),
         ("b", 0, 1),
     ]
-    assert all({"look", "decode", "motion", "render", "encode"} >= set(p.spent) for p in parts)
+    assert all({"look", "decode", "motion", "render", "encode"} >= set(f.stage_s) for f in files)
     pipeline = XActorPipeline.from_pretrained(model)
     for wanted in asked:
-        (first, *_) = [part for part in parts if part.dub.row == wanted]
+        (first, *_) = [file for file in files if file.dub.row == wanted]
         done = write(output, first.dub, first.of)
         options = wanted.options
         made = pipeline(
@@ -95,7 +95,7 @@ def test_the_stages_make_what_animate_makes(stages, model, media, tmp_path):
         path = Path(output, f"{wanted.id}.mp4")
         ours, theirs = list(read_frames(path)), list(read_frames(tmp_path / "animate.mp4"))
         assert done.frames == len(ours) == len(theirs)
-        # Coded in other pieces, of the same pixels.
+        # The same pixels, encoded in other segments.
         errors = [np.abs(a.astype(int) - b).mean() for a, b in zip(ours, theirs, strict=True)]
         other = [np.abs(a.astype(int) - b).mean() for a, b in zip(ours[1:], theirs, strict=False)]
         assert np.mean(errors) < 0.5 * np.mean(other), (np.mean(errors), np.mean(other))
@@ -127,20 +127,20 @@ def test_performances_side_by_side_are_those_alone(stages, media):
 def test_what_an_earlier_run_wrote_is_not_made_again(stages, media):
     output, all_stages = stages
     first = through(all_stages, [row(media, "again", "3.wav")])
-    folder = Path(output, first[0].dub.parts)
+    folder = Path(output, first[0].dub.folder)
     (folder / "00001.mp4").unlink()
     kept = np.load(folder / "motion.npy")
     motion = through(all_stages[:3], [row(media, "again", "3.wav")])
-    assert [(type(w), w.number) for w in motion] == [(Part, 0), (type(motion[1]), 1), (Part, 2)]
+    assert [(type(m), m.number) for m in motion] == [(SegmentFile, 0), (type(motion[1]), 1), (SegmentFile, 2)]
     np.testing.assert_array_equal(motion[1].z, kept[motion[1].z_first : motion[1].z_first + len(motion[1].z)])
     second = through(all_stages, [row(media, "again", "3.wav")])
-    assert {part.number: part.made for part in second} == {0: False, 1: True, 2: False}
+    assert {file.number: file.made for file in second} == {0: False, 1: True, 2: False}
 
 
 def test_the_look_knows_what_a_video_was_made_from(stages, media, tmp_path):
     output, all_stages = stages
-    (part,) = through(all_stages, [row(media, "known", "1.wav")])
-    write(output, part.dub, part.of)
+    (file,) = through(all_stages, [row(media, "known", "1.wav")])
+    write(output, file.dub, file.of)
     look = all_stages[0]
 
     def looked(asked: Row):

@@ -1,0 +1,76 @@
+"""The configuration of a bulk dubbing run, which is also its command line."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from xactor.options import AnimateOptions
+from xactor_platform.bulk.pool import Pool
+
+
+@dataclass(frozen=True, kw_only=True)
+class DubPools:
+    """Set the pools of actors. See `Pool`."""
+
+    decode: Pool = field(default_factory=Pool)
+    """Actors that decode a row's files. The same sizes serve the first look at all rows."""
+    motion: Pool = field(default_factory=Pool)
+    """Actors that hold the motion model."""
+    render: Pool = field(default_factory=lambda: Pool(max=16))
+    """Actors that hold the renderer."""
+    encode: Pool = field(default_factory=Pool)
+    """Actors that encode rendered segments."""
+    groups: bool = False
+    """Whether decode and motion run only on nodes with the label ray.io/node-group=motion, and render and encode only
+    on nodes with ray.io/node-group=render."""
+
+    @property
+    def min_cpus(self) -> float:
+        """CPUs of all pools at their smallest sizes."""
+        return sum(pool.min_cpus for pool in (self.decode, self.motion, self.render, self.encode))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DubConfig:
+    """Configure a bulk dubbing run.
+
+    Raises:
+        ValueError: a value is out of its bounds.
+    """
+
+    manifest: str
+    """Path or URI of the rows: a .jsonl, .csv or .parquet file."""
+    output: str
+    """Folder or URI of the videos."""
+    model: str = "demo/model"
+    """Folder or URI of a pipeline, which every node can read."""
+    options: AnimateOptions = field(default_factory=AnimateOptions)
+    """Options of rows that do not set their own."""
+    pools: DubPools = field(default_factory=DubPools)
+    """Pools of actors."""
+    device: Literal["cpu", "gpu"] = "cpu"
+    """Device of both models. With gpu, each of their actors has one GPU unless its pool sets another number."""
+    streams: int = 8
+    """Performances that a motion actor steps together, at least 1."""
+    windows: int = 2
+    """Windows that a render actor denoises together, at least 1."""
+    segment_windows: int = 16
+    """Windows of a segment, at least 1. Several actors can render the segments of a longer video."""
+    attempts: int = 3
+    """Most attempts at a row whose workers die, at least 1."""
+    decode_s: float = 120
+    """Most seconds to decode one of a row's files, at least 1."""
+    max_input_bytes: int = 2 << 30
+    """Most bytes of one of a row's files."""
+    start_timeout_s: int = 900
+    """Seconds to wait for nodes, at least 1."""
+
+    def __post_init__(self):
+        for name in ("streams", "windows", "segment_windows", "attempts", "decode_s", "start_timeout_s"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name):g}")
+        self.options.sampling()
+        self.options.rendering()
+
+    def gpus(self, pool: Pool) -> float:
+        """Return the GPUs of each actor of a model's pool."""
+        return 0 if self.device == "cpu" else pool.gpus or 1

@@ -1,0 +1,157 @@
+"""The results of a dubbing run: a line of results.jsonl for each row, and the run's tally."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from xactor_platform.bulk.bill import Bill
+from xactor_platform.bulk.tally import Tally
+from xactor_platform.dubbing.messages import Done, Failed
+from xactor_platform.storage.location import Location
+
+RESULTS = "results.jsonl"
+STAGES = ("look", "decode", "motion", "render", "encode", "write")
+# Rows between two writes of the results: an object store's file is written as a whole each time.
+_SAVE_EVERY = 64
+
+
+class StorageFailed(OSError):
+    """Report that the output cannot be written. Finished videos stay, and the same command continues."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DubResult:
+    """Hold the result of a dubbing run."""
+
+    bill: Bill
+    """Figures `made`, `there` (videos that already existed) and `failed` count rows; `video_s` is the length of the
+    videos that this run made."""
+    rows: list[dict[str, Any]]
+    """Lines of results.jsonl in order."""
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """Lines of the rows that failed."""
+        return [row for row in self.rows if row["status"] != "ok"]
+
+    def summary(self) -> list[str]:
+        """Return the bill in lines for people to read."""
+        bill, figures = self.bill, self.bill.figures
+        lines = [
+            f"{figures['made']} made, {figures['there']} already existed, {figures['failed']} failed "
+            f"in {bill.wall_s:,.1f} s"
+        ]
+        if figures["made"]:
+            video_s = figures["video_s"]
+            rate = bill.actor_s / max(video_s, 1e-9)
+            lines += [
+                f"{video_s:,.1f} s of video, {rate:,.2f} s of actors' time for each second",
+                bill.stages_line(),
+            ]
+        return lines
+
+
+def dub_tally(rows: int) -> Tally:
+    """Return the tally of a run over the given number of rows. Its work is measured in seconds of video."""
+    counters = {
+        "rows": ("Rows by what became of them.", ("status",)),
+        "video_seconds": ("Seconds of video made.", ()),
+    }
+    return Tally("xactor_dub", items="rows", total=rows, stages=STAGES, counters=counters)
+
+
+def count_result(tally: Tally, result: Done | Failed, expected_s: float) -> None:
+    """Count a row's end.
+
+    Args:
+        tally: of the run.
+        result: of the row.
+        expected_s: length that the row's video was expected to have, 0 where none was to be made.
+    """
+    done_s = result.seconds if isinstance(result, Done) and result.made else 0.0
+    status = "failed" if isinstance(result, Failed) else "made" if result.made else "there"
+    tally.add("rows", status=status)
+    tally.add("video_seconds", done_s)
+    tally.finish_item(expected=expected_s, done=done_s)
+
+
+class DubResults:
+    """Collect one result a row, and keep results.jsonl up to date.
+
+    The list only reports: each video itself states what it was made from.
+
+    Args:
+        output: folder or URI of the videos.
+        tally: of the run.
+        say: is called with lines of progress.
+    """
+
+    def __init__(self, output: str, tally: Tally, say: Callable[[str], None]):
+        self.tally = tally
+        self._place, self._say = Location.parse(output), say
+        self._lines: dict[int, dict[str, Any]] = {}
+        self._unsaved = 0
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._lines
+
+    def finish(self, result: Done | Failed, expected_s: float) -> None:
+        """Take note of a row's result. Later results of the same row change nothing.
+
+        Args:
+            result: of the row.
+            expected_s: see `count_result`.
+
+        Raises:
+            StorageFailed: the output cannot be written.
+        """
+        failed = isinstance(result, Failed)
+        number = result.number if failed else result.row.number
+        if number in self._lines:
+            return
+        if failed and result.code == "storage":
+            self.save()
+            raise StorageFailed(f"{self._place.uri}: {result.message}")
+        self._lines[number] = {
+            "id": result.id if failed else result.row.id,
+            "row": number,
+            "status": "failed" if failed else "ok",
+            "frames": 0 if failed else result.frames,
+            "seconds": 0.0 if failed else round(result.seconds, 3),
+            "error": {"code": result.code, "message": result.message} if failed else None,
+        }
+        count_result(self.tally, result, expected_s)
+        if failed:
+            self._say(f"row {number}: {result.id}: {result.code}: {result.message}")
+        self._unsaved += 1
+        if self._unsaved >= _SAVE_EVERY:
+            self.save()
+            self._say(self.progress())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the lines in the rows' order."""
+        return [line for _, line in sorted(self._lines.items())]
+
+    def save(self) -> None:
+        """Write results.jsonl."""
+        self._unsaved = 0
+        with self._place.atomic_write(RESULTS) as file:
+            file.write("".join(json.dumps(line) + "\n" for line in self.rows()).encode())
+
+    def progress(self) -> str:
+        """Return a line of progress."""
+        tally = self.tally
+        failed = int(tally.sum("rows", status="failed"))
+        failures = f", {failed} failed" if failed else ""
+        video_s = tally.sum("video_seconds")
+        return f"{tally.finished}/{tally.total} rows{failures}, {video_s:,.0f} s of video{tally.time_left()}"
+
+    def bill(self) -> Bill:
+        """Return the bill up to now."""
+        made, existing, failed = (
+            int(self.tally.sum("rows", status=status)) for status in ("made", "there", "failed")
+        )
+        return self.tally.bill(
+            made=made, there=existing, failed=failed, video_s=self.tally.sum("video_seconds")
+        )

@@ -1,0 +1,174 @@
+"""Messages of the dubbing pipeline: a row's video in one state after another, or the reason why it failed.
+
+    Row -> Dub | Done;  Dub -> Portrait -> Segment | SegmentFile;  Segment -> RenderedSegment -> SegmentFile
+
+Any stage may return Failed instead.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from xactor.faces import CropBox
+from xactor.options import AnimateOptions
+from xactor_platform.bulk.message import Message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Represent one valid row of the manifest. Exactly one of `image` and `video` is given."""
+
+    number: int
+    """Number of the row, from 1."""
+    id: str
+    """Name of the output without its suffix."""
+    image: str | None
+    """Path or URI of the portrait."""
+    video: str | None
+    """Path or URI of a video that shows the portrait."""
+    audio: str
+    """Path or URI of the speech."""
+    options: AnimateOptions
+    """Options of this row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed(Message):
+    """Report a row whose video cannot be made."""
+
+    finished: ClassVar[bool] = True
+
+    number: int
+    """Number of the row, from 1."""
+    id: str | None
+    """The row's id, None where it has no valid one."""
+    code: str
+    """`bad_row`, `bad_input`, `too_large`, `storage`, `failed` or `lost`."""
+    message: str
+    """The reason, in one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done(Message):
+    """Report a video that is complete."""
+
+    finished: ClassVar[bool] = True
+
+    row: Row
+    """The video's row."""
+    frames: int
+    """Frames of the video."""
+    seconds: float
+    """Length of the video."""
+    made: bool
+    """Whether this run made it. False: an earlier run did."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dub(Message):
+    """Describe a video that is to be made."""
+
+    row: Row
+    """The video's row."""
+    digest: str
+    """SHA-256 of all that the video depends on: its files, its options and the model."""
+    seconds: float
+    """Length of the audio by its header. Orders the work and estimates the time left."""
+
+    @property
+    def folder(self) -> str:
+        """Folder below the output that holds what is made of the video so far."""
+        return f".parts/{self.row.id}-{self.digest[:12]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Portrait(Message):
+    """Hold the decoded files of a video that is to be made. See `xactor.faces.Face` for picture and box."""
+
+    dub: Dub
+    """The video."""
+    square: np.ndarray
+    """The face, uint8 [S, S, 3]."""
+    samples: np.ndarray
+    """The audio, float32 [N]."""
+    picture: np.ndarray
+    """The whole picture that frames are pasted back into, uint8 [H, W, 3]."""
+    box: CropBox
+    """Place of the square in the picture."""
+
+    @property
+    def row(self) -> Row:
+        """The video's row."""
+        return self.dub.row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment(Message):
+    """Hold all that frames `first` to `end` of a video are rendered from."""
+
+    dub: Dub
+    """The video."""
+    number: int
+    """Number of the segment, from 0."""
+    of: int
+    """Number of segments of the video."""
+    first: int
+    """First frame of the segment."""
+    end: int
+    """Frame after its last one."""
+    total: int
+    """Frames of the whole video."""
+    z_first: int
+    """Frame of the first row of `z`."""
+    z: np.ndarray
+    """Latents of all windows that reach into the segment, float32 [n, D]."""
+    origin: np.ndarray
+    """Latent of the video's first frame, float32 [D]. See `xactor.render.Window`."""
+    square: np.ndarray
+    """The face, uint8 [S, S, 3]."""
+    picture: np.ndarray
+    """The whole picture that frames are pasted back into, uint8 [H, W, 3]."""
+    box: CropBox
+    """Place of the square in the picture."""
+
+    @property
+    def row(self) -> Row:
+        """The video's row."""
+        return self.dub.row
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderedSegment(Message):
+    """Hold the frames of a segment."""
+
+    segment: Segment
+    """The segment."""
+    frames: np.ndarray
+    """Its frames, uint8 [n, S, S, 3]."""
+
+    @property
+    def row(self) -> Row:
+        """The video's row."""
+        return self.segment.dub.row
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentFile(Message):
+    """Report a segment whose frames are in a file, without sound."""
+
+    finished: ClassVar[bool] = True
+
+    dub: Dub
+    """The video."""
+    number: int
+    """Number of the segment, from 0."""
+    of: int
+    """Number of segments of the video."""
+    made: bool
+    """Whether this run made it. False: an earlier run did."""
+
+
+def segment_file_name(number: int) -> str:
+    """Return the name of a segment's file in the folder of its video."""
+    return f"{number:05d}.mp4"
