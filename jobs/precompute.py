@@ -47,14 +47,11 @@ def main() -> int:
         print(f"no arguments: the demo's defaults, from {args.videos} into {args.output}")
     try:
         connect(_checkout.PY_MODULES)
-        made = precompute(**vars(args), progress=lambda line: print(line, flush=True))
+        result = precompute(**vars(args), progress=lambda line: print(line, flush=True))
     except (ValueError, OSError) as error:
         print(f"precompute: {error}", file=sys.stderr)
         return 2
-    print(
-        f"{made.written} shards written, {made.kept} were there, {len(made.bad)} samples left out: {made.shards}"
-    )
-    print("\n".join(made.bill()))
+    print("\n".join(result.summary()))
     return 0
 
 

@@ -59,7 +59,7 @@ def test_submitted_jobs_make_shards_from_a_bucket_into_a_bucket(bare_cluster, bu
     for name in ("good.mp4", "broken.mp4"):
         upload(tmp_path / name, bucket.format("raw"))
     raw, videos, latents = (bucket.format(name) for name in ("raw", "videos", "latents/shards"))
-    options = ["--size-px", "96", "--gates.least-crop-px", "96", "--max-failed", "0.5"]
+    options = ["--size-px", "96", "--gates.min-crop-px", "96", "--max-failed", "0.5"]
     for stage in ("probe", "scan", "track", "cut", "sync", "write"):
         options += [f"--pools.{stage}.max", "1", f"--pools.{stage}.cpus", "0.4"]
     command = ["python", "jobs/curate.py", "--videos", raw, "--output", videos, "--syncnet", "none", *options]

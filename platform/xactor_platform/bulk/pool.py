@@ -1,22 +1,6 @@
-"""Pools of actors that Ray Data feeds a piece of work at a time: their sizes, and how the pieces travel.
+"""The size of one stage's pool of actors."""
 
-A piece travels pickled in one column: arrays of every size are safe there, and a stage's code names what it takes.
-"""
-
-import pickle
-import warnings
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import pyarrow as pa
-import ray.data
-from ray.exceptions import GetTimeoutError
-from ray.util.annotations import RayDeprecationWarning
-
-COLUMN = "work"
-Spent = dict[str, float]  # seconds of actors' time, by stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,59 +30,3 @@ class Pool:
     def min_cpus(self) -> float:
         """CPUs of the pool at its smallest size."""
         return self.min * self.cpus
-
-
-def pack(work: Any) -> pa.Table:
-    return pa.table({COLUMN: pa.array([pickle.dumps(work, protocol=5)], type=pa.large_binary())})
-
-
-def unpack(table: pa.Table) -> Iterable[Any]:
-    for cell in table[COLUMN]:
-        yield pickle.loads(cell.as_buffer())
-
-
-def nothing() -> pa.Table:
-    """A table without a piece of work."""
-    return pa.table({COLUMN: pa.array([], type=pa.large_binary())})
-
-
-def added(spent: Spent, more: Spent) -> Spent:
-    return {name: spent.get(name, 0.0) + more.get(name, 0.0) for name in {*spent, *more}}
-
-
-def tried_twice() -> dict[str, Any]:
-    """For actors: what dies with its worker is tried once more at once, not for ever as Ray Data would."""
-    return {"max_restarts": -1, "max_task_retries": 1}
-
-
-def results(tables: ray.data.Dataset) -> Generator[Any, None, None]:
-    """What comes out of a pipeline, as it comes.
-
-    Raises:
-        TimeoutError: no nodes came with room for the pools' first actors.
-    """
-    try:
-        for batch in tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from unpack(batch)  # pyright: ignore[reportArgumentType]
-    except GetTimeoutError as error:
-        waited = f"{tables.context.wait_for_min_actors_s} s (start_timeout_s)"
-        raise TimeoutError(
-            f"the cluster had no room for the first actor of every pool within {waited}"
-        ) from error
-
-
-@contextmanager
-def piecewise(start_timeout_s: int) -> Iterator[None]:
-    """Ray Data's settings for what is built inside the block."""
-    context = ray.data.DataContext.get_current().copy()
-    context.target_max_block_size = 1  # a block a piece of work: the next is any actor's
-    context.max_errored_blocks = (
-        -1
-    )  # a dead worker's work is missed, and tried again by who runs the pipeline
-    context.wait_for_min_actors_s = start_timeout_s
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    with ray.data.DataContext.current(context), warnings.catch_warnings():
-        # Ray 2.60 has no other way to bound the retries of a pool's tasks than `tried_twice`, and warns of it.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        yield

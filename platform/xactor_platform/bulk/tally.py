@@ -23,6 +23,7 @@ class Tally:
         total: number of items.
         stages: names of the stages, in the order of the bill.
         counters: description and labels of each counter, by name.
+        begun: `time.monotonic()` at the start of the run, by default now.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Tally:
         total: int,
         stages: Sequence[str],
         counters: Mapping[str, tuple[str, tuple[str, ...]]],
+        begun: float | None = None,
     ):
         self.total, self.left = total, total
         self.stage_s: StageSeconds = dict.fromkeys(stages, 0.0)
@@ -47,7 +49,7 @@ class Tally:
         )
         self._left = Gauge(f"{prefix}_{items}_left", f"{items.capitalize()} that are not finished.")
         self._left_s = Gauge(f"{prefix}_seconds_left", "Seconds until the run ends, at its pace so far.")
-        self._begun = time.monotonic()
+        self._begun = time.monotonic() if begun is None else begun
         self._pace_begun: float | None = None
         self._work_left = self._work_done = 0.0
         self._publish()

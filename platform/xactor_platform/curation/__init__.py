@@ -1,1 +1,1 @@
-"""Curation: raw talking video to face clips in video shards, by pools of actors; what became of each clip is told."""
+"""Curate: turn raw talking videos into face clips in video shards, with pools of actors, and report on every clip."""

@@ -1,48 +1,71 @@
-"""A group of finished videos to shards: whole or absent, and with their report the group is done."""
+"""Assemble the clips of a group of finished videos into shards."""
 
-import logging
+from typing import Any
 
-from xactor_platform.curation.account import write_fates
-from xactor_platform.curation.parts import Parts
+from xactor_platform.curation.clip_report import write_fates
+from xactor_platform.curation.video_progress import VideoProgress
 from xactor_platform.data.shards import Shard, encode_members
 from xactor_platform.storage.location import Location
 
 REPORTS = "reports"
 SPLITS = ("short", "long", "test")
-_SHARDS_PER_GROUP = 100
-logger = logging.getLogger(__name__)
+_MAX_SHARDS_PER_GROUP = 100
 
 
 def assemble(output: str, group: int, keys: list[str], bytes_per_shard: int) -> list[str]:
-    """Writes the shards of a group of videos, then its report; what they were made from is forgotten.
+    """Write the shards of a group, each whole or not at all, and then its report, with which the group is finished.
 
-    A group's shards are those whose number begins with its own: `long-000302.tar` is the third of group 3.
+    The numbers of a group's shards begin with its own: `long-000302.tar` is the third shard of group 3. The progress
+    of its videos is deleted.
+
+    Args:
+        output: folder or URI of the shards.
+        group: number of the group.
+        keys: of its videos.
+        bytes_per_shard: bytes after which a shard is complete.
+
+    Returns:
+        The names of the shards.
 
     Raises:
-        ValueError: a group that does not fit into a hundred shards.
+        ValueError: the group does not fit into 100 shards of a split.
     """
     place = Location.parse(output)
     fates, clips = [], []
     for key in keys:
-        some, samples = Parts(output, key).all()
+        some, samples = VideoProgress(output, key).all_results()
         fates += some
-        clips += [(key, clip, meta, next(f.split for f in some if f.clip == clip)) for clip, meta in samples]
+        split_of = {fate.clip: fate.split for fate in some}
+        clips += [(key, clip, meta, split_of[clip]) for clip, meta in samples]
     names = []
     for split in SPLITS:
         waiting = [(key, clip, meta) for key, clip, meta, own in clips if own == split]
         number = 0
         while waiting:
-            if number >= _SHARDS_PER_GROUP:
-                raise ValueError(f"bytes_per_shard is too small for videos_per_shard: {bytes_per_shard}")
-            names.append(f"{split}-{group * _SHARDS_PER_GROUP + number:06d}.tar")
-            with Shard(place, names[-1]) as shard:
-                while waiting and shard.bytes < bytes_per_shard:
-                    key, clip, meta = waiting.pop(0)
-                    shard.write(
-                        clip, encode_members(clip, {"mp4": Parts(output, key).mp4(clip), "json": meta})
-                    )
+            if number >= _MAX_SHARDS_PER_GROUP:
+                raise ValueError(
+                    f"a group of videos needs more than {_MAX_SHARDS_PER_GROUP} shards: raise bytes_per_shard, "
+                    f"{bytes_per_shard}, or lower videos_per_shard"
+                )
+            names.append(f"{split}-{group * _MAX_SHARDS_PER_GROUP + number:06d}.tar")
+            _write_shard(place, output, names[-1], waiting, bytes_per_shard)
             number += 1
     write_fates(place, f"{REPORTS}/{group:06d}.parquet", fates)
     for key in keys:
-        Parts(output, key).forget()
+        VideoProgress(output, key).delete()
     return names
+
+
+def _write_shard(
+    place: Location,
+    output: str,
+    name: str,
+    waiting: list[tuple[str, str, dict[str, Any]]],
+    bytes_per_shard: int,
+) -> None:
+    """Write clips into a shard until it is complete, and remove them from `waiting`."""
+    with Shard(place, name) as shard:
+        while waiting and shard.bytes < bytes_per_shard:
+            key, clip, meta = waiting.pop(0)
+            mp4 = VideoProgress(output, key).mp4(clip)
+            shard.write(clip, encode_members(clip, {"mp4": mp4, "json": meta}))

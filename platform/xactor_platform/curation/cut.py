@@ -1,4 +1,4 @@
-"""Clips to the squares around their faces, silent, and what the gates say of them."""
+"""The stage that cuts clips to the squares around their faces, silent, and applies the gates."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -9,20 +9,24 @@ import numpy as np
 
 from xactor.media import read_span
 from xactor.rates import SAMPLES_PER_FRAME
-from xactor_platform.curation.config import Gates
-from xactor_platform.curation.files import open_video
+from xactor_platform.curation.curation_config import Gates
+from xactor_platform.curation.curation_stage import CurationStage
 from xactor_platform.curation.measures import blur, face_thumbnail, occluded, speech_db
+from xactor_platform.curation.messages import SPARE_FRAMES, Clip, Measures, Piece
 from xactor_platform.curation.scan import SILENCE
-from xactor_platform.curation.stage import Stage
-from xactor_platform.curation.work import SPARE_FRAMES, Clip, Measures, Piece
+from xactor_platform.curation.video_files import open_video
 from xactor_platform.data.face_video import face_video
 
-_LOOK_EVERY = 5  # frames
-_BLUR_PX = 256  # at most: what is enlarged is not blurred by that
-_FACE = (1 / 5, 4 / 5)  # of a crop, both ways, is face
+_MEASURE_EVERY_FRAMES = 5
+# Blur is measured at most at this size, because enlarging is no blur of the video.
+_BLUR_PX = 256
+# Range of a crop that shows the face, in both directions.
+_FACE = (1 / 5, 4 / 5)
 
 
-class Cut(Stage):
+class Cut(CurationStage):
+    """Cut out the clips of a piece."""
+
     name = "cut"
 
     @staticmethod
@@ -38,49 +42,75 @@ class Cut(Stage):
 
 
 def cut_clip(piece: Piece, clip: Clip, gates: Gates, size_px: int) -> Clip:
-    """A clip with its mp4, or dropped by a gate; the cheap ones come first. ValueError: it cannot be decoded."""
+    """Return a clip with its mp4, or dropped by a gate. The cheap gates come first.
+
+    Args:
+        piece: of the clip.
+        clip: with its box and faces.
+        gates: that it must pass.
+        size_px: side of its frames.
+
+    Raises:
+        ValueError: it cannot be decoded.
+    """
+    assert clip.box is not None
+    clip = _with_cheap_gates(piece, clip, gates)
+    if clip.status != "kept":
+        return clip
+    measured = _MeasuredCrops()
+    with open_video(piece.video.uri) as source:
+        frames = read_span(source, clip.first, clip.end)
+        mp4 = face_video(measured.crops(frames, clip, size_px), np.zeros(0, np.float32))
+    if measured.count != clip.end - clip.first:
+        raise ValueError(f"{measured.count} of {clip.end - clip.first} frames can be decoded again")
+    assert clip.measures is not None
+    measures = replace(clip.measures, blur=round(measured.blur, 4), occluded=round(measured.occluded, 4))
+    clip = replace(clip, measures=measures)
+    for name, value, bound in (
+        ("blurred", measured.blur, gates.max_blur),
+        ("occluded", measured.occluded, gates.max_occluded),
+    ):
+        if value > bound:
+            return clip.dropped(name, f"{value:.2f}, at most {bound:g} is allowed")
+    return replace(clip, mp4=mp4)
+
+
+def _with_cheap_gates(piece: Piece, clip: Clip, gates: Gates) -> Clip:
+    """Return a clip with the measures that need no picture, dropped if a gate says so."""
     assert clip.box is not None
     measures = Measures(crop_px=clip.box.side)
-    if clip.box.side < gates.least_crop_px:
-        small = f"the face's square is {clip.box.side} px, at least {gates.least_crop_px} are needed"
+    if clip.box.side < gates.min_crop_px:
+        small = f"the face's square is {clip.box.side} px, at least {gates.min_crop_px} are needed"
         return replace(clip, measures=measures).dropped("small_face", small)
     samples = sound_of_clip(piece, clip)
     if max(samples.max(), -samples.min()) < SILENCE:
         return replace(clip, measures=measures).dropped("silent", f"no sample is louder than {SILENCE:g}")
-    measures = replace(measures, speech=round(speech_db(samples, SAMPLES_PER_FRAME), 2))
-    assert measures.speech is not None
-    if measures.speech < gates.least_speech_db:
-        steady = f"the sound comes and goes by {measures.speech:.1f} dB, at least {gates.least_speech_db:g} are needed"
-        return replace(clip, measures=measures).dropped("no_speech", steady)
-    seen = _Seen()
-    with open_video(piece.video.uri) as source:
-        frames = read_span(source, clip.first, clip.end)
-        mp4 = face_video(seen.crops(frames, clip, size_px), np.zeros(0, np.float32))
-    if seen.count != clip.end - clip.first:
-        raise ValueError(f"{seen.count} of {clip.end - clip.first} frames can be decoded again")
-    measures = replace(measures, blur=round(seen.blur, 4), occluded=round(seen.occluded, 4))
-    clip = replace(clip, measures=measures)
-    for name, value, most in (
-        ("blurred", seen.blur, gates.most_blur),
-        ("occluded", seen.occluded, gates.most_occluded),
-    ):
-        if value > most:
-            return clip.dropped(name, f"{value:.2f}, at most {most:g} is taken")
-    return replace(clip, mp4=mp4)
+    speech = round(speech_db(samples, SAMPLES_PER_FRAME), 2)
+    clip = replace(clip, measures=replace(measures, speech=speech))
+    if speech < gates.min_speech_db:
+        steady = f"the sound's level ranges over {speech:.1f} dB, at least {gates.min_speech_db:g} are needed"
+        return clip.dropped("no_speech", steady)
+    return clip
 
 
 def sound_of_clip(piece: Piece, clip: Clip, offset_frames: int = 0) -> np.ndarray:
-    """A clip's sound, delayed by so many frames: float32 [frames x 640]."""
+    """Return a clip's sound, float32 [frames x 640].
+
+    Args:
+        piece: of the clip.
+        clip: the clip.
+        offset_frames: delay of the sound, negative to advance it.
+    """
     first = clip.first - piece.first + SPARE_FRAMES - offset_frames
     end = first + clip.end - clip.first
     return piece.samples[first * SAMPLES_PER_FRAME : end * SAMPLES_PER_FRAME]
 
 
-class _Seen:
-    """What is seen of a clip while its crops are cut.
+class _MeasuredCrops:
+    """Measure a clip's crops while they are cut.
 
     Attributes:
-        count: of frames.
+        count: frames so far.
     """
 
     def __init__(self):
@@ -97,12 +127,13 @@ class _Seen:
         return occluded(np.stack(self._thumbnails))
 
     def crops(self, frames: Iterator[np.ndarray], clip: Clip, size_px: int) -> Iterator[np.ndarray]:
+        """Yield the clip's square of each frame, uint8 [size_px, size_px, 3]."""
         assert clip.box is not None
         assert clip.points is not None
         side = min(clip.box.side, _BLUR_PX)
         for frame in frames:
             crop = clip.box.cut(frame, size_px)
-            if self.count % _LOOK_EVERY == 0:
+            if self.count % _MEASURE_EVERY_FRAMES == 0:
                 small = crop if side == size_px else clip.box.cut(frame, side)
                 face = slice(round(_FACE[0] * side), round(_FACE[1] * side))
                 self._blurs.append(blur(small[face, face]))
@@ -114,7 +145,7 @@ class _Seen:
 
 @contextmanager
 def as_file(mp4: bytes) -> Iterator[str]:
-    """A video's bytes as a file, for the block."""
+    """Give the path of a temporary file with the content of a video."""
     with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
         file.write(mp4)
         file.flush()

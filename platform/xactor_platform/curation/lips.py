@@ -1,5 +1,6 @@
-"""Whether a clip's sound is its own, and in time: SyncNet's offset and confidence."""
+"""The stage that judges with SyncNet whether a clip's sound belongs to its lips, and finds the offset between them."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,23 +9,25 @@ from typing import Any
 
 import numpy as np
 
+from xactor_platform.curation.curation_stage import CurationStage
 from xactor_platform.curation.cut import as_file, sound_of_clip
-from xactor_platform.curation.stage import Stage
-from xactor_platform.curation.work import Clip, Lips, Piece
+from xactor_platform.curation.messages import Clip, Piece, SyncVerdict
 
 NO_SYNCNET = "none"
-_PUBLISHED_CONFIDENCE = 3.0  # Ours: below it, in SyncNet's own report, sound and lips seldom belong together
-_SHORTEST = 25  # frames
+# Ours: in SyncNet's own report, sound and lips seldom belong together below it.
+_PUBLISHED_CONFIDENCE = 3.0
+_MIN_FRAMES = 25
 
 
-class Sync(Stage):
-    """Without a model it passes all clips on as they are."""
+class Sync(CurationStage):
+    """Judge the clips of a piece. Without a model, pass all of them on."""
 
     name = "sync"
-    guarded = False  # it reads what the stage before it wrote
+    # It reads what the stage before it wrote.
+    sandboxed = False
 
     @staticmethod
-    def make(*, syncnet: str, least_confidence: float, device: str) -> Callable[[Piece], list[Piece]]:
+    def make(*, syncnet: str, min_confidence: float, device: str) -> Callable[[Piece], list[Piece]]:
         if syncnet == NO_SYNCNET:
             return lambda piece: [piece]
         import torch
@@ -34,7 +37,7 @@ class Sync(Stage):
 
         def judge(piece: Piece) -> list[Piece]:
             clips = tuple(
-                clip if clip.status != "kept" else _judged(piece, clip, model, least_confidence)
+                clip if clip.status != "kept" else _judge_clip(piece, clip, model, min_confidence)
                 for clip in piece.clips
             )
             return [replace(piece, clips=clips)]
@@ -42,8 +45,30 @@ class Sync(Stage):
         return judge
 
 
-def _judged(piece: Piece, clip: Clip, model: Any, least_confidence: float) -> Clip:
-    """With SyncNet's word; dropped where lips and sound are not one."""
+def _judge_clip(piece: Piece, clip: Clip, model: Any, min_confidence: float) -> Clip:
+    """Return a clip with SyncNet's verdict: dropped if it is out of sync, else trimmed to the frames with sound."""
+    score = _score(piece, clip, model)
+    verdict = SyncVerdict(
+        offset_frames=score.offset_frames,
+        confidence=round(score.confidence, 4),
+        distance=round(score.distance, 4),
+        weights=score.weights,
+    )
+    clip = replace(clip, sync=verdict)
+    if score.confidence < min_confidence:
+        low = f"SyncNet's confidence is {score.confidence:.2f}, at least {min_confidence:.2f} is needed"
+        return clip.dropped("out_of_sync", low)
+    # Frames whose sound, once delayed, lies before the start or after the end of the recording have none.
+    first = max(clip.first, piece.heard[0] + score.offset_frames)
+    end = min(clip.end, piece.heard[1] + score.offset_frames)
+    if end - first < _MIN_FRAMES:
+        return clip.dropped("too_short", f"{max(end - first, 0)} frames have sound after it is delayed")
+    trimmed = (first - clip.first, end - clip.first) if (first, end) != (clip.first, clip.end) else None
+    return replace(clip, first=first, end=end, trimmed=trimmed)
+
+
+def _score(piece: Piece, clip: Clip, model: Any) -> Any:
+    """Return SyncNet's score of a clip, see `SyncScore`."""
     from xactor.media import read_frames
     from xactor.metrics.sync import sync
     from xactor.metrics.sync_crop import steady_boxes, sync_crop
@@ -62,66 +87,51 @@ def _judged(piece: Piece, clip: Clip, model: Any, least_confidence: float) -> Cl
             for picture, box in zip(pictures, boxes[1:], strict=False):
                 yield sync_crop(picture, box, size)
 
-        score = sync(model, crops(), sound_of_clip(piece, clip))
-    lips = Lips(
-        offset_frames=score.offset_frames,
-        confidence=round(score.confidence, 4),
-        distance=round(score.distance, 4),
-        weights=score.weights,
-    )
-    clip = replace(clip, lips=lips)
-    if score.confidence < least_confidence:
-        low = f"SyncNet's confidence is {score.confidence:.2f}, at least {least_confidence:.2f} is needed"
-        return clip.dropped("out_of_sync", low)
-    # Where the sound begins later than the pictures, or ends sooner, there is none to go with them.
-    a = max(clip.first, piece.heard[0] + score.offset_frames)
-    b = min(clip.end, piece.heard[1] + score.offset_frames)
-    if b - a < _SHORTEST:
-        return clip.dropped("too_short", f"{max(b - a, 0)} frames have sound once it is put in time")
-    trimmed = (a - clip.first, b - clip.first) if (a, b) != (clip.first, clip.end) else None
-    return replace(clip, first=a, end=b, trimmed=trimmed)
+        return sync(model, crops(), sound_of_clip(piece, clip))
 
 
 def load_syncnet(path: str) -> Any:
-    """A small model's folder, or the published file. ValueError, FileNotFoundError: see `SyncNet`."""
+    """Load a small model's folder, or the published file. See `SyncNet` for the errors."""
     from xactor.metrics.syncnet import SyncNet, load_published
 
     return SyncNet.from_pretrained(path) if Path(path).is_dir() else load_published(path)
 
 
-def syncnet_facts(path: str, least_confidence: float | None) -> dict[str, Any]:
-    """Which weights judge, and the least confidence that is taken: a run's clips depend on both.
+def syncnet_facts(path: str, min_confidence: float | None) -> dict[str, Any]:
+    """Return which weights judge, and the smallest confidence that passes. A run's clips depend on both.
+
+    Args:
+        path: of the model, or `none`.
+        min_confidence: None takes the model's default, see `Gates`.
 
     Raises:
-        ValueError: no model, or one of which no report says what confidence is enough.
+        ValueError: there is no model, or no report of its confidences.
     """
     if path == NO_SYNCNET:
-        return {"weights": None, "least_confidence": 0.0}
+        return {"weights": None, "min_confidence": 0.0}
     try:
         model = load_syncnet(path)
     except FileNotFoundError as error:
         raise ValueError(f"{error}: --syncnet must be a SyncNet's folder or file, or none") from error
-    enough = _enough(path) if least_confidence is None else least_confidence
-    return {"weights": model.weights, "digest": _digest(model), "least_confidence": round(enough, 4)}
+    enough = _default_confidence(path) if min_confidence is None else min_confidence
+    return {"weights": model.weights, "digest": _digest(model), "min_confidence": round(enough, 4)}
 
 
-def _enough(path: str) -> float:
-    """The confidence from which on lips and sound are taken to belong together."""
+def _default_confidence(path: str) -> float:
+    """Return the confidence from which on sound and lips are taken to belong together."""
     if not Path(path).is_dir():
         return _PUBLISHED_CONFIDENCE
     report = Path(path) / "sync.json"
     if not report.is_file():
-        raise ValueError(f"{path}: has no sync.json that says what is enough: give --gates.least-confidence")
+        raise ValueError(f"{path}: has no sync.json with its confidences: set --gates.min-confidence")
     found = json.loads(report.read_text())
     return (found["confidence_true"] + found["confidence_swapped"]) / 2
 
 
 def _digest(model: Any) -> str:
-    """Of the weights themselves."""
-    import hashlib
-
-    found = hashlib.sha256()
+    """Return a digest of the weights."""
+    digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.cpu().numpy().tobytes())
-    return found.hexdigest()[:16]
+        digest.update(name.encode())
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

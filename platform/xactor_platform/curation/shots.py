@@ -1,4 +1,4 @@
-"""Where one shot of a video ends and the next begins."""
+"""Find the starts of a video's shots: its cuts and dissolves."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -6,62 +6,73 @@ from collections.abc import Iterable
 import numpy as np
 
 THUMBNAIL_PX = 64
-# Ours, in levels of 255 between thumbnails: what a cut is at least, beside what moves about it, and what always is one.
-_LEAST, _RATIO, _ALWAYS = 6.0, 5.0, 40.0
-_AROUND = 8  # frames before and after
-_LASTS = 3  # frames before and after which a cut still shows; a camera's flash does not
-# A dissolve: two pictures so many frames apart differ by so much, and the one in the middle is their mean, but for a
-# part of the difference. What moves is never the mean of where it was and will be.
+# Ours, in levels (of 255) by which thumbnails differ: the smallest difference at a cut, its smallest ratio to the
+# differences around it, and the difference that is always a cut.
+_MIN_CHANGE, _MIN_RATIO, _ALWAYS = 6.0, 5.0, 40.0
+# Frames before and after a cut to which the ratio refers.
+_AROUND = 8
+# Frames before and after a cut that still differ. A camera's flash is shorter.
+_LASTING = 3
+# A dissolve: pictures this many frames apart differ by at least this many levels, and the middle one differs from their
+# mean by at most this fraction of the difference. Something that moves is never the mean of its earlier and later
+# places.
 _DISSOLVE_FRAMES, _DISSOLVE, _UNLIKE_MEAN = 24, 25.0, 0.2
 
 
 def shot_starts(thumbnails: Iterable[np.ndarray]) -> tuple[list[int], int]:
-    """The first frame of each shot, from 0; and how many frames there are. Thumbnails uint8 [H, W, 3] are not kept.
+    """Return the first frame of each shot, and the number of frames.
 
-    A cut is a change that stands out from those around it and stays: neither a gesture nor a flash. A dissolve becomes
-    shots of its own, of less than a second each: too short to be used.
+    A cut is a change that stands out from those around it and lasts, unlike a gesture or a flash. A dissolve becomes
+    shots of its own, of less than a second each, which are too short to be used.
+
+    Args:
+        thumbnails: of all frames, uint8 [H, W, 3]. Only the most recent ones are held.
     """
-    change: list[float] = []  # of frame n from the one before
-    lasting: list[float] = []  # of frame n + _LASTS - 1 from those before n, the likest of them
-    mixed: list[int] = []  # frames that are the mean of those before and after
-    recent: deque[np.ndarray] = deque(maxlen=2 * _LASTS)
+    # Change of frame n from the one before.
+    change: list[float] = []
+    # Smallest change of frame n + _LASTING - 1 from those before n.
+    lasting: list[float] = []
+    # Frames that are the mean of one before and one after.
+    mixed: list[int] = []
+    recent: deque[np.ndarray] = deque(maxlen=2 * _LASTING)
     around: deque[np.ndarray] = deque(maxlen=_DISSOLVE_FRAMES + 1)
     for thumbnail in thumbnails:
         picture = thumbnail.astype(np.int16)
-        if recent and recent[-1].shape != picture.shape:  # a stream may change its size: that is a cut
+        # A stream may change its size. That is a cut.
+        if recent and recent[-1].shape != picture.shape:
             change.append(255.0)
             recent.clear()
             around.clear()
         else:
-            change.append(_apart(recent[-1], picture) if recent else 0.0)
+            change.append(_difference(recent[-1], picture) if recent else 0.0)
         recent.append(picture)
         around.append(picture)
         if len(around) == around.maxlen and _is_mixed(around):
             mixed.append(len(change) - 1 - _DISSOLVE_FRAMES // 2)
-        if len(recent) > _LASTS:
-            lasting += [255.0] * (len(change) - _LASTS - len(lasting))
-            lasting.append(min(_apart(before, picture) for before in list(recent)[:-_LASTS]))
+        if len(recent) > _LASTING:
+            lasting += [255.0] * (len(change) - _LASTING - len(lasting))
+            lasting.append(min(_difference(before, picture) for before in list(recent)[:-_LASTING]))
     lasting += change[len(lasting) :]
     d, stays = np.array(change), np.array(lasting)
     starts = [0] if len(d) else []
-    for n in np.flatnonzero(d >= _LEAST):
+    for n in np.flatnonzero(d >= _MIN_CHANGE):
         near = np.concatenate([d[max(n - _AROUND, 1) : n], d[n + 1 : n + 1 + _AROUND]])
         usual = float(np.mean(near)) if len(near) else 0.0
-        stands_out = d[n] >= _ALWAYS or d[n] >= _RATIO * usual
+        stands_out = d[n] >= _ALWAYS or d[n] >= _MIN_RATIO * usual
         if n and stands_out and stays[n] >= 0.5 * d[n]:
             starts.append(int(n))
     return sorted({*starts, *_dissolves(mixed, len(d))}), len(d)
 
 
 def _is_mixed(around: deque[np.ndarray]) -> bool:
-    """Whether the middle one of these pictures is the mean of the first and the last, which differ."""
+    """Tell whether the first and the last picture differ, and the middle one is their mean."""
     first, middle, last = around[0], around[len(around) // 2], around[-1]
-    across = _apart(first, last)
-    return across >= _DISSOLVE and _apart(2 * middle, first + last) / 2 <= _UNLIKE_MEAN * across
+    across = _difference(first, last)
+    return across >= _DISSOLVE and _difference(2 * middle, first + last) / 2 <= _UNLIKE_MEAN * across
 
 
 def _dissolves(mixed: list[int], count: int) -> list[int]:
-    """Starts of the shots that dissolves become, and of those after them."""
+    """Return the starts of the shots that dissolves become, and of those after them."""
     half = _DISSOLVE_FRAMES // 2
     starts: list[int] = []
     for run in np.split(np.array(mixed), np.flatnonzero(np.diff(mixed) > half) + 1) if mixed else []:
@@ -70,5 +81,6 @@ def _dissolves(mixed: list[int], count: int) -> list[int]:
     return [start for start in starts if start < count]
 
 
-def _apart(a: np.ndarray, b: np.ndarray) -> float:
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the mean absolute difference of two pictures, in levels."""
     return float(np.abs(a - b).mean())

@@ -1,4 +1,4 @@
-"""The faces of a piece to clips: in each one face, followed without a break, that stays within one square."""
+"""The stage that follows the main face of a piece, and cuts it into clips in which the face stays within one square."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -10,24 +10,31 @@ from xactor.faces import CropBox, Face, FaceLandmarker, crop_box
 from xactor.media import read_span
 from xactor.portrait import search_faces
 from xactor.rates import FPS
-from xactor_platform.curation.config import SHORTEST_S
-from xactor_platform.curation.files import open_video
-from xactor_platform.curation.scan import LEAST_FRAMES
-from xactor_platform.curation.stage import Stage
-from xactor_platform.curation.work import Clip, Piece
+from xactor_platform.curation.curation_config import SHORTEST_S
+from xactor_platform.curation.curation_stage import CurationStage
+from xactor_platform.curation.messages import Clip, Piece
+from xactor_platform.curation.scan import MIN_FRAMES
+from xactor_platform.curation.video_files import open_video
 
-# A landmark model sees a picture in 256 px: more than this shows it no more, and small faces are searched in parts.
+# Longest side of the pictures. The landmark model sees 256 px, so larger pictures show it no more detail.
 _LONGEST_PX = 960
-_ROOM = 2.6  # what is looked at while following, in sizes of the face's box
-_SEARCH_EVERY = 5  # frames, where no face is found
-_BRIDGED = 5  # frames without a face that are bridged by straight lines
-_LEAST_OVERLAP = 0.4  # of a face with itself a frame later, as intersection over union
-_POINTS = (33, 263, 2)  # the eyes' outer corners, and below the nose
+# Side of the square that is searched while a face is followed, in sizes of the face's box.
+_ROOM = 2.6
+# Frames between two searches while no face is found.
+_SEARCH_EVERY = 5
+# Most frames without a face that are interpolated.
+_MAX_GAP = 5
+# Smallest intersection over union of a face with itself one frame later.
+_MIN_OVERLAP = 0.4
+# Landmarks of the eyes' outer corners and of the base of the nose.
+_POINTS = (33, 263, 2)
 
 Box = tuple[float, float, float, float]
 
 
-class Track(Stage):
+class Track(CurationStage):
+    """Follow the main face of a piece."""
+
     name = "track"
 
     @staticmethod
@@ -52,14 +59,20 @@ def follow(
     hint: Box | None,
     width: int,
 ) -> tuple[list[Face | None], float]:
-    """The main face in each frame, None where there is none; and how many pixels of the video a frame's pixel is.
+    """Follow the main face.
 
-    A face is searched in all of a picture, in parts of it where it is small, and then followed in a square around it:
-    so the same face is followed while others come and go.
+    A face is searched in the whole picture, and in crops of it where it is small. It is then followed in a square
+    around it, so that other faces may come and go.
 
     Args:
-        searcher: finds several faces. hint: where in the picture (0..1) the one that is meant is.
-        width: of the video.
+        frames: uint8 [H, W, 3].
+        landmarker: follows one face.
+        searcher: finds several faces.
+        hint: place of the main face as fractions of the picture, if the dataset states it.
+        width: of the video, in pixels.
+
+    Returns:
+        The face in each frame, None where there is none, and the pixels of the video for each pixel of a frame.
     """
     faces: list[Face | None] = []
     scale, last, unseen = 1.0, None, 0
@@ -67,14 +80,14 @@ def follow(
         scale = width / frame.shape[1]
         if last is None:
             if unseen % _SEARCH_EVERY == 0:
-                last = _chosen(search_faces(frame, searcher), frame, hint)
+                last = _main_face(search_faces(frame, searcher), frame, hint)
             if last is None:
                 faces.append(None)
                 unseen += 1
                 continue
         unseen, lost = 0, False
-        square = _around(last)
-        for face in _followed(chain([frame], frames), square, landmarker):
+        square = _square_around(last)
+        for face in _follow_in_square(chain([frame], frames), square, landmarker):
             faces.append(face)
             lost = face is None
             if face is None or not _well_inside(face, square):
@@ -85,56 +98,58 @@ def follow(
 
 
 def clips_of(faces: Sequence[Face | None], scale: float, first: int) -> Iterator[Clip]:
-    """The clips in a piece, or one that says why there are none.
+    """Yield the clips of a piece, or one dropped clip that states why there are none.
 
     Args:
-        scale: of the faces' pixels to the video's. first: the piece's first frame.
+        faces: in each frame, None where there is none.
+        scale: pixels of the video for each pixel of the faces.
+        first: first frame of the piece.
     """
     runs = list(_steady(faces))
     seen = sum(face is not None for face in faces)
     none = Clip(first=first, end=first + max(len(faces), 1))
     if not runs:
-        part = f"a face in {seen} of {len(faces)} frames"
-        if seen < LEAST_FRAMES:
-            yield none.dropped("no_face", part)
+        found = f"a face in {seen} of {len(faces)} frames"
+        if seen < MIN_FRAMES:
+            yield none.dropped("no_face", found)
         else:
-            yield none.dropped("unsteady", f"{part}, never the same for {SHORTEST_S:g} s in one place")
+            yield none.dropped("unsteady", f"{found}, never the same for {SHORTEST_S:g} s in one place")
         return
     for a, b in runs:
         known = [n for n in range(a, b) if faces[n] is not None]
         some = [face for n in known if (face := faces[n]) is not None]
         square = crop_box(some).scaled(scale)
-        boxes = _filled(np.array([face.box for face in some]) * scale, known, a, b)
+        boxes = _interpolate(np.array([face.box for face in some]) * scale, known, a, b)
         points = np.array([face.points[list(_POINTS), :2] for face in some]).reshape(len(some), -1) * scale
         yield Clip(
             first=first + a,
             end=first + b,
             box=square,
             faces=boxes,
-            points=_filled(points, known, a, b).reshape(b - a, len(_POINTS), 2),
+            points=_interpolate(points, known, a, b).reshape(b - a, len(_POINTS), 2),
         )
 
 
 def _steady(faces: Sequence[Face | None]) -> Iterator[tuple[int, int]]:
-    """Runs of at least a second in which one face is seen all along and stays within one square."""
+    """Yield runs of at least a second in which the same face is visible and stays within one square."""
     start, last = None, -1
     for n, face in enumerate([*faces, None]):
         ended = n == len(faces)
         if face is not None:
             before = faces[last] if start is not None else None
-            if before is not None and _overlap(before.box, face.box) < _LEAST_OVERLAP:
+            if before is not None and _overlap(before.box, face.box) < _MIN_OVERLAP:
                 yield from _within_square(faces, start or 0, last + 1)
                 start = n
             start = n if start is None else start
             last = n
-        elif start is not None and (ended or n - last > _BRIDGED):
+        elif start is not None and (ended or n - last > _MAX_GAP):
             yield from _within_square(faces, start, last + 1)
             start = None
 
 
 def _within_square(faces: Sequence[Face | None], a: int, b: int) -> Iterator[tuple[int, int]]:
-    """A run, halved until its face stays within its square; what is shorter than a second then is left out."""
-    if b - a < LEAST_FRAMES:
+    """Yield a run, halved until its face stays within its square, without halves shorter than a second."""
+    if b - a < MIN_FRAMES:
         return
     some = [face for face in faces[a:b] if face is not None]
     square = crop_box(some)
@@ -149,10 +164,10 @@ def _within_square(faces: Sequence[Face | None], a: int, b: int) -> Iterator[tup
     yield from _within_square(faces, middle, b)
 
 
-def _followed(
+def _follow_in_square(
     frames: Iterable[np.ndarray], square: CropBox, landmarker: FaceLandmarker
 ) -> Iterator[Face | None]:
-    """The face within a square of each frame, in the frame's pixels. Takes no frame before it is asked for."""
+    """Yield the face within a square of each frame, in the frame's pixels. Take no frame ahead."""
     shift: np.ndarray | None = None
 
     def inside() -> Iterator[np.ndarray]:
@@ -169,22 +184,23 @@ def _followed(
         yield None if face is None else replace(face, points=face.points + shift)
 
 
-def _chosen(faces: list[Face], frame: np.ndarray, hint: Box | None) -> Face | None:
-    """The largest face; of those whose middle is where it is meant to be, if there are any."""
+def _main_face(faces: list[Face], frame: np.ndarray, hint: Box | None) -> Face | None:
+    """Return the largest of the faces whose middle is in the hint's box, else the largest of all."""
     if hint:
         height, width = frame.shape[:2]
         left, top, right, bottom = hint
-        meant = [
+        hinted = [
             face
             for face in faces
             if left <= (face.box[0] + face.box[2]) / 2 / width <= right
             and top <= (face.box[1] + face.box[3]) / 2 / height <= bottom
         ]
-        faces = meant or faces
+        faces = hinted or faces
     return faces[0] if faces else None
 
 
-def _around(face: Face) -> CropBox:
+def _square_around(face: Face) -> CropBox:
+    """Return the square that is searched for a face in the next frames."""
     left, top, right, bottom = face.box
     side = _ROOM * max(right - left, bottom - top)
     x, y = (left + right) / 2, (top + bottom) / 2
@@ -192,7 +208,7 @@ def _around(face: Face) -> CropBox:
 
 
 def _well_inside(face: Face, square: CropBox) -> bool:
-    """Whether a face can move on within a square that is followed, and fills enough of it."""
+    """Tell whether a face has room to move within the square, and fills enough of it."""
     left, top, right, bottom = face.box
     room = 0.05 * square.side
     inside = left > square.left + room and right < square.left + square.side - room
@@ -201,6 +217,7 @@ def _well_inside(face: Face, square: CropBox) -> bool:
 
 
 def _overlap(a: Box, b: Box) -> float:
+    """Return the intersection over union."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:
@@ -209,14 +226,14 @@ def _overlap(a: Box, b: Box) -> float:
     return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
-def _filled(rows: np.ndarray, known: list[int], a: int, b: int) -> np.ndarray:
-    """Rows of known frames to one for each of a..b, float32."""
+def _interpolate(rows: np.ndarray, known: list[int], a: int, b: int) -> np.ndarray:
+    """Interpolate rows of known frames to frames a..b, float32 [b - a, columns]."""
     frames = np.arange(a, b)
     return np.stack([np.interp(frames, known, column) for column in rows.T], axis=1).astype(np.float32)
 
 
 def _hint(piece: Piece) -> Box | None:
-    """Where the face is, in the segment that the piece is of."""
+    """Return the face's place that the dataset states for the piece's segment."""
     for segment in piece.video.segments:
         if segment.start_s * FPS - 1 <= piece.first and piece.end <= segment.end_s * FPS + 1:
             return segment.box

@@ -1,4 +1,4 @@
-"""A piece's clips with their sound, written down, and what became of each."""
+"""The stage that adds the sound to a piece's clips and saves them, with the fate of each."""
 
 import hashlib
 import tempfile
@@ -12,17 +12,19 @@ import numpy as np
 
 from xactor.media import join_videos, read_frames
 from xactor.rates import FPS, SAMPLE_RATE_HZ
-from xactor_platform.curation.config import SHORT_S
+from xactor_platform.curation.curation_config import SHORT_S
+from xactor_platform.curation.curation_stage import CurationStage, clip_fate, clip_key
 from xactor_platform.curation.cut import as_file, sound_of_clip
-from xactor_platform.curation.parts import Parts
-from xactor_platform.curation.stage import Stage, clip_fate, clip_key
-from xactor_platform.curation.work import Clip, Ended, Fate, Piece
+from xactor_platform.curation.messages import Clip, Ended, Fate, Piece
+from xactor_platform.curation.video_progress import VideoProgress
 from xactor_platform.data.face_video import face_video
 
 
-class Write(Stage):
+class Write(CurationStage):
+    """Save the clips of a piece."""
+
     name = "write"
-    guarded = False
+    sandboxed = False
 
     @staticmethod
     def make(*, folder: str, held_out: float, seed: int) -> Callable[[Piece], list[Ended]]:
@@ -42,18 +44,26 @@ class Write(Stage):
                 fates=tuple(fates),
                 looked_s=(piece.end - piece.first) / FPS,
             )
-            Parts(folder, piece.video.key).finish(ended, samples)
+            VideoProgress(folder, piece.video.key).finish(ended, samples)
             return [ended]
 
         return write
 
-    def refused(self, work: Any, reason: str, detail: str) -> Ended | Piece:
-        (ended,) = self._work(super().refused(work, reason, detail))
+    def refused(self, message: Any, reason: str, detail: str) -> Ended | Piece:
+        """Save a piece whose clips have all failed."""
+        (ended,) = self._function(super().refused(message, reason, detail))
         return ended
 
 
 def split_of(clip: Clip, speaker: str, held_out: float, seed: int) -> str:
-    """`test` for all of a held-out speaker, else by its length (Paper 4.1)."""
+    """Return `test` for all clips of a held-out speaker, else `short` or `long` by the length (Paper 4.1).
+
+    Args:
+        clip: the clip.
+        speaker: its speaker.
+        held_out: fraction of the speakers that are held out.
+        seed: of their choice.
+    """
     drawn = hashlib.sha256(f"{seed}/{speaker}".encode()).digest()[:8]
     if int.from_bytes(drawn, "big") / 2**64 < held_out:
         return "test"
@@ -61,8 +71,8 @@ def split_of(clip: Clip, speaker: str, held_out: float, seed: int) -> str:
 
 
 def with_sound(piece: Piece, clip: Clip) -> bytes:
-    """The mp4 with its sound in time. Only where the sound has no more to go with them are pictures left out."""
-    offset = clip.lips.offset_frames if clip.lips else 0
+    """Return a clip's mp4 with its sound in sync. Pictures are encoded again only where the clip was trimmed."""
+    offset = clip.sync.offset_frames if clip.sync else 0
     samples = sound_of_clip(piece, clip, offset)
     with as_file(clip.mp4) as file, tempfile.TemporaryDirectory(prefix="xactor-curate-") as folder:
         if clip.trimmed is not None:
@@ -75,7 +85,7 @@ def with_sound(piece: Piece, clip: Clip) -> bytes:
 
 
 def meta_of(piece: Piece, clip: Clip, fate: Fate) -> dict[str, Any]:
-    """What stands beside a clip in its shard."""
+    """Return the json of a clip in its shard."""
     assert clip.box is not None
     measures = asdict(clip.measures) if clip.measures else {}
     return {

@@ -1,64 +1,71 @@
-"""Video shards to stage 2's motion shards: a motion encoder's latents of the pictures, and features of the sound.
+"""Encode video shards to stage 2's motion shards: latents of the pictures, and features of the sound.
 
-    <parent>/shards/<split>-000000.tar ...   shard for shard and key for key as the videos
-    <parent>/motion_encoder/                 what made the latents
-    <parent>/audio_encoder/                  what made the audio features
+    <parent>/shards/<split>-000000.tar ...   one shard for each video shard, with the same keys
+    <parent>/motion_encoder/                 encoder that made the latents
+    <parent>/audio_encoder/                  encoder that made the features
 
-Actors make a shard each, whole or absent, so the same call again does what is missing.
+Each actor makes one shard at a time, whole or not at all, so the same call again makes the shards that are missing.
 """
 
 import logging
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import ray
-import ray.data
-from ray.util.metrics import Counter, Gauge
 
 from xactor.audio.encoder import LogMelEncoder, load_audio_encoder
 from xactor.rates import FPS
 from xactor.render import MotionEncoder
-from xactor_platform.bulk.pool import Pool, Spent, pack, piecewise, results, tried_twice
+from xactor_platform.bulk.bill import Bill
+from xactor_platform.bulk.pipeline import Pipeline, Step
+from xactor_platform.bulk.pool import Pool
+from xactor_platform.bulk.tally import Tally
 from xactor_platform.data.index import INDEX_NAME, BadSample, Index, load_index
-from xactor_platform.precompute.shard_encoder import STAGES, ShardEncoder, ShardFate, ShardJob, local
+from xactor_platform.precompute.shard_encoder import (
+    STAGES,
+    ShardEncoder,
+    ShardJob,
+    ShardResult,
+    local_copy,
+)
 from xactor_platform.storage.location import Location, sibling_uri
 
 MOTION_ENCODER, AUDIO_ENCODER = "motion_encoder", "audio_encoder"
 ACTORS = Pool(max=64, cpus=1)
-_NAMED = 5
+# Bad samples that an error names.
+_MAX_NAMED = 5
+_COUNTERS = {
+    "frames": ("Frames encoded.", ()),
+    "clips": ("Clips by what became of them.", ("status",)),
+}
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Precomputed:
-    """What became of the shards.
-
-    Attributes:
-        written, kept: shards: made now, and there already.
-        bad: the samples that had to be left out.
-        clips, frames: that were encoded now. stage_s: seconds of threads' time for it, by stage. wall_s: of the run.
-    """
+class PrecomputeResult:
+    """Hold the result of a precomputation."""
 
     shards: str
-    written: int
-    kept: int
+    """Folder or URI of the motion shards."""
     bad: list[BadSample]
-    clips: int = 0
-    frames: int = 0
-    stage_s: Spent = field(default_factory=dict)
-    wall_s: float = 0.0
+    """Samples that were left out."""
+    bill: Bill
+    """Figures: shards `written` now and `kept` from earlier runs; `clips` and `frames` encoded now. Its `stage_s`
+    counts seconds of threads."""
 
-    def bill(self) -> list[str]:
-        """For people."""
-        stages = "  ".join(f"{name} {self.stage_s.get(name, 0.0):,.1f}" for name in STAGES)
-        hours, rate = self.frames / FPS / 3600, self.frames / max(self.wall_s, 1e-9)
+    def summary(self) -> list[str]:
+        """Return the bill in lines for people to read."""
+        bill, figures = self.bill, self.bill.figures
+        hours, rate = figures["frames"] / FPS / 3600, figures["frames"] / max(bill.wall_s, 1e-9)
         return [
-            f"{self.clips} clips, {hours:.3f} hours, in {self.wall_s:,.1f} s: {rate:,.0f} frames/s",
-            f"{sum(self.stage_s.values()):,.1f} s of threads' time, by stage: {stages}",
+            f"{figures['written']} shards written, {figures['kept']} already existed, {len(self.bad)} samples left out: "
+            f"{self.shards}",
+            f"{figures['clips']} clips, {hours:.3f} hours, in {bill.wall_s:,.1f} s: {rate:,.0f} frames/s",
+            bill.stages_line("threads' time"),
         ]
 
 
@@ -72,22 +79,24 @@ def precompute(
     max_bad_fraction: float = 0.0,
     start_timeout_s: int = 900,
     progress: Callable[[str], None] = lambda line: None,
-) -> Precomputed:
-    """Makes motion shards and their index in the folder `output`, by actors on the Ray cluster that is joined.
+) -> PrecomputeResult:
+    """Write motion shards and their index, with actors on the Ray cluster that this process has joined.
 
     Args:
         videos: folder or URI of video shards.
         model: folder or URI that holds `motion_encoder/`.
-        output: folder or URI; both encoders come beside it, where others' are never replaced.
-        audio_encoder: a local folder that holds one; log-mel without weights where it is not given.
-        pool: the actors. Each decodes on as many threads as it has CPUs. On a cluster with GPUs each has one, and its
-            share of the CPUs, unless the pool says how many GPUs.
-        max_bad_fraction: how much of the videos may be unusable; it is left out and logged.
-        start_timeout_s: how long to wait for nodes.
+        output: folder or URI of the motion shards. Both encoders are copied next to it; others are never replaced.
+        audio_encoder: local folder of an audio encoder. None: log-mel features without weights.
+        pool: of the actors. Each decodes on as many threads as it has CPUs. On a cluster with GPUs each has one GPU
+            and its share of the CPUs, unless the pool sets its GPUs.
+        max_bad_fraction: largest fraction of unusable samples, which are left out and logged.
+        start_timeout_s: seconds to wait for nodes.
+        progress: is called with a line for each shard.
 
     Raises:
-        ValueError, FileNotFoundError: what cannot work; more than the bound is unusable, once all else is written.
-        OSError: shards that could not be made, once all others are: the same call goes on. No nodes came.
+        ValueError, FileNotFoundError: something is invalid, or more samples than the bound are unusable. The latter is
+            raised after all other shards are written.
+        OSError: shards failed, or no nodes came. The same call continues.
     """
     begun = time.monotonic()
     index = load_index(videos, max_bad_fraction=max_bad_fraction)
@@ -96,104 +105,111 @@ def precompute(
     place = Location.parse(output)
     if (place.filesystem, place.path) == (index.location.filesystem, index.location.path):
         raise ValueError(f"{output}: the latents need another folder than their videos")
-    sound = load_audio_encoder(audio_encoder) if audio_encoder else LogMelEncoder()
-    with local(model) as folder, tempfile.TemporaryDirectory() as scratch:
-        trained = Path(folder) / MOTION_ENCODER
-        if not (trained / "config.json").exists():
-            raise FileNotFoundError(f"{model}: holds no {MOTION_ENCODER}/config.json")
-        MotionEncoder.from_pretrained(trained, low_cpu_mem_usage=False)  # here, where it fails in one line
-        sound.save_pretrained(scratch)
-        _place(trained, sibling_uri(output, MOTION_ENCODER))
-        _place(Path(scratch), sibling_uri(output, AUDIO_ENCODER))
-
-    place.filesystem.create_dir(place.path, recursive=True)
-    there = place.sizes()
-    strange = sorted({name for name in there if name.endswith(".tar")} - set(index.shard_names))
-    if strange:
-        raise ValueError(f"{output}: holds shards that {videos} does not have, the first {strange[0]}")
-    if INDEX_NAME in there:
-        place.delete(
-            INDEX_NAME
-        )  # made again at the end: shards that are written anew may have the same sizes
+    _place_encoders(model, audio_encoder, output)
+    _prepare_output(place, output, index, videos)
     rows = [
         own for number in range(len(index.shard_names)) if len(own := np.flatnonzero(index.shard == number))
     ]
     jobs = [ShardJob(index=index.subset(own), place=place) for own in rows]
-    meters = Meters(len(jobs))
-    fates: list[ShardFate] = []
-    for fate in results(_encoding(jobs, output, _with_gpus(pool), start_timeout_s)):
-        fates.append(fate)
-        meters.add(fate)
-        was = fate.error or ("written" if fate.written else "there already")
-        progress(f"{len(fates)}/{len(jobs)} shards: {fate.shard} {was}")
-    _check_fates(fates, jobs, output)
-    bad = [*index.bad, *(sample for fate in fates for sample in fate.bad)]
-    _check(bad, index, max_bad_fraction)
-    load_index(output)
-    written = sum(fate.written for fate in fates)
-    return Precomputed(
-        shards=output,
-        written=written,
-        kept=len(fates) - written,
-        bad=bad,
-        clips=sum(fate.clips for fate in fates),
-        frames=sum(fate.frames for fate in fates),
-        stage_s={name: sum(fate.spent.get(name, 0.0) for fate in fates) for name in STAGES},
-        wall_s=time.monotonic() - begun,
+    tally = Tally(
+        "xactor_precompute",
+        items="shards",
+        total=len(jobs),
+        stages=STAGES,
+        counters=_COUNTERS,
+        begun=begun,
     )
+    results = _encode(jobs, _pipeline(output, _with_gpus(pool), start_timeout_s), tally, progress)
+    _check_results(results, jobs, output)
+    bad = [*index.bad, *(sample for result in results for sample in result.bad)]
+    _check_bad(bad, index, max_bad_fraction)
+    load_index(output)
+    written = sum(result.written for result in results)
+    bill = tally.bill(
+        written=written,
+        kept=len(results) - written,
+        clips=int(tally.sum("clips", status="done")),
+        frames=int(tally.sum("frames")),
+    )
+    return PrecomputeResult(shards=output, bad=bad, bill=bill)
 
 
-class Meters:
-    """What a run has done so far, through Ray's metrics."""
-
-    def __init__(self, shards: int):
-        self._frames = Counter("xactor_precompute_frames_total", "Frames encoded.")
-        self._clips = Counter("xactor_precompute_clips_total", "Clips by what became of them.", ("status",))
-        self._stage_s = Counter(
-            "xactor_precompute_stage_seconds_total", "Seconds of threads' time.", ("stage",)
-        )
-        self._left = Gauge("xactor_precompute_shards_left", "Shards that are not finished.")
-        self._shards = shards
-        self._left.set(shards)
-
-    def add(self, fate: ShardFate) -> None:
-        self._shards -= 1
-        self._left.set(self._shards)
-        if fate.frames:
-            self._frames.inc(fate.frames)
-        for status, count in (("done", fate.clips), ("bad", len(fate.bad))):
-            if count:
-                self._clips.inc(count, {"status": status})
-        for name, seconds in fate.spent.items():
-            if seconds > 0:
-                self._stage_s.inc(seconds, {"stage": name})
+def _place_encoders(model: str | Path, audio_encoder: str | Path | None, output: str) -> None:
+    """Copy both encoders next to the output. ValueError, FileNotFoundError: one is missing or invalid."""
+    sound = load_audio_encoder(audio_encoder) if audio_encoder else LogMelEncoder()
+    with local_copy(model) as folder, tempfile.TemporaryDirectory() as scratch:
+        trained = Path(folder) / MOTION_ENCODER
+        if not (trained / "config.json").exists():
+            raise FileNotFoundError(f"{model}: holds no {MOTION_ENCODER}/config.json")
+        # Loaded here, where an invalid encoder fails in one line.
+        MotionEncoder.from_pretrained(trained, low_cpu_mem_usage=False)
+        sound.save_pretrained(scratch)
+        _place_encoder(trained, sibling_uri(output, MOTION_ENCODER))
+        _place_encoder(Path(scratch), sibling_uri(output, AUDIO_ENCODER))
 
 
-def _encoding(jobs: list[ShardJob], output: str, pool: Pool, start_timeout_s: int) -> ray.data.Dataset:
-    """Jobs to fates."""
-    with piecewise(start_timeout_s):
-        return ray.data.from_arrow([pack(job) for job in jobs]).map_batches(
-            ShardEncoder,  # pyright: ignore
-            fn_constructor_kwargs={
-                "motion": sibling_uri(output, MOTION_ENCODER),
-                "sound": sibling_uri(output, AUDIO_ENCODER),
-                "decoders": max(int(pool.cpus), 1),
-                "device": "cuda" if pool.gpus else "cpu",
-            },
-            batch_size=1,
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-            compute=ray.data.ActorPoolStrategy(
-                min_size=pool.min, max_size=pool.max, max_tasks_in_flight_per_actor=1
-            ),
-            num_cpus=pool.cpus,
-            num_gpus=pool.gpus or None,
-            ray_remote_args_fn=tried_twice,
-        )
+def _place_encoder(folder: Path, target: str) -> None:
+    """Copy a local folder's files to a location. ValueError: other files are there, whose latents would be orphaned."""
+    place = Location.parse(target)
+    place.filesystem.create_dir(place.path, recursive=True)
+    existing = place.sizes()
+    for file in sorted(folder.iterdir()):
+        if file.name not in existing:
+            with place.atomic_write(file.name) as stream:
+                stream.write(file.read_bytes())
+            continue
+        with place.open(file.name) as stream:
+            same = existing[file.name] == file.stat().st_size and stream.read() == file.read_bytes()
+        if not same:
+            raise ValueError(
+                f"{target}: holds another {file.name} than is used now: choose another output, or remove it with "
+                f"the shards next to it"
+            )
+
+
+def _prepare_output(place: Location, output: str, index: Index, videos: str) -> None:
+    """Create the output's folder and delete its index. ValueError: it holds shards of other videos."""
+    place.filesystem.create_dir(place.path, recursive=True)
+    existing = place.sizes()
+    strange = sorted({name for name in existing if name.endswith(".tar")} - set(index.shard_names))
+    if strange:
+        raise ValueError(f"{output}: holds shards that {videos} does not have, the first {strange[0]}")
+    if INDEX_NAME in existing:
+        # It is made again at the end. Shards that are rewritten may have the same sizes, so it might look valid.
+        place.delete(INDEX_NAME)
+
+
+def _pipeline(output: str, pool: Pool, start_timeout_s: int) -> Pipeline:
+    arguments = {
+        "motion": sibling_uri(output, MOTION_ENCODER),
+        "sound": sibling_uri(output, AUDIO_ENCODER),
+        "decoders": max(int(pool.cpus), 1),
+        "device": "cuda" if pool.gpus else "cpu",
+    }
+    step = Step(stage=ShardEncoder, pool=pool, arguments=arguments, gpus=pool.gpus, max_in_flight=1)
+    return Pipeline(steps=[step], start_timeout_s=start_timeout_s)
+
+
+def _encode(
+    jobs: list[ShardJob], pipeline: Pipeline, tally: Tally, progress: Callable[[str], None]
+) -> list[ShardResult]:
+    """Run all jobs and count their results. Results of jobs that were lost are missing."""
+    tally.start_pace(len(jobs))
+    results: list[ShardResult] = []
+    for result in pipeline.run(jobs):
+        results.append(result)
+        tally.add_seconds(result.stage_s)
+        tally.add("frames", result.frames)
+        tally.add("clips", result.clips, status="done")
+        tally.add("clips", len(result.bad), status="bad")
+        tally.finish_item(done=result.written)
+        became = result.error or ("written" if result.written else "already exists")
+        progress(f"{len(results)}/{len(jobs)} shards: {result.shard} {became}")
+    return results
 
 
 def _with_gpus(pool: Pool) -> Pool:
-    """With what the cluster has now."""
+    """Return the pool with one GPU an actor, and its share of the CPUs, if the cluster has GPUs now."""
     have = ray.cluster_resources()
     gpus = int(have.get("GPU", 0))
     if pool.gpus or not gpus:
@@ -201,47 +217,30 @@ def _with_gpus(pool: Pool) -> Pool:
     return replace(pool, gpus=1, cpus=max(pool.cpus, int(have.get("CPU", 0)) // gpus))
 
 
-def _check_fates(fates: list[ShardFate], jobs: list[ShardJob], output: str) -> None:
-    """OSError: of a shard that could not be made, or was lost."""
-    if failed := [fate for fate in fates if fate.error]:
+def _check_results(results: list[ShardResult], jobs: list[ShardJob], output: str) -> None:
+    """Raise OSError if a shard failed or was lost."""
+    if failed := [result for result in results if result.error]:
         raise OSError(
             f"{output}: {len(failed)} of {len(jobs)} shards failed, {failed[0].shard}: {failed[0].error}"
         )
-    seen = {fate.shard for fate in fates}
+    seen = {result.shard for result in results}
     if lost := [job.name for job in jobs if job.name not in seen]:
         raise OSError(
-            f"{output}: {len(lost)} of {len(jobs)} shards were lost with their workers, twice each: {lost[0]} is one"
+            f"{output}: {len(lost)} of {len(jobs)} shards were lost with their workers, after one retry each: "
+            f"{lost[0]} is one"
         )
 
 
-def _check(bad: list[BadSample], index: Index, most: float) -> None:
+def _check_bad(bad: list[BadSample], index: Index, max_bad_fraction: float) -> None:
+    """Log the bad samples. ValueError: there are more than the bound allows."""
     samples = index.samples + len(index.bad)
-    named = "; ".join(map(str, bad[:_NAMED])) + (
-        f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
-    )
-    if len(bad) > most * samples:
+    named = "; ".join(map(str, bad[:_MAX_NAMED]))
+    if len(bad) > _MAX_NAMED:
+        named += f"; and {len(bad) - _MAX_NAMED} more"
+    if len(bad) > max_bad_fraction * samples:
         raise ValueError(
             f"{index.location.uri}: {len(bad)} of {samples} samples are unusable, the bound (max_bad_fraction) is "
-            f"{most:g}: {named}"
+            f"{max_bad_fraction:g}: {named}"
         )
     if bad:
         logger.warning("%s: %d unusable samples are left out: %s", index.location.uri, len(bad), named)
-
-
-def _place(folder: Path, target: str) -> None:
-    """A local folder's files to a location. ValueError where others lie there: what they made would lose its maker."""
-    place = Location.parse(target)
-    place.filesystem.create_dir(place.path, recursive=True)
-    there = place.sizes()
-    for file in sorted(folder.iterdir()):
-        if file.name not in there:
-            with place.atomic_write(file.name) as stream:
-                stream.write(file.read_bytes())
-            continue
-        with place.open(file.name) as stream:
-            same = there[file.name] == file.stat().st_size and stream.read() == file.read_bytes()
-        if not same:
-            raise ValueError(
-                f"{target}: holds another {file.name} than is used now: choose another output, or remove it with "
-                f"the shards beside it"
-            )

@@ -1,6 +1,7 @@
-"""A worker of precomputation: it makes one motion shard after another, by its own encoders.
+"""The stage of precomputation: it encodes one video shard after another to a motion shard.
 
-While they work, threads decode what comes next: the encoders wait only where all of the threads together are slower.
+Threads decode the next clips while the encoders work, so that the encoders wait only if all threads together are
+slower.
 """
 
 import io
@@ -16,10 +17,9 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-import pyarrow as pa
 import torch
 from pyarrow import fs
 from torch import Tensor
@@ -28,90 +28,105 @@ from xactor.audio.encoder import load_audio_encoder
 from xactor.media import read_audio, read_frames
 from xactor.rates import SAMPLES_PER_FRAME
 from xactor.render import MotionEncoder
-from xactor_platform.bulk.pool import Spent, added, nothing, pack, unpack
+from xactor_platform.bulk.message import Message, StageSeconds, add_seconds
+from xactor_platform.bulk.stage import BatchStage
 from xactor_platform.data.index import BadSample, Index
 from xactor_platform.data.scan import scan_shard
 from xactor_platform.data.shards import Shard, encode_members
 from xactor_platform.storage.location import Location
 
-# wait: of the encoders for pictures; then more CPUs should decode.
+# "wait" is the time in which the encoders have no pictures: then more CPUs should decode.
 STAGES = ("read", "decode", "motion", "sound", "write", "wait")
-TRUTH = "controls.npy"  # where the videos hold it, so do the latents: reports read off them what was meant
-BATCH = 64  # frames that are encoded at once, of one clip or several
-_PIECES = 2  # of BATCH frames, that are decoded ahead of a clip: one of any length takes little memory
-_LOOK_S = 0.2
+CONTROLS = "controls.npy"
+"""Member that is copied from videos that have it: reports compare the latents with these true controls."""
+
+BATCH = 64
+"""Frames, of one clip or several, that are encoded at once."""
+
+# Blocks of BATCH frames that are decoded ahead in each clip, so that a clip of any length takes little memory.
+_BLOCKS_AHEAD = 2
+_POLL_S = 0.2
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardFate:
-    """What became of one shard.
+class ShardResult(Message):
+    """Report a shard. Its `stage_s` counts seconds of several threads."""
 
-    Attributes:
-        written: now; otherwise it was there already, or `error` says in one line why it is not.
-        bad: samples that had to be left out. spent: seconds, of several threads, by stage.
-    """
+    finished: ClassVar[bool] = True
 
     shard: str
+    """Name of the shard."""
     written: bool
+    """Whether it was written now. False: it already existed, or it failed."""
     bad: list[BadSample] = field(default_factory=list)
+    """Samples that were left out."""
     clips: int = 0
+    """Clips that were encoded now."""
     frames: int = 0
-    spent: Spent = field(default_factory=dict)
+    """Frames that were encoded now."""
     error: str | None = None
+    """Reason in one line why the shard was not made. None: it exists."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
-    """A shard to make at a place: of the videos in `index`, all of one video shard."""
+    """Name a motion shard that is to be made."""
 
     index: Index
+    """Index of its videos, which are all of one video shard."""
     place: Location
+    """Folder of the motion shards."""
 
     @property
     def name(self) -> str:
+        """Name of the shard."""
         return self.index.shard_names[self.index.shard[0]]
 
 
-class ShardEncoder:
-    """An actor of Ray Data's: shards to make in, their fates out.
+class ShardEncoder(BatchStage):
+    """Encode video shards to motion shards.
 
     Args:
-        motion, sound: folders or URIs of both encoders. decoders: threads that decode.
+        motion: folder or URI of the motion encoder.
+        sound: folder or URI of the audio encoder.
+        decoders: number of threads that decode.
         device: cpu or cuda.
     """
 
+    name = "encode"
+
     def __init__(self, *, motion: str, sound: str, decoders: int, device: str):
         if device == "cpu":
-            torch.set_num_threads(1)  # as many actors as cores
-        with local(motion) as folder:
+            # There are as many actors as cores.
+            torch.set_num_threads(1)
+        with local_copy(motion) as folder:
             self._motion = MotionEncoder.from_pretrained(folder, low_cpu_mem_usage=False).to(device)  # pyright: ignore
-        with local(sound) as folder:
+        with local_copy(sound) as folder:
             self._sound = load_audio_encoder(folder).to(device)
         self._decoders = decoders
         self._threads = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
 
-    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        for job in unpack(table):
-            yield pack(self.fate(job))
-        if not table.num_rows:
-            yield nothing()
+    def run_batch(self, messages: list[ShardJob]) -> Iterator[ShardResult]:
+        """Make shards one after another. The threads measure the seconds, by steps of their own."""
+        for job in messages:
+            try:
+                yield self.make(job)
+            except Exception as error:
+                yield self.failed(job, error)
 
-    def fate(self, job: ShardJob) -> ShardFate:
-        """As `make`; what goes wrong is said in the fate."""
-        try:
-            return self.make(job)
-        except Exception as error:
-            why = " ".join(str(error).split())
-            kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
-            return ShardFate(shard=job.name, written=False, error=kind + why)
+    def failed(self, message: ShardJob, error: Exception) -> ShardResult:
+        """Return the failure of a shard."""
+        reason = " ".join(str(error).split())
+        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+        return ShardResult(shard=message.name, written=False, error=kind + reason)
 
-    def make(self, job: ShardJob) -> ShardFate:
-        """Writes the motion shard of one video shard, whole or not at all, unless it is there."""
+    def make(self, job: ShardJob) -> ShardResult:
+        """Write a motion shard, whole or not at all, unless it already exists."""
         index, name = job.index, job.name
-        if is_there(job.place, name, index):
-            return ShardFate(shard=name, written=False)
-        bad, watch, frames = [], Watch(), 0
+        if shard_exists(job.place, name, index):
+            return ShardResult(shard=name, written=False)
+        bad, watch, frames = [], Stopwatch(), 0
         with (
             Shard(job.place, name) as shard,
             closing(self._decoded(index)) as decoded,
@@ -124,16 +139,16 @@ class ShardEncoder:
                 except ValueError as error:
                     bad.append(BadSample(clip.key, name, str(error)))
                     continue
-                with watch.taking("write"):
+                with watch.timing("write"):
                     shard.write(clip.key, encode_members(clip.key, members))
                 frames += len(members["motion.npy"])
         clips_made = index.samples - len(bad)
-        return ShardFate(
-            shard=name, written=True, bad=bad, clips=clips_made, frames=frames, spent=watch.spent
+        return ShardResult(
+            shard=name, written=True, bad=bad, clips=clips_made, frames=frames, stage_s=watch.stage_s
         )
 
     def _decoded(self, index: Index) -> Generator["_Clip"]:
-        """Clips in order, as they are begun; those after one are decoded while it is worked on."""
+        """Yield clips in order while threads decode them. The next clips are decoded ahead."""
         ahead: deque[_Clip] = deque()
         rows, ended = iter(range(index.samples)), threading.Event()
         try:
@@ -148,152 +163,157 @@ class ShardEncoder:
         finally:
             ended.set()
 
-    def _encoded(self, clips: Iterator["_Clip"], watch: "Watch") -> Generator["_Clip"]:
-        """Clips in order, when all of their pictures are encoded: batches reach over the ends of clips."""
-        waiting: deque[tuple[_Clip, np.ndarray]] = deque()  # pictures of one size
+    def _encoded(self, clips: Iterator["_Clip"], watch: "Stopwatch") -> Generator["_Clip"]:
+        """Yield clips in order once all of their pictures are encoded. A batch may hold pictures of several clips."""
+        # Pictures of one size.
+        waiting: deque[tuple[_Clip, np.ndarray]] = deque()
         unfinished: deque[_Clip] = deque()
 
-        def encode(most: int) -> None:
+        def encode_batch() -> None:
+            room = BATCH
             taken: list[tuple[_Clip, np.ndarray]] = []
-            while waiting and most:
-                clip, piece = waiting.popleft()
-                if len(piece) > most:
-                    waiting.appendleft((clip, piece[most:]))
-                    piece = piece[:most]
-                taken.append((clip, piece))
-                most -= len(piece)
-            with watch.taking("motion"):
-                z = self._motion.encode(np.concatenate([piece for _, piece in taken]), batch=BATCH)
-            for (clip, _), part in zip(taken, z.split([len(piece) for _, piece in taken]), strict=True):
-                clip.latents.append(part)
-                clip.waiting -= len(part)
+            while waiting and room:
+                clip, block = waiting.popleft()
+                if len(block) > room:
+                    waiting.appendleft((clip, block[room:]))
+                    block = block[:room]
+                taken.append((clip, block))
+                room -= len(block)
+            with watch.timing("motion"):
+                z = self._motion.encode(np.concatenate([block for _, block in taken]), batch=BATCH)
+            for (clip, _), own in zip(taken, z.split([len(block) for _, block in taken]), strict=True):
+                clip.latents.append(own)
+                clip.waiting -= len(own)
 
         for clip in clips:
             unfinished.append(clip)
-            for piece in watch.pieces("wait", clip.pieces()):
-                if waiting and waiting[0][1].shape[1:] != piece.shape[1:]:
-                    encode(BATCH)
-                waiting.append((clip, piece))
-                clip.waiting += len(piece)
-                while sum(len(piece) for _, piece in waiting) >= BATCH:
-                    encode(BATCH)
+            for block in watch.timed("wait", clip.blocks()):
+                if waiting and waiting[0][1].shape[1:] != block.shape[1:]:
+                    encode_batch()
+                waiting.append((clip, block))
+                clip.waiting += len(block)
+                while sum(len(block) for _, block in waiting) >= BATCH:
+                    encode_batch()
             while unfinished and not unfinished[0].waiting:
                 yield unfinished.popleft()
         if waiting:
-            encode(BATCH)
+            encode_batch()
         yield from unfinished
 
-    def _members(self, clip: "_Clip", watch: "Watch") -> dict[str, Any]:
-        """A clip's motion sample: latents float16 [T, D], features float16 [T, L, F], json.
+    def _members(self, clip: "_Clip", watch: "Stopwatch") -> dict[str, Any]:
+        """Return a clip's motion sample: latents float16 [T, D], features float16 [T, L, F] and json.
 
-        The pictures count: sound that ends sooner or later is filled with silence or cut.
+        The pictures decide the length: sound is cut to it, or extended with silence.
 
         Raises:
-            ValueError: it could not be decoded, has no sound, or not the pictures that its json says.
+            ValueError: the clip cannot be decoded, has no sound, or another number of pictures than its json states.
         """
-        samples, meta, truth = clip.rest.result()
+        samples, meta, controls = clip.rest.result()
         z = torch.cat(clip.latents).numpy()  # [T, D]
         if len(z) != meta["frames"]:
             raise ValueError(f"mp4 has {len(z)} frames, its json says {meta['frames']}")
         spoken = np.zeros(len(z) * SAMPLES_PER_FRAME, np.float32)
         spoken[: len(samples)] = samples[: len(spoken)]
-        with watch.taking("sound"):
+        with watch.timing("sound"):
             features = self._sound.features(spoken).astype(np.float16)
         members = {"motion.npy": z.astype(np.float16), "audio.npy": features, "json": latent_meta(meta)}
-        return members if truth is None else {**members, TRUTH: truth}
+        return members if controls is None else {**members, CONTROLS: controls}
 
 
 class _Clip:
-    """A clip that is decoded in a thread, a few pieces ahead of who takes them.
+    """Decode a clip in a thread, a few blocks of pictures ahead of their reader.
 
     Attributes:
-        rest: what comes after the pictures: its sound, its json and its truth, or ValueError.
-        latents: so far. waiting: pictures that have no latents yet.
+        rest: what follows the pictures: the sound float32 [N], the json and the controls if there are any. It raises
+            ValueError where the clip cannot be decoded.
+        latents: latents so far.
+        waiting: number of pictures without latents.
     """
 
     rest: "Future[tuple[np.ndarray, dict[str, Any], np.ndarray | None]]"
 
     def __init__(self, key: str, ended: threading.Event):
-        self.key, self.watch = key, Watch()
+        self.key, self.watch = key, Stopwatch()
         self.latents: list[Tensor] = []
         self.waiting = 0
-        self._ready: queue.Queue[np.ndarray | None] = queue.Queue(_PIECES)
+        self._ready: queue.Queue[np.ndarray | None] = queue.Queue(_BLOCKS_AHEAD)
         self._ended = ended
 
     def decode(self, index: Index, row: int) -> tuple[np.ndarray, dict[str, Any], np.ndarray | None]:
-        """In a thread."""
+        """Decode the clip, in a thread. Return what `rest` holds."""
         try:
-            with self.watch.taking("read"):
-                video, meta, truth = index.read(row, "mp4"), index.read_meta(row), None
-                if TRUTH in index.offset and index.offset[TRUTH][row] >= 0:
-                    truth = np.load(io.BytesIO(index.read(row, TRUTH)), allow_pickle=False)
+            with self.watch.timing("read"):
+                video, meta, controls = index.read(row, "mp4"), index.read_meta(row), None
+                if CONTROLS in index.offset and index.offset[CONTROLS][row] >= 0:
+                    controls = np.load(io.BytesIO(index.read(row, CONTROLS)), allow_pickle=False)
             with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
                 file.write(video)
                 file.flush()
                 try:
-                    for piece in self.watch.pieces("decode", _pieces(read_frames(file.name), BATCH)):
-                        if not self._put(piece):
+                    for block in self.watch.timed("decode", _blocks(read_frames(file.name), BATCH)):
+                        if not self._put(block):
                             break
-                    with self.watch.taking("decode"):
-                        return read_audio(file.name), meta, truth
+                    with self.watch.timing("decode"):
+                        return read_audio(file.name), meta, controls
                 except ValueError as error:
                     raise ValueError(str(error).removeprefix(f"{file.name}: ")) from error
         finally:
             self._put(None)
 
-    def pieces(self) -> Iterator[np.ndarray]:
-        """Its pictures, uint8 [at most BATCH, S, S, 3]."""
-        while (piece := self._ready.get()) is not None:
-            yield piece
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yield the pictures, uint8 [at most BATCH, S, S, 3]."""
+        while (block := self._ready.get()) is not None:
+            yield block
 
-    def _put(self, piece: np.ndarray | None) -> bool:
-        """Waits for room. False: nobody takes pieces any more."""
+    def _put(self, block: np.ndarray | None) -> bool:
+        """Wait for room and pass a block on. Return False if the reader has stopped."""
         while not self._ended.is_set():
             with suppress(queue.Full):
-                self._ready.put(piece, timeout=_LOOK_S)
+                self._ready.put(block, timeout=_POLL_S)
                 return True
         return False
 
 
-class Watch:
-    """What the stages have taken so far, in one thread.
+class Stopwatch:
+    """Measure the seconds of the stages in one thread.
 
     Attributes:
-        spent: seconds by stage.
+        stage_s: seconds by stage.
     """
 
     def __init__(self):
-        self.spent: Spent = dict.fromkeys(STAGES, 0.0)
+        self.stage_s: StageSeconds = dict.fromkeys(STAGES, 0.0)
 
     @contextmanager
-    def taking(self, stage: str) -> Iterator[None]:
+    def timing(self, stage: str) -> Iterator[None]:
+        """Count the time of the block as the stage's."""
         begun = time.perf_counter()
         try:
             yield
         finally:
-            self.spent[stage] += time.perf_counter() - begun
+            self.stage_s[stage] += time.perf_counter() - begun
 
-    def pieces(self, stage: str, source: Iterator[T]) -> Iterator[T]:
-        """What comes from a source, the time it takes counted as the stage's."""
+    def timed(self, stage: str, source: Iterator[T]) -> Iterator[T]:
+        """Yield what comes from a source. Count its time as the stage's."""
         while True:
-            with self.taking(stage):
-                piece = next(source, None)
-            if piece is None:
+            with self.timing(stage):
+                item = next(source, None)
+            if item is None:
                 return
-            yield piece
+            yield item
 
-    def add(self, other: "Watch") -> None:
-        """Another thread's, when that is done."""
-        self.spent = added(self.spent, other.spent)
+    def add(self, other: "Stopwatch") -> None:
+        """Add the seconds of another thread that has ended."""
+        self.stage_s = add_seconds(self.stage_s, other.stage_s)
 
 
 def latent_meta(video: Mapping[str, Any]) -> dict[str, Any]:
-    """A latent sample's json, of its video's."""
+    """Return the json of a motion sample, given that of its video."""
     return {**video, "motion": "encoder"}
 
 
-def is_there(place: Location, name: str, wanted: Index) -> bool:
-    """Whether a shard is there, whole, and of these very clips, as their json tells."""
+def shard_exists(place: Location, name: str, wanted: Index) -> bool:
+    """Tell whether a shard exists, is complete, and was made of exactly these clips by their json."""
     info = place.filesystem.get_file_info(f"{place.path}/{name}")
     if info.type == fs.FileType.NotFound:
         return False
@@ -308,8 +328,8 @@ def is_there(place: Location, name: str, wanted: Index) -> bool:
     return True
 
 
-def local(folder: str | Path):
-    """A context: the folder on this machine, fetched where it is a URI."""
+def local_copy(folder: str | Path):
+    """Return a context that gives the folder's path on this machine, downloaded if it is a URI."""
     if "://" not in str(folder):
         return nullcontext(folder)
     place = Location.parse(str(folder))
@@ -318,7 +338,7 @@ def local(folder: str | Path):
     return scratch
 
 
-def _pieces(frames: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """Frames [S, S, 3] in arrays [at most `size`, S, S, 3]."""
-    while piece := list(islice(frames, size)):
-        yield np.stack(piece)
+def _blocks(frames: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Yield frames [S, S, 3] in blocks [at most `size`, S, S, 3]."""
+    while block := list(islice(frames, size)):
+        yield np.stack(block)

@@ -1,5 +1,5 @@
-"""Curation: every planted fault meets its fate, no good clip is lost, sound and pictures stay together, and what dies
-costs no more than it was doing."""
+"""Test whole curation runs: every planted fault is found, no good clip is lost, sound and pictures stay in sync, and a
+worker that dies loses no more than the piece that it worked on."""
 
 import contextlib
 import json
@@ -20,18 +20,19 @@ from xactor.metrics.sync import cepstra_windows
 from xactor.metrics.sync_crop import sync_crop
 from xactor.metrics.syncnet import SyncNetConfig
 from xactor_platform.bulk.pool import Pool
-from xactor_platform.curation.account import PAGE, REPORT
 from xactor_platform.curation.adapters import find_videos
-from xactor_platform.curation.config import Bounds, CurateConfig, CuratePools, Gates
+from xactor_platform.curation.clip_report import PAGE, REPORT
+from xactor_platform.curation.curate import CurationRun, TooManyFailed, curate
+from xactor_platform.curation.curation_config import Bounds, CurationConfig, CurationPools, Gates
+from xactor_platform.curation.group_plan import GroupPlan
 from xactor_platform.curation.lips import syncnet_facts
-from xactor_platform.curation.run import BudgetSpent, Plan, Run, curate
+from xactor_platform.curation.messages import Ended, Fate
 from xactor_platform.curation.track import Track
-from xactor_platform.curation.work import Ended, Fate
 from xactor_platform.data.index import load_index
 from xactor_platform.evaluation.syncnet_training import Clip as SyncClip
 from xactor_platform.evaluation.syncnet_training import SyncNetTraining, train_syncnet
 
-# `talkers` is imported where it is used: workers import this file, and do not find that one.
+# `talkers` is imported where it is used: workers import this file, and cannot import that one.
 
 TINY = SyncNetConfig(
     image_size=64,
@@ -41,7 +42,9 @@ TINY = SyncNetConfig(
     audio_channels=(4, 8, 8, 8, 8, 16),
     embedding=8,
 )
-ENOUGH = 0.4  # of the confidence of the model below: about 0.8 with the clips' own sound, 0.2 with another's
+MIN_CONFIDENCE = 0.4
+"""Of the model below, which gives about 0.8 for the clips' own sound and 0.2 for another's."""
+
 OFFSETS = {"early.mp4": 4, "below/late.mkv.mp4": -9}
 FATES = {
     "swapped.mp4": "out_of_sync",
@@ -74,7 +77,7 @@ def videos(talkers, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def syncnet(talkers, tmp_path_factory) -> str:
-    """It knows these two people's words by heart, no more."""
+    """Train a SyncNet that has learned these two people's words by heart, and nothing else."""
     landmarker = FaceLandmarker(most_faces=1)
     clips = []
     for number, talker in enumerate(talkers):
@@ -91,32 +94,32 @@ def syncnet(talkers, tmp_path_factory) -> str:
     return str(folder)
 
 
-def config_of(videos: Path | str, output: Path | str, syncnet: str = "none", **changes) -> CurateConfig:
+def config_of(videos: Path | str, output: Path | str, syncnet: str = "none", **changes) -> CurationConfig:
     pools = {name: Pool(max=1, cpus=0.5) for name in ("probe", "scan", "cut", "sync", "write")}
     given = {
         "videos": str(videos),
         "output": str(output),
         "syncnet": syncnet,
         "size_px": 96,
-        "gates": Gates(least_crop_px=96, least_confidence=ENOUGH),
-        "bounds": Bounds(most_pixels=300_000, most_s=3600),
-        "pools": CuratePools(**pools, track=Pool(min=2, max=2, cpus=0.5)),
+        "gates": Gates(min_crop_px=96, min_confidence=MIN_CONFIDENCE),
+        "bounds": Bounds(max_pixels=300_000, max_s=3600),
+        "pools": CurationPools(**pools, track=Pool(min=2, max=2, cpus=0.5)),
         "videos_per_shard": 8,
         "max_failed": 1.0,
     }
-    return CurateConfig(**{**given, **changes})
+    return CurationConfig(**{**given, **changes})
 
 
-def run(config: CurateConfig, said: list[str] | None = None):
-    return curate(config, connect=lambda: None, say=(said if said is not None else []).append)
+def run(config: CurationConfig, lines: list[str] | None = None):
+    return curate(config, connect=lambda: None, say=(lines if lines is not None else []).append)
 
 
 @pytest.fixture(scope="module")
 def curated(ray_cluster, videos, syncnet, tmp_path_factory):
-    """A run over all videos: its config, its outcome and what it said."""
+    """Run curation over all videos. Return the config, the result and the lines of progress."""
     config = config_of(videos, tmp_path_factory.mktemp("curated") / "out", syncnet)
-    said: list[str] = []
-    return config, run(config, said), said
+    lines: list[str] = []
+    return config, run(config, lines), lines
 
 
 def by_video(fates: list[Fate]) -> dict[str, list[Fate]]:
@@ -132,8 +135,8 @@ def shards_of(folder: Path | str) -> dict[str, bytes]:
 
 @pytest.mark.cluster
 def test_every_fault_meets_its_fate_and_no_good_clip_is_lost(curated, videos):
-    _, outcome, said = curated
-    fates = by_video(outcome.fates)
+    _, result, lines = curated
+    fates = by_video(result.fates)
     files = {str(path.relative_to(videos)) for path in videos.rglob("*.mp4")}
     assert fates.keys() == files
     assert {name: fates[name][0].reason for name in FATES} == FATES
@@ -148,15 +151,15 @@ def test_every_fault_meets_its_fate_and_no_good_clip_is_lost(curated, videos):
             assert fate.seconds > 3.4
     cut = fates["two shots.mp4"]
     assert [round(fate.start_s * 25) for fate in cut] == [0, 100]
-    assert any(line.startswith("large.mp4: too_large: 640x640 px are more than 300000") for line in said)
-    assert not any(str(videos) in fate.detail for fate in outcome.fates)
+    assert any(line.startswith("large.mp4: too_large: 640x640 px are more than 300000") for line in lines)
+    assert not any(str(videos) in fate.detail for fate in result.fates)
 
 
 @pytest.mark.cluster
 def test_the_shards_hold_square_faces_with_the_sound_that_belongs_to_them(curated, talkers, tmp_path):
-    config, outcome, _ = curated
+    config, result, _ = curated
     index = load_index(config.output)
-    kept = {fate.clip: fate for fate in outcome.fates if fate.status == "kept"}
+    kept = {fate.clip: fate for fate in result.fates if fate.status == "kept"}
     assert sorted(index.key) == sorted(kept)
     assert all(name.startswith("short-000") for name in index.shard_names)
     file = tmp_path / "clip.mp4"
@@ -168,8 +171,8 @@ def test_the_shards_hold_square_faces_with_the_sound_that_belongs_to_them(curate
         sound = read_audio(file)
         assert len(pictures) == meta["frames"] == round(len(sound) / 640) == index.frames[row]
         assert (meta["source"], meta["fps"], meta["speaker"]) == (fate.video, 25, fate.speaker)
-        assert meta["sync_confidence"] == fate.sync_confidence > ENOUGH
-        # The sound is where the lips say it: as in the talker whose frames these are.
+        assert meta["sync_confidence"] == fate.sync_confidence > MIN_CONFIDENCE
+        # The sound is where the lips speak it, as in the talker whose frames these are.
         first = round(fate.start_s * 25)
         who = talkers[1] if "photo" in fate.video or first >= 100 else talkers[0]
         at = first - 100 if first >= 100 else first
@@ -189,18 +192,19 @@ def shifted(samples: np.ndarray, first: int, count: int) -> np.ndarray:
 
 
 @pytest.mark.cluster
-def test_the_account_counts_what_became_of_all(curated):
-    config, outcome, _ = curated
+def test_the_report_and_the_bill_count_all_clips(curated):
+    config, result, _ = curated
     table = pq.read_table(Path(config.output, REPORT))
-    assert table.num_rows == len(outcome.fates)
-    assert table.column("reason").to_pylist() == [fate.reason for fate in outcome.fates]
+    assert table.num_rows == len(result.fates)
+    assert table.column("reason").to_pylist() == [fate.reason for fate in result.fates]
     text = Path(config.output, PAGE).read_text()
     assert "small, trained on the demo corpus" in text
     assert "out_of_sync" in text
     assert "<svg" in text
     assert "<script" not in text
     bill = json.loads(Path(config.output, "bill.json").read_text())
-    assert bill["videos"] == outcome.bill.videos == len(FATES) + 9
+    assert bill["videos"] == len(FATES) + 9
+    assert bill == result.bill.as_json()
     assert (bill["clips"], bill["fates"]["kept"]) == (10, 10)
     assert bill["hours_kept"] == pytest.approx(40 / 3600, rel=0.05)
     assert set(bill["stage_s"]) == {"probe", "scan", "track", "cut", "sync", "write"}
@@ -210,51 +214,53 @@ def test_the_account_counts_what_became_of_all(curated):
 
 
 class Counting(Track):
-    """Writes down, beside the output, what it begins."""
+    """Log the pieces that it starts, next to the output."""
 
-    def run(self, work):
+    def work(self, message):
         with Path(self._output).with_name("begun").open("a") as log:
-            log.write(f"{work.video.key}-{work.number} {os.getpid()}\n")
-        return super().run(work)
+            log.write(f"{message.video.key}-{message.number} {os.getpid()}\n")
+        return super().work(message)
 
 
-class Counted(Run):
-    stages = {**Run.stages, "track": Counting}  # noqa: RUF012
+class CountedRun(CurationRun):
+    """Run curation with a tracking stage that logs."""
+
+    stages = tuple(Counting if stage is Track else stage for stage in CurationRun.stages)
 
 
-class Interrupted(Counted):
-    """Its driver dies when half of the pieces are finished."""
+class InterruptedRun(CountedRun):
+    """Stop the driver when half of the pieces are finished."""
 
-    def _ended(self, ended: Ended) -> None:
-        super()._ended(ended)
+    def _end(self, ended: Ended) -> None:
+        super()._end(ended)
         if self._tally.clips >= 5:
             raise KeyboardInterrupt
 
 
-def counted(config: CurateConfig, kind: type[Run] = Counted):
+def counted(config: CurationConfig, kind: type[CurationRun] = CountedRun):
     found, refused = find_videos(config.videos, "folder", None)
-    facts = syncnet_facts(config.syncnet, config.gates.least_confidence)
-    plan = Plan.of(config, facts, [*(video.key for video in found), *(key for key, _ in refused)])
-    return kind(config, plan, facts["least_confidence"], lambda line: None).make(found, refused)
+    facts = syncnet_facts(config.syncnet, config.gates.min_confidence)
+    plan = GroupPlan.update(config, facts, [*(video.key for video in found), *(key for key, _ in refused)])
+    return kind(config, plan, facts["min_confidence"], lambda line: None).make(found, refused)
 
 
-def begun(config: CurateConfig) -> list[tuple[str, int]]:
-    """Pieces, and by which process."""
+def begun(config: CurationConfig) -> list[tuple[str, int]]:
+    """Return the pieces that were started, each with the process that did so."""
     log = Path(config.output).with_name("begun")
     lines = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
     return [(line[0], int(line[1])) for line in lines if len(line) == 2]
 
 
 @contextlib.contextmanager
-def a_worker_is_killed(config: CurateConfig) -> Iterator[list[int]]:
-    """The one that began a piece last, once two are begun: its process, when it is dead."""
+def a_worker_is_killed(config: CurationConfig) -> Iterator[list[int]]:
+    """Kill the process that started a piece last, once two pieces are started. Give the list that will name it."""
     killed: list[int] = []
     ended = threading.Event()
 
     def kill() -> None:
         while not ended.wait(0.05) and not killed:
-            if len(at_work := begun(config)) >= 2:
-                killed.append(at_work[-1][1])
+            if len(started := begun(config)) >= 2:
+                killed.append(started[-1][1])
                 os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
@@ -268,11 +274,11 @@ def a_worker_is_killed(config: CurateConfig) -> Iterator[list[int]]:
 
 @pytest.mark.cluster
 def test_cut_short_and_then_with_a_killed_worker_it_ends_as_undisturbed(curated, tmp_path):
-    """The driver dies amid a run; in the next one a worker dies. The same bytes, and at most one piece done twice."""
+    """Stop the driver amid a run, and kill a worker of the next: the same bytes result, at most one piece is done twice."""
     first, *_ = curated
     config = replace(first, output=str(tmp_path / "out"))
     with pytest.raises(KeyboardInterrupt):
-        counted(config, Interrupted)
+        counted(config, InterruptedRun)
     before = {piece for piece, _ in begun(config)}
     finished = {
         f"{path.parent.name}-{int(path.stem)}"
@@ -283,7 +289,7 @@ def test_cut_short_and_then_with_a_killed_worker_it_ends_as_undisturbed(curated,
     assert before & finished
     Path(config.output).with_name("begun").unlink()
     with a_worker_is_killed(config) as killed:
-        outcome = counted(config)
+        result = counted(config)
     assert killed
     pieces = [piece for piece, _ in begun(config)]
     assert len(pieces) - len(set(pieces)) <= 1
@@ -291,12 +297,12 @@ def test_cut_short_and_then_with_a_killed_worker_it_ends_as_undisturbed(curated,
     assert shards_of(config.output) == shards_of(first.output)
     assert len(shards_of(config.output)) >= 2
     assert all(Path(config.output, name).stat().st_mtime_ns == then for name, then in shards.items())
-    assert len(outcome.fates) == len(FATES) + 10
+    assert len(result.fates) == len(FATES) + 10
     assert (Path(config.output, REPORT)).read_bytes() == Path(first.output, REPORT).read_bytes()
 
     Path(config.output).with_name("begun").unlink()
     again = counted(config)
-    assert again.bill.there == again.bill.videos
+    assert again.bill.figures["there"] == again.bill.figures["videos"]
     assert begun(config) == []
     with pytest.raises(ValueError, match="was made with another size_px: 96, now 128; choose another output"):
         run(replace(config, size_px=128))
@@ -304,29 +310,29 @@ def test_cut_short_and_then_with_a_killed_worker_it_ends_as_undisturbed(curated,
 
 @pytest.mark.cluster
 def test_more_videos_leave_the_shards_that_are_there(curated, videos, syncnet, bucket):
-    """And from an object store to an object store."""
+    """Also test reading from and writing to an object store."""
     from pyarrow import fs
 
     raw, out = bucket.format("raw"), bucket.format("out")
-    there, path = fs.FileSystem.from_uri(raw)
-    there.create_dir(path, recursive=True)
+    store, path = fs.FileSystem.from_uri(raw)
+    store.create_dir(path, recursive=True)
 
     def put(name: str, as_name: str) -> None:
-        with there.open_output_stream(f"{path}/{as_name}") as file:
+        with store.open_output_stream(f"{path}/{as_name}") as file:
             file.write((videos / name).read_bytes())
 
     put("plain.mp4", "a plain #1.mp4")
     put("empty.mp4", "empty.mp4")
     config = config_of(raw, out, syncnet, videos_per_shard=1)
-    outcome = run(config)
-    assert {(f.video, f.reason) for f in outcome.fates} == {
+    result = run(config)
+    assert {(f.video, f.reason) for f in result.fates} == {
         ("a plain #1.mp4", ""),
         ("empty.mp4", "unreadable"),
     }
     (name,) = load_index(out).shard_names
     before = load_index(out).shard_sizes
     put("photo.mp4", "another.mp4")
-    assert run(config).bill.there == 2
+    assert run(config).bill.figures["there"] == 2
     index = load_index(out)
     assert index.shard_names[0] == name
     assert index.shard_sizes[:1] == before
@@ -337,7 +343,7 @@ def test_too_many_bad_videos_end_the_run(ray_cluster, videos, tmp_path):
     (tmp_path / "in").mkdir()
     for name in ("empty.mp4", "list.mp4"):
         (tmp_path / "in" / name).write_bytes((videos / name).read_bytes())
-    with pytest.raises(BudgetSpent, match=r"of 2 videos cannot be read, the bound \(max_failed\) is 0.2"):
+    with pytest.raises(TooManyFailed, match=r"of 2 videos cannot be read, the bound \(max_failed\) is 0.2"):
         run(config_of(tmp_path / "in", tmp_path / "out", max_failed=0.2))
 
 
@@ -352,16 +358,16 @@ def test_too_many_bad_videos_end_the_run(ray_cluster, videos, tmp_path):
 )
 def test_settings_that_cannot_be(changes, says):
     with pytest.raises(ValueError, match=says):
-        CurateConfig(**changes)
+        CurationConfig(**changes)
 
 
 def test_a_model_without_a_report_needs_a_bound(syncnet, tmp_path):
-    with pytest.raises(ValueError, match="has no sync.json that says what is enough"):
+    with pytest.raises(ValueError, match="has no sync.json with its confidences"):
         syncnet_facts(syncnet, None)
     with pytest.raises(ValueError, match="no such file of weights"):
         syncnet_facts(str(tmp_path / "none"), None)
-    assert syncnet_facts("none", None) == {"weights": None, "least_confidence": 0.0}
+    assert syncnet_facts("none", None) == {"weights": None, "min_confidence": 0.0}
     Path(syncnet, "sync.json").write_text('{"confidence_true": 2.0, "confidence_swapped": 1.0}')
-    assert syncnet_facts(syncnet, None)["least_confidence"] == 1.5
+    assert syncnet_facts(syncnet, None)["min_confidence"] == 1.5
     assert syncnet_facts(syncnet, 0.5)["weights"] == "small, trained on the demo corpus"
     Path(syncnet, "sync.json").unlink()

@@ -1,4 +1,4 @@
-"""Published datasets' own files name the videos and the parts of them that are looked at."""
+"""Test that published datasets' own files name the videos, and the parts of them, that are examined."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from xactor_platform.curation.adapters import find_videos
-from xactor_platform.curation.work import Segment
+from xactor_platform.curation.messages import Segment
 
 
 def touch(folder: Path, *names: str) -> str:
@@ -36,13 +36,14 @@ def test_hdtf_names_parts_of_videos_and_where_the_face_is(tmp_path):
     first, second = by["RD_Radio11"].segments
     assert first == Segment(start_s=30, end_s=60, box=(412 / 1280, 0, 1011 / 1280, 599 / 720))
     assert second == Segment(start_s=3690, end_s=3750)
-    assert by["RD_Radio2"].segments == ()  # it is cut already
+    # This video is cut already.
+    assert by["RD_Radio2"].segments == ()
     assert by["WDA_BarackObama_000"].name == "sub/abcdefghij0.webm"
     assert [(fate.video, fate.status, fate.reason) for _, fate in missing] == [
         ("WDA_Gone", "dropped", "missing")
     ]
     (meta / "WRA_annotion_time.txt").write_text("A.mp4 00:40-00:30\n")
-    with pytest.raises(ValueError, match=r"A: '00:40-00:30' is no time \(must end after it begins\)"):
+    with pytest.raises(ValueError, match=r"A: '00:40-00:30' is no time such as 00:30-01:00 \(it must end after it begins\)"):
         find_videos(videos, "hdtf", str(meta))
     with pytest.raises(ValueError, match="holds none of RD_annotion_time.txt"):
         find_videos(videos, "hdtf", str(tmp_path))
@@ -101,5 +102,5 @@ def test_ravdess_is_known_by_its_names(tmp_path):
         (talks[1], "ravdess-24"),
     }
     assert missing == []
-    with pytest.raises(ValueError, match="none of its 1 videos is of ravdess"):
+    with pytest.raises(ValueError, match="none of its 1 videos belongs to ravdess"):
         find_videos(touch(tmp_path / "Actor_07" / "deep", "b.mp4"), "ravdess", None)

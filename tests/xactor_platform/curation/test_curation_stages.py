@@ -1,4 +1,4 @@
-"""Curation's stages without Ray: sound beside pictures, shots, measures, names, and bounds on what strangers made."""
+"""Test curation's stages without Ray: sync of sound and pictures, shots, measures, names and saved progress."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -8,34 +8,35 @@ import numpy as np
 import pytest
 
 from xactor.media import read_audio, read_frames, write_video
-from xactor_platform.curation.config import Gates
+from xactor_platform.curation.curation_config import Gates
 from xactor_platform.curation.cut import Cut
-from xactor_platform.curation.files import key_of, list_videos
+from xactor_platform.curation.video_files import key_of, list_videos
 from xactor_platform.curation.measures import blur, face_thumbnail, occluded, speech_db
-from xactor_platform.curation.parts import Parts
-from xactor_platform.curation.probe import look
-from xactor_platform.curation.scan import MOST_FRAMES, Scan, part, pieces_of, spans_of
+from xactor_platform.curation.probe import read_facts
+from xactor_platform.curation.scan import MAX_FRAMES, Scan, pieces_of, spans_of, split_shot
 from xactor_platform.curation.shots import shot_starts
 from xactor_platform.curation.track import Track
-from xactor_platform.curation.work import Clip, Ended, Fate, Probed, Video
+from xactor_platform.curation.messages import Clip, Ended, Fate, Probed, Video
+from xactor_platform.curation.video_progress import VideoProgress
 from xactor_platform.curation.write import Write, split_of
 
 
 def through(video: Path, tmp_path: Path, **gates) -> tuple[Path, Fate]:
-    """The one clip of a video, by the stages' own work, without SyncNet."""
-    work = Video(key="k", name=video.name, uri=str(video), corpus="c", speaker="s")
-    facts = look(str(video), most_bytes=1 << 30, most_s=100, most_pixels=1 << 20)
-    probed = Probed(video=work, facts=facts)
-    (piece,) = pieces_of(probed, *Scan.make(most_s=100)((probed, None)))
+    """Pass a video with one clip through the stages' functions, without SyncNet. Return the clip's path and its fate."""
+    asked = Video(key="k", name=video.name, uri=str(video), corpus="c", speaker="s")
+    facts = read_facts(str(video), max_input_bytes=1 << 30, max_s=100, max_pixels=1 << 20)
+    probed = Probed(video=asked, facts=facts)
+    (piece,) = pieces_of(probed, *Scan.make(max_s=100)((probed, None)))
     (piece,) = Track.make()(piece)
-    most = {"least_crop_px": 64, "least_speech_db": 0, "most_blur": 1, "most_occluded": 1, **gates}
-    (piece,) = Cut.make(gates=Gates(**most), size_px=128)(piece)
+    bounds = {"min_crop_px": 64, "min_speech_db": 0, "max_blur": 1, "max_occluded": 1, **gates}
+    (piece,) = Cut.make(gates=Gates(**bounds), size_px=128)(piece)
     (ended,) = Write.make(folder=str(tmp_path / "out"), held_out=0, seed=0)(piece)
     (fate,) = ended.fates
     return tmp_path / "out" / ".parts" / "k" / f"{fate.clip}.mp4", fate
 
 
-FLASHES = (0.52, 1.31, 2.07, 2.9)  # s
+FLASHES = (0.52, 1.31, 2.07, 2.9)
+"""Times of the flashes, in seconds."""
 
 
 @pytest.mark.parametrize("rate", ["25", "29.97", "50", "variable", "rotated"])
@@ -67,7 +68,8 @@ def test_a_flash_and_a_beep_stay_together_within_half_a_frame(talkers, tmp_path,
     corner = np.array([picture[2:8, 2:8].mean() for picture in read_frames(clip)])
     bright = corner > (corner.max() + corner.min()) / 2
     seen = [n / 25 for n in range(1, len(bright)) if bright[n] and not bright[n - 1]]
-    heard_in = np.abs(read_audio(clip)).reshape(-1, 16).max(axis=1) > 0.2  # by the ms
+    # One value a millisecond.
+    heard_in = np.abs(read_audio(clip)).reshape(-1, 16).max(axis=1) > 0.2
     heard = [n / 1000 for n in range(20, len(heard_in)) if heard_in[n] and not heard_in[n - 20 : n].any()]
     assert len(seen) == len(heard) == len(FLASHES)
     assert np.abs(np.array(seen) - heard).max() <= 0.020 + 0.002
@@ -82,15 +84,15 @@ def test_sound_may_end_within_a_frame(talkers, tmp_path, missing, frames):
     assert spans_of(tmp_path / "v.mp4", samples, (), 100) == [(0, frames)]
 
 
-def test_a_long_shot_is_parted_where_it_is_quiet():
+def test_a_long_shot_is_split_where_it_is_quiet():
     loudness = np.ones(4000)
     loudness[1980:1990] = 0
-    pieces = part(100, 3100, loudness)
+    pieces = split_shot(100, 3100, loudness)
     assert pieces[0][0] == 100
     assert pieces[-1][1] == 3100
     assert all(a[1] == b[0] for a, b in zip(pieces, pieces[1:], strict=False))
-    assert all(0 < end - first <= MOST_FRAMES for first, end in pieces)
-    assert part(0, MOST_FRAMES, loudness) == [(0, MOST_FRAMES)]
+    assert all(0 < end - first <= MAX_FRAMES for first, end in pieces)
+    assert split_shot(0, MAX_FRAMES, loudness) == [(0, MAX_FRAMES)]
 
 
 def test_shots_begin_at_cuts_and_not_at_flashes_or_gestures():
@@ -98,8 +100,9 @@ def test_shots_begin_at_cuts_and_not_at_flashes_or_gestures():
     scenes = [rng.integers(0, 255, (36, 64, 3)) for _ in range(3)]
     frames = [scenes[0]] * 30 + [scenes[1]] * 40 + [scenes[2]] * 3 + [scenes[0]] * 30
     moving = [np.clip(f + rng.integers(-4, 5, f.shape), 0, 255).astype(np.uint8) for f in frames]
-    moving[15] = np.full_like(moving[0], 255)  # a flash
-    for n in range(40, 60):  # a hand that comes up
+    # A flash, and a hand that comes up.
+    moving[15] = np.full_like(moving[0], 255)
+    for n in range(40, 60):
         moving[n] = moving[n].copy()
         moving[n][36 - (n - 40) :, 20:40] = 120
     moving[60:70] = [moving[59]] * 10
@@ -112,15 +115,16 @@ def test_no_clip_holds_a_part_of_a_dissolve(length):
     rng = np.random.default_rng(0)
     before, after = (rng.integers(0, 255, (36, 64, 3)) for _ in range(2))
     share = np.concatenate([np.zeros(60), np.arange(1, length + 1) / (length + 1), np.ones(60)])
-    frames = [before * (1 - part) + after * part for part in share]
+    frames = [before * (1 - mix) + after * mix for mix in share]
     noisy = (np.clip(frame + rng.integers(-4, 5, frame.shape), 0, 255).astype(np.uint8) for frame in frames)
     starts, count = shot_starts(noisy)
     long = [(a, b) for a, b in zip(starts, [*starts[1:], count], strict=True) if b - a >= 25]
     assert len(long) == 2
     for first, end in long:
         assert len(set(share[first:end].round())) == 1
-        assert np.abs(share[first:end] - share[first:end].round()).max() < 0.2  # seen by nobody
-        assert end - first >= 40  # little else is lost
+        # Nobody sees so little of the other shot, and little else is lost.
+        assert np.abs(share[first:end] - share[first:end].round()).max() < 0.2
+        assert end - first >= 40
 
 
 def test_the_measures_tell_bad_from_good(talkers):
@@ -164,17 +168,17 @@ def test_keys_are_plain_and_each_files_own(tmp_path):
         list_videos(str(tmp_path))
 
 
-def test_what_is_finished_is_read_back(tmp_path):
-    parts = Parts(str(tmp_path), "v")
+def test_saved_progress_is_read_back(tmp_path):
+    progress = VideoProgress(str(tmp_path), "v")
     fate = Fate(video="v.mp4", status="kept", clip="v-0000-00", end_s=2.0, split="short")
-    parts.cut([(0, 50), (50, 90)])
-    assert parts.spans() == [(0, 50), (50, 90)]
+    progress.save_spans([(0, 50), (50, 90)])
+    assert progress.spans() == [(0, 50), (50, 90)]
     ended = Ended(key="v", number=1, of=2, fates=(fate,), looked_s=2.0)
-    parts.finish(ended, {"v-0000-00": (b"mp4", {"frames": 50})})
-    assert parts.finished(0) is None
-    assert parts.finished(1) == replace(ended, again=True)
-    assert parts.all() == ([fate], [("v-0000-00", {"frames": 50})])
-    assert parts.mp4("v-0000-00") == b"mp4"
-    parts.forget()
-    assert parts.spans() is None
+    progress.finish(ended, {"v-0000-00": (b"mp4", {"frames": 50})})
+    assert progress.finished(0) is None
+    assert progress.finished(1) == replace(ended, earlier=True)
+    assert progress.all_results() == ([fate], [("v-0000-00", {"frames": 50})])
+    assert progress.mp4("v-0000-00") == b"mp4"
+    progress.delete()
+    assert progress.spans() is None
     assert list((tmp_path / ".parts").iterdir()) == []

@@ -1,4 +1,4 @@
-"""Video shards to motion shards: the encoders' own output, the same bytes twice, and only what is missing."""
+"""Test encoding video shards to motion shards: the encoders' own output, the same bytes twice, only what is missing."""
 
 import io
 import os
@@ -18,12 +18,13 @@ from xactor.render import MotionEncoder
 from xactor_platform.data.face_video import face_video
 from xactor_platform.data.index import Index, load_index
 from xactor_platform.data.shards import Shard, ShardWriter
-from xactor_platform.precompute.latents import precompute
+from xactor_platform.precompute.latents import PrecomputeResult, precompute
 from xactor_platform.precompute.shard_encoder import ShardEncoder, ShardJob
 from xactor_platform.storage.location import Location
 
 CHECKOUT = Path(__file__).resolve().parents[3]
-FRAMES = (70, 30, 64)  # the first is longer than what is encoded at once
+FRAMES = (70, 30, 64)
+"""Frames of the clips. The first clip is longer than a batch of the encoder."""
 
 
 def pictures(frames: int, seed: int) -> Iterator[np.ndarray]:
@@ -40,7 +41,7 @@ def video(frames: int, seed: int) -> bytes:
 
 
 def write_videos(folder: Path, clips: Mapping[str, bytes | None], text: str = "hm") -> str:
-    """One shard a clip; None is a clip that cannot be decoded."""
+    """Write one shard for each clip. None is a clip that cannot be decoded."""
     with ShardWriter(str(folder), "train", samples_per_shard=1, overwrite=True) as writer:
         for (key, mp4), frames in zip(clips.items(), FRAMES, strict=True):
             meta = {"frames": frames, "fps": 25, "speaker": key, "crop": None, "text": [text]}
@@ -73,13 +74,17 @@ def videos(tmp_path_factory, clips) -> str:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, videos, model, ray_cluster) -> Path:
     shards = tmp_path_factory.mktemp("made") / "shards"
-    outcome = precompute(videos, model, str(shards))
-    assert (outcome.written, outcome.kept, outcome.bad) == (3, 0, [])
-    assert (outcome.clips, outcome.frames) == (3, sum(FRAMES))
-    assert set(outcome.stage_s) == {"read", "decode", "motion", "sound", "write", "wait"}
-    assert all(seconds > 0 for seconds in outcome.stage_s.values())
-    assert outcome.bill()[0].startswith("3 clips, 0.002 hours, in ")
+    result = precompute(videos, model, str(shards))
+    assert result.bad == []
+    assert result.bill.figures == {"written": 3, "kept": 0, "clips": 3, "frames": sum(FRAMES)}
+    assert set(result.bill.stage_s) == {"read", "decode", "motion", "sound", "write", "wait"}
+    assert all(seconds > 0 for seconds in result.bill.stage_s.values())
+    assert result.summary()[1].startswith("3 clips, 0.002 hours, in ")
     return shards
+
+
+def written_and_kept(result: PrecomputeResult) -> tuple[int, int]:
+    return result.bill.figures["written"], result.bill.figures["kept"]
 
 
 def array(index: Index, row: int, member: str) -> np.ndarray:
@@ -101,7 +106,8 @@ def test_latents_and_features_are_the_encoders_own(made, videos, model, clips, t
         stored = array(index, row, "motion.npy")
         assert stored.dtype == np.float16
         assert np.abs(stored - z).max() < 1e-3 * np.abs(z).max()
-        assert z.std(axis=0).max() > 1e-2  # the pictures differ, and so do their latents
+        # The pictures differ, and so do their latents.
+        assert z.std(axis=0).max() > 1e-2
         assert np.array_equal(
             array(index, row, "audio.npy"), sound.features(read_audio(file)).astype(np.float16)
         )
@@ -126,12 +132,13 @@ def test_two_runs_write_the_same_bytes_and_a_restart_only_what_is_missing(
 
     before = {name: (shards / name).stat().st_mtime_ns for name in names}
     (shards / names[0]).unlink()
+    # A crash of the machine may leave a truncated shard.
     with (shards / names[2]).open("r+b") as file:
-        file.truncate(4000)  # as a crash of the machine may leave it
+        file.truncate(4000)
     lines: list[str] = []
-    outcome = precompute(videos, model, str(shards), progress=lines.append)
-    assert (outcome.written, outcome.kept, len(lines)) == (2, 1, 3)
-    assert (outcome.clips, outcome.frames) == (2, FRAMES[0] + FRAMES[2])
+    result = precompute(videos, model, str(shards), progress=lines.append)
+    assert result.bill.figures == {"written": 2, "kept": 1, "clips": 2, "frames": FRAMES[0] + FRAMES[2]}
+    assert len(lines) == 3
     for name in names:
         assert (shards / name).read_bytes() == (made / name).read_bytes()
         assert ((shards / name).stat().st_mtime_ns == before[name]) == (name == names[1])
@@ -145,7 +152,7 @@ def worker(made) -> ShardEncoder:
 
 @pytest.fixture(scope="module")
 def one_shard(tmp_path_factory, clips) -> Index:
-    """All clips in one shard, and between them one that cannot be decoded."""
+    """Write all clips into one shard, and among them one that cannot be decoded."""
     folder = tmp_path_factory.mktemp("one") / "videos"
     with ShardWriter(str(folder), "train") as writer:
         for key, mp4, frames in (
@@ -167,9 +174,9 @@ def test_batches_reach_over_clips_and_a_bad_clip_spoils_none(worker, one_shard, 
         return together(frames, **options)
 
     monkeypatch.setattr(worker._motion, "encode", counted)
-    fate = worker.fate(ShardJob(index=one_shard, place=Location.parse(str(tmp_path))))
-    assert (fate.written, fate.clips, fate.frames, fate.error) == (True, 3, sum(FRAMES), None)
-    assert [bad.key for bad in fate.bad] == ["c"]
+    (result,) = worker.run_batch([ShardJob(index=one_shard, place=Location.parse(str(tmp_path)))])
+    assert (result.written, result.clips, result.frames, result.error) == (True, 3, sum(FRAMES), None)
+    assert [bad.key for bad in result.bad] == ["c"]
     assert sizes == [64, 64, 36]
     alone, made_together = load_index(str(made)), load_index(str(tmp_path))
     assert list(made_together.key) == ["a", "b", "d"]
@@ -182,7 +189,7 @@ def test_batches_reach_over_clips_and_a_bad_clip_spoils_none(worker, one_shard, 
 
 
 def test_clips_are_decoded_while_others_are_encoded(worker, one_shard, tmp_path, monkeypatch):
-    """The encoder waits, in its first batch, until a clip that has no part in it has been begun."""
+    """Let the encoder wait, in its first batch, until the decoding of a clip outside that batch has begun."""
     begun = threading.Event()
     read, encoded = Index.read, worker._motion.encode
 
@@ -197,7 +204,8 @@ def test_clips_are_decoded_while_others_are_encoded(worker, one_shard, tmp_path,
 
     monkeypatch.setattr(Index, "read", noted)
     monkeypatch.setattr(worker._motion, "encode", waits)
-    assert worker.fate(ShardJob(index=one_shard, place=Location.parse(str(tmp_path)))).written
+    (result,) = worker.run_batch([ShardJob(index=one_shard, place=Location.parse(str(tmp_path)))])
+    assert result.written
 
 
 def test_a_shard_that_fails_leaves_nothing_and_no_thread_behind(worker, one_shard, tmp_path, monkeypatch):
@@ -205,14 +213,15 @@ def test_a_shard_that_fails_leaves_nothing_and_no_thread_behind(worker, one_shar
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Shard, "write", full)
-    fate = worker.fate(ShardJob(index=one_shard, place=Location.parse(str(tmp_path))))
-    assert (fate.written, fate.error) == (False, "[Errno 28] No space left on device")
+    (result,) = worker.run_batch([ShardJob(index=one_shard, place=Location.parse(str(tmp_path)))])
+    assert (result.written, result.error) == (False, "[Errno 28] No space left on device")
     assert not list(tmp_path.iterdir())
-    worker._threads.shutdown(wait=True)  # returns: none of them waits for room
+    # It returns, because no thread waits for room.
+    worker._threads.shutdown(wait=True)
 
 
 def test_a_worker_that_dies_costs_no_other_shard(videos, model, made, tmp_path, ray_cluster, monkeypatch):
-    """One video kills its worker, twice; without it the same call makes what is missing."""
+    """Let one video kill its worker twice. Without it, the same call makes what is missing."""
     deadly = tmp_path / "deadly"
     deadly.write_text("")
 
@@ -228,8 +237,8 @@ def test_a_worker_that_dies_costs_no_other_shard(videos, model, made, tmp_path, 
         precompute(videos, model, str(shards))
     assert sorted(path.name for path in shards.glob("*.tar")) == ["train-000000.tar", "train-000002.tar"]
     deadly.unlink()
-    outcome = precompute(videos, model, str(shards))
-    assert (outcome.written, outcome.kept) == (1, 2)
+    result = precompute(videos, model, str(shards))
+    assert written_and_kept(result) == (1, 2)
     for shard in made.glob("*.tar"):
         assert (shards / shard.name).read_bytes() == shard.read_bytes()
 
@@ -239,16 +248,16 @@ def test_a_clip_that_cannot_be_read_is_named(clips, model, tmp_path, ray_cluster
     with pytest.raises(ValueError, match=r"2 of 3 samples are unusable.*clip-1: cannot be decoded") as caught:
         precompute(folder, model, str(tmp_path / "shards"))
     assert "clip-2: mp4 has 60 frames, its json says 64" in str(caught.value)
-    outcome = precompute(folder, model, str(tmp_path / "shards"), max_bad_fraction=0.7)
-    assert sorted(bad.key for bad in outcome.bad) == ["clip-1", "clip-2"]
+    result = precompute(folder, model, str(tmp_path / "shards"), max_bad_fraction=0.7)
+    assert sorted(bad.key for bad in result.bad) == ["clip-1", "clip-2"]
     assert list(load_index(str(tmp_path / "shards")).key) == ["clip-0"]
 
 
 def test_latents_of_other_videos_are_not_kept(clips, model, tmp_path, ray_cluster):
     source, shards = tmp_path / "videos", tmp_path / "shards"
     precompute(write_videos(source, clips), model, str(shards))
-    outcome = precompute(write_videos(source, clips, text="hear, hear"), model, str(shards))
-    assert (outcome.written, outcome.kept) == (3, 0)
+    result = precompute(write_videos(source, clips, text="hear, hear"), model, str(shards))
+    assert written_and_kept(result) == (3, 0)
     assert load_index(str(shards)).read_meta(1)["text"] == ["hear, hear"]
     (shards / "train-000007.tar").write_bytes((shards / "train-000000.tar").read_bytes())
     with pytest.raises(ValueError, match=r"does not have, the first train-000007\.tar"):
@@ -273,7 +282,7 @@ def test_what_cannot_work_is_named(made, videos, model, tmp_path, ray_cluster):
 
 
 def test_the_job_on_a_cluster(videos, model, made, tmp_path, ray_cluster):
-    """It joins by its address alone, and relative paths are the job's own, not the workers'."""
+    """Test that the job joins by the address alone, and that relative paths start at the job's folder."""
     command = [sys.executable, CHECKOUT / "jobs" / "precompute.py", "--videos", videos, "--model", str(model)]
     done = subprocess.run(
         [*command, "--output", "out/shards"],
@@ -283,6 +292,6 @@ def test_the_job_on_a_cluster(videos, model, made, tmp_path, ray_cluster):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "3 shards written, 0 were there, 0 samples left out" in done.stdout
+    assert "3 shards written, 0 already existed, 0 samples left out" in done.stdout
     for shard in made.glob("*.tar"):
         assert (tmp_path / "out" / "shards" / shard.name).read_bytes() == shard.read_bytes()

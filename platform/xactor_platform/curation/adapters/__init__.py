@@ -1,29 +1,38 @@
-"""Which videos, and which parts of them, published datasets name: read from their own files. Nothing is downloaded.
+"""Find the videos, and the parts of them, that published datasets name in their own files. Nothing is downloaded.
 
-A dataset's videos are found in the folder by their names, whatever their kind; what is not there is told.
+A dataset's videos are found in the folder by their names without suffixes. The report names those that are missing.
 """
 
 from xactor_platform.curation.adapters.celebv_hq import celebv_hq
 from xactor_platform.curation.adapters.hdtf import hdtf
 from xactor_platform.curation.adapters.ravdess import ravdess
-from xactor_platform.curation.files import list_videos
-from xactor_platform.curation.work import Fate, Video
+from xactor_platform.curation.video_files import list_videos
+from xactor_platform.curation.messages import Fate, Video
 
 Found = tuple[list[Video], list[tuple[str, Fate]]]
 
 
 def find_videos(folder: str, dataset: str, metadata: str | None) -> Found:
-    """The videos to look at; and with their keys the fates of those that cannot be. ValueError: there are none."""
+    """Return the videos to examine, and the keys and fates of those that are refused or missing.
+
+    Args:
+        folder: folder or URI of all videos.
+        dataset: see `CurationConfig`.
+        metadata: file or folder of the dataset.
+
+    Raises:
+        ValueError: there are no videos, or the metadata is missing or invalid.
+    """
     if dataset in ("hdtf", "celebv-hq") and metadata is None:
         what = "the folder of its *_annotion_time.txt" if dataset == "hdtf" else "its celebvhq_info.json"
         raise ValueError(f"dataset {dataset} needs --metadata: {what}")
-    there, refused = list_videos(folder)
+    existing, refused = list_videos(folder)
     if dataset == "folder":
-        return there, refused
+        return existing, refused
     if dataset == "ravdess":
-        found, missing = ravdess(there), []
+        found, missing = ravdess(existing), []
     else:
-        found, missing = (hdtf if dataset == "hdtf" else celebv_hq)(there, metadata or "")
+        found, missing = (hdtf if dataset == "hdtf" else celebv_hq)(existing, metadata or "")
     if not found:
-        raise ValueError(f"{folder}: none of its {len(there)} videos is of {dataset}")
+        raise ValueError(f"{folder}: none of its {len(existing)} videos belongs to {dataset}")
     return sorted(found, key=lambda video: video.key), [*refused, *missing]

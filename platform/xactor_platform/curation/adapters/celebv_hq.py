@@ -1,10 +1,10 @@
-"""CelebV-HQ (Zhu et al. 2022), by its celebvhq_info.json: parts of videos, each with where its face is.
+"""Read CelebV-HQ (Zhu et al. 2022) from its celebvhq_info.json, which names parts of videos and their faces' places.
 
     {"clips": {"M2Ohb0FAaJU_1": {"ytb_id": "M2Ohb0FAaJU", "duration": {"start_sec": 81.6, "end_sec": 84.8},
                                  "bbox": {"top": 0.0, "bottom": 0.8, "left": 0.4, "right": 0.8}, ...}}}
 
-Boxes are parts of the picture, 0..1. A clip is looked for by its own name, where it is cut out already, or in the
-video of its YouTube id.
+Boxes are fractions of the picture, 0 to 1. A clip is found as a file of its own name, if it is cut out already, or in
+the video with its YouTube id.
 """
 
 import json
@@ -13,19 +13,20 @@ from dataclasses import replace
 from typing import Any
 
 from xactor_platform.curation.adapters.names import by_stem, missing, pick, read_text
-from xactor_platform.curation.work import Fate, Segment, Video
+from xactor_platform.curation.messages import Fate, Segment, Video
 
 
 def celebv_hq(videos: list[Video], metadata: str) -> tuple[list[Video], list[tuple[str, Fate]]]:
-    """CelebV-HQ's among videos, and the fates of those that are not there.
+    """Return CelebV-HQ's videos, and the keys and fates of those that are missing.
 
     Args:
-        metadata: the json file.
+        videos: of the folder.
+        metadata: path or URI of the json file.
 
     Raises:
-        ValueError: no such file, or of another layout.
+        ValueError: there is no such file, or it has another layout.
     """
-    there = by_stem(videos)
+    existing = by_stem(videos)
     try:
         clips: dict[str, dict[str, Any]] = json.loads(read_text(metadata))["clips"]
         wanted = [(name, str(clip["ytb_id"]), _segment(name, clip)) for name, clip in sorted(clips.items())]
@@ -36,20 +37,20 @@ def celebv_hq(videos: list[Video], metadata: str) -> tuple[list[Video], list[tup
     parts: dict[str, list[Segment]] = {}
     for name, source, segment in wanted:
         about = {"corpus": "celebv-hq", "speaker": source}
-        if cut := pick(there, [name]):
+        if cut := pick(existing, [name]):
             found.append(replace(cut, **about))
-        elif pick(there, [source]):
+        elif pick(existing, [source]):
             parts.setdefault(source, []).append(segment)
         else:
             absent[source] = missing(source, "celebv-hq")
     for source, segments in parts.items():
         ordered = tuple(sorted(segments, key=lambda segment: segment.start_s))
-        found.append(replace(there[source], corpus="celebv-hq", speaker=source, segments=ordered))
+        found.append(replace(existing[source], corpus="celebv-hq", speaker=source, segments=ordered))
     return found, [*absent.values()]
 
 
 def _segment(name: str, clip: dict[str, Any]) -> Segment:
-    """ValueError: times or a box that cannot be, by the clip's name."""
+    """Return a clip's segment. ValueError: its times or its box are invalid."""
     start, end = float(clip["duration"]["start_sec"]), float(clip["duration"]["end_sec"])
     box = tuple(float(clip["bbox"][edge]) for edge in ("left", "top", "right", "bottom"))
     if not (

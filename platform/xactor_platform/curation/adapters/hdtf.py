@@ -1,33 +1,35 @@
-"""HDTF (Zhang et al. 2021), by the text files of github.com/MRzzm/HDTF: videos of one speaker, and where they talk.
+"""Read HDTF (Zhang et al. 2021) from the text files of github.com/MRzzm/HDTF: videos of one speaker each.
 
     RD_annotion_time.txt   Radio11.mp4 00:30-01:00 01:30-02:30
     RD_crop_wh.txt         Radio11_0.mp4 412 599 0 599            clip: left, width, top, height
-    RD_resolution.txt      Radio11.mp4 720                        of the pictures that these are measured in
+    RD_resolution.txt      Radio11.mp4 720                        height of the pictures that crops are measured in
 
-The subsets are RD, WDA and WRA. A video is looked for as `RD_Radio11`, `Radio11` or by its YouTube id, and where it is
-cut already, clip by clip as `RD_Radio11_0` or `Radio11_0`.
+The subsets are RD, WDA and WRA. A video is found as `RD_Radio11`, `Radio11` or by its YouTube id. If it is cut already,
+its clips are found as `RD_Radio11_0` or `Radio11_0`.
 """
 
 import re
 from dataclasses import replace
 
 from xactor_platform.curation.adapters.names import by_stem, missing, pick, read_text
-from xactor_platform.curation.work import Fate, Segment, Video
+from xactor_platform.curation.messages import Fate, Segment, Video
 
 SUBSETS = ("RD", "WDA", "WRA")
-_WIDE = 16 / 9  # Ours: the files give a picture's height alone
+# Ours: the files state only the height of a picture.
+_ASPECT = 16 / 9
 
 
 def hdtf(videos: list[Video], metadata: str) -> tuple[list[Video], list[tuple[str, Fate]]]:
-    """HDTF's among videos, and the fates of those that are not there.
+    """Return HDTF's videos, and the keys and fates of those that are missing.
 
     Args:
-        metadata: folder of the text files.
+        videos: of the folder.
+        metadata: folder or URI of the text files.
 
     Raises:
-        ValueError: no such files, or a time that is none, by name.
+        ValueError: there are no such files, or a time is invalid.
     """
-    there = by_stem(videos)
+    existing = by_stem(videos)
     found: list[Video] = []
     absent: list[tuple[str, Fate]] = []
     folder = metadata.rstrip("/")
@@ -45,11 +47,11 @@ def hdtf(videos: list[Video], metadata: str) -> tuple[list[Video], list[tuple[st
             )
             link = re.search(r"(?:v=|youtu\.be/)([A-Za-z0-9_-]{11})", " ".join(urls.get(name, [])))
             about = {"corpus": "hdtf", "speaker": f"{subset}_{name}"}
-            whole = pick(there, [f"{subset}_{name}", name, *([link[1]] if link else [])])
+            whole = pick(existing, [f"{subset}_{name}", name, *([link[1]] if link else [])])
             if whole:
                 found.append(replace(whole, segments=segments, **about))
                 continue
-            cut = [pick(there, [f"{subset}_{name}_{n}", f"{name}_{n}"]) for n in range(len(segments))]
+            cut = [pick(existing, [f"{subset}_{name}_{n}", f"{name}_{n}"]) for n in range(len(segments))]
             found += [replace(clip, **about) for clip in cut if clip]
             if not any(cut):
                 absent.append(missing(f"{subset}_{name}", "hdtf"))
@@ -57,31 +59,32 @@ def hdtf(videos: list[Video], metadata: str) -> tuple[list[Video], list[tuple[st
 
 
 def _segment(name: str, span: str, crop: list[str], height: list[str]) -> Segment:
+    """Return a segment, with its face's place if the files state it. ValueError: its time is invalid."""
     try:
-        start, end = (_seconds(part) for part in span.split("-"))
+        start, end = (_seconds(time) for time in span.split("-"))
         if not start < end:
-            raise ValueError("must end after it begins")
+            raise ValueError("it must end after it begins")
     except ValueError as error:
-        raise ValueError(f"{name}: {span!r} is no time ({error}), such as 00:30-01:00") from error
-    if len(crop) != 4 or len(height) != 1 or not all(part.isdigit() for part in (*crop, *height)):
+        raise ValueError(f"{name}: {span!r} is no time such as 00:30-01:00 ({error})") from error
+    if len(crop) != 4 or len(height) != 1 or not all(word.isdigit() for word in (*crop, *height)):
         return Segment(start_s=start, end_s=end)
     left, width, top, tall = map(int, crop)
     down = int(height[0])
-    across = down * _WIDE
+    across = down * _ASPECT
     box = (left / across, top / down, (left + width) / across, (top + tall) / down)
     return Segment(start_s=start, end_s=end, box=box)
 
 
 def _seconds(text: str) -> float:
-    """Of 00:30 or 1:02:03."""
+    """Return the seconds of a time such as 00:30 or 1:02:03."""
     total = 0.0
-    for part in text.split(":"):
-        total = 60 * total + float(part)
+    for number in text.split(":"):
+        total = 60 * total + float(number)
     return total
 
 
 def _optional(uri: str) -> dict[str, list[str]]:
-    """Lines of words, by the first of them, without its ending; nothing where there is no such file."""
+    """Return the words of each line by its first word without suffix. Empty if there is no such file."""
     try:
         rows = (line.split() for line in read_text(uri).splitlines())
     except ValueError:

@@ -1,20 +1,20 @@
-"""RAVDESS (Livingstone and Russo 2018), by its files' names: Actor_07/01-01-05-02-01-02-07.mp4.
+"""Read RAVDESS (Livingstone and Russo 2018) from its files' names, such as Actor_07/01-01-05-02-01-02-07.mp4.
 
 The numbers are modality (01 sound and pictures, 02 pictures alone), vocal channel (01 speech, 02 song), emotion,
-intensity, statement, repetition, actor. Taken is what has both sound and pictures.
+intensity, statement, repetition, actor. Only videos with both sound and pictures are used.
 """
 
 import os
 import re
 from dataclasses import replace
 
-from xactor_platform.curation.work import Video
+from xactor_platform.curation.messages import Video
 
 _NAME = re.compile(r"01-0[12]-0[1-8]-0[12]-0[12]-0[12]-(\d\d)")
 
 
 def ravdess(videos: list[Video]) -> list[Video]:
-    """RAVDESS's with sound and pictures among videos."""
+    """Return RAVDESS's videos that have sound and pictures."""
     found = []
     for video in videos:
         if match := _NAME.fullmatch(os.path.splitext(os.path.basename(video.name))[0]):

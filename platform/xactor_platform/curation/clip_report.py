@@ -1,4 +1,4 @@
-"""The account of a run: every clip's fate in Parquet, and a page that shows how many there are of each."""
+"""The report of a run: the fate of every clip in Parquet, and an HTML page with counts and histograms."""
 
 import html
 from collections import Counter
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xactor_platform.curation.work import Fate
+from xactor_platform.curation.messages import Fate
 from xactor_platform.storage.location import Location
 
 REPORT, PAGE = "report.parquet", "report.html"
@@ -25,13 +25,13 @@ SCHEMA = pa.schema(
         for f in fields(Fate)
     ]
 )
-# What is drawn: a column, its title and unit.
+# Columns that are drawn, and their titles with units.
 _HISTOGRAMS = (
     ("seconds", "length, s"),
     ("crop_px", "side of the face's square in the video, px"),
     ("blur", "blur, 0 sharp to 1"),
-    ("occluded", "part of the frames in which something covers the face"),
-    ("speech", "coming and going of the sound, dB"),
+    ("occluded", "fraction of the frames in which something covers the face"),
+    ("speech", "range of the sound's level, dB"),
     ("sync_confidence", "SyncNet's confidence"),
     ("sync_offset", "SyncNet's offset, frames"),
 )
@@ -45,18 +45,19 @@ _STYLE = (
 
 
 def write_fates(place: Location, name: str, fates: Sequence[Fate]) -> None:
-    """All of it or nothing."""
+    """Write a table of fates, whole or not at all."""
     with place.atomic_write(name) as stream:
         pq.write_table(pa.Table.from_pylist([asdict(fate) for fate in fates], SCHEMA), stream)
 
 
 def read_fates(place: Location, name: str) -> list[Fate]:
+    """Read a table of fates."""
     with place.open(name) as file:
         return [Fate(**row) for row in pq.read_table(file).to_pylist()]
 
 
 def page(fates: Sequence[Fate], title: str) -> str:
-    """A page of its own, without scripts: counts by reason, hours, and histograms of what is kept and what is not."""
+    """Return an HTML page without scripts: counts and hours by reason, and histograms of kept and other clips."""
     counts = Counter((fate.status, fate.reason) for fate in fates)
     hours = {key: sum(f.seconds for f in fates if (f.status, f.reason) == key) / 3600 for key in counts}
     rows = "".join(
@@ -68,19 +69,19 @@ def page(fates: Sequence[Fate], title: str) -> str:
     )
     weights = sorted({fate.syncnet for fate in fates if fate.syncnet})
     judged = (
-        ", ".join(map(html.escape, weights)) or "none: nobody judged whether sound and lips belong together"
+        ", ".join(map(html.escape, weights)) or "none: lip-sync was not judged"
     )
     pictures = "".join(_histogram(fates, name, label) for name, label in _HISTOGRAMS)
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
         f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1><p>SyncNet's weights: {judged}</p>"
         f"<table><tr><th>fate<th>reason<th>clips<th>hours</tr>{rows}</table>"
-        f"<h2>Kept (blue) and not (grey)</h2>{pictures}</html>\n"
+        f"<h2>Kept (blue) and not kept (gray)</h2>{pictures}</html>\n"
     )
 
 
 def _histogram(fates: Sequence[Fate], name: str, label: str) -> str:
-    """Stacked bars as SVG; nothing where nothing was measured."""
+    """Return stacked bars as SVG, empty where nothing was measured."""
     values = {
         kept: np.array(
             [

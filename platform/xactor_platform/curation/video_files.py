@@ -1,4 +1,4 @@
-"""Where videos lie: a folder's files, each by a key of its own, and one opened wherever it is."""
+"""Find, name and open video files in a folder or an object store."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from urllib.parse import quote
 from pyarrow import fs
 
 from xactor.media.container import Source
-from xactor_platform.curation.work import Fate, Video, fate_of
+from xactor_platform.curation.messages import Fate, Video, fate_of
 from xactor_platform.storage.location import Location
 
 SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp"}
@@ -20,7 +20,11 @@ _STEM_CHARS, _DIGEST_CHARS = 48, 10
 
 @contextmanager
 def open_video(uri: str) -> Iterator[Source]:
-    """A path, or an open file of which only what is asked for travels. ValueError: it cannot be opened."""
+    """Give a local path, or an open remote file that is read only where needed.
+
+    Raises:
+        ValueError: it cannot be opened.
+    """
     if "://" not in uri:
         yield Path(uri)
         return
@@ -34,7 +38,7 @@ def open_video(uri: str) -> Iterator[Source]:
 
 
 def size_of(uri: str) -> int:
-    """In bytes. ValueError: no such file."""
+    """Return a file's size in bytes. ValueError: there is no such file."""
     try:
         filesystem, path = fs.FileSystem.from_uri(uri) if "://" in uri else (fs.LocalFileSystem(), uri)
         info = filesystem.get_file_info(path)
@@ -46,9 +50,10 @@ def size_of(uri: str) -> int:
 
 
 def list_videos(folder: str) -> tuple[list[Video], list[tuple[str, Fate]]]:
-    """The videos in a folder and below it, by name; and with their keys the fates of those that are not taken.
+    """Return the videos of a folder and its subfolders by name, and the keys and fates of those that are refused.
 
-    ValueError: no such folder, or without videos.
+    Raises:
+        ValueError: there is no such folder, or no video in it.
     """
     place = Location.parse(folder)
     names = sorted(_local_names(place.path) if place.is_local else _remote_names(place))
@@ -58,7 +63,7 @@ def list_videos(folder: str) -> tuple[list[Video], list[tuple[str, Fate]]]:
     refused: list[tuple[str, Fate]] = []
     for name in names:
         video = video_of(folder, name)
-        if place.is_local and (why := _strays(place.path, name)):
+        if place.is_local and (why := _bad_link(place.path, name)):
             refused.append((video.key, fate_of(video, None, "failed", reason="bad_name", detail=why)))
         else:
             videos.append(video)
@@ -66,7 +71,14 @@ def list_videos(folder: str) -> tuple[list[Video], list[tuple[str, Fate]]]:
 
 
 def video_of(folder: str, name: str, *, corpus: str = "folder", speaker: str | None = None) -> Video:
-    """The video of that name below a folder."""
+    """Return a video of a folder.
+
+    Args:
+        folder: folder or URI of all videos.
+        name: path of the video below it.
+        corpus: name of the dataset.
+        speaker: name of the speaker, by default the name of the video.
+    """
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
     if "://" in folder:
         base, mark, query = folder.partition("?")
@@ -83,7 +95,7 @@ def video_of(folder: str, name: str, *, corpus: str = "folder", speaker: str | N
 
 
 def key_of(name: str) -> str:
-    """Letters, digits, '-' and '_' alone: of the file's name to be read, and of all of its path to be its own."""
+    """Return a key of letters, digits, '-' and '_': the file's name for people, and a digest that makes it unique."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", os.path.splitext(os.path.basename(name))[0]).strip("-")
     digest = hashlib.sha256(name.encode()).hexdigest()[:_DIGEST_CHARS]
     return f"{stem[:_STEM_CHARS] or 'video'}-{digest}"
@@ -111,13 +123,13 @@ def _is_video(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
 
 
-def _strays(folder: str, name: str) -> str:
-    """Why a name is not taken: it is a link out of the folder, or nothing that can be read as a file."""
+def _bad_link(folder: str, name: str) -> str:
+    """Return why a name is refused: it is a link out of the folder, or no file. Empty if it is accepted."""
     path = Path(folder, name)
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError):
-        return "a link that leads nowhere"
+        return "a link to no file"
     if path.is_symlink() and not target.is_relative_to(Path(folder).resolve()):
-        return "a link that leads out of the folder"
-    return "" if target.is_file() else "no plain file"
+        return "a link out of the folder"
+    return "" if target.is_file() else "no regular file"

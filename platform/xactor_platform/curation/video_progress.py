@@ -1,9 +1,9 @@
-"""What is finished of a video, written down beside the shards until they are made: a run that ends goes on from it.
+"""Finished work on a video, saved next to the shards until they are written, so that a later run continues from it.
 
-.parts/<video>/refused.json     nothing comes of the video
-.parts/<video>/spans.json       the pieces that it was cut into
-.parts/<video>/0003.json        what became of a piece, once its clips are there
-.parts/<video>/<clip>.mp4
+.parts/<video>/refused.json     the video gives no clips
+.parts/<video>/spans.json       pieces of the video
+.parts/<video>/0003.json        fates of a piece, saved after its clips
+.parts/<video>/<clip>.mp4       a kept clip
 """
 
 import json
@@ -12,58 +12,55 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from xactor_platform.curation.work import Ended, Fate
+from xactor_platform.curation.messages import Ended, Fate
 from xactor_platform.storage.location import Location
 
-PARTS = ".parts"
+PROGRESS_FOLDER = ".parts"
 _REFUSED, _SPANS = "refused.json", "spans.json"
 
 
-class Parts:
-    """Of one video.
+class VideoProgress:
+    """Save and read the progress of one video.
 
     Args:
-        output: the folder or URI of the shards. key: the video's.
+        output: folder or URI of the shards.
+        key: of the video.
     """
 
     def __init__(self, output: str, key: str):
         place = Location.parse(output)
+        folder = f"{PROGRESS_FOLDER}/{key}"
         self._key = key
-        self._place = Location(f"{output}/{PARTS}/{key}", place.filesystem, f"{place.path}/{PARTS}/{key}")
-
-    def names(self) -> set[str]:
-        """Of its files."""
-        try:
-            return set(self._place.sizes())
-        except FileNotFoundError:
-            return set()
+        self._place = Location(f"{output}/{folder}", place.filesystem, f"{place.path}/{folder}")
 
     def refuse(self, fate: Fate) -> Ended:
-        """Writes down that nothing comes of the video."""
+        """Save that the video gives no clips. Return its end."""
         self._write(_REFUSED, asdict(fate))
         return Ended(key=self._key, number=0, of=0, fates=(fate,), looked_s=fate.seconds)
 
     def refused(self) -> Ended | None:
-        """What was written down, if it was."""
+        """Return the end that `refuse` saved, None if there is none."""
         found = self._read(_REFUSED)
         if found is None:
             return None
         fate = Fate(**found)
-        return Ended(key=self._key, number=0, of=0, fates=(fate,), looked_s=fate.seconds, again=True)
+        return Ended(key=self._key, number=0, of=0, fates=(fate,), looked_s=fate.seconds, earlier=True)
 
-    def cut(self, spans: list[tuple[int, int]]) -> None:
+    def save_spans(self, spans: list[tuple[int, int]]) -> None:
+        """Save the pieces of the video, as frames (first, end)."""
         self._write(_SPANS, spans)
 
     def spans(self) -> list[tuple[int, int]] | None:
-        """Frames first..end of each piece, where they are known."""
+        """Return the saved pieces, None if there are none."""
         found = self._read(_SPANS)
         return None if found is None else [(first, end) for first, end in found]
 
     def finish(self, ended: Ended, samples: Mapping[str, tuple[bytes, dict[str, Any]]]) -> None:
-        """Writes a piece's clips, and then its fates, with which it counts as finished.
+        """Save a piece's clips and then its fates. With the fates the piece is finished.
 
         Args:
-            samples: of kept clips by key: the mp4, and the json that stands beside it in a shard.
+            ended: the piece.
+            samples: mp4 and json of each kept clip, by the clip's key.
         """
         for key, (mp4, _) in samples.items():
             with self._place.atomic_write(f"{key}.mp4") as file:
@@ -74,18 +71,24 @@ class Parts:
         self._write(f"{ended.number:04d}.json", record)
 
     def finished(self, number: int) -> Ended | None:
-        """A piece that is."""
+        """Return a finished piece, None if it is not finished."""
         found = self._read(f"{number:04d}.json")
-        return None if found is None else self._ended(number, found)
+        if found is None:
+            return None
+        fates = tuple(Fate(**fate) for fate in found["fates"])
+        looked_s = found["looked_s"]
+        return Ended(
+            key=self._key, number=number, of=found["of"], fates=fates, looked_s=looked_s, earlier=True
+        )
 
-    def all(self) -> tuple[list[Fate], list[tuple[str, dict[str, Any]]]]:
-        """Of a finished video: its fates, and the keys and json of its kept clips, in order."""
+    def all_results(self) -> tuple[list[Fate], list[tuple[str, dict[str, Any]]]]:
+        """Return the fates of a finished video, and the key and json of each kept clip, in order."""
         ended = self.refused()
         if ended:
             return [*ended.fates], []
         fates: list[Fate] = []
         samples: list[tuple[str, dict[str, Any]]] = []
-        for name in sorted(self.names()):
+        for name in sorted(self._names()):
             if name[:-5].isdigit() and name.endswith(".json"):
                 found = self._read(name)
                 assert found is not None
@@ -94,18 +97,20 @@ class Parts:
         return fates, samples
 
     def mp4(self, key: str) -> bytes:
+        """Return the content of a kept clip."""
         with self._place.open(f"{key}.mp4") as file:
             return file.read()
 
-    def forget(self) -> None:
-        """What has become shards."""
+    def delete(self) -> None:
+        """Delete the progress of the video."""
         with suppress(FileNotFoundError):
             self._place.filesystem.delete_dir(self._place.path)
 
-    def _ended(self, number: int, found: dict[str, Any]) -> Ended:
-        fates = tuple(Fate(**fate) for fate in found["fates"])
-        looked_s = found["looked_s"]
-        return Ended(key=self._key, number=number, of=found["of"], fates=fates, looked_s=looked_s, again=True)
+    def _names(self) -> set[str]:
+        try:
+            return set(self._place.sizes())
+        except FileNotFoundError:
+            return set()
 
     def _write(self, name: str, value: Any) -> None:
         with self._place.atomic_write(name) as file:

@@ -1,0 +1,257 @@
+"""A curation run: pass videos through the stages, write their clips into shards, and report on each clip.
+
+    probe -> scan -> track -> cut -> sync -> write | assemble
+
+Ray Data runs all but the last. Assembling shards needs all clips of a group of videos, so the driver starts a task for
+each finished group.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any, ClassVar
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from xactor_platform.bulk.pipeline import PendingTasks, Pipeline, Step, run_passes
+from xactor_platform.cluster.capacity import check_pools_fit
+from xactor_platform.curation.adapters import find_videos
+from xactor_platform.curation.assemble import REPORTS, assemble
+from xactor_platform.curation.clip_report import PAGE, REPORT, page, read_fates, write_fates
+from xactor_platform.curation.curation_config import CurationConfig
+from xactor_platform.curation.curation_results import CurationResult, CurationTally
+from xactor_platform.curation.curation_stage import CurationStage
+from xactor_platform.curation.cut import Cut
+from xactor_platform.curation.group_plan import GroupPlan
+from xactor_platform.curation.lips import NO_SYNCNET, Sync, syncnet_facts
+from xactor_platform.curation.messages import Ended, Fate, Video, fate_of
+from xactor_platform.curation.probe import Probe
+from xactor_platform.curation.scan import Scan
+from xactor_platform.curation.track import Track
+from xactor_platform.curation.video_progress import PROGRESS_FOLDER, VideoProgress
+from xactor_platform.curation.write import Write
+from xactor_platform.data.index import load_index
+from xactor_platform.storage.location import Location, check_output
+
+BILL = "bill.json"
+_MAX_ASSEMBLING = 8
+# Videos between two lines of progress.
+_SAY_EVERY = 20
+
+
+class TooManyFailed(RuntimeError):
+    """Report that more videos are unreadable than allowed. Finished work stays, and the same command continues."""
+
+
+def curate(
+    config: CurationConfig, *, connect: Callable[[], None], say: Callable[[str], None]
+) -> CurationResult:
+    """Write shards of all videos that are in none yet.
+
+    Args:
+        config: of the run.
+        connect: joins the cluster. It is called once everything else was found valid.
+        say: is called with lines of progress.
+
+    Raises:
+        ValueError: something is invalid. No work has started.
+        TooManyFailed: too many videos are unreadable.
+    """
+    videos, refused = find_videos(config.videos, config.dataset, config.metadata)
+    syncnet = syncnet_facts(config.syncnet, config.gates.min_confidence)
+    check_output(config.output)
+    keys = [*(video.key for video in videos), *(key for key, _ in refused)]
+    plan = GroupPlan.update(config, syncnet, keys)
+    connect()
+    check_pools_fit(config.pools.min_cpus)
+    return CurationRun(config, plan, syncnet["min_confidence"], say).make(videos, refused)
+
+
+class CurationRun:
+    """Run curation over videos.
+
+    Args:
+        config: of the run.
+        plan: groups of all videos.
+        min_confidence: smallest confidence of SyncNet.
+        say: is called with lines of progress.
+    """
+
+    stages: ClassVar[tuple[type[CurationStage], ...]] = (Probe, Scan, Track, Cut, Sync, Write)
+
+    def __init__(
+        self, config: CurationConfig, plan: GroupPlan, min_confidence: float, say: Callable[[str], None]
+    ):
+        self._config, self._say, self._groups = config, say, plan.groups
+        self._min_confidence = min_confidence
+        self._place = Location.parse(config.output)
+        self._group_of = {key: n for n, group in enumerate(plan.groups) for key in group}
+        # Numbers of finished pieces, by the key of their video, for videos that are not finished.
+        self._pieces: dict[str, set[int]] = {}
+        self._finished: set[str] = set()
+        self._failed: set[str] = set()
+        self._assembling: PendingTasks[int] = PendingTasks()
+
+    def make(self, videos: list[Video], refused: list[tuple[str, Fate]]) -> CurationResult:
+        """Write the shards of all videos. Return the result, with the videos that were refused before."""
+        try:
+            self._make(videos, refused)
+        finally:
+            # Also after an error, so that no shard is left half written.
+            self._finish_assembled(max_pending=0)
+        return self._close()
+
+    def _make(self, videos: list[Video], refused: list[tuple[str, Fate]]) -> None:
+        earlier = {key for n in self._reported_groups() for key in self._groups[n]}
+        self._finished = set(earlier)
+        # A group must not wait for videos that an earlier run saw and that do not exist any more.
+        listed = {video.key for video in videos} | {key for key, _ in refused}
+        self._left = [set(group) - earlier & set(group) for group in self._groups]
+        gone = [key for group in self._left for key in group if key not in listed]
+        self._tally = CurationTally(videos=len(listed) + len(gone), earlier=len(earlier & listed))
+        for key, fate in refused:
+            if key not in earlier:
+                self._end(self._progress(key).refuse(fate))
+        for key in gone:
+            missing = Fate(video=key, status="failed", reason="missing", detail="the file does not exist any more")
+            self._end(self._progress(key).refuse(missing))
+        attempts = self._config.attempts
+        lost = run_passes(
+            [video for video in videos if video.key not in earlier],
+            attempts=attempts,
+            run_pass=lambda left, _: self._run_pass(left),
+            is_finished=lambda video: video.key in self._finished,
+            say=self._say,
+        )
+        for video in lost:
+            detail = f"{attempts} attempts failed: the workers died"
+            self._end(
+                self._progress(video.key).refuse(
+                    fate_of(video, None, "failed", reason="lost", detail=detail)
+                )
+            )
+
+    def _run_pass(self, videos: list[Video]) -> None:
+        # Closed, because the pipeline would otherwise go on after an error.
+        with closing(self._pipeline().run(videos)) as messages:
+            for ended in messages:
+                self._end(ended)
+
+    def _pipeline(self) -> Pipeline:
+        config, pools, bounds = self._config, self._config.pools, self._config.bounds
+        max_s = {"max_s": bounds.max_s}
+        arguments: dict[str, dict[str, Any]] = {
+            "probe": {
+                **max_s,
+                "max_input_bytes": config.max_input_bytes,
+                "max_pixels": bounds.max_pixels,
+            },
+            "scan": max_s,
+            "track": {},
+            "cut": {"gates": config.gates, "size_px": config.size_px},
+            "sync": {
+                "syncnet": config.syncnet,
+                "min_confidence": self._min_confidence,
+                "device": config.device,
+            },
+            "write": {"folder": config.output, "held_out": config.held_out, "seed": config.seed},
+        }
+        common = {
+            "output": config.output,
+            "timeout_factor": bounds.timeout_factor,
+            "memory_gib": bounds.memory_gib,
+        }
+        on_gpu = config.device == "gpu" and config.syncnet != NO_SYNCNET
+        steps = [
+            Step(
+                stage=stage,
+                pool=(pool := getattr(pools, stage.name)),
+                arguments={**common, **arguments[stage.name]},
+                gpus=(pool.gpus or 1) if on_gpu and stage.name == "sync" else 0,
+                max_in_flight=2,
+            )
+            for stage in self.stages
+        ]
+        return Pipeline(steps=steps, start_timeout_s=config.start_timeout_s)
+
+    def _end(self, ended: Ended) -> None:
+        """Take note of a piece. The last piece finishes its video, and the last video its group."""
+        if ended.key in self._finished:
+            return
+        pieces = self._pieces.setdefault(ended.key, set())
+        if ended.number in pieces:
+            return
+        pieces.add(ended.number)
+        self._tally.add(ended)
+        for fate in ended.fates:
+            if fate.status == "failed":
+                self._failed.add(ended.key)
+                self._say(f"{fate.video}: {fate.reason}: {fate.detail}")
+        if not ended.of or len(pieces) == ended.of:
+            self._finish_video(ended.key)
+
+    def _finish_video(self, key: str) -> None:
+        del self._pieces[key]
+        self._finished.add(key)
+        self._tally.finish_video()
+        if self._tally.finished % _SAY_EVERY == 0:
+            self._say(self._tally.progress())
+        self._check_failed()
+        group = self._group_of[key]
+        self._left[group].discard(key)
+        if not self._left[group]:
+            task = ray.remote(num_cpus=0, max_retries=3)(assemble)
+            keys, size = self._groups[group], self._config.bytes_per_shard
+            self._assembling.add(task.remote(self._config.output, group, keys, size), group)
+        self._finish_assembled(max_pending=_MAX_ASSEMBLING)
+
+    def _check_failed(self) -> None:
+        failed, videos = len(self._failed), self._tally.videos
+        if failed > self._config.max_failed * videos:
+            raise TooManyFailed(
+                f"{failed} of {videos} videos cannot be read, the bound (max_failed) is {self._config.max_failed:g}; "
+                f"finished work is kept"
+            )
+
+    def _finish_assembled(self, *, max_pending: int) -> None:
+        """Wait until at most `max_pending` groups are being assembled, and raise the errors of those that ended."""
+        for group, task in self._assembling.ended(max_pending=max_pending):
+            try:
+                ray.get(task)
+            except RayTaskError as error:
+                raise error.cause or error from error  # pyright: ignore
+            except RayError as error:
+                raise OSError(f"the shards of group {group} cannot be written: {error}") from error
+
+    def _progress(self, key: str) -> VideoProgress:
+        return VideoProgress(self._config.output, key)
+
+    def _reported_groups(self) -> list[int]:
+        """Return the numbers of the groups whose shards are written."""
+        try:
+            place = Location(REPORTS, self._place.filesystem, f"{self._place.path}/{REPORTS}")
+            return sorted(int(name[:-8]) for name in place.sizes() if name.endswith(".parquet"))
+        except FileNotFoundError:
+            return []
+
+    def _close(self) -> CurationResult:
+        """Write one report of all groups, its page, the bill and the index."""
+        fates = [*self._all_fates()]
+        write_fates(self._place, REPORT, fates)
+        bill = self._tally.bill()
+        texts = {PAGE: page(fates, "Curated clips"), BILL: json.dumps(bill.as_json(), indent=2) + "\n"}
+        for name, text in texts.items():
+            with self._place.atomic_write(name) as file:
+                file.write(text.encode())
+        path = f"{self._place.path}/{PROGRESS_FOLDER}"
+        if self._place.filesystem.get_file_info(path).type.name != "NotFound":
+            self._place.filesystem.delete_dir(path)
+        if any(fate.status == "kept" for fate in fates):
+            load_index(self._config.output)
+        self._say(self._tally.progress())
+        return CurationResult(bill=bill, fates=fates)
+
+    def _all_fates(self) -> Iterator[Fate]:
+        for group in self._reported_groups():
+            yield from read_fates(self._place, f"{REPORTS}/{group:06d}.parquet")

@@ -1,0 +1,103 @@
+"""The result of a curation run, and its tally."""
+
+from dataclasses import dataclass
+
+from xactor_platform.bulk.bill import Bill
+from xactor_platform.bulk.tally import Tally
+from xactor_platform.curation.messages import Ended, Fate
+
+STAGES = ("probe", "scan", "track", "cut", "sync", "write")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurationResult:
+    """Hold the result of a curation run."""
+
+    bill: Bill
+    """Figures: `videos` in all and `there` (finished by earlier runs); of this run `hours_in`, `hours_kept`, `clips`
+    kept, and `fates`, which counts clips, and videos without any, by reason."""
+    fates: list[Fate]
+    """Fates of all clips, also of earlier runs."""
+
+    @property
+    def failed(self) -> list[Fate]:
+        """Fates of what could not be read."""
+        return [fate for fate in self.fates if fate.status == "failed"]
+
+    def summary(self) -> list[str]:
+        """Return the bill in lines for people to read."""
+        figures = self.bill.figures
+        by_count = sorted(figures["fates"].items(), key=lambda item: -item[1])
+        reasons = ", ".join(f"{count} {name}" for name, count in by_count) or "nothing"
+        return [
+            f"{figures['videos']} videos, {figures['there']} of them finished before, in {self.bill.wall_s:,.1f} s",
+            f"{figures['hours_in']:.3f} hours in, {figures['hours_kept']:.3f} hours kept in {figures['clips']} clips: "
+            f"{reasons}",
+            self.bill.stages_line(),
+        ]
+
+
+class CurationTally:
+    """Count the videos and clips of a run.
+
+    Args:
+        videos: number of videos.
+        earlier: number of videos that earlier runs finished.
+    """
+
+    def __init__(self, videos: int, earlier: int):
+        self.videos, self._earlier = videos, earlier
+        counters = {
+            "clips": ("Clips by what became of them.", ("status", "reason")),
+            "video_seconds": ("Seconds of video.", ("kind",)),
+        }
+        self._tally = Tally(
+            "xactor_curate", items="videos", total=videos - earlier, stages=STAGES, counters=counters
+        )
+        self._tally.start_pace(videos - earlier)
+        self._fates: dict[str, int] = {}
+
+    def add(self, ended: Ended) -> None:
+        """Count a piece or video, unless an earlier run has finished it, and its seconds."""
+        self._tally.add_seconds(ended.stage_s)
+        if ended.earlier:
+            return
+        for fate in ended.fates:
+            name = fate.reason or fate.status
+            self._fates[name] = self._fates.get(name, 0) + 1
+            self._tally.add("clips", status=fate.status, reason=fate.reason or "none")
+            if fate.status == "kept":
+                self._tally.add("video_seconds", fate.seconds, kind="kept")
+        self._tally.add("video_seconds", ended.looked_s, kind="in")
+
+    def finish_video(self) -> None:
+        """Count a video as finished."""
+        self._tally.finish_item()
+
+    @property
+    def clips(self) -> int:
+        """Number of clips kept in this run."""
+        return int(self._tally.sum("clips", status="kept"))
+
+    @property
+    def finished(self) -> int:
+        """Number of finished videos, also of earlier runs."""
+        return self._earlier + self._tally.finished
+
+    def progress(self) -> str:
+        """Return a line of progress."""
+        kept_s, in_s = (self._tally.sum("video_seconds", kind=kind) for kind in ("kept", "in"))
+        kept = f"{self.clips} clips, {kept_s / 60:,.1f} of {in_s / 60:,.1f} min kept"
+        return f"{self.finished}/{self.videos} videos, {kept}{self._tally.time_left()}"
+
+    def bill(self) -> Bill:
+        """Return the bill up to now."""
+        kept_s, in_s = (self._tally.sum("video_seconds", kind=kind) for kind in ("kept", "in"))
+        return self._tally.bill(
+            videos=self.videos,
+            there=self._earlier,
+            hours_in=in_s / 3600,
+            hours_kept=kept_s / 3600,
+            clips=self.clips,
+            fates=dict(sorted(self._fates.items())),
+        )

@@ -1,0 +1,162 @@
+"""What all curation stages share: work in a sandbox, and errors that become fates of clips instead of ending the run."""
+
+import atexit
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar
+
+from xactor.rates import FPS
+from xactor.sandbox import Sandbox, SandboxError
+from xactor_platform.bulk.message import Message
+from xactor_platform.bulk.stage import Stage
+from xactor_platform.curation.messages import Clip, Ended, Fate, Piece, Probed, Video, fate_of
+from xactor_platform.curation.video_progress import VideoProgress
+
+_BASE_TIMEOUT_S = 60
+# Reasons that blame what a video shows, not its file.
+_DROPPING_REASONS = {"no_sound", "silent", "no_picture", "too_short"}
+_sandboxed_work: Callable[[Any], Any]
+
+
+class Unusable(Exception):
+    """Report that a video or piece cannot be used.
+
+    Attributes:
+        reason: one word to count by.
+        detail: one sentence.
+    """
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+class CurationStage(Stage):
+    """Work on one video or piece after another.
+
+    Args:
+        output: folder or URI of the shards, where finished pieces are saved.
+        timeout_factor: see `Bounds`.
+        memory_gib: see `Bounds`.
+        arguments: passed to `make`.
+
+    Attributes:
+        make: returns the function that does the work on one message. It is called once, where the work is done.
+        sandboxed: whether the work decodes untrusted files, and so runs in a sandbox.
+    """
+
+    make: ClassVar[Callable[..., Callable[[Any], Any]]]
+    sandboxed: ClassVar[bool] = True
+
+    def __init__(self, *, output: str, timeout_factor: float, memory_gib: float, **arguments: Any):
+        self._output, self._timeout_factor = output, timeout_factor
+        if self.sandboxed:
+            # Ray ends an actor's children before the actor, which would report each of them as it exits.
+            atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)
+            self._sandbox = Sandbox(
+                processes=1,
+                memory_bytes=int(memory_gib * 2**30),
+                prepare=partial(_prepare, type(self).make, arguments),
+            )
+        else:
+            self._function = type(self).make(**arguments)
+
+    def work(self, message: Any) -> Iterable[Message]:
+        return self.call(message, self.timeout_s(message))
+
+    def call(self, argument: Any, timeout_s: float) -> Any:
+        """Call the function that `make` returned, in the sandbox if the stage has one."""
+        if not self.sandboxed:
+            return self._function(argument)
+        return self._sandbox.submit(_do, argument, timeout_s=timeout_s).result()
+
+    def timeout_s(self, message: Video | Probed | Piece) -> float:
+        """Return the seconds that one message may take."""
+        seconds = 0.0
+        if isinstance(message, Piece):
+            seconds = (message.end - message.first) / FPS
+        if isinstance(message, Probed):
+            seconds = message.facts.seconds
+        return _BASE_TIMEOUT_S + self._timeout_factor * seconds
+
+    def failed(self, message: Any, error: Exception) -> Ended | Piece:
+        """Return the message's refusal. Other errors than its own are raised again, for the next pass."""
+        match error:
+            case Unusable():
+                return self.refused(message, error.reason, error.detail)
+            case SandboxError():
+                return self.refused(message, error.reason, str(error))
+            case MemoryError():
+                return self.refused(message, "too_much_memory", "takes more memory than there is")
+            case ValueError():
+                return self.refused(message, "unreadable", str(error))
+        raise error
+
+    def refused(self, message: Video | Probed | Piece, reason: str, detail: str) -> Ended | Piece:
+        """Return a piece with all of its clips failed, or the saved end of a video."""
+        if isinstance(message, Piece):
+            clips = tuple(
+                clip if clip.status != "kept" else clip.dropped(reason, detail, "failed")
+                for clip in message.clips or (Clip(first=message.first, end=message.end),)
+            )
+            return replace(message, clips=clips)
+        video, facts = (message, None) if isinstance(message, Video) else (message.video, message.facts)
+        status = "dropped" if reason in _DROPPING_REASONS else "failed"
+        end_s = facts.seconds if facts else 0.0
+        fate = fate_of(video, facts, status, reason=reason, detail=one_line(video, detail), end_s=end_s)
+        return VideoProgress(self._output, video.key).refuse(fate)
+
+
+def clip_fate(piece: Piece, number: int, split: str) -> Fate:
+    """Return the fate of a piece's clip.
+
+    Args:
+        piece: with its clips.
+        number: of the clip in the piece, from 0.
+        split: of the clip, empty if it is not kept.
+    """
+    clip = piece.clips[number]
+    more: dict[str, Any] = {}
+    if measures := clip.measures:
+        more |= {"crop_px": measures.crop_px, "blur": measures.blur, "occluded": measures.occluded}
+        more["speech"] = measures.speech
+    if sync := clip.sync:
+        more |= {"sync_offset": sync.offset_frames, "sync_confidence": sync.confidence}
+        more |= {"sync_distance": sync.distance, "syncnet": sync.weights}
+    return fate_of(
+        piece.video,
+        piece.facts,
+        clip.status,
+        reason=clip.reason,
+        detail=one_line(piece.video, clip.detail),
+        clip=clip_key(piece, number),
+        start_s=clip.first / FPS,
+        end_s=clip.end / FPS,
+        split=split,
+        **more,
+    )
+
+
+def one_line(video: Video, detail: str) -> str:
+    """Return a detail in one line, with the video's name in place of its URI."""
+    detail = detail.removeprefix(f"{video.uri}: ").replace(video.uri, video.name)
+    return " ".join(detail.replace(f"{os.path.dirname(video.uri)}/", "").split())[:500]
+
+
+def clip_key(piece: Piece, number: int) -> str:
+    """Return the key of a piece's clip."""
+    return f"{piece.video.key}-{piece.number:04d}-{number:02d}"
+
+
+def _prepare(make: Callable[..., Callable[[Any], Any]], arguments: dict[str, Any]) -> None:
+    """Make the function once, in a process of the sandbox."""
+    global _sandboxed_work
+    os.environ["OMP_NUM_THREADS"] = "1"
+    _sandboxed_work = make(**arguments)
+
+
+def _do(argument: Any) -> Any:
+    """Call the prepared function, in a process of the sandbox."""
+    return _sandboxed_work(argument)

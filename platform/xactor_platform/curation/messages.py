@@ -1,0 +1,248 @@
+"""Messages of the curation pipeline: a video, then pieces of it with the clips in them, and their results.
+
+    Video -> Probed -> Piece -> Piece ... -> Ended
+
+A piece is at most a minute of a video, so that no more work than that is lost with a worker.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from xactor.faces import CropBox
+from xactor_platform.bulk.message import Message
+
+SPARE_FRAMES = 15
+"""Frames of sound that a piece has before its start and after its end: the largest offset that SyncNet finds."""
+
+Status = Literal["kept", "dropped", "failed"]
+"""Result of a clip: `dropped` did not pass a gate, `failed` could not be examined."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Name a part of a video that its dataset selects."""
+
+    start_s: float
+    """Start in the video, in seconds."""
+    end_s: float
+    """End in the video, in seconds."""
+    box: tuple[float, float, float, float] | None = None
+    """Place of the face: left, top, right, bottom as fractions of the picture, 0 to 1. None: not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """Name a video file."""
+
+    key: str
+    """Unique key made of the file's name and path, valid in the key of a clip."""
+    name: str
+    """Path below the folder of all videos, as people know it."""
+    uri: str
+    """Path or URI of the file."""
+    corpus: str
+    """Name of the dataset, copied to the clips."""
+    speaker: str
+    """Name of the speaker, copied to the clips."""
+    segments: tuple[Segment, ...] = ()
+    """Parts to examine. Empty: all of the video."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """State what a file's header and first picture say."""
+
+    width: int
+    """Width of the upright picture, in pixels."""
+    height: int
+    """Height of the upright picture, in pixels."""
+    fps: float
+    """Frames a second, 0 where the rate varies."""
+    rotation: int
+    """Rotation of the stored pictures, in degrees."""
+    seconds: float
+    """Length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fate:
+    """State what became of a clip, or of a whole video: one row of the report."""
+
+    video: str
+    """Name of the video."""
+    status: Status
+    """Whether the clip is kept."""
+    reason: str = ""
+    """One word to count by. Empty for kept clips."""
+    detail: str = ""
+    """One sentence. Empty for kept clips."""
+    clip: str = ""
+    """Key of the clip. Empty where the video gave no clip."""
+    start_s: float = 0.0
+    """Start in the video, in seconds."""
+    end_s: float = 0.0
+    """End in the video, in seconds."""
+    split: str = ""
+    """Split of the clip: `short`, `long` or `test`."""
+    corpus: str = ""
+    """Name of the dataset."""
+    speaker: str = ""
+    """Name of the speaker."""
+    width: int = 0
+    """Width of the video, in pixels."""
+    height: int = 0
+    """Height of the video, in pixels."""
+    fps: float = 0.0
+    """Frames a second of the video."""
+    crop_px: int | None = None
+    """See `Measures`."""
+    blur: float | None = None
+    """See `Measures`."""
+    occluded: float | None = None
+    """See `Measures`."""
+    speech: float | None = None
+    """See `Measures`."""
+    sync_offset: int | None = None
+    """Frames by which the sound was ahead of the lips. The clip's sound is delayed by them."""
+    sync_confidence: float | None = None
+    """SyncNet's confidence."""
+    sync_distance: float | None = None
+    """SyncNet's distance."""
+    syncnet: str | None = None
+    """Name of the SyncNet weights that judged the clip."""
+
+    @property
+    def seconds(self) -> float:
+        """Length of the clip."""
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probed(Message):
+    """Hold a video that can be decoded."""
+
+    video: Video
+    """The video."""
+    facts: Facts
+    """Its facts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """Hold what the gates judge a clip by. None: not measured, because an earlier gate dropped the clip."""
+
+    crop_px: int
+    """Side of the face's square in the video, in pixels."""
+    blur: float | None = None
+    """Fraction of the face's detail that is missing, 0 (sharp) to 1."""
+    occluded: float | None = None
+    """Fraction of the frames in which something covers the face."""
+    speech: float | None = None
+    """Range of the sound's level, in dB. Speech has a large one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncVerdict:
+    """Hold SyncNet's verdict on a clip. See `SyncScore`."""
+
+    offset_frames: int
+    """Frames by which the sound is ahead of the lips."""
+    confidence: float
+    """Confidence in the offset."""
+    distance: float
+    """Smallest distance between the embeddings of sound and lips."""
+    weights: str
+    """Name of the weights."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Clip:
+    """Hold frames `first` to `end` of a video, which show one steady face in one shot."""
+
+    first: int
+    """First frame."""
+    end: int
+    """Frame after the last one."""
+    box: CropBox | None = None
+    """Square around the face in all frames."""
+    faces: np.ndarray | None = None
+    """Box of the face in each frame, in pixels, float32 [T, 4]."""
+    points: np.ndarray | None = None
+    """Outer corners of the eyes and base of the nose, in pixels, float32 [T, 3, 2]."""
+    mp4: bytes = b""
+    """The square's pictures, silent."""
+    measures: Measures | None = None
+    """Measures so far."""
+    sync: SyncVerdict | None = None
+    """SyncNet's verdict."""
+    trimmed: tuple[int, int] | None = None
+    """First and end of the frames of `mp4` that belong to the clip. None: all of them."""
+    status: Status = "kept"
+    """Result so far."""
+    reason: str = ""
+    """Reason for dropping the clip, one word. Empty if it is kept."""
+    detail: str = ""
+    """Reason in one sentence. Empty if it is kept."""
+
+    def dropped(self, reason: str, detail: str, status: Status = "dropped") -> "Clip":
+        """Return the clip as a dropped one, without the data that only kept clips need."""
+        return replace(self, status=status, reason=reason, detail=detail, mp4=b"", faces=None, points=None)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Piece(Message):
+    """Hold frames `first` to `end` of a video, all of one shot, and the clips in them."""
+
+    video: Video
+    """The video."""
+    facts: Facts
+    """Its facts."""
+    number: int
+    """Number of the piece, from 0."""
+    of: int
+    """Number of pieces of the video."""
+    first: int
+    """First frame."""
+    end: int
+    """Frame after the last one."""
+    samples: np.ndarray
+    """Sound with SPARE_FRAMES before and after, silent outside the video, float32 [(end - first + 30) x 640]."""
+    heard: tuple[int, int]
+    """First and end of the frames of the video that have sound."""
+    clips: tuple[Clip, ...] = ()
+    """Clips found so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended(Message):
+    """Report a piece that is finished and saved, or a whole video."""
+
+    finished: ClassVar[bool] = True
+
+    key: str
+    """Key of the video."""
+    number: int
+    """Number of the piece, from 0."""
+    of: int
+    """Number of pieces of the video. 0: the report is of the whole video."""
+    fates: tuple[Fate, ...]
+    """Fates of its clips, or of the video."""
+    looked_s: float = 0.0
+    """Seconds of video that were examined."""
+    earlier: bool = False
+    """Whether an earlier run finished it."""
+
+
+def fate_of(video: Video, facts: Facts | None, status: Status, **more: Any) -> Fate:
+    """Return the fate of a clip or a video, with its origin filled in.
+
+    Args:
+        video: the video.
+        facts: of the video, if it could be probed.
+        status: of the clip or video.
+        more: other fields of the fate.
+    """
+    known = {"width": facts.width, "height": facts.height, "fps": round(facts.fps, 3)} if facts else {}
+    return Fate(video=video.name, corpus=video.corpus, speaker=video.speaker, status=status, **known, **more)
