@@ -9,28 +9,29 @@ from statistics import median
 from typing import Any
 
 import av
-import ray.data
 
 from xactor.audio.encoder import LogMelEncoder
 from xactor.media import read_span
+from xactor.rates import FPS
 from xactor.render import MotionEncoder
-from xactor_platform.precompute.shard_encoder import ShardEncoder, ShardJob
-from xactor_platform.curation.config import Bounds, Gates
+from xactor_platform.bulk.pipeline import Pipeline, Step
+from xactor_platform.bulk.pool import Pool
+from xactor_platform.bulk.stage import BatchStage
+from xactor_platform.curation.curation_config import CurationConfig, Gates
 from xactor_platform.curation.cut import Cut
-from xactor_platform.curation.files import list_videos
 from xactor_platform.curation.lips import NO_SYNCNET, Sync
+from xactor_platform.curation.messages import Piece
 from xactor_platform.curation.probe import Probe
 from xactor_platform.curation.scan import Scan, pieces_of
 from xactor_platform.curation.track import Track
-from xactor_platform.curation.work import Piece
-from xactor.rates import FPS
+from xactor_platform.curation.video_files import list_videos
 from xactor_platform.curation.write import Write
 from xactor_platform.data.index import load_index
+from xactor_platform.precompute.shard_encoder import ShardEncoder, ShardJob
 from xactor_platform.storage.location import Location
-from xactor_platform.bulk.pool import pack, piecewise, results
 
 # Whatever a clip is like, all stages shall work on it.
-_OPEN = Gates(least_crop_px=32, most_blur=1, most_occluded=1, least_speech_db=0, least_confidence=-1e9)
+_OPEN = Gates(min_crop_px=32, max_blur=1, max_occluded=1, min_speech_db=0, min_confidence=-1e9)
 
 
 def bench_stages(
@@ -41,10 +42,12 @@ def bench_stages(
     Args:
         syncnet: a model, or `none`.
     """
-    bounds = Bounds()
-    most = {"most_s": bounds.most_s}
-    probe = Probe.make(most_bytes=bounds.most_bytes, most_pixels=bounds.most_pixels, **most)
-    scan = Scan.make(**most)
+    config = CurationConfig()
+    max_s = config.bounds.max_s
+    probe = Probe.make(
+        max_input_bytes=config.max_input_bytes, max_pixels=config.bounds.max_pixels, max_s=max_s
+    )
+    scan = Scan.make(max_s=max_s)
     spent: dict[str, float] = {}
     looked: dict[str, float] = {}
 
@@ -67,7 +70,7 @@ def bench_stages(
     later = {
         "track": Track.make(),
         "cut": Cut.make(gates=_OPEN, size_px=size_px),
-        "sync": Sync.make(syncnet=syncnet, least_confidence=-1e9, device="cpu"),
+        "sync": Sync.make(syncnet=syncnet, min_confidence=-1e9, device="cpu"),
     }
     done = pieces
     for name, work in later.items():
@@ -120,7 +123,7 @@ def bench_tracking(pieces: Sequence[Piece], scratch: Path, count: int, rounds: i
     frames = min(piece.end - piece.first for piece in pieces)
     alike = [replace(piece, end=piece.first + frames) for piece in pieces]
     works = [alike[n % len(alike)] for n in range(count)]
-    arguments = {"output": str(scratch), "patience": 60, "memory_gib": 4}
+    arguments = {"output": str(scratch), "timeout_factor": 60, "memory_gib": 4}
     return _one_and_two(Track, arguments, lambda: works, frames / FPS, rounds)[0]
 
 
@@ -149,12 +152,16 @@ def bench_encoding(videos: str, scratch: Path, count: int, rounds: int) -> dict[
     found, fates = _one_and_two(ShardEncoder, arguments, works, int(clip.frames[0]) / FPS, rounds)
     if failed := [fate.error for fate in fates if fate.error]:
         raise ValueError(f"{videos}: {failed[0]}")
-    spent = {name: sum(fate.spent[name] for fate in fates) for name in ("motion", "sound", "write", "wait")}
+    spent = {name: sum(fate.stage_s[name] for fate in fates) for name in ("motion", "sound", "write", "wait")}
     return {**found, "waits": spent["wait"] / sum(spent.values())}
 
 
 def _one_and_two(
-    stage: type, arguments: dict[str, Any], works: Callable[[], Sequence[Any]], seconds: float, rounds: int
+    stage: type[BatchStage],
+    arguments: dict[str, Any],
+    works: Callable[[], Sequence[Any]],
+    seconds: float,
+    rounds: int,
 ) -> tuple[dict[str, float], list[Any]]:
     """Seconds of video a second that one and two actors of a stage work through, by turns; and what came of it.
 
@@ -173,17 +180,10 @@ def _one_and_two(
         for actors, some in rates.items():
             if len(todo := works()) < 4:
                 raise ValueError(f"pieces must be >= 4, got {len(todo)}")
-            with piecewise(600):
-                tables = ray.data.from_arrow([pack(work) for work in todo]).map_batches(
-                    stage,  # pyright: ignore
-                    fn_constructor_kwargs=arguments,
-                    batch_size=1,
-                    batch_format="pyarrow",
-                    compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
-                    num_cpus=0.5,
-                )
+            pool = Pool(min=actors, max=actors, cpus=0.5)
+            step = Step(stage=stage, pool=pool, arguments=arguments, max_in_flight=2)
             ends = []
-            for one in results(tables):
+            for one in Pipeline(steps=[step], start_timeout_s=600).run(todo):
                 ends.append(time.perf_counter())
                 made.append(one)
             timed = ends[actors - 1 : len(ends) - actors + 1]

@@ -42,7 +42,7 @@ class BenchCurate:
         import torch
 
         from benches.curate import bench_decoding, bench_encoding, bench_stages, bench_tracking
-        from xactor_platform.curation.files import list_videos
+        from xactor_platform.curation.video_files import list_videos
         from xactor_platform.cluster.connect import connect
 
         torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Messages that stages pass to each other, and the tables in which Ray Data carries them.
+"""Define the messages that stages pass to each other, and the tables in which Ray Data carries them.
 
 A message is pickled into one column: arrays of any size are safe there, and a stage states the types that it takes.
 """

@@ -1,4 +1,4 @@
-"""The size of one stage's pool of actors."""
+"""Set the size of one stage's pool of actors."""
 
 from dataclasses import dataclass
 

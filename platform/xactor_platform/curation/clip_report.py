@@ -68,9 +68,7 @@ def page(fates: Sequence[Fate], title: str) -> str:
         )
     )
     weights = sorted({fate.syncnet for fate in fates if fate.syncnet})
-    judged = (
-        ", ".join(map(html.escape, weights)) or "none: lip-sync was not judged"
-    )
+    judged = ", ".join(map(html.escape, weights)) or "none: lip-sync was not judged"
     pictures = "".join(_histogram(fates, name, label) for name, label in _HISTOGRAMS)
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"

@@ -114,7 +114,9 @@ class CurationRun:
             if key not in earlier:
                 self._end(self._progress(key).refuse(fate))
         for key in gone:
-            missing = Fate(video=key, status="failed", reason="missing", detail="the file does not exist any more")
+            missing = Fate(
+                video=key, status="failed", reason="missing", detail="the file does not exist any more"
+            )
             self._end(self._progress(key).refuse(missing))
         attempts = self._config.attempts
         lost = run_passes(
@@ -127,9 +129,7 @@ class CurationRun:
         for video in lost:
             detail = f"{attempts} attempts failed: the workers died"
             self._end(
-                self._progress(video.key).refuse(
-                    fate_of(video, None, "failed", reason="lost", detail=detail)
-                )
+                self._progress(video.key).refuse(fate_of(video, None, "failed", reason="lost", detail=detail))
             )
 
     def _run_pass(self, videos: list[Video]) -> None:

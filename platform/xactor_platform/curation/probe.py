@@ -23,9 +23,7 @@ class Probe(CurationStage):
     @staticmethod
     def make(*, max_input_bytes: int, max_s: float, max_pixels: int) -> Callable[[Video], list[Probed]]:
         def probe(video: Video) -> list[Probed]:
-            facts = read_facts(
-                video.uri, max_input_bytes=max_input_bytes, max_s=max_s, max_pixels=max_pixels
-            )
+            facts = read_facts(video.uri, max_input_bytes=max_input_bytes, max_s=max_s, max_pixels=max_pixels)
             return [Probed(video=video, facts=facts)]
 
         return probe
@@ -52,7 +50,9 @@ def read_facts(uri: str, *, max_input_bytes: int, max_s: float, max_pixels: int)
     if size == 0:
         raise ValueError("the file is empty")
     if size > max_input_bytes:
-        raise Unusable("too_large", f"{size} bytes are more than {max_input_bytes}, the bound (max_input_bytes)")
+        raise Unusable(
+            "too_large", f"{size} bytes are more than {max_input_bytes}, the bound (max_input_bytes)"
+        )
     with open_video(uri) as source:
         with open_container(source) as container:
             if not container.streams.video:
@@ -61,7 +61,8 @@ def read_facts(uri: str, *, max_input_bytes: int, max_s: float, max_pixels: int)
             width, height = stream.width, stream.height
             if width * height > max_pixels:
                 raise Unusable(
-                    "too_large", f"{width}x{height} px are more than {max_pixels}, the bound of a frame (max_pixels)"
+                    "too_large",
+                    f"{width}x{height} px are more than {max_pixels}, the bound of a frame (max_pixels)",
                 )
             seconds = (container.duration or 0) / av.time_base
             if seconds > max_s:

@@ -1,4 +1,4 @@
-"""The stage that decodes a row's files, in a child process that a bad file may kill."""
+"""Decode a row's files, in a child process that a bad file may kill."""
 
 import atexit
 import os

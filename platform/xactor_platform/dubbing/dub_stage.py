@@ -1,4 +1,4 @@
-"""The failure hook of all dubbing stages: an error fails its row, not the run."""
+"""Turn an error of any dubbing stage into the failure of its row."""
 
 import errno
 from typing import Any

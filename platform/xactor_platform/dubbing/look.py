@@ -1,4 +1,4 @@
-"""The stage that looks at each row first: its digest, its length, and whether its video already exists."""
+"""Look at each row first: compute its digest, read its length, and find a video that already exists."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The manifest: rows in JSON lines, CSV or Parquet, each with an image or a video, an audio file and options."""
+"""Read the manifest: rows in JSON lines, CSV or Parquet, each with an image or a video, an audio file and options."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The stage that turns audio into motion, many performances at once in one engine, and cuts each into segments."""
+"""Turn audio into motion, many performances at once in one engine, and cut each into segments."""
 
 import io
 import time

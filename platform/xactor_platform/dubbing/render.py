@@ -1,4 +1,4 @@
-"""The stage that renders segments, several windows at a time."""
+"""Render segments, several windows at a time."""
 
 import hashlib
 from collections import OrderedDict

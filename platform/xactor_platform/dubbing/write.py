@@ -1,4 +1,4 @@
-"""The last step of a video: join its segments and its sound."""
+"""Join the segments and the sound of a video."""
 
 import tempfile
 import time

@@ -43,7 +43,9 @@ def test_hdtf_names_parts_of_videos_and_where_the_face_is(tmp_path):
         ("WDA_Gone", "dropped", "missing")
     ]
     (meta / "WRA_annotion_time.txt").write_text("A.mp4 00:40-00:30\n")
-    with pytest.raises(ValueError, match=r"A: '00:40-00:30' is no time such as 00:30-01:00 \(it must end after it begins\)"):
+    with pytest.raises(
+        ValueError, match=r"A: '00:40-00:30' is no time such as 00:30-01:00 \(it must end after it begins\)"
+    ):
         find_videos(videos, "hdtf", str(meta))
     with pytest.raises(ValueError, match="holds none of RD_annotion_time.txt"):
         find_videos(videos, "hdtf", str(tmp_path))

@@ -10,19 +10,19 @@ import pytest
 from xactor.media import read_audio, read_frames, write_video
 from xactor_platform.curation.curation_config import Gates
 from xactor_platform.curation.cut import Cut
-from xactor_platform.curation.video_files import key_of, list_videos
 from xactor_platform.curation.measures import blur, face_thumbnail, occluded, speech_db
+from xactor_platform.curation.messages import Clip, Ended, Fate, Probed, Video
 from xactor_platform.curation.probe import read_facts
 from xactor_platform.curation.scan import MAX_FRAMES, Scan, pieces_of, spans_of, split_shot
 from xactor_platform.curation.shots import shot_starts
 from xactor_platform.curation.track import Track
-from xactor_platform.curation.messages import Clip, Ended, Fate, Probed, Video
+from xactor_platform.curation.video_files import key_of, list_videos
 from xactor_platform.curation.video_progress import VideoProgress
 from xactor_platform.curation.write import Write, split_of
 
 
 def through(video: Path, tmp_path: Path, **gates) -> tuple[Path, Fate]:
-    """Pass a video with one clip through the stages' functions, without SyncNet. Return the clip's path and its fate."""
+    """Pass a video with one clip through the stages' functions, without SyncNet. Return the clip's path and fate."""
     asked = Video(key="k", name=video.name, uri=str(video), corpus="c", speaker="s")
     facts = read_facts(str(video), max_input_bytes=1 << 30, max_s=100, max_pixels=1 << 20)
     probed = Probed(video=asked, facts=facts)

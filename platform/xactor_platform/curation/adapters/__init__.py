@@ -6,8 +6,8 @@ A dataset's videos are found in the folder by their names without suffixes. The 
 from xactor_platform.curation.adapters.celebv_hq import celebv_hq
 from xactor_platform.curation.adapters.hdtf import hdtf
 from xactor_platform.curation.adapters.ravdess import ravdess
-from xactor_platform.curation.video_files import list_videos
 from xactor_platform.curation.messages import Fate, Video
+from xactor_platform.curation.video_files import list_videos
 
 Found = tuple[list[Video], list[tuple[str, Fate]]]
 

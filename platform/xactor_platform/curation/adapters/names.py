@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from pyarrow import fs
 
-from xactor_platform.curation.video_files import key_of
 from xactor_platform.curation.messages import Fate, Video
+from xactor_platform.curation.video_files import key_of
 
 # Names that a dataset's file may give a video. Others, such as paths, are not looked up.
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,128}")
