@@ -104,7 +104,7 @@ class CurationConfig:
     metadata: str | None = None
     """Published file or folder of the dataset. hdtf and celebv-hq need it."""
     syncnet: str = "demo/syncnet"
-    """SyncNet: a folder of jobs/train_syncnet.py, or the published syncnet_v2.model. `none` leaves lip-sync unjudged."""
+    """SyncNet: a folder of jobs/train_syncnet.py, or the published syncnet_v2.model. `none` skips lip-sync."""
     device: Literal["cpu", "gpu"] = "cpu"
     """Device of SyncNet. With gpu, each of its actors has one GPU unless its pool sets another number."""
     size_px: int = 512

@@ -1,4 +1,4 @@
-"""What all curation stages share: work in a sandbox, and errors that become fates of clips instead of ending the run."""
+"""Run the work of curation stages in a sandbox, and turn their errors into fates of clips."""
 
 import atexit
 import os

@@ -1,4 +1,4 @@
-"""The stage that cuts clips to the squares around their faces, silent, and applies the gates."""
+"""Cut clips to the squares around their faces, silent, and apply the gates."""
 
 import tempfile
 from collections.abc import Callable, Iterator

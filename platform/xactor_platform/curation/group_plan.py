@@ -1,4 +1,4 @@
-"""The assignment of videos to groups, each of which becomes shards of its own."""
+"""Assign videos to groups, each of which becomes shards of its own."""
 
 import json
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The stage that judges with SyncNet whether a clip's sound belongs to its lips, and finds the offset between them."""
+"""Judge with SyncNet whether a clip's sound belongs to its lips, and find the offset between them."""
 
 import hashlib
 import json

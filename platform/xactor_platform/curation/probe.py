@@ -1,4 +1,4 @@
-"""The stage that checks by a file's header and first picture whether it can be decoded, and is within the bounds."""
+"""Check by a file's header and first picture whether it can be decoded and is within the bounds."""
 
 from collections.abc import Callable, Iterable
 from itertools import islice

@@ -1,4 +1,4 @@
-"""The stage that cuts a video into pieces of one shot and at most a minute each, with their sound."""
+"""Cut a video into pieces of one shot and at most a minute each, with their sound."""
 
 from collections.abc import Callable, Iterable, Sequence
 

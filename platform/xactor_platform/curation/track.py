@@ -1,4 +1,4 @@
-"""The stage that follows the main face of a piece, and cuts it into clips in which the face stays within one square."""
+"""Follow the main face of a piece, and cut it into clips in which the face stays within one square."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The stage that adds the sound to a piece's clips and saves them, with the fate of each."""
+"""Add the sound to a piece's clips and save them, with the fate of each."""
 
 import hashlib
 import tempfile

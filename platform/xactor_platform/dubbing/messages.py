@@ -99,7 +99,7 @@ class Portrait(Message):
 
     @property
     def row(self) -> Row:
-        """The video's row."""
+        """Return the video's row."""
         return self.dub.row
 
 
@@ -134,7 +134,7 @@ class Segment(Message):
 
     @property
     def row(self) -> Row:
-        """The video's row."""
+        """Return the video's row."""
         return self.dub.row
 
 
@@ -149,7 +149,7 @@ class RenderedSegment(Message):
 
     @property
     def row(self) -> Row:
-        """The video's row."""
+        """Return the video's row."""
         return self.segment.dub.row
 
 

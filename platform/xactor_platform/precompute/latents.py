@@ -62,8 +62,8 @@ class PrecomputeResult:
         bill, figures = self.bill, self.bill.figures
         hours, rate = figures["frames"] / FPS / 3600, figures["frames"] / max(bill.wall_s, 1e-9)
         return [
-            f"{figures['written']} shards written, {figures['kept']} already existed, {len(self.bad)} samples left out: "
-            f"{self.shards}",
+            f"{figures['written']} shards written, {figures['kept']} already existed, "
+            f"{len(self.bad)} samples left out: {self.shards}",
             f"{figures['clips']} clips, {hours:.3f} hours, in {bill.wall_s:,.1f} s: {rate:,.0f} frames/s",
             bill.stages_line("threads' time"),
         ]

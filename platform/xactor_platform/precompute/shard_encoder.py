@@ -1,4 +1,4 @@
-"""The stage of precomputation: it encodes one video shard after another to a motion shard.
+"""Encode one video shard after another to a motion shard, as the stage of precomputation.
 
 Threads decode the next clips while the encoders work, so that the encoders wait only if all threads together are
 slower.

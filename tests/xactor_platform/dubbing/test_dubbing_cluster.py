@@ -28,7 +28,7 @@ for stage, cpus, max_actors in (
 
 
 def kill_a_node(group: str, head_pid_before: set[int]) -> bool:
-    """Kill a worker node of a group with all its processes, as if its machine were gone. Return whether there is one."""
+    """Kill a worker node of a group with all its processes, as if its machine were gone. Return whether one was."""
     for process in psutil.process_iter(["name", "cmdline"]):
         line = " ".join(process.info["cmdline"] or [])
         if process.info["name"] == "raylet" and f'"ray.io/node-group":"{group}"' in line.replace(" ", ""):
