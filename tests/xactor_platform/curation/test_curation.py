@@ -274,7 +274,7 @@ def a_worker_is_killed(config: CurationConfig) -> Iterator[list[int]]:
 
 @pytest.mark.cluster
 def test_cut_short_and_then_with_a_killed_worker_it_ends_as_undisturbed(curated, tmp_path):
-    """Stop the driver of a run, and kill a worker of the next. The bytes are the same; at most one piece is repeated."""
+    """Stop the driver of one run and kill a worker of the next. The bytes are the same; at most one piece is redone."""
     first, *_ = curated
     config = replace(first, output=str(tmp_path / "out"))
     with pytest.raises(KeyboardInterrupt):
