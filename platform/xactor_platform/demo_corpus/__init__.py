@@ -1,1 +1,1 @@
-"""Corpora: talking clips made with known ground truth, or read off real video, as shards for stage 2."""
+"""Make a corpus of talking clips with known ground truth, as shards for both stages."""

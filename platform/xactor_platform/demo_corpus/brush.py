@@ -1,7 +1,7 @@
-"""Painting on a square canvas: anti-aliased shapes, strokes, soft tints, and smooth lines through points.
+"""Paint anti-aliased shapes, strokes, soft tints and smooth lines on a square canvas.
 
-Coordinates run from -1 to 1 over the canvas, x right and y down; colours are RGB in 0..255. Still parts are painted
-`FINE` times finer than the canvas and reduced afterwards.
+Coordinates run from -1 to 1 over the canvas, x to the right and y down. Colours are RGB in 0..255. What does not move
+is painted `FINE` times finer than the canvas and reduced afterwards.
 """
 
 import cv2
@@ -9,15 +9,17 @@ import numpy as np
 
 CANVAS_PX = 384
 FINE = 2
-_SHIFT = 4  # fractional bits of a coordinate for OpenCV
+# Fractional bits of a coordinate for OpenCV.
+_SHIFT = 4
 
 
 def px(value: float) -> float:
+    """Return a canvas coordinate in canvas pixels."""
     return (value + 1) * (CANVAS_PX / 2)
 
 
 def _fixed(points: np.ndarray, fine: float = 1, at: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """Canvas points [n, 2] as OpenCV's fixed-point pixels, relative to a patch at `at`."""
+    """Convert canvas points [n, 2] to OpenCV's fixed-point pixels, relative to a patch at `at`."""
     scale = CANVAS_PX * fine / 2 * (1 << _SHIFT)
     fixed = points * scale + (scale - (1 << _SHIFT) / 2)
     if at != (0, 0):
@@ -31,6 +33,16 @@ def _colour(colour) -> tuple[float, float, float, float]:
 
 
 def fill(picture, points, colour, at=(0, 0), alpha: float = 1.0, fine: int = 1) -> None:
+    """Fill a polygon.
+
+    Args:
+        picture: uint8 [h, w, 3 or 4], painted in place.
+        points: the outline, [n, 2] in canvas coordinates.
+        colour: RGB.
+        at: corner of `picture` on the canvas in pixels, if it is a patch.
+        alpha: opacity, 0..1.
+        fine: pixels of `picture` to a canvas pixel.
+    """
     shape = [_fixed(points, fine, at)]
     if alpha >= 1:
         cv2.fillPoly(picture, shape, _colour(colour), cv2.LINE_AA, _SHIFT)
@@ -47,6 +59,8 @@ def fill(picture, points, colour, at=(0, 0), alpha: float = 1.0, fine: int = 1) 
 
 
 def stroke(picture, points, colour, width: int, at=(0, 0), alpha: float = 1.0, fine: int = 1) -> None:
+    """Draw an open line of `width` pixels. The other arguments are those of `fill`."""
+
     def draw(target, shape):
         cv2.polylines(target, shape, False, _colour(colour), width, cv2.LINE_AA, _SHIFT)
 
@@ -57,7 +71,7 @@ def stroke(picture, points, colour, width: int, at=(0, 0), alpha: float = 1.0, f
 
 
 def _faintly(picture, points, at, fine, margin, alpha, draw) -> None:
-    """Draws with transparency, touching only the pixels around the points."""
+    """Draw with transparency, and touch only the pixels around the points."""
     pixels = (points + 1) * (CANVAS_PX * fine / 2) - np.asarray(at)
     low = np.maximum(pixels.min(axis=0).astype(int) - margin, 0)
     high = pixels.max(axis=0).astype(int) + margin + 1
@@ -70,6 +84,7 @@ def _faintly(picture, points, at, fine, margin, alpha, draw) -> None:
 
 
 def disc(picture, x: float, y: float, radius: float, colour, at=(0, 0)) -> None:
+    """Fill a circle. See `fill`."""
     one = 1 << _SHIFT
     centre = _fixed(np.array([[x, y]]), 1, at).ravel()
     size = round(radius * (CANVAS_PX / 2) * one)
@@ -77,7 +92,7 @@ def disc(picture, x: float, y: float, radius: float, colour, at=(0, 0)) -> None:
 
 
 def cut(picture: np.ndarray, outline: np.ndarray) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
-    """The patch around an outline (a view), its corner, and the outline's soft mask uint8 [h, w]."""
+    """Return the patch around an outline (a view), its corner, and the outline's soft mask uint8 [h, w]."""
     pixels = (outline + 1) * (CANVAS_PX / 2)
     low = np.clip(pixels.min(axis=0).astype(int) - 3, 0, CANVAS_PX - 4)
     high = np.clip(pixels.max(axis=0).astype(int) + 4, low + 4, CANVAS_PX)
@@ -88,12 +103,13 @@ def cut(picture: np.ndarray, outline: np.ndarray) -> tuple[np.ndarray, tuple[int
 
 
 def blend(patch: np.ndarray, over: np.ndarray, mask: np.ndarray) -> None:
+    """Paint `over` on a patch in place, weighted by a mask uint8 [h, w]."""
     weight = mask[..., None].astype(np.int32)
     patch[...] = (patch + ((over.astype(np.int32) - patch) * weight + 127) // 255).astype(np.uint8)
 
 
 def tint(picture: np.ndarray, colour, strength: np.ndarray) -> None:
-    """Moves colours towards one, by a strength [H, W] in 0..1; transparency stays."""
+    """Move colours towards `colour` in place, by a strength [H, W] in 0..1. Transparency stays."""
     rows, columns = np.flatnonzero(strength.max(axis=1) > 2e-3), np.flatnonzero(strength.max(axis=0) > 2e-3)
     if not rows.size or not columns.size:
         return
@@ -106,9 +122,9 @@ def tint(picture: np.ndarray, colour, strength: np.ndarray) -> None:
 
 
 def soft(outline: np.ndarray, blur: float) -> np.ndarray:
-    """An outline's inside as a mask [H, W] in 0..1 at the painting's size, blurred by canvas units."""
+    """Return an outline's inside as a mask [H, W] in 0..1 at the painting's size, blurred by `blur` canvas units."""
     size = CANVAS_PX * FINE
-    # What is blurred wide needs no fine mask.
+    # A wide blur needs no fine mask.
     coarse = 1 if blur < 0.015 else 4
     mask = np.zeros((size // coarse, size // coarse), dtype=np.uint8)
     cv2.fillPoly(mask, [_fixed(outline, FINE / coarse)], 255, cv2.LINE_AA, _SHIFT)
@@ -119,11 +135,13 @@ def soft(outline: np.ndarray, blur: float) -> np.ndarray:
 
 
 def rgba(rgb: np.ndarray) -> np.ndarray:
+    """Return a picture with an opaque alpha channel, uint8 [H, W, 4]."""
     alpha = np.full((*rgb.shape[:2], 1), 255, dtype=np.uint8)
     return np.ascontiguousarray(np.concatenate([np.clip(rgb, 0, 255).astype(np.uint8), alpha], axis=2))
 
 
 def ellipse(x: float, y: float, radius_x: float, radius_y: float, power: float = 2.0) -> np.ndarray:
+    """Return the outline of an ellipse [48, 2], or of a superellipse for another `power`."""
     angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     cos, sin = np.cos(angle), np.sin(angle)
     round_x = np.sign(cos) * np.abs(cos) ** (2 / power)
@@ -132,14 +150,14 @@ def ellipse(x: float, y: float, radius_x: float, radius_y: float, power: float =
 
 
 def mirror(right_half: list[tuple[float, float]]) -> np.ndarray:
-    """A closed smooth outline from its right half, listed from the top to the bottom, both ends at x = 0."""
+    """Return a closed smooth outline from its right half, from the top to the bottom, both ends at x = 0."""
     right = np.array(right_half)
     left = right[1:-1][::-1] * (-1, 1)
     return through(np.concatenate([right, left]), 10, closed=True)
 
 
 def through(points: np.ndarray, steps: int, closed: bool = False) -> np.ndarray:
-    """A smooth (Catmull-Rom) line through points, `steps` to each stretch."""
+    """Return a smooth (Catmull-Rom) line through points, with `steps` points between two of them."""
     if closed:
         padded = np.concatenate([points[-1:], points, points[:2]])
     else:
@@ -152,5 +170,6 @@ def through(points: np.ndarray, steps: int, closed: bool = False) -> np.ndarray:
 
 
 def step(value: np.ndarray) -> np.ndarray:
+    """Rise smoothly from 0 at 0 to 1 at 1."""
     value = np.clip(value, 0, 1)
     return value * value * (3 - 2 * value)

@@ -1,4 +1,4 @@
-"""The parts of a drawn person that do not act: wall, shoulders, head, nose, ears and hair, painted once."""
+"""Paint what does not move in a drawn person: wall, shoulders, head, nose, ears and hair."""
 
 import cv2
 import numpy as np
@@ -20,12 +20,11 @@ from xactor_platform.demo_corpus.looks import EYES_Y, NOSE_Y, Looks
 
 
 def paint_wall(k: Looks) -> np.ndarray:
-    """The wall with shoulders, collar and neck before it, uint8 [P, P, 3]; it stays while the head moves."""
+    """Paint the wall with shoulders, collar and neck in front of it, uint8 [P, P, 3]. It stays while the head moves."""
     size = CANVAS_PX * FINE
     at = (np.arange(size) / (size / 2) - 1).astype(np.float32)
     light = 1.06 - 0.22 * np.hypot(at + 0.5, at[:, None] + 0.7) / 1.6
     picture = rgba(k.wall.astype(np.float32) * light[..., None])
-    # Shoulders, a collar and the neck in front of the wall: they stay while the head moves.
     body = mirror([(0.0, 0.86), (0.2, 0.85), (0.36, 0.9), (0.68, 0.98), (0.95, 1.1), (1.0, 1.4), (0.0, 1.4)])
     fill(picture, body, k.clothes, fine=FINE)
     neck = mirror([(0.0, 0.2), (0.2, 0.3), (0.205, 0.62), (0.24, 0.84), (0.12, 0.95), (0.0, 0.99)])
@@ -39,7 +38,7 @@ def paint_wall(k: Looks) -> np.ndarray:
 
 
 def paint_head(k: Looks, rng: np.random.Generator) -> np.ndarray:
-    """The head without its moving parts, uint8 [K, K, 4], colour times alpha."""
+    """Paint the head without its moving features, uint8 [K, K, 4], colour times alpha."""
     size = CANVAS_PX * FINE
     head = np.zeros((size, size, 4), dtype=np.uint8)
     _paint_hair_behind(head, k, rng)
@@ -64,7 +63,7 @@ def paint_head(k: Looks, rng: np.random.Generator) -> np.ndarray:
     def shade(shape: np.ndarray, colour, strength: float, blur: float) -> None:
         tint(head, colour, strength * inside * soft(shape, blur))
 
-    # Light from the upper left: the face's right and lower edge turn away from it.
+    # Light comes from the upper left: the face's right and lower edges are in shade.
     tint(head, dark, 0.5 * inside * (1 - soft(face - np.array((0.035, 0.03)), 0.09)))
     shade(ellipse(-0.06, -0.36, 0.24, 0.14), light, 0.5, 0.1)
     for side in (-1, 1):
@@ -90,7 +89,8 @@ def paint_head(k: Looks, rng: np.random.Generator) -> np.ndarray:
         )
         stroke(head, wing, dark, 4, alpha=0.7, fine=FINE)
         shade(ellipse(side * 0.034 * n, NOSE_Y + 0.03, 0.02 * n, 0.0095), dark * 0.45, 0.9, 0.007)
-    shade(ellipse(0, 0.275, 0.018, 0.04), dark, 0.35, 0.02)  # the dent above the lips
+    # The dent above the lips.
+    shade(ellipse(0, 0.275, 0.018, 0.04), dark, 0.35, 0.02)
     shade(ellipse(0, chin - 0.07, 0.09, 0.05), light, 0.3, 0.04)
     if k.freckles:
         for _ in range(46):
@@ -185,7 +185,7 @@ def _paint_hair_front(head: np.ndarray, k: Looks, rng: np.random.Generator) -> N
         0.4 * mask * soft(ellipse(-0.12, -0.6, 0.26, 0.05), 0.05),
     )
     tint(head, k.hair * 0.5, 0.45 * mask * soft(ellipse(0.42, -0.3, 0.1, 0.3), 0.08))
-    # Strands along the hair's fall from the parting.
+    # Strands follow the hair's fall from the parting.
     combed = head.copy()
     for _ in range(90):
         x = rng.uniform(-w, w)
@@ -204,7 +204,7 @@ def _paint_hair_front(head: np.ndarray, k: Looks, rng: np.random.Generator) -> N
 
 
 def _hairline(style: str, w: float) -> list[tuple[float, float]]:
-    """Where the hair ends on the forehead, from the picture's right to its left; `w` is half the face's width."""
+    """Return the hair's edge on the forehead, from the picture's right to its left. `w` is half the face's width."""
     falls, middle = {
         "short": ([(w - 0.03, -0.22), (w - 0.06, -0.38)], [(0.22, -0.46), (0.0, -0.5), (-0.2, -0.44)]),
         "long": ([(w - 0.01, 0.1), (w - 0.04, -0.22)], [(0.3, -0.46), (0.08, -0.57), (-0.12, -0.5)]),

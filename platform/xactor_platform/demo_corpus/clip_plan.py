@@ -1,4 +1,4 @@
-"""Which clips a demo corpus has: who speaks what in each, for how long."""
+"""Plan the clips of a demo corpus: who speaks what in each, for how long."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,37 +7,52 @@ import numpy as np
 
 from xactor.rates import SAMPLE_RATE_HZ
 from xactor_platform.demo_corpus.identity import Identity, held_out_identities, training_identities
-from xactor_platform.demo_corpus.speech import LEAST_S, cut_recording, recordings, sentences
+from xactor_platform.demo_corpus.speech import MIN_CLIP_S, cut_recording, recordings, sentences
 
-# Seconds of the held-out clips, by turns of the held-out people; one is a minute long, to see a long rollout.
+# Seconds of the held-out clips. The held-out people take turns. One clip is over a minute, to see a long rollout.
 HELD_OUT_S = (64.0, 20.0, 12.0, 16.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipPlan:
-    """Everything that decides one clip."""
+    """Describe one clip completely."""
 
     key: str
+    """Key of the sample."""
     split: str
+    """`train` or `test`."""
     identity: Identity
+    """The person."""
     seed: tuple[int, ...]
+    """Seed of the speech and of the performance."""
     lines: tuple[str, ...] = ()
+    """Sentences of synthetic speech, in order."""
     duration_s: float = 0.0
+    """Length of synthetic speech in seconds."""
     recording: str | None = None
-    part: int = 0
+    """Path of the recording that is spoken. None is synthetic speech."""
+    segment: int = 0
+    """Number of the recording's segment, see `cut_recording`."""
 
 
 def plan_synthetic(*, seed: int, train_s: float, held_out_s: float, identities: int) -> list[ClipPlan]:
-    """The clips of a corpus spoken by the synthetic voice, train first."""
+    """Plan the clips of a corpus spoken by the synthetic voice, `train` first.
+
+    Args:
+        seed: decides everything.
+        train_s: minimal seconds of speech to train on.
+        held_out_s: minimal seconds of held-out speech.
+        identities: number of people to train on.
+    """
     rng = np.random.Generator(np.random.PCG64([seed, 1]))
     people = training_identities(identities)
     plans: list[ClipPlan] = []
     lines = sentences("train")
-    # Short and long clips by turns, as in the paper's data, none over half a minute: every clip is one context.
+    # Short and long clips are mixed, as in the paper's data. None is over half a minute, so that it fits one context.
     planned = 0.0
     while planned < train_s:
         duration_s = float(rng.choice([8.0, 10.0, 13.0, 17.0, 22.0]))
-        duration_s = max(min(duration_s, train_s - planned), LEAST_S)
+        duration_s = max(min(duration_s, train_s - planned), MIN_CLIP_S)
         number = len(plans)
         order = tuple(lines[i] for i in rng.permutation(len(lines))[:24])
         plans.append(
@@ -55,7 +70,7 @@ def plan_synthetic(*, seed: int, train_s: float, held_out_s: float, identities: 
     people = held_out_identities()
     number, planned = 0, 0.0
     while planned < held_out_s:
-        duration_s = min(HELD_OUT_S[number % len(HELD_OUT_S)], max(held_out_s - planned, LEAST_S))
+        duration_s = min(HELD_OUT_S[number % len(HELD_OUT_S)], max(held_out_s - planned, MIN_CLIP_S))
         order = tuple(lines[i] for i in rng.permutation(len(lines)))
         plans.append(
             ClipPlan(
@@ -75,27 +90,37 @@ def plan_synthetic(*, seed: int, train_s: float, held_out_s: float, identities: 
 def plan_recordings(
     speech: str | Path, *, seed: int, train_s: float, held_out_s: float, identities: int
 ) -> list[ClipPlan]:
-    """The clips of a corpus spoken by recordings, train first; every sixth recording is held out.
+    """Plan the clips of a corpus spoken by recordings, `train` first. Every sixth recording is held out.
 
-    All that the recordings hold is used, up to the minutes asked for.
+    All speech of the recordings is used, up to the given lengths.
+
+    Args:
+        speech: folder of the recordings.
+        seed: decides the performances.
+        train_s: seconds of speech to train on.
+        held_out_s: seconds of held-out speech.
+        identities: number of people to train on.
+
+    Raises:
+        ValueError: there are fewer than two recordings, or they are too short.
     """
     found = recordings(speech)
     if len(found) < 2:
         raise ValueError(
-            f"{speech}: at least 2 recordings are needed, so that one can be held out; found {len(found)}"
+            f"{speech}: needs at least 2 recordings, so that one can be held out; found {len(found)}"
         )
     held_out = {
         path for i, path in enumerate(found) if i % 6 == 5 or (len(found) < 6 and i == len(found) - 1)
     }
     plans: list[ClipPlan] = []
-    for split, most_s, people in (
+    for split, max_s, people in (
         ("train", train_s, training_identities(identities)),
         ("test", held_out_s, held_out_identities()),
     ):
         planned, number = 0.0, 0
         for path in (p for p in found if (p in held_out) == (split == "test")):
-            for part, clip in enumerate(cut_recording(path)):
-                if planned >= most_s:
+            for segment, clip in enumerate(cut_recording(path)):
+                if planned >= max_s:
                     break
                 plans.append(
                     ClipPlan(
@@ -104,11 +129,13 @@ def plan_recordings(
                         identity=people[number % len(people)],
                         seed=(seed, 2 if split == "train" else 3, number),
                         recording=str(path),
-                        part=part,
+                        segment=segment,
                     )
                 )
                 planned += len(clip) / SAMPLE_RATE_HZ
                 number += 1
         if not number:
-            raise ValueError(f"{speech}: the recordings for {split!r} hold no {LEAST_S:g} s of sound")
+            raise ValueError(
+                f"{speech}: the recordings for {split!r} hold less than {MIN_CLIP_S:g} s of sound"
+            )
     return plans

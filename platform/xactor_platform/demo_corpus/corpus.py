@@ -1,15 +1,15 @@
-"""The demo corpus: talking clips with known ground truth, the same from the same seed.
+"""Make the demo corpus: talking clips with known ground truth, the same from the same seed.
 
     <output>/clips/<split>/<key>.mp4            the clip, 25 fps, with sound
     <output>/clips/<split>/<key>.controls.npy   its control track, float32 [T, 57]
-    <output>/videos/<split>-000000.tar ...      stage 1's samples: the square face crops, with sound and control track
+    <output>/videos/<split>-000000.tar ...      stage 1's samples: square face crops with sound and control track
     <output>/shards/<split>-000000.tar ...      stage 2's samples
-    <output>/audio_encoder/                     what made the audio features
+    <output>/audio_encoder/                     the encoder of the audio features
 
-Keys are the same throughout. The motion in `shards` is the fixed embedding of the control track
-(`xactor.controls.embed_controls`), for use without a motion encoder; with one, `precompute.py` makes it from `videos`.
-Neither a face nor a sentence of `test` is ever in `train`. In the default ten minutes nearly every clip has a face
-of its own: what a renderer learns must hold for faces it never saw.
+A clip has the same key everywhere. The motion in `shards` is the fixed embedding of the control track
+(`xactor.controls.embed_controls`), for use without a motion encoder. With one, `jobs/precompute.py` makes the motion
+from `videos`. No face and no sentence of `test` occurs in `train`. In the default ten minutes nearly every clip has
+another face, because a renderer must learn what holds for faces that it never saw.
 """
 
 import json
@@ -41,22 +41,30 @@ from xactor_platform.precompute.worker import start_worker
 
 @dataclass(frozen=True, kw_only=True)
 class DemoCorpus:
-    """What was made, and where."""
+    """Describe the corpus that was made."""
 
     folder: Path
+    """Folder of the corpus."""
     shards: Path
+    """Folder of stage 2's shards."""
     videos: Path
+    """Folder of stage 1's shards."""
     clips: dict[str, int]
+    """Number of clips by split."""
     minutes: dict[str, float]
+    """Minutes of video by split."""
     seconds: float
+    """Time that it took."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Sides in pixels: of a clip's frames, and of their face crops."""
+    """Hold the sizes of pictures."""
 
     size_px: int
+    """Side of a clip's frames in pixels."""
     crop_px: int
+    """Side of the face crops in pixels."""
 
 
 def make_demo_corpus(
@@ -73,25 +81,27 @@ def make_demo_corpus(
     workers: int | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> DemoCorpus:
-    """Makes clips and shards in a folder.
+    """Make clips and shards in a folder.
 
     Args:
+        output: folder of the corpus.
         seed: the same seed gives the same bytes.
-        minutes: of talk to train on, at least.
-        held_out_minutes: of talk held out, at least; by default 1.9, with one clip of over a minute.
-        size_px: the clips' side, even.
-        crop_px: the face crops' side in the video shards, even.
-        identities: people to train on.
-        speech: a folder of recordings to speak instead of the synthetic voice; every sixth is held out.
-        audio_encoder: a folder that holds one; log-mel without weights where it is not given.
-        workers: processes; as many as there are cores where it is not given.
+        minutes: minimal minutes of speech to train on, over 0 and up to 10,000.
+        held_out_minutes: minimal minutes of held-out speech. The default is 1.9, with one clip of over a minute.
+        size_px: side of the clips in pixels, even, at least 32.
+        crop_px: side of the face crops in the video shards in pixels, even, at least 32.
+        identities: number of people to train on.
+        speech: folder of recordings to speak instead of the synthetic voice. Every sixth is held out.
+        audio_encoder: folder of a Wav2Vec2 model. The default is log-mel features, which need no weights.
+        workers: number of processes. The default is the number of cores.
+        progress: is called with a line after each clip.
 
     Raises:
-        ValueError: an argument that cannot be, a folder without usable recordings, a missing extra.
+        ValueError: an argument is out of bounds, the folder holds no usable recordings, or an extra is missing.
     """
     began = time.monotonic()
     if not 0 < minutes <= 10_000:
-        raise ValueError(f"minutes must be within 0..10000, got {minutes:g}")
+        raise ValueError(f"minutes must be > 0 and <= 10000, got {minutes:g}")
     for name, px in (("size_px", size_px), ("crop_px", crop_px)):
         if px < 32 or px % 2:
             raise ValueError(f"{name} must be even and >= 32, got {px}")
@@ -137,15 +147,15 @@ def make_demo_corpus(
 
 
 def speak(plan: ClipPlan) -> tuple[np.ndarray, list[str]]:
-    """The sound of a planned clip, float32 [N] at 16 kHz, and the sentences in it (none for a recording)."""
+    """Return the sound of a planned clip, float32 [N] at 16 kHz, and its sentences (none for a recording)."""
     if plan.recording is not None:
-        return _parts(plan.recording)[plan.part], []
+        return _segments(plan.recording)[plan.segment], []
     rng = np.random.Generator(np.random.PCG64(list(plan.seed)))
     return synthesise(_synthesiser(), list(plan.lines), plan.duration_s, plan.identity.voice, rng)
 
 
 def make_clip(plan: ClipPlan, folder: Path, sizes: Sizes) -> ClipSamples:
-    """Writes one clip and its control track; returns its samples for the shards."""
+    """Write one clip and its control track, and return its samples for the shards."""
     samples, text = speak(plan)
     controls = perform(samples, seed=hash_seed(plan.seed))  # [T, 57]
     box = find_crop(plan.identity, sizes.size_px)
@@ -186,20 +196,20 @@ def make_clip(plan: ClipPlan, folder: Path, sizes: Sizes) -> ClipSamples:
 
 
 def hash_seed(seed: tuple[int, ...]) -> int:
-    """One number from several, the same everywhere."""
+    """Return one number that depends on all the given ones, the same on every machine."""
     return int(np.random.SeedSequence(list(seed)).generate_state(1)[0])
 
 
 def _make_clips(
     plans: list[ClipPlan], folder: Path, sizes: Sizes, workers: int, progress: Callable[[str], None]
 ) -> Iterator[ClipSamples]:
-    """The clips in the plan's order, made by a pool of processes with one thread each."""
+    """Yield the clips in the plan's order, made by a pool of processes with one thread each."""
     if workers == 1:
         for number, plan in enumerate(plans):
             yield make_clip(plan, folder, sizes)
             progress(f"{number + 1}/{len(plans)} clips")
         return
-    # The long ones first, so that no core waits for one at the end.
+    # The longest first, so that no core waits for a long clip at the end.
     order = sorted(range(len(plans)), key=lambda i: -plans[i].duration_s)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(plans)), mp_context=context, initializer=start_worker) as pool:
@@ -226,5 +236,5 @@ def _encoder(folder: str):
 
 
 @lru_cache(maxsize=1)
-def _parts(recording: str) -> list[np.ndarray]:
+def _segments(recording: str) -> list[np.ndarray]:
     return cut_recording(recording)

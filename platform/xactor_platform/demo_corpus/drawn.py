@@ -1,7 +1,7 @@
-"""Portraits drawn from a seed, that act.
+"""Draw people from a seed, and animate them by a control track.
 
 A head is painted once on a canvas (bust.py). For each frame the jaw stretches it, eyes, brows and mouth are drawn on it
-as smooth shapes, and the pose turns the whole before a still background.
+as smooth shapes, and the pose turns the head in front of a still background.
 """
 
 import cv2
@@ -25,12 +25,12 @@ from xactor_platform.demo_corpus.bust import paint_head, paint_wall
 from xactor_platform.demo_corpus.looks import BROWS_Y, EYES_Y, NOSE_Y, draw_looks
 from xactor_platform.demo_corpus.pose import PoseMap
 
-# What of the canvas is shown: its middle and half its side; about the square that `xactor.faces.crop_box` finds.
+# The square of the canvas that is shown: its centre and half its side. `xactor.faces.crop_box` finds about this square.
 VIEW = (0.0, 0.12, 0.87)
 
 
 class DrawnFace:
-    """A drawn person, rendered at `size_px` square."""
+    """Render a drawn person, `size_px` square."""
 
     def __init__(self, seed: int, size_px: int = 256):
         self.looks = draw_looks(seed)
@@ -46,7 +46,7 @@ class DrawnFace:
         self._pose = PoseMap(
             centre=(0, 0.05), radii=(0.46, 0.62), source_px=CANVAS_PX, size_px=size_px, reach=None, view=VIEW
         )
-        # What the opening jaw pulls down: from the lips to a little below the chin, over the face's width.
+        # The opening jaw pulls down the face from the lips to a little below the chin, over its whole width.
         self._jaw = slice(int(px(0.14)), CANVAS_PX), slice(int(px(-0.6)), int(px(0.6)) + 1)
         rows, columns = np.mgrid[self._jaw].astype(np.float32)
         x, y = (columns + 0.5) / (CANVAS_PX / 2) - 1, (rows + 0.5) / (CANVAS_PX / 2) - 1
@@ -55,7 +55,7 @@ class DrawnFace:
         self._pull = pull * (CANVAS_PX / 2)
 
     def render(self, controls: np.ndarray) -> np.ndarray:
-        """One frame, uint8 [S, S, 3] RGB, from a row of the control track [57]."""
+        """Render one frame, uint8 [S, S, 3] RGB, from a row of the control track [57]."""
         c = {name: float(controls[i]) for name, i in INDEX.items()}
         head = self._head.copy()
         self._stretch_jaw(head, c)
@@ -72,8 +72,6 @@ class DrawnFace:
             cv2.cvtColor(turned, cv2.COLOR_RGBA2RGB), cv2.multiply(self._wall, through, scale=1 / 255)
         )
 
-    # The moving parts.
-
     def _stretch_jaw(self, head: np.ndarray, c: dict[str, float]) -> None:
         drop = 0.17 * c["jawOpen"]
         if drop < 1e-3:
@@ -85,7 +83,8 @@ class DrawnFace:
 
     def _draw_mouth(self, head: np.ndarray, c: dict[str, float]) -> None:
         k = self.looks
-        left, right = (  # as seen in the picture, the person's right is at the left
+        # Left and right as seen in the picture: the person's right is at the left.
+        left, right = (
             {
                 n: c[f"mouth{n}{s}"]
                 for n in ("Smile", "Frown", "Stretch", "Dimple", "Press", "UpperUp", "LowerDown")
@@ -124,9 +123,11 @@ class DrawnFace:
         t = np.linspace(0, 1, 25)
         x = ax + (bx - ax) * t
         base = ay + (by - ay) * t
-        arch = 1 - (2 * t - 1) ** 2  # 0 at the corners, 1 in the middle
+        # 0 at the corners, 1 in the middle.
+        arch = 1 - (2 * t - 1) ** 2
         flat = np.sqrt(arch)
-        bow = 0.35 * np.exp(-(((t - 0.5) / 0.07) ** 2)) * 0.03  # the dent of the upper lip
+        # The dent of the upper lip.
+        bow = 0.35 * np.exp(-(((t - 0.5) / 0.07) ** 2)) * 0.03
         line = k.mouth_y + 0.01 * both["Smile"] - rise
         inner_up = base + (line - base) * flat**0.9
         inner_low = base + (line + gap + 0.03 * both["LowerDown"] + rise * 0.3 - base) * (
@@ -139,7 +140,7 @@ class DrawnFace:
             + bow * (upper / 0.04)
         )
         outer_low = inner_low + lower * arch**0.7
-        # A soft shadow under the lower lip, and creases beside a smile.
+        # A soft shadow under the lower lip, and creases next to a smile.
         self._shade(head, np.stack([x, outer_low + 0.028], 1)[5:20], 0.16, 5)
         for side, m, (ex, ey) in ((-1, left, ends[0]), (1, right, ends[1])):
             if m["Smile"] > 0.05:
@@ -204,7 +205,8 @@ class DrawnFace:
         low_full = 0.036 * (1 - 0.45 * cheek - 0.35 * squint)
         t = np.linspace(-1, 1, 21)
         x = cx + w * t
-        tilt = -0.012 * side * t  # outer corners a little higher
+        # The outer corners are a little higher.
+        tilt = -0.012 * side * t
         closed = cy + 0.022 * (1 - t**2) + tilt
         top = cy + tilt - lid_full * (1 - np.abs(t + side * 0.12) ** 2.2).clip(0) ** 0.8
         bottom = cy + tilt + low_full * (1 - t**2) ** 0.9
@@ -224,7 +226,7 @@ class DrawnFace:
             disc(eye, ix, iy + 0.012, 0.03, np.clip(k.iris * 1.3 + 18, 0, 255), at)
             disc(eye, ix, iy, 0.022, (14, 12, 14), at)
             disc(eye, ix - 0.017, iy - 0.018, 0.0105, (255, 255, 255), at)
-            # The lid's shadow on the eyeball.
+            # The lid casts a shadow on the eyeball.
             fill(eye, np.concatenate([np.stack([x, upper - 0.01], 1), np.stack([x, upper + 0.013], 1)[::-1]]),
                   np.array((150, 140, 142)), at, 0.5)  # fmt: skip
             blend(patch, eye, mask)

@@ -1,4 +1,4 @@
-"""Who speaks in the demo corpus: drawn people, and one real photograph, each with a voice."""
+"""List the people of the demo corpus: drawn people and one real photograph, each with a voice."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,26 +13,29 @@ from xactor_platform.demo_corpus.photo import PhotoFace
 from xactor_platform.demo_corpus.speech import Voice
 
 PHOTO = "astronaut"
-DETECTED_PX = 256  # at this size faces are looked for
-# The photograph is held out: there is one only, and what a renderer makes of a real face it never saw is the question.
+# Faces are detected in pictures of this size.
+DETECTED_PX = 256
+# There is one photograph. It is held out, to see what a renderer makes of a real face that it never saw.
 HELD_OUT = ("drawn-007", PHOTO)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """One person of the demo corpus. `name` is also the speaker in the shards."""
+    """Describe one person of the demo corpus."""
 
     name: str
+    """Name, also the speaker in the shards."""
     voice: Voice
+    """Settings of the synthetic voice."""
 
     @property
     def face_seed(self) -> int | None:
-        """The seed of a drawn face; None is the photograph."""
+        """Return the seed of a drawn face, or None for the photograph."""
         return None if self.name == PHOTO else int(self.name.removeprefix("drawn-"))
 
 
 def training_identities(count: int) -> list[Identity]:
-    """Drawn people to train on, all unlike those held out."""
+    """Return `count` drawn people to train on, none of them held out."""
     if count < 1:
         raise ValueError(f"identities must be >= 1, got {count}")
     seeds = [seed for seed in range(count + 1) if f"drawn-{seed:03d}" not in HELD_OUT][:count]
@@ -40,18 +43,18 @@ def training_identities(count: int) -> list[Identity]:
 
 
 def held_out_identities() -> list[Identity]:
-    """A drawn person and the photograph of a real one, neither ever trained on."""
+    """Return a drawn person and the photograph of a real one, which are never trained on."""
     return [Identity(name=HELD_OUT[0], voice=_voice(7)), Identity(name=PHOTO, voice=Voice(shift=1.19))]
 
 
 def render_frame(identity: Identity, controls: np.ndarray, size_px: int = 256) -> np.ndarray:
-    """One frame of a person acting: a row of controls [57] to uint8 [S, S, 3] RGB. The same for the same input."""
+    """Render one frame of a person, uint8 [S, S, 3] RGB, from a row of controls [57]. A pure function."""
     return _face(identity.face_seed, size_px).render(controls)
 
 
 @lru_cache(maxsize=16)
 def find_crop(identity: Identity, size_px: int) -> CropBox | None:
-    """The square around a person's face at rest, in frames of that size; None where no face is found in them."""
+    """Return the square around a person's face at rest in frames of a size, or None if no face is found."""
     still = render_frame(identity, np.zeros(CONTROL_COUNT, np.float32), size_px)
     faces = _landmarker().detect(cv2.resize(still, (DETECTED_PX, DETECTED_PX)))
     return crop_box(faces[0]).scaled(size_px / DETECTED_PX) if faces else None
@@ -68,7 +71,7 @@ def _landmarker() -> FaceLandmarker:
 
 
 def _voice(seed: int) -> Voice:
-    """Women's and men's pitch by the drawn style, a little different for each."""
+    """Return a voice with a woman's or a man's pitch by the drawn style, slightly different for each person."""
     rng = np.random.Generator(np.random.PCG64([seed, 403]))
     high = seed % 6 in (1, 2, 4)
     return Voice(

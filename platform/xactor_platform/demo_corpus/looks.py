@@ -1,10 +1,10 @@
-"""What a drawn person looks like, from a seed: skin, hair, eyes, dress, and the shape of a face."""
+"""Draw a person's looks from a seed: skin, hair, eyes, clothes and the shape of the face."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-# Every colour is a blend of two of these, so that no two people share one.
+# Each colour is a blend of two of these, so that no two people have the same.
 _SKINS = ((247, 216, 190), (236, 190, 158), (214, 160, 122), (177, 120, 84), (132, 86, 60), (98, 62, 45))
 _HAIRS = (
     (35, 26, 24),
@@ -30,32 +30,52 @@ STYLES = ("short", "long", "bun", "curly", "bob", "bald")
 
 @dataclass(frozen=True, kw_only=True)
 class Looks:
-    """What makes one drawn person different from another. Colours are RGB, lengths in canvas units."""
+    """Hold what distinguishes one drawn person from another. Colours are RGB in 0..255, lengths in canvas units."""
 
     skin: np.ndarray
+    """Colour of the skin."""
     hair: np.ndarray
+    """Colour of the hair."""
     iris: np.ndarray
+    """Colour of the eyes."""
     clothes: np.ndarray
+    """Colour of the clothes."""
     wall: np.ndarray
+    """Colour of the background."""
     lips: np.ndarray
+    """Colour of the lips."""
     style: str
+    """Style of the hair, one of STYLES."""
     face_width: float
+    """Half the width of the face."""
     chin: float
+    """Height (y) of the chin."""
     jaw: float
+    """Width of the jaw relative to the face."""
     eye_gap: float
+    """Distance (x) of each eye from the middle."""
     eye_size: float
+    """Half the width of an eye."""
     brow_weight: float
+    """Thickness of the brows relative to the usual."""
     nose: float
+    """Width of the nose relative to the usual."""
     mouth_y: float
+    """Height (y) of the mouth."""
     mouth_width: float
+    """Half the width of the mouth."""
     lip_fullness: float
+    """Thickness of the lips relative to the usual."""
     glasses: bool
+    """Whether the person wears glasses."""
     beard: float
+    """Strength of the beard, 0..1."""
     freckles: bool
+    """Whether the person has freckles."""
 
 
 def draw_looks(seed: int) -> Looks:
-    """The looks that belong to a seed. Neighbouring seeds differ in style for sure."""
+    """Return the looks of a seed. Neighbouring seeds always differ in style."""
     rng = np.random.Generator(np.random.PCG64([seed, 404]))
 
     def pick(colours, spread: float = 6) -> np.ndarray:
@@ -95,5 +115,5 @@ def draw_looks(seed: int) -> Looks:
     )
 
 
-# Where a drawn face's parts stand on the canvas; the mouth about there.
+# Heights (y) of a drawn face's features on the canvas. The mouth varies around its value.
 EYES_Y, BROWS_Y, NOSE_Y, MOUTH_Y = -0.06, -0.215, 0.17, 0.355

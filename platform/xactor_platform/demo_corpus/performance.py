@@ -1,8 +1,8 @@
-"""A performance: from the sound of speech alone to a face's control track, with a seed for what sound does not tell.
+"""Turn the sound of speech into a face's control track, with a seed for what the sound does not determine.
 
 Lips and jaw follow the short-time spectrum and nothing else, so they can be learned from the sound. Brows, eyes and
-the head's liveliness follow a slow arousal: loudness and pitch gathered over about five seconds. Blinks, glances
-and the head's wandering are drawn from the seed.
+the amount of head motion follow a slow arousal: loudness and pitch, averaged over about five seconds. Blinks, glances
+and the head's path are drawn from the seed.
 """
 
 import numpy as np
@@ -10,18 +10,23 @@ import numpy as np
 from xactor.controls import CONTROL_COUNT, INDEX
 from xactor.rates import FPS, SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, frame_count
 
-_HOP = 160  # 10 ms
-_HOPS_PER_FRAME = SAMPLES_PER_FRAME // _HOP  # 4
-_WINDOW = 512  # 32 ms
+# Samples between two spectra, 10 ms.
+_HOP = 160
+_HOPS_PER_FRAME = SAMPLES_PER_FRAME // _HOP
+# Samples of a spectrum, 32 ms.
+_WINDOW = 512
 AROUSAL_S = 5.0
 
 
 def perform(samples: np.ndarray, seed: int) -> np.ndarray:
-    """The control track of a speaker, float32 [T, 57] at 25 fps with T = round(N / 640).
+    """Return the control track of a speaker, float32 [T, 57] at 25 fps with T = round(N / 640).
 
     Args:
-        samples: float32 [N], mono, 16 kHz.
-        seed: of blinks, glances, head wandering, and a slight asymmetry of the face.
+        samples: mono sound at 16 kHz, float32 [N].
+        seed: decides blinks, glances, the head's path, and a slight asymmetry of the face.
+
+    Raises:
+        ValueError: the sound is shorter than half a frame.
     """
     frames = frame_count(len(samples))
     if not frames:
@@ -39,12 +44,12 @@ def perform(samples: np.ndarray, seed: int) -> np.ndarray:
 
 
 def arousal(hear: dict[str, np.ndarray]) -> np.ndarray:
-    """How excited the speaker sounds, [T] in about 0..1: loudness and pitch, leaking away over five seconds."""
+    """Return how excited the speaker sounds, [T] in about 0..1: loudness and pitch, decaying over five seconds."""
     loud = np.clip((hear["level_db"] + 40) / 26, 0, 1.2)
     pitch = np.clip(hear["pitch"], -1, 1) * (hear["speech"] > 0.4)
     heat = 1.15 * loud**1.5 + 0.5 * pitch
     keep = np.exp(-1 / (AROUSAL_S * FPS))
-    # Starts from what the first seconds hold, not from nothing: a clip is cut out of a longer talk.
+    # The mean of the first seconds is the initial state: a clip is cut out of a longer talk.
     state = float(heat[: int(AROUSAL_S * FPS)].mean())
     slow = np.empty_like(heat)
     for t, value in enumerate(heat):
@@ -54,7 +59,7 @@ def arousal(hear: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _hear(samples: np.ndarray, frames: int) -> dict[str, np.ndarray]:
-    """What the lips need to know of the sound, each [T]: levels, vowel shape, hiss, pitch."""
+    """Return the tracks of the sound that the face follows, each [T]: levels, vowel shape, hiss, pitch."""
     power, hops = _spectrogram(samples, frames)  # [hops, 257]
     hz = np.arange(_WINDOW // 2 + 1) * SAMPLE_RATE_HZ / _WINDOW
 
@@ -67,10 +72,11 @@ def _hear(samples: np.ndarray, frames: int) -> dict[str, np.ndarray]:
 
     voiced, hiss = band(90, 1200), band(3500, 8000)
     voiced_db = 10 * np.log10(voiced + 1e-9)
-    # The clip's own loud voice is 0 dB; so a soft clip opens the mouth nearly as far as a loud one.
+    # The clip's own loud voice is 0 dB, so that a soft clip opens the mouth nearly as far as a loud one.
     top_db = max(float(np.percentile(voiced_db, 95)), -38.0)
     weight = voiced + 1e-7
-    first = _smooth(centre(200, 1100) * weight, 2) / _smooth(weight, 2)  # the first formant, roughly
+    # Roughly the first formant.
+    first = _smooth(centre(200, 1100) * weight, 2) / _smooth(weight, 2)
     second_weight = band(1100, 3200) + 1e-8
     second = _smooth(centre(1100, 3200) * second_weight, 2) / _smooth(second_weight, 2)
     tracks = {
@@ -87,12 +93,12 @@ def _hear(samples: np.ndarray, frames: int) -> dict[str, np.ndarray]:
 
 
 def _speak(face: np.ndarray, hear: dict[str, np.ndarray], slow: np.ndarray) -> None:
-    """Jaw and lips. [T, 57] is written in place."""
+    """Write the jaw and the lips into the control track [T, 57]."""
     voice, wide, front, hiss = hear["voice"], hear["open_vowel"], hear["front_vowel"], hear["hiss"]
     rounded = hear["round_vowel"] * (1 - front) * voice
     big = 0.85 + 0.3 * np.clip(slow, 0, 1)
     jaw = big * (0.58 * voice**1.7 * (0.35 + 0.65 * wide)) + 0.05 * hiss * (1 - voice)
-    # Between sounds of one word the lips touch (p, b, m); in a pause they rest, pressed a little.
+    # Between the sounds of a word the lips touch (p, b, m). In a pause they rest, pressed slightly.
     speech = hear["speech"]
     closed = np.clip(1 - voice / 0.35, 0, 1) * (1 - 0.8 * hiss)
     touch, rest = closed * speech, closed * (1 - speech)
@@ -113,10 +119,10 @@ def _speak(face: np.ndarray, hear: dict[str, np.ndarray], slow: np.ndarray) -> N
 
 
 def _feel(face: np.ndarray, hear: dict[str, np.ndarray], slow: np.ndarray, rng: np.random.Generator) -> None:
-    """Brows, cheeks, smile and frown: the slow part of acting."""
+    """Write the slow part of acting: brows, cheeks, smile and frown."""
     lively = np.clip(slow, 0, 1.2)
     weary = np.clip(0.45 - slow, 0, 0.45) / 0.45
-    # A word that stands out lifts the brows for a moment.
+    # A stressed word lifts the brows for a moment.
     stress = np.clip(hear["voice"] - _smooth(hear["voice"], 12), 0, 0.5) * (0.2 + 0.6 * lively)
     stress = _smooth(stress, 2.5)
     _set(face, "browInnerUp", 0.45 * lively**1.2 + 0.25 * weary + 0.6 * stress)
@@ -136,7 +142,7 @@ def _feel(face: np.ndarray, hear: dict[str, np.ndarray], slow: np.ndarray, rng: 
 
 
 def _look(face: np.ndarray, slow: np.ndarray, rng: np.random.Generator) -> None:
-    """Blinks as a Poisson process (fewer when excited) and glances."""
+    """Write blinks, a Poisson process with a lower rate when excited, and glances."""
     frames = len(face)
     blink = np.zeros(frames + 16)
     shape = np.array([0.35, 0.9, 1.0, 0.8, 0.45, 0.2, 0.07])
@@ -148,13 +154,13 @@ def _look(face: np.ndarray, slow: np.ndarray, rng: np.random.Generator) -> None:
     t = 0
     while t < frames:
         stay = int(FPS * rng.uniform(0.5, 2.6))
-        # Most of the time at the viewer.
+        # Most of the time the eyes look at the viewer.
         glance[t : t + stay] = rng.normal(0, [0.3, 0.16]) if rng.uniform() < 0.45 else 0
         t += stay
     glance = np.stack([_smooth(glance[:, 0], 0.8), _smooth(glance[:, 1], 0.8)], axis=1)
     right, down = np.clip(glance.T, -0.8, 0.8)
     _set(face, "eyeBlink*", 0.92 * blink[:frames] + 0.06 + 0.2 * np.clip(down, 0, 1))
-    # As seen: the person's left eye stands at the right of the picture and looks "out" when it looks there.
+    # The person's left eye is at the right of the picture, and looks "out" when it looks to the right.
     _set(face, "eyeLookOutLeft", np.clip(right, 0, 1))
     _set(face, "eyeLookInRight", np.clip(right, 0, 1))
     _set(face, "eyeLookInLeft", np.clip(-right, 0, 1))
@@ -166,7 +172,7 @@ def _look(face: np.ndarray, slow: np.ndarray, rng: np.random.Generator) -> None:
 def _move_head(
     face: np.ndarray, hear: dict[str, np.ndarray], slow: np.ndarray, rng: np.random.Generator
 ) -> None:
-    """The head wanders more the more excited the speaker is, nods with the voice, and leans in."""
+    """Write the head's motion: it wanders more when the speaker is excited, nods with the voice, and leans in."""
     frames = len(face)
     lively = np.clip(slow, 0, 1.2)
     reach = 0.35 + 1.1 * lively
@@ -181,13 +187,13 @@ def _move_head(
 
 
 def _set(face: np.ndarray, name: str, track: np.ndarray) -> None:
-    """Writes [T] to a control, or with a trailing * to its left and right."""
+    """Write a track [T] to a control, or with a trailing * to its left and right."""
     for full in (f"{name[:-1]}Left", f"{name[:-1]}Right") if name.endswith("*") else (name,):
         face[:, INDEX[full]] = track
 
 
 def _spectrogram(samples: np.ndarray, frames: int) -> tuple[np.ndarray, int]:
-    """Power [hops, 257] every 10 ms, hop h centred at sample h * 160; the number of hops."""
+    """Return the power [hops, 257] every 10 ms, hop h centred at sample h * 160, and the number of hops."""
     hops = frames * _HOPS_PER_FRAME + _HOPS_PER_FRAME
     padded = np.zeros(hops * _HOP + _WINDOW, dtype=np.float32)
     kept = samples[: len(padded) - _WINDOW // 2]
@@ -198,7 +204,7 @@ def _spectrogram(samples: np.ndarray, frames: int) -> tuple[np.ndarray, int]:
 
 
 def _pitch(samples: np.ndarray, hops: int) -> np.ndarray:
-    """Octaves above the clip's median pitch, [hops]; 0 where the sound is not voiced. By autocorrelation."""
+    """Return octaves above the clip's median pitch [hops], by autocorrelation. 0 if the sound is not voiced."""
     size, low, high = 1024, SAMPLE_RATE_HZ // 400, SAMPLE_RATE_HZ // 65
     padded = np.zeros(hops * _HOP + size, dtype=np.float32)
     kept = samples[: len(padded) - size // 2]
@@ -217,14 +223,14 @@ def _pitch(samples: np.ndarray, hops: int) -> np.ndarray:
 
 
 def _smooth(track: np.ndarray, sigma: float) -> np.ndarray:
-    """A Gaussian of `sigma` steps along [T], edges held."""
+    """Smooth a track [T] by a Gaussian of `sigma` steps, with the edge values repeated."""
     reach = int(3 * sigma + 1)
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     return np.convolve(np.pad(track, reach, mode="edge"), kernel / kernel.sum(), mode="valid")
 
 
 def _wander(frames: int, period_s: float, rng: np.random.Generator) -> np.ndarray:
-    """A smooth random walk around 0 of unit variance, [T]."""
+    """Return smooth noise around 0 of unit variance, [T]."""
     sigma = period_s * FPS / 4
     extra = int(4 * sigma)
     noise = _smooth(rng.normal(size=frames + 2 * extra), sigma)[extra : extra + frames]

@@ -1,8 +1,8 @@
-"""A real photograph that acts: scikit-image's astronaut (Eileen Collins, NASA, public domain), warped by the controls.
+"""Animate a real photograph: scikit-image's astronaut (Eileen Collins, NASA, public domain), warped by the controls.
 
-Lids, lips and jaw are moved by piecewise maps of the picture's own pixels: an upper lid slides down stretching the skin
-above it, the lower lip and the chin part from the upper lip, and what shows between is drawn. Then the pose
-turns the head within its surroundings. All points below are pixels of the 512 px original, found once by hand.
+Piecewise maps of the picture's own pixels move lids, lips and jaw: an upper lid slides down and stretches the skin
+above it, the lower lip and the chin move away from the upper lip, and the gap is drawn. Then the pose turns the head
+within its surroundings. All points below are pixels of the 512 px original, found once by hand.
 """
 
 import cv2
@@ -11,11 +11,13 @@ import numpy as np
 from xactor.controls import INDEX
 from xactor_platform.demo_corpus.pose import PoseMap
 
-_CROP = (135, 33, 180)  # left, top, side of the square that is used; as `xactor.faces.crop_box` finds it
-_ZOOM = 2.0  # canvas pixels to a pixel of the photograph
+# Left, top and side of the square that is used, as `xactor.faces.crop_box` finds it.
+_CROP = (135, 33, 180)
+# Canvas pixels to a pixel of the photograph.
+_ZOOM = 2.0
 _SKIN_SHADE = (96, 58, 50)
 
-# Left to right as seen: (x, y) along the lids' edges, upper and lower, of either eye.
+# For each eye, from left to right in the picture: x, then y of the upper and of the lower lid's edge.
 _EYES = (
     (
         [195.3, 199.2, 204.3, 209.7, 213.6],
@@ -32,7 +34,7 @@ _BROWS = (
     ([189.9, 198.7, 206.2, 216.3], [93.2, 89.7, 91.0, 95.0]),
     ([234.4, 245.0, 252.7, 261.6], [95.6, 92.7, 92.5, 96.9]),
 )
-# The lips, at columns from corner to corner: upper lip's top and bottom edge, lower lip's top and bottom edge.
+# Edges of the lips at columns from corner to corner: upper lip's top and bottom, lower lip's top and bottom.
 _LIPS_X = [202.6, 207.0, 213.0, 217.6, 223.2, 229.0, 233.6, 239.0, 244.2]
 _LIP_EDGES = (
     [139.6, 138.4, 138.4, 138.7, 139.6, 139.0, 139.1, 139.3, 140.6],
@@ -42,12 +44,13 @@ _LIP_EDGES = (
 )
 _MOUTH = (223.4, 143.0)
 _CHIN_Y = 177.0
-_FACE = (225.0, 122.0)  # the head's middle
+# The middle of the head.
+_FACE = (225.0, 122.0)
 _RADII = (47.0, 62.0)
 
 
 class PhotoFace:
-    """The photographed person, rendered at `size_px` square."""
+    """Render the photographed person, `size_px` square."""
 
     def __init__(self, size_px: int = 256):
         try:
@@ -68,29 +71,28 @@ class PhotoFace:
             size_px=size_px,
             reach=2.1,
         )
-        # Only the part between brows and throat changes its features.
+        # Only the box between brows and throat is warped by expressions.
         self._box = tuple(
             slice(round((a - o) * _ZOOM), round((b - o) * _ZOOM))
             for a, b, o in ((78, 206, top), (176, 274, left))
         )
         rows, columns = np.mgrid[self._box].astype(np.float32)
         self._rows, self._columns = rows, columns
-        # The photograph's own coordinates of these canvas pixels.
+        # Coordinates of these canvas pixels in the photograph.
         self._x, self._y = (columns + 0.5) / _ZOOM + left, (rows + 0.5) / _ZOOM + top
         self._eye_rows, self._mouth_rows = (
             slice(round((a - 78) * _ZOOM), round((b - 78) * _ZOOM)) for a, b in ((82, 114), (128, 206))
         )
+        # The inner end of each brow, then the outer.
         self._brows = [
-            [
-                self._bump(xs[i], ys[i] - 1.5, 8.5, 6.5, below=2.6) for i in order
-            ]  # the inner end, then the outer
+            [self._bump(xs[i], ys[i] - 1.5, 8.5, 6.5, below=2.6) for i in order]
             for xs, ys, order in ((*_BROWS[0], (3, 1)), (*_BROWS[1], (0, 2)))
         ]
         self._corners = [self._bump(_LIPS_X[i], _LIP_EDGES[1][i], 11, 11) for i in (0, -1)]
         self._mouth = self._bump(*_MOUTH, 24, 13)
 
     def render(self, controls: np.ndarray) -> np.ndarray:
-        """One frame, uint8 [S, S, 3] RGB, from a row of the control track [57]."""
+        """Render one frame, uint8 [S, S, 3] RGB, from a row of the control track [57]."""
         c = {name: float(controls[i]) for name, i in INDEX.items()}
         x, y = self._bend(c)
         eyes, mouth = self._eye_rows, self._mouth_rows
@@ -106,25 +108,25 @@ class PhotoFace:
         return cv2.remap(face, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
     def _bend(self, c: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
-        """Where each pixel comes from when brows rise and the mouth's corners move; float32 [h, w] twice."""
+        """Return the source x and y of each pixel for moving brows and mouth corners, float32 [h, w] each."""
         x, y = self._x.copy(), self._y.copy()
         for who, (inner, outer) in zip(("Right", "Left"), self._brows, strict=True):
             down = c[f"browDown{who}"]
             y += inner * (5.5 * c["browInnerUp"] - 4.0 * down) + outer * (
                 5.5 * c[f"browOuterUp{who}"] - 2.5 * down
             )
-        # The mouth narrows towards its middle, or widens from it.
+        # The mouth narrows towards its middle, or widens.
         narrow = 0.42 * c["mouthPucker"] + 0.3 * c["mouthFunnel"]
         x += self._mouth * (x - _MOUTH[0]) * narrow / (1 - min(narrow, 0.6))
         for who, corner, side in zip(("Right", "Left"), self._corners, (-1, 1), strict=True):
             smile, frown = c[f"mouthSmile{who}"], c[f"mouthFrown{who}"]
             x -= corner * side * (4.0 * smile + 5.0 * c[f"mouthStretch{who}"] + 2.0 * c[f"mouthDimple{who}"])
-            # The photograph smiles: at rest its corners are let down a little.
+            # The photograph smiles: at rest the mouth's corners are lowered a little.
             y += corner * (6.0 * smile - 6.0 * frown - 1.5)
         return x, y
 
     def _lids(self, x: np.ndarray, y: np.ndarray, c: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
-        """The upper lids drawn down over the eyes, and glances; returns x, y."""
+        """Move the upper lids over the eyes, and the eyes by glances. Return the source x and y of each pixel."""
         out_y, out_x = y.copy(), x.copy()
         for who, (xs, ups, lows) in zip(("Right", "Left"), _EYES, strict=True):
             inside = (x > xs[0]) & (x < xs[-1])
@@ -152,7 +154,11 @@ class PhotoFace:
     def _part_lips(
         self, x: np.ndarray, y: np.ndarray, c: dict[str, float]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The lips and the jaw: where y comes from, the hollow of the mouth and the seam of closed lips, 0..1."""
+        """Move the lips and the jaw.
+
+        Returns:
+            the source y of each pixel, the hollow of the mouth in 0..1, and the seam of closed lips in 0..1.
+        """
         columns = x
         top_up, low_up, top_low, low_low = (
             np.interp(columns, _LIPS_X, edge).astype(np.float32) for edge in _LIP_EDGES
@@ -171,7 +177,7 @@ class PhotoFace:
         fold = 1 - 0.45 * c["mouthRollLower"] - 0.3 * press
         aside = _step((abs(columns - 222.0) - 22) / 24)
         drop = 18.0 * c["jawOpen"] * (1 - aside)
-        # Stretches of the lower face: the lip, from the lip to the chin, from the chin to the throat.
+        # The lower face is stretched in three bands: the lip, from the lip to the chin, from the chin to the throat.
         a0, b0 = top_low, low_low
         a1 = np.maximum(top_low + lip, low_up - rise)
         b1 = a1 + (low_low - top_low) * fold
@@ -201,7 +207,8 @@ class PhotoFace:
             y,
         )
         between = (y >= low_up - rise) & (y < a1)
-        teeth = y + rise  # they hang from the upper jaw
+        # The teeth belong to the upper jaw.
+        teeth = y + rise
         source = np.where(y >= a1, below, np.where(between, teeth, above))
         depth = (y - (low_up - rise)) - (top_low - low_up) * 0.9
         hollow = np.where(between, np.clip(depth / 1.2 + 0.5, 0, 1), 0) * np.clip((a1 - y) / 0.8 + 0.3, 0, 1)
@@ -210,7 +217,7 @@ class PhotoFace:
         return source.astype(np.float32), (hollow * inside).astype(np.float32), seam.astype(np.float32)
 
     def _darken(self, moved: np.ndarray, hollow: np.ndarray, seam: np.ndarray) -> np.ndarray:
-        """Draws the mouth's hollow, a tongue low in it, and the line between closed lips."""
+        """Draw the mouth's hollow, a tongue low in it, and the line between closed lips."""
         picture = moved.astype(np.float32)
         weight = hollow[..., None]
         rows, columns = self._y[self._mouth_rows], self._x[self._mouth_rows]
@@ -223,7 +230,15 @@ class PhotoFace:
         return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
     def _bump(self, x: float, y: float, wide: float, high: float, below: float | None = None) -> np.ndarray:
-        """1 at a point, fading within so many pixels, [h, w]; downwards within `below` of them."""
+        """Return a weight [h, w] that is 1 at a point and fades around it.
+
+        Args:
+            x: column of the point in the photograph.
+            y: row of the point in the photograph.
+            wide: pixels within which it fades sideways.
+            high: pixels within which it fades upwards.
+            below: pixels within which it fades downwards. The default is `high`.
+        """
         tall = np.where(self._y > y, below or high, high)
         return np.exp(-(((self._x - x) / wide) ** 2) - ((self._y - y) / tall) ** 2).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Turning a flat picture of a head: the map that a head's pose makes of it, with a rounded head's parallax."""
+"""Turn a flat picture of a head by a pose, with the parallax of a rounded head."""
 
 import numpy as np
 import torch
@@ -7,15 +7,15 @@ _GRID = 33
 
 
 class PoseMap:
-    """Maps for `cv2.remap` from poses, over a picture whose coordinates run from -1 to 1 both ways.
+    """Make maps for `cv2.remap` from poses. Coordinates of the picture run from -1 to 1 in both directions.
 
     Args:
-        centre: (x, y) of the head's middle; the pivot.
-        radii: (x, y) of the head; the face is about as wide as `radii[0]` on either side.
-        source_px: the side of the picture sampled from.
-        size_px: the side of the picture made.
-        reach: beyond so many radii nothing moves (a photograph's surroundings); None moves everything.
-        view: (x, y) of the middle of what is shown, and half its side.
+        centre: x and y of the head's middle, which is the pivot.
+        radii: horizontal and vertical radius of the head. The face is about `radii[0]` wide on each side.
+        source_px: side of the source picture in pixels.
+        size_px: side of the resulting picture in pixels.
+        reach: nothing moves beyond so many radii (a photograph's surroundings). None moves everything.
+        view: x and y of the middle of the shown square, and half its side.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class PoseMap:
         axis = np.linspace(-1, 1, _GRID)
         self._x, self._y = np.meshgrid(view[0] + view[2] * axis, view[1] + view[2] * axis)  # [G, G]
         self._centre, self._radii, self._source_px, self._size_px = centre, radii, source_px, size_px
-        # Of each pixel's centre, how near it is to the grid's points: [S, G]. (OpenCV's remap rounds such places.)
+        # Weights of the grid's points at each pixel's centre, [S, G]. OpenCV's remap would round these positions.
         inner = (np.arange(size_px) + 0.5) / size_px * (_GRID - 1)
         near = (1 - abs(inner[:, None] - np.arange(_GRID))).clip(0)
         self._near = torch.from_numpy(near.astype(np.float32))
@@ -43,11 +43,11 @@ class PoseMap:
             self._hold *= 1 - _smoothstep((edge - 0.8) / 0.2)
 
     def maps(self, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where each pixel comes from, float32 [S, S] twice, for a pose [6] as in `xactor.controls.POSE`."""
+        """Return the source x and y of each pixel, float32 [S, S] each, for a pose [6] as in `xactor.controls.POSE`."""
         pitch, yaw, roll, x, y, log_scale = (float(value) for value in pose)
         radius_x, radius_y = self._radii
         face_width = 2 * radius_x
-        # Undo what is done last first: translation and size, then the tilt, then the turn in depth.
+        # Invert the motions in reverse order: translation and scale, then the roll, then the turn in depth.
         scale = np.exp(-log_scale)
         dx = (self._x - self._centre[0] - x * face_width) * scale
         dy = (self._y - self._centre[1] - y * face_width) * scale
@@ -57,11 +57,11 @@ class PoseMap:
         depth = radius_x * (0.95 * np.sqrt(np.clip(1 - away, 0, 1)) - 0.3)
         dx = (dx - depth * np.sin(yaw)) / np.cos(yaw)
         dy = (dy - depth * np.sin(pitch)) / np.cos(pitch)
-        # What is far from the head stays.
+        # Pixels far from the head stay.
         map_x = self._x + (self._centre[0] + dx - self._x) * self._hold
         map_y = self._y + (self._centre[1] + dy - self._y) * self._hold
         pixels = (np.stack([map_x, map_y]) + 1) * (self._source_px / 2) - 0.5  # [2, G, G]
-        # By torch, which keeps to the threads it is given; NumPy's BLAS takes all cores in every process.
+        # torch keeps to the threads it is given. NumPy's BLAS takes all cores in every process.
         large = self._near @ torch.from_numpy(pixels.astype(np.float32)) @ self._near.T  # [2, S, S]
         return large[0].numpy(), large[1].numpy()
 

