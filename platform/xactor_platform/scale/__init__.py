@@ -1,1 +1,1 @@
-"""What a training would need on machines that are not here: memory, time and data, by formula and simulation."""
+"""Estimate what a training needs on machines that are not at hand: memory, time and data."""

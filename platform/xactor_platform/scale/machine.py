@@ -1,28 +1,26 @@
-"""The GPUs and nodes that a run is planned for, from their makers' data sheets."""
+"""Describe the GPUs and nodes that a run is planned for, by their data sheets."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """A GPU and the node that it comes in.
-
-    Args:
-        memory_bytes: of one GPU.
-        flops: bf16, dense, a second.
-        nvlink_bytes_s: of one GPU, each way.
-        network_bytes_s: of one node, each way; gradients between nodes and the data's stream share it.
-        gpus: of one node.
-        cpus: of one node.
-    """
+    """Describe a GPU and its node."""
 
     name: str
+    """Name of the GPU."""
     memory_bytes: float
+    """Memory of one GPU."""
     flops: float
+    """Dense bf16 operations per second of one GPU."""
     nvlink_bytes_s: float
+    """Bytes per second of one GPU's NVLink, in each direction."""
     network_bytes_s: float
+    """Bytes per second of one node, in each direction. Gradients between nodes and the data stream share it."""
     gpus: int
+    """GPUs of one node."""
     cpus: int
+    """CPUs of one node."""
 
 
 # AWS's p4de.24xlarge, p5.48xlarge and p5en.48xlarge.

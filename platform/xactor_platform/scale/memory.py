@@ -1,8 +1,8 @@
-"""What a rank of stage 2 holds in its GPU's memory.
+"""Estimate what a rank of stage 2 holds in its GPU's memory.
 
-H is the backbone's width, I its MLP's, h its heads, A the audio embedding's width, D the latent's, L x F the audio
-features of a frame, T the frames of a sample. P counts parameters, N ranks. All sizes are bytes, in bf16 where nothing
-else is said.
+Symbols: H width of the backbone, I width of its MLP, h number of its heads, A width of the audio embedding, D width of
+a latent, L x F audio features of a frame, T frames of a sample, P number of parameters, N number of ranks. All sizes
+are in bytes, of bf16 unless stated otherwise.
 """
 
 from dataclasses import dataclass, replace
@@ -15,28 +15,38 @@ from xactor_platform.training.stage2 import build_model
 from xactor_platform.training.stage2_config import MotionConfig
 from xactor_platform.training.train_config import TrainConfig
 
-STAGES = (0, 1, 2, 3)
-# Ours: CUDA's context, NCCL's and cuBLAS' buffers, and what the allocator cannot use again.
+# Stages of DeepSpeed's ZeRO.
+ZERO_STAGES = (0, 1, 2, 3)
+# Ours: CUDA's context, buffers of NCCL and cuBLAS, and fragmentation of the allocator.
 OVERHEAD_BYTES = 4e9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Of a model and what goes into it; names as above."""
+    """Hold the sizes of a model and of its input."""
 
     parameters: int
-    backbone: int  # of them, in the layers that checkpointing recomputes
+    """P."""
+    backbone: int
+    """Parameters in the layers that gradient checkpointing recomputes."""
     hidden: int
+    """H."""
     mlp: int
+    """I."""
     layers: int
+    """Number of layers of the backbone."""
     heads: int
+    """h."""
     audio_width: int
+    """A."""
     latent_width: int
-    features: int  # L x F
+    """D."""
+    features: int
+    """L x F."""
 
 
 def sizes_of(config: MotionConfig, shape: CorpusShape) -> Sizes:
-    """Counts a model that is built without memory for its weights."""
+    """Return the sizes of a model, which is built without memory for its weights."""
     with torch.device("meta"):
         model = build_model(replace(config, backbone=None), shape, seed=0)
     return Sizes(
@@ -54,29 +64,49 @@ def sizes_of(config: MotionConfig, shape: CorpusShape) -> Sizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Of one rank, at its fullest: in the backward pass."""
+    """Hold the peak memory of one rank in bytes, which it reaches in the backward pass."""
 
     parameters: float
+    """Weights in bf16."""
     gradients: float
+    """Gradients in fp32."""
     optimizer: float
+    """fp32 weights and Adam's moments."""
     activations: float
+    """Activations kept for the backward pass, and those of the layer that is recomputed."""
     buckets: float
+    """DeepSpeed's communication buffers."""
     overhead: float = OVERHEAD_BYTES
+    """Everything that is not modelled."""
 
     @property
     def states(self) -> float:
+        """Return the bytes of parameters, gradients and optimizer."""
         return self.parameters + self.gradients + self.optimizer
 
     @property
     def total(self) -> float:
+        """Return the bytes of everything."""
         return self.states + self.activations + self.buckets + self.overhead
 
 
 def memory(
     sizes: Sizes, *, ranks: int, stage: int, budget_frames: int, context_frames: int, checkpointing: bool
 ) -> Memory:
-    """A rank's memory with one micro-batch of `budget_frames` padded frames."""
-    if stage not in STAGES:
+    """Return a rank's memory with one micro-batch.
+
+    Args:
+        sizes: of the model.
+        ranks: N.
+        stage: of ZeRO, 0..3.
+        budget_frames: padded frames of the micro-batch.
+        context_frames: T.
+        checkpointing: whether the backward pass recomputes the backbone's activations.
+
+    Raises:
+        ValueError: `stage` or `ranks` is out of bounds.
+    """
+    if stage not in ZERO_STAGES:
         raise ValueError(f"stage must be one of 0..3, got {stage}")
     if ranks < 1:
         raise ValueError(f"ranks must be >= 1, got {ranks}")
@@ -92,9 +122,10 @@ def memory(
 
 
 def states(parameters: int, *, ranks: int, stage: int) -> tuple[float, float, float]:
-    """Parameters 2P; gradients gathered in fp32, 4P; fp32 weights and Adam's two moments, 12P.
+    """Return the bytes of parameters, gradients and optimizer of one rank.
 
-    Each is divided by N from the stage on that shards it: 3, 2 and 1.
+    They are 2P (bf16), 4P (accumulated in fp32) and 12P (fp32 weights and Adam's two moments). Each is divided by N
+    from the ZeRO stage on that shards it: 3, 2 and 1.
     """
     shared = [ranks if stage >= at else 1 for at in (3, 2, 1)]
     whole = (2.0 * parameters, 4.0 * parameters, 12.0 * parameters)
@@ -102,35 +133,38 @@ def states(parameters: int, *, ranks: int, stage: int) -> tuple[float, float, fl
 
 
 def bucket_bytes(parameters: int) -> float:
-    """DeepSpeed's bucket of bf16 gradients and the flat copy that is added over the ranks."""
+    """Return the bytes of DeepSpeed's bucket of bf16 gradients, and of the flat copy that is reduced over the ranks."""
     bucket = deepspeed_config(TrainConfig(), ranks=1, bf16=True)["zero_optimization"]["reduce_bucket_size"]
     return 2 * 2.0 * min(bucket, parameters)
 
 
 def layer_bytes(sizes: Sizes, context_frames: int) -> float:
-    """What a backbone layer keeps a frame for its backward pass: 26H + 8I + 4h + 2T.
+    """Return the bytes that a backbone layer keeps per frame for its backward pass: 26H + 8I + 4h + 2T.
 
-    Two norms: their input in fp32 and normalised, before and after the weight, 8H each; q, k, v with the heads
-    repeated 6H; what attention gives, twice, 4H; its log-sum 4h and its mask 2T; the MLP's gate, its SiLU, up and
-    product 8I.
+    - Two norms, 8H each: the input in fp32, and the normalised input before and after the weight.
+    - q, k and v with repeated heads: 6H.
+    - The output of attention, twice: 4H. Its log-sum: 4h. Its mask: 2T.
+    - The MLP's gate, its SiLU, up and product: 8I.
     """
     return 26 * sizes.hidden + 8 * sizes.mlp + 4 * sizes.heads + 2 * context_frames
 
 
 def audio_bytes(sizes: Sizes) -> float:
-    """What an audio attention keeps a frame: 36H + 10h.
+    """Return the bytes that an audio attention keeps per frame: 36H + 10h.
 
-    Keys and values of its five places 20H; norm, in fp32 twice and in bf16 before and after the weight, 12H; q and what
-    was heard 4H; five weights a head 10h.
+    - Keys and values of the five positions of its audio window: 20H.
+    - The norm, in fp32 twice and in bf16 before and after the weight: 12H.
+    - q and the output: 4H.
+    - Five weights a head: 10h.
     """
     return 36 * sizes.hidden + 10 * sizes.heads
 
 
 def activations(sizes: Sizes, context_frames: int, *, checkpointing: bool) -> float:
-    """Of a frame, between the forward and the backward pass.
+    """Return the bytes per frame that are kept between the forward and the backward pass.
 
-    With checkpointing a backbone layer keeps its input alone, 2H; the audio attentions stand outside of it and keep
-    all. Around the layers: the level's MLP and the last norm 18H, features twice 4LF, their fusion 6A, latents 8D.
+    With checkpointing a backbone layer keeps only its input, 2H. The audio attentions are not checkpointed. Outside the
+    layers: the noise level's MLP and the last norm 18H, the features twice 4LF, their fusion 6A, the latents 8D.
     """
     layer = 2 * sizes.hidden if checkpointing else layer_bytes(sizes, context_frames)
     around = 18 * sizes.hidden + 4 * sizes.features + 6 * sizes.audio_width + 8 * sizes.latent_width
@@ -138,9 +172,9 @@ def activations(sizes: Sizes, context_frames: int, *, checkpointing: bool) -> fl
 
 
 def peak_layer(sizes: Sizes, context_frames: int, *, checkpointing: bool) -> float:
-    """Of a frame, what the first layer of the backward pass adds: with checkpointing what it computes again.
+    """Return the bytes per frame that the first layer of the backward pass adds by recomputing, with checkpointing.
 
-    By then its own audio attention has let go of what it kept.
+    By then the layer's own audio attention has freed what it kept.
     """
     if not checkpointing:
         return 0.0

@@ -1,4 +1,4 @@
-"""The tables of a plan on paper."""
+"""Make the tables of a plan: memory, step time, and an epoch's data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,13 +20,15 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Table:
-    """Rows alike, with what their columns are called when printed."""
+    """Hold a table whose rows have the same columns."""
 
     title: str
+    """Line above the table."""
     rows: list[dict[str, Any]]
+    """Values by column."""
 
     def text(self) -> str:
-        """For a terminal."""
+        """Return the table as aligned text."""
         columns = list(self.rows[0])
         cells = [[_cell(row[column]) for column in columns] for row in self.rows]
         widths = [max(len(c), *(len(row[i]) for row in cells)) for i, c in enumerate(columns)]
@@ -45,10 +47,20 @@ def memory_table(
     stages: Sequence[int],
     budgets: Sequence[int],
 ) -> Table:
-    """A rank's memory in GB, and on which GPUs it fits."""
+    """Return a rank's memory in GB, and the GPUs on which it fits.
+
+    Args:
+        config: of the training.
+        shape: of a frame of the corpus.
+        gpus: names in MACHINES.
+        ranks: numbers of ranks.
+        stages: ZeRO stages.
+        budgets: padded frames of a micro-batch.
+    """
     sizes, rows = sizes_of(config.model, shape), []
     for stage in stages:
-        for n in ranks if stage else ranks[:1]:  # stage 0 is the same on any number
+        # ZeRO stage 0 takes the same memory on any number of ranks.
+        for n in ranks if stage else ranks[:1]:
             for budget in budgets:
                 for checkpointing in (True, False):
                     found = memory(
@@ -86,7 +98,16 @@ def time_table(
     stages: Sequence[int],
     efficiency: float,
 ) -> Table:
-    """Seconds of a global step of one micro-batch a rank, or as many as the config has."""
+    """Return the time of a global step, with the micro-batches that `_micro_batches` returns.
+
+    Args:
+        config: of the training.
+        shape: of a frame of the corpus.
+        gpus: names in MACHINES.
+        ranks: numbers of ranks.
+        stages: ZeRO stages.
+        efficiency: fraction of the peak that a GPU reaches between two reductions.
+    """
     sizes, rows = sizes_of(config.model, shape), []
     for name in gpus:
         for stage in stages:
@@ -127,7 +148,17 @@ def plan_table(
     shard: np.ndarray,
     efficiency: float,
 ) -> Table:
-    """An epoch's plan on so many ranks, and the stream beside it."""
+    """Return figures of an epoch's plan and of the data stream by the number of ranks.
+
+    Args:
+        config: of the training.
+        shape: of a frame of the corpus.
+        gpus: names in MACHINES.
+        ranks: numbers of ranks.
+        lengths: frames of each clip, int [clips].
+        shard: shard of each clip, int [clips].
+        efficiency: fraction of the peak that a GPU reaches between two reductions.
+    """
     sizes, rows = sizes_of(config.model, shape), []
     flops = flops_per_frame(
         sizes, config.model.context_frames, checkpointing=config.train.gradient_checkpointing
@@ -177,7 +208,7 @@ def plan_table(
 
 
 def _micro_batches(config: Stage2Config, ranks: int) -> int:
-    """The config's M where the ranks divide it, and otherwise one micro-batch for each: so a larger batch."""
+    """Return the config's M if the ranks divide it, and otherwise one micro-batch a rank, which is a larger batch."""
     given = config.train.micro_batches
     return given if given % ranks == 0 else ranks
 

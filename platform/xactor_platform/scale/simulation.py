@@ -1,4 +1,4 @@
-"""The plan and the data's way on many ranks: the platform's own plan, and a model of object store and readers."""
+"""Simulate the data of many ranks: the platform's own plan, and a model of the object store and its readers."""
 
 import time
 from dataclasses import dataclass
@@ -9,70 +9,69 @@ from xactor_platform.data.plan import EpochPlan, PlanConfig, plan_epoch, rank_mi
 from xactor_platform.data.stream import BLOCK_BYTES, BLOCKS_AHEAD
 from xactor_platform.scale.machine import Machine
 
-TURNS = 200  # that the stream is simulated for
+# Turns of the simulated stream.
+TURNS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """What the stream reads from and with.
-
-    Args:
-        request_s: median of a request's time to the first byte. slow_sigma: of its logarithm.
-        connection_bytes_s: of one request's bytes after that.
-        requests: in flight of one reading task.
-        cpu_bytes_s: what one CPU takes out of its requests; measured by `jobs/bench.py data`.
-        network_share: of a node's network that reading may have.
-    """
+    """Model an object store and its readers."""
 
     request_s: float = 0.03
+    """Median time of a request to its first byte, in seconds."""
     slow_sigma: float = 0.8
+    """Standard deviation of that time's logarithm."""
     connection_bytes_s: float = 80e6
+    """Bytes per second of one request after its first byte."""
     requests: int = 16
+    """Concurrent requests of one reading task."""
     cpu_bytes_s: float = 400e6
+    """Bytes per second that one CPU reads; measured by `jobs/bench.py data`."""
     network_share: float = 0.25
+    """Fraction of a node's network that reading may use."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanFacts:
-    """One epoch's plan on so many ranks.
-
-    Attributes:
-        padding: share of padded frames. fillers: share of micro-batches that only fill the last step.
-        waiting: share of the ranks' time for which they wait in turns for the one with the most frames.
-        plan_s: how long each rank plans, once an epoch.
-    """
+    """Hold figures of one epoch's plan."""
 
     ranks: int
+    """Number of ranks."""
     steps: int
+    """Global steps of the epoch."""
     frames: int
+    """Real frames of the epoch."""
     padding: float
+    """Fraction of frames that are padding."""
     fillers: float
+    """Fraction of micro-batches that only fill the last step."""
     waiting: float
+    """Fraction of the ranks' time in which they wait for the rank with the most frames of a turn."""
     plan_s: float
+    """Seconds that each rank plans, once an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamFacts:
-    """The stream while it trains.
-
-    Attributes:
-        node_bytes_s: what each node reads. store_requests_s: what all nodes together ask of the store.
-        first_s: until every rank has its first micro-batch. data_wait: share of the time after it that ranks wait.
-        ahead_bytes: the most that a node holds of what was read and is not trained on.
-    """
+    """Hold figures of the data stream during a training."""
 
     node_bytes_s: float
+    """Bytes per second that each node reads."""
     store_requests_s: float
+    """Requests per second of all nodes together."""
     first_s: float
+    """Seconds until every rank has its first micro-batch."""
     data_wait: float
+    """Fraction of the time after that in which ranks wait for data."""
     ahead_bytes: float
+    """Upper bound of the bytes on a node that are read and not yet trained on."""
 
 
 def turn_costs(plan: EpochPlan, ranks: int) -> np.ndarray:
-    """Padded frames of every turn, [turns, ranks], by the platform's own dealing; a filler costs its frames too."""
+    """Return the padded frames of every turn [turns, ranks], assigned as the platform does. Fillers count too."""
     costs = []
     for number in range(plan.steps):
-        # One rank would take them in the order in which many are dealt them, one after another.
+        # The order of a single rank is the order in which micro-batches are assigned to many.
         order = rank_micro_batches(plan.step(number), 0, 1)
         costs += [batch.padded_frames for batch in order]
     return np.array(costs).reshape(-1, ranks)
@@ -81,7 +80,7 @@ def turn_costs(plan: EpochPlan, ranks: int) -> np.ndarray:
 def simulate_plan(
     frames: np.ndarray, shard: np.ndarray, config: PlanConfig, ranks: int
 ) -> tuple[PlanFacts, EpochPlan, np.ndarray]:
-    """The facts of epoch 0, its plan and its turns' costs."""
+    """Return figures of epoch 0, its plan, and its turns' costs as `turn_costs` does."""
     config.check_ranks(ranks)
     begun = time.perf_counter()
     plan = plan_epoch(frames, shard, config, 0)
@@ -110,19 +109,23 @@ def simulate_stream(
     cpus_per_rank: float,
     store: Store | None = None,
 ) -> StreamFacts:
-    """Turn by turn: reading tasks that run ahead within their bounds, ranks that meet after every micro-batch.
+    """Simulate the stream turn by turn: reading tasks run ahead within their bounds, ranks meet after each micro-batch.
 
-    Pessimistic where it must choose: a sample's two members are two requests, all reading tasks of a node share its
-    network all the time, and each burst of requests takes as long as its slowest.
+    The model is pessimistic: a sample's two members are two requests, all reading tasks of a node share its network all
+    the time, and each burst of requests takes as long as its slowest.
 
     Args:
         costs: from `simulate_plan`.
-        seconds_per_frame: of a rank's forward and backward pass, a padded frame.
-        reduce_s: after every turn, when all ranks add their gradients.
-        cpus_per_rank: that the training holds; what a node has beyond them reads.
+        plan: from `simulate_plan`.
+        machine: the GPU and its node.
+        bytes_per_frame: stored bytes of a frame.
+        seconds_per_frame: time of a rank's forward and backward pass per padded frame.
+        reduce_s: time of the reduction after every turn.
+        cpus_per_rank: CPUs that each rank holds. The others of a node read.
+        store: the object store. The default is `Store()`.
 
     Raises:
-        ValueError: a node without a CPU for reading.
+        ValueError: a node has no CPU left to read with.
     """
     store = store or Store()
     slots = int((machine.cpus - machine.gpus * cpus_per_rank) // machine.gpus)
@@ -134,7 +137,8 @@ def simulate_stream(
     micro_batch = plan.config.budget_frames * bytes_per_frame
     per_block = max(1, BLOCK_BYTES // micro_batch)
     blocks = -(-TURNS // per_block)
-    costs = np.resize(costs, (blocks * per_block, costs.shape[1]))  # [turns, ranks], again from the beginning
+    # Repeats from the beginning. [turns, ranks]
+    costs = np.resize(costs, (blocks * per_block, costs.shape[1]))
     ranks = costs.shape[1]
     bytes_read = (costs * (1 - plan.padding) * bytes_per_frame).reshape(blocks, per_block, ranks).sum(1)
     requests = 2 * max(1, round(per_block * len(plan.row) / plan.micro_batches))
@@ -146,8 +150,9 @@ def simulate_stream(
         store.network_share * machine.network_bytes_s / (machine.gpus * slots),
     )
     ahead = 2 * BLOCKS_AHEAD
-    ends = np.zeros((blocks, ranks))  # of each block's reading
-    trained = np.zeros(blocks)  # when a block's last turn is over
+    # Times at which each block is read, and at which its last turn is trained.
+    ends = np.zeros((blocks, ranks))
+    trained = np.zeros(blocks)
     now = waited = first = 0.0
     ready = np.zeros(ranks)
     for block in range(blocks):
@@ -155,13 +160,14 @@ def simulate_stream(
             store.slow_sigma * generator.standard_normal((ranks, bursts, store.requests))
         )
         free = ends[block - slots] if block >= slots else 0.0
-        room = trained[block - ahead] if block >= ahead else 0.0
-        ends[block] = np.maximum(free, room) + latencies.max(-1).sum(-1) + bytes_read[block] / rate
-        ready = np.maximum(ready, ends[block])  # order is kept
-        here = max(now, float(ready.max()))
-        first = first or here
-        waited += here - now if block else 0.0
-        now = here
+        allowed = trained[block - ahead] if block >= ahead else 0.0
+        ends[block] = np.maximum(free, allowed) + latencies.max(-1).sum(-1) + bytes_read[block] / rate
+        # Blocks arrive in order.
+        ready = np.maximum(ready, ends[block])
+        arrived = max(now, float(ready.max()))
+        first = first or arrived
+        waited += arrived - now if block else 0.0
+        now = arrived
         for turn in costs[block * per_block : (block + 1) * per_block]:
             now += float(turn.max()) * seconds_per_frame + reduce_s
         trained[block] = now

@@ -1,44 +1,55 @@
-"""How long a global step of stage 2 takes: arithmetic over the GPUs' peak, bytes over the links between them."""
+"""Estimate the time of a global step of stage 2: operations over the GPUs' peak, bytes over the links between them."""
 
 from dataclasses import dataclass
 
 from xactor_platform.scale.machine import Machine
 from xactor_platform.scale.memory import Sizes
 
-# Ours, an assumption: what a GPU reaches of its peak between two reductions.
+# Ours, an assumption: fraction of its peak that a GPU reaches between two reductions.
 EFFICIENCY = 0.4
-LINK_EFFICIENCY = 0.8  # Ours: of a link's data sheet that NCCL's rings reach on large messages
+# Ours: fraction of a link's data sheet that NCCL's rings reach with large messages.
+LINK_EFFICIENCY = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """Seconds of one global step, if the data is there and all micro-batches are alike."""
+    """Hold the time of one global step, without waiting for data and with equal micro-batches."""
 
     compute_s: float
+    """Seconds of forward and backward passes."""
     reduce_s: float
+    """Seconds of reducing gradients."""
     gather_s: float
+    """Seconds of gathering parameters."""
     frames: int
+    """Padded frames of all ranks."""
     mfu: float
+    """Model FLOPs utilisation, as metrics.jsonl counts it."""
 
     @property
     def total_s(self) -> float:
+        """Return the seconds of the step."""
         return self.compute_s + self.reduce_s + self.gather_s
 
     @property
     def frames_per_s(self) -> float:
-        """Of all ranks."""
+        """Return the frames per second of all ranks."""
         return self.frames / self.total_s
 
 
 def flops_per_frame(sizes: Sizes, context_frames: int, *, checkpointing: bool) -> float:
-    """Forward 2P and attention 4TH a layer, backward twice that; the backbone's layers once more with checkpointing."""
+    """Return the operations per frame of a forward and a backward pass.
+
+    The forward pass takes 2P, and attention 4TH a layer. The backward pass takes twice that. With checkpointing, the
+    backbone's layers run forward once more.
+    """
     attention = 4 * context_frames * sizes.hidden * sizes.layers
     again = 2 * sizes.backbone + attention if checkpointing else 0.0
     return 3 * (2 * sizes.parameters + attention) + again
 
 
 def link_bytes_s(machine: Machine, ranks: int) -> float:
-    """What one rank's ring carries: NVLink inside a node; over several, their GPUs share the node's network."""
+    """Return the bytes per second of one rank's ring: NVLink within a node, the network between several."""
     inside = machine.nvlink_bytes_s
     return LINK_EFFICIENCY * (inside if ranks <= machine.gpus else min(inside, machine.network_bytes_s))
 
@@ -55,11 +66,25 @@ def step_time(
     checkpointing: bool,
     efficiency: float = EFFICIENCY,
 ) -> StepTime:
-    """Nothing overlaps, as `overlap_comm` is off.
+    """Return the time of one global step. Communication does not overlap with computation: `overlap_comm` is off.
 
-    In units of the bf16 parameters' 2P(N-1)/N bytes: an all-reduce of gradients is 2, and DeepSpeed's ZeRO-2 makes one
-    after every micro-batch (by buckets, of which each rank keeps its part), stages 0 and 1 one a step. Stages 1 and 2
-    gather the new parameters once a step, 1; stage 3 gathers twice a micro-batch and scatters gradients once, 3.
+    Communication in units of the bf16 parameters' 2P(N-1)/N bytes:
+
+    - An all-reduce of the gradients is 2. ZeRO stages 0 and 1 make one a step. DeepSpeed's stage 2 makes one after
+      every micro-batch, by buckets of which each rank keeps its share.
+    - Stages 1 and 2 gather the new parameters once a step: 1.
+    - Stage 3 gathers twice and scatters gradients once a micro-batch: 3.
+
+    Args:
+        sizes: of the model.
+        machine: the GPU and its node.
+        ranks: number of ranks. It must divide `micro_batches`.
+        stage: of ZeRO, 0..3.
+        micro_batches: M.
+        budget_frames: padded frames of a micro-batch.
+        context_frames: frames of a sample.
+        checkpointing: whether the backward pass recomputes the backbone's activations.
+        efficiency: fraction of the peak that a GPU reaches.
     """
     if micro_batches % ranks:
         raise ValueError(f"ranks must divide micro_batches ({micro_batches}), got {ranks}")
@@ -71,7 +96,8 @@ def step_time(
     gathers = {0: 0, 1: 1, 2: 1, 3: 2 * turns}[stage]
     frames = micro_batches * budget_frames
     total_s = compute_s + (reduces + gathers) * unit_s
-    useful = 3 * 2 * sizes.parameters * frames  # as metrics.jsonl counts it
+    # As metrics.jsonl counts it.
+    useful = 3 * 2 * sizes.parameters * frames
     return StepTime(
         compute_s=compute_s,
         reduce_s=reduces * unit_s,
