@@ -1,4 +1,4 @@
-"""Any picture of a face to the portrait that acts: read, upright, its face found."""
+"""Read any picture of a face, turn it upright and find the face that acts."""
 
 import io
 import os
@@ -12,59 +12,59 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from xactor.faces import CropBox, Face, FaceLandmarker, crop_box
 
-# Ours: below the size at which Pillow speaks of a decompression bomb; a small file must not fill the memory.
-MOST_PIXELS = 89_000_000
-# Larger pictures are reduced on reading: no video that is made from one is larger.
-LONGEST_SIDE_PX = 4096
-LEAST_SIDE_PX = 32
-# The model does not find faces under about a seventh of the picture; parts of these sides are searched after the whole.
+# Ours: below Pillow's bound for decompression bombs. A small file must not fill the memory.
+MAX_PIXELS = 89_000_000
+# Larger pictures are reduced while reading: no video is larger.
+MAX_SIDE_PX = 4096
+MIN_SIDE_PX = 32
+# The model does not find faces smaller than about a seventh of the picture. After the whole picture, squares with these
+# fractions of its longer side are searched.
 _CLOSER = (1 / 2, 1 / 4)
-_LEAST_PART_PX = 96
-# Ours: a pasted-back picture's longer side, which every player decodes.
+_MIN_SQUARE_PX = 96
+# Ours: bound on the longer side of a picture that the face is pasted back into. All players decode it.
 PASTE_BACK_SIDE_PX = 1920
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error)
-_NEW_SUBFILE_TYPE, _PREVIEW = 254, 1  # TIFF: this page is a small version of another
+# TIFF: the tag and flag of a page that is a small version of another.
+_NEW_SUBFILE_TYPE, _PREVIEW = 254, 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Portrait:
-    """A picture and the face in it that acts.
-
-    Attributes:
-        picture: uint8 [H, W, 3] RGB.
-        box: the square around the face.
-        notes: what a user should know, such as that other faces were left out.
-    """
+    """Hold a picture and the face in it that acts."""
 
     picture: np.ndarray
+    """The picture, uint8 [H, W, 3] RGB."""
     box: CropBox
+    """The square around the face."""
     notes: tuple[str, ...] = ()
+    """Remarks for the user, such as that other faces were ignored."""
 
 
 def read_image(source: str | Path | bytes | Image.Image) -> np.ndarray:
-    """A picture of any kind that Pillow reads, as one sees it: uint8 [H, W, 3] RGB, upright.
+    """Read a picture of any format that Pillow reads, upright: uint8 [H, W, 3] RGB.
 
-    Transparency is put on white, 16 bits become 8, of an animation the first frame is taken. A side longer than 4096
-    px is reduced to that.
+    Transparent pixels are blended with white, 16 bits become 8, and the first frame of an animation is used. A side
+    longer than 4096 px is reduced to that.
+
+    Args:
+        source: A path, a file's content, or an open picture.
 
     Raises:
-        ValueError: naming the file and what is wrong with it: missing, no picture, damaged, a camera's raw file, over
-            89 megapixels, under 32 px.
+        ValueError: The file is missing, no picture, damaged, a camera's raw file, over 89 megapixels or under 32 px;
+            the message names it.
     """
     if isinstance(source, Image.Image):
-        return _as_seen(source, "the picture")
+        return _decoded(source, "the picture")
     name = "the picture" if isinstance(source, bytes) else str(source)
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return _as_seen(image, name)
+            return _decoded(image, name)
     except UnidentifiedImageError as error:
         empty = not source if isinstance(source, bytes) else os.path.getsize(source) == 0
         what = "it is empty" if empty else "not a picture of any format that Pillow reads"
         raise ValueError(f"{name}: {what}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(
-            f"{name}: more than {MOST_PIXELS / 1e6:.0f} megapixels, which is the most"
-        ) from error
+        raise ValueError(f"{name}: more than {MAX_PIXELS / 1e6:.0f} megapixels, the maximum") from error
     except FileNotFoundError as error:
         raise ValueError(f"{name}: no such file") from error
     except OSError as error:
@@ -72,28 +72,28 @@ def read_image(source: str | Path | bytes | Image.Image) -> np.ndarray:
 
 
 def find_portrait(picture: np.ndarray, landmarker: FaceLandmarker | None = None) -> Portrait:
-    """The portrait in a picture uint8 [H, W, 3] RGB: of several faces the largest.
+    """Find the portrait in a picture uint8 [H, W, 3] RGB: the largest face, of several.
 
     A face may be as small as a twenty-fifth of the picture's longer side.
 
     Raises:
-        ValueError: no face.
+        ValueError: There is no face.
     """
     height, width = picture.shape[:2]
-    faces = search_faces(picture, landmarker or FaceLandmarker(most_faces=5))
+    faces = search_faces(picture, landmarker or FaceLandmarker(max_faces=5))
     if not faces:
         raise ValueError(f"no face is found in the picture of {width}x{height} px")
     left, top, right, bottom = faces[0].box
     notes = []
     if len(faces) > 1:
-        notes.append(f"{len(faces)} faces are found, the largest is taken")
+        notes.append(f"{len(faces)} faces are found, the largest is used")
     if left < 0 or top < 0 or right > width or bottom > height:
         notes.append("the face reaches past the picture's border, where the edge's pixels are repeated")
     return Portrait(picture=picture, box=crop_box(faces[0]), notes=tuple(notes))
 
 
 def sized_for_video(picture: np.ndarray) -> np.ndarray:
-    """Of a size that h264 takes: even, and not too large."""
+    """Reduce a picture uint8 [H, W, 3] to a size that h264 accepts: even, and at most 1920 px."""
     height, width = picture.shape[:2]
     shrink = min(1.0, PASTE_BACK_SIDE_PX / max(height, width))
     height, width = (max(2, round(side * shrink) // 2 * 2) for side in (height, width))
@@ -103,18 +103,18 @@ def sized_for_video(picture: np.ndarray) -> np.ndarray:
 
 
 def search_faces(picture: np.ndarray, landmarker: FaceLandmarker) -> list[Face]:
-    """The faces in a picture, the largest first: in the whole or, where it shows none, in ever smaller parts of it."""
+    """Find the faces in a picture, the largest first. Where the whole shows none, search ever smaller squares of it."""
     found = landmarker.detect(picture)
-    for part in _CLOSER:
-        side = round(part * max(picture.shape[:2]))
-        if found or side < _LEAST_PART_PX:
+    for fraction in _CLOSER:
+        side = round(fraction * max(picture.shape[:2]))
+        if found or side < _MIN_SQUARE_PX:
             break
         for top, left in _corners(picture, side):
             inside = np.ascontiguousarray(picture[top : top + side, left : left + side])
             shift = np.array((left, top, 0), np.float32)
             for face in landmarker.detect(inside):
                 face = replace(face, points=face.points + shift)
-                # Parts overlap by half: one face may be seen in several, and is cut in those where it is smaller.
+                # Squares overlap by half, so a face may be found in several. Where it is smaller, it is cut off.
                 same = [
                     other for other in found if _centre_inside(face, other) or _centre_inside(other, face)
                 ]
@@ -124,7 +124,7 @@ def search_faces(picture: np.ndarray, landmarker: FaceLandmarker) -> list[Face]:
 
 
 def _corners(picture: np.ndarray, side: int) -> Iterator[tuple[int, int]]:
-    """Top and left of squares of that side that cover a picture, each half over the next."""
+    """Yield top and left of squares of a side that cover a picture, each half over the next."""
     rows, columns = (range(0, max(length - side, 0) + 1, max(side // 2, 1)) for length in picture.shape[:2])
     for top in rows:
         for left in columns:
@@ -138,31 +138,34 @@ def _centre_inside(face: Face, other: Face) -> bool:
     return left < x < right and top < y < bottom
 
 
-def _as_seen(image: Image.Image, name: str) -> np.ndarray:
+def _decoded(image: Image.Image, name: str) -> np.ndarray:
     width, height = image.size
-    if width * height > MOST_PIXELS:
-        most = f"{MOST_PIXELS / 1e6:.0f} megapixels"
-        raise ValueError(f"{name}: {width}x{height} px are more than {most}, which is the most")
+    if width * height > MAX_PIXELS:
+        raise ValueError(
+            f"{name}: {width}x{height} px are more than {MAX_PIXELS / 1e6:.0f} megapixels, the maximum"
+        )
     if image.format == "TIFF" and image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & _PREVIEW:  # type: ignore[attr-defined]
         raise ValueError(
             f"{name}: a camera's raw file, of which only a preview can be read; save it as JPEG or PNG"
         )
     try:
-        image.draft("RGB", (LONGEST_SIDE_PX, LONGEST_SIDE_PX))  # a JPEG is reduced while it is decoded
+        # A JPEG is reduced while it is decoded.
+        image.draft("RGB", (MAX_SIDE_PX, MAX_SIDE_PX))
         image.load()
         image = ImageOps.exif_transpose(image)
-        image.thumbnail((LONGEST_SIDE_PX, LONGEST_SIDE_PX))
+        image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
         picture = np.array(_rgb(image))  # [H, W, 3]
     except _DAMAGED as error:
-        raise ValueError(f"{name}: damaged or cut off ({error})") from error
+        raise ValueError(f"{name}: damaged or truncated ({error})") from error
     height, width = picture.shape[:2]
-    if min(height, width) < LEAST_SIDE_PX:
-        raise ValueError(f"{name}: sides must be at least {LEAST_SIDE_PX} px, got {width}x{height}")
+    if min(height, width) < MIN_SIDE_PX:
+        raise ValueError(f"{name}: sides must be at least {MIN_SIDE_PX} px, got {width}x{height}")
     return picture
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode[0] in "IF":  # one channel, of 16 bits or more or of fractions
+    # One channel of 16 or 32 bits, or of floating-point numbers.
+    if image.mode[0] in "IF":
         values = np.asarray(image, np.float32)
         white = 65_535 if image.mode[0] == "I" else 1 if values.max(initial=0) <= 1 else 255
         image = Image.fromarray(np.rint(values.clip(0, white) * (255 / white)).astype(np.uint8))

@@ -153,7 +153,7 @@ def empty(path: Path) -> Path:
     ("name", "make", "says"),
     [
         ("silent.mp4", silent_video, "no audio track"),
-        ("bad.flac", corrupt, "corrupt or cut off"),
+        ("bad.flac", corrupt, "corrupt or truncated"),
         ("empty.wav", empty, "the file is empty"),
         ("tiny.wav", lambda path: write_sound(path, 0.01), "10 ms of sound are too short"),
         ("text.wav", lambda path: (path.write_text("hello"), path)[1], "cannot be decoded"),
@@ -171,7 +171,7 @@ def test_bad_sound_is_one_line_and_leaves_nothing(run, tmp_path, name, make, say
 def test_sound_past_the_bound_is_one_line(run, speech_file):
     status, _, printed = run(speech_file, "--max-seconds", "1")
     assert status == 3
-    assert printed.err.strip() == f"error: {speech_file}: longer than 1 s, the most that is taken"
+    assert printed.err.strip() == f"error: {speech_file}: longer than 1 s, the maximum"
 
 
 def test_bad_pictures_are_one_line_and_leave_nothing(run, speech_file, tmp_path):
@@ -199,7 +199,7 @@ def test_of_several_faces_the_user_is_told(run, speech_file, portrait_file, tmp_
     both.save(tmp_path / "both.png")
     status, _, printed = run(speech_file, image=tmp_path / "both.png")
     assert status == 0, printed.err
-    assert "both.png: 2 faces are found, the largest is taken" in printed.err
+    assert "both.png: 2 faces are found, the largest is used" in printed.err
 
 
 @pytest.mark.parametrize(

@@ -70,10 +70,10 @@ def test_place_and_size_are_relative_to_the_clip():
     assert track[2, INDEX["headX"] :] == pytest.approx([0.5, 0.5, np.log(2)])
 
 
-def test_a_missing_extra_is_named(monkeypatch):
+def test_a_missing_mediapipe_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "mediapipe", None)
     monkeypatch.setitem(sys.modules, "mediapipe.tasks.python", None)
-    with pytest.raises(ValueError, match=r"xactor\[landmarks\]"):
+    with pytest.raises(ValueError, match="run pip install mediapipe"):
         FaceLandmarker()
 
 

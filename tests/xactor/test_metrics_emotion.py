@@ -154,9 +154,9 @@ def test_the_crop_is_emonets():
 
 def test_the_crop_of_a_real_face_shows_all_of_it(portrait_file):
     frame = np.asarray(Image.open(portrait_file))
-    (found,) = FaceLandmarker(most_faces=1).detect(frame)
+    (found,) = FaceLandmarker(max_faces=1).detect(frame)
     made = emotion_picture(frame, found)
-    (again,) = FaceLandmarker(most_faces=1).detect(made)
+    (again,) = FaceLandmarker(max_faces=1).detect(made)
     left, top, right, bottom = again.box
     assert min(left, top) > 10
     assert max(right, bottom) < 246

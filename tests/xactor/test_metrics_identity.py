@@ -91,7 +91,7 @@ def test_a_chip_shows_what_stands_at_its_place_in_the_frame(scale, shift):
 
 def test_a_real_faces_points_are_near_the_template(portrait_file):
     frame = np.asarray(Image.open(portrait_file))
-    (found,) = FaceLandmarker(most_faces=1).detect(frame)
+    (found,) = FaceLandmarker(max_faces=1).detect(frame)
     points = five_points(found)
     to = similarity(points, ARCFACE_TEMPLATE)
     apart = np.linalg.norm(points @ to[:, :2].T + to[:, 2] - ARCFACE_TEMPLATE, axis=1)
@@ -180,7 +180,7 @@ def test_dlib_is_named_where_it_is_missing(monkeypatch):
 
 
 def test_dlib_knows_a_face_again_at_another_size_and_angle(portrait_file):
-    model, landmarker = dlib_model(), FaceLandmarker(most_faces=1)
+    model, landmarker = dlib_model(), FaceLandmarker(max_faces=1)
     assert model.weights == "dlib face recognition v1"
     photograph = Image.open(portrait_file)
     other = photograph.crop((0, 0, 400, 400)).rotate(20, Image.Resampling.BICUBIC).resize((300, 300))
@@ -201,7 +201,7 @@ def test_dlib_knows_a_face_again_at_another_size_and_angle(portrait_file):
 
 @pytest.mark.skipif(not (REAL / "talking").is_dir(), reason=f"no real clips in {REAL} (XACTOR_REAL_DATA)")
 def test_dlib_finds_one_persons_frames_nearer_than_anothers():
-    model, landmarker = dlib_model(), FaceLandmarker(most_faces=1)
+    model, landmarker = dlib_model(), FaceLandmarker(max_faces=1)
     clips = []
     for clip in sorted((REAL / "talking").glob("*.mp4"))[:5]:
         frames = islice(read_frames(clip), 0, 200, 60)

@@ -21,7 +21,7 @@ def astronaut() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def landmarker() -> FaceLandmarker:
-    return FaceLandmarker(most_faces=5)
+    return FaceLandmarker(max_faces=5)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ class TestPortrait:
         both[60:220, 10:170] = head.resize((160, 160))
         found = find_portrait(both, landmarker)
         assert found.box.left > 190
-        assert found.notes == ("2 faces are found, the largest is taken",)
+        assert found.notes == ("2 faces are found, the largest is used",)
 
     def test_a_face_at_the_border(self, astronaut, landmarker):
         cut = np.ascontiguousarray(astronaut[:, 205:])  # at her right eye

@@ -59,5 +59,5 @@ def test_what_cannot_be_decoded_is_said(tmp_path):
     for broken in (b"", b"no video at all" * 100, video[: len(video) // 2], video[:100]):
         with pytest.raises(ValueError, match="cannot be decoded|no video track"):
             list(pick_frames(broken, [0, 79]))
-    with pytest.raises(ValueError, match="ends after 80 frames, frame 80 is wanted"):
+    with pytest.raises(ValueError, match="ends after 80 frames, frame 80 was requested"):
         list(pick_frames(video, [3, 80]))

@@ -78,9 +78,9 @@ def test_pictures_are_upright_their_pixels_square_and_as_small_as_asked(tmp_path
     write(tmp_path / "wide.mp4", RATES["25"][:3], stretch=Fraction(2))
     write(tmp_path / "turned.mp4", RATES["25"][:3], rotation=90)
     assert next(read_span(tmp_path / "wide.mp4")).shape == (32, 128, 3)
-    assert next(read_span(tmp_path / "wide.mp4", longest_px=64)).shape == (16, 64, 3)
+    assert next(read_span(tmp_path / "wide.mp4", max_px=64)).shape == (16, 64, 3)
     assert next(read_span(tmp_path / "turned.mp4")).shape == (64, 32, 3)
-    assert next(read_span(tmp_path / "turned.mp4", longest_px=16)).shape == (16, 8, 3)
+    assert next(read_span(tmp_path / "turned.mp4", max_px=16)).shape == (16, 8, 3)
 
 
 def test_a_list_of_other_files_is_no_video(tmp_path):

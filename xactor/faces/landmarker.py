@@ -1,4 +1,4 @@
-"""MediaPipe's face landmarker behind two methods: faces in one picture, and the main face through a video."""
+"""Wrap MediaPipe's face landmarker: find the faces of a picture, or follow the main face through a video."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,53 +13,50 @@ from xactor.rates import FPS
 
 @dataclass(frozen=True, kw_only=True)
 class Face:
-    """A face as the landmark model sees it.
-
-    Attributes:
-        points: float32 [478, 3], x and y in pixels of the picture, z in the same unit, nearer is smaller.
-        blendshapes: float32 [51], 0..1, in the order of `xactor.controls.BLENDSHAPES`.
-        matrix: float32 [4, 4], from the canonical face to a camera that looks along -z, in cm, x right, y up.
-    """
+    """Hold one face that the landmark model found."""
 
     points: np.ndarray
+    """Landmarks, float32 [478, 3]: x and y in pixels of the picture, z in the same unit, smaller is nearer."""
     blendshapes: np.ndarray
+    """Blendshapes, float32 [51], 0..1, in the order of `xactor.controls.BLENDSHAPES`."""
     matrix: np.ndarray
+    """Transform, float32 [4, 4], from the canonical face to a camera that looks along -z, in cm, x right, y up."""
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """Left, top, right, bottom in pixels; it may reach past the picture's border."""
+        """Left, top, right and bottom of the landmarks in pixels. They may lie past the picture's border."""
         (left, top), (right, bottom) = self.points[:, :2].min(axis=0), self.points[:, :2].max(axis=0)
         return float(left), float(top), float(right), float(bottom)
 
     @property
     def area(self) -> float:
-        """Of the box, in square pixels."""
+        """Area of the box in square pixels."""
         left, top, right, bottom = self.box
         return (right - left) * (bottom - top)
 
 
 class FaceLandmarker:
-    """Finds faces with MediaPipe's model, which ships inside this package.
+    """Find faces with MediaPipe's model, which this package contains.
 
     Args:
-        model: another `.task` bundle, with blendshapes.
-        most_faces: how many faces are looked for; more cost more time.
+        model: Another `.task` bundle with blendshapes.
+        max_faces: Bound on the number of faces to find; more take more time.
 
     Raises:
         ValueError: mediapipe is not installed, or the model cannot be loaded.
     """
 
-    def __init__(self, model: str | Path | None = None, *, most_faces: int = 2):
-        if most_faces < 1:
-            raise ValueError(f"most_faces must be >= 1, got {most_faces}")
+    def __init__(self, model: str | Path | None = None, *, max_faces: int = 2):
+        if max_faces < 1:
+            raise ValueError(f"max_faces must be >= 1, got {max_faces}")
         try:
             from mediapipe.tasks.python import vision
         except ImportError as error:
             raise ValueError("face landmarks need mediapipe: run pip install mediapipe") from error
         self._vision = vision
-        self._most_faces = most_faces
+        self._max_faces = max_faces
         if model is None:
-            # Read at once, so that it also works from inside a zipped package.
+            # Read the bytes now: a file from a zipped package exists only inside this block.
             with as_file(files("xactor.faces").joinpath("face_landmarker.task")) as packaged:
                 self._model = packaged.read_bytes()
         elif Path(model).is_file():
@@ -69,14 +66,14 @@ class FaceLandmarker:
         self._model_name = str(model or "face_landmarker.task")
 
     def detect(self, picture: np.ndarray) -> list[Face]:
-        """The faces in one picture uint8 [H, W, 3] RGB, the largest first."""
+        """Return the faces in a picture uint8 [H, W, 3] RGB, the largest first."""
         with self._task(self._vision.RunningMode.IMAGE) as task:
             return _faces(task.detect(_image(picture)), picture)
 
     def follow(self, frames: Iterable[np.ndarray], fps: float = FPS) -> Iterator[Face | None]:
-        """The largest face in each frame of a video, None where there is none.
+        """Yield the largest face of each frame of a video, None where there is none.
 
-        Positions are carried from frame to frame, which is quicker and steadier than finding them anew.
+        Positions are tracked from frame to frame, which is quicker and steadier than detection in each frame.
         """
         with self._task(self._vision.RunningMode.VIDEO) as task:
             for number, picture in enumerate(frames):
@@ -89,7 +86,7 @@ class FaceLandmarker:
         options = self._vision.FaceLandmarkerOptions(
             base_options=BaseOptions(model_asset_buffer=self._model),
             running_mode=mode,
-            num_faces=self._most_faces,
+            num_faces=self._max_faces,
             output_face_blendshapes=True,
             output_facial_transformation_matrixes=True,
         )

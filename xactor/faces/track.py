@@ -1,4 +1,4 @@
-"""A control track from the faces of a video's frames."""
+"""Convert the faces of a video's frames to a control track."""
 
 from collections.abc import Sequence
 
@@ -7,34 +7,38 @@ import numpy as np
 from xactor.controls import CONTROL_COUNT, INDEX
 from xactor.faces.landmarker import Face
 
-_FACE_WIDTH_CM = 14.0  # of MediaPipe's canonical face
+# Width of MediaPipe's canonical face.
+_FACE_WIDTH_CM = 14.0
 
 
-def control_track(faces: Sequence[Face | None], *, longest_gap: int = 5) -> np.ndarray:
-    """Faces of successive frames to controls, float32 [T, 57] as in `xactor.controls`.
+def control_track(faces: Sequence[Face | None], *, max_gap_frames: int = 5) -> np.ndarray:
+    """Convert faces of successive frames to controls, float32 [T, 57], as in `xactor.controls`.
 
-    Up to `longest_gap` frames without a face are bridged by straight lines; the head's place and size are relative
-    to the clip's median.
+    The head's place and size are relative to the clip's median.
+
+    Args:
+        faces: Face of each frame, None where there is none.
+        max_gap_frames: Number of successive frames without a face that are interpolated linearly.
 
     Raises:
-        ValueError: no frames, no face at all, or none for longer than that, with the frames' numbers.
+        ValueError: There are no frames, no faces, or a longer gap; the message gives the frames' numbers.
     """
     if not faces:
         raise ValueError("no frames")
-    seen = np.array([face is not None for face in faces])
-    if not seen.any():
+    found = np.array([face is not None for face in faces])
+    if not found.any():
         raise ValueError("no face in any frame")
-    at = np.flatnonzero(seen)
-    # The frames just before and after each stretch without a face.
+    at = np.flatnonzero(found)
+    # Frames just before and after each gap.
     edges = np.concatenate([[-1], at, [len(faces)]])
     widest = int(np.diff(edges).argmax())
     gap = int(edges[widest + 1] - edges[widest] - 1)
-    if gap > longest_gap:
+    if gap > max_gap_frames:
         raise ValueError(
             f"no face in frames {edges[widest] + 1} to {edges[widest + 1] - 1} of {len(faces)}; "
-            f"at most {longest_gap} in a row are bridged"
+            f"at most {max_gap_frames} in a row are interpolated"
         )
-    rows = np.stack([_row(face) for face in faces if face is not None])  # [seen, 57]
+    rows = np.stack([_row(face) for face in faces if face is not None])  # [found, 57]
     for name in ("headX", "headY", "headLogScale"):
         rows[:, INDEX[name]] -= np.median(rows[:, INDEX[name]])
     frames = np.arange(len(faces))
@@ -43,7 +47,7 @@ def control_track(faces: Sequence[Face | None], *, longest_gap: int = 5) -> np.n
 
 
 def _row(face: Face) -> np.ndarray:
-    """One face's controls, float64 [57], its place and size not yet relative."""
+    """Return one face's controls, float64 [57], with absolute place and size."""
     rotation, place = face.matrix[:3, :3].astype(np.float64), face.matrix[:3, 3].astype(np.float64)
     rotation /= np.linalg.norm(rotation, axis=0)
     forward, up = rotation[:, 2], rotation[:, 1]

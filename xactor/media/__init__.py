@@ -1,7 +1,7 @@
-"""Sound and pictures in and out of files, through PyAV alone: no system ffmpeg is needed.
+"""Read and write files with sound and pictures by PyAV, without a system ffmpeg.
 
-Time 0 is where a player would start the file, for sound and pictures alike, so that what is read stays in step
-whichever of the two begins first.
+Time 0 is where a player would start the file, for sound and pictures alike, so the two stay in step even if one of them
+begins later.
 """
 
 from xactor.media.fragments import FragmentedVideo

@@ -1,4 +1,4 @@
-"""A video that is watched while it is made: fragmented mp4, as bytes."""
+"""Encode a video that is watched while it is made, as bytes of a fragmented mp4."""
 
 import io
 from fractions import Fraction
@@ -12,19 +12,24 @@ from xactor.rates import FPS, SAMPLE_RATE_HZ
 
 
 class FragmentedVideo:
-    """Pictures and sound in, pieces of an h264 + aac mp4 out, each as soon as its pictures are there.
+    """Encode pictures and sound to fragments of an h264 + aac mp4, each as soon as its pictures have arrived.
 
         video = FragmentedVideo(sound)
         for frame in frames:
             send(video.add(frame))
         send(video.end())
 
-    The encoder holds no pictures back. Not for several threads at once.
+    The encoder holds no pictures back. The object is not thread-safe.
 
     Args:
-        samples: float32 [N] mono at `sample_rate_hz`, the sound of a file, or sound that comes no later than the
-            pictures that it belongs to.
-        fragment_frames: how many pictures a fragment holds.
+        samples: Float32 [N] mono at `sample_rate_hz`, the sound of a file, or live sound that arrives no later than
+            its pictures.
+        sample_rate_hz: Rate of `samples`, unless they are the sound of a file.
+        fps: Pictures a second.
+        fragment_frames: Pictures in a fragment.
+        crf: Quality of x264: 0 is lossless, larger is worse.
+        preset: Preset of x264.
+        metadata: Tags of the mp4.
     """
 
     def __init__(
@@ -41,7 +46,7 @@ class FragmentedVideo:
         self._fps = fps
         self._out = _Out()
         options = {
-            # The index waits for the first fragment: only then it can say that AAC begins before the sound does.
+            # The index waits for the first fragment: only then is the encoder delay of AAC known.
             "movflags": "delay_moov+default_base_moof+skip_trailer",
             "frag_duration": str(fragment_frames * 1_000_000 // fps),
         }
@@ -52,13 +57,13 @@ class FragmentedVideo:
         self._speech = Speech(self._container, samples, sample_rate_hz, fast=False)
 
     def add(self, picture: np.ndarray) -> bytes:
-        """What is finished with the next picture, uint8 [H, W, 3]; often nothing."""
+        """Add a picture uint8 [H, W, 3] and return the bytes that are finished, often none."""
         self._pictures.write(picture)
         self._speech.write(until=Fraction(self._pictures.count, self._fps))
         return self._out.take()
 
     def end(self) -> bytes:
-        """The rest. ValueError: there was no picture."""
+        """Return the rest of the bytes. Raises ValueError if there was no picture."""
         if not self._pictures.count:
             raise ValueError("a video needs at least one frame, got none")
         self._speech.close()
@@ -68,7 +73,7 @@ class FragmentedVideo:
 
 
 class _Out(io.RawIOBase):
-    """Keeps what is written until it is taken."""
+    """Keep written bytes until they are taken."""
 
     def __init__(self):
         self._bytes = bytearray()

@@ -1,4 +1,4 @@
-"""The pictures of a video at a steady rate."""
+"""Read the pictures of a video at a constant rate."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +12,13 @@ from xactor.rates import FPS
 
 
 def read_frames(source: str | Path, fps: float = FPS) -> Iterator[np.ndarray]:
-    """The pictures of a video at a steady rate: frame n is the one nearest in time to n / fps, uint8 [H, W, 3] RGB.
+    """Yield the pictures of a video at a constant rate, uint8 [H, W, 3] RGB.
 
-    Whatever the source's rate, also a variable one; upright where the file says how it was held. The count is
-    round(duration x fps). Raises ValueError naming the file when it cannot be decoded or has no pictures.
+    Frame n is the picture nearest in time to n / fps, for any rate of the source, also a variable one. The number of
+    frames is round(duration x fps). Pictures are upright where the file gives its rotation.
+
+    Raises:
+        ValueError: The file cannot be decoded or has no pictures; the message names it.
     """
     with open_container(source) as container:
         if not container.streams.video:
@@ -33,7 +36,7 @@ def read_frames(source: str | Path, fps: float = FPS) -> Iterator[np.ndarray]:
         for frame in decode(container, stream, source):
             assert isinstance(frame, VideoFrame)
             now_s = end_s if frame.time is None else frame.time - start_s
-            # Until half way to this frame, the one before is nearer.
+            # Up to half way to this frame, the one before is nearer.
             while before is not None and n / fps < (before_s + now_s) / 2:
                 picture = upright(before, converter) if picture is None else picture
                 yield picture
@@ -49,11 +52,11 @@ def read_frames(source: str | Path, fps: float = FPS) -> Iterator[np.ndarray]:
 
 
 def upright(frame: VideoFrame, converter: VideoReformatter) -> np.ndarray:
-    """A decoded picture as it was held: uint8 [H, W, 3]. One converter for a video: to set one up costs 2 ms."""
+    """Return a decoded picture upright, uint8 [H, W, 3]. Use one converter for a video: to create one takes 2 ms."""
     return turned(converter.reformat(frame, format="rgb24").to_ndarray(), frame.rotation)
 
 
 def turned(picture: np.ndarray, rotation: float) -> np.ndarray:
-    """A picture turned counter-clockwise by about so many degrees."""
+    """Turn a picture counter-clockwise by an angle in degrees, rounded to a quarter turn."""
     turns = round(rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture

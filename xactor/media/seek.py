@@ -1,4 +1,4 @@
-"""Some pictures of a video, without decoding all that come before them."""
+"""Read some pictures of a video without decoding all that precede them."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -16,24 +16,22 @@ from xactor.media.container import length_s, origin_s
 from xactor.media.pictures import upright
 from xactor.rates import FPS
 
-_DECODE_ON_S = 1.0  # to a picture that is no further off, decoding on is as quick as a jump
-_BACK_S = (
-    0.0,
-    0.5,
-    2.0,
-    8.0,
-)  # how much earlier to jump: an index may lead past the picture by the codec's delay
+# Up to this distance, decoding all pictures in between is as quick as a seek.
+_DECODE_ON_S = 1.0
+# Times before the picture to seek to, in order: an index may lead past the picture by the codec's delay.
+_BACK_S = (0.0, 0.5, 2.0, 8.0)
 
 
 def pick_frames(video: bytes, numbers: Sequence[int], fps: float = FPS) -> Iterator[np.ndarray]:
-    """The pictures of those numbers, as `read_frames` numbers them: uint8 [H, W, 3] RGB.
+    """Yield some frames of a video, numbered as `read_frames` does: uint8 [H, W, 3] RGB.
 
     Args:
-        video: a file's content.
-        numbers: rising.
+        video: Content of the file.
+        numbers: Frame numbers in ascending order.
+        fps: Rate at which frames are numbered.
 
     Raises:
-        ValueError: no video, damaged on the way to a picture, or too short to have it.
+        ValueError: There is no video, it is damaged before a frame, or too short.
     """
     try:
         with av.open(io.BytesIO(video), "r") as container:
@@ -67,12 +65,12 @@ def _pick(
             end_s = _time(here) - start_s + (length_s(here) or usual_s)
             count = max(round(end_s * fps), 1)
             if n >= count:
-                raise ValueError(f"ends after {count} frames, frame {n} is wanted")
+                raise ValueError(f"ends after {count} frames, frame {n} was requested")
         yield upright(here, converter)
 
 
 def decode_from(container: InputContainer, stream: VideoStream, due_s: float) -> Iterator[VideoFrame]:
-    """Frames from a keyframe on that lies no later than `due_s`, or from the beginning."""
+    """Yield the frames from a keyframe no later than `due_s`, or from the beginning."""
     assert stream.time_base is not None
     begin_s = float((stream.start_time or 0) * stream.time_base)
     for back_s in _BACK_S:
@@ -80,7 +78,7 @@ def decode_from(container: InputContainer, stream: VideoStream, due_s: float) ->
         if at_s <= begin_s:
             break
         container.seek(round(at_s / float(stream.time_base)), stream=stream)
-        # What precedes the keyframe needs frames that were jumped over.
+        # Frames before the keyframe depend on frames that the seek has skipped.
         frames = dropwhile(lambda frame: not frame.key_frame, container.decode(stream))
         first = next(frames, None)
         if first is not None and _time(first) <= due_s + 1e-6:
@@ -91,5 +89,5 @@ def decode_from(container: InputContainer, stream: VideoStream, due_s: float) ->
 
 def _time(frame: VideoFrame) -> float:
     if frame.time is None:
-        raise ValueError("holds a frame without a time")
+        raise ValueError("contains a frame without a time")
     return frame.time

@@ -1,4 +1,4 @@
-"""The sound of a file: whole and mono for features, or block by block as it is for the track of a video."""
+"""Read the sound of a file: whole and mono for features, or in blocks with all its channels for a video's track."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -13,31 +13,29 @@ from av.container import InputContainer
 from xactor.media.container import Source, decode, length_s, open_container, origin_s
 from xactor.rates import SAMPLE_RATE_HZ
 
-# Sound that a file's clock jumps over is silence; smaller steps are rounding in the container.
+# A larger step of a file's clock is silence; a smaller one is rounding in the container.
 _GAP_S = 0.05
 T = TypeVar("T")
 
 
 class TooLong(ValueError):
-    """More sound than is taken."""
+    """The sound is longer than the bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sound:
-    """The sound of a file with its own rate and channels, read anew each time: an hour takes no memory.
-
-    Attributes:
-        source: a path, or an open file that can seek.
-        layout: the channels by ffmpeg's name, such as `mono`, `stereo` or `5.1`.
-    """
+    """Refer to the sound of a file. It is read again each time, so an hour takes no memory."""
 
     source: Source
+    """A path, or an open file that can seek."""
     sample_rate_hz: int
+    """Sample rate of the file."""
     layout: str
+    """Channels by ffmpeg's name, such as `mono`, `stereo` or `5.1`."""
 
     @classmethod
     def of(cls, source: Source) -> "Sound":
-        """Raises ValueError naming the file when it cannot be opened or has no audio track."""
+        """Open a file. Raises ValueError, which names it, if it cannot be opened or has no audio track."""
         with open_container(source) as container:
             if not container.streams.audio:
                 raise ValueError(f"{source}: no audio track")
@@ -45,14 +43,16 @@ class Sound:
             return cls(source=source, sample_rate_hz=stream.rate, layout=stream.layout.name)
 
     def blocks(self, sample_rate_hz: int, layout: str) -> Iterator[np.ndarray]:
-        """The sound at any rate and in any layout, in order: float32 [n, channels], in [-1, 1].
+        """Yield the sound at a rate and in a layout: float32 [n, channels] in [-1, 1].
 
-        Raises ValueError naming the file when it cannot be decoded or holds no sound.
+        Raises:
+            ValueError: The file cannot be decoded or has no sound; the message names it.
         """
         with open_container(self.source) as container:
             start_s = origin_s(container)
             conversion = _Conversion(sample_rate_hz, layout)
-            taken = 0.0  # outgoing samples that the frames so far stand for; some are still held back
+            # Output samples that the frames so far amount to. The resampler still holds some of them.
+            taken = 0.0
             for frame, is_last in _marked(decode(container, container.streams.audio[0], self.source)):
                 assert isinstance(frame, AudioFrame)
                 due = taken if frame.time is None else round((frame.time - start_s) * sample_rate_hz)
@@ -64,7 +64,7 @@ class Sound:
                 if not is_last:
                     yield from conversion.take(frame)
                     continue
-                # Codecs fill their last block up; the container says how much of it is sound.
+                # Codecs pad their last block. The container gives the duration of its sound.
                 before = conversion.made
                 end = np.concatenate([*conversion.take(frame), *conversion.rest()])
                 surplus_s = frame.samples / frame.sample_rate - (length_s(frame) or np.inf)
@@ -73,20 +73,20 @@ class Sound:
             holds_s, declared_s = taken / sample_rate_hz, _declared_s(container)
             if holds_s < 0.9 * declared_s:
                 raise ValueError(
-                    f"{self.source}: corrupt or cut off ({holds_s:.2f} of {declared_s:.2f} s can be decoded)"
+                    f"{self.source}: corrupt or truncated ({holds_s:.2f} of {declared_s:.2f} s can be decoded)"
                 )
             if not taken:
                 raise ValueError(f"{self.source}: the audio track is empty")
 
 
 class LiveSound:
-    """Mono sound that comes while it is written: an iterator over the blocks that are there by now."""
+    """Iterate over blocks of mono sound that arrive while a video is written, up to those that have arrived."""
 
     def __init__(self):
         self._blocks: deque[np.ndarray] = deque()
 
     def hear(self, samples: np.ndarray) -> None:
-        """The next of it, float32 [N]."""
+        """Append samples, float32 [N]."""
         self._blocks.append(np.asarray(samples, np.float32)[:, None])
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -101,22 +101,30 @@ class LiveSound:
 def read_audio(
     source: Source, sample_rate_hz: int = SAMPLE_RATE_HZ, *, max_seconds: float | None = None
 ) -> np.ndarray:
-    """The sound of any file PyAV reads, video included: float32 [N], mono, in [-1, 1].
+    """Read the sound of any file that PyAV reads, video included: float32 [N], mono, in [-1, 1].
 
-    Several channels are mixed down. Raises ValueError naming the file when it cannot be decoded, has no audio
-    track, holds no sound, or holds more than `max_seconds` of it.
+    Several channels are mixed down.
+
+    Args:
+        source: A path, or an open file that can seek.
+        sample_rate_hz: Rate of the returned samples.
+        max_seconds: Bound on the sound's length; None means no bound.
+
+    Raises:
+        TooLong: The sound is longer than `max_seconds`.
+        ValueError: The file cannot be decoded, has no audio track or no sound; the message names it.
     """
-    pieces, samples = [], 0
+    blocks, samples = [], 0
     for block in Sound.of(source).blocks(sample_rate_hz, "mono"):
-        pieces.append(block[:, 0])
+        blocks.append(block[:, 0])
         samples += len(block)
         if max_seconds is not None and samples > max_seconds * sample_rate_hz:
-            raise TooLong(f"{source}: longer than {max_seconds:g} s, the most that is taken")
-    return np.concatenate(pieces)
+            raise TooLong(f"{source}: longer than {max_seconds:g} s, the maximum")
+    return np.concatenate(blocks)
 
 
 def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
-    """Mono float32 [N] at one rate to [about N x to / from] at another."""
+    """Resample mono float32 [N] to another rate: [about N x to_hz / from_hz]."""
     if from_hz == to_hz or not samples.size:
         return np.asarray(samples, dtype=np.float32)
     frame = AudioFrame.from_ndarray(
@@ -128,10 +136,10 @@ def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
 
 
 class _Conversion:
-    """Decoded frames to blocks float32 [n, channels] of one rate and layout, whatever the frames' own, frame by frame.
+    """Convert decoded frames of any rate and layout to blocks float32 [n, channels] of one rate and layout.
 
     Attributes:
-        made: how many samples have come out.
+        made: Number of samples that have been returned.
     """
 
     def __init__(self, sample_rate_hz: int, layout: str):
@@ -142,8 +150,10 @@ class _Conversion:
         self._source: tuple | None = None
 
     def take(self, frame: AudioFrame) -> Iterator[np.ndarray]:
+        """Take a frame and yield the blocks that are finished."""
         source = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if source != self._source:  # also in the middle of a file
+        # The format may change in the middle of a file.
+        if source != self._source:
             yield from self.rest()
             self._source = source
             self._resampler = av.AudioResampler(format="flt", layout=self._layout, rate=self._rate_hz)
@@ -153,18 +163,18 @@ class _Conversion:
             yield self._block(out)
 
     def rest(self) -> Iterator[np.ndarray]:
-        """What is held back."""
+        """Yield the samples that the resampler holds."""
         if self._resampler is not None:
             for out in self._resampler.resample(None):
                 yield self._block(out)
         self._resampler = self._source = None
 
     def silence(self, samples: int) -> Iterator[np.ndarray]:
-        """In pieces of a second: a file's clock may jump by hours."""
+        """Yield silence in blocks of a second, because a file's clock may jump by hours."""
         for first in range(0, samples, self._rate_hz):
-            piece = np.zeros((min(self._rate_hz, samples - first), self._channels), np.float32)
-            self.made += len(piece)
-            yield piece
+            block = np.zeros((min(self._rate_hz, samples - first), self._channels), np.float32)
+            self.made += len(block)
+            yield block
 
     def _block(self, frame: AudioFrame) -> np.ndarray:
         block = frame.to_ndarray().reshape(-1, self._channels)
@@ -173,8 +183,9 @@ class _Conversion:
 
 
 def _declared_s(container: InputContainer) -> float:
-    """How long the file says its sound is; 0 where it does not say."""
-    if container.format.name in ("mp3", "aac"):  # guessed from the bit rate
+    """Return the length of the sound according to the file; 0 where the file does not give it."""
+    # These give a guess from the bit rate.
+    if container.format.name in ("mp3", "aac"):
         return 0.0
     stream = container.streams.audio[0]
     if stream.duration and stream.time_base:
@@ -183,7 +194,7 @@ def _declared_s(container: InputContainer) -> float:
 
 
 def _marked(frames: Iterator[T]) -> Iterator[tuple[T, bool]]:
-    """Each frame, and whether it is the last."""
+    """Yield each frame, and whether it is the last."""
     before = next(frames, None)
     for frame in frames:
         assert before is not None

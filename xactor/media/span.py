@@ -1,4 +1,4 @@
-"""A stretch of a video at a steady rate, as a player shows it, without decoding all that comes before."""
+"""Read a span of a video at a constant rate, as a player shows it, without decoding all that precedes it."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -14,24 +14,27 @@ from xactor.media.pictures import turned
 from xactor.media.seek import decode_from
 from xactor.rates import FPS
 
-_MOST_STRETCH = 4  # of pixels that are not square: what a file says beyond it is no picture's shape
+# Bound on the aspect ratio of a pixel. A file that states more is wrong about it.
+_MAX_STRETCH = 4
 
 
 def read_span(
-    source: Source, first: int = 0, end: int | None = None, *, fps: float = FPS, longest_px: int | None = None
+    source: Source, first: int = 0, end: int | None = None, *, fps: float = FPS, max_px: int | None = None
 ) -> Iterator[np.ndarray]:
-    """Frames `first` to `end`, less if the video ends sooner: uint8 [H, W, 3] RGB.
+    """Yield the frames from `first` up to `end`, fewer if the video ends earlier: uint8 [H, W, 3] RGB.
 
-    Frame n is what a player shows in its middle, at (n + 1/2) / fps: so what is seen and what is heard at one moment
-    are at most half a frame apart, whatever the source's rate, also a variable one. Pictures are upright, and their
-    pixels square.
+    Frame n is the picture that a player shows in the middle of it, at (n + 1/2) / fps. So pictures and sound are at
+    most half a frame apart, for any rate of the source, also a variable one. Pictures are upright with square pixels.
 
     Args:
-        source: a path, or an open file that can seek.
-        longest_px: pictures whose longer side is greater are reduced to that on the way, which is cheap.
+        source: A path, or an open file that can seek.
+        first: Number of the first frame.
+        end: Number after the last frame; None means the end of the video.
+        fps: Rate at which frames are numbered.
+        max_px: Larger pictures are reduced while decoding, which is cheap, so that their longer side has this length.
 
     Raises:
-        ValueError: it cannot be decoded, or has no pictures.
+        ValueError: The file cannot be decoded, or has no pictures.
     """
     with open_container(source) as container:
         if not container.streams.video:
@@ -46,14 +49,14 @@ def read_span(
         )
         try:
             yield from _steady(
-                frames, _Picture(stream, longest_px), start_s, usual_s(stream, fps), first, end, fps
+                frames, _Picture(stream, max_px), start_s, usual_s(stream, fps), first, end, fps
             )
         except FFmpegError as error:
             raise ValueError(f"{source}: corrupt ({error.strerror})") from error
 
 
 def usual_s(stream: VideoStream, fps: float = FPS) -> float:
-    """How long a frame lasts, where it does not say."""
+    """Return the duration of a frame that does not give its own."""
     return float(1 / stream.average_rate) if stream.average_rate else 1 / fps
 
 
@@ -80,17 +83,17 @@ def _steady(
 
 
 class _Picture:
-    """Decoded frames to pictures, by one converter: to set one up costs 2 ms."""
+    """Convert decoded frames to pictures by one converter: to create one takes 2 ms."""
 
-    def __init__(self, stream: VideoStream, longest_px: int | None):
-        self._converter, self._longest_px = VideoReformatter(), longest_px
+    def __init__(self, stream: VideoStream, max_px: int | None):
+        self._converter, self._max_px = VideoReformatter(), max_px
         stretch = Fraction(stream.sample_aspect_ratio or 1)
-        self._stretch = stretch if 1 / _MOST_STRETCH <= stretch <= _MOST_STRETCH else Fraction(1)
+        self._stretch = stretch if 1 / _MAX_STRETCH <= stretch <= _MAX_STRETCH else Fraction(1)
 
     def __call__(self, frame: VideoFrame) -> np.ndarray:
         width, height = round(frame.width * self._stretch), frame.height
-        if self._longest_px and max(width, height) > self._longest_px:
-            shrink = self._longest_px / max(width, height)
+        if self._max_px and max(width, height) > self._max_px:
+            shrink = self._max_px / max(width, height)
             width, height = max(round(width * shrink), 1), max(round(height * shrink), 1)
         if (width, height) == (frame.width, frame.height):
             rgb = self._converter.reformat(frame, format="rgb24")

@@ -1,4 +1,4 @@
-"""Pictures and sound into an mp4 that appears whole or not at all."""
+"""Write pictures and sound to an mp4 atomically."""
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -17,14 +17,18 @@ from xactor.media.container import open_container
 from xactor.media.sound import LiveSound, Sound
 from xactor.rates import FPS, SAMPLE_RATE_HZ
 
-# What AAC takes of its own; other rates become 48 kHz, other layouts the usual one of as many channels, or of fewer.
+# Rates and layouts that AAC supports. Other rates become 48 kHz; other layouts become the usual one with as many
+# channels, or fewer.
 _AAC_RATES_HZ = frozenset(
     (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)
 )
-_AAC_LAYOUTS = ("mono", "stereo", "2.1", "4.0", "5.0", "5.1")  # by the number of channels
+# Usual layouts, by the number of channels.
+_AAC_LAYOUTS = ("mono", "stereo", "2.1", "4.0", "5.0", "5.1")
 _AAC_OTHER_LAYOUTS = ("3.0", "quad")
-_BLOCK = 1024  # samples a channel in an AAC frame
-_REORDERED = 2  # frames that x264 decodes ahead, with its usual B-frames
+# Samples per channel in an AAC frame.
+_BLOCK = 1024
+# Frames by which decoding is ahead of showing, with x264's usual B-frames.
+_REORDERED = 2
 
 
 def write_video(
@@ -39,16 +43,22 @@ def write_video(
     keyframe_every: int | None = None,
     metadata: dict[str, str] | None = None,
 ) -> int:
-    """Frames uint8 [H, W, 3] and sound to an h264 + aac mp4; returns the number of frames.
+    """Write frames and sound to an h264 + aac mp4 and return the number of frames.
 
-    The index stands in front (faststart). The file appears whole or not at all. One thread, so the same input
-    gives the same bytes. H and W must be even (yuv420p). Neither pictures nor a file's sound are held in memory.
+    The index is in front (faststart). The file is written atomically, on one thread, so that equal input gives equal
+    bytes. Neither pictures nor a file's sound are held in memory.
 
     Args:
-        preset: x264's; with "ultrafast" the sound is coded fast too.
-        samples: float32 [N] mono at `sample_rate_hz`, or the sound of a file, which keeps its rate and channels as
-            far as AAC has them. No samples give a video without an audio track.
-        keyframe_every: at least one of so many frames can be sought to; as x264 thinks best where it is not given.
+        path: The file to write.
+        frames: uint8 [H, W, 3]; H and W must be even (yuv420p).
+        fps: Frames a second.
+        samples: Float32 [N] mono at `sample_rate_hz`, or the sound of a file, which keeps its rate and channels as far
+            as AAC supports them. No samples give a video without an audio track.
+        sample_rate_hz: Rate of `samples`, unless they are the sound of a file.
+        crf: Quality of x264: 0 is lossless, larger is worse.
+        preset: Preset of x264; "ultrafast" also encodes the sound faster.
+        keyframe_every: Bound on the distance of keyframes in frames; None leaves it to x264.
+        metadata: Tags of the mp4.
     """
     path = Path(path)
     if isinstance(samples, np.ndarray) and samples.ndim != 1:
@@ -59,8 +69,8 @@ def write_video(
         av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container,
     ):
         container.metadata.update(metadata or {})
-        # Without mbtree: of pictures that are no multiple of 128 px wide it reads memory that nobody wrote, and
-        # codes the same frames otherwise each time.
+        # Without mbtree, which reads uninitialised memory if the width is no multiple of 128 px, and then encodes
+        # the same frames differently each time.
         options: dict[str, object] = {
             "crf": str(crf),
             "preset": preset,
@@ -73,7 +83,7 @@ def write_video(
         speech = Speech(container, samples, sample_rate_hz, fast=preset == "ultrafast")
         for picture in frames:
             pictures.write(picture)
-            # In step with the pictures, so that a player need not seek.
+            # Interleave with the pictures, so that a player need not seek.
             speech.write(until=Fraction(pictures.count, fps))
         if not pictures.count:
             raise ValueError("a video needs at least one frame, got none")
@@ -83,7 +93,7 @@ def write_video(
 
 
 def remux(source: str | Path, target: str | Path) -> None:
-    """A fragmented mp4 as a plain one, its index in front: the same pictures and sound, not coded anew."""
+    """Convert a fragmented mp4 to a plain one with its index in front, without encoding again."""
     with (
         av.open(str(source)) as fragmented,
         av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as plain,
@@ -97,7 +107,7 @@ def remux(source: str | Path, target: str | Path) -> None:
 
 
 def join_videos(
-    parts: Sequence[str | Path],
+    segments: Sequence[str | Path],
     target: str | Path,
     *,
     fps: int = FPS,
@@ -105,9 +115,17 @@ def join_videos(
     sample_rate_hz: int = SAMPLE_RATE_HZ,
     metadata: dict[str, str] | None = None,
 ) -> int:
-    """Silent parts of one video, made alike by `write_video`, one after another and with sound: the number of frames.
+    """Join silent segments of one video, written alike by `write_video`, add sound and return the number of frames.
 
-    The pictures are not coded anew. The file appears whole or not at all. See `write_video`.
+    The pictures are not encoded again. The file is written atomically.
+
+    Args:
+        segments: Files in order.
+        target: The file to write.
+        fps: Frames a second.
+        samples: See `write_video`.
+        sample_rate_hz: See `write_video`.
+        metadata: Tags of the mp4.
     """
     target = Path(target)
     with (
@@ -118,8 +136,8 @@ def join_videos(
         track: Any = None
         speech: Speech | None = None
         frames = 0
-        for part in parts:
-            with open_container(part) as source:
+        for segment in segments:
+            with open_container(segment) as source:
                 pictures = source.streams.video[0]
                 if track is None or speech is None:
                     track = container.add_stream_from_template(pictures)
@@ -130,20 +148,20 @@ def join_videos(
                 for packet in source.demux(pictures):
                     if packet.pts is None:
                         continue
-                    # A short part's decoding times are not so far ahead as a long one's: they must rise throughout.
+                    # Short segments have fewer reordered frames than long ones, but decoding times must rise.
                     packet.pts, packet.dts = packet.pts + first, round((frames - _REORDERED) * frame)
                     packet.stream = track
                     container.mux(packet)
                     frames += 1
                     speech.write(until=Fraction(frames, fps))
         if speech is None:
-            raise ValueError("a video needs at least one part, got none")
+            raise ValueError("a video needs at least one segment, got none")
         speech.close()
     return frames
 
 
 class Pictures:
-    """The video track."""
+    """Encode the video track."""
 
     def __init__(self, container: OutputContainer, fps: int, options: dict[str, object]):
         self.count = 0
@@ -175,7 +193,7 @@ class Pictures:
 
 
 class Speech:
-    """The audio track, in the codec's own blocks. Without sound there is none: players do not like an empty one."""
+    """Encode the audio track in the codec's blocks. Without sound it has none: some players fail on an empty one."""
 
     def __init__(
         self,
@@ -193,7 +211,8 @@ class Speech:
             self._rate_hz, self._layout = sample_rate_hz, "mono"
             live = isinstance(samples, LiveSound)
             self._blocks = samples if live else iter([np.asarray(samples, np.float32)[:, None]])
-        self._waiting = next(self._blocks, np.zeros((0, 1), np.float32))  # [n, channels], not encoded yet
+        # Samples that are not encoded yet.
+        self._waiting = next(self._blocks, np.zeros((0, 1), np.float32))  # [n, channels]
         self._written = 0
         self._stream: AudioStream | None = None
         if len(self._waiting) or isinstance(samples, LiveSound):
@@ -205,7 +224,7 @@ class Speech:
             self._stream.codec_context.time_base = Fraction(1, self._rate_hz)
 
     def write(self, until: Fraction | None = None) -> None:
-        """Encodes the whole blocks up to a time in seconds, or all that is left."""
+        """Encode all whole blocks up to a time in seconds, or all remaining samples."""
         while self._stream is not None:
             if until is not None and self._written + _BLOCK > until * self._rate_hz:
                 return
@@ -229,7 +248,7 @@ class Speech:
 
 
 def _encodable(sound: Sound) -> tuple[int, str]:
-    """The rate and the layout nearest to a sound's own that AAC takes."""
+    """Return the supported rate and layout that are nearest to a sound's own."""
     rate_hz = sound.sample_rate_hz if sound.sample_rate_hz in _AAC_RATES_HZ else 48_000
     if sound.layout in (*_AAC_LAYOUTS, *_AAC_OTHER_LAYOUTS):
         return rate_hz, sound.layout

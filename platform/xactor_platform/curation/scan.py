@@ -86,7 +86,7 @@ def spans_of(source: Source, samples: np.ndarray, segments: Sequence[Segment], m
     """
 
     def thumbnails():
-        for number, thumbnail in enumerate(read_span(source, longest_px=THUMBNAIL_PX)):
+        for number, thumbnail in enumerate(read_span(source, max_px=THUMBNAIL_PX)):
             if number > max_s * FPS:
                 raise Unusable("too_long", f"more than {max_s:.0f} s of pictures, the bound (max_s)")
             yield thumbnail

@@ -39,13 +39,13 @@ class Track(CurationStage):
 
     @staticmethod
     def make() -> Callable[[Piece], list[Piece]]:
-        landmarker, searcher = FaceLandmarker(most_faces=1), FaceLandmarker(most_faces=4)
+        landmarker, searcher = FaceLandmarker(max_faces=1), FaceLandmarker(max_faces=4)
 
         def track(piece: Piece) -> list[Piece]:
             if piece.clips:
                 return [piece]
             with open_video(piece.video.uri) as source:
-                frames = read_span(source, piece.first, piece.end, longest_px=_LONGEST_PX)
+                frames = read_span(source, piece.first, piece.end, max_px=_LONGEST_PX)
                 faces, scale = follow(frames, landmarker, searcher, _hint(piece), piece.facts.width)
             return [replace(piece, clips=tuple(clips_of(faces, scale, piece.first)))]
 

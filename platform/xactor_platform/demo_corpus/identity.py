@@ -67,7 +67,7 @@ def _face(seed: int | None, size_px: int) -> DrawnFace | PhotoFace:
 
 @lru_cache(maxsize=1)
 def _landmarker() -> FaceLandmarker:
-    return FaceLandmarker(most_faces=1)
+    return FaceLandmarker(max_faces=1)
 
 
 def _voice(seed: int) -> Voice:

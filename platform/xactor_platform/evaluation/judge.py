@@ -47,7 +47,7 @@ class Judge:
 
     def __init__(self, weights: Weights):
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._landmarker = FaceLandmarker(most_faces=1)
+        self._landmarker = FaceLandmarker(max_faces=1)
         self._syncnet = _load_syncnet(weights.syncnet).to(device) if weights.syncnet else None
         self._i3d = load_i3d(weights.i3d, device=device) if weights.i3d else None
         emonet = load_emonet(weights.emonet, device=device) if weights.emonet else None

@@ -78,7 +78,7 @@ def videos(talkers, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def syncnet(talkers, tmp_path_factory) -> str:
     """Train a SyncNet that has learned these two people's words by heart, and nothing else."""
-    landmarker = FaceLandmarker(most_faces=1)
+    landmarker = FaceLandmarker(max_faces=1)
     clips = []
     for number, talker in enumerate(talkers):
         faces = landmarker.follow(iter(talker.frames[:30]))

@@ -136,7 +136,7 @@ def test_a_video_that_cannot_be_used_weighs_nothing_and_is_named(video_corpus):
     assert batch.targets[3].any()
     assert [b.key for b in batch.bad] == ["train-0001", "train-0002"]
     assert "cannot be decoded" in batch.bad[0].reason
-    assert batch.bad[1].reason == "ends after 40 frames, frame 44 is wanted"
+    assert batch.bad[1].reason == "ends after 40 frames, frame 44 was requested"
     (Path(folder) / "train-000000.tar").unlink()
     _, batch = read(reader_of(index), [0], [0])
     assert batch.bad[0].reason.startswith("cannot be read:")
