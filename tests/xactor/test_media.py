@@ -250,18 +250,18 @@ def test_a_video_in_fragments_needs_a_picture():
         FragmentedVideo(np.zeros(640, np.float32)).end()
 
 
-def test_parts_joined_are_the_video_made_at_once(tmp_path):
+def test_joined_segments_equal_the_video_written_at_once(tmp_path):
     frames = [grey(i * 4) for i in range(60)]
     sound = tone(60 * 640)
     write_video(tmp_path / "whole.mp4", frames, samples=sound)
     cuts = [0, 24, 25, 60]
-    parts = []
+    segments = []
     for number, (first, end) in enumerate(pairwise(cuts)):
-        parts.append(tmp_path / f"{number}.mp4")
-        write_video(parts[-1], frames[first:end], samples=np.zeros(0, np.float32))
-    made = join_videos(parts, tmp_path / "joined.mp4", samples=sound, metadata={"comment": "made"})
+        segments.append(tmp_path / f"{number}.mp4")
+        write_video(segments[-1], frames[first:end], samples=np.zeros(0, np.float32))
+    made = join_videos(segments, tmp_path / "joined.mp4", samples=sound, metadata={"comment": "made"})
     assert made == 60
-    expected = [picture for part in parts for picture in read_frames(part)]
+    expected = [picture for segment in segments for picture in read_frames(segment)]
     joined = list(read_frames(tmp_path / "joined.mp4"))
     assert len(joined) == 60
     assert all(np.array_equal(a, b) for a, b in zip(joined, expected, strict=True))
@@ -273,6 +273,6 @@ def test_parts_joined_are_the_video_made_at_once(tmp_path):
 
 
 def test_nothing_joined_leaves_nothing(tmp_path):
-    with pytest.raises(ValueError, match="at least one part"):
+    with pytest.raises(ValueError, match="at least one segment"):
         join_videos([], tmp_path / "joined.mp4", samples=np.zeros(0, np.float32))
     assert not list(tmp_path.iterdir())
