@@ -33,19 +33,15 @@ def run_subcommand(subcommands: Mapping[str, Subcommand], description: str | Non
         description: The job's docstring, for its `--help`.
 
     Returns:
-        The exit status: 2 after an error that the user can correct, printed as one line.
+        The exit status.
     """
     chosen = sys.argv[1] if len(sys.argv) > 1 else None
     commands: dict[str, Callable[..., Any]] = {
         name: subcommand.load() if name == chosen else _listed(subcommand.summary)
         for name, subcommand in subcommands.items()
     }
-    try:
-        command: Any = tyro.extras.subcommand_cli_from_dict(commands, description=description)
-        return command.execute()
-    except (ValueError, OSError) as error:
-        print(f"{chosen}: {error}", file=sys.stderr)
-        return 2
+    command: Any = tyro.extras.subcommand_cli_from_dict(commands, description=description)
+    return command.execute()
 
 
 def _listed(summary: str) -> Callable[[], None]:

@@ -8,9 +8,8 @@
 
 import _checkout  # noqa: F401
 
-import sys
-
 from _subcommands import Subcommand, run_subcommand
+from xactor.command_line import run_command
 
 BENCHES = {
     "checkpoint": Subcommand(
@@ -61,4 +60,4 @@ BENCHES = {
 }
 
 if __name__ == "__main__":
-    sys.exit(run_subcommand(BENCHES, __doc__))
+    run_command(lambda: run_subcommand(BENCHES, __doc__))

@@ -1,12 +1,13 @@
-"""The paper's evaluation: Table 1's columns for a model, or for a folder of ready videos.
+"""Evaluate as the paper does: Table 1's columns for a model, or for a folder of ready videos.
 
     ray job submit --working-dir . -- python jobs/evaluate.py self-driven \\
         --ravdess /data/ravdess --source.model /data/model --output /data/evaluation
     ray job submit --working-dir . -- python jobs/evaluate.py cross-driven \\
         --images /data/portraits --audios /data/speech --source.videos /data/ready --output /data/evaluation
 
-Also plain. Folders must be seen by every worker. The same command again does what is missing. Exit status: 0 all done,
-2 the command cannot be carried out, 3 some videos failed.
+The command also runs without `ray job submit`: it starts Ray, or joins the cluster of RAY_ADDRESS. Every worker must
+see the folders. The same command again does only what is missing. Exit status: 0 all done, 2 the command cannot be
+carried out, 3 some videos failed.
 """
 
 import _checkout
@@ -17,67 +18,90 @@ from pathlib import Path
 
 import tyro
 
+from xactor.command_line import print_now, run_command
+from xactor_platform.cluster.connect import connect
 from xactor_platform.evaluation.judge import Weights
-from xactor_platform.evaluation.pairs import cross_driven, self_driven
+from xactor_platform.evaluation.pairs import Pair, cross_driven, self_driven
 from xactor_platform.evaluation.report import write_report
 from xactor_platform.evaluation.scoring import Source, evaluate
 from xactor_platform.evaluation.votes import read_votes
-from xactor_platform.cluster.connect import connect
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Common:
+class _Evaluation:
+    """Hold the options of both settings."""
+
     source: Source
+    """Where the videos come from."""
     output: Path
+    """Folder for the videos, the scores and the report."""
     weights: Weights = field(default_factory=Weights)
+    """Networks of the metrics."""
     actors: int = 1
-    """How many videos are made at a time."""
+    """Videos that are made and judged at a time, at least 1."""
     gpus_per_actor: float = 0
+    """GPUs, or a share of one, that each actor reserves."""
     seed: int = 0
-    """Of the pairs."""
+    """Seed of the pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelfDriven(_Common):
-    """A frame of one clip speaks the sound of another one of the same actor, whose video is the truth."""
+class SelfDriven(_Evaluation):
+    """Pair a frame of one clip with the sound of another clip of the same actor, whose video is the truth.
+
+    Example: python jobs/evaluate.py self-driven --ravdess /data/ravdess --source.model demo/model --output evaluation
+    """
 
     ravdess: Path
-    """A folder in RAVDESS's layout."""
+    """Folder in RAVDESS's layout: Actor_07/01-01-05-02-01-02-07.mp4."""
     pairs: int = 100
+    """Number of pairs, at least 1."""
+
+    def make_pairs(self) -> list[Pair]:
+        return self_driven(self.ravdess, pairs=self.pairs, seed=self.seed)
+
+    def read_votes(self) -> dict[str, float]:
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossDriven(_Common):
-    """Pictures speak sounds, matched once."""
+class CrossDriven(_Evaluation):
+    """Pair pictures with sounds at random, each at most once.
+
+    Example: python jobs/evaluate.py cross-driven --images faces --audios speech --source.model demo/model --output out
+    """
 
     images: Path
+    """Folder of portraits."""
     audios: Path
+    """Folder of sounds, or of videos with sound."""
     votes: Path | None = None
-    """A method's votes.json of jobs/user_study.py, for the columns that people fill."""
+    """A method's votes.json from jobs/user_study.py, for the columns of the user study."""
+
+    def make_pairs(self) -> list[Pair]:
+        return cross_driven(self.images, self.audios, seed=self.seed)
+
+    def read_votes(self) -> dict[str, float]:
+        return read_votes(self.votes) if self.votes else {}
+
+
+SETTINGS = {"self-driven": SelfDriven, "cross-driven": CrossDriven}
 
 
 def main() -> int:
-    args = tyro.extras.subcommand_cli_from_dict({"self-driven": SelfDriven, "cross-driven": CrossDriven})
-    votes = {}
-    try:
-        if isinstance(args, SelfDriven):
-            setting, pairs = "self-driven", self_driven(args.ravdess, pairs=args.pairs, seed=args.seed)
-        else:
-            setting, pairs = "cross-driven", cross_driven(args.images, args.audios, seed=args.seed)
-            votes = read_votes(args.votes) if args.votes else {}
-        connect(_checkout.PY_MODULES)
-        results, weights, totals = evaluate(
-            pairs,
-            args.source,
-            args.weights,
-            args.output,
-            actors=args.actors,
-            gpus_per_actor=args.gpus_per_actor,
-            say=lambda line: print(line, flush=True),
-        )
-    except (ValueError, OSError) as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 2
+    args: SelfDriven | CrossDriven = tyro.extras.subcommand_cli_from_dict(SETTINGS, description=__doc__)
+    setting = "self-driven" if isinstance(args, SelfDriven) else "cross-driven"
+    pairs, votes = args.make_pairs(), args.read_votes()
+    connect(_checkout.PY_MODULES)
+    results, weights, totals = evaluate(
+        pairs,
+        args.source,
+        args.weights,
+        args.output,
+        actors=args.actors,
+        gpus_per_actor=args.gpus_per_actor,
+        progress=print_now,
+    )
     videos = args.source.videos or args.output / "videos"
     facts = {"command": " ".join(["python", "jobs/evaluate.py", *sys.argv[1:]])}
     text = write_report(
@@ -88,4 +112,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,10 +1,10 @@
-"""A cluster on this machine that grows and shrinks by Ray's own autoscaler: its nodes are processes here.
+"""Run a command in a cluster on this machine that grows and shrinks by Ray's own autoscaler.
 
     python jobs/local_cluster.py --render 3 -- python jobs/dub_bulk.py --manifest items.jsonl --output out \\
         --pools.groups
 
-It runs the command in the cluster, prints a line whenever a node comes or goes, and ends when the last one has gone,
-with the command's exit status. Without a command it stays until Ctrl-C.
+The nodes are processes on this machine. The command prints a line whenever the number of nodes changes. It ends when
+the last worker node has gone, with the exit status of the command after `--`. Without one it runs until Ctrl-C.
 """
 
 import _checkout  # noqa: F401
@@ -18,22 +18,24 @@ from dataclasses import dataclass
 
 import tyro
 
+from xactor.command_line import print_now, run_command
 from xactor_platform.cluster.local import LocalCluster, WorkerGroup, local_cluster
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
-    """Nodes of two groups, motion and render, beside the one that is always there."""
+class StartLocalCluster:
+    """Choose the sizes of the head node and of two groups of worker nodes, motion and render."""
 
     cpus: int = 1
-    """Of the first node."""
+    """CPUs of the head node, which is always there."""
     node_cpus: float = 1
-    """Of each other."""
+    """CPUs of each worker node."""
     motion: int = 1
-    """The most nodes of this group."""
+    """Most nodes of the group `motion`; 0 leaves the group out."""
     render: int = 3
+    """Most nodes of the group `render`; 0 leaves the group out."""
     idle_s: float = 6
-    """How long a node stays without work."""
+    """Seconds without work after which a node is removed."""
 
 
 def main() -> int:
@@ -41,18 +43,16 @@ def main() -> int:
     if "--" in own:
         mark = own.index("--")
         own, command = own[:mark], own[mark + 1 :]
-    args = tyro.cli(Args, args=own)
+    args = tyro.cli(StartLocalCluster, args=own, description=__doc__)
     groups = {
-        name: WorkerGroup(cpus=args.node_cpus, max_nodes=most)
-        for name, most in (("motion", args.motion), ("render", args.render))
-        if most
+        name: WorkerGroup(cpus=args.node_cpus, max_nodes=max_nodes)
+        for name, max_nodes in (("motion", args.motion), ("render", args.render))
+        if max_nodes
     }
     with local_cluster(cpus=args.cpus, groups=groups, idle_s=args.idle_s) as cluster:
         env = cluster.env | {"RAY_ADDRESS": cluster.address}
         if not command:
-            print(
-                f"RAY_AUTH_MODE=disabled RAY_ADDRESS={cluster.address}  # for what is to run here", flush=True
-            )
+            print_now(f"RAY_AUTH_MODE=disabled RAY_ADDRESS={cluster.address}  # set these to use the cluster")
         ended = threading.Event()
         watcher = threading.Thread(target=watch, args=(cluster, ended), daemon=True)
         watcher.start()
@@ -68,15 +68,14 @@ def main() -> int:
 
 
 def watch(cluster: LocalCluster, ended: threading.Event) -> None:
-    """Prints the nodes by group whenever their number changes, until the command has ended and none is left."""
+    """Print the nodes by group whenever they change, until the command has ended and no worker node is left."""
     before = None
     while True:
         nodes = cluster.worker_nodes()
         if nodes != before:
-            print(
-                "nodes:", ", ".join(f"{n} {group}" for group, n in sorted(nodes.items())) or "the first alone"
+            print_now(
+                "nodes: " + (", ".join(f"{n} {group}" for group, n in sorted(nodes.items())) or "head only")
             )
-            sys.stdout.flush()
         if ended.is_set() and not nodes:
             return
         before = nodes
@@ -84,5 +83,6 @@ def watch(cluster: LocalCluster, ended: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    os.environ["RAY_AUTH_MODE"] = "disabled"  # as the cluster's own processes have it
-    sys.exit(main())
+    # The cluster's own processes have the same mode.
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    run_command(main)

@@ -1,8 +1,8 @@
-"""Makes the demo corpus: talking clips with known ground truth, and the shards of both stages from them.
+"""Make the demo corpus: talking clips with known ground truth, and the shards of both stages from them.
 
     ray job submit --working-dir . -- python jobs/make_demo_corpus.py --output /shared/demo/corpus
 
-Also plain: `python jobs/make_demo_corpus.py`. Needs no cluster: it works with all cores of the machine it is on.
+The command also runs without `ray job submit`. It needs no cluster: it works on all cores of its machine.
 """
 
 import _checkout  # noqa: F401
@@ -13,44 +13,41 @@ from pathlib import Path
 
 import tyro
 
+from xactor.command_line import run_command
 from xactor_platform.demo_corpus.corpus import make_demo_corpus
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
-    """The demo corpus. No arguments: ten minutes of talk in demo/corpus."""
+class MakeDemoCorpus:
+    """Choose the size of the corpus. The defaults make ten minutes of speech in demo/corpus."""
 
     output: Path = Path("demo/corpus")
     """Folder to write: clips/, videos/, shards/ and audio_encoder/."""
     seed: int = 0
-    """The same seed gives the same bytes."""
+    """Seed; the same seed gives the same bytes."""
     minutes: float = 10.0
-    """Minutes of talk to train on; about two more are held out."""
+    """Minutes of speech to train on, more than 0."""
     held_out_minutes: float | None = None
-    """Minutes held out, if not about two."""
+    """Minutes of speech that are held out. By default about two."""
     size_px: int = 192
-    """The clips' side."""
+    """Side of the clips, in pixels."""
     crop_px: int = 64
-    """The face crops' side in the video shards."""
+    """Side of the face crops in the video shards, in pixels."""
     identities: int = 48
-    """People to train on; two more are held out."""
+    """People to train on, at least 1; two more are held out."""
     speech: Path | None = None
-    """A folder of recordings to speak instead of the synthetic voice."""
+    """Folder of recordings to speak. By default a synthetic voice."""
     audio_encoder: Path | None = None
-    """Folder of a Wav2Vec2 model; log-mel features without it."""
+    """Folder of a Wav2Vec2 model. By default log-mel features."""
     workers: int | None = None
-    """Processes; one a core if not given."""
+    """Processes, at least 1. By default one a core."""
 
 
 def main() -> int:
-    args = tyro.cli(Args)
+    args = tyro.cli(MakeDemoCorpus, description=__doc__)
     if len(sys.argv) == 1:
         print(f"no arguments: the demo's defaults, {args.minutes:g} minutes into {args.output}")
-    try:
-        corpus = make_demo_corpus(**vars(args), progress=lambda line: print(f"\r{line}", end="", flush=True))
-    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
-        print(f"make_demo_corpus: {error}", file=sys.stderr)
-        return 2
+    corpus = make_demo_corpus(**vars(args), progress=lambda line: print(f"\r{line}", end="", flush=True))
     for split, count in corpus.clips.items():
         print(f"\n{split}: {count} clips, {corpus.minutes[split]:.1f} min", end="")
     print(f"\n{corpus.folder} in {corpus.seconds:.0f} s; shards in {corpus.shards} and {corpus.videos}")
@@ -58,4 +55,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

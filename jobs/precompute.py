@@ -1,10 +1,10 @@
-"""Makes stage 2's motion shards from video shards, by a trained motion encoder.
+"""Make stage 2's motion shards from video shards, by a trained motion encoder.
 
     ray job submit --working-dir . -- python jobs/precompute.py \\
         --videos s3://bucket/videos --model s3://bucket/runs/stage1/export --output s3://bucket/latents/shards
 
-Also plain: it starts Ray by itself, or joins the cluster of RAY_ADDRESS. The same command again makes the shards that
-are missing.
+The command also runs without `ray job submit`: it starts Ray, or joins the cluster of RAY_ADDRESS. The same command
+again makes only the shards that are missing.
 """
 
 import _checkout
@@ -15,45 +15,43 @@ from pathlib import Path
 
 import tyro
 
-from xactor_platform.precompute.latents import ACTORS, precompute
+from xactor.command_line import print_now, run_command
 from xactor_platform.bulk.pool import Pool
 from xactor_platform.cluster.connect import connect
+from xactor_platform.precompute.latents import ACTORS, precompute
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
-    """Video shards to motion shards. No arguments: the demo's."""
+class Precompute:
+    """Choose the shards and the actors. The defaults encode the demo corpus with the demo's stage 1."""
 
     videos: str = "demo/corpus/videos"
     """Folder or URI of video shards."""
     model: str = "demo/runs/stage1/export"
     """Folder or URI that holds motion_encoder/."""
     output: str = "demo/latents/shards"
-    """Folder or URI of the motion shards; both encoders come beside it."""
+    """Folder or URI of the motion shards. Both encoders are saved next to it."""
     audio_encoder: Path | None = None
-    """Folder of a Wav2Vec2 model; log-mel features without it."""
+    """Folder of a Wav2Vec2 model. By default log-mel features."""
     pool: Pool = ACTORS
-    """The actors. Each decodes on as many threads as it has CPUs. On a cluster with GPUs each has one, and its share of
+    """Actors. Each decodes on as many threads as it has CPUs. On a cluster with GPUs each has one GPU and its share of
     the CPUs."""
     max_bad_fraction: float = 0.0
-    """How much of the videos may be unusable."""
+    """Share of the videos that may be unusable, within 0..1."""
     start_timeout_s: int = 900
-    """How long to wait for nodes."""
+    """Seconds to wait for nodes."""
 
 
 def main() -> int:
-    args = tyro.cli(Args)
+    args = tyro.cli(Precompute, description=__doc__)
     if len(sys.argv) == 1:
         print(f"no arguments: the demo's defaults, from {args.videos} into {args.output}")
-    try:
-        connect(_checkout.PY_MODULES)
-        result = precompute(**vars(args), progress=lambda line: print(line, flush=True))
-    except (ValueError, OSError) as error:
-        print(f"precompute: {error}", file=sys.stderr)
-        return 2
-    print("\n".join(result.summary()))
+    connect(_checkout.PY_MODULES)
+    result = precompute(**vars(args), progress=print_now)
+    print("
+".join(result.summary()))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

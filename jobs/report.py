@@ -9,9 +9,8 @@ report's options.
 
 import _checkout  # noqa: F401
 
-import sys
-
 from _subcommands import Subcommand, run_subcommand
+from xactor.command_line import run_command
 
 REPORTS = {
     "ablation": Subcommand(
@@ -37,4 +36,4 @@ REPORTS = {
 }
 
 if __name__ == "__main__":
-    sys.exit(run_subcommand(REPORTS, __doc__))
+    run_command(lambda: run_subcommand(REPORTS, __doc__))

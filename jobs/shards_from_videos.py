@@ -1,11 +1,11 @@
-"""Makes shards from any folder of talking videos, by a landmark model; see report.jsonl for each one's fate.
+"""Make shards from any folder of talking videos, by a landmark model.
 
     ray job submit --working-dir . -- python jobs/shards_from_videos.py \\
-        --videos /data/talking --output s3://bucket/shards --crops 512
+        --videos /data/talking --output s3://bucket/corpus/shards --crops 512
 
-The shards are stage 2's; with --crops, stage 1's come beside them. Also plain: `python jobs/shards_from_videos.py
---videos DIR --output DIR`. Needs no cluster: it works with all cores of the machine it is on. Exit 0 all videos used,
-3 some could not be, 2 bad arguments or nothing usable.
+The shards are stage 2's; with --crops, stage 1's are written next to them. The command also runs without
+`ray job submit`. It needs no cluster: it works on all cores of its machine. report.jsonl has a line for each video.
+Exit status: 0 all videos used, 2 bad arguments or no usable video, 3 some videos not used.
 """
 
 import _checkout  # noqa: F401
@@ -16,55 +16,53 @@ from pathlib import Path
 
 import tyro
 
+from xactor.command_line import run_command
 from xactor.rates import FPS
-from xactor_platform.precompute.talking_videos import VideoFate, shards_from_videos
+from xactor_platform.precompute.talking_videos import VideoResult, shards_from_videos
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
-    """Talking videos to shards. No arguments: the demo corpus's own clips, read back from their pictures."""
+class ShardsFromVideos:
+    """Choose the videos and the shards. The defaults read the demo corpus's clips back from their pictures."""
 
     videos: str = "demo/corpus/clips"
-    """A folder, or a glob pattern in quotes."""
-    output: str = "demo/from_videos"
-    """Folder or URI of stage 2's shards."""
+    """Folder of videos, or a glob pattern in quotes."""
+    output: str = "demo/from_videos/shards"
+    """Folder or URI of stage 2's shards. The audio encoder is saved next to it."""
     crops: int = 0
-    """Side in pixels of the face crops for stage 1's video shards; 0 makes none."""
+    """Side of the face crops for stage 1's video shards, in pixels, even and at least 32; 0 makes none."""
     crops_output: str | None = None
-    """Folder or URI of the video shards; videos/ beside the output if not given."""
+    """Folder or URI of the video shards. By default videos/ next to the output."""
     landmarks: Path | None = None
-    """Another MediaPipe .task file than the packaged one."""
+    """MediaPipe .task file. By default the packaged one."""
     held_out: float = 0.2
-    """Held-out videos: a number, or below 1 a part of them."""
+    """Videos that are held out: a number of videos if >= 1, a share of them if below 1."""
     audio_encoder: Path | None = None
-    """Folder of a Wav2Vec2 model; log-mel features without it."""
+    """Folder of a Wav2Vec2 model. By default log-mel features."""
     seed: int = 0
-    """Of which videos are held out."""
+    """Seed of the choice of held-out videos."""
     workers: int | None = None
-    """Processes; one a core if not given."""
+    """Processes, at least 1. By default one a core."""
 
 
 def main() -> int:
-    args = tyro.cli(Args)
+    args = tyro.cli(ShardsFromVideos, description=__doc__)
     if len(sys.argv) == 1:
         print(f"no arguments: the demo's defaults, from {args.videos} into {args.output}")
-    try:
-        corpus = shards_from_videos(**vars(args), progress=_say)
-    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
-        print(f"shards_from_videos: {error}", file=sys.stderr)
-        return 2
-    good = [fate for fate in corpus.fates if fate.status == "ok"]
-    minutes = sum(fate.frames for fate in good) / FPS / 60
+    corpus = shards_from_videos(**vars(args), progress=print_result)
+    used = [result for result in corpus.results if result.status == "ok"]
+    minutes = sum(result.frames for result in used) / FPS / 60
     print(
-        f"{len(good)} of {len(corpus.fates)} videos, {minutes:.1f} min; shards and report.jsonl in {corpus.shards}"
+        f"{len(used)} of {len(corpus.results)} videos, {minutes:.1f} min; "
+        f"shards and report.jsonl in {corpus.shards}"
     )
     return 3 if corpus.failed else 0
 
 
-def _say(fate: VideoFate) -> None:
-    why = f": {fate.reason}" if fate.reason else ""
-    print(f"{fate.status:6} {fate.split:5} {fate.frames:6d} frames  {fate.file}{why}")
+def print_result(result: VideoResult) -> None:
+    reason = f": {result.reason}" if result.reason else ""
+    print(f"{result.status:6} {result.split:5} {result.frames:6d} frames  {result.file}{reason}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

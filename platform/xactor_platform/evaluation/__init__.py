@@ -1,1 +1,1 @@
-"""The paper's evaluation (4.1, 4.2): which videos to make, what each scores, and Table 1."""
+"""Evaluate as the paper does (4.1, 4.2): choose the videos, score them and fill Table 1. Report on trained models."""

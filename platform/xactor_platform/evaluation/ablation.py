@@ -1,8 +1,8 @@
-"""Table 2 of the paper on shards with known lips: every variant trained and sampled with the same seeds.
+"""Score the variants of the paper's Table 2 on shards with known lips, all with the same seeds.
 
-The paper scores rendered videos by SyncNet. Here the latents themselves are scored, which needs no renderer and no
-published weights: the correlation of sampled with true lip opening (as SynC, more is better) and the error of the
-lips as a part of their deviation (as SynD, less is better).
+The paper scores rendered videos by SyncNet. This module scores the latents themselves, which needs no renderer and no
+published weights: the correlation of sampled with true lip opening (more is better, as for SynC) and the lips' error
+relative to their standard deviation (less is better, as for SynD).
 """
 
 import json
@@ -24,22 +24,21 @@ FULL = "full model"
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One row of Table 2.
-
-    train: options of the training; variants with the same ones share a model.
-    sampling: changes to the sampling.
-    paper: its SynC and SynD there.
-    """
+    """Describe one row of Table 2."""
 
     name: str
+    """The row's name."""
     paper: tuple[float, float]
+    """The paper's SynC and SynD."""
     train: tuple[str, ...] = ()
+    """Options of the training. Variants with the same options share a model."""
     sampling: dict[str, Any] = field(default_factory=dict)
+    """Changes to the sampling, by field of `SamplingConfig`."""
 
 
 VARIANTS = (
     Variant(name="fully causal attention", paper=(4.04, 9.39), train=("--model.attention", "causal")),
-    # It never saw a noised history: it is given a clean one.
+    # This model never saw a noised history in training, so its history is clean.
     Variant(
         name="teacher forcing",
         paper=(5.79, 7.67),
@@ -56,26 +55,26 @@ VARIANTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Of one variant and seed, over all held-out frames.
-
-    lips: correlation of the lips. error: their RMS error over their deviation. quarters: the correlation in each
-    quarter of the clips. rms: the latents' deviation in the last quarter over that of the truth.
-    """
+    """Hold the scores of one variant and seed over all held-out frames."""
 
     lips: float
+    """Correlation of sampled with true lip opening."""
     error: float
+    """RMS error of the lip opening over its standard deviation."""
     quarters: tuple[float, ...]
+    """Correlation of the lip opening in each quarter of the clips."""
     rms: float
+    """Standard deviation of the latents in the last quarter over that of the truth."""
 
 
 def training_name(variant: Variant, seed: int) -> str:
-    """Of the run that trains it: `full-0`, `attention-causal-0`."""
+    """Return the name of the run that trains a variant, such as `full-0` or `attention-causal-0`."""
     setting = "-".join(part.split(".")[-1].lstrip("-") for part in variant.train) or "full"
     return f"{setting}-{seed}"
 
 
 def trainings(seeds: Iterable[int]) -> dict[str, tuple[str, ...]]:
-    """Every run that the table needs, by name: its options."""
+    """Return the options of every run that the table needs, by the run's name."""
     return {
         training_name(variant, seed): (*variant.train, "--train.seed", str(seed))
         for seed in seeds
@@ -90,15 +89,26 @@ def score_variants(
     seeds: tuple[int, ...],
     steps: int,
     max_clips: int,
-    say: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> tuple[dict[str, list[Score]], dict[str, np.ndarray]]:
-    """Samples every variant on the longest held-out clips: its scores by seed, and its latents [T, D] of the first
-    clip and seed, beside the `truth`.
+    """Sample and score every variant on the longest held-out clips.
+
+    Args:
+        runs: Folder of the finished trainings.
+        shards: URI of the shards.
+        seeds: Seeds; a variant is scored once for each.
+        steps: DDIM steps of a chunk.
+        max_clips: Most clips.
+        progress: Called with a line after each variant and seed.
+
+    Returns:
+        The scores by variant, one for each seed, and the latents [T, D] of the first clip and seed by variant, with
+        those of the `truth`.
 
     Raises:
-        ValueError: no held-out clips, or one shorter than four contexts.
+        ValueError: There are no held-out clips, or the longest is shorter than four contexts.
     """
-    clips, lips = held_out_clips(shards, most=max_clips)
+    clips, lips = held_out_clips(shards, max_clips=max_clips)
     motion, truth = [clip.motion for clip in clips], [clip.lips for clip in clips]
     scores: dict[str, list[Score]] = {variant.name: [] for variant in VARIANTS}
     shown = {"truth": motion[0]}
@@ -116,14 +126,14 @@ def score_variants(
             score = _score(sampled, truth, motion, lips)
             scores[variant.name].append(score)
             shown.setdefault(variant.name, sampled[0])
-            say(f"{variant.name}, seed {seed}: lips {score.lips:.2f}, error {score.error:.2f}")
+            progress(f"{variant.name}, seed {seed}: lips {score.lips:.2f}, error {score.error:.2f}")
     return scores, shown
 
 
 def _sample(
     model: MotionTransformer, audios: list[torch.Tensor], *, seed: int, config: SamplingConfig
 ) -> list[np.ndarray]:
-    """Recordings of any lengths, [T, L, F] each, together through the engine: latents [T, D] each."""
+    """Sample recordings of any lengths, [T, L, F] each, together in one engine; return latents [T, D] each."""
     engine = MotionEngine(model, max_streams=len(audios), max_batch=len(audios))
     streams = [engine.open(seed=seed, config=config) for _ in audios]
     made: list[list[torch.Tensor]] = [[] for _ in audios]
@@ -153,8 +163,10 @@ def _score(sampled: list[np.ndarray], truth: list[np.ndarray], latents: list[np.
 
 
 def markdown(scores: dict[str, list[Score]]) -> str:
-    """The table, beside the paper's: means over the seeds, with their standard deviation. `behind` is the full model's
-    lips less the variant's, seed by seed: variants share seeds, and those that differ in sampling alone share models.
+    """Return the table with the paper's figures: means over the seeds, with their standard deviation.
+
+    `behind` is the mean over the seeds of the full model's lips minus the variant's. Variants share seeds, and those
+    that differ only in the sampling share models.
     """
 
     def spread(values: list[float]) -> str:
@@ -179,7 +191,7 @@ def markdown(scores: dict[str, list[Score]]) -> str:
 
 
 def save_report(output: Path, scores: dict[str, list[Score]], facts: dict[str, Any]) -> None:
-    """report.json and table.md."""
+    """Write report.json and table.md."""
     output.mkdir(parents=True, exist_ok=True)
     rows = {name: [asdict(score) for score in some] for name, some in scores.items()}
     (output / "report.json").write_text(json.dumps({**facts, "scores": rows}, indent=2) + "\n")

@@ -1,6 +1,6 @@
-"""Whether a long performance drifts: a held-out clip's sound over and over, and what becomes of the latents.
+"""Measure whether a long rollout drifts, with a held-out clip's sound repeated again and again.
 
-Every round hears the same, so its lips and its latents' statistics can be held against those of any other round.
+Every round hears the same sound, so its lips and its latents' statistics can be compared with any other round's.
 """
 
 import json
@@ -19,19 +19,18 @@ from xactor_platform.training.run.folder import EXPORT
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """By rounds.
-
-    Attributes:
-        clip_s: a round's length.
-        lips: correlation with the true lip opening. off: the latents' mean, how far from the truth's, in the truth's
-            deviations (RMS over dimensions). rms: their deviation over the truth's.
-    """
+    """Hold the figures of every round."""
 
     clip_s: float
+    """Length of a round, in seconds."""
     steps: int
+    """DDIM steps of a chunk."""
     lips: list[float]
+    """Correlation with the true lip opening, by round."""
     off: list[float]
+    """Distance of the latents' mean from the truth's, in the truth's standard deviations (RMS over dimensions)."""
     rms: list[float]
+    """Standard deviation of the latents over the truth's, by round."""
 
     @property
     def seconds(self) -> float:
@@ -59,22 +58,27 @@ def measure_drift(
     config: SamplingConfig | None = None,
     seed: int = 0,
 ) -> Drift:
-    """One rollout of at least so many minutes, in whole rounds of the longest held-out clip; writes drift.json and
-    drift.png to `output`.
+    """Measure one rollout over whole rounds of the longest held-out clip; write drift.json and drift.png to `output`.
 
     Args:
-        run: a run's folder, local. shards: URI; their `test-` and `val-` ones are used.
+        run: Local folder of the run.
+        shards: URI of the shards; the `test-` and `val-` ones are used.
+        output: Folder for the report.
+        minutes: Length of the rollout at least, in minutes.
+        config: How motion is sampled.
+        seed: Seed of the sampling.
 
     Raises:
-        ValueError: no held-out clips, fewer than two rounds, or latents off which nothing can be read.
+        ValueError: There are no held-out clips, there are fewer than two rounds, or the lip opening of the latents is
+            not known.
     """
     config = config or SamplingConfig()
-    (clip,), lips = held_out_clips(shards, most=1)
+    (clip,), lips = held_out_clips(shards, max_clips=1)
     truth = clip.motion
     rounds = math.ceil(minutes * 60 * FPS / len(truth))
     if rounds < 2:
-        least = len(truth) / FPS / 60
-        raise ValueError(f"minutes must be more than {least:.2f}, one round's, got {minutes:g}")
+        round_minutes = len(truth) / FPS / 60
+        raise ValueError(f"minutes must be more than {round_minutes:.2f}, one round's, got {minutes:g}")
     model = MotionTransformer.from_pretrained(Path(run) / EXPORT / "motion").eval()
     pieces = list(stream_motion(model, (clip.audio for _ in range(rounds)), seed=seed, config=config))
     made = np.split(torch.cat(pieces).numpy(), rounds)

@@ -1,6 +1,6 @@
-"""What fewer steps and pipelined denoising cost: each way of sampling beside the default's 50 steps.
+"""Compare fewer steps and pipelined denoising with the default's 50 steps.
 
-Every way has the same clips and seeds, so that what it makes can be held against what the default makes of them.
+Every way of sampling has the same clips and seeds, so that its motion can be compared with the default's.
 """
 
 import json
@@ -17,25 +17,26 @@ from xactor_platform.evaluation.motion_report import correlation, held_out_clips
 from xactor_platform.training.run.folder import EXPORT
 
 DEFAULT = SamplingConfig().steps
-WAYS = ((DEFAULT, 1), (20, 1), (10, 1), (20, 4), (10, 4))  # steps, groups
+# Pairs of steps and groups.
+WAYS = ((DEFAULT, 1), (20, 1), (10, 1), (20, 4), (10, 4))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """One way of sampling, over all clips.
-
-    Attributes:
-        lips: correlation with the true lip opening. rms: the latents' deviation over the truth's.
-        apart: how far its latents are from those of the default, RMS in the truth's deviations.
-        real_time: seconds that a second of motion takes.
-    """
+    """Hold the figures of one way of sampling, over all clips."""
 
     steps: int
+    """DDIM steps of a chunk."""
     groups: int
+    """Groups of a chunk's frames that are denoised one after another."""
     lips: float
+    """Correlation with the true lip opening."""
     rms: float
+    """Standard deviation of the latents over the truth's."""
     apart: float
+    """RMS distance of the latents from those of the first way, in the truth's standard deviations."""
     real_time: float
+    """Seconds that a second of motion takes."""
 
 
 def compare_steps(
@@ -48,17 +49,21 @@ def compare_steps(
     seed: int = 0,
     max_clips: int = 8,
 ) -> list[Way]:
-    """Samples the run's exported model every way; writes few_steps.json to `output`.
+    """Sample the run's exported model in every way; write few_steps.json to `output`.
 
     Args:
-        run: a run's folder, local. shards: URI; their `test-` and `val-` ones are used.
-        ways: steps and groups; what the first makes, the others are held against.
-        config: all else than steps and groups.
+        run: Local folder of the run.
+        shards: URI of the shards; the `test-` and `val-` ones are used.
+        output: Folder for the report.
+        ways: Pairs of steps and groups; the others are compared with the first.
+        config: How motion is sampled, but for steps and groups.
+        seed: Seed of the sampling.
+        max_clips: Most held-out clips; the longest are used.
 
     Raises:
-        ValueError: no held-out clips, or latents off which nothing can be read.
+        ValueError: There are no held-out clips, or the lip opening of the latents is not known.
     """
-    clips, lips = held_out_clips(shards, most=max_clips)
+    clips, lips = held_out_clips(shards, max_clips=max_clips)
     truth = np.concatenate([clip.motion for clip in clips])
     true = np.concatenate([clip.lips for clip in clips])
     deviation = truth.std(0)
@@ -66,7 +71,8 @@ def compare_steps(
     model = MotionTransformer.from_pretrained(Path(run) / EXPORT / "motion").eval()
     found: list[Way] = []
     default: np.ndarray | None = None
-    sample_motion(model, clips[0].audio[None, :FPS], seeds=[seed], config=SamplingConfig(steps=1))  # warm
+    # Warm up, as the ways are timed.
+    sample_motion(model, clips[0].audio[None, :FPS], seeds=[seed], config=SamplingConfig(steps=1))
     for steps, groups in ways:
         way = replace(config or SamplingConfig(), steps=steps, groups=groups)
         begun = time.perf_counter()
@@ -92,10 +98,10 @@ def compare_steps(
 
 
 def table(ways: Sequence[Way]) -> str:
-    """For people."""
+    """Return a table for the terminal."""
     lines = [f"  {'steps':>5}{'groups':>8}{'lips':>8}{'RMS':>8}{'apart':>8}{'real time':>11}"]
     lines += [
         f"  {way.steps:>5}{way.groups:>8}{way.lips:>8.3f}{way.rms:>8.3f}{way.apart:>8.3f}{way.real_time:>11.3f}"
         for way in ways
     ]
-    return "\n".join(["Fewer steps, beside the first", *lines])
+    return "\n".join(["Fewer steps, compared with the first way", *lines])

@@ -1,4 +1,4 @@
-"""What one video scores, by every metric that there are weights for; no more than a few frames are held."""
+"""Score one video by every metric whose weights are given, with only a few frames in memory at a time."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,28 +21,29 @@ from xactor.metrics.sync_crop import steady_boxes, sync_crop
 from xactor.metrics.syncnet import SyncNet, load_published
 from xactor.portrait import Portrait
 
-LEAST_SIDE_PX = 256  # smaller pictures are enlarged: neither landmarks nor metrics were made for fewer pixels
+# Smaller pictures are enlarged: landmarks and metrics are not made for fewer pixels.
+MIN_SIDE_PX = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Where the metrics' networks are; a metric without one is left out.
-
-    syncnet: the published syncnet_v2.model, or a folder of a small one. i3d, emonet: the published files.
-    identity: a TorchScript face embedder in ArcFace's convention.
-    """
+    """Name the files of the metrics' networks. A metric without its network is left out."""
 
     syncnet: Path | None = None
+    """The published syncnet_v2.model, or a folder of a small SyncNet, for SynC and SynD."""
     i3d: Path | None = None
+    """The published I3D file, for FVD."""
     emonet: Path | None = None
+    """The published EmoNet file, for DEmo."""
     identity: Path | None = None
+    """A TorchScript face embedder in ArcFace's convention, for identity."""
 
 
 class Judge:
-    """The metrics' networks, loaded once.
+    """Hold the metrics' networks, loaded once.
 
     Raises:
-        ValueError: weights that do not load.
+        ValueError: Weights do not load.
     """
 
     def __init__(self, weights: Weights):
@@ -64,13 +65,18 @@ class Judge:
     def score(
         self, video: Path, portrait: Portrait, truth: tuple[Path, CropBox] | None
     ) -> tuple[dict[str, float], dict[str, VideoStatistics]]:
-        """A generated video's scores by column, and for FVD the statistics of `made` and `true`.
+        """Score a generated video.
 
         Args:
-            truth: the true video, and the square of it that the generated one shows.
+            video: The generated video.
+            portrait: The portrait that it was made from.
+            truth: The true video, and the square of it that the generated one shows; None without a truth.
+
+        Returns:
+            The scores by column, and FVD's statistics of the `made` and the `true` frames.
 
         Raises:
-            ValueError: a video that cannot be read, or without a face.
+            ValueError: A video cannot be read or has no face.
         """
         faces = self._faces(video, None)
         moves = expressiveness(faces)
@@ -80,7 +86,7 @@ class Judge:
             found = self._sync(video, faces)
             scores |= {"SynC": found.confidence, "SynD": found.distance, "offset_frames": found.offset_frames}
         if self._identity:
-            face = portrait.box.cut(portrait.picture, LEAST_SIDE_PX)
+            face = portrait.box.cut(portrait.picture, MIN_SIDE_PX)
             if seen := self._landmarker.detect(face):
                 frames = zip(_frames(video, None), faces, strict=True)
                 scores["identity"] = identity_similarity(self._identity, (face, seen[0]), frames).value
@@ -121,17 +127,18 @@ class Judge:
             emotion_vectors(self._emotion, zip(_frames(video, box), faces, strict=True))
             for video, box, faces in (made, true)
         ]
-        shared = min(map(len, rows))  # they may differ by a frame
+        # Their lengths may differ by a frame.
+        shared = min(map(len, rows))
         return emotion_difference(*(row[:shared] for row in rows), weights=self._emotion.weights).value
 
 
 def _frames(video: Path, box: CropBox | None) -> Iterator[np.ndarray]:
-    """A video's frames, or a square of each, at least 256 px a side."""
+    """Yield a video's frames uint8 [H, W, 3], or a square of each, at least MIN_SIDE_PX a side."""
     for frame in read_frames(video):
         if box is not None:
-            yield box.cut(frame, max(LEAST_SIDE_PX, min(box.side, 512)))
-        elif (short := min(frame.shape[:2])) < LEAST_SIDE_PX:
-            height, width = (round(side * LEAST_SIDE_PX / short) for side in frame.shape[:2])
+            yield box.cut(frame, max(MIN_SIDE_PX, min(box.side, 512)))
+        elif (short := min(frame.shape[:2])) < MIN_SIDE_PX:
+            height, width = (round(side * MIN_SIDE_PX / short) for side in frame.shape[:2])
             yield np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
         else:
             yield frame

@@ -1,7 +1,7 @@
-"""What a motion model has learned, on held-out clips: sampled against true lip opening, with plots.
+"""Report what a motion model has learned: compare sampled with true lip opening on held-out clips.
 
-Needs latents whose lip opening can be read off: those of the fixed embedding (`xactor.controls`), or a motion encoder's
-of clips whose control track is known. Off these it is read by a linear map, fitted on the training clips.
+The lip opening of the latents must be known. The fixed embedding (`xactor.controls`) gives it directly. A motion
+encoder's latents need clips whose control track is known: a linear map is fitted on the training clips.
 """
 
 import io
@@ -24,34 +24,39 @@ from xactor_platform.training.run.folder import EXPORT, METRICS, RunFolder
 
 QUARTERS = 4
 _CONTROLS = "controls.npy"
-_FITTED_FRAMES = 4000  # of the training clips, that the linear map is fitted on
+# Frames of the training clips that the linear map is fitted on, at least.
+_FITTED_FRAMES = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
 class MotionReport:
-    """Correlations of sampled with true lip opening over all held-out frames, and over one long rollout.
-
-    readable: of what is read off the true latents with the truth: as near as any can come. 1 of the fixed embedding.
-    with_cfg, without_cfg: at the given guidance and at 1.
-    shuffled: with another time's audio; near 0 where lips follow the audio.
-    rollout_s, quarters: the longest clip's length, and the correlation in each quarter of it.
-    rms: the latents' deviation in its last quarter over that of the truth.
-    """
+    """Hold correlations of sampled with true lip opening, over all held-out frames and over one long rollout."""
 
     clips: int
+    """Held-out clips."""
     frames: int
+    """Frames of all clips."""
     steps: int
+    """DDIM steps of a chunk."""
     audio_cfg: float
+    """Guidance of `with_cfg`."""
     readable: float
+    """Correlation of the true latents' lip opening with the truth: the upper bound. It is 1 for the fixed embedding."""
     with_cfg: float
+    """Correlation with guidance."""
     without_cfg: float
+    """Correlation without guidance."""
     shuffled: float
+    """Correlation with the audio of another time; near 0 if the lips follow the audio."""
     rollout_s: float
+    """Length of the longest clip, in seconds."""
     quarters: list[float]
+    """Correlation in each quarter of the longest clip."""
     rms: float
+    """Standard deviation of the latents in its last quarter over that of the truth."""
 
     def table(self) -> str:
-        """As the demo prints it."""
+        """Return a table for the terminal."""
         quarters = "  ".join(f"{q:.2f}" for q in self.quarters)
         return "\n".join(
             [
@@ -76,17 +81,21 @@ def report_motion(
     seed: int = 0,
     max_clips: int = 8,
 ) -> MotionReport:
-    """Samples the run's exported model on held-out clips; writes report.json, loss.png and lips.png to `output`.
+    """Sample the run's exported model on held-out clips; write report.json, loss.png and lips.png to `output`.
 
     Args:
-        run: a run's folder, local.
-        shards: URI of the shards; their `test-` and `val-` ones are used.
+        run: Local folder of the run.
+        shards: URI of the shards; the `test-` and `val-` ones are used.
+        output: Folder for the report.
+        config: How motion is sampled.
+        seed: Seed of the sampling.
+        max_clips: Most held-out clips; the longest are used.
 
     Raises:
-        ValueError: no held-out clips, or latents off which nothing can be read.
+        ValueError: There are no held-out clips, or the lip opening of the latents is not known.
     """
     config = config or SamplingConfig()
-    clips, lips = held_out_clips(shards, most=max_clips)
+    clips, lips = held_out_clips(shards, max_clips=max_clips)
     model = MotionTransformer.from_pretrained(Path(run) / EXPORT / "motion").eval()
     plain = SamplingConfig(**{**asdict(config), "audio_cfg": 1.0})
     latents, truth = [clip.motion for clip in clips], [clip.lips for clip in clips]
@@ -130,18 +139,26 @@ def report_motion(
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutClip:
-    """motion: stored latents [T, D]. audio: features [T, L, F]. lips: the true opening [T]."""
+    """Hold one clip and its true lip opening."""
 
     motion: np.ndarray
+    """Stored latents [T, D]."""
     audio: torch.Tensor
+    """Audio features [T, L, F]."""
     lips: np.ndarray
+    """True lip opening [T]."""
 
 
-def held_out_clips(shards: str, *, most: int) -> tuple[list[HeldOutClip], Callable[[np.ndarray], np.ndarray]]:
-    """The held-out clips of shards, the longest first; and what reads lip opening [T] off latents [T, D].
+def held_out_clips(
+    shards: str, *, max_clips: int
+) -> tuple[list[HeldOutClip], Callable[[np.ndarray], np.ndarray]]:
+    """Read the longest held-out clips of shards.
+
+    Returns:
+        The clips, the longest first, and a function from latents [T, D] to lip opening [T].
 
     Raises:
-        ValueError: there are none, or latents off which nothing can be read.
+        ValueError: There are no held-out clips, or the lip opening of the latents is not known.
     """
     index = load_index(shards)
     held_out = index.held_out()
@@ -149,14 +166,14 @@ def held_out_clips(shards: str, *, most: int) -> tuple[list[HeldOutClip], Callab
         raise ValueError(f"{shards}: no held-out shards (test-*, val-*) to report on")
     lips = lip_reader(index)
     clips = []
-    for row in np.argsort(-held_out.frames, kind="stable")[:most]:
+    for row in np.argsort(-held_out.frames, kind="stable")[:max_clips]:
         z, audio = read_clip(held_out, int(row))
         clips.append(HeldOutClip(motion=z, audio=audio, lips=_true_lips(held_out, int(row), z, lips)))
     return clips, lips
 
 
 def read_clip(index: Index, row: int) -> tuple[np.ndarray, torch.Tensor]:
-    """A whole clip: latents [T, D] and audio features [T, L, F]."""
+    """Read a whole clip: latents [T, D] and audio features [T, L, F]."""
     whole = MicroBatch(np.array([row]), np.array([0]), index.frames[row : row + 1])
     batch = read_batch(index, whole)
     if batch.bad:
@@ -165,7 +182,7 @@ def read_clip(index: Index, row: int) -> tuple[np.ndarray, torch.Tensor]:
 
 
 def _true_lips(index: Index, row: int, z: np.ndarray, lips: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """A clip's lip opening [T]: of its control track where the shards hold it, or as read off its latents."""
+    """Return a clip's lip opening [T]: from its control track if the shards hold it, otherwise from its latents."""
     return _controlled_lips(index, row) if _has_controls(index) else lips(z)
 
 
@@ -178,21 +195,21 @@ def _controlled_lips(index: Index, row: int) -> np.ndarray:
 
 
 def lip_reader(index: Index) -> Callable[[np.ndarray], np.ndarray]:
-    """What reads lip opening [T] off latents [T, D].
+    """Return a function from latents [T, D] to lip opening [T].
 
     Raises:
-        ValueError: latents of which nothing is known.
+        ValueError: The lip opening of these latents is not known.
     """
     if not _has_controls(index):
         made_by, width = index.read_meta(0).get("motion"), index.frame_shape.latent_width
         if made_by == "encoder" or width != LATENT_DIM:
             raise ValueError(
-                f"{index.location.uri}: lip opening needs the fixed embedding's latents, or {_CONTROLS} beside others"
+                f"{index.location.uri}: lip opening needs the fixed embedding's latents, or {_CONTROLS} next to other latents"
             )
         return lambda z: lip_opening(decode_controls(z))
     training = index.training()
     if not training.samples:
-        raise ValueError(f"{index.location.uri}: no training shards to learn from what the latents mean")
+        raise ValueError(f"{index.location.uri}: no training shards (train-*) to fit the lip opening on")
     z, lips = [], []
     for row in np.random.default_rng(0).permutation(training.samples):
         z.append(np.load(io.BytesIO(training.read(int(row), "motion.npy")), allow_pickle=False).astype(float))
@@ -204,7 +221,7 @@ def lip_reader(index: Index) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's; 0 where one does not move at all."""
+    """Return Pearson's correlation; 0 if one of the two is constant."""
     return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else 0.0
 
 

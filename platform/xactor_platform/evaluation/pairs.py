@@ -1,4 +1,4 @@
-"""Which portrait speaks which sound: the self-driven and the cross-driven setting (Paper 4.1)."""
+"""Pair portraits with sounds, in the self-driven and in the cross-driven setting (Paper 4.1)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,32 +11,36 @@ _SOUNDS = (".wav", ".mp3", ".m4a", ".aac", ".flac", ".ogg", ".opus", ".mp4", ".m
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One video to make.
-
-    Attributes:
-        id: its name, of letters, digits, `-` and `_`.
-        portrait: a picture, or a video of which a frame is taken.
-        part: where in that video, 0..1 of its length; None of a picture.
-        audio: what it speaks.
-        truth: the video that really speaks it, in the self-driven setting.
-    """
+    """Describe one video to make."""
 
     id: str
+    """The video's name: letters, digits, `-` and `_`."""
     portrait: Path
-    part: float | None
+    """A picture, or a video of which one frame is taken."""
+    position: float | None
+    """Where the frame lies in the portrait's video, 0..1 of its length; None for a picture."""
     audio: Path
+    """The sound to speak."""
     truth: Path | None
+    """The video that really speaks the sound; None in the cross-driven setting."""
 
 
 def self_driven(ravdess: Path, *, pairs: int, seed: int) -> list[Pair]:
-    """A random frame of one clip and the sound of another one of the same actor, whose video is the truth.
+    """Pair a random frame of one clip with the sound of another clip of the same actor, whose video is the truth.
 
-    RAVDESS's layout: `Actor_07/01-01-05-02-01-02-07.mp4`, of which a first number of 01 means sound and pictures. No
-    two pairs speak the same clip while there are enough.
+    RAVDESS's layout is `Actor_07/01-01-05-02-01-02-07.mp4`; a first number of 01 means sound and pictures. No clip is
+    spoken twice before every clip is spoken once.
+
+    Args:
+        ravdess: The folder of RAVDESS.
+        pairs: Number of pairs, at least 1.
+        seed: Seed of the pairs.
 
     Raises:
-        ValueError: no such folder, or no actor with two clips.
+        ValueError: The folder does not exist, or no actor has two clips.
     """
+    if pairs < 1:
+        raise ValueError(f"pairs must be >= 1, got {pairs}")
     if not ravdess.is_dir():
         raise ValueError(f"{ravdess}: no such folder")
     actors: dict[str, list[Path]] = {}
@@ -56,7 +60,7 @@ def self_driven(ravdess: Path, *, pairs: int, seed: int) -> list[Pair]:
             Pair(
                 id=f"{number:03d}-{audio.stem}",
                 portrait=portrait,
-                part=float(rng.random()),
+                position=float(rng.random()),
                 audio=audio,
                 truth=audio,
             )
@@ -65,10 +69,17 @@ def self_driven(ravdess: Path, *, pairs: int, seed: int) -> list[Pair]:
 
 
 def cross_driven(images: Path, audios: Path, *, seed: int) -> list[Pair]:
-    """Every picture of a folder with a sound of another, matched once by the seed; as many as the smaller has.
+    """Pair the pictures of a folder with the sounds of another at random, each at most once.
+
+    The number of pairs is that of the smaller folder.
+
+    Args:
+        images: Folder of portraits.
+        audios: Folder of sounds, or of videos with sound.
+        seed: Seed of the pairs.
 
     Raises:
-        ValueError: no such folder, or nothing in it.
+        ValueError: A folder does not exist or has no usable file.
     """
     pictures, sounds = _files(images, _PICTURES), _files(audios, _SOUNDS)
     rng = np.random.default_rng([seed, 2])
@@ -78,7 +89,7 @@ def cross_driven(images: Path, audios: Path, *, seed: int) -> list[Pair]:
         Pair(
             id=f"{number:03d}-{pictures[i].stem}-{sounds[j].stem}".replace(" ", "_").replace(".", "_"),
             portrait=pictures[i],
-            part=None,
+            position=None,
             audio=sounds[j],
             truth=None,
         )

@@ -1,11 +1,11 @@
-"""What stage 1 has learned: how near generated frames come to the truth, and what its latents hold and do not hold.
+"""Report what stage 1 has learned: how near generated frames are to the truth, and what the latents hold.
 
-On the held-out clips of a folder of video shards: a clip's first frame is the reference, the latents are the true
-frames' own. Regions are those of `xactor.faces.crop`, which frames every face alike.
+Frames are compared on the held-out clips of a folder of video shards. A clip's first frame is the reference; the
+latents are those of the true frames. The regions are those of `xactor.faces.crop`, which frames every face alike.
 
-On drawn people that no training saw, all acting the same controls, which only a generator of faces can give: whether z
-tells them apart, how near the same expression of two is beside two expressions of one, and whether the controls can be
-read off z by a linear map.
+Latents are probed on drawn people that no training saw, who all act the same controls; only a generator of faces can
+give that. The probe tells whether z names the person, how far the same expression of two people is apart compared with
+two expressions of one person, and whether a linear map reads the controls off z.
 """
 
 import io
@@ -29,47 +29,60 @@ from xactor_platform.evaluation.linear import fit_linear
 HEAD = ("headPitch", "headYaw", "headRoll")
 _SHEET_ROWS, _SHEET_COLUMNS, _SHEET_PX = 6, 7, 96
 _EXPRESSIONS, _PEOPLE = 120, 8
-_UNSEEN = 1000  # the first of the drawn people whom no corpus holds
+# Seed of the first drawn person that no corpus holds.
+_UNSEEN = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """One part of the squared error of the still reference that generated frames take away: 1 is the truth itself."""
+    """Hold the share of the still reference's squared error that generated frames remove; the truth itself has 1."""
 
     mouth: float
+    """The share in the mouth's region."""
     face: float
+    """The share in the face's region."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latents:
-    """What z holds, by linear maps fitted on half of the expressions and tried on the other half.
-
-    identity_accuracy, chance: of naming one of the drawn people. lips, head: R² of lip opening and of head rotation.
-    identity_of_change: of naming one by what z has changed since the first expression, which is what moves a
-        portrait. That one frame's own deviation is in all of them.
-    expression_ratio: mean distance of one expression on two people over that of two expressions on one.
-    """
+    """Hold what z tells, by linear maps fitted on half of the expressions and tested on the other half."""
 
     people: int
+    """Drawn people."""
     identity_accuracy: float
+    """Share of the latents whose person the probe names."""
     identity_of_change: float
+    """The same by the change of z since the first expression, which is what moves a portrait. The deviation of that
+    one frame is in all changes."""
     chance: float
+    """The accuracy of guessing: 1 / people."""
     lips: float
+    """R² of the lip opening."""
     head: float
+    """R² of the head's rotation."""
     expression_ratio: float
+    """Mean distance of one expression of two people over that of two expressions of one person."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RenderReport:
-    clips: dict[str, Gain]  # by held-out clip
+    """Hold the gains of all held-out clips, and what the latents tell."""
+
+    clips: dict[str, Gain]
+    """Gains by held-out clip."""
     speakers: dict[str, Gain]
+    """Gains by speaker."""
     steps: int
+    """DDIM steps of a window."""
     cfg: float
+    """Guidance of the rendering."""
     latents: Latents | None
+    """None if the shards hold no control tracks."""
 
     def table(self) -> str:
+        """Return a table for the terminal."""
         lines = [
-            f"Error of the still reference taken away, {self.steps} DDIM steps, CFG {self.cfg:g}:  mouth  face"
+            f"Error of the still reference removed, {self.steps} DDIM steps, CFG {self.cfg:g}:     mouth  face"
         ]
         lines += [
             f"  {name:<42} {gain.mouth:>6.0%} {gain.face:>6.0%}" for name, gain in self.speakers.items()
@@ -95,15 +108,19 @@ def report_render(
     max_clips: int = 8,
     seed: int = 0,
 ) -> RenderReport:
-    """Renders held-out clips from their own latents; writes report.json and faces.png to `output`.
+    """Render held-out clips from their own latents; write report.json and faces.png to `output`.
 
     Args:
-        model: folder of stage 1's export.
-        videos: URI of video shards; their `test-` and `val-` ones are used.
-        windows: of each clip that are rendered, spread over it.
+        model: Folder of stage 1's export.
+        videos: URI of video shards; the `test-` and `val-` ones are used.
+        output: Folder for the report.
+        config: How frames are rendered.
+        windows: Windows of each clip that are rendered, spread over it.
+        max_clips: Most held-out clips; the longest are used.
+        seed: Seed of the rendering.
 
     Raises:
-        ValueError: no held-out clips.
+        ValueError: There are no held-out clips.
     """
     config = config or RenderConfig()
     renderer = Renderer.from_pretrained(model)
@@ -135,7 +152,12 @@ def report_render(
 def _render_clip(
     renderer: Renderer, index: Index, row: int, config: RenderConfig, windows: int, seed: int
 ) -> tuple[list[tuple[float, ...]], list[list[np.ndarray]]]:
-    """Squared errors (generated and still, mouth and face) of each window, and two rows of pictures for the sheet."""
+    """Render a clip's windows.
+
+    Returns:
+        The squared errors of each window (mouth generated, mouth still, face generated, face still), and two rows of
+        pictures for the sheet.
+    """
     count = min(config.window_frames, int(index.frames[row]) - 1)
     last = int(index.frames[row]) - count
     starts = sorted({round(1 + (last - 1) * (i + 1) / windows) for i in range(windows)})
@@ -167,7 +189,7 @@ def _render_clip(
 
 
 def _error(made: np.ndarray, true: np.ndarray, region: tuple[float, ...]) -> float:
-    """Mean squared error in a region, in squared grey levels."""
+    """Return the mean squared error in a region, in squared grey levels."""
     rows, columns = region_pixels(region, true.shape[1])
     parts = (x[:, rows, columns].astype(np.float64) for x in (made, true))
     return float(np.mean(np.subtract(*parts) ** 2))
@@ -179,7 +201,7 @@ def _gain(errors: Sequence[tuple[float, ...]]) -> Gain:
 
 
 def sheet(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
-    """Rows of pictures by turns true and generated, the reference first in each."""
+    """Draw rows of pictures, each of the same size, one below the other."""
     width = max(map(len, rows))
     picture = Image.new("RGB", (width * _SHEET_PX, len(rows) * _SHEET_PX))
     for y, row in enumerate(rows):
@@ -190,7 +212,7 @@ def sheet(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
 
 
 def _expressions(index: Index) -> np.ndarray | None:
-    """Rows of control tracks spread over the held-out clips, [E, 57]; None where the shards hold none."""
+    """Return rows of control tracks spread over the held-out clips, [E, 57]; None if the shards hold none."""
     if "controls.npy" not in index.offset:
         return None
     tracks = [np.load(io.BytesIO(index.read(row, "controls.npy"))) for row in range(index.samples)]
@@ -199,9 +221,9 @@ def _expressions(index: Index) -> np.ndarray | None:
 
 
 def probe_latents(renderer: Renderer, controls: np.ndarray) -> Latents:
-    """Latents of drawn people who all act the same expressions, rows of controls [E, 57]."""
+    """Probe the latents of drawn people who all act the same expressions, rows of controls [E, 57]."""
     people = [Identity(name=f"drawn-{seed}", voice=Voice()) for seed in range(_UNSEEN, _UNSEEN + _PEOPLE)]
-    # Every second one is fitted on, so that both halves hold all moods.
+    # Every second expression is in the fitted half, so that both halves hold all moods.
     controls = np.concatenate([controls[::2], controls[1::2]])
     expressions, half = len(controls), (len(controls) + 1) // 2
     z = np.stack([_latents_of(renderer, person, controls) for person in people])  # [P, E, D]
@@ -228,12 +250,12 @@ def probe_latents(renderer: Renderer, controls: np.ndarray) -> Latents:
 
 
 def _halves(z: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray]:
-    """Latents [P, E, D] of P people as those to fit on and those to try, [P x half, D] and the rest."""
+    """Split latents [P, E, D] of P people into those to fit on, [P x half, D], and those to test, the rest."""
     return z[:, :half].reshape(-1, z.shape[-1]), z[:, half:].reshape(-1, z.shape[-1])
 
 
 def _named(z: np.ndarray, half: int) -> float:
-    """How often a linear probe names whose latents [P, E, D] those of the second half are."""
+    """Return how often a linear probe names the person of the latents [P, E, D] in the second half."""
     known, asked = _halves(z, half)
     people = np.arange(len(z))
     votes = fit_linear(known, np.repeat(np.eye(len(z)), half, axis=0))(asked)
@@ -241,7 +263,7 @@ def _named(z: np.ndarray, half: int) -> float:
 
 
 def _latents_of(renderer: Renderer, person: Identity, controls: np.ndarray) -> np.ndarray:
-    """[E, D] of a person's face crops."""
+    """Return the latents [E, D] of a person's face crops."""
     size = 4 * renderer.image_size
     box = find_crop(person, size)
     frames = [render_frame(person, row, size) for row in controls]

@@ -1,4 +1,4 @@
-"""An evaluation's results: report.json, the paper's Table 1 columns, and a sheet of frames."""
+"""Write an evaluation's results: report.json, the paper's Table 1 columns and a sheet of frames."""
 
 import json
 from collections.abc import Mapping
@@ -17,8 +17,9 @@ from xactor_platform.evaluation.study import QUESTIONS
 
 SELF_DRIVEN = ("SynC ↑", "SynD ↓", "FVD ↓", "DGlo ↓", "DExp ↓", "DEmo ↓")
 CROSS_DRIVEN = ("SynC ↑", "SynD ↓", "Glo ↑", "Exp ↑", *(f"{name} ↑" for name in QUESTIONS))
-OURS = ("identity ↑", "length_s")  # beyond the paper's
-# Table 1's last row.
+# Columns that the paper does not have.
+OURS = ("identity ↑", "length_s")
+# The last row of the paper's Table 1.
 PAPER = {
     "self-driven": {"SynC": 6.33, "SynD": 7.21, "FVD": 278.3, "DGlo": 0.021, "DExp": 0.005, "DEmo": 0.37},
     "cross-driven": {
@@ -30,7 +31,7 @@ _SHEET_ROWS, _SHEET_COLUMNS, _SHEET_PX = 8, 8, 128
 
 
 def means(results: list[Judged], totals: Mapping[str, VideoStatistics]) -> dict[str, float]:
-    """Every column over all videos that were judged; of signed lengths the mean of their size."""
+    """Average every column over the videos that have scores; of length_s, which has a sign, average the size."""
     columns = {name for judged in results for name in judged.scores}
     found = {}
     for name in sorted(columns):
@@ -48,7 +49,7 @@ def table(
     notes: list[str],
     votes: Mapping[str, float],
 ) -> str:
-    """Table 1's columns in Markdown; `-` is what was not measured."""
+    """Return Table 1's columns in Markdown; `-` marks columns that were not measured."""
     columns = SELF_DRIVEN if setting == "self-driven" else CROSS_DRIVEN
     columns = (*columns, *OURS)
 
@@ -80,17 +81,17 @@ def write_report(
     facts: dict[str, Any],
     votes: Mapping[str, float],
 ) -> str:
-    """Writes report.json, table.md and frames.png to `output`; the table."""
+    """Write report.json, table.md and frames.png to `output` and return the table."""
     judged = [result for result in results if not result.error]
     found = means(judged, totals)
     notes = [f"{len(judged)} of {len(results)} videos"]
     if len(totals) == 2:
         notes.append(
-            f"FVD over {totals['made'].count} windows of made and {totals['true'].count} of true frames"
+            f"FVD over {totals['made'].count} windows of generated and {totals['true'].count} of true frames"
         )
         notes += [note] if (note := fvd(totals["made"], totals["true"]).note) else []
     if weights.get("SynC, SynD", "published") != "published" and "syncnet_v2" not in weights["SynC, SynD"]:
-        notes.append("SynC and SynD are not of the published SyncNet: not to be compared with the paper's")
+        notes.append("SynC and SynD are not of the published SyncNet; do not compare them with the paper's")
     text = table(setting, found, weights, notes, votes)
     report = {
         **facts,
@@ -111,7 +112,7 @@ def write_report(
 
 
 def _row(video: Path) -> np.ndarray:
-    """A video's frames at even times, side by side."""
+    """Return frames of a video at even times, next to each other, uint8 [H, W, 3]."""
     count = sum(1 for _ in read_frames(video))
     wanted = set(np.linspace(0, count - 1, _SHEET_COLUMNS).astype(int).tolist())
     tiles = [

@@ -1,4 +1,4 @@
-"""Makes and judges the videos of an evaluation on Ray actors; what is there already is not done again."""
+"""Make and score the videos of an evaluation on Ray actors. Existing videos and scores are kept."""
 
 import json
 import pickle
@@ -25,24 +25,32 @@ from xactor_platform.evaluation.pairs import Pair
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the videos come from: a model that makes them, or a folder of ready ones, `<id>.mp4`."""
+    """Name a model that makes the videos, or a folder of ready ones."""
 
     model: Path | None = None
+    """Folder of the model."""
     videos: Path | None = None
+    """Folder of ready videos, <id>.mp4."""
     options: AnimateOptions = field(default_factory=AnimateOptions)
+    """How the model animates."""
 
     def __post_init__(self):
         if (self.model is None) == (self.videos is None):
-            raise ValueError("either a model or a folder of videos must be given, not both")
+            raise ValueError(
+                "either a model or a folder of videos must be given: --source.model or --source.videos, not both"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """One pair's result: scores by column, or why there are none."""
+    """Hold one pair's result."""
 
     id: str
+    """The pair's id."""
     scores: dict[str, float]
+    """Scores by column; empty after an error."""
     error: str | None = None
+    """Why there are no scores."""
 
 
 def evaluate(
@@ -53,17 +61,31 @@ def evaluate(
     *,
     actors: int,
     gpus_per_actor: float,
-    say: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> tuple[list[Judged], dict[str, str], dict[str, VideoStatistics]]:
-    """Every pair's scores, which weights made them, and FVD's statistics of all videos together.
+    """Make and score every pair's video.
 
-    Writes to `output`: videos/<id>.mp4, scores/<id>.json and scores/<id>.pickle; a pair whose scores are there is not
-    judged again, nor a video that is there made again. What fails is tried anew by the next run.
+    Write videos/<id>.mp4, scores/<id>.json and scores/<id>.pickle to `output`. Existing scores and videos are kept; the
+    next run retries pairs that failed.
+
+    Args:
+        pairs: The videos to make.
+        source: The model, or ready videos.
+        weights: The metrics' networks.
+        output: A folder that every worker sees.
+        actors: Pairs that are worked on at a time.
+        gpus_per_actor: GPUs that each actor reserves.
+        progress: Called with a line after each pair.
+
+    Returns:
+        The pairs' results, the names of the weights by metric, and FVD's statistics of all videos together.
     """
+    if actors < 1:
+        raise ValueError(f"actors must be >= 1, got {actors}")
     for name in ("videos", "scores"):
         (output / name).mkdir(parents=True, exist_ok=True)
     missing = [pair for pair in pairs if not _scores_file(output, pair).exists()]
-    say(f"{len(pairs)} pairs, {len(pairs) - len(missing)} are judged already")
+    progress(f"{len(pairs)} pairs, {len(pairs) - len(missing)} are already scored")
     failed: dict[str, Judged] = {}
     if missing:
         worker = ray.remote(num_cpus=1, num_gpus=gpus_per_actor, max_restarts=2, max_task_retries=2)(_Worker)
@@ -72,8 +94,8 @@ def evaluate(
         for number, judged in enumerate(done):
             if judged.error:
                 failed[judged.id] = judged
-            what = judged.error or ", ".join(f"{name} {value:.3g}" for name, value in judged.scores.items())
-            say(f"{number + 1} of {len(missing)}  {judged.id}: {what}")
+            result = judged.error or ", ".join(f"{name} {value:.3g}" for name, value in judged.scores.items())
+            progress(f"{number + 1} of {len(missing)}  {judged.id}: {result}")
     results, totals, used = [], {}, {}
     for pair in pairs:
         if pair.id in failed:
@@ -92,7 +114,7 @@ def evaluate(
 
 
 class _Worker:
-    """An actor: one model and one judge."""
+    """Make and score videos in an actor, with one model and one judge."""
 
     def __init__(self, source: Source, weights: Weights, output: Path):
         self._source, self._output = source, output
@@ -119,7 +141,8 @@ class _Worker:
         file = _scores_file(self._output, pair)
         with atomic_path(file.with_suffix(".pickle")) as part:
             part.write_bytes(pickle.dumps(statistics))
-        with atomic_path(file) as part:  # last: it says that the pair is done
+        # Written last: this file marks the pair as finished.
+        with atomic_path(file) as part:
             part.write_text(json.dumps({"scores": scores, "weights": self._judge.weights}, indent=2) + "\n")
         return Judged(id=pair.id, scores=scores)
 
@@ -143,15 +166,15 @@ class _Worker:
 
 
 def _picture(pair: Pair) -> np.ndarray:
-    """The portrait's picture uint8 [H, W, 3]."""
-    if pair.part is None:
+    """Read the portrait's picture uint8 [H, W, 3]."""
+    if pair.position is None:
         return read_image(pair.portrait)
     count = sum(1 for _ in read_frames(pair.portrait))
-    return next(islice(read_frames(pair.portrait), int(pair.part * count), None))
+    return next(islice(read_frames(pair.portrait), int(pair.position * count), None))
 
 
 def _square(video: Path) -> CropBox:
-    """The square around the face of a true video's first frame, as a generated one shows it."""
+    """Return the square around the face of a true video's first frame, as a generated video shows it."""
     return find_portrait(next(read_frames(video))).box
 
 

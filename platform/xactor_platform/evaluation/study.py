@@ -1,12 +1,13 @@
-"""The paper's user study as a static page: videos under blinded names, and the key that tells whose they are.
+"""Make the paper's user study: a static page of videos under blinded names, and the key to the names.
 
 Paper 4.2: 21 participants were shown 10 examples of the cross-driven setting, each a randomised set of all methods'
 videos, and chose the best one by lip sync, motion diversity, emotion alignment and video quality. Table 1's columns
 sum to 1: a method's figure is its share of all choices.
 
-The paper leaves open how it asked, how the ten were found, and whether all saw one order. Ours: the questions below,
-ten drawn by the seed, an order for every rater. Nor does it say who could pass: its shares are those of 201, 205, 200
-and 201 choices, where 21 people with 10 examples make 210. Ours: nobody can, so that all raters weigh alike.
+The paper does not say how it asked, how it chose the ten examples, and whether all raters saw one order. Ours: the
+questions below, ten examples drawn by the seed, and an order for every rater. It does not say either whether a rater
+could skip a question: its shares are those of 201, 205, 200 and 201 choices, but 21 raters with 10 examples make 210.
+Ours: nobody can skip, so that all raters have the same weight.
 """
 
 import hashlib
@@ -27,23 +28,27 @@ QUESTIONS = {
     "Emo": "In which video do the face's emotions fit the voice best?",
     "VQ": "Which video has the best picture quality?",
 }
-MOST_METHODS = 26  # the page calls them Video A to Video Z
+# The page names an example's videos Video A to Video Z.
+MAX_METHODS = 26
 _PAGE, _PLACE = Path(__file__).with_name("study.html"), "@STUDY@"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """What the page hides, and the raters must not see.
-
-    study: what all its vote files bear. seed: of names and orders. videos: by blinded name, the method and example.
-    """
+    """Hold what the page hides from the raters."""
 
     study: str
+    """The study's id, which all its vote files carry."""
     seed: int
+    """Seed of the blinded names and of the orders."""
     raters: int
+    """Raters that the page has orders for."""
     methods: tuple[str, ...]
+    """Names of the methods."""
     examples: tuple[str, ...]
+    """Ids of the examples."""
     videos: dict[str, tuple[str, str]]
+    """Method and example by blinded name."""
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,9 +56,10 @@ class Key:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """
+        """Read a saved key.
+
         Raises:
-            ValueError: another kind of file.
+            ValueError: The file is of another kind.
         """
         try:
             saved = json.loads(path.read_text())
@@ -73,17 +79,21 @@ def make_study(
     raters: int = 21,
     seed: int | None = None,
 ) -> Key:
-    """Writes the page's folder, for any static host, and the key outside of it.
+    """Write the page's folder, for any static host, and the key outside of it.
 
     Args:
-        methods: by name, a folder of ready videos `<id>.mp4`; an example is an id that all of them have.
-        seed: who knows it can name the videos. Drawn if it is not given, and kept in the key.
+        methods: Folders of ready videos `<id>.mp4` by method. An example is an id that all of them have.
+        page: The page's folder, new or empty.
+        key: The key's file.
+        examples: Examples that each rater sees.
+        raters: Raters that the page has orders for.
+        seed: Seed of names and orders; it identifies the videos, so keep it secret. By default it is drawn.
 
     Raises:
-        ValueError: what no study can be made of, or a page's folder that holds something.
+        ValueError: An argument is out of its bounds, or the page's folder is not empty.
     """
-    if not 2 <= len(methods) <= MOST_METHODS:
-        raise ValueError(f"methods must be within 2..{MOST_METHODS}, got {len(methods)}")
+    if not 2 <= len(methods) <= MAX_METHODS:
+        raise ValueError(f"methods must be within 2..{MAX_METHODS}, got {len(methods)}")
     for name in methods:
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ValueError(f"a method's name must be letters, digits, '_', '-' and '.', got {name!r}")
@@ -109,7 +119,7 @@ def make_study(
     made.save(key)
     (page / "videos").mkdir(parents=True, exist_ok=True)
     for name, (method, example) in videos.items():
-        # Not its date either. What is written in the file stays: it says that the video is AI-generated.
+        # The copy has a new date. The file's metadata stay: they say that the video is AI-generated.
         shutil.copyfile(methods[method] / f"{example}.mp4", page / "videos" / f"{name}.mp4")
     data = {"study": made.study, "questions": QUESTIONS, "orders": orders(made)}
     (page / "index.html").write_text(_PAGE.read_text().replace(_PLACE, json.dumps(data)))
@@ -117,7 +127,7 @@ def make_study(
 
 
 def orders(key: Key) -> list[list[list[str]]]:
-    """What each rater sees, by number: the examples in an order of their own, each a list of blinded names."""
+    """Return each rater's examples in the rater's own order, each a list of blinded names in a random order."""
     sets = [[name for name, (_, of) in key.videos.items() if of == example] for example in key.examples]
     found = []
     for rater in range(key.raters):
@@ -127,10 +137,10 @@ def orders(key: Key) -> list[list[list[str]]]:
 
 
 def common_examples(methods: Mapping[str, Path]) -> list[str]:
-    """The ids of which every method has a video.
+    """Return the ids of which every method has a video.
 
     Raises:
-        ValueError: no such folder.
+        ValueError: A folder does not exist.
     """
     for name, folder in methods.items():
         if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""What a SyncNet can tell, on held-out clips: sound in time from sound that is shifted or another's, with a plot."""
+"""Report whether a SyncNet tells sound in time from shifted sound and from another clip's, on held-out clips."""
 
 import json
 from collections.abc import Sequence
@@ -15,36 +15,46 @@ from xactor.rates import SAMPLES_PER_FRAME
 from xactor_platform.evaluation.syncnet_training import Clip
 
 PIECE_FRAMES = 100
-LEAST_SHIFT, GREATEST_SHIFT = 3, 10  # frames, of the shifts that are to be told from none
-_BATCH = 100  # windows
-_SHOWN = 8  # pieces in the plot
+# Shifts, in frames, that the model must tell from none.
+MIN_SHIFT, MAX_SHIFT = 3, 10
+# Windows that are embedded together.
+_BATCH = 100
+# Pieces in the plot.
+_SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyncReport:
-    """Of pieces of 4 s of held-out clips, the sound of each shifted by a drawn number of frames within +-10.
+    """Hold the figures over pieces of 4 s of held-out clips.
 
-    weights: of which model. windows: of 5 frames, in the AUC by windows.
-    found: the part of the pieces whose offset is found to within a frame.
-    auc_windows, auc_pieces: how often a true distance is less than one shifted by 3 to 10 frames, of single windows and
-        of the averages over pieces; 0.5 is chance.
-    confidence_true, confidence_swapped: SynC with its own sound, and with another clip's: means.
-    distance_true, distance_swapped: SynD likewise.
+    The sound of each piece is shifted by a drawn number of frames within -10..10.
     """
 
     weights: str
+    """The model's weights."""
     clips: int
+    """Held-out clips that are long enough."""
     pieces: int
+    """Pieces of 4 s."""
     windows: int
+    """Windows of 5 frames in `auc_windows`."""
     found: float
+    """Share of the pieces whose offset is found to within a frame."""
     auc_windows: float
+    """How often the distance of a window in time is less than one shifted by 3 to 10 frames; chance is 0.5."""
     auc_pieces: float
+    """The same for the average distance over a piece."""
     confidence_true: float
+    """Mean SynC with the piece's own sound."""
     confidence_swapped: float
+    """Mean SynC with another clip's sound."""
     distance_true: float
+    """Mean SynD with the piece's own sound."""
     distance_swapped: float
+    """Mean SynD with another clip's sound."""
 
     def table(self) -> str:
+        """Return a table for the terminal."""
         return "\n".join(
             [
                 f"SyncNet ({self.weights}) on {self.pieces} pieces of 4 s of {self.clips} held-out clips",
@@ -60,15 +70,19 @@ class SyncReport:
 def report_sync(
     model: SyncNet, clips: Sequence[Clip], output: Path | None = None, *, seed: int = 0
 ) -> SyncReport:
-    """Scores pieces of clips; writes sync.json and sync.png to a folder.
+    """Score pieces of clips; write sync.json and sync.png.
 
     Args:
-        clips: at least two, of crops of the model's `image_size`.
+        model: The SyncNet.
+        clips: At least two clips, with crops of the model's `image_size`.
+        output: Folder for the report; None writes nothing.
+        seed: Seed of the shifts.
 
     Raises:
-        ValueError: fewer than two clips that are long enough.
+        ValueError: Fewer than two clips are long enough.
     """
-    spare = GREATEST_SHIFT  # of sound before and after a piece
+    # Frames of sound before and after a piece.
+    spare = MAX_SHIFT
     long_enough = [clip for clip in clips if len(clip.crops) >= PIECE_FRAMES + 2 * spare]
     if len(long_enough) < 2:
         raise ValueError(
@@ -102,7 +116,7 @@ def report_sync(
         auc_windows=auc(np.concatenate(near), np.concatenate(off)),
         auc_pieces=auc(
             curves[:, away == 0].ravel(),
-            curves[:, (away >= LEAST_SHIFT) & (away <= GREATEST_SHIFT)].ravel(),
+            curves[:, (away >= MIN_SHIFT) & (away <= MAX_SHIFT)].ravel(),
         ),
         confidence_true=float(np.mean([score.confidence for score in own])),
         confidence_swapped=float(np.mean([score.confidence for score in swapped])),
@@ -117,20 +131,20 @@ def report_sync(
 
 
 def auc(less: np.ndarray, more: np.ndarray) -> float:
-    """How often one of the first is less than one of the second, ties counted half."""
+    """Return how often a value of `less` is less than one of `more`; ties count half."""
     more = np.sort(more)
     below, up_to = np.searchsorted(more, less, "left"), np.searchsorted(more, less, "right")
     return float(1 - (below + up_to).mean() / 2 / len(more))
 
 
 def _sound(clip: Clip, start: int) -> np.ndarray:
-    """Of a piece: begun later than its pictures, the sound runs ahead of them."""
+    """Return a piece's sound. If it starts later than the pictures, the sound runs ahead of them."""
     return clip.samples[start * SAMPLES_PER_FRAME : (start + PIECE_FRAMES) * SAMPLES_PER_FRAME]
 
 
 @torch.inference_mode()
 def _distances(model: SyncNet, clip: Clip) -> tuple[np.ndarray, np.ndarray]:
-    """Of a clip's single windows: from their own sound, and from sound 3 to 10 frames off."""
+    """Return the distances of a clip's windows from their own sound, and from sound 3 to 10 frames off."""
     seen, heard = [], []
     for first in range(0, clip.windows, _BATCH):
         count = min(_BATCH, clip.windows - first)
@@ -140,11 +154,11 @@ def _distances(model: SyncNet, clip: Clip) -> tuple[np.ndarray, np.ndarray]:
     d = torch.cdist(torch.cat(seen), torch.cat(heard)).cpu().numpy()  # [windows, windows]
     place = np.arange(len(d))
     apart = np.abs(place[:, None] - place)
-    return d[apart == 0], d[(apart >= LEAST_SHIFT) & (apart <= GREATEST_SHIFT)]
+    return d[apart == 0], d[(apart >= MIN_SHIFT) & (apart <= MAX_SHIFT)]
 
 
 def _plot(path: Path, scores: dict[str, list[SyncScore]]) -> None:
-    """Distance over offset: pieces with their own sound and with another's."""
+    """Plot distance over offset, for pieces with their own sound and with another's."""
     import matplotlib.figure
 
     figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")

@@ -1,8 +1,9 @@
-"""Trains a small SyncNet on video shards, for those who have no published weights.
+"""Train a small SyncNet on video shards, for users without the published weights.
 
-One process, no cluster: it takes minutes. The recipe is the paper's where it gives one (Chung and Zisserman 2016, 3.1):
-the contrastive loss of its Equation 1, false pairs of the same clip's sound at another time, batch normalisation, one
-change of crop, mirror and colour to all frames of a clip, and of loudness by 10 %.
+Training runs in one process, without a cluster, and takes minutes. The recipe follows SyncNet's paper where it gives
+one (Chung and Zisserman 2016, 3.1): the contrastive loss of its Equation 1, false pairs of the same clip's sound at
+another time, batch normalisation, one change of crop, mirror and colour for all frames of a clip, and a change of
+loudness by 10 %.
 """
 
 import json
@@ -29,43 +30,49 @@ from xactor_platform.data.index import Index
 from xactor_platform.training.train_config import at_least
 
 METRICS = "metrics.jsonl"
-_SLACK_PX = 4  # a crop is kept so much larger than the model sees, to be cut at random
-_LEAST_FRAMES = WINDOW_FRAMES + 1
-_EPSILON = 1e-6  # under the root, whose slope at 0 has no end
+# Crops are larger than the model's input by this, to be cut at random.
+_SLACK_PX = 4
+_MIN_FRAMES = WINDOW_FRAMES + 1
+# Added under the root, whose slope at 0 is infinite.
+_EPSILON = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyncNetTraining:
-    """
-    videos: URI of video shards: face crops with sound. Those of `test-*` and `val-*` are held out.
-    output: folder for the model and its metrics.jsonl.
-    model: its sizes.
-    minutes: of the clips at most; they are kept in memory.
-    steps, seed: the same seed and threads give the same model.
-    runs, run_windows: a step takes so many runs of so many successive windows. Ours: false pairs are all of a run that
-        lie at least `least_shift` frames apart, up to a second; the paper draws one for each true pair, up to 2 s off.
-    margin: how far apart a false pair is to lie. Ours: about as far as random weights put it; the paper does not say.
-    learning_rate: at the beginning; it falls to a hundredth, as the paper's does. Ours: of Adam, and along a cosine.
-    device: auto is a GPU where there is one. threads: of torch on the CPU.
-    """
+    """Configure the training of a small SyncNet. The defaults train on the demo corpus."""
 
     videos: str = "demo/corpus/videos"
+    """Folder or URI of video shards: face crops with sound. The shards test-* and val-* are held out."""
     output: Path = Path("demo/syncnet")
+    """Folder for the model and its metrics.jsonl."""
     model: SyncNetConfig = field(default_factory=small_config)
+    """Sizes of the model."""
     minutes: float = 30.0
+    """Most minutes of clips, more than 0. They are kept in memory."""
     steps: int = 700
+    """Training steps, at least 1."""
     seed: int = 0
+    """Seed, at least 0. The same seed and number of threads give the same model."""
     runs: int = 6
+    """Runs of successive windows in a step, at least 1."""
     run_windows: int = 24
-    least_shift: int = 2
+    """Windows of a run, more than min_shift."""
+    min_shift: int = 2
+    """Frames that a false pair is apart, at least 1. Ours: all such pairs of a run are false pairs, up to a second
+    apart; the paper draws one for each true pair, up to 2 s apart."""
     margin: float = 4.0
+    """Distance that a false pair is pushed to, more than 0. Ours: about that of random weights; the paper gives none."""
     learning_rate: float = 2e-3
+    """Learning rate of the first step, more than 0. It falls to a hundredth, as the paper's does. Ours: Adam, and the
+    rate falls along a cosine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device; auto is a GPU if there is one."""
     threads: int = 2
+    """Threads of torch on the CPU, at least 1."""
 
     def __post_init__(self):
-        at_least(self, 1, "steps", "threads", "runs", "least_shift")
-        at_least(self, self.least_shift + 1, "run_windows")
+        at_least(self, 1, "steps", "threads", "runs", "min_shift")
+        at_least(self, self.min_shift + 1, "run_windows")
         at_least(self, 0, "seed")
         for name in ("minutes", "margin", "learning_rate"):
             if not getattr(self, name) > 0:
@@ -73,66 +80,72 @@ class SyncNetTraining:
 
     @property
     def crop_px(self) -> int:
-        """Of the clips to train on: larger than the model sees, so that a part can be cut at random."""
+        """Return the side of the training crops: larger than the model's input, which is cut out at random."""
         return self.model.image_size + _SLACK_PX
 
     @property
     def clip_frames(self) -> int:
-        """The shortest clip that can be trained on."""
+        """Return the frames of the shortest clip that can be trained on."""
         return self.run_windows + WINDOW_FRAMES
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Clip:
-    """One clip in memory.
-
-    Attributes:
-        source: where it is from, by its json; "demo" of the demo corpus.
-        crops: uint8 [T, S, S, 3] RGB, as SyncNet sees a face, or a little larger.
-        samples: float32 [T x 640], mono, 16 kHz.
-        cepstra: float32 [windows, 13, 20], of the sound of each window.
-    """
+    """Hold one clip in memory."""
 
     key: str
+    """The clip's key in the shards."""
     source: str
+    """The clip's source, by its json; "demo" for the demo corpus."""
     crops: np.ndarray
+    """Face crops uint8 [T, S, S, 3] RGB, as SyncNet sees a face, or a little larger."""
     samples: np.ndarray
+    """Sound float32 [T x 640], mono, 16 kHz."""
     cepstra: np.ndarray
+    """Cepstra of each window's sound, float32 [windows, 13, 20]."""
 
     @property
     def windows(self) -> int:
-        """That lie whole in the clip."""
+        """Return the number of windows that lie wholly in the clip."""
         return len(self.cepstra)
 
 
 def read_clips(
-    index: Index, crop_px: int, *, minutes: float = math.inf, least_frames: int = _LEAST_FRAMES
+    index: Index, crop_px: int, *, minutes: float = math.inf, min_frames: int = _MIN_FRAMES
 ) -> list[Clip]:
-    """The clips of an index of video shards, their faces cut as SyncNet sees them, up to so many minutes.
+    """Read clips of video shards, with their faces cut as SyncNet sees them.
+
+    Args:
+        index: The shards' index.
+        crop_px: Side of the crops.
+        minutes: Most minutes of clips.
+        min_frames: Fewest frames of a clip; shorter clips are left out.
 
     Raises:
-        ValueError: no videos, a clip that cannot be decoded, or none of so many frames.
+        ValueError: The shards hold no videos, a clip cannot be decoded, or no clip is long enough.
     """
     if "mp4" not in index.offset:
         raise ValueError(f"{index.location.uri}: holds latents, not videos")
     clips, frames = [], 0
-    for row in np.flatnonzero(index.frames >= least_frames):
+    for row in np.flatnonzero(index.frames >= min_frames):
         if frames >= minutes * 60 * FPS:
             break
         clips.append(_read_clip(index, int(row), crop_px))
         frames += len(clips[-1].crops)
     if not clips:
-        raise ValueError(f"{index.location.uri}: no clip of >= {least_frames} frames")
+        raise ValueError(f"{index.location.uri}: no clip of >= {min_frames} frames")
     return clips
 
 
 def train_syncnet(
     config: SyncNetTraining, clips: Sequence[Clip], progress: Callable[[str], None] = lambda line: None
 ) -> SyncNet:
-    """Trains on clips and saves the model with its metrics.jsonl: the model, ready to score.
+    """Train on clips, save the model with its metrics.jsonl and return it, ready to score.
 
     Args:
-        clips: crops of the model's `image_size`, or larger, of which the model then sees a part.
+        config: The training's options.
+        clips: Clips with crops of the model's `image_size`, or larger ones, which are then cut at random.
+        progress: Called with a line every 50 steps.
     """
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -148,7 +161,7 @@ def train_syncnet(
             frames, cepstra = draw_batch(clips, config, step)
             seen = model.see(frames.to(device))  # [R, n, E]
             heard = model.hear(cepstra.flatten(0, 1).to(device)).view_as(seen)
-            loss = contrastive_loss(seen, heard, margin=config.margin, least_shift=config.least_shift)
+            loss = contrastive_loss(seen, heard, margin=config.margin, min_shift=config.min_shift)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -163,16 +176,19 @@ def train_syncnet(
 
 
 def label(clips: Sequence[Clip]) -> str:
-    """What every score says of a model that was trained on these clips."""
+    """Return the name that scores give to a model that was trained on these clips."""
     if all(clip.source == "demo" for clip in clips):
         return "small, trained on the demo corpus"
-    return f"small, trained on {len(clips)} clips of one's own"
+    return f"small, trained on {len(clips)} clips of another corpus"
 
 
 def draw_batch(clips: Sequence[Clip], config: SyncNetTraining, step: int) -> tuple[Tensor, Tensor]:
-    """A step's runs of n windows, keyed (seed, step): frames [R, 3, n + 4, S, S] and cepstra [R, n, 13, 20].
+    """Draw a step's R runs of n windows, keyed by (seed, step).
 
-    A clip is drawn as often as it is long.
+    A clip is drawn with a probability proportional to its length.
+
+    Returns:
+        Frames [R, 3, n + 4, S, S] and cepstra [R, n, 13, 20].
     """
     generator = keyed_generator(config.seed, step, "syncnet")
     n, side = config.run_windows, config.model.image_size
@@ -184,31 +200,34 @@ def draw_batch(clips: Sequence[Clip], config: SyncNetTraining, step: int) -> tup
         crops = clip.crops[start : start + n + WINDOW_FRAMES - 1]
         frames.append(_altered(frames_to_model(crops), side, generator))
         heard = torch.from_numpy(clip.cepstra[start : start + n]).clone()
-        # Louder or softer by up to 10 %: of all coefficients only the logarithm of the energy hears it.
+        # Louder or softer by up to 10 %: this changes only the first coefficient, the logarithm of the energy.
         heard[:, 0] += 2 * torch.log(0.9 + 0.2 * torch.rand((), generator=generator))
         cepstra.append(heard)
     return torch.stack(frames), torch.stack(cepstra)
 
 
-def contrastive_loss(seen: Tensor, heard: Tensor, *, margin: float, least_shift: int) -> Tensor:
-    """Half of d^2 over true pairs and of relu(margin - d)^2 over false ones, averaged (Equation 1 of the paper).
+def contrastive_loss(seen: Tensor, heard: Tensor, *, margin: float, min_shift: int) -> Tensor:
+    """Average half of d^2 over true pairs and of relu(margin - d)^2 over false ones (Equation 1 of the paper).
 
-    Ours: every two windows of a run that are `least_shift` frames apart or more are a false pair; all of these weigh as
-    much as all true ones. Those in between are neither.
+    Ours: every two windows of a run that are `min_shift` frames apart or more are a false pair. All false pairs together
+    have the same weight as all true ones. Windows less far apart are neither.
 
     Args:
-        seen, heard: [R, n, E], of n successive windows.
+        seen: Embeddings of the pictures [R, n, E], of n successive windows.
+        heard: Embeddings of the sound [R, n, E].
+        margin: Distance that a false pair is pushed to.
+        min_shift: Frames that a false pair is apart, at least.
     """
     place = torch.arange(seen.shape[1], device=seen.device)
     apart = (place[:, None] - place).abs()
     squared = (seen[:, :, None] - heard[:, None]).square().sum(-1)  # [R, n, n]
     true = squared[:, apart == 0]
-    false = relu(margin - (squared[:, apart >= least_shift] + _EPSILON).sqrt()).square()
+    false = relu(margin - (squared[:, apart >= min_shift] + _EPSILON).sqrt()).square()
     return (true.mean() + false.mean()) / 4
 
 
 def _altered(frames: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """Frames [3, T, P, P] cut to `side`, mirrored or not, and their colours moved: all alike."""
+    """Cut frames [3, T, P, P] to `side`, mirror them or not, and move their colours, all frames alike."""
     slack = frames.shape[-1] - side
     top, left = torch.randint(slack + 1, (2,), generator=generator).tolist()
     frames = frames[..., top : top + side, left : left + side]
@@ -232,7 +251,7 @@ def _read_clip(index: Index, row: int, crop_px: int) -> Clip:
         raise ValueError(f"{key}: {error}") from error
     samples = np.zeros(len(crops) * SAMPLES_PER_FRAME, np.float32)
     samples[: len(sound)] = sound[: len(samples)]
-    # Not of the last window: its cepstra would reach past the sound's end.
+    # The last window is left out: its cepstra would reach past the sound's end.
     cepstra = cepstra_windows(samples, 0, len(crops) - WINDOW_FRAMES)
     source = str(index.read_meta(row).get("source"))
     return Clip(key=key, source=source, crops=np.stack(crops), samples=samples, cepstra=cepstra)

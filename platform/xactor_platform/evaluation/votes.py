@@ -1,4 +1,4 @@
-"""The votes of a user study: which files count, and each method's share of the choices, as in Table 1."""
+"""Count the votes of a user study: each method's share of the choices, as in Table 1."""
 
 import json
 import math
@@ -13,21 +13,20 @@ from xactor_platform.evaluation.study import QUESTIONS, Key
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tally:
-    """
-    raters: how many counted.
-    shares: by method and question, of all choices; a question's sum to 1.
-    errors: their standard errors over raters; none of a single rater.
-    left_out: a line for each file that does not count, with the reason.
-    """
+class VoteCount:
+    """Hold the shares of all methods."""
 
     raters: int
+    """Raters whose votes count."""
     shares: dict[str, dict[str, float]]
+    """Shares of all choices by method and question; those of a question sum to 1."""
     errors: dict[str, dict[str, float]]
+    """Standard errors of the shares over raters; empty for a single rater."""
     left_out: tuple[str, ...]
+    """A line with the reason for each file that does not count."""
 
     def table(self) -> str:
-        """In Markdown, with the standard errors."""
+        """Return the shares in Markdown, with their standard errors."""
 
         def cell(method: str, question: str) -> str:
             error = self.errors.get(method, {}).get(question)
@@ -42,22 +41,27 @@ class Tally:
         return "\n".join(lines) + "\n"
 
     def save(self, output: Path) -> None:
-        """Writes tally.json, table.md and for each method `<method>/votes.json`, which the evaluation takes."""
+        """Write vote_count.json, table.md and each method's `<method>/votes.json`, which the evaluation reads."""
         for method, shares in self.shares.items():
             (output / method).mkdir(parents=True, exist_ok=True)
             (output / method / "votes.json").write_text(json.dumps(shares, indent=2) + "\n")
-        (output / "tally.json").write_text(json.dumps(asdict(self), indent=2) + "\n")
+        (output / "vote_count.json").write_text(json.dumps(asdict(self), indent=2) + "\n")
         (output / "table.md").write_text(self.table())
 
 
-def tally(files: Iterable[Path], key: Key) -> Tally:
-    """Counts vote files. One that is foreign, incomplete or a rater's second is left out, and why is said.
+def count_votes(files: Iterable[Path], key: Key) -> VoteCount:
+    """Count vote files. Leave out files that are foreign, incomplete or a rater's second, and say why.
+
+    Args:
+        files: Vote files, in any order.
+        key: The study's key.
 
     Raises:
-        ValueError: none counts.
+        ValueError: No file counts.
     """
     counted: dict[int, Path] = {}
-    shares, left_out = [], []  # of each rater [methods, questions]
+    # shares: [methods, questions] for each rater.
+    shares, left_out = [], []
     for file in sorted(set(files)):
         try:
             rater, share = _read(file, key)
@@ -71,7 +75,7 @@ def tally(files: Iterable[Path], key: Key) -> Tally:
     if not shares:
         raise ValueError("\n".join([f"no vote file counts, of {len(left_out)}", *left_out]))
     spread = np.std(shares, axis=0, ddof=1) / math.sqrt(len(shares)) if len(shares) > 1 else None
-    return Tally(
+    return VoteCount(
         raters=len(shares),
         shares=_named(np.mean(shares, axis=0), key),
         errors={} if spread is None else _named(spread, key),
@@ -80,10 +84,10 @@ def tally(files: Iterable[Path], key: Key) -> Tally:
 
 
 def read_votes(path: Path) -> dict[str, float]:
-    """One method's shares, from its votes.json.
+    """Read one method's shares by question from its votes.json.
 
     Raises:
-        ValueError: another kind of file.
+        ValueError: The file is of another kind.
     """
     votes = _json(path)
     if not isinstance(votes, Mapping) or set(votes) != set(QUESTIONS):
@@ -95,7 +99,7 @@ def read_votes(path: Path) -> dict[str, float]:
 
 
 def _read(file: Path, key: Key) -> tuple[int, np.ndarray]:
-    """Who voted, and the shares [methods, questions] of this rater's choices."""
+    """Return the rater's number and the shares [methods, questions] of the rater's choices."""
     ballot = _json(file)
     if not isinstance(ballot, Mapping) or ballot.get("study") != key.study:
         of = ballot.get("study") if isinstance(ballot, Mapping) else None
@@ -111,7 +115,7 @@ def _read(file: Path, key: Key) -> tuple[int, np.ndarray]:
 
 
 def _choices(rows: Any, key: Key) -> dict[tuple[str, str], str]:
-    """The chosen method by example and question, all of them."""
+    """Return the chosen method by example and question, of all examples and questions."""
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         raise ValueError("foreign: its votes must be a list of answers by question")
     chosen: dict[tuple[str, str], str] = {}
@@ -136,7 +140,7 @@ def _json(path: Path) -> Any:
 
 
 def _named(figures: np.ndarray, key: Key) -> dict[str, dict[str, float]]:
-    """[methods, questions] by their names."""
+    """Return figures [methods, questions] by the names of both."""
     return {
         method: dict(zip(QUESTIONS, row, strict=True))
         for method, row in zip(key.methods, figures.tolist(), strict=True)

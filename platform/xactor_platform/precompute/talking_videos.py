@@ -1,9 +1,11 @@
-"""Any talking videos to shards, by a landmark model.
+"""Make shards from any talking videos, by a landmark model.
 
-Stage 2's hold the control track, embedded by the fixed map, and the sound's features. Stage 1's, where crops are asked
-for, hold the square around the face with its sound, under the same keys.
+    <output>/                 stage 2's shards: the control track, embedded by the fixed map, and the audio features
+    <output>/report.jsonl     a line for each video
+    <parent>/audio_encoder/   the encoder of the audio features, where stage 2's training looks for it
+    <parent>/videos/          stage 1's shards, if crops are wanted: face crops with sound, under the same keys
 
-A video that cannot be used is one line of the report, never the end of the job.
+A video that cannot be used is one line of the report; the job continues.
 """
 
 import glob
@@ -12,7 +14,7 @@ import multiprocessing
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -32,47 +34,62 @@ from xactor.rates import FPS, SAMPLES_PER_FRAME, frame_count
 from xactor_platform.data.face_video import ClipSamples, face_video
 from xactor_platform.data.index import load_index
 from xactor_platform.data.shards import ShardWriter
+from xactor_platform.precompute.encoder_folder import save_encoder
 from xactor_platform.precompute.worker import start_worker
 from xactor_platform.storage.location import Location, sibling_uri
 
 SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp"}
-LEAST_S = 1.0
+MIN_S = 1.0
 REPORT = "report.jsonl"
 SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoFate:
-    """What became of one video: a line of the report."""
+class VideoResult:
+    """Hold one video's line of the report."""
 
     file: str
-    status: str  # ok | failed
+    """The video's path."""
+    status: Literal["ok", "failed"]
+    """Whether the video is in the shards."""
     reason: str | None
+    """Why the video failed; None if it did not."""
     frames: int
+    """Frames in the shards; 0 if it failed."""
     split: str
+    """The split, train or test."""
     key: str
+    """The sample's key in the shards."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoCorpus:
-    """What became of all."""
+    """Hold the results of all videos."""
 
     shards: str
-    fates: list[VideoFate]
+    """Folder or URI of stage 2's shards."""
+    results: list[VideoResult]
+    """One result for each video, in the order of the files."""
 
     @property
-    def failed(self) -> list[VideoFate]:
-        return [fate for fate in self.fates if fate.status != "ok"]
+    def failed(self) -> list[VideoResult]:
+        return [result for result in self.results if result.status != "ok"]
 
 
-def find_videos(where: str) -> list[Path]:
-    """The videos of a folder (and below it) or of a glob pattern, sorted. ValueError where there are none."""
-    if Path(where).is_dir():
-        found = [p for p in Path(where).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
+def list_videos(folder_or_pattern: str) -> list[Path]:
+    """Return the videos below a folder, or of a glob pattern, sorted.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if Path(folder_or_pattern).is_dir():
+        found = [
+            p for p in Path(folder_or_pattern).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
+        ]
     else:
-        found = [Path(p) for p in glob.glob(where, recursive=True) if Path(p).is_file()]
+        found = [Path(p) for p in glob.glob(folder_or_pattern, recursive=True) if Path(p).is_file()]
     if not found:
-        raise ValueError(f"{where}: no videos found")
+        raise ValueError(f"{folder_or_pattern}: no videos found")
     return sorted(found)
 
 
@@ -87,22 +104,24 @@ def shards_from_videos(
     audio_encoder: str | Path | None = None,
     seed: int = 0,
     workers: int | None = None,
-    progress: Callable[[VideoFate], None] = lambda fate: None,
+    progress: Callable[[VideoResult], None] = lambda result: None,
 ) -> VideoCorpus:
-    """Makes shards, their index, `audio_encoder/` and `report.jsonl` in the folder `output` (a path or URI).
+    """Make shards, their index and `report.jsonl` in the folder `output`, and `audio_encoder/` next to it.
 
     Args:
-        videos: a folder or a glob pattern.
-        landmarks: another landmark model than the packaged one.
-        crops: the side of face crops in pixels, for video shards; 0 makes none.
-        crops_output: folder or URI of the video shards; `videos` beside `output` where it is not given.
-        held_out: so many videos (1 or more), or that part of them (below 1), go to the split `test`.
-        audio_encoder: a folder that holds one; log-mel without weights where it is not given.
-        seed: of which videos are held out.
-        workers: processes; as many as there are cores where it is not given.
+        videos: Folder or glob pattern.
+        output: Folder or URI of stage 2's shards.
+        landmarks: Landmark model. By default the packaged one.
+        crops: Side of the face crops for video shards, in pixels; 0 makes none.
+        crops_output: Folder or URI of the video shards. By default `videos` next to `output`.
+        held_out: Videos of the split `test`: a number if >= 1, a share if below 1.
+        audio_encoder: Folder of an audio encoder. By default log-mel features, which have no weights.
+        seed: Seed of the choice of held-out videos.
+        workers: Processes. By default one a core.
+        progress: Called with each video's result.
 
     Raises:
-        ValueError: an argument that cannot be, or not one video to train on.
+        ValueError: An argument is out of its bounds, or no video can be trained on.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be >= 1, got {workers}")
@@ -111,77 +130,84 @@ def shards_from_videos(
     crops_output = crops_output or sibling_uri(output, "videos")
     if crops and Path(crops_output) in (Path(videos).absolute(), Path(output).absolute()):
         raise ValueError(f"crops_output must be a folder of its own, got {crops_output}")
-    files = find_videos(videos)
+    files = list_videos(videos)
     splits = _splits(len(files), held_out, seed)
-    FaceLandmarker(landmarks)  # A missing extra or model is said before any work.
-    target = Location.parse(output)
+    # A missing extra or model is an error before any work.
+    FaceLandmarker(landmarks)
     encoder = load_audio_encoder(audio_encoder) if audio_encoder else LogMelEncoder()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "audio_encoder"
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
         encoder.save_pretrained(folder)
-        for part in sorted(folder.iterdir()):
-            with target.atomic_write(f"audio_encoder/{part.name}") as stream:
-                stream.write(part.read_bytes())
-        fates = []
-        with ExitStack() as stack:
-            motion = {
-                split: stack.enter_context(ShardWriter(output, split, overwrite=True)) for split in SPLITS
-            }
-            pictures = {
-                split: stack.enter_context(ShardWriter(crops_output, split, overwrite=True))
-                for split in SPLITS
-                if crops
-            }
-            task = partial(
-                _try_video,
-                encoder_folder=str(folder),
-                landmarks=str(landmarks) if landmarks else None,
-                crops=crops,
-            )
-            for number, made in enumerate(_in_pool(files, workers or os.cpu_count() or 1, task)):
-                key = f"{number:05d}-{re.sub(r'[^A-Za-z0-9_-]+', '-', files[number].stem)[:80]}"
-                failed = isinstance(made, str)
-                if not failed:
-                    motion[splits[number]].write(key, made.motion)
-                    if made.video is not None:
-                        pictures[splits[number]].write(key, made.video)
-                fate = VideoFate(
-                    file=str(files[number]),
-                    status="failed" if failed else "ok",
-                    reason=made if failed else None,
-                    frames=0 if failed else made.motion["json"]["frames"],
-                    split=splits[number],
-                    key=key,
-                )
-                fates.append(fate)
-                progress(fate)
-    with target.atomic_write(REPORT) as stream:
-        stream.write("".join(json.dumps(vars(fate)) + "\n" for fate in fates).encode())
-    if not any(fate.status == "ok" and fate.split == "train" for fate in fates):
-        first = next((fate.reason for fate in fates if fate.reason), "all are held out")
+        save_encoder(Path(folder), sibling_uri(output, "audio_encoder"))
+        task = partial(
+            _try_video,
+            encoder_folder=folder,
+            landmarks=str(landmarks) if landmarks else None,
+            crops=crops,
+        )
+        made = _in_pool(files, workers or os.cpu_count() or 1, task)
+        outputs = (output, crops_output if crops else None)
+        for result in _write(zip(files, splits, made, strict=True), *outputs):
+            results.append(result)
+            progress(result)
+    with Location.parse(output).atomic_write(REPORT) as stream:
+        stream.write("".join(json.dumps(vars(result)) + "\n" for result in results).encode())
+    if not any(result.status == "ok" and result.split == "train" for result in results):
+        first = next((result.reason for result in results if result.reason), "all are held out")
         raise ValueError(
             f"{videos}: none of {len(files)} videos can be trained on ({first}); see {REPORT} in {output}"
         )
     for shards in (output, crops_output) if crops else (output,):
         load_index(shards)
-    return VideoCorpus(shards=output, fates=fates)
+    return VideoCorpus(shards=output, results=results)
+
+
+def _write(
+    videos: Iterable[tuple[Path, str, ClipSamples | str]], output: str, crops_output: str | None
+) -> Iterator[VideoResult]:
+    """Write shards and yield each video's result.
+
+    Args:
+        videos: Files with their split, and their samples or the reason why there are none.
+        output: Folder or URI of stage 2's shards.
+        crops_output: Folder or URI of stage 1's shards; None writes none.
+    """
+    with ExitStack() as stack:
+        motion, pictures = (
+            {split: stack.enter_context(ShardWriter(place, split, overwrite=True)) for split in SPLITS}
+            if place
+            else {}
+            for place in (output, crops_output)
+        )
+        for number, (file, split, made) in enumerate(videos):
+            key = f"{number:05d}-{re.sub(r'[^A-Za-z0-9_-]+', '-', file.stem)[:80]}"
+            if isinstance(made, str):
+                yield VideoResult(
+                    file=str(file), status="failed", reason=made, frames=0, split=split, key=key
+                )
+                continue
+            motion[split].write(key, made.motion)
+            if made.video is not None:
+                pictures[split].write(key, made.video)
+            frames = made.motion["json"]["frames"]
+            yield VideoResult(file=str(file), status="ok", reason=None, frames=frames, split=split, key=key)
 
 
 def read_video(file: str, encoder_folder: str, landmarks: str | None = None, crops: int = 0) -> ClipSamples:
-    """One video's members for the shards.
+    """Read one video and return its members for the shards.
 
     Raises:
-        ValueError: naming why the video cannot be used.
+        ValueError: The video cannot be used; the message says why.
     """
     samples = read_audio(file)
     if np.abs(samples).max() < 1e-3:
         raise ValueError(f"{file}: the sound is silence")
     faces = list(_landmarker(landmarks).follow(read_frames(file, FPS), FPS))
-    # Sound and pictures seldom end at the same moment: what both have is used.
+    # Sound and pictures seldom end at the same moment: the frames that both have are used.
     frames = min(len(faces), frame_count(len(samples)))
-    if frames < LEAST_S * FPS:
+    if frames < MIN_S * FPS:
         raise ValueError(
-            f"{file}: too short, {frames / FPS:.2f} s of sound and pictures; at least {LEAST_S:g} s is needed"
+            f"{file}: too short, {frames / FPS:.2f} s of sound and pictures; at least {MIN_S:g} s is needed"
         )
     try:
         controls = control_track(faces[:frames])  # [T, 57]
@@ -203,7 +229,7 @@ def read_video(file: str, encoder_folder: str, landmarks: str | None = None, cro
     if not crops:
         return ClipSamples(motion=motion, video=None)
     box = crop_box([face for face in faces[:frames] if face is not None])
-    # Decoded once more: a long video's pictures would not fit into memory.
+    # Decoded a second time: a long video's pictures would not fit into memory.
     pictures = (box.cut(picture, crops) for picture in islice(read_frames(file, FPS), frames))
     video = {
         "mp4": face_video(pictures, samples[: frames * SAMPLES_PER_FRAME]),
@@ -226,16 +252,17 @@ def _splits(count: int, held_out: float, seed: int) -> list[str]:
 
 
 def _try_video(file: Path, **options) -> ClipSamples | str:
-    """The members, or the reason why there are none."""
+    """Return the members, or the reason why there are none."""
     try:
         return read_video(str(file), **options)
-    except Exception as error:  # Whatever a strange file does to a decoder is that file's failure.
+    # Whatever a strange file does to a decoder is that file's failure.
+    except Exception as error:
         reason = str(error).removeprefix(f"{file}: ") or type(error).__name__
         return reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
 
 
 def _in_pool(jobs: list, workers: int, work: Callable) -> Iterator[Any]:
-    """Results in order. A file that kills its process fails alone: what was in flight with it runs again."""
+    """Yield results in order. A file that kills its process fails alone; files in flight with it run again."""
     done = 0
     alone = False
     while done < len(jobs):

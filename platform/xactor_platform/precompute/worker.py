@@ -1,12 +1,14 @@
-"""A process of a corpus's pool: one of as many as there are cores."""
+"""Start a process of a pool that has one process a core."""
 
 import os
 import sys
 
 
 def start_worker() -> None:
-    """Makes this process compute on one thread, so that the processes do not fight for cores, and keeps it quiet:
-    MediaPipe's C++ logs every graph it starts, past every setting.
+    """Limit this process to one thread, so that the processes do not compete for cores, and silence MediaPipe.
+
+    MediaPipe's C++ code logs every graph that it starts, whatever the settings are. Therefore file descriptor 2 goes to
+    /dev/null; Python's own stderr stays.
     """
     import cv2
     import torch

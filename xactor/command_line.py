@@ -1,0 +1,26 @@
+"""End a command the same way everywhere: exit status 2 and one line for an error that the user can correct."""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command's main function and exit with its status.
+
+    A ValueError or OSError is an error that the user can correct: print its message to stderr and exit with status 2.
+
+    Args:
+        main: Returns the exit status; None is 0.
+    """
+    try:
+        status = main()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    sys.exit(status)
+
+
+def print_now(line: str) -> None:
+    """Print a line of progress at once, also where stdout is a pipe."""
+    print(line, flush=True)
