@@ -57,7 +57,7 @@ class ReportAblation:
             seeds=self.seeds,
             steps=self.sampling_steps,
             max_clips=self.max_clips,
-            say=progress,
+            progress=progress,
         )
         facts = {
             "command": " ".join(["python", "jobs/report.py", *sys.argv[1:]]),

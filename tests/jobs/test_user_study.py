@@ -1,4 +1,4 @@
-"""The user study's job: a page of ready videos, the votes on it, and its exit codes."""
+"""The user study's job makes a page of ready videos and counts votes, with the right exit status."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ def test_from_ready_videos_to_each_methods_votes(tmp_path):
     assert "1 of the 1 examples that all 2 methods have" in made.stdout
     again = run("make", "--methods", *folders, *files, "--examples", "1")
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
-    assert "must be empty or not there" in again.stderr
+    assert "must be empty or new" in again.stderr
     unnamed = run("make", "--methods", folders[0], folders[0], *files)
     assert unnamed.returncode == 2
     assert "methods must be name=folder, each name once" in unnamed.stderr
@@ -41,11 +41,11 @@ def test_from_ready_videos_to_each_methods_votes(tmp_path):
         "votes": [dict.fromkeys(("Syn", "Div", "Emo", "VQ"), name)],
     }
     (votes / "votes-1.json").write_text(json.dumps(ballot))
-    counting = ["tally", "--votes", votes, "--key", key, "--output", tmp_path / "tally"]
+    counting = ["count", "--votes", votes, "--key", key, "--output", tmp_path / "counted"]
     counted = run(*counting)
     assert counted.returncode == 0, counted.stderr
     assert "| 1 raters | Syn ↑ | Div ↑ | Emo ↑ | VQ ↑ |" in counted.stdout
-    shares = json.loads((tmp_path / "tally" / "sonic" / "votes.json").read_text())
+    shares = json.loads((tmp_path / "counted" / "sonic" / "votes.json").read_text())
     assert shares == {"Syn": 1, "Div": 1, "Emo": 1, "VQ": 1}
     (votes / "votes-1 (1).json").write_text(json.dumps(ballot))
     assert run(*counting).returncode == 3

@@ -204,7 +204,7 @@ def lip_reader(index: Index) -> Callable[[np.ndarray], np.ndarray]:
         made_by, width = index.read_meta(0).get("motion"), index.frame_shape.latent_width
         if made_by == "encoder" or width != LATENT_DIM:
             raise ValueError(
-                f"{index.location.uri}: lip opening needs the fixed embedding's latents, or {_CONTROLS} next to other latents"
+                f"{index.location.uri}: lip opening needs the fixed embedding's latents, or {_CONTROLS} next to others"
             )
         return lambda z: lip_opening(decode_controls(z))
     training = index.training()

@@ -105,7 +105,7 @@ def make_study(
     if key.resolve().is_relative_to(page.resolve()):
         raise ValueError(f"the key must be outside of the page's folder {page}, got {key}")
     if page.exists() and any(page.iterdir()):
-        raise ValueError(f"{page} must be empty or not there, it holds {len(list(page.iterdir()))} things")
+        raise ValueError(f"{page} must be empty or new, it holds {len(list(page.iterdir()))} files")
     chosen = _draw(methods, examples, seed)
     videos = {_blinded(seed, method, example): (method, example) for example in chosen for method in methods}
     made = Key(
@@ -149,12 +149,12 @@ def common_examples(methods: Mapping[str, Path]) -> list[str]:
 
 
 def _draw(methods: Mapping[str, Path], examples: int, seed: int) -> list[str]:
-    there = common_examples(methods)
-    if not 1 <= examples <= len(there):
+    common = common_examples(methods)
+    if not 1 <= examples <= len(common):
         raise ValueError(
-            f"examples must be within 1..{len(there)}, of which every method has a video, got {examples}"
+            f"examples must be within 1..{len(common)}, of which every method has a video, got {examples}"
         )
-    return np.random.default_rng([seed, 1]).permutation(there)[:examples].tolist()
+    return np.random.default_rng([seed, 1]).permutation(common)[:examples].tolist()
 
 
 def _blinded(seed: int, method: str, example: str) -> str:

@@ -61,7 +61,7 @@ class SyncNetTraining:
     """Frames that a false pair is apart, at least 1. Ours: all such pairs of a run are false pairs, up to a second
     apart; the paper draws one for each true pair, up to 2 s apart."""
     margin: float = 4.0
-    """Distance that a false pair is pushed to, more than 0. Ours: about that of random weights; the paper gives none."""
+    """Distance that a false pair is pushed to, more than 0. Ours: about that of random weights."""
     learning_rate: float = 2e-3
     """Learning rate of the first step, more than 0. It falls to a hundredth, as the paper's does. Ours: Adam, and the
     rate falls along a cosine."""
@@ -209,8 +209,8 @@ def draw_batch(clips: Sequence[Clip], config: SyncNetTraining, step: int) -> tup
 def contrastive_loss(seen: Tensor, heard: Tensor, *, margin: float, min_shift: int) -> Tensor:
     """Average half of d^2 over true pairs and of relu(margin - d)^2 over false ones (Equation 1 of the paper).
 
-    Ours: every two windows of a run that are `min_shift` frames apart or more are a false pair. All false pairs together
-    have the same weight as all true ones. Windows less far apart are neither.
+    Ours: every two windows of a run that are `min_shift` frames apart or more are a false pair. All false pairs
+    together have the same weight as all true ones. Windows less far apart are neither.
 
     Args:
         seen: Embeddings of the pictures [R, n, E], of n successive windows.

@@ -1,4 +1,4 @@
-"""Table 2: what is trained for it, what is sampled, and how it is written."""
+"""Table 2 trains the right runs, samples every variant and is written with means and spreads."""
 
 import json
 from dataclasses import replace
@@ -39,7 +39,7 @@ SEEDS, STEPS = (0, 1), 2
 
 
 def write_clips(folder: str, lengths: tuple[int, ...]) -> None:
-    """Held-out clips of the fixed embedding's latents: the mouth opens and shuts."""
+    """Write held-out clips of the fixed embedding's latents, with a mouth that opens and shuts."""
     with ShardWriter(folder, "test") as writer:
         for number, frames in enumerate(lengths):
             controls = np.zeros((frames, CONTROL_COUNT), np.float32)
@@ -51,20 +51,21 @@ def write_clips(folder: str, lengths: tuple[int, ...]) -> None:
 
 
 def configs() -> dict[str, Stage2Config]:
-    """Every training of the table, as its own command line says."""
+    """Parse the command line of every training of the table."""
     return {name: parse(["tiny", *options], PRESETS) for name, options in trainings(SEEDS).items()}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Shards of held-out clips, and a small model of random weights for every training."""
+    """Make shards of held-out clips, and a small model of random weights for every training."""
     folder = tmp_path_factory.mktemp("ablation")
     shards, runs = str(folder / "shards"), folder / "runs"
     write_clips(shards, (100, 4 * CONTEXT + 3, 20))
     shape = load_index(shards).frame_shape
     for number, (name, config) in enumerate(configs().items()):
         model = build_model(replace(config.model, **SMALL, context_frames=CONTEXT), shape, seed=number)
-        with torch.no_grad():  # they begin silent
+        # A new model is silent: all variants would be alike.
+        with torch.no_grad():
             for weight in model.parameters():
                 weight.add_(0.05 * torch.randn_like(weight))
         model.save_pretrained(runs / name / "export" / "motion")
@@ -74,9 +75,9 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sampled(trained):
     shards, runs = trained
-    said: list[str] = []
-    scores, shown = score_variants(runs, shards, seeds=SEEDS, steps=STEPS, max_clips=2, say=said.append)
-    return scores, shown, said
+    lines: list[str] = []
+    scores, shown = score_variants(runs, shards, seeds=SEEDS, steps=STEPS, max_clips=2, progress=lines.append)
+    return scores, shown, lines
 
 
 def test_rows_that_only_sample_differently_share_a_training():
@@ -94,7 +95,7 @@ def test_rows_that_only_sample_differently_share_a_training():
 
 
 def test_every_variant_is_sampled_in_its_own_way(sampled):
-    scores, shown, said = sampled
+    scores, shown, lines = sampled
     names = [variant.name for variant in VARIANTS]
     assert list(scores) == names
     assert list(shown) == ["truth", *names]
@@ -110,7 +111,7 @@ def test_every_variant_is_sampled_in_its_own_way(sampled):
             assert len(row.quarters) == 4
             assert row.error > 0
             assert 0 < row.rms < 100
-    assert [line.split(":")[0] for line in said] == [f"{n}, seed {s}" for s in SEEDS for n in names]
+    assert [line.split(":")[0] for line in lines] == [f"{n}, seed {s}" for s in SEEDS for n in names]
 
 
 def test_the_full_model_is_the_papers_sampling(trained, sampled):
@@ -128,7 +129,7 @@ def test_the_full_model_is_the_papers_sampling(trained, sampled):
 def test_clips_must_be_held_out_and_four_contexts_long(trained, tmp_path):
     _, runs = trained
     write_clips(str(tmp_path), (4 * CONTEXT - 1,))
-    wanted = {"seeds": (0,), "steps": 1, "max_clips": 1, "say": print}
+    wanted = {"seeds": (0,), "steps": 1, "max_clips": 1, "progress": print}
     with pytest.raises(ValueError, match=f"four contexts, {4 * CONTEXT} frames, got {4 * CONTEXT - 1}"):
         score_variants(runs, str(tmp_path), **wanted)
     (tmp_path / "test-000000.tar").rename(tmp_path / "train-000000.tar")
@@ -146,9 +147,8 @@ def test_the_table_has_means_their_spread_and_the_papers_figures(tmp_path):
     assert "paper's SynC ↑ | SynD ↓" in head
     assert len(rows) == 7
     assert rows[-1] == "| full model | 0.500 ± 0.141 | - | 0.500 ± 0.000 | 0.50, 0.25 | 1.50 | 6.62 | 7.18 |"
-    assert rows[1].startswith(
-        "| teacher forcing | 0.400 ± 0.141 | 0.100 ± 0.000 | 0.500 ± 0.000 |"
-    )  # by seed
+    # The difference is taken seed by seed, so its deviation is 0.
+    assert rows[1].startswith("| teacher forcing | 0.400 ± 0.141 | 0.100 ± 0.000 | 0.500 ± 0.000 |")
     assert rows[0].startswith("| fully causal attention | 0.500 ± 0.141 | 0.000 ± 0.000 |")
     assert markdown({name: some[:1] for name, some in scores.items()}).count("0.400 ± 0.000") == 6
     save_report(tmp_path / "report", scores, {"command": "python jobs/report.py ablation"})

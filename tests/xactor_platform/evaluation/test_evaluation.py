@@ -1,4 +1,4 @@
-"""The evaluation on ready videos of drawn people: pairs, scores, what is there already, and what fails."""
+"""The evaluation pairs clips, scores ready videos once, names failures and writes Table 1's columns."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ FRAMES = 30
 
 
 def make_clip(path: Path, person: int, motion: float) -> Path:
-    """A talking clip of 1.2 s: the mouth opens and the head turns, the more the larger `motion`."""
+    """Write a talking clip of 1.2 s whose mouth opens and whose head turns in proportion to `motion`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     controls = np.zeros((FRAMES, CONTROL_COUNT), dtype=np.float32)
     wave = np.sin(np.arange(FRAMES) / 3)
@@ -35,7 +35,7 @@ def make_clip(path: Path, person: int, motion: float) -> Path:
 
 @pytest.fixture(scope="module")
 def ravdess(tmp_path_factory) -> Path:
-    """Two actors with two clips each, in RAVDESS's layout, and files that do not count."""
+    """Make two actors with two clips each, in RAVDESS's layout, and files that do not count."""
     folder = tmp_path_factory.mktemp("ravdess")
     for actor in (1, 2):
         for take in (1, 2):
@@ -51,9 +51,10 @@ def test_pairs_speak_another_clip_of_the_same_actor(ravdess):
     for pair in pairs:
         assert pair.portrait.parent == pair.audio.parent
         assert pair.portrait != pair.audio == pair.truth
-        assert pair.part is not None
-        assert 0 <= pair.part < 1
-    assert len({pair.audio for pair in pairs[:4]}) == 4  # every clip once before one comes again
+        assert pair.position is not None
+        assert 0 <= pair.position < 1
+    # Every clip is spoken once before one is spoken again.
+    assert len({pair.audio for pair in pairs[:4]}) == 4
     assert pairs == self_driven(ravdess, pairs=9, seed=3)
     assert pairs != self_driven(ravdess, pairs=9, seed=4)
 
@@ -73,24 +74,27 @@ def test_pictures_and_sounds_are_matched_once(tmp_path):
         cross_driven(tmp_path / "audios", tmp_path / "audios", seed=0)
     with pytest.raises(ValueError, match="no actor with two clips"):
         self_driven(tmp_path, pairs=2, seed=0)
+    with pytest.raises(ValueError, match="pairs must be >= 1, got 0"):
+        self_driven(tmp_path, pairs=0, seed=0)
 
 
-def test_ready_videos_are_judged_once_and_what_fails_is_named(ray_cluster, ravdess, tmp_path):
+def test_ready_videos_are_scored_once_and_failures_are_named(ray_cluster, ravdess, tmp_path):
     pairs = self_driven(ravdess, pairs=3, seed=0)
     ready, output = tmp_path / "ready", tmp_path / "out"
     ready.mkdir()
-    for pair in pairs[:2]:  # the truth itself, as a perfect model would make it; of the third there is none
+    # The truth itself, as a perfect model would make it; the third video is missing.
+    for pair in pairs[:2]:
         assert pair.truth is not None
         box = find_portrait(next(read_frames(pair.truth))).box
         frames = (box.cut(frame, 256) for frame in read_frames(pair.truth))
         write_video(ready / f"{pair.id}.mp4", frames, fps=25, samples=read_audio(pair.truth))
     SyncNet(small_config()).save_pretrained(tmp_path / "syncnet")
     weights = Weights(syncnet=tmp_path / "syncnet")
-    said: list[str] = []
+    lines: list[str] = []
 
     def run():
-        said.clear()
-        options = {"actors": 2, "gpus_per_actor": 0, "say": said.append}
+        lines.clear()
+        options = {"actors": 2, "gpus_per_actor": 0, "progress": lines.append}
         return evaluate(pairs, Source(videos=ready), weights, output, **options)
 
     results, used, totals = run()
@@ -99,7 +103,8 @@ def test_ready_videos_are_judged_once_and_what_fails_is_named(ray_cluster, ravde
     assert "random" in used["SynC, SynD"]
     assert not totals
     for result in results[:2]:
-        assert result.scores["DGlo"] < 0.2 * result.scores["Glo"]  # the same video, encoded once more
+        # It is the same video, encoded a second time.
+        assert result.scores["DGlo"] < 0.2 * result.scores["Glo"]
         assert result.scores["DExp"] < 0.2 * result.scores["Exp"]
         assert abs(result.scores["length_s"]) < 0.07
         assert result.scores["SynC"] >= 0
@@ -110,15 +115,15 @@ def test_ready_videos_are_judged_once_and_what_fails_is_named(ray_cluster, ravde
     report = json.loads((output / "report.json").read_text())
     assert report["means"]["Glo"] == pytest.approx(np.mean([r.scores["Glo"] for r in results[:2]]))
     assert (output / "frames.png").exists()
-    # Again: only the third, which is there now.
+    # The next run scores only the third video, which exists now.
     make_clip(ready / f"{pairs[2].id}.mp4", 0, 0.2)
     results, *_ = run()
-    assert said[0] == "3 pairs, 2 are judged already"
+    assert lines[0] == "3 pairs, 2 are already scored"
     assert all(result.error is None for result in results)
     assert not list(output.rglob(".*"))
 
 
-def test_the_table_has_the_papers_columns_and_says_what_was_not_measured():
+def test_the_table_has_the_papers_columns_and_marks_those_not_measured():
     text = table("cross-driven", {"Glo": 0.5, "SynC": 3.25}, {}, ["a note"], {"VQ": 0.4})
     head, _, ours, paper, *_ = text.splitlines()
     assert head.split("|")[2:10] == [

@@ -1,4 +1,4 @@
-"""The report on what was learned: it tells a model that knows nothing, and needs something held out."""
+"""The reports on a motion model recognise an untrained model and drift, and need held-out clips."""
 
 import json
 from pathlib import Path
@@ -22,14 +22,15 @@ from xactor_platform.training.stage2_config import MotionConfig
 def write_clips(
     folder: str, split: str, frames: int = 90, *, encoder: bool = False, truth: bool = False
 ) -> None:
-    """One clip, of the fixed embedding's latents or of those that an encoder would have made."""
+    """Write one clip with latents of the fixed embedding, or with latents like an encoder's."""
     generator = np.random.default_rng(0)
     with ShardWriter(folder, split) as writer:
         controls = np.zeros((frames, CONTROL_COUNT), np.float32)
         controls[:, INDEX["jawOpen"]] = 0.5 + 0.5 * np.sin(np.arange(frames))
         audio = generator.standard_normal((frames, 1, 6)).astype(np.float16)
         motion = embed_controls(controls)
-        if encoder:  # another place and another size, and something that has nothing to do with the lips
+        # Another mean and another scale, and noise that has nothing to do with the lips.
+        if encoder:
             motion = (
                 0.2 * motion
                 + generator.standard_normal(motion.shape[1])
@@ -62,7 +63,7 @@ def test_an_untrained_model_does_not_follow_the_truth(tmp_path):
     assert "audio CFG 3" in report.table()
 
 
-def test_an_encoders_latents_are_read_by_what_the_training_clips_tell(tmp_path):
+def test_an_encoders_latents_are_read_by_a_map_fitted_on_training_clips(tmp_path):
     shards = str(tmp_path / "shards")
     write_clips(shards, "train", encoder=True, truth=True)
     write_clips(shards, "test", encoder=True, truth=True)
@@ -73,30 +74,32 @@ def test_an_encoders_latents_are_read_by_what_the_training_clips_tell(tmp_path):
 
 
 @pytest.mark.parametrize("truth", [False, True])
-def test_latents_that_nothing_can_be_read_off_are_named(tmp_path, truth):
+def test_latents_whose_lip_opening_is_unknown_are_refused(tmp_path, truth):
     shards = str(tmp_path / "shards")
     write_clips(shards, "test", encoder=True, truth=truth)
     write_untrained(tmp_path / "run", shards)
-    says = "no training shards" if truth else "controls.npy beside others"
-    with pytest.raises(ValueError, match=says):
+    message = "no training shards" if truth else "controls.npy next to others"
+    with pytest.raises(ValueError, match=message):
         report_motion(str(tmp_path / "run"), shards, tmp_path / "report")
 
 
-def test_it_needs_something_held_out(tmp_path):
+def test_it_needs_held_out_clips(tmp_path):
     write_clips(str(tmp_path), "train")
     with pytest.raises(ValueError, match="no held-out shards"):
         report_motion("run", str(tmp_path), tmp_path / "report")
 
 
-def test_a_long_rollout_is_told_round_by_round(tmp_path):
+def test_a_long_rollout_is_reported_by_round(tmp_path):
     shards = str(tmp_path / "shards")
-    write_clips(shards, "test")  # 3.6 s
+    # The clip has 3.6 s.
+    write_clips(shards, "test")
     write_untrained(tmp_path / "run", shards)
     run, few = str(tmp_path / "run"), SamplingConfig(steps=2)
     drift = measure_drift(run, shards, tmp_path / "report", minutes=0.17, config=few)
     assert drift.seconds == pytest.approx(3 * 3.6)
     assert [len(values) for values in (drift.lips, drift.off, drift.rms)] == [3, 3, 3]
-    assert max(map(abs, drift.lips)) < 0.5  # it has learned nothing
+    # The model has learned nothing.
+    assert max(map(abs, drift.lips)) < 0.5
     assert json.loads((tmp_path / "report" / "drift.json").read_text())["rms"] == drift.rms
     assert (tmp_path / "report" / "drift.png").stat().st_size > 5000
     assert "3 rounds of the same 4 s" in drift.table()
@@ -104,13 +107,14 @@ def test_a_long_rollout_is_told_round_by_round(tmp_path):
         measure_drift(run, shards, tmp_path / "report", minutes=0.05, config=few)
 
 
-def test_fewer_steps_are_held_against_the_first_way(tmp_path):
+def test_fewer_steps_are_compared_with_the_first_way(tmp_path):
     shards = str(tmp_path / "shards")
     write_clips(shards, "test")
     write_untrained(tmp_path / "run", shards)
     folder = tmp_path / "run" / "export" / "motion"
     model = MotionTransformer.from_pretrained(folder)
-    torch.nn.init.normal_(model.latent_out.weight, std=0.1)  # it begins silent, and all ways would be alike
+    # A new model is silent: all ways would be alike.
+    torch.nn.init.normal_(model.latent_out.weight, std=0.1)
     model.save_pretrained(folder)
     ways = compare_steps(
         str(tmp_path / "run"), shards, tmp_path / "report", ways=((4, 1), (4, 1), (2, 1), (4, 2))
@@ -128,8 +132,8 @@ def test_fewer_steps_are_held_against_the_first_way(tmp_path):
         compare_steps("run", str(tmp_path / "none"), tmp_path)
 
 
-def test_a_rollout_that_drifts_is_seen(tmp_path, monkeypatch):
-    """The truth itself, wandering off by a deviation a round and moving less and less."""
+def test_drift_is_measured(tmp_path, monkeypatch):
+    """The rollout is the truth, whose mean moves by a deviation a round and whose motion shrinks."""
     shards = str(tmp_path / "shards")
     write_clips(shards, "test")
     write_untrained(tmp_path / "run", shards)

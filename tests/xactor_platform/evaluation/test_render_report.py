@@ -1,4 +1,4 @@
-"""What is said of a renderer: errors against the still picture, and who and what its latents tell of."""
+"""The report on stage 1 measures errors against the still picture and probes the latents."""
 
 import json
 
@@ -12,7 +12,7 @@ from xactor_platform.demo_corpus.corpus import make_demo_corpus
 from xactor_platform.evaluation.render_report import _gain, _named, report_render, sheet
 
 
-def test_a_probe_names_who_is_told_apart_and_no_one_else():
+def test_a_probe_names_people_only_if_their_latents_differ():
     rng = np.random.default_rng(0)
     motion = rng.normal(size=(1, 60, 16))
     people = 3 * rng.normal(size=(4, 1, 16))
@@ -20,10 +20,11 @@ def test_a_probe_names_who_is_told_apart_and_no_one_else():
     assert _named(motion + people + own, 30) > 0.95
     assert _named(motion + own, 30) < 0.5
     told = motion + people
-    assert _named(told - told[:, :1], 30) == pytest.approx(0.25, abs=0.1)  # ties go to one of four
+    # Ties go to one of four people.
+    assert _named(told - told[:, :1], 30) == pytest.approx(0.25, abs=0.1)
 
 
-def test_what_is_taken_away_is_a_part_of_the_still_pictures_error():
+def test_the_gain_is_a_share_of_the_still_pictures_error():
     # Squared errors: generated and still in the mouth, generated and still in the face; of two windows.
     gain = _gain([(1.0, 4.0, 3.0, 3.0), (1.0, 4.0, 9.0, 3.0)])
     assert (gain.mouth, gain.face) == (0.75, -1.0)

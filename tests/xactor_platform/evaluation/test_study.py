@@ -1,4 +1,4 @@
-"""The user study: what the page holds and hides, what a browser does with it, and which votes count."""
+"""The user study's page hides the methods, works by keyboard, and its votes are counted."""
 
 import functools
 import http.server
@@ -21,16 +21,17 @@ from xactor.media import write_video
 from xactor_platform.cluster.local import free_port
 from xactor_platform.evaluation.report import table
 from xactor_platform.evaluation.study import QUESTIONS, Key, common_examples, make_study, orders
-from xactor_platform.evaluation.votes import read_votes, tally
+from xactor_platform.evaluation.votes import count_votes, read_votes
 
 METHODS, EXAMPLES, RATERS = ("xactor", "sonic", "memo"), 2, 4
-ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # WebDriver's name for a reference to an element
+# WebDriver's name for a reference to an element.
+ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 TAB, SPACE, ENTER, DOWN, BACKSPACE = "\ue004", " ", "\ue007", "\ue015", "\ue003"
 
 
 @pytest.fixture(scope="module")
 def methods(tmp_path_factory) -> dict[str, Path]:
-    """Folders of three videos each, of which two have the same ids in all."""
+    """Make folders of three videos each, of which two have the same ids in all folders."""
     root = tmp_path_factory.mktemp("methods")
     for shade, method in enumerate(METHODS):
         for number, example in enumerate(("000-anger", "001-joy", f"002-{method}-alone")):
@@ -57,7 +58,7 @@ def embedded(page: Path) -> dict[str, Any]:
 
 
 def ballot(key: Key, rater: int, choose: dict[str, str]) -> dict[str, Any]:
-    """As the page writes it, of a rater who chooses one method by question everywhere."""
+    """Return a vote file as the page writes it, of a rater who chooses one method by question in all examples."""
     names = {of: name for name, of in key.videos.items()}
     rows = [{q: names[choose[q], example] for q in QUESTIONS} for example in key.examples]
     return {"study": key.study, "rater": rater, "votes": rows}
@@ -70,7 +71,7 @@ def write(folder: Path, name: str, content: Any) -> Path:
     return path
 
 
-def test_the_page_has_all_videos_and_tells_nothing_of_whose_they_are(methods, study):
+def test_the_page_has_all_videos_and_does_not_name_the_methods(methods, study):
     page, key = study
     data = embedded(page)
     assert set(data) == {"study", "questions", "orders"}
@@ -87,15 +88,17 @@ def test_the_page_has_all_videos_and_tells_nothing_of_whose_they_are(methods, st
     assert set(key.videos.values()) == {(m, e) for m in METHODS for e in ("000-anger", "001-joy")}
     text = (page / "index.html").read_text()
     assert not [word for word in (*METHODS, "anger", "joy") if word in text]
-    assert not re.search(r"https?:|src=\"//|@import|url\(", text)  # no outside host
+    # The page loads nothing from another host.
+    assert not re.search(r"https?:|src=\"//|@import|url\(", text)
 
 
-def test_orders_are_of_the_seed_and_of_each_rater(methods, study, tmp_path):
+def test_orders_depend_on_the_seed_and_on_the_rater(methods, study, tmp_path):
     page, key = study
     found = embedded(page)["orders"]
     assert found == orders(key)
     assert len(found) == RATERS
-    for order in found:  # every video once, an example's together
+    # Every video comes once, and those of an example come together.
+    for order in found:
         assert sorted(name for names in order for name in names) == sorted(key.videos)
         assert all(len({key.videos[name][1] for name in names}) == 1 for names in order)
     again = make_study(methods, tmp_path / "2", tmp_path / "2.json", examples=EXAMPLES, raters=RATERS, seed=7)
@@ -105,10 +108,11 @@ def test_orders_are_of_the_seed_and_of_each_rater(methods, study, tmp_path):
     many = orders(Key(**{**vars(key), "raters": 200}))
     assert many[:RATERS] == found
     first = [key.videos[order[0][0]][0] for order in many]
-    assert all(40 < first.count(method) < 95 for method in METHODS)  # 67 each, were it even
+    # An even draw gives 67 each.
+    assert all(40 < first.count(method) < 95 for method in METHODS)
 
 
-def test_what_no_study_can_be_made_of_is_named(methods, tmp_path):
+def test_bad_arguments_are_named(methods, tmp_path):
     def fails(match: str, given=methods, key: Path | None = None, **options):
         with pytest.raises(ValueError, match=match):
             make_study(given, tmp_path / "page", key or tmp_path / "key.json", **{"examples": 2, **options})
@@ -125,14 +129,14 @@ def test_what_no_study_can_be_made_of_is_named(methods, tmp_path):
     fails("seed must be >= 0, got -1", seed=-1)
     fails("the key must be outside of the page's folder", key=tmp_path / "page" / "videos" / "key.json")
     write(tmp_path / "page", "old.html", "")
-    with pytest.raises(ValueError, match="page must be empty or not there, it holds 1 things"):
+    with pytest.raises(ValueError, match="page must be empty or new, it holds 1 files"):
         make_study(methods, tmp_path / "page", tmp_path / "key.json", examples=2)
     with pytest.raises(ValueError, match=r"old\.html: not the key of a study"):
         Key.load(tmp_path / "page" / "old.html")
     assert common_examples(methods) == ["000-anger", "001-joy"]
 
 
-def test_shares_and_their_spread_go_into_table_1(study, tmp_path):
+def test_shares_and_standard_errors_go_into_table_1(study, tmp_path):
     _, key = study
     always, never = dict.fromkeys(QUESTIONS, "xactor"), dict.fromkeys(QUESTIONS, "memo")
     files = [
@@ -140,23 +144,22 @@ def test_shares_and_their_spread_go_into_table_1(study, tmp_path):
         write(tmp_path / "votes", "b.json", ballot(key, 2, {**always, "VQ": "sonic"})),
         write(tmp_path / "votes", "c.json", ballot(key, 3, never)),
     ]
-    found = tally(files, key)
+    found = count_votes(files, key)
     assert (found.raters, found.left_out) == (3, ())
     assert found.shares["xactor"] == pytest.approx({"Syn": 2 / 3, "Div": 2 / 3, "Emo": 2 / 3, "VQ": 1 / 3})
     for question in QUESTIONS:
         assert sum(found.shares[method][question] for method in METHODS) == pytest.approx(1)
-    assert found.errors["xactor"]["Syn"] == pytest.approx(
-        1 / 3
-    )  # of 1, 1, 0: deviation 0.577, over the root of 3
-    found.save(tmp_path / "tally")
+    # The shares 1, 1, 0 have the deviation 0.577; over the root of 3 raters that is 1/3.
+    assert found.errors["xactor"]["Syn"] == pytest.approx(1 / 3)
+    found.save(tmp_path / "counted")
     assert "| xactor | 0.667 ± 0.333 | 0.667 ± 0.333 | 0.667 ± 0.333 | 0.333 ± 0.333 |" in found.table()
-    assert (tmp_path / "tally" / "table.md").read_text() == found.table()
-    assert json.loads((tmp_path / "tally" / "tally.json").read_text())["raters"] == 3
-    votes = read_votes(tmp_path / "tally" / "sonic" / "votes.json")
+    assert (tmp_path / "counted" / "table.md").read_text() == found.table()
+    assert json.loads((tmp_path / "counted" / "vote_count.json").read_text())["raters"] == 3
+    votes = read_votes(tmp_path / "counted" / "sonic" / "votes.json")
     assert votes == pytest.approx({"Syn": 0, "Div": 0, "Emo": 0, "VQ": 1 / 3})
     row = table("cross-driven", {}, {}, [], votes).splitlines()[2]
     assert row.split("|")[6:10] == [" 0 ", " 0 ", " 0 ", " 0.3333 "]
-    single = tally(files[:1], key)
+    single = count_votes(files[:1], key)
     assert single.errors == {}
     assert "| xactor | 1.000 | 1.000 | 1.000 | 1.000 |" in single.table()
 
@@ -181,14 +184,14 @@ def test_files_that_do_not_count_are_named_in_a_line_each(study, tmp_path):
     }  # fmt: skip
     files = [write(tmp_path / "votes", "a.json", good)]
     files += [write(tmp_path / "votes", f"{name}.json", content) for name, (content, _) in bad.items()]
-    found = tally(reversed(files), key)
+    found = count_votes(reversed(files), key)
     assert found.raters == 1
     assert len(found.left_out) == len(bad)
     for line, (name, (_, why)) in zip(found.left_out, bad.items(), strict=True):
         assert line.startswith(f"{tmp_path}/votes/{name}.json: {why}")
         assert "\n" not in line
     with pytest.raises(ValueError, match="no vote file counts, of 2\n.*c-cut.*\n.*k-text"):
-        tally([files[2], files[10]], key)
+        count_votes([files[2], files[10]], key)
     for content, why in [("{}", "must have the keys Syn"), ('{"Syn": 1', "not JSON")]:
         with pytest.raises(ValueError, match=why):
             read_votes(write(tmp_path, "votes.json", content))
@@ -198,7 +201,7 @@ def test_files_that_do_not_count_are_named_in_a_line_each(study, tmp_path):
 
 
 class Browser:
-    """A headless Chromium, driven by WebDriver's own protocol as a person would: keys, and what is read aloud."""
+    """Drive a headless Chromium by WebDriver's own protocol as a person does: by keys and by what is read aloud."""
 
     def __init__(self, driver: str, downloads: Path):
         options = {
@@ -223,7 +226,7 @@ class Browser:
         self._call("POST", "/url", {"url": url})
 
     def run(self, script: str) -> Any:
-        """A script's result, awaited if it is a promise."""
+        """Run a script and return its result, awaited if it is a promise."""
         return self._call("POST", "/execute/sync", {"script": script, "args": []})
 
     def press(self, *keys: str) -> None:
@@ -231,7 +234,7 @@ class Browser:
         self._call("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": strokes}]})
 
     def tab_to(self, condition: str) -> None:
-        """Presses Tab until the focused element `here` fulfils a condition in JavaScript."""
+        """Press Tab until the focused element `here` fulfils a condition in JavaScript."""
         for _ in range(80):
             if self.run(f"const here = document.activeElement; return {condition}"):
                 return
@@ -239,7 +242,7 @@ class Browser:
         raise AssertionError(f"no way by Tab to {condition}")
 
     def heard(self, selector: str) -> list[tuple[str, str]]:
-        """Role and name of the matching elements that are shown, as a screen reader is told."""
+        """Return role and name of the matching elements that are shown, as a screen reader gets them."""
         found = self._call("POST", "/elements", {"using": "css selector", "value": selector})
         urls = [f"/element/{reference[ELEMENT]}" for reference in found]
         return [
@@ -282,7 +285,7 @@ def _answers(port: int) -> bool:
 
 @pytest.fixture
 def hosted(study) -> Iterator[str]:
-    """The page on a static host."""
+    """Serve the page on a static host."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, format, *args):
@@ -300,7 +303,8 @@ def test_a_rater_needs_only_the_keyboard_and_the_votes_count(study, hosted, brow
     browser.open(hosted)
     assert browser.heard("input") == [("spinbutton", "Your rater number:")]
     browser.tab_to("here.id === 'rater'")
-    browser.press("9", ENTER)  # there are four
+    # The study has four raters.
+    browser.press("9", ENTER)
     assert browser.run("return document.getElementById('example').hidden")
     browser.press(BACKSPACE, "2", ENTER)
     assert browser.run("return document.activeElement.textContent") == "Example 1 of 2"
@@ -318,11 +322,13 @@ def test_a_rater_needs_only_the_keyboard_and_the_votes_count(study, hosted, brow
             browser.tab_to(f"here.name === '{question}'")
             browser.press(SPACE, *[DOWN] * (place % 3))
             chosen.append({"question": question, "name": order[place % 3]})
-            if question == "Div" and number == 1:  # goes away and comes back, by a link
+            # The rater leaves and comes back by a link.
+            if question == "Div" and number == 1:
                 browser.open(f"{hosted}?rater=2")
                 assert browser.run("return document.activeElement.textContent") == "Example 2 of 2"
                 assert browser.run("return document.querySelectorAll(':checked').length") == 2
-            if question == "Emo":  # one is open still
+            # One question has no answer yet.
+            if question == "Emo":
                 browser.tab_to("here.textContent === 'Next'")
                 browser.press(ENTER)
                 assert not browser.run("return document.getElementById('example').hidden")
@@ -340,7 +346,7 @@ def test_a_rater_needs_only_the_keyboard_and_the_votes_count(study, hosted, brow
     ballot = json.loads(file.read_text())
     answers = [{"question": q, "name": name} for row in ballot["votes"] for q, name in row.items()]
     assert answers == chosen
-    assert tally([file], key).raters == 1
+    assert count_votes([file], key).raters == 1
 
 
 def test_answers_are_each_raters_own_and_can_be_changed(study, hosted, browser):
@@ -356,7 +362,8 @@ def test_answers_are_each_raters_own_and_can_be_changed(study, hosted, browser):
     assert not browser.heard("#back")
     browser.open(f"{hosted}?rater=3")
     assert browser.run(checked) == []
-    browser.open(f"{hosted}?rater=99")  # none of the four: the page asks
+    # 99 is none of the four raters: the page asks for the number.
+    browser.open(f"{hosted}?rater=99")
     assert browser.heard("input") == [("spinbutton", "Your rater number:")]
 
 

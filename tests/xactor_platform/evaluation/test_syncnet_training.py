@@ -1,4 +1,4 @@
-"""A small SyncNet learns, repeats itself and is saved as it was; the report tells a model that knows nothing."""
+"""A small SyncNet learns, is reproducible and is saved; the report recognises an untrained one."""
 
 import json
 from dataclasses import replace
@@ -35,7 +35,7 @@ TINY = SyncNetConfig(
 
 
 def talking(frames: int, seed: int, side: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """A dark mouth that is as open as the noise is loud: uint8 [frames, side, side, 3] and float32 [640 frames]."""
+    """Draw a dark mouth that is as open as the noise is loud: uint8 [frames, side, side, 3], float32 [640 frames]."""
     generator = np.random.default_rng(seed)
     level = np.repeat(generator.uniform(0, 1, -(-frames // 3)), 3)[:frames]
     y, x = np.mgrid[:side, :side] / side
@@ -55,7 +55,7 @@ def talking_clip(frames: int, seed: int, side: int = 68) -> Clip:
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> str:
-    """Video shards of three clips, the last one held out."""
+    """Write video shards of three clips; the last one is held out."""
     scratch = tmp_path_factory.mktemp("clips")
     folder = str(tmp_path_factory.mktemp("corpus") / "videos")
     for split, seeds in (("train", (0, 1)), ("test", (2,))):
@@ -75,7 +75,7 @@ def config(output: Path, **changes) -> SyncNetTraining:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[SyncNetTraining, SyncNet, list[Clip]]:
-    # At 120 steps it is about to learn, and one CPU's arithmetic comes further than another's; by 250 it has.
+    # At 120 steps it just begins to learn, and CPUs differ; by 250 steps it has learned on all.
     made = config(tmp_path_factory.mktemp("model"), steps=250)
     clips = [talking_clip(150, seed) for seed in range(3)]
     return made, train_syncnet(made, clips), clips
@@ -89,12 +89,12 @@ def test_its_loss_falls_and_it_finds_what_is_shifted(trained):
     unseen = talking_clip(120, seed=9, side=64)
     samples = unseen.samples
     assert abs(sync(model, unseen.crops, samples).offset_frames) <= 1
-    # Five frames of silence before it: the sound comes late.
+    # Five frames of silence come first: the sound is late.
     late = np.concatenate([np.full(5 * 640, 1e-4, np.float32), samples])
     assert abs(sync(model, unseen.crops, late).offset_frames + 5) <= 1
 
 
-def test_what_it_saved_is_what_it_is(trained):
+def test_a_saved_model_scores_the_same(trained):
     made, model, _ = trained
     loaded = SyncNet.from_pretrained(made.output)
     assert loaded.weights == model.weights == "small, trained on the demo corpus"
@@ -142,7 +142,7 @@ def test_the_loss_is_equation_1_over_all_pairs_of_a_run():
                 elif abs(i - j) >= 2:
                     far.append(max(3.0 - d, 0) ** 2)
     wanted = (np.mean(near) + np.mean(far)) / 4
-    assert contrastive_loss(seen, heard, margin=3.0, least_shift=2).item() == pytest.approx(wanted, rel=1e-4)
+    assert contrastive_loss(seen, heard, margin=3.0, min_shift=2).item() == pytest.approx(wanted, rel=1e-4)
 
 
 def test_clips_are_read_from_shards_as_syncnet_sees_faces(videos):
@@ -157,16 +157,16 @@ def test_clips_are_read_from_shards_as_syncnet_sees_faces(videos):
     assert [clip.key for clip in read_clips(index.held_out(), 64)] == ["test-2"]
     assert len(read_clips(index.training(), 68, minutes=0.02)) == 1
     with pytest.raises(ValueError, match="no clip of >= 51 frames"):
-        read_clips(index.training(), 68, least_frames=51)
+        read_clips(index.training(), 68, min_frames=51)
 
 
-def test_other_than_the_demos_clips_are_not_called_the_demos(tmp_path):
+def test_other_clips_are_not_named_as_the_demos(tmp_path):
     clips = [replace(talking_clip(60, 0), source="interview.mov")]
     model = train_syncnet(config(tmp_path, steps=1), clips)
-    assert model.weights == "small, trained on 1 clips of one's own"
+    assert model.weights == "small, trained on 1 clips of another corpus"
 
 
-def test_the_report_tells_a_model_that_knows_nothing(tmp_path, trained):
+def test_the_report_recognises_an_untrained_model(tmp_path, trained):
     clips = [talking_clip(240, seed, side=64) for seed in (20, 21)]
     torch.manual_seed(0)
     nothing = report_sync(SyncNet(TINY).eval(), clips)
@@ -197,6 +197,6 @@ def test_the_area_under_the_curve_counts_pairs():
         ({"steps": 0}, "steps must be >= 1, got 0"),
     ],
 )
-def test_options_that_cannot_be_are_refused(tmp_path, changes, reason):
+def test_bad_options_are_refused(tmp_path, changes, reason):
     with pytest.raises(ValueError, match=reason):
         config(tmp_path, **changes)
