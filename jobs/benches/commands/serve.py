@@ -119,9 +119,10 @@ class BenchServe:
 
         from benches.serve import added, empty_graph
         from xactor.pipeline import XActorPipeline
-        from xactor_serving.app import Arguments, build
+        from xactor_serving.app import build
+        from xactor_serving.arguments import Arguments, Limits
 
-        limits = {"max_videos": self.max_videos, "max_videos_per_key": self.max_videos}
+        limits = Limits(max_videos=self.max_videos, max_videos_per_key=self.max_videos)
         arguments = Arguments(model=str(self.model.resolve()), limits=limits)
         serve.run(build(arguments), name="xactor")
         motion = serve.get_deployment_handle("motion", "xactor").facts.remote().result()
