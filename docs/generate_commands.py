@@ -25,7 +25,7 @@ SUBCOMMANDS = {
     "jobs/report.py": ("ablation", "motion", "render", "scale"),
     "jobs/train_stage1.py": ("tiny",),
     "jobs/train_stage2.py": ("tiny",),
-    "jobs/user_study.py": ("make", "tally"),
+    "jobs/user_study.py": ("make", "count"),
     "xactor": ("animate", "assemble", "selfcheck"),
 }
 INTRODUCTION = """# Commands
