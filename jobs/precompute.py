@@ -48,8 +48,7 @@ def main() -> int:
         print(f"no arguments: the demo's defaults, from {args.videos} into {args.output}")
     connect(_checkout.PY_MODULES)
     result = precompute(**vars(args), progress=print_now)
-    print("
-".join(result.summary()))
+    print("\n".join(result.summary()))
     return 0
 
 

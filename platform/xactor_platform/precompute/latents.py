@@ -25,6 +25,7 @@ from xactor_platform.bulk.pipeline import Pipeline, Step
 from xactor_platform.bulk.pool import Pool
 from xactor_platform.bulk.tally import Tally
 from xactor_platform.data.index import INDEX_NAME, BadSample, Index, load_index
+from xactor_platform.precompute.encoder_folder import save_encoder
 from xactor_platform.precompute.shard_encoder import (
     STAGES,
     ShardEncoder,
@@ -144,27 +145,8 @@ def _place_encoders(model: str | Path, audio_encoder: str | Path | None, output:
         # Loaded here, where an invalid encoder fails in one line.
         MotionEncoder.from_pretrained(trained, low_cpu_mem_usage=False)
         sound.save_pretrained(scratch)
-        _place_encoder(trained, sibling_uri(output, MOTION_ENCODER))
-        _place_encoder(Path(scratch), sibling_uri(output, AUDIO_ENCODER))
-
-
-def _place_encoder(folder: Path, target: str) -> None:
-    """Copy a local folder's files to a location. ValueError: other files are there, whose latents would be orphaned."""
-    place = Location.parse(target)
-    place.filesystem.create_dir(place.path, recursive=True)
-    existing = place.sizes()
-    for file in sorted(folder.iterdir()):
-        if file.name not in existing:
-            with place.atomic_write(file.name) as stream:
-                stream.write(file.read_bytes())
-            continue
-        with place.open(file.name) as stream:
-            same = existing[file.name] == file.stat().st_size and stream.read() == file.read_bytes()
-        if not same:
-            raise ValueError(
-                f"{target}: holds another {file.name} than is used now: choose another output, or remove it with "
-                f"the shards next to it"
-            )
+        save_encoder(trained, sibling_uri(output, MOTION_ENCODER))
+        save_encoder(Path(scratch), sibling_uri(output, AUDIO_ENCODER))
 
 
 def _prepare_output(place: Location, output: str, index: Index, videos: str) -> None:
