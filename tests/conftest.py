@@ -1,4 +1,4 @@
-"""What tests share: one Ray cluster of their own, started by the first test that asks for it, and small videos."""
+"""Provide what all tests share: one Ray cluster, started by the first test that needs it, and small videos."""
 
 import logging
 import os
@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# Of this throwaway cluster only: no token to hand to every process. Read when Ray is first imported.
+# The cluster is thrown away, so its processes need no token. Ray reads this when it is first imported.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 # Nothing leaves the machine, and no thread outlives a test session to report usage.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-# Ray's own announcement about accelerators it will stop hiding, a FutureWarning otherwise.
+# Ray announces that it will stop hiding accelerators, otherwise with a FutureWarning.
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 
 RAY_CPUS = 4
@@ -47,26 +47,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Ray Serve's own configuration classes, on a pydantic that is newer than they are.
+    # Ray Serve's configuration classes are older than the installed pydantic.
     config.addinivalue_line(
         "filterwarnings", "ignore:Using extra keyword arguments on `Field`:DeprecationWarning"
     )
-    # Ray Data's own DataContext sets options that Ray Data has deprecated.
+    # Ray Data's DataContext sets options that Ray Data has deprecated.
     config.addinivalue_line("filterwarnings", r"ignore::DeprecationWarning:ray\.data\.context")
-    # It also leaves each execution's log file to the garbage collector.
-    log = "Exception ignored in. <_io.FileIO name=.*/logs/ray-data/"  # a filter's fields end at colons
+    # It also leaves each execution's log file to the garbage collector. A filter's fields end at colons.
+    log = "Exception ignored in. <_io.FileIO name=.*/logs/ray-data/"
     config.addinivalue_line("filterwarnings", f"ignore:{log}:pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
-    """The address of a cluster with four CPUs, which may be more than the machine has."""
+    """Start a cluster that declares four CPUs, which may be more than the machine has, and return its address."""
     import ray
 
     from xactor_platform.cluster.local import free_port
 
-    # Ray Train asks the dashboard about its own end, and where it finds none waits 12 s, after every training. Its
-    # processes are told where it is, and not left to find the file of some cluster that is gone.
+    # Ray Train asks the dashboard when a training ends, and waits 12 s if it finds none. Without the address its
+    # processes would read it from a file that a cluster that has ended may have left.
     port = free_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{port}")
@@ -82,7 +82,7 @@ def ray_cluster() -> Iterator[str]:
 
 
 def make_pictures(frames: int, seed: int = 0, side: int = 32) -> np.ndarray:
-    """A disc that moves over a background of its own: uint8 [frames, side, side, 3]."""
+    """Draw a disc that moves over a background of another colour, uint8 [frames, side, side, 3]."""
     generator = np.random.default_rng(seed)
     back, front = generator.integers(40, 216, (2, 3))
     speed, phase = generator.uniform(0.1, 0.4), generator.uniform(0, 6)
@@ -94,21 +94,24 @@ def make_pictures(frames: int, seed: int = 0, side: int = 32) -> np.ndarray:
 
 @pytest.fixture
 def bucket() -> Iterator[str]:
-    """A new bucket of an S3 server here: a URI with `{}` for the folder's name."""
+    """Start an S3 server, and return the URI of a new bucket with `{}` in place of the folder's name."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     query = f"scheme=http&endpoint_override={host}:{port}&region=us-east-1&allow_bucket_creation=true"
-    # Its name is new: all of moto's servers in a process have the same buckets.
+    # The name is unique, because all of moto's servers in a process share their buckets.
     yield f"s3://test:test@bucket-{uuid.uuid4().hex}/{{}}?{query}"
     server.stop()
 
 
 @pytest.fixture(scope="session")
 def video_corpus(tmp_path_factory) -> Callable[..., tuple[str, list[Path]]]:
-    """Writes videos of the given lengths into shards. Returns the shards' folder and the videos, `<split>-<number>`."""
+    """Return a function that writes videos of given lengths into shards.
+
+    It returns the shards' folder and the videos, `<split>-<number>.mp4`.
+    """
 
     def write(
         lengths: Sequence[int], split: str = "train", samples_per_shard: int = 8, folder: str | None = None

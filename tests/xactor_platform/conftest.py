@@ -1,4 +1,4 @@
-"""Small corpora, a small model and its input for the platform's tests."""
+"""Provide small corpora, a small model and its input to the platform's tests."""
 
 import wave
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ LATENT_WIDTH, AUDIO_LAYERS, AUDIO_WIDTH = 6, 2, 5
 
 
 def make_sample(frames: int, seed: int = 0) -> dict[str, Any]:
-    """A sample's members; its motion says in column 0 which frame it is."""
+    """Return a sample's members. Column 0 of its motion holds the frame number."""
     generator = np.random.default_rng([seed, frames])
     motion = generator.standard_normal((frames, LATENT_WIDTH)).astype(np.float16)
     motion[:, 0] = np.arange(frames)
@@ -33,7 +33,7 @@ def sample() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Callable[..., str]:
-    """Writes clips of the given lengths, `<split>-<number>` by key, and returns the folder."""
+    """Return a function that writes clips of given lengths with keys `<split>-<number>`, and returns the folder."""
 
     def write(lengths: Sequence[int], split: str = "train", samples_per_shard: int = 8) -> str:
         folder = str(tmp_path / "shards")
@@ -47,7 +47,7 @@ def corpus(tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory) -> str:
-    """The corpus of small_run: who writes into it copies it first."""
+    """Write the corpus of small_run. Tests that change it copy it first."""
     return small_run.write_corpus(str(tmp_path_factory.mktemp("corpus") / "shards"))
 
 
@@ -71,7 +71,7 @@ def model(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def media(tmp_path_factory) -> Path:
-    """face.png, bust.mp4 with that face, 1.wav .. 4.wav of so many seconds, and files that are none."""
+    """Write face.png, bust.mp4 with that face, 1.wav to 4.wav of 1 to 4 s, and unreadable files."""
     from xactor.controls import CONTROL_COUNT
     from xactor_platform.demo_corpus.identity import held_out_identities, render_frame
 

@@ -1,4 +1,4 @@
-"""A proxy in front of a server of objects that fails as networks and stores do: by a seed."""
+"""Proxy an object store, and fail as networks and stores do, decided by a seed."""
 
 import contextlib
 import random
@@ -14,11 +14,13 @@ SLOW_S = 0.2
 
 
 class FaultyProxy:
-    """Passes connections on to a port of this machine; of `rate` of the requests it makes something go wrong.
+    """Forward connections to a port of this machine, and make the fraction `rate` of the requests fail.
 
     Attributes:
-        rate: may be changed. gone: every request is cut. cut_at: which of the next requests has its answer cut, from 0.
-        faults: how often it did what.
+        rate: fraction of requests that fail. It may be changed.
+        gone: if true, every connection is cut.
+        cut_at: number, from 0, of the following requests whose response is cut. None cuts no particular one.
+        faults: number of faults by kind.
     """
 
     def __init__(self, port: int, *, rate: float, seed: int = 0):

@@ -1,4 +1,4 @@
-"""A training that takes seconds: its corpus, its config, and what its folder says."""
+"""Configure a training that takes seconds, write its corpus, and read its metrics."""
 
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,20 @@ BAD_CLIP = "train-004"
 
 
 def write_corpus(folder: str) -> str:
-    """Forty clips to train on, one of them with a NaN, and four held out, of latents of width 6."""
+    """Write forty clips to train on, one of them with a NaN, and four held-out clips, with latents of width 6."""
     generator = np.random.default_rng(0)
     for split, clips in (("train", 40), ("test", 4)):
         with ShardWriter(folder, split, samples_per_shard=10) as writer:
             for i in range(clips):
                 frames = int(generator.integers(10, 70))
                 audio = generator.standard_normal((frames, 2, 5)).astype(np.float16)
-                wave = np.sin(0.2 * np.arange(frames) + generator.uniform(0, 6))  # something to learn
+                # A wave that the model can learn.
+                wave = np.sin(0.2 * np.arange(frames) + generator.uniform(0, 6))
                 motion = np.repeat(1.4 * wave[:, None], 6, axis=1).astype(np.float16)
                 meta = {"frames": frames, "fps": 25, "speaker": f"s{i % 3}"}
                 writer.write(f"{split}-{i:03d}", {"motion.npy": motion, "audio.npy": audio, "json": meta})
-    index = load_index(folder)  # the writer refuses such a sample: it is spoiled afterwards
+    # The writer refuses a sample with a NaN, so it is damaged afterwards.
+    index = load_index(folder)
     row = index.key.tolist().index(BAD_CLIP)
     with (Path(folder) / index.shard_names[index.shard[row]]).open("r+b") as file:
         file.seek(int(index.offset["motion.npy"][row] + index.header["motion.npy"][row]) + 2 * 33)
@@ -38,7 +40,7 @@ def write_corpus(folder: str) -> str:
 def config_of(
     shards: str, storage: Path | str, name: str, *, scale: dict[str, Any] | None = None, **train
 ) -> Stage2Config:
-    """On two ranks, with an evaluation and a checkpoint every twelve steps, where not said otherwise."""
+    """Return a config with two ranks, and an evaluation and a checkpoint every twelve steps, unless overridden."""
     scales = {"ranks": 2, "cpus_per_rank": 0.5, "start_timeout_s": 5, "max_failures": 0, **(scale or {})}
     options = {"steps": STEPS, "evaluate_every": EVERY, "checkpoint_every": EVERY, "log_samples": True}
     options |= {"micro_batches": 4, "budget_frames": 96, "warmup_steps": 2, "learning_rate": 1e-2, **train}
@@ -53,13 +55,13 @@ def config_of(
 
 
 def options_of(config: Stage2Config) -> dict[str, Any]:
-    """The same config as options of `jobs/train_stage2.py tiny`."""
+    """Return a config as options of `jobs/train_stage2.py tiny`."""
     given, preset = as_dict(config), as_dict(tiny())
     return {
-        f"{part}.{name}".replace("_", "-"): value
-        for part, options in given.items()
+        f"{section}.{name}".replace("_", "-"): value
+        for section, options in given.items()
         for name, value in options.items()
-        if value != preset[part][name]
+        if value != preset[section][name]
     }
 
 

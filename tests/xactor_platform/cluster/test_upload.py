@@ -13,7 +13,7 @@ from xactor_platform.cluster.upload import SUBMIT_MAX_BYTES, check_upload
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A checkout with 3 MiB of weights and 1 MiB of code."""
+    """Write a checkout with 3 MiB of weights and 1 MiB of code."""
     for name, mib in (("weights/a/model.bin", 2), ("weights/b.bin", 1), ("jobs/train.py", 1)):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A run goes on only on the corpus that it was begun on."""
+"""A run resumes only on the corpus that it began with."""
 
 import shutil
 

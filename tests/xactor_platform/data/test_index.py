@@ -1,4 +1,4 @@
-"""The index: what it finds, when it is made anew, and every kind of bad shard named in one line."""
+"""The index finds all samples, is rebuilt when it is stale, and names every kind of bad shard in one line."""
 
 import io
 import json
@@ -23,7 +23,7 @@ def npy(array):
 
 
 def write_tar(path: Path, members: list[tuple[str, bytes]], form=tarfile.USTAR_FORMAT) -> None:
-    """A tar with exactly these members, as a hand or another tool would make it."""
+    """Write a tar with exactly these members, as another tool would make it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=form) as tar:
         for name, data in members:
@@ -91,10 +91,12 @@ def test_the_shards_are_scanned_once_and_again_when_they_change(corpus, monkeypa
     monkeypatch.setattr(index_module, "scan_shard", lambda *a: scans.append(a[1]) or scan(*a))
     load_index(folder)
     assert scans == []
-    corpus([5, 9], split="val")  # a shard more
+    # One shard more.
+    corpus([5, 9], split="val")
     assert load_index(folder).samples == 5
     assert len(scans) == 3
-    (Path(folder) / "train-000001.tar").unlink()  # one fewer
+    # One shard fewer.
+    (Path(folder) / "train-000001.tar").unlink()
     assert load_index(folder).samples == 4
     (Path(folder) / "index.parquet").write_bytes(b"not parquet")
     assert load_index(folder).samples == 4
@@ -215,7 +217,8 @@ def test_a_bad_sample_stops_the_run_or_is_left_out_within_the_bound(tmp_path, sa
     index = load_index(str(tmp_path), max_bad_fraction=0.4)
     assert index.key.tolist() == ["good", "fine"]
     assert [b.key for b in index.bad] == ["bad"]
-    with pytest.raises(ValueError, match="is 0.2"):  # the stored index knows them too
+    # The stored index lists them too.
+    with pytest.raises(ValueError, match=r"at most 0\.2 \(max_bad_fraction\)"):
         load_index(str(tmp_path), max_bad_fraction=0.2)
 
 
@@ -258,12 +261,14 @@ def test_of_a_truncated_shard_the_whole_samples_stay(corpus, cut):
     shard = Path(folder) / "train-000000.tar"
     whole, data = load_index(folder), shard.read_bytes()
     ends = np.max([whole.offset[m] + whole.length[m] for m in whole.offset], axis=0)
-    end = cut if cut > 0 else -(-int(ends[-1]) // 512) * 512 + cut  # at 0 only the end mark is lost
+    # At 0 only the end marker is lost.
+    end = cut if cut > 0 else -(-int(ends[-1]) // 512) * 512 + cut
     shard.write_bytes(data[:end])
     with pytest.raises(ValueError, match=rf"train-000000.tar: .*truncated: .*{end}"):
         load_index(folder)
     if cut < 3000:
-        return  # nothing whole is left
+        # No complete sample is left.
+        return
     index = load_index(folder, max_bad_fraction=0.9)
     assert index.key.tolist() == whole.key[ends <= end].tolist()
     assert len(index.bad) == 1

@@ -1,4 +1,4 @@
-"""The plan: nothing dropped, nothing repeated, never over budget, the same for every number of ranks."""
+"""A plan drops nothing, repeats nothing, stays within its budget, and is the same for every number of ranks."""
 
 import time
 from dataclasses import replace
@@ -103,7 +103,7 @@ def test_any_number_of_ranks_runs_the_same_steps(corpus, config):
             dealt = [rank_micro_batches(step, rank, ranks) for rank in range(ranks)]
             assert {len(mine) for mine in dealt} == {config.micro_batches // ranks}
             assert sorted(samples_of(b for mine in dealt for b in mine)) == sorted(samples_of(step))
-            # Those of one turn are neighbours in cost: no turn's cheapest is dearer than an earlier one's.
+            # The micro-batches of one turn are neighbours in cost: no turn's cheapest costs more than an earlier one's.
             turns = [[batch.padded_frames for batch in turn] for turn in zip(*dealt, strict=True)]
             assert all(min(earlier) >= max(later) for earlier, later in pairwise(turns))
 
@@ -131,7 +131,7 @@ def test_epochs_and_seeds_differ():
 
 
 def test_the_batches_mix_differently_each_epoch():
-    """Clips of one length do not always meet the same neighbours."""
+    """Clips of one length are not always batched with the same neighbours."""
     lengths, shard = np.full(64, 10), np.arange(64) // 8
     config = PlanConfig(budget_frames=40, context_frames=20)
     groups = [
@@ -170,7 +170,7 @@ def test_the_papers_corpus_is_planned_fast_and_with_little_padding(paper_lengths
 
 @pytest.fixture
 def paper_lengths():
-    """160K clips of 5 s on average and at most 10 s, 280K of 15 s on average and 10 to 60 s, in frames."""
+    """Return lengths of 160K clips (5 s on average, at most 10 s) and 280K clips (15 s on average, 10 to 60 s)."""
     generator = np.random.default_rng(0)
     short = np.clip(generator.gamma(4, 1.27, 160_000), 0.4, 10)
     long = np.clip(10 + generator.exponential(5, 280_000), 10, 60)

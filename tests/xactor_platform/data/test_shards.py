@@ -1,4 +1,4 @@
-"""What ShardWriter wrote: anyone's reader reads it, two runs write the same bytes, a shard is whole or absent."""
+"""Shards are read by other readers, have the same bytes in every run, and are complete or absent."""
 
 import io
 import json
@@ -18,7 +18,8 @@ def test_webdatasets_own_reader_reads_the_samples(corpus, sample):
     names = sorted(p.name for p in Path(folder).iterdir())
     assert names == ["train-000000.tar", "train-000001.tar"]
     read = []
-    for name in names:  # opened here, because webdataset leaves its files to the garbage collector
+    # Opened here, because webdataset leaves its files to the garbage collector.
+    for name in names:
         with (Path(folder) / name).open("rb") as stream:
             read += group_by_keys(tar_file_expander([{"url": name, "stream": stream}]))
     assert [r["__key__"] for r in read] == ["train-0000", "train-0001", "train-0002"]
@@ -66,12 +67,14 @@ def test_earlier_shards_are_kept_or_replaced_as_a_whole(tmp_path, sample):
         FileExistsError, match=r"already holds 1 shards of 'train', the first train-000000\.tar"
     ):
         ShardWriter(str(tmp_path), "train").__enter__()
-    with ShardWriter(str(tmp_path), "train-b") as writer:  # another split, though its name begins alike
+    # Another split whose name begins alike.
+    with ShardWriter(str(tmp_path), "train-b") as writer:
         writer.write("other", sample(4))
 
 
 def test_the_index_of_earlier_shards_goes_with_them(tmp_path):
-    for text in ("short", "rather longer"):  # a tar is padded: both are of one size
+    # A tar is padded: both have the same size.
+    for text in ("short", "rather longer"):
         with ShardWriter(str(tmp_path), "train", overwrite=True) as writer:
             writer.write("clip", {"mp4": bytes(9), "json": {"frames": 4, "fps": 25, "text": text}})
         assert load_index(str(tmp_path)).read_meta(0)["text"] == text

@@ -1,4 +1,4 @@
-"""The stream: the plan's micro-batches in the plan's order, whatever the ranks, and nothing hangs."""
+"""The stream yields the plan's micro-batches in the plan's order for any number of ranks, and never hangs."""
 
 import threading
 import time
@@ -45,7 +45,7 @@ def samples_of(batch):
 
 
 def expected(index, config, rank, ranks, start, steps):
-    """What a rank should see, read here without Ray."""
+    """Return what a rank should see, read here without Ray."""
     return [
         (step, read_batch(index, mine))
         for step in islice(planned_steps(index.frames, index.shard, config, start), steps)
@@ -92,7 +92,7 @@ def test_float32_members_are_read_as_they_are(tmp_path, sample):
 
 
 def spoil(index, row, member, value=np.inf):
-    """Overwrites one number of a member in its shard."""
+    """Overwrite one number of a member in its shard."""
     with (Path(index.location.path) / index.shard_names[index.shard[row]]).open("r+b") as file:
         file.seek(int(index.offset[member][row] + index.header[member][row]) + 2 * 10)
         file.write(np.float16(value).tobytes())
@@ -141,7 +141,7 @@ def test_an_arena_lends_a_buffer_again_only_when_nobody_holds_it():
 class TestOnRay:
     @pytest.fixture(autouse=True)
     def small_blocks(self, ray_cluster, monkeypatch):
-        """Several micro-batches a block and several blocks an execution, so that every seam is crossed."""
+        """Test several micro-batches a block and several blocks an execution, so that every boundary is crossed."""
         monkeypatch.setattr(stream_module, "BLOCK_BYTES", 3 * 64 * 32)
         monkeypatch.setattr(stream_module, "SEGMENT_BLOCKS", 5)
 
@@ -232,7 +232,8 @@ class TestOnRay:
         reader = LatentReader(index)
         small = reader.read
 
-        def large(requests):  # so that as much as may wait is soon there
+        # So that the read-ahead is soon full.
+        def large(requests):
             return [
                 Raw({**raw.arrays, "more": np.zeros(1 << 20, np.uint8)}, raw.bad) for raw in small(requests)
             ]
@@ -246,7 +247,8 @@ class TestOnRay:
                 started = time.process_time()
                 time.sleep(1)
                 busy.append(time.process_time() - started)
-        assert np.median(busy) < 0.4, busy  # of a core, and all of one where nothing rests
+        # Fraction of a core. Without the limit the loop takes a whole core.
+        assert np.median(busy) < 0.4, busy
 
     def test_it_flows_beside_workers_that_hold_all_but_one_cpu(self, index):
         group = placement_group([{"CPU": 3}])

@@ -1,4 +1,4 @@
-"""Pictures out of video shards: which are drawn, that they are the right ones, and what a damaged video does."""
+"""Pictures from video shards are the drawn frames, and a damaged video makes only its own samples bad."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +37,7 @@ def read(reader, rows, starts, *, epoch=0, step=0):
 
 
 def spoil(index, row, begin, data=b"\0" * 64):
-    """Overwrites a part of a video in its shard; `begin` is in parts of its length."""
+    """Overwrite a section of a video in its shard, from the fraction `begin` of its length on."""
     offset, length = int(index.offset["mp4"][row]), int(index.length["mp4"][row])
     with (Path(index.location.path) / index.shard_names[index.shard[row]]).open("r+b") as file:
         file.seek(offset + int(begin * length))

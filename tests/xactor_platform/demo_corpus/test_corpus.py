@@ -1,4 +1,4 @@
-"""The demo corpus and real clips: the same from the same seed, held out for certain, lips that follow the sound."""
+"""The demo corpus depends on its seed alone and holds out people; lips follow the sound; real clips become shards."""
 
 import io
 import json
@@ -35,7 +35,7 @@ REAL = Path(os.environ.get("XACTOR_REAL_DATA", CHECKOUT.parent / "shared" / "dat
 
 
 def babble(seconds: float, seed: int = 0) -> np.ndarray:
-    """Something like speech without a synthesiser: syllables of a buzzing voice, float32 [N] at 16 kHz."""
+    """Return sound like speech, made without a synthesiser: syllables of a buzzing voice, float32 [N] at 16 kHz."""
     rng = np.random.default_rng(seed)
     time = np.arange(int(seconds * 16_000)) / 16_000
     pitch = 120 + 25 * np.sin(2 * np.pi * 0.3 * time)
@@ -61,7 +61,7 @@ def corpus(tmp_path_factory) -> demo.DemoCorpus:
 
 
 def read_shard(shard: Path) -> dict[str, dict]:
-    """A shard's samples by key, their members decoded."""
+    """Return a shard's samples by key, with decoded members."""
     found: dict[str, dict] = {}
     with tarfile.open(shard) as tar:
         for member in tar:
@@ -114,9 +114,11 @@ class TestDemoCorpus:
                 assert crops.shape == (sample["json"]["frames"], 48, 48, 3)
                 with av.open(face) as container:
                     keyframes = [p.pts * p.time_base * 25 for p in container.demux(video=0) if p.is_keyframe]
-                assert {0, 25, 50, 75, 100, 125} <= set(keyframes)  # cheap to seek in
+                # Seeking is cheap.
+                assert {0, 25, 50, 75, 100, 125} <= set(keyframes)
                 whole = np.stack([box.cut(frame, 48) for frame in read_frames(clip)])
-                assert np.abs(crops - whole).mean() < 6  # two lossy encodings
+                # Both are lossy encodings.
+                assert np.abs(crops - whole).mean() < 6
 
     def test_the_same_seed_gives_the_same_bytes_in_any_number_of_processes(self, corpus, tmp_path):
         demo.make_demo_corpus(
@@ -144,7 +146,7 @@ class TestDemoCorpus:
         assert spoken["train"]
         assert spoken["train"].isdisjoint(spoken["test"])
 
-    def test_the_whole_plan_keeps_its_promises(self):
+    def test_the_default_plan_is_as_documented(self):
         plans = plan_synthetic(seed=0, train_s=600, held_out_s=112, identities=48)
         train, test = ([p for p in plans if p.split == split] for split in ("train", "test"))
         assert sum(p.duration_s for p in train) >= 600
@@ -232,7 +234,7 @@ def test_a_face_is_found_in_what_is_drawn():
     for who in [*training_identities(6), *held_out_identities()]:
         box = find_crop(who, 128)
         assert box is not None
-        # The frames are about the square that is cut.
+        # A frame shows about the square that is cut out.
         assert 112 < box.side < 138
         assert abs(box.left) < 10 > abs(box.top)
 
@@ -269,7 +271,7 @@ class TestFaces:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Two good clips of the photograph, and one each of what goes wrong."""
+    """Write two good clips of the photograph, and one clip with each fault."""
     folder = tmp_path_factory.mktemp("videos")
     astronaut = held_out_identities()[1]
     for i in range(2):
@@ -294,7 +296,7 @@ class TestVideos:
         made = videos.shards_from_videos(
             str(folder), str(tmp_path / "shards"), crops=64, held_out=0, workers=2, progress=results.append
         )
-        # Training looks for the encoder of the features there.
+        # Training looks there for the encoder of the features.
         assert find_audio_encoder(str(tmp_path / "shards"), None) == str(tmp_path / "audio_encoder")
         report = [
             json.loads(line) for line in (tmp_path / "shards" / "report.jsonl").read_text().splitlines()
@@ -320,7 +322,7 @@ class TestVideos:
             truth = np.load(folder / f"{name}.npy")
             seen = decode_controls(sample["motion.npy"])
             assert len(seen) == len(sample["audio.npy"]) == len(truth) == 50
-            # What a landmark model reads off the pictures is what they were made from.
+            # A landmark model recovers the controls that the pictures were made from.
             assert np.corrcoef(lip_opening(seen), lip_opening(truth))[0, 1] > 0.75
             assert np.corrcoef(seen[:, INDEX["headYaw"]], truth[:, INDEX["headYaw"]])[0, 1] > 0.5
         motion, pictures = load_index(str(tmp_path / "shards")), load_index(str(tmp_path / "videos"))
@@ -331,7 +333,7 @@ class TestVideos:
             crops = np.stack(list(read_frames(face)))
             assert crops.shape == (50, 64, 64, 3)
             assert frame_count(len(read_audio(face))) == 50
-            # The clips show about the square that is cut.
+            # A clip shows about the square that is cut out.
             box = CropBox(**pictures.read_meta(row)["crop"])
             assert 180 < box.side < 205
             clip = read_frames(folder / f"{pictures.speaker[row]}.mp4")
@@ -347,7 +349,7 @@ class TestVideos:
         with pytest.raises(ValueError, match="crops_output must be a folder of its own"):
             videos.shards_from_videos(str(folder), str(tmp_path), crops=64, crops_output=str(folder))
 
-    def test_the_job_tells_by_its_exit_code(self, folder, tmp_path):
+    def test_the_exit_code_of_the_job(self, folder, tmp_path):
         def job(*arguments: str) -> subprocess.CompletedProcess:
             command = [sys.executable, "jobs/shards_from_videos.py", *arguments]
             return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
@@ -361,7 +363,7 @@ class TestVideos:
         assert "2 of 3 videos" in some.stdout
 
     def test_a_file_that_kills_its_process_fails_alone(self, tmp_path):
-        # A decoder's crash is played by the function that runs in the pool.
+        # The function that runs in the pool simulates a decoder's crash.
         results = list(videos._in_pool([1, 2, 3], 2, work=_die_on_two))
         assert results == ["1", "the decoder crashed on it", "3"]
 

@@ -1,6 +1,6 @@
-"""One rank of a DeepSpeed engine, for test_scale: prints what its tensors hold after a backward pass.
+"""Run one rank of a DeepSpeed engine for test_scale, and print the bytes of its tensors after a backward pass.
 
-python scale_engine.py RANK RANKS FILE    (FILE: where the ranks meet)
+python scale_engine.py RANK RANKS FILE    (FILE: where the ranks find each other)
 """
 
 import gc
@@ -18,7 +18,7 @@ from xactor_platform.training.train_config import TrainConfig
 
 
 class Objective(nn.Module):
-    """Mostly one size of weights, as a transformer."""
+    """Stack layers of one size, as a transformer does."""
 
     def __init__(self):
         super().__init__()
@@ -31,7 +31,7 @@ class Objective(nn.Module):
 
 
 def held_bytes() -> int:
-    """Of all tensors that Python reaches, each storage once."""
+    """Return the bytes of all tensors that Python reaches, each storage counted once."""
     storages = {}
     for thing in gc.get_objects():
         if isinstance(thing, torch.Tensor):
@@ -40,12 +40,13 @@ def held_bytes() -> int:
     return sum(storages.values())
 
 
-def main(rank: int, ranks: int, meeting: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
+def main(rank: int, ranks: int, rendezvous: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks)
     objective = Objective()
     parameters = sum(p.numel() for p in objective.parameters())
     engine = make_engine(objective, TrainConfig(), [list(objective.parameters())], ranks=ranks, bf16=True)
-    for _ in range(2):  # Adam has its moments after the first step
+    # Adam has its moments after the first step.
+    for _ in range(2):
         engine.backward(engine(torch.randn(4, 512, dtype=torch.bfloat16)), scale_wrt_gas=False)
         held = held_bytes()
         engine.step()

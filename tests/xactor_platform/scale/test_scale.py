@@ -1,4 +1,4 @@
-"""The plan on paper against what can be measured here: torch's memory tracker, DeepSpeed's engine and estimators."""
+"""Estimates agree with torch's memory tracker and with DeepSpeed's engine and estimators."""
 
 import contextlib
 import json
@@ -59,7 +59,8 @@ def test_states_of_7b_are_deepspeeds_own_estimate(paper, ranks):
     nodes, gpus = -(-ranks // 8), min(ranks, 8)
     _, zero2 = estimate_zero2_model_states_mem_needs(paper.parameters, gpus, nodes, cpu_offload=False)
     assert sum(states(paper.parameters, ranks=ranks, stage=2)) == pytest.approx(zero2, rel=0.1)
-    largest_layer = 0  # its gathered weights are not states
+    # Gathered weights of the largest layer are not states.
+    largest_layer = 0
     _, zero3, _ = estimate_zero3_model_states_mem_needs(
         paper.parameters, largest_layer, gpus, nodes, cpu_offload=False, cpu_offload_params=False
     )
@@ -88,7 +89,7 @@ def test_states_are_what_a_deepspeed_engine_holds(tmp_path):
 
 
 def measured_activations(config: MotionConfig, samples: int, *, checkpointing: bool, fake: bool) -> float:
-    """Bytes beyond weights at the fullest moment of a forward and backward pass in bf16, as torch tracks them.
+    """Return the peak bytes besides weights of a forward and backward pass in bf16, as torch tracks them.
 
     Args:
         fake: with tensors that have sizes and no memory.
@@ -126,9 +127,10 @@ def measured_activations(config: MotionConfig, samples: int, *, checkpointing: b
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("size", ["small", "wide"])
 def test_activations_are_what_torch_tracks(size, checkpointing):
-    """Small, and three layers of the paper's widths: these with tensors that have no memory."""
+    """Compare a small model, and three layers of the paper's widths with tensors that have no memory."""
     config = SMALL if size == "small" else replace(paper_7b().model, layers=3)
-    samples = 2 if size == "small" else 16  # as many as the activations outgrow the gradients of the end
+    # So many that the activations outgrow the gradients at the end.
+    samples = 2 if size == "small" else 16
     sizes, frames = sizes_of(config, SHAPE), samples * config.context_frames
     given = {"checkpointing": checkpointing}
     ours = frames * (
@@ -146,11 +148,12 @@ def test_memory_falls_with_every_stage_and_with_ranks(paper):
         memory(paper, ranks=64, stage=2, **options).total < memory(paper, ranks=16, stage=2, **options).total
     )
     fits = memory(paper, ranks=16, stage=2, **options)
-    assert fits.total < MACHINES["A100"].memory_bytes  # the paper trained it there
+    # The paper trained it there.
+    assert fits.total < MACHINES["A100"].memory_bytes
     assert memory(paper, ranks=16, stage=2, **(options | {"checkpointing": False})).total > 80 * 2**30
 
 
-def test_what_makes_no_sense_is_refused(paper):
+def test_arguments_out_of_bounds_are_refused(paper):
     options = {"budget_frames": 8192, "context_frames": 512, "checkpointing": True}
     with pytest.raises(ValueError, match=r"stage must be one of 0\.\.3, got 4"):
         memory(paper, ranks=16, stage=4, **options)
@@ -186,7 +189,8 @@ def test_more_ranks_of_a_fixed_step_are_faster_and_less_efficient(paper):
         for ranks in (8, 16, 64)
     ]
     assert [t.total_s for t in times] == sorted((t.total_s for t in times), reverse=True)
-    assert times[0].mfu > times[1].mfu  # the second node's network is slower than NVLink
+    # The network of the second node is slower than NVLink.
+    assert times[0].mfu > times[1].mfu
     assert times[0].frames == 64 * 8192
     for t in times:
         assert 0 < t.mfu < 0.4
@@ -204,7 +208,8 @@ def test_one_rank_reduces_nothing(paper):
         checkpointing=False,
     )
     assert (alone.reduce_s, alone.gather_s) == (0, 0)
-    assert alone.mfu == pytest.approx(0.4, rel=0.1)  # attention is no parameter: it does not count as useful
+    # MFU counts operations of parameters, not of attention.
+    assert alone.mfu == pytest.approx(0.4, rel=0.1)
 
 
 # --- the plan and the stream --------------------------------------------------------------------------------------
@@ -217,7 +222,7 @@ def corpus() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("ranks", [16, 128])
-def test_all_planned_frames_are_dealt_out(corpus, ranks):
+def test_all_planned_frames_are_assigned(corpus, ranks):
     lengths, shard = corpus
     config = PlanConfig(micro_batches=ranks, budget_frames=4096, context_frames=512)
     facts, plan, costs = simulate_plan(lengths, shard, config, ranks)
@@ -246,13 +251,13 @@ def streamed(corpus, *, store: Store, seconds_per_frame: float = 5e-4, ranks: in
 def test_a_fast_store_keeps_up_and_reads_what_is_trained_on(corpus):
     facts = streamed(corpus, store=Store())
     assert facts.data_wait < 0.01
-    # Eight ranks of a node train at most 4096 frames in 2.1 s each.
+    # Each of a node's eight ranks trains at most 4096 frames in 2.1 s.
     assert 0.5 < facts.node_bytes_s / (8 * 4096 * 7168 / (4096 * 5e-4 + 0.1)) < 1.02
 
 
-def test_a_slow_store_is_what_the_ranks_wait_for(corpus):
+def test_ranks_wait_for_a_slow_store(corpus):
     slow = streamed(corpus, store=Store(cpu_bytes_s=2e6))
-    # Four reading tasks a rank, 2 MB/s each, and it trains 14 MB/s.
+    # Each rank has four reading tasks of 2 MB/s and trains on 14 MB/s.
     assert slow.data_wait > 0.3
     assert slow.node_bytes_s < 8 * 4 * 2e6 * 1.05
     hesitant = streamed(corpus, store=Store(request_s=3.0))
