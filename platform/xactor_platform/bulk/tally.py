@@ -14,26 +14,27 @@ from xactor_platform.bulk.message import StageSeconds
 class Tally:
     """Count what a run has done, estimate when it ends, and publish both as metrics.
 
-    Every pipeline publishes `<prefix>_stage_seconds_total` by stage, `<prefix>_<items>_left` and
-    `<prefix>_seconds_left`, and `<prefix>_<name>_total` for each of its own counters.
+    Metrics are given by their full names, so that a search for one finds the pipeline that publishes it.
 
     Args:
-        prefix: of the metrics' names, such as `xactor_dub`.
-        items: what the run finishes one by one, in the plural, such as `rows`.
-        total: number of items.
+        total: number of items that the run finishes one by one, such as rows.
         stages: names of the stages, in the order of the bill.
-        counters: description and labels of each counter, by name.
+        counters: description and labels of each counter, by the metric's name.
+        stage_seconds: metric that counts seconds of actors' time, with the label `stage`.
+        items_left: metric of the items that are not finished.
+        seconds_left: metric of the seconds until the run ends.
         begun: `time.monotonic()` at the start of the run, by default now.
     """
 
     def __init__(
         self,
-        prefix: str,
         *,
-        items: str,
         total: int,
         stages: Sequence[str],
         counters: Mapping[str, tuple[str, tuple[str, ...]]],
+        stage_seconds: str,
+        items_left: str,
+        seconds_left: str,
         begun: float | None = None,
     ):
         self.total, self.left = total, total
@@ -41,14 +42,11 @@ class Tally:
         self._sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
         self._labels = {name: labels for name, (_, labels) in counters.items()}
         self._counters = {
-            name: Counter(f"{prefix}_{name}_total", description, labels)
-            for name, (description, labels) in counters.items()
+            name: Counter(name, description, labels) for name, (description, labels) in counters.items()
         }
-        self._stage_s = Counter(
-            f"{prefix}_stage_seconds_total", "Seconds of actors' time by stage.", ("stage",)
-        )
-        self._left = Gauge(f"{prefix}_{items}_left", f"{items.capitalize()} that are not finished.")
-        self._left_s = Gauge(f"{prefix}_seconds_left", "Seconds until the run ends, at its pace so far.")
+        self._stage_s = Counter(stage_seconds, "Seconds of actors' time by stage.", ("stage",))
+        self._left = Gauge(items_left, "Items that are not finished.")
+        self._left_s = Gauge(seconds_left, "Seconds until the run ends, at its pace so far.")
         self._begun = time.monotonic() if begun is None else begun
         self._pace_begun: float | None = None
         self._work_left = self._work_done = 0.0
@@ -65,7 +63,7 @@ class Tally:
         """Add to a counter. An amount of zero changes nothing.
 
         Args:
-            name: of the counter.
+            name: of the counter's metric.
             amount: at least 0.
             labels: a value for each label of the counter.
         """

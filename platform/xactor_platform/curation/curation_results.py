@@ -6,6 +6,7 @@ from xactor_platform.bulk.bill import Bill
 from xactor_platform.bulk.tally import Tally
 from xactor_platform.curation.messages import Ended, Fate
 
+CLIPS, VIDEO_SECONDS = "xactor_curate_clips_total", "xactor_curate_video_seconds_total"
 STAGES = ("probe", "scan", "track", "cut", "sync", "write")
 
 
@@ -47,12 +48,16 @@ class CurationTally:
 
     def __init__(self, videos: int, earlier: int):
         self.videos, self._earlier = videos, earlier
-        counters = {
-            "clips": ("Clips by what became of them.", ("status", "reason")),
-            "video_seconds": ("Seconds of video.", ("kind",)),
-        }
         self._tally = Tally(
-            "xactor_curate", items="videos", total=videos - earlier, stages=STAGES, counters=counters
+            total=videos - earlier,
+            stages=STAGES,
+            counters={
+                CLIPS: ("Clips by what became of them.", ("status", "reason")),
+                VIDEO_SECONDS: ("Seconds of video.", ("kind",)),
+            },
+            stage_seconds="xactor_curate_stage_seconds_total",
+            items_left="xactor_curate_videos_left",
+            seconds_left="xactor_curate_seconds_left",
         )
         self._tally.start_pace(videos - earlier)
         self._fates: dict[str, int] = {}
@@ -65,10 +70,10 @@ class CurationTally:
         for fate in ended.fates:
             name = fate.reason or fate.status
             self._fates[name] = self._fates.get(name, 0) + 1
-            self._tally.add("clips", status=fate.status, reason=fate.reason or "none")
+            self._tally.add(CLIPS, status=fate.status, reason=fate.reason or "none")
             if fate.status == "kept":
-                self._tally.add("video_seconds", fate.seconds, kind="kept")
-        self._tally.add("video_seconds", ended.looked_s, kind="in")
+                self._tally.add(VIDEO_SECONDS, fate.seconds, kind="kept")
+        self._tally.add(VIDEO_SECONDS, ended.looked_s, kind="in")
 
     def finish_video(self) -> None:
         """Count a video as finished."""
@@ -77,7 +82,7 @@ class CurationTally:
     @property
     def clips(self) -> int:
         """Number of clips kept in this run."""
-        return int(self._tally.sum("clips", status="kept"))
+        return int(self._tally.sum(CLIPS, status="kept"))
 
     @property
     def finished(self) -> int:
@@ -86,13 +91,13 @@ class CurationTally:
 
     def progress(self) -> str:
         """Return a line of progress."""
-        kept_s, in_s = (self._tally.sum("video_seconds", kind=kind) for kind in ("kept", "in"))
+        kept_s, in_s = (self._tally.sum(VIDEO_SECONDS, kind=kind) for kind in ("kept", "in"))
         kept = f"{self.clips} clips, {kept_s / 60:,.1f} of {in_s / 60:,.1f} min kept"
         return f"{self.finished}/{self.videos} videos, {kept}{self._tally.time_left()}"
 
     def bill(self) -> Bill:
         """Return the bill up to now."""
-        kept_s, in_s = (self._tally.sum("video_seconds", kind=kind) for kind in ("kept", "in"))
+        kept_s, in_s = (self._tally.sum(VIDEO_SECONDS, kind=kind) for kind in ("kept", "in"))
         return self._tally.bill(
             videos=self.videos,
             there=self._earlier,

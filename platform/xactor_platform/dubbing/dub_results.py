@@ -11,6 +11,7 @@ from xactor_platform.dubbing.messages import Done, Failed
 from xactor_platform.storage.location import Location
 
 RESULTS = "results.jsonl"
+ROWS, VIDEO_SECONDS = "xactor_dub_rows_total", "xactor_dub_video_seconds_total"
 STAGES = ("look", "decode", "motion", "render", "encode", "write")
 # Rows between two writes of the results: an object store's file is written as a whole each time.
 _SAVE_EVERY = 64
@@ -54,11 +55,17 @@ class DubResult:
 
 def dub_tally(rows: int) -> Tally:
     """Return the tally of a run over the given number of rows. Its work is measured in seconds of video."""
-    counters = {
-        "rows": ("Rows by what became of them.", ("status",)),
-        "video_seconds": ("Seconds of video made.", ()),
-    }
-    return Tally("xactor_dub", items="rows", total=rows, stages=STAGES, counters=counters)
+    return Tally(
+        total=rows,
+        stages=STAGES,
+        counters={
+            ROWS: ("Rows by what became of them.", ("status",)),
+            VIDEO_SECONDS: ("Seconds of video made.", ()),
+        },
+        stage_seconds="xactor_dub_stage_seconds_total",
+        items_left="xactor_dub_rows_left",
+        seconds_left="xactor_dub_seconds_left",
+    )
 
 
 def count_result(tally: Tally, result: Done | Failed, expected_s: float) -> None:
@@ -71,8 +78,8 @@ def count_result(tally: Tally, result: Done | Failed, expected_s: float) -> None
     """
     done_s = result.seconds if isinstance(result, Done) and result.made else 0.0
     status = "failed" if isinstance(result, Failed) else "made" if result.made else "there"
-    tally.add("rows", status=status)
-    tally.add("video_seconds", done_s)
+    tally.add(ROWS, status=status)
+    tally.add(VIDEO_SECONDS, done_s)
     tally.finish_item(expected=expected_s, done=done_s)
 
 
@@ -142,16 +149,16 @@ class DubResults:
     def progress(self) -> str:
         """Return a line of progress."""
         tally = self.tally
-        failed = int(tally.sum("rows", status="failed"))
+        failed = int(tally.sum(ROWS, status="failed"))
         failures = f", {failed} failed" if failed else ""
-        video_s = tally.sum("video_seconds")
+        video_s = tally.sum(VIDEO_SECONDS)
         return f"{tally.finished}/{tally.total} rows{failures}, {video_s:,.0f} s of video{tally.time_left()}"
 
     def bill(self) -> Bill:
         """Return the bill up to now."""
         made, existing, failed = (
-            int(self.tally.sum("rows", status=status)) for status in ("made", "there", "failed")
+            int(self.tally.sum(ROWS, status=status)) for status in ("made", "there", "failed")
         )
         return self.tally.bill(
-            made=made, there=existing, failed=failed, video_s=self.tally.sum("video_seconds")
+            made=made, there=existing, failed=failed, video_s=self.tally.sum(VIDEO_SECONDS)
         )

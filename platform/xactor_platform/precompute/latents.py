@@ -39,10 +39,7 @@ MOTION_ENCODER, AUDIO_ENCODER = "motion_encoder", "audio_encoder"
 ACTORS = Pool(max=64, cpus=1)
 # Bad samples that an error names.
 _MAX_NAMED = 5
-_COUNTERS = {
-    "frames": ("Frames encoded.", ()),
-    "clips": ("Clips by what became of them.", ("status",)),
-}
+FRAMES_ENCODED, CLIPS = "xactor_precompute_frames_total", "xactor_precompute_clips_total"
 logger = logging.getLogger(__name__)
 
 
@@ -112,14 +109,7 @@ def precompute(
         own for number in range(len(index.shard_names)) if len(own := np.flatnonzero(index.shard == number))
     ]
     jobs = [ShardJob(index=index.subset(own), place=place) for own in rows]
-    tally = Tally(
-        "xactor_precompute",
-        items="shards",
-        total=len(jobs),
-        stages=STAGES,
-        counters=_COUNTERS,
-        begun=begun,
-    )
+    tally = _tally(len(jobs), begun)
     results = _encode(jobs, _pipeline(output, _with_gpus(pool), start_timeout_s), tally, progress)
     _check_results(results, jobs, output)
     bad = [*index.bad, *(sample for result in results for sample in result.bad)]
@@ -129,10 +119,25 @@ def precompute(
     bill = tally.bill(
         written=written,
         kept=len(results) - written,
-        clips=int(tally.sum("clips", status="done")),
-        frames=int(tally.sum("frames")),
+        clips=int(tally.sum(CLIPS, status="done")),
+        frames=int(tally.sum(FRAMES_ENCODED)),
     )
     return PrecomputeResult(shards=output, bad=bad, bill=bill)
+
+
+def _tally(shards: int, begun: float) -> Tally:
+    return Tally(
+        total=shards,
+        stages=STAGES,
+        counters={
+            FRAMES_ENCODED: ("Frames encoded.", ()),
+            CLIPS: ("Clips by what became of them.", ("status",)),
+        },
+        stage_seconds="xactor_precompute_stage_seconds_total",
+        items_left="xactor_precompute_shards_left",
+        seconds_left="xactor_precompute_seconds_left",
+        begun=begun,
+    )
 
 
 def _place_encoders(model: str | Path, audio_encoder: str | Path | None, output: str) -> None:
@@ -181,9 +186,9 @@ def _encode(
     for result in pipeline.run(jobs):
         results.append(result)
         tally.add_seconds(result.stage_s)
-        tally.add("frames", result.frames)
-        tally.add("clips", result.clips, status="done")
-        tally.add("clips", len(result.bad), status="bad")
+        tally.add(FRAMES_ENCODED, result.frames)
+        tally.add(CLIPS, result.clips, status="done")
+        tally.add(CLIPS, len(result.bad), status="bad")
         tally.finish_item(done=result.written)
         became = result.error or ("written" if result.written else "already exists")
         progress(f"{len(results)}/{len(jobs)} shards: {result.shard} {became}")
