@@ -55,10 +55,14 @@ class LocalCluster:
         except ValueError as error:
             print(f"submit: {error}", file=sys.stderr)
             return 2
+        command = self.submit_command(entrypoint, working_dir=working_dir)
+        return subprocess.run(command, env=self.env, cwd=working_dir, check=False).returncode
+
+    def submit_command(self, entrypoint: list[str], *, working_dir: Path) -> list[str]:
+        """Return the command line of `ray job submit`; it needs `env` as its environment."""
         command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit"]
         command += ["--address", self.dashboard, "--working-dir", str(working_dir), "--log-style", "record"]
-        command += ["--", *entrypoint]
-        return subprocess.run(command, env=self.env, cwd=working_dir, check=False).returncode
+        return [*command, "--", *entrypoint]
 
     def worker_nodes(self) -> Counter[str]:
         """Return the number of nodes that are alive now, by group."""

@@ -1,0 +1,158 @@
+"""The guides: every command of one-gpu.md and cluster.md runs, in their order, on small inputs.
+
+A command runs as it is written, followed by options for small models. Downloads are replaced by small checkpoints in
+the published layout. SD1.5's and Qwen's layouts have tests of their own: here the presets start from nothing.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xactor_platform.cluster.local import LocalCluster, local_cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+# Commands that the installation of these tests has already carried out.
+SET_UP = {"make setup", "source .venv/bin/activate"}
+RANK = "--scale.ranks 1 --scale.device cpu --scale.cpus-per-rank 0.5 --scale.threads 1 --scale.start-timeout-s 60 "
+STEPS = "--train.micro-batches 1 --train.warmup-steps 1 --train.evaluate-frames 16 --train.no-gradient-checkpointing "
+POOLS = " ".join(
+    f"--pools.{stage}.max 1 --pools.{stage}.cpus 0.3"
+    for stage in ("probe", "scan", "track", "cut", "sync", "write")
+)
+# The options that make a command small, by the command's start. The last value of an option counts.
+SMALL: Mapping[str, str] = {
+    "python jobs/shards_from_videos.py": "--workers 1 --crops 64 --held-out 1",
+    "python jobs/curate.py": f"--syncnet none --size-px 64 --gates.least-crop-px 64 {POOLS}",
+    "python jobs/train_stage1.py": RANK
+    + STEPS
+    + "--train.steps 4 --train.vae-steps 1 --train.motion-steps 1 --train.frames-steps 1 --train.stills 2 "
+    "--train.budget-frames 16 --train.sheet-rows 1 --train.sheet-steps 1 --model.sd15 None --model.animatediff None "
+    "--model.vae None --model.image-size 32 --model.window-frames 8 --model.channels 16 32 "
+    "--model.vae-channels 16 32 --model.latent-channels 8 --model.encoder-channels 8 8 16 --model.latent-dim 32",
+    "python jobs/precompute.py": "--pool.max 1 --pool.cpus 0.5",
+    "python jobs/train_stage2.py": RANK
+    + STEPS
+    + "--train.steps 2 --train.budget-frames 96 --model.backbone None --model.hidden 32 --model.heads 2 "
+    "--model.kv-heads 1 --model.layers 2 --model.mlp 48 --model.audio-width 16 --model.chunk-frames 8 "
+    "--model.context-frames 48",
+    "python jobs/report.py render": "--windows 1 --render.steps 1 --render.cfg 1 --max-clips 1",
+    "python jobs/report.py motion": "--sampling.steps 1 --max-clips 1",
+    "python jobs/dub_bulk.py": "--options.motion-steps 1 --options.render-steps 1 "
+    + " ".join(
+        f"--pools.{stage}.max 1 --pools.{stage}.cpus 0.4"
+        for stage in ("decode", "motion", "render", "encode")
+    ),
+    "xactor animate": "--motion-steps 1 --render-steps 1",
+}
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
+
+def commands(page: str) -> list[str]:
+    """Return the commands of a page's fenced bash blocks, in order, with continued lines joined."""
+    blocks = re.findall(r"^```bash\n(.*?)^```$", (ROOT / "docs" / page).read_text(), flags=re.M | re.S)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [" ".join(line.split()) for line in lines if line.strip()]
+
+
+def small(command: str) -> str:
+    """Return the command with the options that make it small."""
+    starts = [start for start in SMALL if start in command]
+    return f"{command} {SMALL[starts[0]]}" if starts else command
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[LocalCluster]:
+    with local_cluster(cpus=3, log=tmp_path_factory.mktemp("ray") / "ray.log") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    """A folder with all that the guides' reader has: videos, a portrait, speech and small published weights."""
+    from skimage.data import astronaut
+    from sounds import write_sound
+    from talkers import Talker
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    from xactor.media import write_video
+
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "videos").mkdir()
+    for seed in (1, 2, 3):
+        talker = Talker(0, seed=seed, seconds=2)
+        write_video(folder / "videos" / f"{seed}.mp4", talker.frames, samples=talker.samples)
+    Image.fromarray(np.asarray(astronaut())).save(folder / "face.png")
+    write_sound(folder / "speech.wav")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
+    convolutions = {"conv_dim": (16,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
+    Wav2Vec2Model(Wav2Vec2Config(**sizes, **convolutions)).save_pretrained(folder / "weights" / "wav2vec2")
+    return folder
+
+
+def run(command: str, folder: Path, env: Mapping[str, str]) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    ended = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env={**env, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, f"{command}\n{ended.stdout[-3000:]}\n{ended.stderr[-3000:]}"
+
+
+@pytest.fixture(scope="module")
+def trained(inputs: Path, cluster: LocalCluster) -> Path:
+    """The folder after every command of one-gpu.md; its jobs join the cluster, which saves their own start."""
+    (inputs / "jobs").symlink_to(ROOT / "jobs")
+    env = {**cluster.env, "RAY_ADDRESS": cluster.address}
+    for command in commands("one-gpu.md"):
+        if command in SET_UP:
+            continue
+        if command.startswith("hf download"):
+            words = shlex.split(command)
+            assert words[words.index("--local-dir") + 1].startswith("weights/")
+            continue
+        run(small(command), inputs, env)
+    return inputs
+
+
+def test_one_gpu_ends_with_a_video(trained: Path):
+    assert (trained / "out.mp4").stat().st_size > 0
+    assert (trained / "model" / "model_index.json").exists()
+    assert (trained / "report" / "render" / "report.json").exists()
+
+
+def test_cluster_ends_with_dubbed_videos(trained: Path, cluster: LocalCluster, tmp_path: Path):
+    data = tmp_path / "talking"
+    data.mkdir()
+    (data / "raw").symlink_to(trained / "videos")
+    (data / "model").symlink_to(trained / "model")
+    for name in ("face.png", "speech.wav"):
+        (data / name).symlink_to(trained / name)
+    (data / "items.jsonl").write_text('{"id": "one", "image": "face.png", "audio": "speech.wav"}\n')
+    weights = trained / "weights"
+    for command in commands("cluster.md"):
+        if command.startswith("export"):
+            continue
+        if command.startswith("xactor assemble"):
+            (tmp_path / "exports").mkdir()
+            for stage in ("stage1", "stage2"):
+                (tmp_path / "exports" / stage).symlink_to(data / "runs" / stage / "export")
+            run(command, tmp_path, cluster.env)
+            continue
+        # A submitted job finds relative paths in the cluster machine's ~/xactor.
+        line = small(command).replace(" weights/", f" {weights}/")
+        run(line, ROOT, {**cluster.env, "DATA": str(data)})
+    assert (data / "dubbed" / "one.mp4").stat().st_size > 0
+    assert (tmp_path / "model" / "model_index.json").exists()
