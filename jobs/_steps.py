@@ -54,6 +54,7 @@ class Steps:
         self._steps, self._log = list(steps), log
         self._at, self._done_s, self._done_expected_s = -1, 0.0, 0.0
         self._started = self._step_started = self._shown = time.monotonic()
+        self._measured = False
         self._fraction, self._what = 0.0, "working"
         self._wide = 0
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -64,15 +65,15 @@ class Steps:
         self._finish()
         self._at += 1
         self._step_started, self._fraction, self._what = time.monotonic(), 0.0, "working"
+        self._measured = True
         title = self._steps[self._at].title
         self._print(f"\n{title} ({self._at + 1} of {len(self._steps)}), {_about(self.left_s())} left")
         self._shown = time.monotonic()
 
     def skip(self) -> None:
         """Count the current step as finished without measuring its speed."""
-        self._step_started = time.monotonic()
         self._print("  exists already")
-        self._fraction = 1.0
+        self._fraction, self._measured = 1.0, False
 
     def left_s(self) -> float:
         """Return the estimated remaining time of all steps, in seconds."""
@@ -155,8 +156,8 @@ class Steps:
                 self._progress()
 
     def _finish(self) -> None:
-        if self._at >= 0 and (passed_s := time.monotonic() - self._step_started) > 1:
-            self._done_s += passed_s
+        if self._measured:
+            self._done_s += time.monotonic() - self._step_started
             self._done_expected_s += self._steps[self._at].expected_s
 
     def _progress(self, now: bool = False) -> None:

@@ -77,8 +77,8 @@ def main(args: RunDemo) -> None:
         steps.skip()
     else:
         run(steps, "make_demo_corpus.py", {"output": corpus, **({} if quick else HOUR_CORPUS)})
+    steps.next()
     with local_cluster(cpus=2, log=folder / "ray.log") as cluster:
-        steps.next()
         options = {"data.shards": corpus / "videos", **(MINUTES if quick else {})}
         train(steps, cluster, folder, "stage1", options)
         steps.next()

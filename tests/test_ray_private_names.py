@@ -1,4 +1,4 @@
-"""The private names of Ray that the platform uses, and the only version in which they were tried.
+"""Check the private names of Ray that the platform uses, and the only version in which they were tried.
 
 A new version of Ray fails here first: change TRIED_VERSION, mend what these tests show, and move the upper bound of ray
 in pyproject.toml.

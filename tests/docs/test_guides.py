@@ -1,4 +1,4 @@
-"""The guides: every command of one-gpu.md and cluster.md runs, in their order, on small inputs.
+"""Run every command of one-gpu.md and cluster.md, in their order, on small inputs.
 
 A command runs as it is written, followed by options for small models. Downloads are replaced by small checkpoints in
 the published layout. SD1.5's and Qwen's layouts have tests of their own: here the presets start from nothing.
@@ -77,7 +77,7 @@ def cluster(tmp_path_factory) -> Iterator[LocalCluster]:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
-    """A folder with all that the guides' reader has: videos, a portrait, speech and small published weights."""
+    """Return a folder with what a reader has: videos, a portrait, speech and small published weights."""
     from skimage.data import astronaut
     from sounds import write_sound
     from talkers import Talker
@@ -113,7 +113,7 @@ def run(command: str, folder: Path, env: Mapping[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def trained(inputs: Path, cluster: LocalCluster) -> Path:
-    """The folder after every command of one-gpu.md; its jobs join the cluster, which saves their own start."""
+    """Return the folder after every command of one-gpu.md. Its jobs join the cluster, which saves time."""
     (inputs / "jobs").symlink_to(ROOT / "jobs")
     env = {**cluster.env, "RAY_ADDRESS": cluster.address}
     for command in commands("one-gpu.md"):

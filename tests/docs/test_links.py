@@ -1,4 +1,4 @@
-"""The Markdown files: links resolve, named files and metrics exist, the README is short."""
+"""Check that links resolve, that named files and metrics exist, and that the README is short."""
 
 import re
 import subprocess
@@ -64,7 +64,7 @@ def test_readme_is_short():
 
 
 def test_every_metric_is_documented():
-    """The names are literals in the code, whole or after the prefix of their room."""
+    """Compare the names in dashboards and code with the page of operations."""
     documented = set(re.findall(r"xactor_[a-z_]+", (ROOT / "docs" / "operations.md").read_text()))
     for line in (ROOT / "infra" / "grafana").glob("*.json"):
         for name in re.findall(r"ray_(xactor_[a-z_]+)", line.read_text()):

@@ -1,4 +1,4 @@
-"""The distribution: its dependencies are enough, its packages are typed, and no message names a stranger's package."""
+"""Check that the core dependencies are enough, packages are typed, and no message names a stranger's package."""
 
 import re
 import subprocess

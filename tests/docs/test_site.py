@@ -1,4 +1,4 @@
-"""The documentation's generated parts: the site builds without a warning, and the commands' page is current."""
+"""Build the site without a warning, and compare the page of commands with the commands."""
 
 import importlib.util
 import os
@@ -24,7 +24,7 @@ def test_site_builds_without_warnings(tmp_path: Path):
 
 @pytest.mark.slow
 def test_page_of_commands_is_current(tmp_path: Path):
-    """A process of its own generates it: the commands change the process that runs them."""
+    """Generate the page in another process, because the commands change the process that runs them."""
     code = "import sys; sys.path.insert(0, 'docs'); import generate_commands as g; print(g.page(), end='')"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -1,4 +1,4 @@
-"""The demo's steps: quiet, alive, and with a useful estimate of the remaining time."""
+"""Check that the demo's steps are quiet and alive and estimate the remaining time."""
 
 import sys
 from pathlib import Path
@@ -73,3 +73,11 @@ def test_estimate_follows_progress_and_finished_steps(steps, monkeypatch):
     steps.next()
     # The first step took twice the expected time.
     assert steps.left_s() == 480
+
+
+def test_skipped_step_does_not_count_as_fast(steps, monkeypatch, capsys):
+    steps.next()
+    steps.skip()
+    steps.next()
+    assert steps.left_s() == pytest.approx(240, abs=1)
+    assert "exists already" in capsys.readouterr().out
