@@ -1,4 +1,4 @@
-"""A training that is killed on purpose, in all the places where it can die, beside one that is left alone."""
+"""Kill a training on purpose, in all the places where it can die, and compare it with an undisturbed one."""
 
 import contextlib
 import json
@@ -26,26 +26,28 @@ _LOOK_S = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Kill:
-    """`kill -9` of a victim once `after_step` steps are done; `stop` is SIGTERM to the driver."""
+    """Describe one kill."""
 
     victim: Victim
+    """The process that gets `kill -9`; `stop` sends SIGTERM to the driver instead."""
     after_step: int
+    """Steps that are finished before the kill."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """What came after a kill.
-
-    step: the last one done before. checkpoint: the newest complete one when it was killed. resumed_from: the one that
-    the run went on from, `step` where it simply went on. next_step_s: until the next step was done, with the start of
-    another driver where that one was killed.
-    """
+    """Describe what followed a kill."""
 
     victim: Victim
+    """The process that was killed."""
     step: int
+    """The last step that was finished before."""
     checkpoint: int
+    """Step of the newest complete checkpoint at the kill."""
     resumed_from: int
+    """Step that the run resumed from; `step` if it lost nothing."""
     next_step_s: float
+    """Seconds until the next step was finished, with the start of another driver if the driver was killed."""
 
     @property
     def lost_steps(self) -> int:
@@ -53,12 +55,15 @@ class Recovery:
 
 
 class Trial:
-    """Drivers of one run, started by the same command again and again until it is done.
+    """Start drivers of one run by the same command again and again until the run is finished.
 
     Args:
-        command: of the driver; it must say --train.log-samples.
-        env: its environment, with the cluster's address.
-        timeout_s: of each wait, for a step or for the end.
+        command: The driver's command; it must have --train.log-samples.
+        folder: The run's folder.
+        cwd: The driver's working directory.
+        env: The driver's environment, with the cluster's address.
+        log: File that gets the drivers' output.
+        timeout_s: Seconds of each wait, for a step or for the end.
     """
 
     def __init__(
@@ -75,11 +80,15 @@ class Trial:
         self._cwd, self._env, self._log = cwd, dict(env), log
 
     def run(self, kills: Sequence[Kill] = ()) -> list[Recovery]:
-        """To the end of the run. RuntimeError where a driver fails for another reason than that it was killed."""
+        """Run to the end of the training.
+
+        Raises:
+            RuntimeError: A driver fails for another reason than a kill.
+        """
         recoveries = []
         with self._driver() as driver:
             for kill in kills:
-                # Found before, as steps may be done while one looks.
+                # Found before the wait, because the search takes as long as some steps.
                 victim = None if kill.victim in ("driver", "stop") else self._victim(driver, kill.victim)
                 self._wait(driver, kill.after_step)
                 checkpoint = max((m.step for m in Checkpoints(self._folder).complete()), default=0)
@@ -122,13 +131,14 @@ class Trial:
             driver.process.kill()
         elif victim == "stop":
             driver.process.send_signal(signal.SIGTERM)
-        elif process is None or not process.is_running():  # what reads data comes and goes
+        elif process is None or not process.is_running():
+            # Processes that read data come and go.
             self._victim(driver, victim).kill()
         else:
             process.kill()
 
     def _victim(self, driver: "_Driver", victim: Victim) -> psutil.Process:
-        """One of the processes under this one, which started the cluster too."""
+        """Find the victim among the descendants of this process, which also started the cluster."""
         deadline = time.monotonic() + self._timeout_s
         while time.monotonic() < deadline:
             if driver.process.poll() is not None:
@@ -141,7 +151,7 @@ class Trial:
                         return process
                     if title.startswith("ray::IDLE"):
                         idle = process
-            # Between two blocks what reads them is idle.
+            # Between two blocks a process that reads them is idle.
             if victim == "data" and idle and self._folder.read_lines(METRICS):
                 return idle
             time.sleep(_LOOK_S)
@@ -157,7 +167,7 @@ class Trial:
     ) -> Recovery:
         self._until(driver, lambda: len(self._folder.read_lines(METRICS)) > len(rows))
         seconds = time.monotonic() - struck
-        # A step that was under way may still have been written by who was to die.
+        # The victim may still have written a step that was in progress.
         if victim != "data":
             attempt = max(row["attempt"] for row in rows)
             self._until(driver, lambda: any(r["attempt"] > attempt for r in self._folder.read_lines(METRICS)))
@@ -179,13 +189,14 @@ class Trial:
     def _until(self, driver: "_Driver", done: Callable[[], bool]) -> None:
         deadline = time.monotonic() + self._timeout_s
         while True:
-            ended = driver.process.poll() is not None  # before one looks: what it did last is seen
+            # Polled before the check, so that the check sees the driver's last work.
+            ended = driver.process.poll() is not None
             if done():
                 return
             if ended:
                 raise RuntimeError(self._ended(driver))
             if time.monotonic() > deadline:
-                raise RuntimeError(f"nothing came in {self._timeout_s:g} s; the drivers' output: {self._log}")
+                raise RuntimeError(f"no progress in {self._timeout_s:g} s; the drivers' output: {self._log}")
             time.sleep(_LOOK_S)
 
     def _ended(self, driver: "_Driver") -> str:
@@ -203,16 +214,17 @@ class _Driver:
 
 
 def random_kills(seed: int, steps: int, count: int = 1) -> list[Kill]:
-    """So many, of any kind, after any steps but the last ones; the same for the same seed."""
+    """Draw `count` kills of any kind, after any steps but the last ones. The same seed gives the same kills."""
     generator = random.Random(seed)
     after = sorted(generator.sample(range(1, steps - 3), count))
     return [Kill(victim=generator.choice(VICTIMS), after_step=step) for step in after]
 
 
 def history(folder: RunFolder, steps: int) -> dict[str, Any]:
-    """What a finished run was: of each step the last attempt's loss and, over all ranks, its samples.
+    """Return each step's loss and samples of a finished run, by the last attempt and over all ranks.
 
-    ValueError where a sample is in an epoch twice.
+    Raises:
+        ValueError: A sample is in an epoch twice.
     """
     rows = last_attempts(folder.read_lines(METRICS), steps)
     logged = folder.read_lines(SAMPLES)
@@ -242,12 +254,12 @@ def history(folder: RunFolder, steps: int) -> dict[str, Any]:
 
 
 def python_env(cluster_env: Mapping[str, str], address: str) -> dict[str, str]:
-    """A driver's environment."""
+    """Return a driver's environment."""
     return {**cluster_env, "RAY_ADDRESS": address, "PYTHONUNBUFFERED": "1"}
 
 
 def command(job: str, options: Mapping[str, Any]) -> list[str]:
-    """`python jobs/<job>.py tiny` with options by their names; True is a flag."""
+    """Return the command `python jobs/<job>.py tiny` with options by their names; True is a flag."""
     given = [
         part
         for name, value in options.items()

@@ -1,5 +1,4 @@
-"""What curation costs: each stage's time alone, decoding beside PyAV by itself, and two actors beside one; and two
-actors of precomputation beside one."""
+"""Measure curation: each stage's time, decoding against PyAV, and two actors against one; precomputation likewise."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -30,17 +29,23 @@ from xactor_platform.data.index import load_index
 from xactor_platform.precompute.shard_encoder import ShardEncoder, ShardJob
 from xactor_platform.storage.location import Location
 
-# Whatever a clip is like, all stages shall work on it.
+# All stages work on every clip, whatever it is like.
 _OPEN = Gates(min_crop_px=32, max_blur=1, max_occluded=1, min_speech_db=0, min_confidence=-1e9)
 
 
 def bench_stages(
     folder: str, scratch: Path, syncnet: str, size_px: int
 ) -> tuple[list[dict[str, Any]], list[Piece]]:
-    """Hours of video for an hour of one core, by stage, in this process; and the pieces that the first two made.
+    """Measure hours of video for an hour of one core, by stage, in this process.
 
     Args:
-        syncnet: a model, or `none`.
+        folder: Folder of videos.
+        scratch: Folder for what the stages write.
+        syncnet: Folder or file of a SyncNet, or `none`.
+        size_px: Side of the face crops, in pixels.
+
+    Returns:
+        A row for each stage and one for all, and the pieces that the first two stages made.
     """
     config = CurationConfig()
     max_s = config.bounds.max_s
@@ -88,7 +93,7 @@ def bench_stages(
 
 
 def bench_decoding(path: Path, rounds: int) -> dict[str, float]:
-    """Frames a second of one thread: PyAV's own loop to RGB arrays, and the stretch reader. By turns, medians."""
+    """Measure the frames a second of one thread, in turn: PyAV's own loop to RGB arrays, and `read_span`."""
 
     def alone() -> int:
         with av.open(str(path)) as container:
@@ -114,11 +119,12 @@ def bench_decoding(path: Path, rounds: int) -> dict[str, float]:
 
 
 def bench_tracking(pieces: Sequence[Piece], scratch: Path, count: int, rounds: int) -> dict[str, Any]:
-    """Seconds of video a second that one and two actors of the dearest stage track. All pieces are as long as the
-    shortest.
+    """Measure the seconds of video a second that one and two actors track; tracking is the slowest stage.
+
+    All pieces are cut to the length of the shortest.
 
     Raises:
-        ValueError: too few.
+        ValueError: There are too few pieces.
     """
     frames = min(piece.end - piece.first for piece in pieces)
     alike = [replace(piece, end=piece.first + frames) for piece in pieces]
@@ -128,12 +134,13 @@ def bench_tracking(pieces: Sequence[Piece], scratch: Path, count: int, rounds: i
 
 
 def bench_encoding(videos: str, scratch: Path, count: int, rounds: int) -> dict[str, Any]:
-    """Seconds of video a second that one and two actors of precomputation encode, by a motion encoder of 64 px
-    whose weights are random: one clip again and again, a shard each time. `waits` is the part of the encoders'
-    time in which they had no pictures.
+    """Measure the seconds of video a second that one and two actors of precomputation encode.
+
+    The motion encoder has 64 px and random weights. It encodes one clip again and again, a shard each time. `waits` is
+    the share of the encoders' time in which they had no pictures.
 
     Raises:
-        ValueError: too few, or a clip that cannot be encoded.
+        ValueError: There are too few shards, or a clip cannot be encoded.
     """
     index = load_index(videos)
     clip = index.subset(index.frames.argsort(kind="stable")[:1])
@@ -163,16 +170,19 @@ def _one_and_two(
     seconds: float,
     rounds: int,
 ) -> tuple[dict[str, float], list[Any]]:
-    """Seconds of video a second that one and two actors of a stage work through, by turns; and what came of it.
+    """Measure the seconds of video a second of one and of two actors of a stage, in turn.
 
-    Every actor computes on one thread; all works are alike. What is timed is between two results while all actors
-    work: their first works wait for models, and of the last ones some have none beside them.
+    Every actor computes on one thread; all inputs are alike. The time counts from the actors' first results to the
+    last results while all actors work: the first inputs wait for models, and some of the last ones run alone.
 
     Args:
-        seconds: of video, that a work has.
+        seconds: Seconds of video in an input.
+
+    Returns:
+        The rates, and the stage's results.
 
     Raises:
-        ValueError: too few works for that.
+        ValueError: There are too few inputs.
     """
     rates: dict[int, list[float]] = {1: [], 2: []}
     made: list[Any] = []

@@ -1,4 +1,4 @@
-"""Measures the data: the planned stream beside plain webdataset, and the plan of the paper's corpus."""
+"""Measure the data path: the planned stream against plain webdataset, and the plan of the paper's corpus."""
 
 import logging
 import time
@@ -22,11 +22,12 @@ from xactor_platform.data.shards import ShardWriter
 from xactor_platform.data.stream import PlannedStream
 
 LATENT_WIDTH, AUDIO_WIDTH = 512, 768
-A100_FRAMES_PER_S = 3400  # of one rank of the 7B model: half of 312 TFLOP/s over 6 x 7.6e9 a frame
+# Of one rank of the 7B model: half of 312 TFLOP/s over 6 x 7.6e9 a frame.
+A100_FRAMES_PER_S = 3400
 
 
 def write_synthetic(folder: str, size_bytes: int, audio_layers: int, context_frames: int) -> None:
-    """Shards of about that size: clips of 1 s up to the context, of normal noise."""
+    """Write shards of about `size_bytes`: clips of normal noise, from 1 s to the context's length."""
     generator = np.random.default_rng(0)
     per_frame = 2 * (LATENT_WIDTH + audio_layers * AUDIO_WIDTH)
     pool = generator.standard_normal((2 * context_frames, per_frame // 2), dtype=np.float32).astype(
@@ -50,12 +51,13 @@ def write_synthetic(folder: str, size_bytes: int, audio_layers: int, context_fra
 
 
 def compare(shards: str, *, workers: int, rounds: int, epochs: int, config: PlanConfig) -> dict[str, Any]:
-    """Frames per second of both, turn about in one process, over local shards.
+    """Measure the frames per second of both, in turn in one process, over local shards.
 
-    Both decode the same arrays to float32 batches of at most `config.budget_frames`, with `workers` reading
-    processes and this one to take them. A round's rate counts from its first batch on.
+    Both decode the same arrays to float32 batches of at most `config.budget_frames`. `workers` processes read and this
+    process takes the batches. A round's rate counts from its first batch on.
     """
-    torch.set_num_threads(1)  # what a reader does in this process is counted as one core's work
+    # A reader's work in this process counts as one core's.
+    torch.set_num_threads(1)
     index = load_index(shards)
     ray.init(address="local", num_cpus=workers, include_dashboard=False, logging_level=logging.ERROR)
     try:
@@ -82,7 +84,7 @@ def compare(shards: str, *, workers: int, rounds: int, epochs: int, config: Plan
 
 
 def _rate(batches: Iterable[int]) -> dict[str, float]:
-    """Of an iterator over each batch's number of frames."""
+    """Measure the rate of an iterator over each batch's number of frames."""
     started = time.perf_counter()
     iterator = iter(batches)
     next(iterator)
@@ -116,10 +118,10 @@ def _webdataset(index: Index, config: PlanConfig, workers: int, epochs: int) -> 
 
 
 class _Pack:
-    """Decoded clips to batches, as a plain loader would: in their order, and without any padding.
+    """Pack decoded clips into batches as a plain loader does: in their order and without padding.
 
-    In float16: a loader that converts in its workers is half as fast, because its shared memory is new, and
-    faulted in, for every batch. The plain way is given the better of both.
+    Batches are float16. A loader that converts in its workers is half as fast, because the shared memory of every batch
+    is new and has to be faulted in. The plain loader gets the faster way.
     """
 
     def __init__(self, budget_frames: int, context_frames: int):
@@ -147,7 +149,7 @@ class _Pack:
 
 
 def paper_lengths() -> np.ndarray:
-    """The paper's clips, in frames: 160K of 5 s on average under 10 s, 280K of 15 s on average in 10..60 s."""
+    """Draw the paper's clips, in frames: 160K under 10 s (5 s on average), 280K in 10..60 s (15 s on average)."""
     generator = np.random.default_rng(0)
     short = np.clip(generator.gamma(4, 1.27, 160_000), 0.4, 10)
     long = np.clip(10 + generator.exponential(5, 280_000), 10, 60)
@@ -157,7 +159,7 @@ def paper_lengths() -> np.ndarray:
 
 
 def measure_plan(config: PlanConfig) -> dict[str, Any]:
-    """Time, peak memory and padding of one epoch's plan of the paper's corpus."""
+    """Measure time, peak memory and padding of one epoch's plan of the paper's corpus."""
     lengths = paper_lengths()
     shard = np.arange(len(lengths)) // 256
     started = time.perf_counter()

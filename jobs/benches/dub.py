@@ -1,4 +1,4 @@
-"""Bulk dubbing beside a plain loop of `xactor animate` over the same rows, one torch thread a process in both."""
+"""Compare bulk dubbing with a loop of `xactor animate` over the same rows, both with one torch thread a process."""
 
 import json
 import os
@@ -18,21 +18,20 @@ STAGES = ("decode", "motion", "render", "encode")
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """One way of making videos.
-
-    Attributes:
-        seconds: for all rows, from the command to its end. few_s: for a third of them.
-        rate: seconds of video a second that the other rows took, so without the start and the end, which both had.
-        starting_s: what is left of `seconds` for those two.
-        occupancy: by stage, the part of its actors' time that they worked.
-    """
+    """Hold the times of one way of making videos."""
 
     name: str
+    """The way: `loop`, or bulk dubbing with `one` or `two` render workers."""
     seconds: float
+    """Seconds for all rows, from the command's start to its end."""
     few_s: float
+    """Seconds for a third of the rows."""
     rate: float
+    """Seconds of video a second, by the difference of both runs, so without their start and end."""
     starting_s: float
+    """Seconds of the start and the end: the rest of `seconds`."""
     occupancy: dict[str, float] | None = None
+    """Share of its actors' time that each stage worked; None for the loop."""
 
 
 def bench_dub(
@@ -44,7 +43,7 @@ def bench_dub(
     folder: Path,
     options: dict[str, object],
 ) -> dict[str, object]:
-    """Figures as JSON has them. Every way makes the same videos: as many frames in each."""
+    """Measure every way and return figures for JSON. All ways make the same videos, with as many frames in each."""
     folder.mkdir(parents=True, exist_ok=True)
     items = [
         {
@@ -62,7 +61,7 @@ def bench_dub(
         whole = way(items, folder / name)
         timings[name] = _timing(name, few, whole)
     if len({tuple(_frames(folder / name, items)) for name in ways}) != 1:
-        raise RuntimeError("the ways made videos of other lengths")
+        raise RuntimeError("the ways made videos of different lengths")
     return {
         "rows": rows,
         "video_s": _video_s(folder / "loop", items),
@@ -74,12 +73,16 @@ def bench_dub(
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """A command that has ended. actor_s: time that a stage's actors worked. actors: how many each had."""
+    """Hold the figures of a finished command."""
 
     seconds: float
+    """Seconds from its start to its end."""
     video_s: float
+    """Seconds of video that it made."""
     actor_s: dict[str, float] = field(default_factory=dict)
+    """Seconds that the actors worked, by stage."""
     actors: dict[str, int] = field(default_factory=dict)
+    """Actors, by stage."""
 
 
 def _timing(name: str, few: Made, whole: Made) -> Timing:

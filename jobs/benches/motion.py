@@ -1,6 +1,6 @@
-"""Measures the motion engine: its cache, its batching of streams, few steps, and an hour beside a minute.
+"""Measure the motion engine: its cache, its batching of streams, few steps, and the memory of an hour's run.
 
-Weights are random, which takes as long. Runs where Ray is not installed.
+Weights are random, which takes as long. Ray need not be installed.
 """
 
 import resource
@@ -36,11 +36,12 @@ SIZES = {
     "0.5B": (896, 24, 14, 2, 4864),
     "7B": (3584, 28, 28, 4, 18944),
 }
-AUDIO = (4, 768)  # layers and width of Wav2Vec2 base's features
+# Layers and width of Wav2Vec2 base's features.
+AUDIO = (4, 768)
 
 
 def make_model(size: str) -> MotionTransformer:
-    """A random model at the paper's context and chunk: bf16 on a GPU, float32 on a CPU."""
+    """Make a random model with the paper's context and chunk, in bfloat16 on a GPU and float32 on a CPU."""
     hidden, layers, heads, kv_heads, mlp = SIZES[size]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = Qwen2Config(
@@ -68,12 +69,12 @@ def make_model(size: str) -> MotionTransformer:
 
 
 def speech(frames: int, seed: int = 0) -> Tensor:
-    """Features [frames, L, F] of noise."""
+    """Return audio features [frames, L, F] of noise."""
     return torch.randn(frames, *AUDIO, generator=torch.Generator().manual_seed(seed))
 
 
 def compare_cache(size: str, *, steps: int, rounds: int) -> dict[str, Any]:
-    """Seconds of one chunk after a full history: by the engine, and with history and chunk through every step."""
+    """Measure one chunk after a full history: by the engine, and with history and chunk in every step."""
     model = make_model(size)
     chunk, capacity = model.config.chunk_frames, model.config.context_frames - model.config.chunk_frames
     config, window = SamplingConfig(steps=steps), model.config.audio_window
@@ -101,10 +102,16 @@ def compare_cache(size: str, *, steps: int, rounds: int) -> dict[str, Any]:
 
 @torch.inference_mode()
 def uncached_chunk(model: MotionTransformer, past: Tensor, audio: Tensor, config: SamplingConfig) -> Tensor:
-    """The chunk that the engine makes with seed 0 after a standardised past [1, H, D], standardised [1, n, D].
+    """Make the chunk that the engine makes with seed 0, without a cache.
 
     Args:
-        audio: features of the past, the chunk and w frames after it, [H + n + w, L, F].
+        model: The motion model.
+        past: The standardised history [1, H, D].
+        audio: Features of the history, the chunk and w frames after it, [H + n + w, L, F].
+        config: How motion is sampled.
+
+    Returns:
+        The standardised chunk [1, n, D].
     """
     scheduler, h, chunk = MotionScheduler(), past.shape[1], model.config.chunk_frames
     window, device = model.config.audio_window, past.device
@@ -113,7 +120,7 @@ def uncached_chunk(model: MotionTransformer, past: Tensor, audio: Tensor, config
     noised = scheduler.add_noise(past, eps, plan[:1, :h])
     heard = torch.nn.functional.pad(audio, (0, 0, 0, 0, window, 0)).expand(2, -1, -1, -1).to(device)
     real = (torch.arange(h + chunk + 2 * window, device=device) >= window).expand(2, -1)
-    # Both branches in one pass, as the engine has them.
+    # Both guidance branches are in one pass, as in the engine.
     branches = model.embed_audio(heard, torch.tensor([1.0, 0.0], device=device))
     z = frame_noise(0, "chunk", h, chunk, past.shape[2]).to(past)[None]
     for k, k_next in zip(plan[:-1, None], plan[1:, None], strict=True):
@@ -125,24 +132,29 @@ def uncached_chunk(model: MotionTransformer, past: Tensor, audio: Tensor, config
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A recording of so many frames that arrives so many seconds after the start."""
+    """Describe a recording that arrives some time after the start."""
 
     number: int
+    """The request's number, which is its seed."""
     frames: int
+    """Length of the recording, in frames."""
     arrives_s: float
+    """Seconds from the start to its arrival."""
 
 
 def compare_batching(
     size: str, *, streams: int, chunks: int, steps: int, rounds: int, max_batch: int
 ) -> dict[str, Any]:
-    """The same requests, arriving twice as fast as one can be served, through the engine, one after another, and in
-    batches of all that wait. Ratios are of medians over rounds, taken in turn.
+    """Serve the same requests by the engine, one after another, and in batches of all that wait.
+
+    The requests arrive twice as fast as one can be served. Ratios are of medians over rounds, taken in turn.
     """
     model = make_model(size)
     config = SamplingConfig(steps=steps)
     frames = chunks * model.config.chunk_frames
     alone = Request(number=0, frames=frames, arrives_s=0.0)
-    _serve(model, [alone], config, admit="one", max_batch=1)  # warm
+    # The first run warms up.
+    _serve(model, [alone], config, admit="one", max_batch=1)
     service_s = _serve(model, [alone], config, admit="one", max_batch=1)["seconds"]
     requests = [Request(number=n, frames=frames, arrives_s=n * service_s / 2) for n in range(streams)]
     ways = {"engine": "any", "one_after_another": "one", "whole_batches": "batch"}
@@ -168,7 +180,11 @@ def compare_batching(
 def _serve(
     model: MotionTransformer, requests: list[Request], config: SamplingConfig, *, admit: str, max_batch: int
 ) -> dict[str, float]:
-    """Serves requests as they arrive. `admit` when: `any` time, when `one` is over, when the whole `batch` is over."""
+    """Serve requests as they arrive.
+
+    Args:
+        admit: When requests are admitted: `any` time, when the `one` before is finished, or when the whole `batch` is.
+    """
     engine = MotionEngine(model, max_streams=len(requests), max_batch=max_batch, run_ahead_frames=10**9)
     waiting, running = list(requests), {}
     first_s: dict[int, float] = {}
@@ -185,7 +201,7 @@ def _serve(
             running[stream] = request
             waiting.remove(request)
         if not engine.step():
-            time.sleep(0.0005)  # until the next arrives
+            time.sleep(0.0005)
         for stream, request in list(running.items()):
             made += len(stream.take())
             if stream.made and request.number not in first_s:
@@ -204,7 +220,7 @@ def _serve(
 
 
 def measure_rate(size: str, *, config: SamplingConfig, rounds: int) -> dict[str, Any]:
-    """One stream with a full history: frames per second and the real-time factor, seconds a second of motion."""
+    """Measure one stream with a full history: frames per second, and seconds that a second of motion takes."""
     model = make_model(size)
     chunk, capacity = model.config.chunk_frames, model.config.context_frames - model.config.chunk_frames
     engine = MotionEngine(model, max_streams=1, run_ahead_frames=10**9)
@@ -229,15 +245,17 @@ def measure_rate(size: str, *, config: SamplingConfig, rounds: int) -> dict[str,
         "real_time_factor": median(seconds) / (chunk / FPS),
         "first_frames_s": median(firsts),
     }
-    if torch.cuda.is_available():  # every pass reads every weight
+    # Every pass reads every weight.
+    if torch.cuda.is_available():
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        passes = len(sampling_plan(0, chunk, 1, config))  # its steps, and the history's
+        # The plan has a row a step, and one for the history.
+        passes = len(sampling_plan(0, chunk, 1, config))
         row["of_the_bandwidth_floor"] = passes * weights / memory_bandwidth() / median(seconds)
     return row
 
 
 def memory_bandwidth() -> float:
-    """Bytes a second that the GPU reads and writes, measured by copying."""
+    """Measure the bytes a second that the GPU reads and writes, by copying."""
     source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     target.copy_(source)
@@ -245,24 +263,25 @@ def memory_bandwidth() -> float:
 
 
 def measure_length(size: str, *, minutes: int, steps: int) -> dict[str, Any]:
-    """Seconds a chunk in a stream's last minute beside those in the second (the first fills the context), and the
-    process's memory before each. The two are timed in turn, the second minute's on a stream begun after the long one:
-    a machine's speed changes over an hour's work.
+    """Compare a chunk in a stream's last minute with one in its second minute: seconds, and the process's memory.
+
+    The first minute fills the context. The two are timed in turn, the second minute's on a fresh stream, because a
+    machine's speed changes over an hour's work.
 
     Raises:
-        ValueError: no second minute.
+        ValueError: There is no second minute.
     """
     if minutes < 2:
         raise ValueError(f"minutes must be >= 2, got {minutes}")
     model = make_model(size)
-    a_minute = 60 * FPS // model.config.chunk_frames  # in chunks
+    chunks_a_minute = 60 * FPS // model.config.chunk_frames
     pool, config = speech(model.config.chunk_frames), SamplingConfig(steps=steps)
 
     def begin() -> tuple[MotionEngine, MotionStream]:
-        """With its first minute made."""
+        """Open a stream and make its first minute."""
         engine = MotionEngine(model, max_streams=1)
         stream = engine.open(seed=0, config=config)
-        for _ in range(a_minute):
+        for _ in range(chunks_a_minute):
             chunk(engine, stream)
         return engine, stream
 
@@ -272,11 +291,13 @@ def measure_length(size: str, *, minutes: int, steps: int) -> dict[str, Any]:
 
     long = begin()
     early_mb = _memory_mb()
-    for _ in range((minutes - 2) * a_minute):
+    for _ in range((minutes - 2) * chunks_a_minute):
         chunk(*long)
     late_mb = _memory_mb()
     fresh = begin()
-    seconds = [[_seconds(lambda who=who: chunk(*who)) for who in (fresh, long)] for _ in range(a_minute)]
+    seconds = [
+        [_seconds(lambda who=who: chunk(*who)) for who in (fresh, long)] for _ in range(chunks_a_minute)
+    ]
     early, late = (median(some) for some in zip(*seconds, strict=True))
     return {
         "size": size,
@@ -317,7 +338,7 @@ def _synchronize() -> None:
 
 
 def _memory_mb() -> float:
-    """Of the GPU's memory, or of the process's now."""
+    """Return the memory in use now, of the GPU or of the process."""
     if torch.cuda.is_available():
         return torch.cuda.memory_allocated() / 1e6
     with suppress(OSError), open("/proc/self/statm", encoding="ascii") as file:

@@ -1,6 +1,7 @@
-"""Measures the renderer: frames per second and peak memory by window, steps and size, beside diffusers' AnimateDiff.
+"""Measure the renderer's frames per second and peak memory by window, steps and size, against AnimateDiff.
 
-Weights are random, which takes as long. Each case runs in a process of its own, since memory's peak is a process's.
+Weights are random, which takes as long. Each case runs in a process of its own, because the peak of memory is that of
+a process.
 """
 
 import gc
@@ -38,29 +39,34 @@ Size = Literal["tiny", "sd15"]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """
-    window_frames: how many frames are denoised together, twice that with guidance.
-    kind: `cached` computes the reference once, `uncached` for every window, `animatediff` is diffusers' own pipeline.
-    """
+    """Describe one measurement."""
 
     size: Size
+    """Size of the networks."""
     image_size: int
+    """Side of the pictures, in pixels."""
     window_frames: int
+    """Frames that are denoised together; twice as many with guidance."""
     steps: int
+    """DDIM steps of a window."""
     kind: Literal["cached", "uncached", "animatediff"] = "cached"
+    """`cached` computes the reference once, `uncached` for every window; `animatediff` is diffusers' own pipeline."""
     rounds: int = 3
+    """Windows that are timed, after one that warms up."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """frames_per_s: the median of the rounds. peak_mb: of the GPU's memory, or of the process's."""
+    """Hold the figures of one measurement."""
 
     frames_per_s: float
+    """Frames a second, the median of the rounds."""
     peak_mb: float
+    """Peak of the GPU's memory, or of the process's on a CPU, in MB."""
 
 
 def measure(cases: list[Case]) -> Iterator[dict[str, Any]]:
-    """Each case with what was measured of it, as soon as it is."""
+    """Yield each case with its figures, as soon as it is measured."""
     for case in cases:
         with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
             yield asdict(case) | asdict(pool.submit(run_case, case).result())
@@ -68,31 +74,33 @@ def measure(cases: list[Case]) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Long:
-    """A whole video by a model, of so many seconds of noise.
-
-    peak_mb: as in `Measured`. at_seams, elsewhere: the mean change from a frame to the next, in grey levels, where two
-    windows share frames and where they do not.
-    """
+    """Hold the figures of a whole video that a model made from noise as audio."""
 
     seconds: float
+    """Length of the video, in seconds."""
     steps: int
+    """DDIM steps of a chunk and of a window."""
     frames_per_s: float
+    """Frames a second."""
     peak_mb: float
+    """Peak of the GPU's memory, or of the process's on a CPU, in MB."""
     at_seams: float
+    """Mean change from a frame to the next where two windows share frames, in grey levels."""
     elsewhere: float
+    """Mean change from a frame to the next elsewhere, in grey levels."""
 
 
 def measure_lengths(
     model: str, image: str, seconds: Sequence[float], *, steps: int
 ) -> Iterator[dict[str, Any]]:
-    """A video of each length, in a process of its own."""
+    """Make a video of each length, each in a process of its own, and yield its figures."""
     for each in seconds:
         with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
             yield asdict(pool.submit(run_long, model, image, each, steps).result())
 
 
 def run_long(model: str, image: str, seconds: float, steps: int) -> Long:
-    """In this process."""
+    """Make and measure a whole video in this process."""
     pipeline = XActorPipeline.from_pretrained(model)
     if torch.cuda.is_available():
         pipeline.to("cuda", torch.bfloat16)
@@ -107,8 +115,9 @@ def run_long(model: str, image: str, seconds: float, steps: int) -> Long:
             changes.append(float(np.abs(now - before).mean()))
         before = now
     took_s = time.perf_counter() - begun
-    # Frames first..first + overlap are faded from the window before: into, inside and out of them are seams.
-    place = np.arange(1, len(changes) + 1)  # of the later frame
+    # Frames first..first + overlap are blended with the window before: changes into, inside and out of them are seams.
+    # Number of the later frame of each change.
+    place = np.arange(1, len(changes) + 1)
     seam = (place >= config.stride) & (place % config.stride <= config.overlap_frames)
     device_mb = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else _peak_rss_mb()
     found = np.array(changes)
@@ -123,12 +132,14 @@ def run_long(model: str, image: str, seconds: float, steps: int) -> Long:
 
 
 def run_case(case: Case) -> Measured:
-    """In this process."""
+    """Measure a case in this process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     once = _animatediff(case, device, dtype) if case.kind == "animatediff" else _ours(case, device, dtype)
-    once()  # warm
-    if device.type == "cuda":  # what making the models took is not the window's
+    # The first window warms up.
+    once()
+    # The memory that making the models took is not the window's.
+    if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -161,7 +172,7 @@ def _ours(case: Case, device: torch.device, dtype: torch.dtype):
 
 
 def _animatediff(case: Case, device: torch.device, dtype: torch.dtype):
-    """diffusers' pipeline with a UNet of the same widths, given its text as embeddings."""
+    """Prepare diffusers' pipeline with a UNet of the same widths. The text is given as embeddings."""
     parts = make_parts(case.size, case.image_size, device)
     ours = parts.unet.config
     names = (
@@ -171,7 +182,8 @@ def _animatediff(case: Case, device: torch.device, dtype: torch.dtype):
     )  # fmt: skip
     with device:
         unet = UNetMotionModel(**{name: ours[name] for name in names})
-    unused: Any = None  # text encoder and tokenizer: embeddings are given
+    # Text encoder and tokenizer are not needed, because the embeddings are given.
+    unused: Any = None
     pipeline = AnimateDiffPipeline(
         vae=parts.vae,
         text_encoder=unused,
@@ -203,7 +215,7 @@ def _animatediff(case: Case, device: torch.device, dtype: torch.dtype):
 
 
 def make_parts(size: Size, image_size: int, device: torch.device) -> Components:
-    """Random ones of either size; SD1.5's are made on the device, as a CPU takes long over them."""
+    """Make random networks of either size. SD1.5's are made on the device, because a CPU takes long for them."""
     if size == "tiny":
         return random_components(image_size=image_size)
     latents = image_size // 8

@@ -1,4 +1,4 @@
-"""How fast the service is under load: what it adds to the pipeline, and what happens past saturation."""
+"""Measure the service: the time that it adds to the pipeline, and its throughput past saturation."""
 
 import asyncio
 import contextlib
@@ -33,19 +33,19 @@ TIMEOUT_S = 120
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """One request over and over.
-
-    Attributes:
-        seconds: of its sound.
-    """
+    """Hold the request that is repeated."""
 
     image: bytes
+    """The portrait's file."""
     audio: bytes
+    """The sound's file."""
     seconds: float
+    """Length of the sound, in seconds."""
     fields: dict[str, str]
+    """The other form fields."""
 
     def of_another(self, number: int) -> "Load":
-        """The same with a portrait that the service has not seen: a little brighter, as nobody sees."""
+        """Return the same request with a new portrait for the service, brighter by less than anyone sees."""
         picture = np.asarray(Image.open(io.BytesIO(self.image)).convert("RGB")).astype(int)
         brighter = (picture + np.array([number % 8, number // 8 % 8, number // 64])).clip(0, 255)
         portrait = io.BytesIO()
@@ -62,19 +62,19 @@ class Load:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What became of one request.
-
-    Attributes:
-        first_s, last_s: until its first and its last bytes. late: fragments that came after a viewer who started with
-            the first one needed them. fragments: of it in all.
-    """
+class Answer:
+    """Hold the times of one request's answer."""
 
     status: int
+    """HTTP status; 0 if the connection broke."""
     first_s: float = 0.0
+    """Seconds from the request to its first bytes."""
     last_s: float = 0.0
+    """Seconds from the request to its last bytes."""
     late: int = 0
+    """Fragments that came too late for a viewer who starts with the first one."""
     fragments: int = 0
+    """All fragments."""
 
 
 def wav(samples: np.ndarray) -> bytes:
@@ -88,27 +88,27 @@ def wav(samples: np.ndarray) -> bytes:
     return speech.getvalue()
 
 
-async def ask(session: aiohttp.ClientSession, url: str, load: Load) -> Outcome:
-    """One request. A connection that breaks counts as status 0."""
+async def ask(session: aiohttp.ClientSession, url: str, load: Load) -> Answer:
+    """Send one request and time its answer."""
     begun = time.perf_counter()
     try:
         async with session.post(f"{url}/v1/videos", data=load.form()) as answer:
             if answer.status != 200:
                 await answer.read()
-                return Outcome(status=answer.status)
+                return Answer(status=answer.status)
             arrivals = [time.perf_counter() - begun async for _ in answer.content.iter_any()]
     except (aiohttp.ClientError, TimeoutError):
-        return Outcome(status=0)
-    # Fragments are alike in length: the n-th is played n of them after the first came.
+        return Answer(status=0)
+    # Fragments have the same length: a viewer needs the n-th one n lengths after the first.
     each = load.seconds / len(arrivals)
     late = sum(at > arrivals[0] + number * each for number, at in enumerate(arrivals))
-    return Outcome(status=200, first_s=arrivals[0], last_s=arrivals[-1], late=late, fragments=len(arrivals))
+    return Answer(status=200, first_s=arrivals[0], last_s=arrivals[-1], late=late, fragments=len(arrivals))
 
 
-async def _all(url: str, load: Load, starts_s: list[float]) -> list[Outcome]:
-    """Requests that start at those times, whatever became of those before: an open loop."""
+async def _all(url: str, load: Load, starts_s: list[float]) -> list[Answer]:
+    """Send requests at the given times, whether or not earlier ones are answered: an open loop."""
 
-    async def at(session: aiohttp.ClientSession, start_s: float) -> Outcome:
+    async def at(session: aiohttp.ClientSession, start_s: float) -> Answer:
         await asyncio.sleep(start_s)
         return await ask(session, url, load)
 
@@ -119,31 +119,31 @@ async def _all(url: str, load: Load, starts_s: list[float]) -> list[Outcome]:
 
 
 def first_fragments(url: str, load: Load, *, requests: int) -> list[float]:
-    """Seconds to the first fragment, one request after another."""
+    """Measure the seconds to the first fragment, one request after another."""
 
     async def one_by_one() -> list[float]:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as session:
-            outcomes = [await ask(session, url, load) for _ in range(requests)]
-        if bad := [outcome.status for outcome in outcomes if outcome.status != 200]:
+            answers = [await ask(session, url, load) for _ in range(requests)]
+        if bad := [answer.status for answer in answers if answer.status != 200]:
             raise RuntimeError(f"{len(bad)} of {requests} requests failed, with status {bad[0]}")
-        return [outcome.first_s for outcome in outcomes]
+        return [answer.first_s for answer in answers]
 
     return asyncio.run(one_by_one())
 
 
 def under_load(url: str, load: Load, *, rate: float, seconds: float) -> dict[str, Any]:
-    """Requests at a rate of so many a second, evenly, for so long: how they fared."""
+    """Send requests evenly at `rate` a second for `seconds`, and measure their answers."""
     starts = np.arange(max(round(rate * seconds), 1)) / rate
     begun = time.perf_counter()
-    outcomes = asyncio.run(_all(url, load, starts.tolist()))
+    answers = asyncio.run(_all(url, load, starts.tolist()))
     took_s = time.perf_counter() - begun
-    made = [outcome for outcome in outcomes if outcome.status == 200]
-    firsts = [outcome.first_s for outcome in made] or [float("nan")]
-    statuses = sorted({outcome.status for outcome in outcomes})
+    made = [answer for answer in answers if answer.status == 200]
+    firsts = [answer.first_s for answer in made] or [float("nan")]
+    statuses = sorted({answer.status for answer in answers})
     return {
         "rate": rate,
-        "requests": len(outcomes),
-        "statuses": {status: sum(o.status == status for o in outcomes) for status in statuses},
+        "requests": len(answers),
+        "statuses": {status: sum(o.status == status for o in answers) for status in statuses},
         "videos_per_s": len(made) / took_s,
         "frames_per_s": len(made) * load.seconds * FPS / took_s,
         "first_p50_s": float(np.percentile(firsts, 50)),
@@ -153,20 +153,21 @@ def under_load(url: str, load: Load, *, rate: float, seconds: float) -> dict[str
 
 
 def held_up(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What became of the throughput past its peak, and of the requests that were too many."""
+    """Return the lowest throughput past its peak, and the statuses other than 200 and a refusal (429, 503)."""
     peak = max(range(len(rows)), key=lambda at: rows[at]["frames_per_s"])
     statuses = {status for row in rows for status in row["statuses"]}
     return {
         "peak_frames_per_s": rows[peak]["frames_per_s"],
-        "least_past_it_over_peak": min(row["frames_per_s"] for row in rows[peak:])
-        / rows[peak]["frames_per_s"],
+        "min_past_it_over_peak": min(row["frames_per_s"] for row in rows[peak:]) / rows[peak]["frames_per_s"],
         "other_statuses": sorted(statuses - {200, 429, 503}),
     }
 
 
 def memory_under_load(url: str, load: Load, *, rate: float, seconds: float, part_s: float) -> dict[str, Any]:
-    """The same, and the memory of all that this process has started (Serve's replicas, Ray itself): its median in MiB
-    in the second part of so many seconds and in the last one.
+    """Send requests as `under_load` does and watch the memory of all processes that this one has started.
+
+    Returns:
+        The row of `under_load`, with the median memory in MiB in the second and in the last part of `part_s` seconds.
     """
     seen: list[tuple[float, float]] = []
     begun, ended = time.monotonic(), threading.Event()
@@ -182,14 +183,14 @@ def memory_under_load(url: str, load: Load, *, rate: float, seconds: float, part
     finally:
         ended.set()
         watcher.join()
-    # The first part warms caches and pools; what follows the last request is no load.
+    # The first part warms caches and pools. Times after the last request are not under load.
     early = median(mib for at, mib in seen if part_s <= at < 2 * part_s)
     late = median(mib for at, mib in seen if seconds - part_s <= at < seconds)
     return {**row, "seconds": seconds, "early_mib": early, "late_mib": late, "late_over_early": late / early}
 
 
 def _children_mib() -> float:
-    """Resident, what processes share counted once for each: growth shows, the sum is an upper bound."""
+    """Return the resident memory of all descendants, an upper bound: shared memory counts once a process."""
     total = 0
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -198,7 +199,7 @@ def _children_mib() -> float:
 
 
 def bare_first_fragment(pipeline, load: Load, folder: Path) -> float:
-    """The same work in this process, without a service: seconds from the files to the first fragment."""
+    """Do the same work in this process, without a service; return the seconds from the files to the first fragment."""
     audio = folder / "speech.wav"
     audio.write_bytes(load.audio)
     motion = SamplingConfig(steps=int(load.fields["motion_steps"]))
@@ -237,7 +238,7 @@ class EmptyRender:
 
 @serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=100)
 class EmptyIngress:
-    """Takes the same form, has as many chunks and windows made as a first fragment needs, and answers."""
+    """Take the same form, request the chunks and windows of a first fragment from empty deployments, and answer."""
 
     def __init__(self, motion: DeploymentHandle, render: DeploymentHandle, facts: MotionFacts, size: int):
         self._motion, self._render, self._facts, self._size = motion, render, facts, size
@@ -282,10 +283,10 @@ def empty_graph(motion: MotionFacts, render: RenderFacts) -> Application:
 def added(
     url: str, empty_url: str, pipeline, load: Load, folder: Path, *, rounds: int, first: int = 0
 ) -> dict[str, float]:
-    """What the service adds to the pipeline's time to the first fragment, beside what an empty graph takes.
+    """Measure the time that the service adds to the pipeline's first fragment, and the time of an empty graph.
 
-    By turns, as the machine's speed drifts: what is added is the median of each round's difference. Every round has a
-    portrait of its own, from number `first` on, or the service would have its reference already.
+    The three are measured in turn, because the machine's speed drifts; the added time is the median of the rounds'
+    differences. Every round has a portrait of its own, from number `first` on: the service caches references.
     """
     served, bare, empty = [], [], []
     for number in range(first, first + rounds):

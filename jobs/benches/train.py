@@ -1,4 +1,4 @@
-"""Measures training: the loop's step beside the same engine on one resident batch, and SDPA beside FlexAttention."""
+"""Measure training: the loop's step against the same engine on resident batches, and FlexAttention against SDPA."""
 
 import dataclasses
 import itertools
@@ -24,9 +24,9 @@ from xactor_platform.training.stage2_config import Stage2Config
 
 
 def compare_loop(config: Stage2Config, *, rounds: int, use_gpu: bool) -> dict[str, Any]:
-    """On one rank: seconds of `train_step` over the planned stream against the same engine on one resident batch.
+    """Compare, on one rank, `train_step` over the planned stream with the same engine on resident batches.
 
-    Both take the same numbers of samples and frames, step by step in turn; the ratio is of the medians.
+    Both get the same numbers of samples and frames, step by step in turn. The ratio is the median of the steps' ratios.
     """
     with tempfile.TemporaryDirectory() as folder:
         frames = 2 * rounds * config.train.micro_batches * config.train.budget_frames
@@ -101,7 +101,7 @@ def _measure(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resident(frames, shape: CorpusShape, config: Stage2Config, device: torch.device) -> ForcingBatch:
-    """A batch of the given lengths that is already where the model is."""
+    """Make a batch of the given lengths on the model's device."""
     lengths = torch.as_tensor(frames)
     width, count = int(lengths.max()), len(lengths)
     draws = [
@@ -118,9 +118,9 @@ def _resident(frames, shape: CorpusShape, config: Stage2Config, device: torch.de
 
 
 def compare_attention(config: Stage2Config, *, rounds: int) -> dict[str, Any]:
-    """Forward seconds of the model with SDPA and with FlexAttention at the full context, in turn.
+    """Measure the model's forward pass with SDPA and with FlexAttention at the full context, in turn.
 
-    With the backward pass on a GPU; FlexAttention has none on a CPU, which decides the matter there.
+    On a GPU the backward pass is measured too. FlexAttention has none on a CPU, so that training there needs SDPA.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(config.scale.threads)

@@ -1,4 +1,4 @@
-"""The bench of checkpoints on a small state: what it reports, not how fast this machine is."""
+"""The bench of checkpoints writes its report; here on a small state, and whatever the machine's speed."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The bench of curation runs as its docstring says and reports what it promises."""
+"""The bench of curation runs by its command and reports every measurement."""
 
 import json
 import os

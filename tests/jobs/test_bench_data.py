@@ -1,4 +1,4 @@
-"""The data benchmark runs as its docstring says and reports what it promises."""
+"""The bench of the data path runs by its command and reports every measurement."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The motion engine's benchmark at its smallest: it measures what it says, and all of it."""
+"""The bench of the motion engine reports all its figures; here for the smallest model."""
 
 import math
 from typing import Any
@@ -15,12 +15,12 @@ SIZE = "test"
 
 @pytest.fixture(autouse=True)
 def smallest(monkeypatch):
-    """A backbone of next to nothing, at the paper's context and chunk."""
+    """Add the smallest backbone, with the paper's context and chunk."""
     monkeypatch.setitem(bench_motion.SIZES, SIZE, (32, 1, 2, 1, 32))
 
 
 def figures(row: dict[str, Any]) -> list[float]:
-    """Every number of a row, those of its parts too."""
+    """Return every number of a row and of its nested rows."""
     parts = [figures(value) if isinstance(value, dict) else [value] for value in row.values()]
     return [value for part in parts for value in part if not isinstance(value, str)]
 
@@ -29,7 +29,7 @@ def all_positive(row: dict[str, Any]) -> bool:
     return all(math.isfinite(value) and value > 0 for value in figures(row))
 
 
-def test_the_cache_is_measured_beside_the_same_chunk_without_it():
+def test_the_cache_is_compared_with_the_same_chunk_without_it():
     row = bench_motion.compare_cache(SIZE, steps=2, rounds=1)
     assert set(row) == {
         "size", "parameters", "context_frames", "chunk_frames", "steps",
@@ -84,7 +84,7 @@ def test_a_rate_is_of_whole_chunks_and_groups_come_early(groups):
     assert all_positive(row)
     assert (row["steps"], row["groups"]) == (8, groups)
     assert row["frames_per_s"] * row["real_time_factor"] == pytest.approx(25)
-    # One group comes whole, the first of two when two thirds of the steps are done.
+    # One group comes whole; the first of two groups comes after two thirds of the steps.
     part = row["first_frames_s"] / (64 / row["frames_per_s"])
     assert (part > 0.95) if groups == 1 else (part < 0.95)
 
@@ -97,6 +97,7 @@ def test_the_last_minute_is_compared_with_the_second():
     }  # fmt: skip
     assert all_positive(row)
     assert row["late_over_early_s"] == row["chunk_s_late"] / row["chunk_s_early"]
-    assert row["late_over_early_mb"] == 1  # of two minutes the second is the last
+    # The second of two minutes is the last.
+    assert row["late_over_early_mb"] == 1
     with pytest.raises(ValueError, match="minutes must be >= 2, got 1"):
         bench_motion.measure_length(SIZE, minutes=1, steps=1)

@@ -1,4 +1,4 @@
-"""The renderer's benchmark: it measures what it says."""
+"""The bench of the renderer measures every kind of case and whole videos."""
 
 import numpy as np
 from benches.render import Case, Measured, measure, measure_lengths, run_case
@@ -19,7 +19,7 @@ def test_more_steps_take_longer_and_each_kind_runs():
     )
 
 
-def test_diffusers_pipeline_is_measured_beside_in_a_process_of_its_own():
+def test_diffusers_pipeline_is_measured_in_a_process_of_its_own():
     (row,) = measure(
         [Case(size="tiny", image_size=64, window_frames=2, steps=2, kind="animatediff", rounds=1)]
     )

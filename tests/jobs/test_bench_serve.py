@@ -1,4 +1,4 @@
-"""The measurements of `jobs/bench.py serve`, on the service itself for a few seconds."""
+"""`jobs/bench.py serve` measures the service itself, here for a few seconds."""
 
 import io
 
@@ -26,14 +26,14 @@ def test_a_load_is_measured(service, load):
     assert 0 <= row["fragments_on_time"] <= 1
 
 
-def test_portraits_that_look_alike_and_are_others(load):
+def test_new_portraits_look_alike(load):
     portraits = [np.asarray(Image.open(io.BytesIO(load.of_another(n).image))).astype(int) for n in range(64)]
     assert len({portrait.tobytes() for portrait in portraits}) == 64
     assert max(np.abs(portrait - portraits[0]).max() for portrait in portraits) <= 7
 
 
 @pytest.mark.cluster
-def test_too_many_requests_are_refused_and_memory_is_watched(service, load):
+def test_excess_requests_are_refused_and_memory_is_watched(service, load):
     row = memory_under_load(service.url, load, rate=8, seconds=9, part_s=3)
     assert set(row["statuses"]) <= {200, 429, 503}
     assert sum(row["statuses"].values()) == 72
@@ -41,11 +41,11 @@ def test_too_many_requests_are_refused_and_memory_is_watched(service, load):
     assert row["late_over_early"] == row["late_mib"] / row["early_mib"]
 
 
-def test_what_came_of_the_throughput_past_its_peak():
+def test_throughput_past_its_peak():
     rates = [(10.0, {200: 4}), (20.0, {200: 8}), (15.0, {200: 6, 503: 9}), (18.0, {200: 7, 0: 1})]
     rows = [{"frames_per_s": rate, "statuses": statuses} for rate, statuses in rates]
     assert held_up(rows) == {
         "peak_frames_per_s": 20.0,
-        "least_past_it_over_peak": 0.75,
+        "min_past_it_over_peak": 0.75,
         "other_statuses": [0],
     }

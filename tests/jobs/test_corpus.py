@@ -1,4 +1,4 @@
-"""Raw video to training shards by submitted jobs, from a bucket into a bucket."""
+"""Submitted jobs make training shards from raw video, from a bucket into a bucket."""
 
 import json
 import time
@@ -18,7 +18,8 @@ from xactor_platform.cluster.local import LocalCluster
 from xactor_platform.data.index import load_index
 
 ROOT = Path(__file__).resolve().parents[2]
-METRICS_S = 120.0  # Ray's processes report every 10 s
+# Ray's processes report every 10 s.
+METRICS_S = 120.0
 
 
 def upload(file: Path, uri: str) -> None:
@@ -29,7 +30,7 @@ def upload(file: Path, uri: str) -> None:
 
 
 def values(cluster: LocalCluster, family: str, wanted: dict[str, float]) -> dict[str, float]:
-    """Of a family, by the label status: once it is as wanted, or what was seen last."""
+    """Return a family's values by the label `status`, as soon as they are as wanted, or the last ones."""
     seen: dict[str, float] = {}
     deadline = time.monotonic() + METRICS_S
     while seen != wanted and time.monotonic() < deadline:
@@ -41,7 +42,7 @@ def values(cluster: LocalCluster, family: str, wanted: dict[str, float]) -> dict
 
 
 def families(cluster: LocalCluster) -> list[Metric]:
-    """All that the cluster's agents tell now; nothing where they are too busy to answer."""
+    """Return all metrics of the cluster's agents now; none if they are too busy to answer."""
     try:
         nodes = requests.get(f"{cluster.dashboard}/api/prometheus/sd", timeout=10).json()
         agents = [agent for node in nodes for agent in node["targets"]]

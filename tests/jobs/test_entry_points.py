@@ -1,31 +1,118 @@
-"""Every job says in its docstring how to run it, and answers --help."""
+"""Every command answers --help with an example and a text for every option; every job says how to submit it."""
 
 import ast
+import os
+import re
 import runpy
+import signal
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bench import BENCHES
+from report import REPORTS
 
-JOBS = sorted(
-    p for p in (Path(__file__).resolve().parents[2] / "jobs").glob("*.py") if not p.name.startswith("_")
+ROOT = Path(__file__).resolve().parents[2]
+JOBS = sorted(path for path in (ROOT / "jobs").glob("*.py") if not path.name.startswith("_"))
+# Jobs that work on the machine where they are called: they start their own cluster, or need none.
+LOCAL = {"bench", "demo", "local_cluster"}
+PAGE = runpy.run_path(str(ROOT / "docs" / "generate_commands.py"))
+COMMANDS = list(PAGE["commands"]())
+
+
+@pytest.fixture(autouse=True)
+def unchanged_process() -> Iterator[None]:
+    """Undo what a command changes in the process that runs it."""
+    environ, sigterm, sigint = (
+        dict(os.environ),
+        signal.getsignal(signal.SIGTERM),
+        signal.getsignal(signal.SIGINT),
+    )
+    yield
+    os.environ.clear()
+    os.environ.update(environ)
+    signal.signal(signal.SIGTERM, sigterm)
+    signal.signal(signal.SIGINT, sigint)
+
+
+def options(text: str) -> dict[str, str]:
+    """Parse a command's help: what each option says, without its default, by the option's name."""
+    found: dict[str, str] = {}
+    name = None
+    for line in text.splitlines():
+        if re.match(r"  -", line):
+            header, _, rest = line.strip().partition("  ")
+            name = re.findall(r"-{1,2}[a-z][\w.-]*", header)[-1]
+            found[name] = rest.strip()
+        elif name and line.startswith("      "):
+            found[name] += " " + line.strip()
+        else:
+            name = None
+    default = r"\((default|required|optional|unset|repeatable)\b.*"
+    return {name: re.sub(default, "", said).strip() for name, said in found.items()}
+
+
+def test_the_parser_of_help_texts_sees_an_option_without_a_text():
+    text = "\n".join(
+        [
+            "usage: x [-h]",
+            "",
+            "  --seed INT           Seed. (default: 0)",
+            "  --very-long {None}|PATH",
+            "                       (default: None)",
+        ]
+    )
+    assert options(text) == {"--seed": "Seed.", "--very-long": ""}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(filter(None, command)))
+def test_help_has_an_example_and_a_text_for_every_option(command):
+    text = PAGE["help_text"](*command)
+    _, _, described = text.partition("\n\n")
+    program = command[0] if command[0].startswith("xactor") else f"python {command[0]}"
+    assert re.search(rf"{program}\b", described), f"no example in\n{text}"
+    assert not [name for name, said in options(described).items() if not said], text
+
+
+def test_the_page_of_commands_has_all_benches_and_reports():
+    assert PAGE["SUBCOMMANDS"]["jobs/bench.py"] == tuple(BENCHES)
+    assert PAGE["SUBCOMMANDS"]["jobs/report.py"] == tuple(REPORTS)
+
+
+@pytest.mark.parametrize(
+    "command", [*BENCHES.values(), *REPORTS.values()], ids=lambda command: command.module
 )
+def test_the_list_of_subcommands_has_their_own_first_lines(command):
+    assert (command.load().__doc__ or "").splitlines()[0] == command.summary
+
+
+def test_help_of_benches_waits_for_no_heavy_import():
+    """Their help must come within a second, so it imports neither torch nor Ray."""
+    code = (
+        "import runpy, sys\n"
+        "for words in [[], *([name] for name in sys.argv[1:])]:\n"
+        "    sys.argv = ['bench.py', *words, '--help']\n"
+        "    try: runpy.run_path('jobs/bench.py', run_name='__main__')\n"
+        "    except SystemExit as ended: assert not ended.code\n"
+        "assert not {'torch', 'ray', 'numpy'} & set(sys.modules), words\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, *BENCHES],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": "jobs"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
 def test_its_docstring_is_its_command(job):
     tree = ast.parse(job.read_text())
-    assert f"python jobs/{job.name}" in (ast.get_docstring(tree) or "")
-    first = next(node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom))
+    docstring = ast.get_docstring(tree) or ""
+    submitted = "" if job.stem in LOCAL else "ray job submit --working-dir . -- "
+    assert f"{submitted}python jobs/{job.name}" in docstring
     names = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
-    assert "_checkout" in names, first
-
-
-@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
-def test_it_answers_help(job, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [job.name, "--help"])
-    monkeypatch.setattr(sys, "path", [str(job.parent), *sys.path])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(job), run_name="__main__")
-    assert ended.value.code in (0, None)
-    assert "usage" in capsys.readouterr().out
+    assert "_checkout" in names, "it must import _checkout first, which makes the code importable"
