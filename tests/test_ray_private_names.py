@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TRIED_VERSION = "2.60"
 # Modules that are not part of Ray's public interface, and the name that is taken from each.
 PRIVATE_NAMES = {
+    "ray._private.runtime_env.packaging": "_dir_travel",
     "ray._raylet": "GcsClient",
     "ray.autoscaler._private.fake_multi_node.node_provider": "FakeMultiNodeProvider",
     "ray.data._internal.execution.execution_callback": "ExecutionCallback",
