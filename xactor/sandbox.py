@@ -1,4 +1,4 @@
-"""A pool of processes in which files from strangers may be decoded: bounded in time and memory, and replaceable.
+"""Run calls on untrusted files in a pool of processes that are bounded in time and memory, and replaceable.
 
 Errors of a call:
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class SandboxError(Exception):
-    """A call that failed because of its bounds. Its argument blames no file by name.
+    """Report a call that broke its bounds. The message continues a sentence such as "the file".
 
     Attributes:
         reason: one word to count by.
@@ -31,19 +31,19 @@ class SandboxError(Exception):
 
 
 class TooSlow(SandboxError):
-    """The call took longer than its timeout; its process was killed."""
+    """Report a call that took longer than its timeout; its process was killed."""
 
     reason = "too_slow"
 
 
 class TooMuchMemory(SandboxError):
-    """The call asked for more memory than its process may have."""
+    """Report a call that asked for more memory than its process may have."""
 
     reason = "too_much_memory"
 
 
 class Crashed(SandboxError):
-    """The process of the call died."""
+    """Report that the process of a call died."""
 
     reason = "crashed"
 

@@ -214,7 +214,7 @@ def test_a_users_own_model_sees_frames_in_order_whatever_the_batches(tmp_path):
     [
         (Wrong(), r"must return vectors \[1, K\], got \[1\]"),
         (Sick(), "returned NaN or infinite numbers"),
-        (nn.Linear(7, 2), r"does not take pictures \[1, 3, 256, 256\]"),
+        (nn.Linear(7, 2), r"does not accept pictures \[1, 3, 256, 256\]"),
     ],
 )
 def test_a_users_own_model_that_does_not_fit_is_named(tmp_path, model, reason):
@@ -238,7 +238,7 @@ def test_the_difference_is_the_mean_l1_norm_of_frames_where_both_have_faces():
     score = emotion_difference(made, true, weights="some")
     assert score.value == pytest.approx((0.5 + 3) / 2)
     assert (score.count, score.weights) == (2, "some")
-    assert score.note == "2 of 4 frames without a face left out"
+    assert score.note == "2 of 4 frames without a face excluded"
     late = np.roll(true, 1, axis=0)
     assert emotion_difference(true, true, weights="some").value == 0
     assert emotion_difference(late, true, weights="some").value > 0

@@ -130,7 +130,7 @@ def with_another_shape(tree: dict) -> dict:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (lambda: pickle.dumps({"params": Harmful()}), r"it holds (posix|os|nt)\.mkdir, which is no array"),
+        (lambda: pickle.dumps({"params": Harmful()}), r"it contains (posix|os|nt)\.mkdir, which is no array"),
         (lambda: pickle.dumps({"params": {"a": "text"}}), "params.a is no array"),
         (lambda: pickle.dumps(np.zeros(3)), "not I3D weights"),
         (lambda: pickle.dumps(random_weights())[:1000], "not I3D weights"),
@@ -267,7 +267,7 @@ def test_what_does_not_compare_is_refused():
     for bad in (other, apart):
         with pytest.raises(ValueError, match="do not mix: a, stride 16; "):
             one.merge(bad)
-        with pytest.raises(ValueError, match="compares like with like"):
+        with pytest.raises(ValueError, match="needs statistics of equal weights and stride"):
             fvd(one, bad)
     with pytest.raises(ValueError, match="needs >= 2 windows, got 1"):
         fvd(one, one)

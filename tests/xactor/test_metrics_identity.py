@@ -144,7 +144,7 @@ def test_the_score_is_the_mean_cosine_of_frames_with_faces(arcface, batch):
     score = identity_similarity(arcface, portrait, coloured(*frames), batch_frames=batch)
     assert score.value == pytest.approx((1 - 1 + 1 / 3) / 3, abs=1e-6)
     assert score.count == 3
-    assert score.note == "2 of 5 frames without a face left out"
+    assert score.note == "2 of 5 frames without a face excluded"
     assert score.weights.startswith("arcface.pt (sha256 ")
 
 

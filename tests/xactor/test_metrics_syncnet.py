@@ -15,9 +15,9 @@ from torch.nn.functional import pad, pairwise_distance
 from xactor.cli import main
 from xactor.media import write_video
 from xactor.metrics.mfcc import mfcc
-from xactor.metrics.sync import MOST_SHIFT, cepstra_windows, frames_to_model, sync
+from xactor.metrics.sync import MAX_SHIFT_FRAMES, cepstra_windows, frames_to_model, sync
 from xactor.metrics.syncnet import SyncNet, SyncNetConfig, load_published, small_config
-from xactor.metrics.syncnet_selfcheck import Figure, as_the_reference_reads
+from xactor.metrics.syncnet_selfcheck import Figure, compressed_as_in_the_reference
 
 
 @pytest.fixture(scope="session")
@@ -168,7 +168,7 @@ def test_the_small_one_sees_the_mouth_alone(small):
 
 
 def test_a_folder_that_is_no_syncnet_is_named(tmp_path, small):
-    with pytest.raises(FileNotFoundError, match=r"holds no config.json"):
+    with pytest.raises(FileNotFoundError, match=r"config.json is missing"):
         SyncNet.from_pretrained(tmp_path)
     small.save_pretrained(tmp_path)
     config = (tmp_path / "config.json").read_text()
@@ -234,7 +234,7 @@ def test_sound_that_runs_ahead_has_a_positive_offset(ahead):
     assert score.weights == "by construction"
     assert score.windows == 135
     assert len(score.curve) == 31
-    assert score.distance == min(score.curve) == score.curve[MOST_SHIFT + ahead]
+    assert score.distance == min(score.curve) == score.curve[MAX_SHIFT_FRAMES + ahead]
     assert score.confidence == pytest.approx(sorted(score.curve)[15] - score.distance)
     assert score.confidence > 0.8
 
@@ -245,8 +245,8 @@ def by_the_reference(model: SyncNet, pictures: np.ndarray, samples: np.ndarray) 
     rows = mfcc(samples)
     seen = [model.see(frames_to_model(pictures[i : i + 5])[None])[0, 0] for i in range(windows)]
     heard = [model.hear(torch.from_numpy(rows[4 * i : 4 * i + 20].T.copy())[None])[0] for i in range(windows)]
-    padded = pad(torch.stack(heard), (0, 0, MOST_SHIFT, MOST_SHIFT))
-    offsets = range(2 * MOST_SHIFT, -1, -1)
+    padded = pad(torch.stack(heard), (0, 0, MAX_SHIFT_FRAMES, MAX_SHIFT_FRAMES))
+    offsets = range(2 * MAX_SHIFT_FRAMES, -1, -1)
     return [pairwise_distance(torch.stack(seen), padded[j : j + windows]).mean().item() for j in offsets]
 
 
@@ -287,7 +287,7 @@ def test_bad_input_is_named(small):
         (pictures, samples[:0], r"no sound: the loudest of 0 samples"),
         (pictures, np.zeros(30 * 640, np.float32), r"no sound: .* must be >= 0.001, got 0"),
         (pictures, samples[None], r"samples must be mono \[N\], got shape \[1, 19200\]"),
-        (pictures, np.full_like(samples, np.nan), r"samples hold NaN"),
+        (pictures, np.full_like(samples, np.nan), r"samples contain NaN"),
         (crops(30, side=56), samples, r"frame 0 must be uint8 \[64, 64, 3\], got uint8 \[56, 56, 3\]"),
         (pictures / 255, samples, r"frame 0 must be uint8 \[64, 64, 3\], got float64"),
     ):
@@ -345,7 +345,7 @@ def test_a_figure_agrees_within_its_tolerance():
 def test_the_references_jpegs_change_little_and_keep_the_place():
     y, x = np.mgrid[:64, :64]
     pictures = [np.stack([x * 3, y * 3, x + y], axis=-1).astype(np.uint8)] * 5
-    seen = list(as_the_reference_reads(pictures))
+    seen = list(compressed_as_in_the_reference(pictures))
     assert len(seen) == 5
     assert not np.array_equal(seen[4], pictures[4])
     assert np.abs(seen[4].astype(int) - pictures[4]).mean() < 6

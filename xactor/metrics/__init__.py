@@ -1,21 +1,18 @@
-"""The paper's numbers about a video (Paper 4.1): one metric a file, each with its protocol and its source."""
+"""Compute the paper's metrics of videos (Paper 4.1). Each file holds one metric with its protocol and source."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A metric's value and what it stands on.
-
-    Attributes:
-        value: in the metric's own unit.
-        count: how many windows, frames or videos it was taken over; the metric says which.
-        weights: which weights made it: published ones by name, another file by name and digest, or "random weights".
-            Only scores of the same weights compare.
-        note: what the reader of the value has to know, empty where there is nothing.
-    """
+    """Hold the value of a metric and its basis."""
 
     value: float
+    """Value in the metric's own unit."""
     count: int
+    """Number of windows, frames or videos; the metric says which."""
     weights: str
+    """Weights of the network: published ones by name, another file by name and digest, or "random weights". Only scores
+    of the same weights are comparable."""
     note: str = ""
+    """Remark that the reader of the value needs; empty where there is none."""

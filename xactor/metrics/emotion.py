@@ -1,21 +1,22 @@
-"""DEmo: how far the emotions that a generated video shows are from the true video's (Paper 4.1).
+"""Compute DEmo, the distance of a generated video's emotions from the true video's (Paper 4.1).
 
 Source: the paper names EMONet (Toisoul et al. 2021, "Estimation of continuous valence and arousal levels from faces in
-naturalistic conditions") and "the L1 difference between predicted and ground-truth emotion vectors", and no more.
+naturalistic conditions") and "the L1 difference between predicted and ground-truth emotion vectors", and gives no more
+detail.
 
-Ours, as the paper leaves it open:
+Ours, since the paper leaves it open:
 
 - A frame's emotion vector is the softmax over EMONet's expressions (neutral, happy, sad, surprise, fear, disgust,
   anger, contempt; or five of them), then valence and arousal, each clipped to -1..1 as EMONet's own demo does.
 - The difference is the L1 norm (a sum over the vector, 0 to 6), frame by frame, averaged over the video: the metric is
-  to tell whether the emotion fits the sound, so what comes at the wrong time counts. Both have the same frames.
-- A frame where either video shows no face is left out, and the note tells how many.
+  about whether the emotion fits the sound, so an emotion at the wrong time counts. Both videos have the same frames.
+- A frame where either video shows no face is excluded, and the note gives their number.
 
 EMONet's crop, from its evaluation: the square around the 68 points of its landmark model, brows to chin, whose side is
 the sum of their box's sides / 1.1; resized to 256 x 256, RGB in 0..1.
 
 The weights, `emonet_8.pth` and `emonet_5.pth` of github.com/face-analysis/emonet, are under CC BY-NC-ND 4.0: not for
-commercial use. `ScriptedModel` takes a model of one's own instead: pictures [B, 3, 256, 256] in 0..1 to vectors [B, K].
+commercial use. `ScriptedModel` runs the user's own model instead: pictures [B, 3, 256, 256] in 0..1 to vectors [B, K].
 """
 
 from collections.abc import Iterable
@@ -35,16 +36,17 @@ from xactor.metrics.weights import RANDOM, described
 SIDE_PX = 256
 _LANDMARKS = 68
 _HOURGLASSES = 2
-_DEPTH = 4  # of an hourglass: 64 x 64 down to 4 x 4
+# Depth of an hourglass: 64 x 64 down to 4 x 4.
+_DEPTH = 4
 _WIDTH = 256
 
-# Where MediaPipe's 478 points bound the 68: both brows' upper rims, and the face's rim from ear to ear by the chin.
+# MediaPipe's points that bound the 68: upper rims of both brows, and the face's rim from ear to ear past the chin.
 _BROWS = (70, 63, 105, 66, 107, 336, 296, 334, 293, 300)
 _RIM = (234, 93, 132, 58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397, 288, 361, 323, 454)
 
 
 class EmotionModel(Protocol):
-    """Pictures [B, 3, 256, 256] in 0..1 to emotion vectors [B, K]; `ScriptedModel` is one."""
+    """Map pictures [B, 3, 256, 256] in 0..1 to emotion vectors [B, K]. `ScriptedModel` is one."""
 
     weights: str
 
@@ -52,21 +54,28 @@ class EmotionModel(Protocol):
 
 
 class EmoNetOutput(NamedTuple):
-    """Expression logits [B, E], valence and arousal [B], landmark heat maps [B, 68, 64, 64]."""
+    """Hold the outputs of EMONet."""
 
     expression: Tensor
+    """Logits of the expressions, [B, E]."""
     valence: Tensor
+    """Valence, [B]."""
     arousal: Tensor
+    """Arousal, [B]."""
     heatmap: Tensor
+    """Heat maps of the landmarks, [B, 68, 64, 64]."""
 
 
 class EmoNet(nn.Module):
-    """A face alignment network of two hourglasses, and an emotion head that looks where the landmarks are.
+    """Run a face alignment network of two hourglasses, and an emotion head that attends to the landmarks.
 
-    Parameters have the published names, which is why some are short.
+    Parameters have the published names, therefore some are short.
+
+    Args:
+        expressions: Number of expressions.
 
     Attributes:
-        weights: what was loaded, for `Score.weights`.
+        weights: Name of the loaded weights, for `Score.weights`.
     """
 
     def __init__(self, expressions: int = 8):
@@ -81,40 +90,41 @@ class EmoNet(nn.Module):
             self.add_module(f"conv_last{i}", nn.Conv2d(_WIDTH, _WIDTH, 1))
             self.add_module(f"bn_end{i}", nn.BatchNorm2d(_WIDTH))
             self.add_module(f"l{i}", nn.Conv2d(_WIDTH, _LANDMARKS, 1))
-            if i < _HOURGLASSES - 1:  # back into the next one's input
+            # Feed back into the next one's input.
+            if i < _HOURGLASSES - 1:
                 self.add_module(f"bl{i}", nn.Conv2d(_WIDTH, _WIDTH, 1))
                 self.add_module(f"al{i}", nn.Conv2d(_LANDMARKS, _WIDTH, 1))
         self.conv1x1_input_emo_2 = nn.Conv2d(_WIDTH * (_HOURGLASSES + 1), _WIDTH, 1)
-        halvings = (part for _ in range(4) for part in (_Block(_WIDTH, _WIDTH), nn.MaxPool2d(2)))
+        halvings = (layer for _ in range(4) for layer in (_Block(_WIDTH, _WIDTH), nn.MaxPool2d(2)))
         self.emo_net_2 = nn.Sequential(*halvings)
         self.emo_fc_2 = nn.Sequential(
             nn.Linear(_WIDTH, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, expressions + 2)
         )
 
     def forward(self, pictures: Tensor) -> EmoNetOutput:
-        """Pictures [B, 3, 256, 256] RGB in 0..1."""
+        """Compute the outputs for pictures [B, 3, 256, 256] RGB in 0..1."""
         x = F.relu(self.bn1(self.conv1(pictures)))  # [B, 64, 128, 128]
         x = F.max_pool2d(self.conv2(x), 2)  # [B, 128, 64, 64]
         x = self.conv4(self.conv3(x))  # [B, 256, 64, 64]
-        part, seen, into = self.get_submodule, [], x
+        layer, outputs, into = self.get_submodule, [], x
         heatmap = x
         for i in range(_HOURGLASSES):
-            y = part(f"top_m_{i}")(part(f"m{i}")(into))
-            y = F.relu(part(f"bn_end{i}")(part(f"conv_last{i}")(y)))
-            heatmap = part(f"l{i}")(y)  # [B, 68, 64, 64]
+            y = layer(f"top_m_{i}")(layer(f"m{i}")(into))
+            y = F.relu(layer(f"bn_end{i}")(layer(f"conv_last{i}")(y)))
+            heatmap = layer(f"l{i}")(y)  # [B, 68, 64, 64]
             if i < _HOURGLASSES - 1:
-                y = part(f"bl{i}")(y)
-                into = into + y + part(f"al{i}")(heatmap)
-            seen.append(y)
+                y = layer(f"bl{i}")(y)
+                into = into + y + layer(f"al{i}")(heatmap)
+            outputs.append(y)
         attention = heatmap.sum(1, keepdim=True)  # [B, 1, 64, 64]
-        y = torch.cat([x, torch.cat(seen, dim=1) * attention], dim=1)  # [B, 768, 64, 64]
+        y = torch.cat([x, torch.cat(outputs, dim=1) * attention], dim=1)  # [B, 768, 64, 64]
         y = self.emo_net_2(self.conv1x1_input_emo_2(y))  # [B, 256, 4, 4]
         y = self.emo_fc_2(y.mean((2, 3)))  # [B, E + 2]
         return EmoNetOutput(y[:, :-2], y[:, -2], y[:, -1], heatmap)
 
 
 class _Block(nn.Module):
-    """Three 3 x 3 convolutions one after the other, their outputs side by side, and the input added."""
+    """Run three 3 x 3 convolutions in sequence, concatenate their outputs and add the input."""
 
     def __init__(self, channels: int, out_channels: int):
         super().__init__()
@@ -135,7 +145,7 @@ class _Block(nn.Module):
 
 
 class _Hourglass(nn.Module):
-    """Down by halves `depth` times and up again, with a way around at every size."""
+    """Halve the side `depth` times and double it again, with a skip connection at every size."""
 
     def __init__(self, depth: int):
         super().__init__()
@@ -157,7 +167,7 @@ class _Hourglass(nn.Module):
 
 
 class EmoNetVectors:
-    """EMONet as an `EmotionModel`: softmax of the expressions, then valence and arousal, [B, E + 2]."""
+    """Use EMONet as an `EmotionModel`: softmax of the expressions, then valence and arousal, [B, E + 2]."""
 
     def __init__(self, model: EmoNet):
         self._model, self.weights = model.eval(), model.weights
@@ -170,20 +180,21 @@ class EmoNetVectors:
 
 
 def load_emonet(path: str | Path, *, device: torch.device | str = "cpu") -> EmoNet:
-    """EMONet from a published state dict, with five or eight expressions as the file has them.
+    """Load EMONet from a published state dict with five or eight expressions.
 
-    Names may have `module.` before them, as models in parallel save them. Every parameter must be there. What else the
-    file holds is not used, and `weights` says so: EMONet's own code also loads it that way.
+    Names may start with `module.`, as those of parallel models do. Every parameter must exist. Further entries of the
+    file are ignored, as EMONet's own code does, and `weights` gives their number.
 
     Raises:
-        ValueError: no such file, no state dict of tensors, or parameters that are missing or of another shape.
+        ValueError: The file does not exist, is no state dict of tensors, or parameters are missing or of another shape.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such weights (EMONet's emonet_8.pth or emonet_5.pth)")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle fails in any way
+    # A damaged pickle may raise any exception.
+    except Exception as error:
         raise ValueError(f"{path}: not a PyTorch state dict ({str(error).splitlines()[0]})") from error
     if not isinstance(saved, dict) or not all(isinstance(value, Tensor) for value in saved.values()):
         raise ValueError(f"{path}: not a state dict of tensors, it holds a {type(saved).__name__}")
@@ -192,7 +203,7 @@ def load_emonet(path: str | Path, *, device: torch.device | str = "cpu") -> EmoN
     if last is None or last.dim() != 2 or len(last) < 3:
         raise ValueError(f"{path}: not EMONet's parameters, emo_fc_2.3.weight must be [E + 2, 128]")
     model = EmoNet(expressions=len(last) - 2)
-    # Counted by newer PyTorch only, and of no use outside of training.
+    # Only newer versions of PyTorch count batches, and only training uses the count.
     wanted = {name for name in model.state_dict() if not name.endswith("num_batches_tracked")}
     missing = sorted(wanted - state.keys())
     if missing:
@@ -208,7 +219,7 @@ def load_emonet(path: str | Path, *, device: torch.device | str = "cpu") -> EmoN
 
 
 def emotion_picture(frame: np.ndarray, face: Face) -> np.ndarray:
-    """The square that EMONet sees of a frame uint8 [H, W, 3]: uint8 [256, 256, 3]."""
+    """Cut the square that EMONet sees out of a frame uint8 [H, W, 3]: uint8 [256, 256, 3]."""
     points = face.points[[*_BROWS, *_RIM], :2]
     low, high = points.min(axis=0), points.max(axis=0)
     side = max(round(float((high - low).sum()) / 1.1), 1)
@@ -219,10 +230,15 @@ def emotion_picture(frame: np.ndarray, face: Face) -> np.ndarray:
 def emotion_vectors(
     model: EmotionModel, frames: Iterable[tuple[np.ndarray, Face | None]], *, batch_frames: int = 8
 ) -> np.ndarray:
-    """The emotion vectors of a video's frames uint8 [H, W, 3] with their faces: float32 [T, K], NaN where is no face.
+    """Compute the emotion vectors of a video's frames: float32 [T, K], NaN where there is no face.
+
+    Args:
+        model: Maps pictures to vectors.
+        frames: Frames uint8 [H, W, 3] with their faces.
+        batch_frames: Number of frames that are computed together.
 
     Raises:
-        ValueError: no frames, or none with a face.
+        ValueError: There are no frames, or none with a face.
     """
     if batch_frames < 1:
         raise ValueError(f"batch_frames must be >= 1, got {batch_frames}")
@@ -242,20 +258,25 @@ def emotion_vectors(
 
 
 def emotion_difference(made: np.ndarray, true: np.ndarray, *, weights: str) -> Score:
-    """DEmo of one generated video: emotion vectors [T, K] of it and of the true one. The count is in frames.
+    """Compute DEmo of one generated video. The score's count is in frames.
+
+    Args:
+        made: Emotion vectors of the generated video, [T, K].
+        true: Emotion vectors of the true video, [T, K].
+        weights: Weights of the model that computed them.
 
     Raises:
-        ValueError: not the same frames, or no frame where both show a face.
+        ValueError: The shapes differ, or no frame of both shows a face.
     """
     if made.shape != true.shape or made.ndim != 2:
         raise ValueError(
             "emotion vectors of both videos must be [T, K] alike, "
             f"got {list(made.shape)} generated and {list(true.shape)} true"
         )
-    apart = np.abs(made.astype(np.float64) - true).sum(axis=1)  # [T]
-    both = np.isfinite(apart)
+    difference = np.abs(made.astype(np.float64) - true).sum(axis=1)  # [T]
+    both = np.isfinite(difference)
     if not both.any():
         raise ValueError(f"in none of {len(both)} frames do both videos show a face")
     without = len(both) - int(both.sum())
-    note = f"{without} of {len(both)} frames without a face left out" if without else ""
-    return Score(value=float(apart[both].mean()), count=int(both.sum()), weights=weights, note=note)
+    note = f"{without} of {len(both)} frames without a face excluded" if without else ""
+    return Score(value=float(difference[both].mean()), count=int(both.sum()), weights=weights, note=note)

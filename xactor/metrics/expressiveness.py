@@ -1,11 +1,11 @@
-"""Glo and Exp: how much the head and the upper face move (Paper 4.2, after Loopy, Jiang et al. 2024).
+"""Compute Glo and Exp, the movement of the head and of the upper face (Paper 4.2, after Loopy, Jiang et al. 2024).
 
-Protocol. The paper says variance of key points in the nose and in the upper face without the mouth; no code is public,
-and the scale is open. Ours: MediaPipe's 478 landmarks of every frame, in units of the clip's median distance of the
-outer eye corners. Glo is the variance over time of a nose landmark's place in the picture, x and y together, averaged
-over the nose. For Exp each frame's face is first put onto the clip's mean face by the similarity transform (Umeyama
-1991) that fits its rigid landmarks best, which takes the head's turn, place and size away; then the same variance,
-averaged over brows, eyes and lids. DGlo and DExp are |generated - true|.
+Protocol. The paper says: variance of key points in the nose and in the upper face without the mouth. No code is public,
+and the scale is not given. Ours: MediaPipe's 478 landmarks of every frame, in units of the clip's median distance of
+the outer eye corners. Glo is the variance over time of a nose landmark's place in the picture, x and y together,
+averaged over the nose. For Exp each frame's face is first aligned to the clip's mean face by the similarity transform
+(Umeyama 1991) that fits its rigid landmarks best, which removes the head's rotation, place and size. Exp is then the
+same variance, averaged over brows, eyes and lids. DGlo and DExp are |generated - true|.
 """
 
 from collections.abc import Sequence
@@ -22,24 +22,27 @@ UPPER_FACE = (
     *(7, 144, 145, 153, 154, 155, 157, 158, 159, 160, 161, 163, 246),  # right lids
     *(249, 373, 374, 380, 381, 382, 384, 385, 386, 387, 388, 390, 466),  # left lids
 )
-# What no expression moves much: nose, eye corners, temples and the top of the forehead.
+# Landmarks that expressions hardly move: nose, eye corners, temples and the top of the forehead.
 RIGID = (*NOSE, 33, 133, 362, 263, 10, 127, 234, 356, 454)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expressiveness:
-    """Of one video, in squared eye distances. frames: those with a face."""
+    """Hold Glo and Exp of one video."""
 
     glo: float
+    """Movement of the head, in squared eye distances."""
     exp: float
+    """Movement of the upper face, in squared eye distances."""
     frames: int
+    """Number of frames with a face."""
 
 
 def expressiveness(faces: Sequence[Face | None]) -> Expressiveness:
-    """Glo and Exp of a video from the faces of its frames, as `FaceLandmarker.follow` gives them.
+    """Compute Glo and Exp of a video from the faces of its frames, as `FaceLandmarker.follow` yields them.
 
     Raises:
-        ValueError: a face in fewer than two frames.
+        ValueError: Fewer than two frames show a face.
     """
     points = [face.points for face in faces if face is not None]
     if len(points) < 2:
@@ -48,7 +51,7 @@ def expressiveness(faces: Sequence[Face | None]) -> Expressiveness:
 
 
 def of_points(points: np.ndarray) -> Expressiveness:
-    """Of landmarks float64 [T, 478, 3] in pixels, T >= 2."""
+    """Compute Glo and Exp from landmarks float64 [T, 478, 3] in pixels, T >= 2."""
     right, left = (points[:, corner] for corner in EYE_CORNERS)
     points = points / np.median(np.linalg.norm(left - right, axis=1))
     steady = _onto_mean(points)
@@ -60,21 +63,23 @@ def of_points(points: np.ndarray) -> Expressiveness:
 
 
 def _onto_mean(points: np.ndarray) -> np.ndarray:
-    """Faces [T, N, 3], each put onto their mean by its rigid landmarks."""
+    """Align faces [T, N, 3] to their mean by their rigid landmarks."""
     aligned = _onto(points, points[0])
-    for _ in range(2):  # the mean of faces put onto the first is a better target than the first
+    # The mean of the aligned faces is a better target than the first face.
+    for _ in range(2):
         aligned = _onto(points, aligned.mean(0))
     return aligned
 
 
 def _onto(points: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Umeyama's closed form for each of [T, N, 3], fitted on the rigid landmarks of target [N, 3]."""
+    """Align each of [T, N, 3] to a target [N, 3] by Umeyama's closed form on the rigid landmarks."""
     own, wanted = points[:, RIGID], target[list(RIGID)]
     own_centre, wanted_centre = own.mean(1, keepdims=True), wanted.mean(0)
     own, wanted = own - own_centre, wanted - wanted_centre
     u, sizes, vt = np.linalg.svd(np.swapaxes(own, 1, 2) @ wanted)  # [T, 3, 3]
     turn = np.ones_like(sizes)
-    turn[:, -1] = np.sign(np.linalg.det(u @ vt))  # no mirror images
+    # Exclude mirror images.
+    turn[:, -1] = np.sign(np.linalg.det(u @ vt))
     rotation = (u * turn[:, None, :]) @ vt
     scale = (sizes * turn).sum(-1) / np.square(own).sum((1, 2))
     return scale[:, None, None] * (points - own_centre) @ rotation + wanted_centre

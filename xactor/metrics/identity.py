@@ -1,17 +1,17 @@
-"""Identity: whether a video keeps its portrait's face, as the cosine of face recognition's embeddings.
+"""Measure whether a video keeps its portrait's identity, by the cosine of face recognition embeddings.
 
 Source: ArcFace (Deng et al. 2019) and its convention, which talking-head papers report as CSIM. X-Actor's tables have
-no such column. Protocol: the face of the portrait and of every frame is brought to the model's own template by a
+no such column. Protocol: the face of the portrait and of every frame is aligned to the model's own template by a
 similarity transform of its landmarks, and embedded; the score is the mean over frames of the cosine to the portrait. A
-frame without a face is left out, and the note tells how many.
+frame without a face is excluded, and the note gives their number.
 
-Two models stand behind one small protocol, `FaceEmbedder`:
+Two models implement one small protocol, `FaceEmbedder`:
 
 - `ArcFaceModel`: the user's own TorchScript file, aligned pictures [B, 3, 112, 112] RGB in -1..1 to embeddings [B, K].
 - `DlibModel`: dlib's face recognition network (King 2017, 99.38 % on LFW, CC0), whose published weights the package
-  face-recognition-models carries: `pip install '.[identity]'`. Its embeddings were trained for distances, and their
-  cosines crowd: on ten talking clips and six portraits, frames of one person had 0.95 to 1, of different people 0.74 to
-  0.95. Compare cosines of one model only.
+  face-recognition-models contains: `pip install '.[identity]'`. Its embeddings were trained for distances, and their
+  cosines are close together: on ten talking clips and six portraits, frames of one person had 0.95 to 1, of different
+  people 0.74 to 0.95. Compare cosines of one model only.
 """
 
 from collections.abc import Iterable, Iterator
@@ -32,12 +32,12 @@ from xactor.metrics.weights import ScriptedModel, described, sha256
 
 ARCFACE_SIDE_PX = 112
 
-# ArcFace's published template, x and y in pixels of 112 x 112: the eyes, the tip of the nose, the corners of the mouth;
-# what is left in the picture first.
+# ArcFace's published template, x and y in pixels of 112 x 112: the eyes, the tip of the nose, the corners of the mouth,
+# each pair starting with the one on the left of the picture.
 ARCFACE_TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
-# Ours: the same places among MediaPipe's points. An eye is the middle of its corners: an iris would follow the gaze.
+# Ours: the same places among MediaPipe's points. An eye is the middle of its corners; an iris would follow the gaze.
 _EYES = ((33, 133), (362, 263))
 _NOSE, _MOUTH = 1, (61, 291)
 
@@ -49,24 +49,28 @@ _DLIB_SHA256 = "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30
 
 
 class FaceEmbedder(Protocol):
-    """Faces to embeddings. A chip is a face aligned as the model wants it, uint8 [S, S, 3]."""
+    """Map faces to embeddings. A chip is a face aligned to the model's template, uint8 [S, S, 3]."""
 
     weights: str
 
     def align(self, frame: np.ndarray, face: Face) -> np.ndarray:
-        """The chip of a face in a frame uint8 [H, W, 3]."""
+        """Return the chip of a face in a frame uint8 [H, W, 3]."""
         ...
 
     def embed(self, chips: np.ndarray) -> Tensor:
-        """Chips uint8 [B, S, S, 3] to embeddings float32 [B, K]."""
+        """Return embeddings float32 [B, K] of chips uint8 [B, S, S, 3]."""
         ...
 
 
 class ArcFaceModel:
-    """A TorchScript file of ArcFace's convention.
+    """Run a TorchScript file of ArcFace's convention.
+
+    Args:
+        path: The file.
+        device: Where the model runs.
 
     Raises:
-        ValueError: no such file, or none that TorchScript loads.
+        ValueError: The file does not exist, or TorchScript cannot load it.
     """
 
     def __init__(self, path: str | Path, *, device: torch.device | str = "cpu"):
@@ -83,13 +87,13 @@ class ArcFaceModel:
 
 
 class DlibModel:
-    """dlib's network, aligned by dlib itself from five of the face's landmarks.
+    """Run dlib's network on chips that dlib aligns by five of the face's landmarks.
 
     Args:
-        path: the weights' file; without one, the installed package face-recognition-models'.
+        path: File of the weights; None means the one in the installed package face-recognition-models.
 
     Raises:
-        ValueError: dlib or the weights are not there, or the file is another.
+        ValueError: dlib or the weights are missing, or the file holds something else.
     """
 
     def __init__(self, path: str | Path | None = None):
@@ -120,7 +124,7 @@ class DlibModel:
 
 
 def _packaged_dlib_weights() -> Path:
-    # Found and not imported: importing the package needs setuptools' old pkg_resources.
+    # Find the package without importing it: the import needs setuptools' old pkg_resources.
     found = find_spec("face_recognition_models")
     if found is None or not found.submodule_search_locations:
         raise ValueError(
@@ -130,44 +134,47 @@ def _packaged_dlib_weights() -> Path:
 
 
 def five_points(face: Face) -> np.ndarray:
-    """Where ArcFace's five points are in the picture, [5, 2] in pixels."""
+    """Return ArcFace's five points in the picture, [5, 2] in pixels."""
     eyes = [face.points[list(corners), :2].mean(axis=0) for corners in _EYES]
     return np.stack([*eyes, face.points[_NOSE, :2], *face.points[list(_MOUTH), :2]])
 
 
 def similarity(points: np.ndarray, template: np.ndarray) -> np.ndarray:
-    """The rotation, scale and shift [2, 3] that bring points [n, 2] nearest to a template [n, 2], in least squares.
+    """Return the rotation, scale and shift [2, 3] that fit points [n, 2] to a template [n, 2] by least squares.
 
-    The same as Umeyama's (1991) where no mirror image is allowed: in the complex plane it is one division.
+    It equals Umeyama's (1991) without mirror images. In the complex plane it is one division.
 
     Raises:
-        ValueError: all points in one place.
+        ValueError: All points are in one place.
     """
     x, y = (p[:, 0] + 1j * p[:, 1] for p in (points.astype(np.float64), template))
-    apart = x - x.mean()
-    size = np.vdot(apart, apart).real
+    centred = x - x.mean()
+    size = np.vdot(centred, centred).real
     if not size > 0:
         raise ValueError("a face's landmarks must not all be in one place")
-    turn = np.vdot(apart, y - y.mean()) / size
+    turn = np.vdot(centred, y - y.mean()) / size
     shift = y.mean() - turn * x.mean()
     return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
 
 
 def aligned(frame: np.ndarray, points: np.ndarray, template: np.ndarray, side_px: int) -> np.ndarray:
-    """A frame uint8 [H, W, 3] with points brought to a template: uint8 [side_px, side_px, 3], black past the border.
+    """Align points of a frame uint8 [H, W, 3] to a template: uint8 [side_px, side_px, 3], black past the border.
 
-    Interpolated between four pixels, as ArcFace's own alignment does whatever the scale. Ours: where over four pixels
-    of the frame fall to one of the chip, they are averaged first, so that large portraits and small videos look alike.
+    Pixels are interpolated between four, as in ArcFace's own alignment at any scale. Ours: where more than four pixels
+    of the frame become one of the chip, they are averaged first, so that large portraits and small videos look alike.
     """
     to = similarity(points, template)
-    by = max(int(1 / (2 * np.hypot(*to[:, 0]))), 1)  # so that two to four pixels remain to one
+    # Then two to four pixels become one.
+    by = max(int(1 / (2 * np.hypot(*to[:, 0]))), 1)
     picture = torch.from_numpy(np.array(frame, order="C")).permute(2, 0, 1)[None].float()  # [1, 3, H, W]
     picture = F.avg_pool2d(picture, by, ceil_mode=True)
-    back = np.linalg.inv(np.vstack([to, [0, 0, 1]]))[:2]  # from the chip's pixels to the frame's
+    # From the chip's pixels to the frame's.
+    back = np.linalg.inv(np.vstack([to, [0, 0, 1]]))[:2]
     v, u = np.mgrid[:side_px, :side_px]
     place = np.einsum("ij,jvu->vui", back, np.stack([u, v, np.ones_like(u)]))  # x, y [S, S, 2]
-    place = (place - (by - 1) / 2) / by  # in the averaged picture
-    # grid_sample counts from -1, the first pixel's outer edge, to 1, the last one's.
+    # In pixels of the averaged picture.
+    place = (place - (by - 1) / 2) / by
+    # grid_sample's coordinates run from -1, the first pixel's outer edge, to 1, the last one's.
     grid = (2 * place + 1) / [picture.shape[3], picture.shape[2]] - 1
     chip = F.grid_sample(picture, torch.tensor(grid)[None].float(), align_corners=False)
     return chip[0].permute(1, 2, 0).round().to(torch.uint8).numpy()
@@ -180,12 +187,16 @@ def identity_similarity(
     *,
     batch_frames: int = 8,
 ) -> Score:
-    """The mean cosine between a portrait and a video's frames, -1..1; each is a picture uint8 [H, W, 3] and its face.
+    """Compute the mean cosine between a portrait and a video's frames, -1..1. The score's count is in frames.
 
-    The count is in frames.
+    Args:
+        model: Embeds faces.
+        portrait: Picture uint8 [H, W, 3] and its face.
+        frames: Pictures uint8 [H, W, 3] and their faces.
+        batch_frames: Number of frames that are embedded together.
 
     Raises:
-        ValueError: no frame with a face.
+        ValueError: No frame shows a face.
     """
     if batch_frames < 1:
         raise ValueError(f"batch_frames must be >= 1, got {batch_frames}")
@@ -207,5 +218,5 @@ def identity_similarity(
     if not cosines:
         raise ValueError(f"no face in any of the video's {missing} frames")
     values = torch.cat(cosines)
-    note = f"{missing} of {missing + len(values)} frames without a face left out" if missing else ""
+    note = f"{missing} of {missing + len(values)} frames without a face excluded" if missing else ""
     return Score(value=float(values.mean()), count=len(values), weights=model.weights, note=note)

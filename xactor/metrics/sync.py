@@ -1,12 +1,12 @@
-"""Offset, distance and confidence of a talking face: SynD and SynC, by the reference's protocol.
+"""Compute the offset, distance and confidence of a talking face (SynD and SynC) by the reference's protocol.
 
     model = load_published("syncnet_v2.model")
     score = sync(model, crops, samples)
     score.offset_frames, score.distance, score.confidence
 
-The protocol is that of github.com/joonson/syncnet_python: embeddings of every window of 5 frames, the L2 distance of
-each from the sound's at -15 to 15 frames, averaged over the clip for each offset. SynD is the least average, SynC the
-median of the averages less that.
+The protocol is that of github.com/joonson/syncnet_python: embed every SyncNet window of 5 frames, and average over the
+clip the L2 distance to the sound's embedding at each offset from -15 to 15 frames. SynD is the smallest average, SynC
+the median of the averages minus SynD.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,29 +22,27 @@ from xactor.metrics.mfcc import ROWS_PER_FRAME, mfcc
 from xactor.metrics.syncnet import WINDOW_FRAMES, WINDOW_ROWS, SyncNet
 from xactor.rates import SAMPLES_PER_FRAME
 
-MOST_SHIFT = 15  # frames
-_SILENCE = 1e-3  # no sample of a silent recording is louder
+MAX_SHIFT_FRAMES = 15
+# A recording is silent if no sample is louder.
+_SILENCE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyncScore:
-    """What SyncNet says of one clip.
-
-    Attributes:
-        confidence: SynC; larger is better.
-        distance: SynD; smaller is better.
-        offset_frames: by how much the sound runs ahead of the lips; > 0 where it must be delayed by so much.
-        windows: how many windows of 5 frames were looked at.
-        weights: which model says so. Scores of different models are not to be compared.
-        curve: the average distance at each offset, from the least to the greatest: [2 x most_shift + 1].
-    """
+    """Hold SyncNet's result for one clip."""
 
     confidence: float
+    """SynC; larger is better."""
     distance: float
+    """SynD; smaller is better."""
     offset_frames: int
+    """Frames by which the sound is ahead of the lips: > 0 where the sound must be delayed."""
     windows: int
+    """Number of compared SyncNet windows of 5 frames."""
     weights: str
+    """Weights of the model. Scores of different models are not comparable."""
     curve: tuple[float, ...]
+    """Average distance at each offset, from the smallest offset to the largest, [2 x max_shift_frames + 1]."""
 
 
 def sync(
@@ -52,50 +50,51 @@ def sync(
     frames: Iterable[np.ndarray],
     samples: np.ndarray,
     *,
-    most_shift: int = MOST_SHIFT,
+    max_shift_frames: int = MAX_SHIFT_FRAMES,
     batch_windows: int = 20,
 ) -> SyncScore:
-    """Scores a clip at 25 fps. Neither its frames nor its embeddings are kept: memory does not grow with its length.
+    """Score a clip at 25 fps. Neither frames nor embeddings are kept, so memory does not grow with the clip.
 
-    As in the reference, what one of the two has beyond the other is left out, so is the last window, and past the
-    clip's ends stand zero embeddings.
+    As in the reference, frames without sound and sound without frames are ignored, so is the last window, and the
+    embeddings past the clip's ends are zero.
 
     Args:
-        frames: face crops uint8 [S, S, 3] RGB, S the model's `image_size`, from `sync_crop`.
-        samples: float32 [N], mono, 16 kHz, beginning with the first frame.
-        most_shift: offsets from -most_shift to most_shift frames are tried.
-        batch_windows: how many windows are computed at once; it changes nothing but speed and memory.
+        model: SyncNet.
+        frames: Face crops uint8 [S, S, 3] RGB from `sync_crop`, S the model's `image_size`.
+        samples: Float32 [N], mono, 16 kHz, starting with the first frame.
+        max_shift_frames: Offsets from -max_shift_frames to max_shift_frames are compared.
+        batch_windows: Number of windows that are computed together; it affects only speed and memory.
 
     Raises:
-        ValueError: a clip too short for the offsets, a frame of another shape, no sound.
+        ValueError: The clip is too short for the offsets, a frame has another shape, or there is no sound.
     """
-    for name, value in (("most_shift", most_shift), ("batch_windows", batch_windows)):
+    for name, value in (("max_shift_frames", max_shift_frames), ("batch_windows", batch_windows)):
         if value < 1:
             raise ValueError(f"{name} must be >= 1, got {value}")
     _check_sound(samples)
-    distances = _Distances(most_shift)
+    distances = _Distances(max_shift_frames)
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            for seen, heard in _embeddings(model, frames, samples, batch_windows):
-                distances.add(seen, heard)
+            for lips, sound in _embeddings(model, frames, samples, batch_windows):
+                distances.add(lips, sound)
             distances.end()
     finally:
         model.train(was_training)
-    # Ours: the reference takes shorter clips too, whose greatest offsets compare with zeros alone.
-    if distances.windows <= most_shift:
-        needed = most_shift + 1 + WINDOW_FRAMES
+    # Ours: the reference also accepts shorter clips, whose largest offsets compare with zeros only.
+    if distances.windows <= max_shift_frames:
+        needed = max_shift_frames + 1 + WINDOW_FRAMES
         had = distances.windows + WINDOW_FRAMES if distances.windows else "fewer than 6"
         raise ValueError(
-            f"frames with sound must be >= {needed} for offsets up to {most_shift} frames, got {had}"
+            f"frames with sound must be >= {needed} for offsets up to {max_shift_frames} frames, got {had}"
         )
     curve = (distances.total / distances.windows).tolist()
     best = int(np.argmin(curve))
     return SyncScore(
         confidence=float(np.median(curve)) - curve[best],
         distance=curve[best],
-        offset_frames=best - most_shift,
+        offset_frames=best - max_shift_frames,
         windows=distances.windows,
         weights=model.weights,
         curve=tuple(curve),
@@ -103,71 +102,74 @@ def sync(
 
 
 def cepstra_windows(samples: np.ndarray, first: int, count: int) -> np.ndarray:
-    """The sound of `count` windows from frame `first` on, for `SyncNet.hear`: float32 [count, 13, 20]."""
+    """Return the cepstra of `count` windows from frame `first` on, for `SyncNet.hear`: float32 [count, 13, 20]."""
     rows = mfcc(samples, ROWS_PER_FRAME * first, ROWS_PER_FRAME * (count - 1) + WINDOW_ROWS)
     return np.lib.stride_tricks.sliding_window_view(rows, WINDOW_ROWS, axis=0)[::ROWS_PER_FRAME].copy()
 
 
 def frames_to_model(frames: np.ndarray) -> Tensor:
-    """Crops uint8 [..., T, S, S, 3] RGB to what `SyncNet.see` takes: float32 [..., 3, T, S, S], BGR in 0..255."""
+    """Convert crops uint8 [..., T, S, S, 3] RGB to input of `SyncNet.see`: float32 [..., 3, T, S, S], BGR 0..255."""
     return torch.from_numpy(np.moveaxis(frames[..., ::-1], -1, -4).astype(np.float32))
 
 
 class _Distances:
-    """Sums of distances by offset, as windows arrive. Keeps the embeddings of 2 x most_shift + 1 windows and a batch.
+    """Sum the distances of each offset as windows arrive.
+
+    It keeps the embeddings of 2 x max_shift_frames + 1 windows and of a batch.
 
     Attributes:
-        total: float64 [2 x most_shift + 1], from the least offset to the greatest.
-        windows: that have been compared.
+        total: Float64 [2 x max_shift_frames + 1], from the smallest offset to the largest.
+        windows: Number of compared windows.
     """
 
-    def __init__(self, most_shift: int):
-        self.total = np.zeros(2 * most_shift + 1)
+    def __init__(self, max_shift_frames: int):
+        self.total = np.zeros(2 * max_shift_frames + 1)
         self.windows = 0
-        self._shift = most_shift
-        self._seen: Tensor | None = None  # [n, E], not compared yet
-        self._heard: Tensor | None = None  # [m, E], from `most_shift` before the first of these
+        self._shift = max_shift_frames
+        # Embeddings of lips that are not compared yet.
+        self._lips: Tensor | None = None  # [n, E]
+        # Embeddings of sound, from `max_shift_frames` before the first of these lips.
+        self._sound: Tensor | None = None  # [m, E]
 
-    def add(self, seen: Tensor, heard: Tensor) -> None:
-        """The embeddings of the next windows, [n, E] each."""
-        if self._seen is None or self._heard is None:
-            self._seen, self._heard = seen, pad(heard, (0, 0, self._shift, 0))
+    def add(self, lips: Tensor, sound: Tensor) -> None:
+        """Add the embeddings of the next windows, [n, E] each."""
+        if self._lips is None or self._sound is None:
+            self._lips, self._sound = lips, pad(sound, (0, 0, self._shift, 0))
         else:
-            self._seen, self._heard = torch.cat([self._seen, seen]), torch.cat([self._heard, heard])
+            self._lips, self._sound = torch.cat([self._lips, lips]), torch.cat([self._sound, sound])
         self._compare()
 
     def end(self) -> None:
-        """No more come."""
-        if self._heard is not None:
-            self._heard = pad(self._heard, (0, 0, 0, self._shift))
+        """Compare the last windows, when no more arrive."""
+        if self._sound is not None:
+            self._sound = pad(self._sound, (0, 0, 0, self._shift))
             self._compare()
 
     def _compare(self) -> None:
-        assert self._seen is not None
-        assert self._heard is not None
-        ready = len(self._heard) - 2 * self._shift
+        assert self._lips is not None
+        assert self._sound is not None
+        ready = len(self._sound) - 2 * self._shift
         if ready < 1:
             return
-        around = self._heard.unfold(0, len(self.total), 1).transpose(1, 2)  # [ready, offsets, E]
-        apart = pairwise_distance(
-            self._seen[:ready, None], around
-        )  # [ready, offsets], later sound to the right
-        # Lips that fit later sound have it late: so the offset falls where the place rises.
-        self.total += apart.double().sum(0).flip(0).cpu().numpy()
+        around = self._sound.unfold(0, len(self.total), 1).transpose(1, 2)  # [ready, offsets, E]
+        # Later sound is to the right.
+        distance = pairwise_distance(self._lips[:ready, None], around)  # [ready, offsets]
+        # If lips fit later sound, the sound is late: the offset falls from left to right.
+        self.total += distance.double().sum(0).flip(0).cpu().numpy()
         self.windows += ready
-        self._seen, self._heard = self._seen[ready:], self._heard[ready:]
+        self._lips, self._sound = self._lips[ready:], self._sound[ready:]
 
 
 def _embeddings(
     model: SyncNet, frames: Iterable[np.ndarray], samples: np.ndarray, batch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Of lips and sound, [n, E] each, batch by batch."""
+    """Yield the embeddings of lips and sound, [n, E] each, in batches."""
 
     def embed(first: int, crops: list[np.ndarray]) -> tuple[Tensor, Tensor]:
         windows = len(crops) - WINDOW_FRAMES + 1
-        seen = model.see(frames_to_model(np.stack(crops))[None].to(model.device))[0]
-        heard = torch.from_numpy(cepstra_windows(samples, first, windows)).to(model.device)
-        return seen, model.hear(heard)
+        lips = model.see(frames_to_model(np.stack(crops))[None].to(model.device))[0]
+        cepstra = torch.from_numpy(cepstra_windows(samples, first, windows)).to(model.device)
+        return lips, model.hear(cepstra)
 
     first, waiting = 0, []
     side = model.config.image_size
@@ -177,7 +179,7 @@ def _embeddings(
                 f"frame {number} must be uint8 [{side}, {side}, 3], got {crop.dtype} {list(crop.shape)}"
             )
         waiting.append(crop)
-        # The reference leaves the last window out: one counts when a frame has followed it.
+        # The reference ignores the last window: a window counts once a frame has followed it.
         if len(waiting) == batch + WINDOW_FRAMES:
             yield embed(first, waiting[:-1])
             first, waiting = first + batch, waiting[batch:]
@@ -189,7 +191,7 @@ def _check_sound(samples: np.ndarray) -> None:
     if samples.ndim != 1:
         raise ValueError(f"samples must be mono [N], got shape {list(samples.shape)}")
     if not np.isfinite(samples).all():
-        raise ValueError("samples hold NaN or infinite numbers")
+        raise ValueError("samples contain NaN or infinite numbers")
     if not len(samples) or max(samples.max(), -samples.min()) < _SILENCE:
         loudest = float(np.abs(samples).max()) if len(samples) else 0
         raise ValueError(

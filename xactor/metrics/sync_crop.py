@@ -1,8 +1,8 @@
-"""The square of a face that SyncNet sees: the reference's margin around a face box, lower than the face.
+"""Cut the square of a face that SyncNet sees: the reference's margin around a face box, shifted down.
 
-Ours, where it differs from github.com/joonson/syncnet_python: its boxes are S3FD's, ours the landmarks', which end at
-the hairline and the chin as those do; a new pixel averages over the area it covers, where OpenCV takes the four next to
-one point; and nothing passes through XviD and JPEG on the way.
+Ours, where it differs from github.com/joonson/syncnet_python: its boxes are S3FD's, ours are the landmarks', which also
+end at the hairline and the chin. A new pixel averages over the area it covers, where OpenCV interpolates four pixels.
+Pictures do not pass through XviD and JPEG.
 """
 
 from collections.abc import Sequence
@@ -13,18 +13,22 @@ from PIL import Image
 from xactor.faces.crop import MARGIN
 
 SYNCNET_PX = 224
-_BESIDE = 0.4  # of half the face, added left and right; below twice that, above nothing
-_GREY = 110  # beyond the picture's border
-_STEADY_FRAMES = 13  # of the median filter over a track
+# Margin on the left and on the right, relative to half the face. Below it is twice that, above it is zero.
+_MARGIN = 0.4
+# Grey level past the picture's border.
+_GREY = 110
+# Length of the median filter over a track.
+_STEADY_FRAMES = 13
 
-Box = Sequence[float] | np.ndarray  # left, top, right, bottom in pixels
+Box = Sequence[float] | np.ndarray
+"""Left, top, right and bottom in pixels."""
 
 
 def sync_crop(picture: np.ndarray, box: Box, size_px: int = SYNCNET_PX) -> np.ndarray:
-    """A picture uint8 [H, W, 3] and the box of its face to the crop uint8 [size_px, size_px, 3].
+    """Cut the crop uint8 [size_px, size_px, 3] out of a picture uint8 [H, W, 3], given the box of its face.
 
     Raises:
-        ValueError: no picture of that kind, or a box that is empty, endless or outside the picture.
+        ValueError: The picture has another shape or type, or the box is empty, infinite or outside the picture.
     """
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
         raise ValueError(f"a picture must be uint8 [H, W, 3], got {picture.dtype} {list(picture.shape)}")
@@ -32,8 +36,8 @@ def sync_crop(picture: np.ndarray, box: Box, size_px: int = SYNCNET_PX) -> np.nd
     if not (np.isfinite([left, top, right, bottom]).all() and left < right and top < bottom):
         raise ValueError(f"a face box must be left < right and top < bottom, got {[*map(float, box)]}")
     half = max(right - left, bottom - top) / 2
-    side = max(round(half * (2 + 2 * _BESIDE)), 1)
-    x = round((left + right) / 2 - half * (1 + _BESIDE))
+    side = max(round(half * (2 + 2 * _MARGIN)), 1)
+    x = round((left + right) / 2 - half * (1 + _MARGIN))
     y = round((top + bottom) / 2 - half)
     height, width = picture.shape[:2]
     rows, columns = slice(max(y, 0), max(y + side, 0)), slice(max(x, 0), max(x + side, 0))
@@ -49,18 +53,18 @@ def sync_crop(picture: np.ndarray, box: Box, size_px: int = SYNCNET_PX) -> np.nd
 
 
 def face_in_crop(side_px: int) -> tuple[float, float, float, float]:
-    """Where the face is in one of this project's own square crops: its `crop_box` is the face's box with a margin."""
+    """Return the face's box in one of this project's own square crops, which `crop_box` makes with a margin."""
     edge = side_px * (1 - 1 / MARGIN) / 2
     return edge, edge, side_px - edge, side_px - edge
 
 
 def steady_boxes(boxes: np.ndarray) -> np.ndarray:
-    """Boxes of a track's frames to steady squares, float64 [T, 4]: a median over 13 frames of centre and size.
+    """Smooth the boxes of a track to squares, float64 [T, 4], by a median over 13 frames of centre and size.
 
-    Ours: a track is mirrored at its ends; the reference takes zeros there.
+    Ours: a track is mirrored at its ends, where the reference assumes zeros.
 
     Raises:
-        ValueError: not [T, 4] with T >= 1.
+        ValueError: The boxes are not [T, 4] with T >= 1.
     """
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes):
         raise ValueError(f"boxes must be [T, 4] with T >= 1, got {list(boxes.shape)}")

@@ -1,8 +1,8 @@
-"""SyncNet: whether lips and sound belong together (Chung and Zisserman 2016, Out of time).
+"""SyncNet measures whether lips and sound are in sync (Chung and Zisserman 2016, Out of time).
 
-Two networks, of 5 frames of a face and of the 0.2 s of sound at the same time, into one space: what is in sync is near.
-The layers, and their names in a file, are those of github.com/joonson/syncnet_python, so that its published
-`syncnet_v2.model` loads; of narrower ones there is a small model for those who have no published weights.
+Two networks map 5 frames of a face and 0.2 s of simultaneous sound into one space, where pairs in sync are near.
+The layers and their names are those of github.com/joonson/syncnet_python, so that its published `syncnet_v2.model`
+loads. A small model of narrower layers is for users without published weights.
 """
 
 import json
@@ -21,11 +21,14 @@ from xactor.metrics.mfcc import COEFFICIENTS, ROWS_PER_FRAME
 from xactor.metrics.weights import RANDOM, described
 
 WINDOW_FRAMES = 5
-WINDOW_ROWS = ROWS_PER_FRAME * WINDOW_FRAMES  # of cepstra: 0.2 s
+# Rows of cepstra: 0.2 s.
+WINDOW_ROWS = ROWS_PER_FRAME * WINDOW_FRAMES
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_MOUTH = 0.56  # Ours: how far down a face crop the mouth is, with room for the jaw
-_NAMED = 4  # tensors that an error names
-# What a module that was saved whole is made of. Loading one runs nothing but these.
+# Ours: how far down a face crop the mouth is, with room for the jaw.
+_MOUTH = 0.56
+# Number of tensors that an error names.
+_NAMED = 4
+# Layers of a module that was saved whole. Loading one runs no other code.
 _PLAIN_LAYERS = (
     nn.Sequential, nn.Linear, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
     nn.MaxPool2d, nn.MaxPool3d, nn.ReLU, set,
@@ -34,21 +37,20 @@ _PLAIN_LAYERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class SyncNetConfig:
-    """The sizes. The defaults are the published ones.
-
-    image_size: the side of a face crop, in pixels.
-    mouth_px: of the crop only the square of so many pixels around the mouth is seen; 0 sees all, as the published one.
-    stem_stride: of the first layer over what is seen.
-    lip_channels, audio_channels: of the six convolutions of each network.
-    embedding: the width of the common space.
-    """
+    """Set the sizes of SyncNet. The defaults are those of the published model."""
 
     image_size: int = 224
+    """Side of a face crop in pixels."""
     mouth_px: int = 0
+    """Side of the square around the mouth that the network sees of a crop; 0 means all, as in the published model."""
     stem_stride: int = 2
+    """Stride of the first layer over the picture."""
     lip_channels: tuple[int, ...] = (96, 256, 256, 256, 256, 512)
+    """Channels of the six convolutions over the picture."""
     audio_channels: tuple[int, ...] = (64, 192, 384, 256, 256, 512)
+    """Channels of the six convolutions over the sound."""
     embedding: int = 1024
+    """Width of the common space."""
 
     def __post_init__(self):
         for name in ("lip_channels", "audio_channels"):
@@ -67,12 +69,12 @@ class SyncNetConfig:
 
     @property
     def seen_px(self) -> int:
-        """The side of what is seen of a crop."""
+        """Side of the square that the network sees of a crop."""
         return self.mouth_px or self.image_size
 
     @property
     def last_side(self) -> int:
-        """What is left of that side before the last convolution, which spans all of it: 6 of 224 px."""
+        """Side of the features before the last convolution, which spans all of it: 6 for 224 px."""
         side = self.seen_px
         for kernel, stride, padding in ((7, self.stem_stride, 0), (3, 2, 0), (5, 2, 1), (3, 2, 1), (3, 2, 0)):
             side = (side + 2 * padding - kernel) // stride + 1
@@ -82,9 +84,10 @@ class SyncNetConfig:
 
 
 def small_config() -> SyncNetConfig:
-    """Ours: the same layers over the mouth of a face of 64 px, narrow enough to be trained in minutes on two CPU cores.
+    """Return a small config that trains in minutes on two CPU cores.
 
-    The paper's network, too, saw the mouth alone; the published one sees the face.
+    Ours: the same layers over the mouth of a face of 64 px. The paper's network also saw only the mouth; the published
+    model sees the face.
     """
     return SyncNetConfig(
         image_size=64,
@@ -97,10 +100,11 @@ def small_config() -> SyncNetConfig:
 
 
 class SyncNet(nn.Module):
-    """The two networks.
+    """Hold the two networks.
 
-    Attributes:
-        weights: what it has learned, in words; every score carries it.
+    Args:
+        config: Sizes; None means those of the published model.
+        weights: Name of the weights, which every score repeats.
     """
 
     def __init__(self, config: SyncNetConfig | None = None, *, weights: str = RANDOM):
@@ -116,27 +120,27 @@ class SyncNet(nn.Module):
         return next(self.parameters()).device
 
     def see(self, frames: Tensor) -> Tensor:
-        """Face crops float [B, 3, T, S, S], BGR in 0..255, to one embedding for each 5 frames: [B, T - 4, E].
+        """Embed each 5 frames of face crops float [B, 3, T, S, S], BGR in 0..255: [B, T - 4, E].
 
-        Only the first layer looks along time, so successive windows share it: the same as each window by itself.
+        Only the first layer spans time, so successive windows share it. The result equals each window's own.
         """
-        seen = self.netcnnlip(self._mouths(frames))  # [B, C, T - 4, 1, 1]
-        seen = seen.flatten(2).transpose(1, 2)  # [B, T - 4, C]
-        return self.netfclip(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
+        lips = self.netcnnlip(self._mouths(frames))  # [B, C, T - 4, 1, 1]
+        lips = lips.flatten(2).transpose(1, 2)  # [B, T - 4, C]
+        return self.netfclip(lips.flatten(0, 1)).unflatten(0, lips.shape[:2])
 
     def _mouths(self, frames: Tensor) -> Tensor:
-        """What is seen of crops [B, 3, T, S, S]: around the mouth, or all."""
+        """Cut the square around the mouth out of crops [B, 3, T, S, S], or return them whole."""
         side, size = frames.shape[-1], self.config.mouth_px or frames.shape[-1]
         top, left = min(round(_MOUTH * side - size / 2), side - size), (side - size) // 2
         return frames[..., top : top + size, left : left + size]
 
     def hear(self, cepstra: Tensor) -> Tensor:
-        """Windows of cepstra [N, 13, 20], coefficient by time, to embeddings [N, E]."""
-        heard = self.netcnnaud(cepstra[:, None])  # [N, C, 1, 1]
-        return self.netfcaud(heard.flatten(1))
+        """Embed windows of cepstra [N, 13, 20], coefficient by time: [N, E]."""
+        sound = self.netcnnaud(cepstra[:, None])  # [N, C, 1, 1]
+        return self.netfcaud(sound.flatten(1))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """config.json and model.safetensors."""
+        """Write config.json and model.safetensors."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         config = {"model_type": "syncnet", "weights": self.weights, **asdict(self.config)}
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, Path(folder) / WEIGHTS)
@@ -144,16 +148,16 @@ class SyncNet(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """The model of a folder that `save_pretrained` wrote, ready to score.
+        """Load a model from a folder that `save_pretrained` wrote, in evaluation mode.
 
         Raises:
-            FileNotFoundError: one of the two files is not there.
-            ValueError: no SyncNet, or weights that do not fit, by name.
+            FileNotFoundError: One of the two files is missing.
+            ValueError: The folder holds no SyncNet, or its weights do not fit; the message names them.
         """
         folder = Path(folder)
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder}: holds no {name}")
+                raise FileNotFoundError(f"{folder}: {name} is missing")
         try:
             config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
             kind, weights = config.pop("model_type", None), config.pop("weights", "unnamed")
@@ -169,13 +173,13 @@ class SyncNet(nn.Module):
 
 
 def load_published(path: str | Path) -> SyncNet:
-    """The published model of a file like `syncnet_v2.model`, ready to score: a state dict, or a whole pickled module.
+    """Load a published model like `syncnet_v2.model`, in evaluation mode: a state dict, or a whole pickled module.
 
-    Nothing in the file is run: torch reads tensors and, of a module, the layers that SyncNet has.
+    No code of the file is run: torch reads tensors and, of a module, only the layers that SyncNet has.
 
     Raises:
-        ValueError: no such file, nothing that torch reads as one of the two, or tensors that are not the published
-            ones, by name.
+        ValueError: The file does not exist, torch cannot read it as one of the two, or its tensors are not the
+            published ones; the message names them.
     """
     path = Path(path)
     if not path.is_file():
@@ -188,25 +192,25 @@ def load_published(path: str | Path) -> SyncNet:
         raise ValueError(f"{path}: not a state dict or module that torch loads safely: {reason}") from error
     state = loaded.state_dict() if isinstance(loaded, nn.Module) else loaded
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path}: must hold tensors by name, got {type(loaded).__name__}")
+        raise ValueError(f"{path}: must contain tensors by name, got {type(loaded).__name__}")
     model = SyncNet(weights=described(path))
     _fill(model, state, str(path))
     return model.eval()
 
 
 class _PickledModule(nn.Module):
-    """Stands for the reference's own class where a module was saved whole."""
+    """Stand in for the reference's own class where a module was saved whole."""
 
 
 def _names_of_modules() -> list[tuple[type[nn.Module], str]]:
-    """The reference's class, by the names under which it can have been imported."""
+    """Return the stand-in with each name under which the reference's class may have been imported."""
     return [(_PickledModule, f"{room}SyncNetModel.S") for room in ("", "syncnet_python.", "syncnet.")]
 
 
 def _fill(model: SyncNet, state: Mapping[str, Tensor], source: str) -> None:
-    """Copies weights in, strictly by name and shape. ValueError names those that are missing, unknown or misshaped."""
+    """Copy weights strictly by name and shape. Raises ValueError that names missing, unknown or misshaped ones."""
     wanted = model.state_dict()
-    # Files older than torch 0.4.1 do not count batches, and scoring does not need the count.
+    # Files from before torch 0.4.1 have no count of batches, and scoring does not need it.
     missing = [n for n in wanted if n not in state and not n.endswith("num_batches_tracked")]
     unknown = [n for n in state if n not in wanted]
     misshaped = [
@@ -223,16 +227,18 @@ def _fill(model: SyncNet, state: Mapping[str, Tensor], source: str) -> None:
         raise ValueError(f"{source}: tensors do not fit SyncNet; {'; '.join(problems)}")
     broken = [n for n, v in state.items() if not torch.isfinite(v).all()]
     if broken:
-        raise ValueError(f"{source}: {broken[0]} holds NaN or infinite numbers")
+        raise ValueError(f"{source}: {broken[0]} contains NaN or infinite numbers")
     model.load_state_dict({**wanted, **state})
 
 
 def _audio_layers(c: tuple[int, ...]) -> nn.Sequential:
-    """Cepstra [N, 1, 13, 20] to [N, c[5], 1, 1]."""
-    assert (COEFFICIENTS, WINDOW_ROWS) == (13, 20)  # what the last kernel spans depends on them
+    """Return the layers from cepstra [N, 1, 13, 20] to [N, c[5], 1, 1]."""
+    # The size of the last kernel depends on them.
+    assert (COEFFICIENTS, WINDOW_ROWS) == (13, 20)
     return nn.Sequential(
         *_block2d(1, c[0], 3, padding=1),
-        nn.MaxPool2d(1),  # the reference has it, and so the names count it
+        # Does nothing, but the published names count it.
+        nn.MaxPool2d(1),
         *_block2d(c[0], c[1], 3, padding=1),
         nn.MaxPool2d(3, stride=(1, 2)),  # [N, c[1], 11, 9]
         *_block2d(c[1], c[2], 3, padding=1),
@@ -244,19 +250,19 @@ def _audio_layers(c: tuple[int, ...]) -> nn.Sequential:
 
 
 def _lip_layers(config: SyncNetConfig) -> nn.Sequential:
-    """Crops [B, 3, T, S, S] to [B, c[5], T - 4, 1, 1]."""
+    """Return the layers from crops [B, 3, T, S, S] to [B, c[5], T - 4, 1, 1]."""
     c, side = config.lip_channels, config.last_side
     return nn.Sequential(
         *_block3d(
             3, c[0], (WINDOW_FRAMES, 7, 7), stride=config.stem_stride
-        ),  # [B, c[0], T - 4, 109, 109] of 224
+        ),  # [B, c[0], T - 4, 109, 109] for 224 px
         nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2)),
         *_block3d(c[0], c[1], (1, 5, 5), stride=2, padding=1),
         nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
         *_block3d(c[1], c[2], (1, 3, 3), padding=1),
         *_block3d(c[2], c[3], (1, 3, 3), padding=1),
         *_block3d(c[3], c[4], (1, 3, 3), padding=1),
-        nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2)),  # [B, c[4], T - 4, 6, 6] of 224
+        nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2)),  # [B, c[4], T - 4, 6, 6] for 224 px
         *_block3d(c[4], c[5], (1, side, side)),
     )
 
@@ -270,7 +276,7 @@ def _block2d(
 def _block3d(
     width_in: int, width_out: int, kernel: tuple[int, int, int], *, stride: int = 1, padding: int = 0
 ) -> list[nn.Module]:
-    """Stride and padding within a frame; along time there is neither."""
+    """Return the layers of a block with stride and padding within a frame, and neither along time."""
     convolution = nn.Conv3d(
         width_in, width_out, kernel, stride=(1, stride, stride), padding=(0, padding, padding)
     )

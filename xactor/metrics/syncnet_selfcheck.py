@@ -1,4 +1,4 @@
-"""SyncNet's own check: the reference's example, scored here, beside what its README says of it."""
+"""Check SyncNet by the reference's example: compare its scores with those in the reference's README."""
 
 import io
 from collections.abc import Iterable, Iterator
@@ -21,12 +21,16 @@ from xactor.rates import FPS
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One figure, as measured and as published, and how far apart the two may be."""
+    """Hold one figure, as measured and as published."""
 
     name: str
+    """Name and unit of the figure."""
     measured: float
+    """Value measured here."""
     published: float
+    """Value in the reference's README."""
     tolerance: float
+    """Bound on their difference."""
 
     @property
     def agrees(self) -> bool:
@@ -34,15 +38,19 @@ class Figure:
 
 
 def syncnet_figures(model: SyncNet, video: str | Path) -> list[Figure]:
-    """The three figures that the reference's README gives for its `data/example.avi`, measured on that file.
+    """Measure the three figures that the reference's README gives for its `data/example.avi`.
 
-    Ours: the tolerances. A JPEG of another ffmpeg and another decoder of the sound move the distances a little, and
-    the offset never.
+    Ours: the tolerances. The JPEG encoder of another ffmpeg and another decoder of the sound change the distances a
+    little, but never the offset.
+
+    Args:
+        model: The published SyncNet.
+        video: The reference's `data/example.avi`.
 
     Raises:
-        ValueError: naming the file: not a video of 224-px face crops with sound.
+        ValueError: The file is no video of 224-px face crops with sound; the message names it.
     """
-    frames = as_the_reference_reads(read_frames(video, FPS))
+    frames = compressed_as_in_the_reference(read_frames(video, FPS))
     try:
         score = sync(model, frames, read_audio(video))
     except ValueError as error:
@@ -54,10 +62,11 @@ def syncnet_figures(model: SyncNet, video: str | Path) -> list[Figure]:
     ]
 
 
-def as_the_reference_reads(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Frames uint8 [H, W, 3] after the JPEGs that the reference has ffmpeg make of them, of its default bit rate.
+def compressed_as_in_the_reference(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield frames uint8 [H, W, 3] after JPEG compression at the default bit rate of the reference's ffmpeg.
 
-    That is 200 kbit/s, of which the published figures are: a few hundred frames on, 224-px pictures show it (32 dB).
+    The published figures include that rate of 200 kbit/s: after a few hundred frames it is visible in pictures of 224
+    px (32 dB).
     """
     encoder: VideoCodecContext | None = None
     for number, picture in enumerate(frames):

@@ -1,4 +1,4 @@
-"""Weight files that metrics run on: what they are called in a report, and models that users bring as TorchScript."""
+"""Name the weights of metrics in reports, and run models that users provide as TorchScript."""
 
 import hashlib
 from pathlib import Path
@@ -6,25 +6,30 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-RANDOM = "random weights"  # of a network that nothing was loaded into
+# Name of the weights of a network that none were loaded into.
+RANDOM = "random weights"
 
 
 def described(path: Path) -> str:
-    """A file's name and digest, for `Score.weights`: 'emonet_8.pth (sha256 5f0c9a1e2b3d)'."""
+    """Return a file's name and digest, for `Score.weights`: 'emonet_8.pth (sha256 5f0c9a1e2b3d)'."""
     return f"{path.name} (sha256 {sha256(path)[:12]})"
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, in hex."""
+    """Return the SHA-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class ScriptedModel:
-    """A model of the user's own: a TorchScript file that takes pictures [B, 3, H, W] and returns vectors [B, K].
+    """Run the user's own model: a TorchScript file that maps pictures [B, 3, H, W] to vectors [B, K].
+
+    Args:
+        path: The file.
+        device: Where the model runs.
 
     Raises:
-        ValueError: no such file, or none that TorchScript loads.
+        ValueError: The file does not exist, or TorchScript cannot load it.
     """
 
     def __init__(self, path: str | Path, *, device: torch.device | str = "cpu"):
@@ -40,17 +45,17 @@ class ScriptedModel:
 
     @torch.inference_mode()
     def __call__(self, pictures: Tensor) -> Tensor:
-        """Vectors float32 [B, K] on the CPU.
+        """Return vectors float32 [B, K] on the CPU.
 
         Raises:
-            ValueError: the model does not take the pictures, or returns something else.
+            ValueError: The model fails on the pictures, or does not return finite vectors.
         """
         try:
             vectors = self._model(pictures.to(self._device))
         except RuntimeError as error:
             shape = list(pictures.shape)
             cause = str(error).strip().splitlines()[-1]
-            raise ValueError(f"{self._path}: does not take pictures {shape} ({cause})") from error
+            raise ValueError(f"{self._path}: does not accept pictures {shape} ({cause})") from error
         if not isinstance(vectors, Tensor) or vectors.dim() != 2 or len(vectors) != len(pictures):
             got = list(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
             raise ValueError(f"{self._path}: must return vectors [{len(pictures)}, K], got {got}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from xactor.metrics.sync import MOST_SHIFT, SyncScore, frames_to_model, sync
+from xactor.metrics.sync import MAX_SHIFT_FRAMES, SyncScore, frames_to_model, sync
 from xactor.metrics.syncnet import WINDOW_FRAMES, SyncNet
 from xactor.randomness import keyed_generator
 from xactor.rates import SAMPLES_PER_FRAME
@@ -104,7 +104,7 @@ def report_sync(
         swapped.append(sync(model, crops, _sound(other, elsewhere)))
     near, off = zip(*(_distances(model, clip) for clip in long_enough), strict=True)
     curves = np.array([score.curve for score in own])  # [pieces, 31]
-    away = np.abs(np.arange(-MOST_SHIFT, MOST_SHIFT + 1))
+    away = np.abs(np.arange(-MAX_SHIFT_FRAMES, MAX_SHIFT_FRAMES + 1))
     report = SyncReport(
         weights=model.weights,
         clips=len(long_enough),
@@ -162,7 +162,7 @@ def _plot(path: Path, scores: dict[str, list[SyncScore]]) -> None:
     import matplotlib.figure
 
     figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
-    offsets = np.arange(-MOST_SHIFT, MOST_SHIFT + 1)
+    offsets = np.arange(-MAX_SHIFT_FRAMES, MAX_SHIFT_FRAMES + 1)
     for axes, (title, some) in zip(figure.subplots(1, len(scores), sharey=True), scores.items(), strict=True):
         for score in some[:_SHOWN]:
             axes.plot(offsets, score.curve, color="0.7", linewidth=0.8)
