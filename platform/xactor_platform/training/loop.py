@@ -107,29 +107,28 @@ class _RankTraining:
             steps=left,
             done=self._done,
         )
-        self._clock, self._notices, self._limits = (
-            Clock(device),
-            Notices(self._folder, self._rank),
-            Limits(config),
-        )
-        self._recorder = recorder = Recorder(
+        self._clock, self._limits = Clock(device), Limits(config)
+        self._notices = Notices(self._folder, self._rank)
+        self._recorder = Recorder(
             config, self._folder, self._rank, self._stage.flops_per_frame, first_step=self._done
         )
+        self._saver = self._make_saver(checkpoints, ranks, parameters, holder)
 
+    def _make_saver(self, checkpoints: Checkpoints, ranks: int, parameters: int, holder: str) -> Saver:
         def before_commit() -> None:
-            recorder.flush()
+            self._recorder.flush()
             check_held(self._folder, holder)
 
-        self._saver = Saver(
+        return Saver(
             checkpoints,
             rank=self._rank,
             ranks=ranks,
             token=agree_on_token(),
             parameters=parameters,
-            config=as_dict(config),
-            timeout_s=config.scale.collective_timeout_s,
+            config=as_dict(self._config),
+            timeout_s=self._config.scale.collective_timeout_s,
             before_commit=before_commit,
-            committed=recorder.checkpoint,
+            committed=self._recorder.checkpoint,
         )
 
     def run(self) -> bool:
