@@ -53,7 +53,8 @@ SMALL: Mapping[str, str] = {
     "xactor animate": "--motion-steps 1 --render-steps 1",
 }
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+# On a busy machine each of the commands takes a minute.
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 
 def commands(page: str) -> list[str]:
