@@ -1,4 +1,4 @@
-"""The options of `jobs/report.py ablation`, and its picture."""
+"""Define the options of `jobs/report.py ablation`, and its picture."""
 
 import sys
 import time

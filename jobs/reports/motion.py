@@ -1,4 +1,4 @@
-"""The options of `jobs/report.py motion`."""
+"""Define the options of `jobs/report.py motion`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The options of `jobs/report.py render`."""
+"""Define the options of `jobs/report.py render`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The options of `jobs/report.py scale`, and the formulas behind its tables.
+"""Define the options of `jobs/report.py scale`, and the formulas behind its tables.
 
 Memory of a rank, in bytes, in the backward pass. P parameters, N ranks, H width, I the MLP's, h heads, A the audio
 embedding's, D the latent's, L x F the audio features of a frame, T the context; bf16, fp32 for what Adam keeps:

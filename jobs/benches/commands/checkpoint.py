@@ -1,4 +1,4 @@
-"""The options of `jobs/bench.py checkpoint`."""
+"""Define the options of `jobs/bench.py checkpoint`."""
 
 import tempfile
 from dataclasses import dataclass

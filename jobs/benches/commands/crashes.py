@@ -1,4 +1,4 @@
-"""The options of `jobs/bench.py crashes`."""
+"""Define the options of `jobs/bench.py crashes`."""
 
 import os
 import tempfile

@@ -1,4 +1,4 @@
-"""The options of `jobs/bench.py curate`."""
+"""Define the options of `jobs/bench.py curate`."""
 
 import os
 import tempfile

@@ -1,4 +1,4 @@
-"""The options of `jobs/bench.py data`."""
+"""Define the options of `jobs/bench.py data`."""
 
 import tempfile
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The options of `jobs/bench.py dub`."""
+"""Define the options of `jobs/bench.py dub`."""
 
 import json
 import tempfile

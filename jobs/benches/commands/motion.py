@@ -1,4 +1,4 @@
-"""The options of `jobs/bench.py motion`."""
+"""Define the options of `jobs/bench.py motion`."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The options of `jobs/bench.py render`."""
+"""Define the options of `jobs/bench.py render`."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The options of `jobs/bench.py serve`."""
+"""Define the options of `jobs/bench.py serve`."""
 
 import io
 import json
@@ -91,7 +91,7 @@ class BenchServe:
 
     @property
     def _fields(self) -> dict[str, int]:
-        """The form fields of every request."""
+        """Return the form fields of every request."""
         return {"motion_steps": self.motion_steps, "render_steps": self.render_steps, "render_cfg": 1}
 
     def _load(self, seconds: float) -> "Load":

@@ -1,4 +1,4 @@
-"""The options of `jobs/bench.py train`."""
+"""Define the options of `jobs/bench.py train`."""
 
 import dataclasses
 from dataclasses import dataclass
