@@ -15,6 +15,7 @@ import sys
 
 import tyro
 
+from xactor.command_line import print_now, run_command
 from xactor_platform.cluster.connect import connect
 from xactor_platform.curation.curate import TooManyFailed, curate
 from xactor_platform.curation.curation_config import CurationConfig
@@ -23,24 +24,24 @@ from xactor_platform.storage.location import absolute
 
 
 def main() -> int:
+    config = tyro.cli(CurationConfig, description=__doc__)
+    if len(sys.argv) == 1:
+        print(f"no arguments: the demo's defaults, from {config.videos} into {config.output}")
+    places = {name: absolute(getattr(config, name)) for name in ("videos", "output")}
+    if config.syncnet != NO_SYNCNET:
+        places["syncnet"] = absolute(config.syncnet)
     try:
-        config = tyro.cli(CurationConfig, description=__doc__)
-        if len(sys.argv) == 1:
-            print(f"no arguments: the demo's defaults, from {config.videos} into {config.output}")
-        places = {name: absolute(getattr(config, name)) for name in ("videos", "output")}
-        if config.syncnet != NO_SYNCNET:
-            places["syncnet"] = absolute(config.syncnet)
         result = curate(
             CurationConfig(**{**vars(config), **places}),
             connect=lambda: connect(_checkout.PY_MODULES),
-            say=lambda line: print(line, flush=True),
+            say=print_now,
         )
-    except (ValueError, OSError, TooManyFailed) as error:
-        print(f"curate: {error}", file=sys.stderr)
+    except TooManyFailed as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     print("\n".join(result.summary()))
     return 3 if result.failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

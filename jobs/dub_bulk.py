@@ -12,10 +12,9 @@ and those whose row has changed. Exit status: 0 all rows done, 2 the command is 
 
 import _checkout
 
-import sys
-
 import tyro
 
+from xactor.command_line import print_now, run_command
 from xactor_platform.cluster.connect import connect
 from xactor_platform.dubbing.dub import dub
 from xactor_platform.dubbing.dub_config import DubConfig
@@ -23,20 +22,16 @@ from xactor_platform.storage.location import absolute
 
 
 def main() -> int:
-    try:
-        config = tyro.cli(DubConfig, description=__doc__)
-        places = {name: absolute(getattr(config, name)) for name in ("manifest", "output", "model")}
-        result = dub(
-            DubConfig(**{**vars(config), **places}),
-            connect=lambda: connect(_checkout.PY_MODULES),
-            say=lambda line: print(line, flush=True),
-        )
-    except (ValueError, OSError) as error:
-        print(f"dub_bulk: {error}", file=sys.stderr)
-        return 2
+    config = tyro.cli(DubConfig, description=__doc__)
+    places = {name: absolute(getattr(config, name)) for name in ("manifest", "output", "model")}
+    result = dub(
+        DubConfig(**{**vars(config), **places}),
+        connect=lambda: connect(_checkout.PY_MODULES),
+        say=print_now,
+    )
     print("\n".join(result.summary()))
     return 3 if result.failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -42,9 +42,9 @@ def options(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     name = None
     for line in text.splitlines():
-        if re.match(r"  -", line):
+        if re.match(r"  -{1,2}[a-zA-Z]", line):
             header, _, rest = line.strip().partition("  ")
-            name = re.findall(r"-{1,2}[a-z][\w.-]*", header)[-1]
+            name = re.findall(r"(?<!\S)-{1,2}[a-zA-Z][\w.-]*", header)[-1]
             found[name] = rest.strip()
         elif name and line.startswith("      "):
             found[name] += " " + line.strip()
