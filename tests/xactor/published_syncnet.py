@@ -1,10 +1,10 @@
-"""The published SyncNet's tensors by name and shape."""
+"""Make tensors with the names and shapes of the published SyncNet."""
 
 import math
 
 import torch
 
-# The reference's, layer by layer: what has a bias and, of the batch normalisations, running statistics.
+# The reference's layers: names of tensors with a bias and, for batch normalisation, with running statistics.
 LAYERS = {
     "netcnnaud.0": [64, 1, 3, 3],
     "netcnnaud.4": [192, 64, 3, 3],
@@ -42,7 +42,7 @@ NORMS = {
 
 
 def published_state() -> dict[str, torch.Tensor]:
-    """Random tensors of the published names and shapes, as a file older than batch counts has them."""
+    """Return random tensors of the published names and shapes, without batch counts, as in an old file."""
     generator = torch.Generator().manual_seed(0)
     state = {}
     for name, shape in LAYERS.items():

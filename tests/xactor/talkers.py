@@ -1,4 +1,4 @@
-"""Small talking videos for curation's tests: faces of the demo corpus with sound of their own, good ones and faults."""
+"""Make small talking videos for tests of curation: drawn faces with their own sound, good ones and faulty ones."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -15,12 +15,12 @@ SIDE, SECONDS = 160, 4
 
 
 def babble(seconds: float, seed: int = 0) -> np.ndarray:
-    """Something like speech without a synthesiser: syllables of a buzzing voice, float32 [N] at 16 kHz."""
+    """Return a sound like speech, without a synthesiser: syllables of a buzzing voice, float32 [N] at 16 kHz."""
     rng = np.random.default_rng(seed)
     time = np.arange(int(seconds * 16_000)) / 16_000
     pitch = 120 + 25 * np.sin(2 * np.pi * 0.3 * time)
     buzz = sum(np.sin(2 * np.pi * k * np.cumsum(pitch) / 16_000) / k for k in range(1, 20))
-    # Syllables of uneven length and strength: no two moments sound alike.
+    # Syllables differ in length and strength, so that no two moments sound alike.
     edges = np.cumsum(rng.uniform(0.12, 0.4, int(seconds * 9)))
     strength = rng.uniform(0, 1, len(edges)) * (rng.uniform(0, 1, len(edges)) > 0.3)
     level = strength[np.searchsorted(edges, time).clip(0, len(edges) - 1)]
@@ -29,10 +29,11 @@ def babble(seconds: float, seed: int = 0) -> np.ndarray:
 
 
 class Talker:
-    """A person who says something.
+    """Draw a person who speaks.
 
     Attributes:
-        frames: uint8 [T, S, S, 3] at 25 fps. samples: float32 [T x 640].
+        frames: uint8 [T, S, S, 3] at 25 fps.
+        samples: Float32 [T x 640] at 16 kHz.
     """
 
     def __init__(self, number: int, seed: int, seconds: float = SECONDS):
@@ -45,7 +46,7 @@ class Talker:
 def write_timed(
     path: Path, frames: np.ndarray, times: list[Fraction], samples: np.ndarray, *, rotation: int = 0
 ) -> None:
-    """Frame i is shown at times[i] seconds; all sound begins at 0."""
+    """Write a video whose frame i is shown at times[i] seconds; the sound starts at 0."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=30)
         video.height, video.width = frames.shape[1:3]
@@ -65,19 +66,19 @@ def write_timed(
 
 
 def at_rate(talker: Talker, times: list[Fraction]) -> np.ndarray:
-    """What the talker looks like at those times."""
+    """Return the talker's frames at the given times."""
     return talker.frames[[min(int(time * 25), len(talker.frames) - 1) for time in times]]
 
 
 def delayed(samples: np.ndarray, frames: int) -> np.ndarray:
-    """The sound so many frames later, or with a negative number sooner; noise fills it up."""
+    """Delay the sound by a number of frames, or advance it if negative; noise fills the gap."""
     shift = abs(frames) * 640
     noise = (1e-4 * np.random.default_rng(0).standard_normal(shift)).astype(np.float32)
     return np.concatenate([noise, samples[:-shift]] if frames > 0 else [samples[shift:], noise])
 
 
 def write_good(folder: Path, a: Talker, b: Talker) -> None:
-    """Videos of which everything is to be kept."""
+    """Write videos that curation must keep whole."""
     rates = {
         "ntsc": [Fraction(n * 1001, 30_000) for n in range(SECONDS * 30 - 1)],
         "fifty": [Fraction(n, 50) for n in range(SECONDS * 50)],
@@ -86,7 +87,7 @@ def write_good(folder: Path, a: Talker, b: Talker) -> None:
     for name, times in rates.items():
         write_timed(folder / f"{name}.mp4", at_rate(a, times), times, a.samples)
     times = [Fraction(n, 25) for n in range(len(a.frames))]
-    turned = np.rot90(a.frames, -1, axes=(1, 2))  # as it was held; the file says to turn it back
+    turned = np.rot90(a.frames, -1, axes=(1, 2))  # the file's display matrix turns it back
     write_timed(folder / "rotated.mp4", turned, times, a.samples, rotation=90)
     for name, who in (("plain", a), ("photo", b)):
         write_video(folder / f"{name}.mp4", who.frames, samples=who.samples)
@@ -98,7 +99,7 @@ def write_good(folder: Path, a: Talker, b: Talker) -> None:
 
 
 def write_faults(folder: Path, a: Talker, b: Talker) -> None:
-    """Videos of which nothing is to be kept."""
+    """Write videos of which curation must keep nothing."""
     write_video(folder / "swapped.mp4", a.frames, samples=b.samples)
     wall = np.random.default_rng(0).integers(90, 110, (SIDE, SIDE, 3), dtype=np.uint8)
     write_video(folder / "wall.mp4", [wall] * len(a.frames), samples=a.samples)

@@ -1,4 +1,4 @@
-"""Faces in real pictures, and control tracks from what is seen of them."""
+"""Test faces in real pictures, and control tracks made from faces."""
 
 import sys
 
@@ -20,7 +20,7 @@ def face(jaw: float = 0.0, matrix: np.ndarray | None = None) -> Face:
 
 
 def turned(axis: int, angle: float) -> np.ndarray:
-    """A face turned about x, y or z, axes right, up and towards the viewer."""
+    """Return the matrix of a face turned about x, y or z: axes right, up and towards the viewer."""
     cos, sin = np.cos(angle), np.sin(angle)
     matrix = np.eye(4, dtype=np.float32)
     a, b = [(1, 2), (2, 0), (0, 1)][axis]
@@ -30,7 +30,7 @@ def turned(axis: int, angle: float) -> np.ndarray:
     return matrix
 
 
-def test_short_gaps_are_bridged_by_straight_lines():
+def test_short_gaps_are_interpolated_linearly():
     track = control_track([face(0.0), None, None, face(0.3), None])
     assert track.shape == (5, 57)
     assert track.dtype == np.float32
@@ -52,9 +52,9 @@ def test_longer_gaps_are_named(faces, reason):
         control_track(faces)
 
 
-def test_pose_has_the_signs_it_says():
-    # Turned about the axis to the right: the nose goes down. About the one up: to the right. About the one towards the
-    # viewer by a negative angle: clockwise as seen.
+def test_pose_has_the_documented_signs():
+    # A turn about the axis to the right moves the nose down, about the axis up to the right, and a negative one about
+    # the axis to the viewer turns the face clockwise.
     for axis, angle, name in ((0, 0.2, "headPitch"), (1, 0.3, "headYaw"), (2, -0.1, "headRoll")):
         row = control_track([face(matrix=turned(axis, angle))])[0]
         assert row[INDEX[name]] == pytest.approx(abs(angle), abs=1e-5)
@@ -77,7 +77,7 @@ def test_a_missing_mediapipe_is_named(monkeypatch):
         FaceLandmarker()
 
 
-def test_a_model_that_is_none_is_named(tmp_path):
+def test_a_file_that_is_no_model_is_named(tmp_path):
     with pytest.raises(ValueError, match="no such landmark model"):
         FaceLandmarker(tmp_path / "missing.task")
     (tmp_path / "bad.task").write_bytes(b"not a bundle")
@@ -97,7 +97,7 @@ def test_a_photograph_has_its_face_and_a_wall_has_none():
     assert landmarker.detect(np.full((200, 200, 3), 128, np.uint8)) == []
 
 
-def test_of_several_faces_the_largest_is_followed():
+def test_the_largest_of_several_faces_is_followed():
     cv2 = pytest.importorskip("cv2")
     astronaut = pytest.importorskip("skimage.data").astronaut()[0:220, 110:330]
     picture = np.full((480, 640, 3), 200, np.uint8)

@@ -1,4 +1,4 @@
-"""Sound and pictures keep their length and their place in time, whatever the file."""
+"""Test that sound and pictures of any file keep their length and their time."""
 
 from fractions import Fraction
 from itertools import pairwise
@@ -28,7 +28,7 @@ def grey(level: int, height: int = 64, width: int = 48) -> np.ndarray:
 
 
 def timed_video(path, times_s: list[Fraction], *, rotation: int = 0) -> None:
-    """A silent video whose frame i is shown at times_s[i], its grey level 4 times its time in 25ths."""
+    """Write a silent video whose frame i is shown at times_s[i]; its grey level is 4 times its time in 25ths."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = 48, 64, "yuv420p"
@@ -46,7 +46,7 @@ def timed_video(path, times_s: list[Fraction], *, rotation: int = 0) -> None:
 
 
 @pytest.mark.parametrize("samples", [777, 16_000, 33_000, 48_001])
-def test_what_is_written_is_read_back_as_long(tmp_path, samples):
+def test_a_video_is_read_at_the_length_it_was_written(tmp_path, samples):
     frames = max(1, round(samples / 640))
     sound = tone(samples)
     assert write_video(tmp_path / "a.mp4", (grey(i * 3) for i in range(frames)), samples=sound) == frames
@@ -59,7 +59,7 @@ def test_what_is_written_is_read_back_as_long(tmp_path, samples):
 
 
 @pytest.mark.parametrize("side", [48, 64, 136])
-def test_moving_pictures_are_coded_the_same_each_time(tmp_path, side):
+def test_moving_pictures_are_encoded_the_same_each_time(tmp_path, side):
     noise = np.random.default_rng(0).integers(0, 256, (30, side, side, 3), dtype=np.uint8)
     frames = [noise[0] // 2 + frame // 8 for frame in noise]
     made = set()
@@ -69,7 +69,7 @@ def test_moving_pictures_are_coded_the_same_each_time(tmp_path, side):
     assert len(made) == 1
 
 
-def test_the_index_stands_in_front_and_the_same_input_gives_the_same_bytes(tmp_path):
+def test_the_index_is_in_front_and_equal_input_gives_equal_bytes(tmp_path):
     for name in ("a.mp4", "b.mp4"):
         write_video(tmp_path / name, [grey(9)] * 5, samples=tone(3200), metadata={"comment": "made"})
     data = (tmp_path / "a.mp4").read_bytes()
@@ -80,7 +80,7 @@ def test_the_index_stands_in_front_and_the_same_input_gives_the_same_bytes(tmp_p
         assert container.streams.video[0].codec_context.pix_fmt == "yuv420p"
 
 
-def test_nothing_stays_of_a_video_that_fails(tmp_path):
+def test_a_failed_video_leaves_no_file(tmp_path):
     def frames():
         yield grey(1)
         raise RuntimeError("stopped")
@@ -119,7 +119,7 @@ def test_a_variable_rate_keeps_its_time(tmp_path):
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])
-def test_rotated_videos_stand_upright(tmp_path, rotation):
+def test_rotated_videos_are_read_upright(tmp_path, rotation):
     timed_video(tmp_path / "a.mp4", [Fraction(i, 25) for i in range(3)], rotation=rotation)
     picture = next(iter(read_frames(tmp_path / "a.mp4")))
     with av.open(str(tmp_path / "a.mp4")) as container:
@@ -127,7 +127,7 @@ def test_rotated_videos_stand_upright(tmp_path, rotation):
     assert picture.shape[:2] == ((64, 48) if rotation == 180 else (48, 64))
     upright = np.rot90(stored.to_ndarray(format="rgb24"), round(stored.rotation / 90))
     assert np.array_equal(picture, upright)
-    # Counter-clockwise, as the display matrix has it: the mark in the upper left goes to the lower left first.
+    # The display matrix turns counter-clockwise: the mark moves from the upper left to the lower left first.
     corner = {90: (-5, 5), 180: (-5, -5), 270: (5, -5)}[rotation]
     assert picture[corner][0] > 200
 
@@ -207,7 +207,7 @@ def test_errors_name_the_file_and_the_cause(tmp_path):
 
 
 def fragments(frames: int, samples: np.ndarray, *, live: bool) -> list[bytes]:
-    """A video whose pictures turn white with frame 25, in pieces; the last is what comes with its end."""
+    """Return the fragments of a video whose pictures turn white with frame 25; the last comes from its end."""
     track = LiveSound() if live else samples
     video = FragmentedVideo(track, metadata={"comment": "made"})
     pieces = []
@@ -272,7 +272,7 @@ def test_joined_segments_equal_the_video_written_at_once(tmp_path):
         assert container.start_time == 0
 
 
-def test_nothing_joined_leaves_nothing(tmp_path):
+def test_joining_no_segments_leaves_no_file(tmp_path):
     with pytest.raises(ValueError, match="at least one segment"):
         join_videos([], tmp_path / "joined.mp4", samples=np.zeros(0, np.float32))
     assert not list(tmp_path.iterdir())

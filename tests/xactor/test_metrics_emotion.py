@@ -1,4 +1,4 @@
-"""DEmo: EMONet against the published code's numbers, its checkpoints' layout, the crop and the difference."""
+"""Test DEmo: EMONet against numbers of the published code, its checkpoints' layout, the crop and the difference."""
 
 import hashlib
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ LAYOUTS = {
     8: "6435af884301484bd84883d0e10f45bc9688d53f5287883d7a25b22976393753",
     5: "fefd3e08650a78140f953b27c182a269113a15077d6752e22caac75d6211ef00",
 }
-# What the published code makes of `picture()` with `random_state()`: expressions, valence, arousal.
+# Outputs of the published code for `picture()` with `random_state()`: expressions, valence, arousal.
 PUBLISHED = {
     8: [-0.9249, 2.11007, 0.46404, 0.54117, -0.35469, -0.10698, 0.39895, -0.31035, -1.42054, 1.63567],
     5: [-0.1346, -0.05921, -0.16363, -0.41939, 0.13917, -0.29271, 1.0665],
@@ -34,7 +34,7 @@ PUBLISHED = {
 
 
 def random_state(expressions: int = 8) -> dict[str, Tensor]:
-    """Numbers under the published names; the same every time."""
+    """Return reproducible numbers under the published names."""
     generator, state = torch.Generator().manual_seed(0), {}
     for name, like in sorted(EmoNet(expressions).state_dict().items()):
         if name.endswith("num_batches_tracked"):
@@ -74,7 +74,7 @@ def test_parameters_have_the_published_names_and_shapes(expressions):
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("expressions", [8, 5])
-def test_emonet_computes_what_the_published_code_does(tmp_path, expressions, prefix):
+def test_emonet_equals_the_published_code(tmp_path, expressions, prefix):
     state = {prefix + name: value for name, value in random_state(expressions).items()}
     model = load_emonet(save(tmp_path / "emonet.pth", state))
     with torch.inference_mode():
@@ -87,7 +87,7 @@ def test_emonet_computes_what_the_published_code_does(tmp_path, expressions, pre
     assert vectors[-2:].tolist() == pytest.approx([max(min(x, 1), -1) for x in made[-2:]], abs=1e-4)
 
 
-def test_the_weights_are_told_and_so_is_what_was_left_unused(tmp_path, emonet_file):
+def test_weights_and_unused_entries_are_named(tmp_path, emonet_file):
     digest = hashlib.sha256(emonet_file.read_bytes()).hexdigest()[:12]
     assert load_emonet(emonet_file).weights == f"EMONet, emonet_8.pth (sha256 {digest})"
     more = save(tmp_path / "more.pth", random_state() | {"emo_fc.0.weight": torch.zeros(3)})
@@ -129,7 +129,7 @@ def test_missing_and_damaged_files_are_named(tmp_path):
 
 
 def face(left: float, top: float, side: float) -> Face:
-    """All points on the rim of a square, its corners among those that bound the crop."""
+    """Return a face with all points on the rim of a square, whose corners bound the crop."""
     points = np.full((478, 3), (left + side / 2, top + side / 2, 0), np.float32)
     points[[234, 70, 454, 152], :2] = [
         (left, top),
@@ -137,12 +137,12 @@ def face(left: float, top: float, side: float) -> Face:
         (left + side, top),
         (left + side, top + side),
     ]
-    points[10, 1] = top - 100  # the hairline is no part of the 68
+    points[10, 1] = top - 100  # the hairline is not among the 68
     return Face(points=points, blendshapes=np.zeros(51, np.float32), matrix=np.eye(4, dtype=np.float32))
 
 
 def test_the_crop_is_emonets():
-    """Its middle is the landmarks', and its side the sum of their box's sides / 1.1."""
+    """The crop has the landmarks' middle, and its side is the sum of their box's sides / 1.1."""
     y, x = np.mgrid[:256, :256].astype(np.uint8)
     frame = np.stack([x, y, x], axis=-1)
     made = emotion_picture(frame, face(left=100, top=80, side=44))
@@ -164,7 +164,7 @@ def test_the_crop_of_a_real_face_shows_all_of_it(portrait_file):
 
 
 class OwnModel(nn.Module):
-    """Somebody's own: the mean of each colour, twice."""
+    """Return a user's own model: the mean of each colour, twice."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3)).repeat(1, 2)
@@ -186,13 +186,13 @@ def scripted(path: Path, model: nn.Module) -> ScriptedModel:
 
 
 def grey(*levels: int | None) -> Iterator[tuple[np.ndarray, Face | None]]:
-    """Frames of one grey; None is a frame without a face."""
+    """Return frames of one grey; None is a frame without a face."""
     for level in levels:
         frame = np.full((64, 64, 3), level or 0, np.uint8)
         yield frame, None if level is None else face(left=20, top=20, side=20)
 
 
-def test_a_users_own_model_sees_frames_in_order_whatever_the_batches(tmp_path):
+def test_a_users_own_model_sees_frames_in_order_for_any_batch_size(tmp_path):
     model = scripted(tmp_path / "own.pt", OwnModel())
     assert model.weights.startswith("own.pt (sha256 ")
     levels = [0, 51, None, 102, None, None, 153, 255]

@@ -1,4 +1,4 @@
-"""Glo and Exp against movements whose variance is known."""
+"""Test Glo and Exp against movements of known variance."""
 
 import numpy as np
 import pytest
@@ -10,19 +10,19 @@ T = 200
 
 
 def face() -> np.ndarray:
-    """A still shape [478, 3], outer eye corners 100 px apart."""
+    """Return a still shape [478, 3] whose outer eye corners are 100 px apart."""
     shape = np.random.default_rng(0).normal(size=(478, 3)) * 40 + [200, 200, 0]
     shape[33], shape[263] = [150, 180, 0], [250, 180, 0]
     return shape
 
 
 def wave(amplitude: float) -> np.ndarray:
-    """Whole periods, [T]: its variance is half the squared amplitude."""
+    """Return a wave of whole periods, [T], whose variance is half the squared amplitude."""
     return amplitude * np.sin(np.linspace(0, 8 * np.pi, T, endpoint=False))
 
 
 def turned(shape: np.ndarray, angles: np.ndarray, axis: int) -> np.ndarray:
-    """The shape [478, 3] turned about its centre by each angle: [T, 478, 3]."""
+    """Turn a shape [478, 3] about its centre by each angle: [T, 478, 3]."""
     a, b = [other for other in range(3) if other != axis]
     turn = np.tile(np.eye(3), (len(angles), 1, 1))
     turn[:, a, a] = turn[:, b, b] = np.cos(angles)
@@ -53,11 +53,11 @@ def test_a_head_that_turns_and_comes_nearer_has_no_exp(axis):
 
 
 @pytest.mark.parametrize("head", [0.0, 0.3])
-def test_brows_that_rise_have_exp_whatever_the_head_does(head):
+def test_brows_that_rise_have_exp_for_any_movement_of_the_head(head):
     points = np.tile(face(), (T, 1, 1))
     points[:, UPPER_FACE, 1] += wave(10)[:, None]
     whole = np.stack([turned(p, np.array([a]), 2)[0] for p, a in zip(points, wave(head)[::-1], strict=True)])
-    # Turned back about another centre, in the mean's own place: within a hundredth, the mean being a mean of turns.
+    # The alignment turns back about another centre, to a mean of turned shapes: equal within a hundredth.
     assert of_points(whole).exp == pytest.approx(0.1**2 / 2, rel=0.02)
 
 
@@ -69,7 +69,7 @@ def test_the_size_in_pixels_does_not_matter():
     assert near.exp == pytest.approx(far.exp)
 
 
-def test_frames_without_a_face_are_left_out_and_too_few_named():
+def test_frames_without_a_face_are_excluded_and_too_few_are_named():
     points = np.tile(face(), (3, 1, 1)).astype(np.float32)
     faces = [
         Face(points=p, blendshapes=np.zeros(51, np.float32), matrix=np.eye(4, dtype=np.float32))

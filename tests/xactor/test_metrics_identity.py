@@ -1,4 +1,4 @@
-"""Identity: alignment to ArcFace's template, models of the user's own, and dlib's on real faces."""
+"""Test identity: alignment to ArcFace's template, the user's own models, and dlib's on real faces."""
 
 import os
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def moved(points: np.ndarray, scale: float, angle: float, shift: tuple[float, fl
 
 
 def face(scale: float = 1.0, angle: float = 0.0, shift: tuple[float, float] = (0, 0)) -> Face:
-    """A face whose five points are the template's, moved."""
+    """Return a face whose five points are the template's, moved."""
     points = np.zeros((478, 3), np.float32)
     eyes, rest = np.repeat(ARCFACE_TEMPLATE[:2], 2, axis=0), ARCFACE_TEMPLATE[2:]
     eyes[:, 0] += [-7, 7, -7, 7]  # an eye's corners
@@ -51,7 +51,7 @@ def test_a_face_that_was_moved_is_brought_back(scale, angle):
 def test_no_other_similarity_is_nearer_and_none_is_a_mirror_image():
     rng = np.random.default_rng(0)
     for _ in range(20):
-        points = rng.uniform(0, 100, (5, 2))  # as unlike a face as can be, so also mirrored ones
+        points = rng.uniform(0, 100, (5, 2))  # random, so also mirrored ones
         best = similarity(points, ARCFACE_TEMPLATE)
         assert np.linalg.det(best[:, :2]) > 0
         np.testing.assert_allclose(best[:, 0], [best[1, 1], -best[0, 1]])
@@ -71,8 +71,8 @@ def test_landmarks_in_one_place_are_refused():
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(0.7, (20, 10)), (1.3, (30, 5)), (6.0, (40, -30))])
-def test_a_chip_shows_what_stands_at_its_place_in_the_frame(scale, shift):
-    """In a frame whose colours are its coordinates, also a large one, which is averaged first."""
+def test_a_chip_shows_its_place_in_the_frame(scale, shift):
+    """The frame's colours are its coordinates. A large frame is averaged first."""
     side = round(150 * max(scale, 1))
     y, x = np.mgrid[:side, :side] * (250 / side)
     frame = np.stack([x, y, np.full_like(x, 7)], axis=-1).round().astype(np.uint8)
@@ -110,7 +110,7 @@ def test_frames_may_be_views_of_others_and_read_only():
 
 
 class Colours(nn.Module):
-    """The aligned face's mean colours."""
+    """Return the aligned face's mean colours."""
 
     def forward(self, x: Tensor) -> Tensor:
         assert x.shape[1:] == (3, 112, 112)
@@ -118,7 +118,7 @@ class Colours(nn.Module):
 
 
 def coloured(*colours: tuple[int, int, int] | None) -> Iterator[tuple[np.ndarray, Face | None]]:
-    """Frames of one colour; None is a frame without a face."""
+    """Return frames of one colour; None is a frame without a face."""
     for colour in colours:
         yield np.full((112, 112, 3), colour or 0, np.uint8), face() if colour else None
 
@@ -179,7 +179,7 @@ def test_dlib_is_named_where_it_is_missing(monkeypatch):
         DlibModel()
 
 
-def test_dlib_knows_a_face_again_at_another_size_and_angle(portrait_file):
+def test_dlib_recognises_a_face_at_another_size_and_angle(portrait_file):
     model, landmarker = dlib_model(), FaceLandmarker(max_faces=1)
     assert model.weights == "dlib face recognition v1"
     photograph = Image.open(portrait_file)
@@ -189,12 +189,12 @@ def test_dlib_knows_a_face_again_at_another_size_and_angle(portrait_file):
     chips = np.stack([model.align(*pair) for pair in pairs])
     assert chips.shape == (2, 150, 150, 3)
     (again,) = landmarker.detect(chips[0])
-    # Where dlib's template has the outer corners of the eyes, and the nose's foot.
+    # Places of the outer eye corners and of the nose's foot in dlib's template.
     wanted = [(37, 46), (111, 46), (74, 88)]
     np.testing.assert_allclose(again.points[[33, 263, 2], :2], wanted, atol=8)
     score = identity_similarity(model, pairs[0], [pairs[1]])
     assert score.value > 0.97
-    # dlib's own measure: two faces nearer than 0.6 are one person's.
+    # dlib's own criterion: two faces closer than 0.6 are of one person.
     first, second = model.embed(chips)
     assert torch.dist(first, second) < 0.4
 

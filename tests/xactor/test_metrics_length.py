@@ -1,4 +1,4 @@
-"""The length difference against videos whose lengths are known."""
+"""Test the length difference against videos of known lengths."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def video(path, frames: int, sound_s: float):
 @pytest.mark.parametrize(
     ("frames", "sound_s", "difference_s"), [(50, 2.0, 0.0), (50, 2.6, 0.6), (75, 2.0, -1.0)]
 )
-def test_what_is_counted_is_what_is_there(tmp_path, frames, sound_s, difference_s):
+def test_decoded_lengths_are_compared(tmp_path, frames, sound_s, difference_s):
     found = length_difference_s(video(tmp_path / "a.mp4", frames, sound_s))
     assert found == pytest.approx(
         difference_s, abs=0.041

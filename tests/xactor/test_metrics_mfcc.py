@@ -1,4 +1,4 @@
-"""Cepstra: by their formulas, as python_speech_features has them, and in pieces."""
+"""Test cepstra against their formulas, against python_speech_features, and in segments."""
 
 import math
 
@@ -11,7 +11,7 @@ from xactor.metrics.sync import cepstra_windows
 
 
 def cepstra_by_definition(pcm: np.ndarray, row: int) -> np.ndarray:
-    """One row, term by term from the formulas: windows of 25 ms, a plain Fourier sum, triangles, a plain cosine sum."""
+    """Compute one row from the formulas: a window of 25 ms, a plain Fourier sum, triangles, a plain cosine sum."""
     sharp = [pcm[n] - 0.97 * pcm[n - 1] if n else pcm[0] for n in range(160 * row, 160 * row + 400)]
     n = np.arange(400)
     power = [abs(np.sum(sharp * np.exp(-2j * np.pi * k * n / 512))) ** 2 / 512 for k in range(257)]
@@ -31,7 +31,7 @@ def cepstra_by_definition(pcm: np.ndarray, row: int) -> np.ndarray:
     return np.array(cepstra)
 
 
-def test_cepstra_are_what_their_formulas_say():
+def test_cepstra_equal_their_formulas():
     samples = sound(4) + 0.3 * voice(0.16)
     pcm = np.rint(samples * 32768).astype(np.float64)
     made = mfcc(samples)
@@ -41,15 +41,15 @@ def test_cepstra_are_what_their_formulas_say():
 
 
 @pytest.mark.parametrize("samples", [1, 400, 401, 560, 561, 16_123])
-def test_cepstra_are_those_of_python_speech_features(samples):
+def test_cepstra_equal_those_of_python_speech_features(samples):
     theirs = pytest.importorskip("python_speech_features")
     given = sound(26)[:samples].clip(-1, 1)
-    given[4000:9000] = 0  # silence: what is not there gets a logarithm too
+    given[4000:9000] = 0  # silence: zero needs a logarithm too
     pcm = np.rint(given * 32768).astype(np.int16)
     np.testing.assert_allclose(mfcc(given), theirs.mfcc(pcm, 16_000), atol=1e-4)
 
 
-def test_cepstra_in_pieces_are_those_of_the_whole():
+def test_cepstra_of_segments_equal_those_of_the_whole():
     samples = sound(10)
     whole = mfcc(samples)
     pieces = [mfcc(samples, first, min(7, len(whole) - first)) for first in range(0, len(whole), 7)]
@@ -58,7 +58,7 @@ def test_cepstra_in_pieces_are_those_of_the_whole():
     np.testing.assert_allclose(windows, [whole[4 * i : 4 * i + 20].T for i in (2, 3, 4)], atol=1e-5)
 
 
-def test_rows_that_are_not_there_are_refused():
+def test_missing_rows_are_refused():
     with pytest.raises(ValueError, match=r"rows must be within 0..3, got 2 to 4"):
         mfcc(np.ones(600, np.float32), 2, 2)
     with pytest.raises(ValueError, match=r"samples must be mono \[N\] with N >= 1, got shape \[0\]"):

@@ -1,4 +1,4 @@
-"""The crop that SyncNet sees: the reference's margin and border, and a steady track."""
+"""Test the crop that SyncNet sees: the reference's margin and border, and a steady track."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from xactor.metrics.sync_crop import face_in_crop, steady_boxes, sync_crop
 
 
 def numbered(height: int, width: int) -> np.ndarray:
-    """A picture whose red is the column and whose green is the row."""
+    """Return a picture whose red is the column and whose green is the row."""
     y, x = np.mgrid[:height, :width]
     return np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""SyncNet: the published layout, offsets with the right sign, streams equal to wholes, and the self-check."""
+"""Test SyncNet: the published layout, signs of offsets, streams compared with whole clips, and the self-check."""
 
 import os
 import sys
@@ -29,7 +29,7 @@ def published_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small() -> SyncNet:
-    """Random, but with statistics of its inputs, so that different windows are told apart."""
+    """Return a random model with statistics of its inputs, so that it distinguishes windows."""
     torch.manual_seed(0)
     model = SyncNet(small_config())
     for module in model.modules():
@@ -42,7 +42,7 @@ def small() -> SyncNet:
 
 
 def crops(frames: int, seed: int = 0, side: int = 64) -> np.ndarray:
-    """Patches whose colours change from frame to frame: uint8 [frames, side, side, 3]."""
+    """Return patches whose colours change from frame to frame: uint8 [frames, side, side, 3]."""
     patches = np.random.default_rng(seed).integers(0, 256, (frames, 8, 8, 3), dtype=np.uint8)
     return np.kron(patches, np.ones((1, side // 8, side // 8, 1), np.uint8))
 
@@ -72,7 +72,7 @@ def test_a_file_of_the_published_layout_loads_whole(published_file):
 
 
 class S(nn.Module):
-    """As the reference's class, which a whole pickled module names."""
+    """Stand in for the reference's class, which a whole pickled module names."""
 
     def __init__(self):
         super().__init__()
@@ -88,13 +88,13 @@ def test_a_module_that_was_saved_whole_loads_too(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "SyncNetModel", room)
     whole = S()
     torch.save(whole, tmp_path / "whole.model")
-    monkeypatch.delitem(sys.modules, "SyncNetModel")  # not there where it is read
+    monkeypatch.delitem(sys.modules, "SyncNetModel")  # it is missing where the file is read
     loaded = load_published(tmp_path / "whole.model").state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in whole.state_dict().items())
 
 
 class Runs:
-    """Makes a folder when it is unpickled by anyone who trusts it."""
+    """Make a folder when an unsafe unpickler loads it."""
 
     def __init__(self, folder):
         self.folder = str(folder)
@@ -103,7 +103,7 @@ class Runs:
         return os.mkdir, (self.folder,)
 
 
-def test_a_file_that_would_run_something_is_refused_and_runs_nothing(tmp_path):
+def test_a_file_that_would_run_code_is_refused(tmp_path):
     torch.save({**published_state(), "more": Runs(tmp_path / "made")}, tmp_path / "bad.model")
     with pytest.raises(ValueError, match=r"bad.model: not a state dict or module that torch loads safely"):
         load_published(tmp_path / "bad.model")
@@ -138,7 +138,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, change, reason):
         load_published(tmp_path / "a.model")
 
 
-def test_what_is_no_file_of_weights_is_said_in_one_line(tmp_path):
+def test_other_files_are_named_in_one_line(tmp_path):
     (tmp_path / "page.model").write_text("<html>404</html>")
     torch.save([1, 2], tmp_path / "list.model")
     for name, reason in (("none", "no such file"), ("page", "not a state dict"), ("list", "got list")):
@@ -157,7 +157,7 @@ def test_a_saved_folder_gives_the_same_model(tmp_path, small):
     )
 
 
-def test_the_small_one_sees_the_mouth_alone(small):
+def test_the_small_model_sees_only_the_mouth(small):
     pictures = crops(5)
     elsewhere = pictures.copy()
     elsewhere[:, :20], elsewhere[:, 52:], elsewhere[:, :, :16], elsewhere[:, :, 48:] = 0, 0, 0, 0
@@ -189,7 +189,7 @@ def test_a_folder_that_is_no_syncnet_is_named(tmp_path, small):
         ({"lip_channels": (4, 4)}, "lip_channels must be 6 numbers"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused(sizes, reason):
+def test_impossible_sizes_are_refused(sizes, reason):
     with pytest.raises(ValueError, match=reason):
         SyncNetConfig(**sizes)
 
@@ -198,7 +198,7 @@ def test_sizes_that_cannot_be_are_refused(sizes, reason):
 
 
 class Loudness(SyncNet):
-    """Sees how bright five frames are and hears how loud 0.2 s is: knows when they fit, with nothing learned."""
+    """Compare the brightness of five frames with the loudness of 0.2 s, without learning."""
 
     def __init__(self):
         super().__init__(small_config(), weights="by construction")
@@ -215,11 +215,11 @@ def _twice(x: torch.Tensor) -> torch.Tensor:
 
 
 def bright_and_loud(frames: int, ahead: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A clip whose brightness follows its loudness, in a curve that is never twice the same, its sound `ahead`."""
+    """Return a clip whose brightness follows its loudness without repeating, with its sound `ahead`."""
     level = np.random.default_rng(3).uniform(3, 14, frames + 64)  # of the energy's logarithm
     seen = np.rint((level[32 : frames + 32] - 5) * 10).clip(0, 255).astype(np.uint8)
     spoken = level[32 + ahead : frames + 32 + ahead]
-    # Of white noise, pre-emphasised: 400 samples, 257 of 512 powers, each a 512th.
+    # Energy of pre-emphasised white noise: 400 samples, 257 of 512 powers, each divided by 512.
     loudness = np.exp(spoken / 2) / np.sqrt(200 * (1 + 0.97**2))
     noise = np.random.default_rng(4).standard_normal(640 * frames)
     samples = (np.repeat(loudness, 640) * noise / 32768).astype(np.float32)
@@ -227,7 +227,7 @@ def bright_and_loud(frames: int, ahead: int = 0) -> tuple[np.ndarray, np.ndarray
 
 
 @pytest.mark.parametrize("ahead", [-9, -1, 0, 4, 15])
-def test_sound_that_runs_ahead_has_a_positive_offset(ahead):
+def test_sound_that_is_ahead_has_a_positive_offset(ahead):
     pictures, samples = bright_and_loud(140, ahead)
     score = sync(Loudness(), pictures, samples)
     assert score.offset_frames == ahead
@@ -240,7 +240,7 @@ def test_sound_that_runs_ahead_has_a_positive_offset(ahead):
 
 
 def by_the_reference(model: SyncNet, pictures: np.ndarray, samples: np.ndarray) -> list[float]:
-    """The curve, each window by itself and all distances in one matrix: from the least offset to the greatest."""
+    """Compute the curve, from the smallest offset to the largest, by separate windows and one matrix of distances."""
     windows = min(len(pictures), len(samples) // 640) - 5
     rows = mfcc(samples)
     seen = [model.see(frames_to_model(pictures[i : i + 5])[None])[0, 0] for i in range(windows)]
@@ -251,7 +251,7 @@ def by_the_reference(model: SyncNet, pictures: np.ndarray, samples: np.ndarray) 
 
 
 @torch.no_grad()
-def test_a_stream_of_batches_is_the_whole_by_definition(small):
+def test_a_stream_of_batches_equals_the_definition(small):
     pictures, samples = crops(52), sound(60)[:-77]
     curve = by_the_reference(small, pictures, samples)
     assert max(curve) - min(curve) > 0.01
@@ -259,7 +259,7 @@ def test_a_stream_of_batches_is_the_whole_by_definition(small):
         score = sync(small, iter(pictures), samples, batch_windows=batch)
         np.testing.assert_allclose(score.curve, curve, rtol=1e-4)
         assert score.windows == 47
-    # What one of the two has beyond the other is left out.
+    # Frames without sound and sound without frames are ignored.
     longer = sync(small, pictures, samples[: 640 * 40 + 639])
     np.testing.assert_allclose(
         longer.curve, by_the_reference(small, pictures[:40], samples[: 640 * 40]), rtol=1e-4
@@ -298,7 +298,7 @@ def test_bad_input_is_named(small):
     assert sync(small, pictures[:21], samples).windows == 16
 
 
-def test_scoring_leaves_the_model_as_it_was(small):
+def test_scoring_leaves_the_model_unchanged(small):
     before = {name: value.clone() for name, value in small.state_dict().items()}
     small.train()
     trained = sync(small, crops(30), sound(30))
@@ -323,7 +323,7 @@ def test_the_selfcheck_reports_disagreement(published_file, tmp_path, capsys):
     assert sum("DISAGREES" in line for line in lines) >= 2
 
 
-def test_the_selfcheck_says_what_it_cannot_use(published_file, tmp_path, capsys):
+def test_the_selfcheck_names_what_it_cannot_use(published_file, tmp_path, capsys):
     video = tmp_path / "example.mp4"
     write_video(video, crops(24), samples=sound(24))
     for weights, reason in (

@@ -1,4 +1,4 @@
-"""Pictures of every kind, and the faces in them, on a real photograph."""
+"""Test pictures of every kind, and the faces in them, on a real photograph."""
 
 import io
 import struct
@@ -11,7 +11,8 @@ from PIL import Image
 from xactor.faces import CropBox, FaceLandmarker, crop_box
 from xactor.portrait import find_portrait, read_image
 
-HEAD = slice(0, 256), slice(96, 352)  # of the photograph: the head and what is around it
+# Rows and columns of the photograph that show the head and its surroundings.
+HEAD = slice(0, 256), slice(96, 352)
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +69,9 @@ class TestReading:
         for values in (grey / np.float32(255), grey.astype(np.float32)):
             assert np.array_equal(read_image(encoded(Image.fromarray(values), "TIFF"))[..., 2], grey)
 
-    def test_transparency_is_put_on_white(self, head):
+    def test_transparency_is_blended_with_white(self, head):
         see_through = head.copy()
-        see_through.putalpha(Image.linear_gradient("L"))  # from nothing at the top to all at the bottom
+        see_through.putalpha(Image.linear_gradient("L"))  # transparent at the top, opaque at the bottom
         read = read_image(encoded(see_through, "PNG"))
         assert read[0].min() == 255
         assert np.array_equal(read[-1], np.asarray(head)[-1])
@@ -96,7 +97,7 @@ class TestReading:
         assert np.array_equal(read_image(encoded(held, "PNG", exif=exif)), np.asarray(head))
 
     @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-    def test_of_an_animation_the_first_frame_is_taken(self, head, kind):
+    def test_the_first_frame_of_an_animation_is_used(self, head, kind):
         black = Image.new("RGB", head.size)
         data = encoded(head, kind, save_all=True, append_images=[black, black])
         assert Image.open(io.BytesIO(data)).n_frames > 1
@@ -110,7 +111,7 @@ class TestReading:
     def test_too_many_pixels_are_refused_before_they_are_decoded(self, tmp_path):
         path = tmp_path / "bomb.png"
         data = bytearray(encoded(Image.new("L", (64, 64)), "PNG"))
-        for side in (9_500, 20_000):  # the header alone lies; the second is beyond what Pillow opens
+        for side in (9_500, 20_000):  # only the header lies; Pillow refuses the second itself
             data[16:24] = struct.pack(">II", side, side)
             path.write_bytes(data + b"")
             _mend_header(path)
@@ -126,7 +127,7 @@ class TestReading:
             read_image(path)
 
     @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF"])
-    def test_what_is_cut_off_is_named(self, head, tmp_path, kind):
+    def test_a_truncated_picture_is_named(self, head, tmp_path, kind):
         whole = encoded(head, kind)
         path = tmp_path / f"half.{kind.lower()}"
         path.write_bytes(whole[: len(whole) // 2])
@@ -141,7 +142,7 @@ class TestReading:
             ("missing.jpg", None, "no such file"),
         ],
     )
-    def test_what_is_no_picture_is_named(self, tmp_path, name, content, message):
+    def test_other_files_are_named(self, tmp_path, name, content, message):
         path = tmp_path / name
         if content is not None:
             path.write_bytes(content)
@@ -152,7 +153,7 @@ class TestReading:
         with pytest.raises(ValueError, match="cannot be read"):
             read_image(tmp_path)
 
-    def test_a_raw_file_is_not_taken_for_its_preview(self, head, tmp_path):
+    def test_a_raw_file_is_not_mistaken_for_its_preview(self, head, tmp_path):
         path = tmp_path / "shot.dng"
         path.write_bytes(encoded(head, "TIFF", tiffinfo={254: 1}))
         with pytest.raises(ValueError, match=r"shot\.dng: a camera's raw file"):
@@ -160,7 +161,7 @@ class TestReading:
 
 
 def _mend_header(path: Path) -> None:
-    """A PNG's first chunk gets the checksum of what it now says."""
+    """Correct the checksum of a PNG's first chunk."""
     import zlib
 
     data = bytearray(path.read_bytes())
@@ -180,7 +181,7 @@ class TestPortrait:
         with pytest.raises(ValueError, match="no face is found in the picture of 300x200 px"):
             find_portrait(np.full((200, 300, 3), 128, np.uint8), landmarker)
 
-    def test_of_two_the_larger(self, head, landmarker):
+    def test_the_larger_of_two_faces(self, head, landmarker):
         both = np.full((300, 480, 3), 200, np.uint8)
         both[20:276, 200:456] = head
         both[60:220, 10:170] = head.resize((160, 160))
@@ -218,7 +219,7 @@ class TestCropBox:
         with pytest.raises(ValueError, match="no faces"):
             crop_box([])
 
-    def test_whole_pixels_are_cut_as_they_are(self, astronaut):
+    def test_whole_pixels_are_cut_unchanged(self, astronaut):
         assert np.array_equal(CropBox(left=96, top=0, side=256).cut(astronaut, 256), astronaut[HEAD])
 
     @pytest.mark.parametrize("size", [16, 37, 64])
@@ -234,7 +235,7 @@ class TestCropBox:
         assert abs((small.mean(axis=(0, 2)) - expected)[middle].mean()) < 0.4
         assert (small - expected[None, :, None])[:, middle].std() < 20 / (160 / size) * 1.6
 
-    def test_what_is_cut_and_pasted_is_the_picture(self, astronaut):
+    def test_a_cut_square_pasted_back_gives_the_picture(self, astronaut):
         for box in (CropBox(left=120, top=40, side=201), CropBox(left=-60, top=-40, side=301)):
             patch = box.cut(astronaut, box.side)
             assert np.array_equal(box.paste(astronaut, patch), astronaut)

@@ -61,7 +61,7 @@ def test_a_phase_trains_its_own_group(objective, clips, phase):
 
 
 def test_the_reference_network_trains(clips):
-    """The gradient flows back through the UNet's self-attention into the reference's features."""
+    """The gradient of the loss passes the UNet's self-attention and reaches the reference's features."""
     frames, reference, seeds = clips
     objective = RenderObjective(**vars(awake(small_components())))
     objective(frames[:, :1], reference, torch.ones(3), seeds, "frames").backward()

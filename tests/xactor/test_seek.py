@@ -1,4 +1,4 @@
-"""Pictures picked out of a video equal those of reading it from the beginning."""
+"""Test that frames picked by number equal those read from the beginning."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +12,7 @@ from xactor.media.seek import pick_frames
 
 
 def write(path: Path, times: list[Fraction], **options: str) -> bytes:
-    """A video of noise with pictures at those times, in seconds; its content."""
+    """Return the content of a video of noise with pictures at the given times in seconds."""
     generator = np.random.default_rng(0)
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=25)
@@ -43,7 +43,7 @@ STEADY = [Fraction(n, 25) for n in range(80)]
         ("late.mp4", [1 + t for t in STEADY], {"g": "25"}),
     ],
 )
-def test_any_picture_is_the_one_that_reading_gives(tmp_path, name, times, options):
+def test_any_picked_frame_equals_the_one_read(tmp_path, name, times, options):
     video = write(tmp_path / name, times, **options)
     all_of_them = list(read_frames(tmp_path / name))
     assert len(all_of_them) > 70
@@ -54,7 +54,7 @@ def test_any_picture_is_the_one_that_reading_gives(tmp_path, name, times, option
             np.testing.assert_array_equal(got, all_of_them[n], err_msg=f"frame {n} of {some}")
 
 
-def test_what_cannot_be_decoded_is_said(tmp_path):
+def test_undecodable_content_is_named(tmp_path):
     video = write(tmp_path / "v.mp4", STEADY, g="25", movflags="+faststart")
     for broken in (b"", b"no video at all" * 100, video[: len(video) // 2], video[:100]):
         with pytest.raises(ValueError, match="cannot be decoded|no video track"):

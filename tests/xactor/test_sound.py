@@ -1,4 +1,4 @@
-"""The track of a written video is the file's own sound, whatever its rate and channels."""
+"""Test that a written video's track is the file's own sound, for any rate and channels."""
 
 import av
 import numpy as np
@@ -11,7 +11,7 @@ PICTURE = np.zeros((32, 32, 3), np.uint8)
 
 
 def track(path, layout: str, rate_hz: int) -> np.ndarray:
-    """[N, channels] of a file's sound."""
+    """Return the samples of a file, [N, channels]."""
     return np.concatenate(list(Sound.of(path).blocks(rate_hz, layout)))
 
 
@@ -27,7 +27,9 @@ def track(path, layout: str, rate_hz: int) -> np.ndarray:
         (37_800, "stereo", "pcm_s16le", "wav", (48_000, "stereo")),
     ],
 )
-def test_rate_and_channels_are_kept_as_far_as_aac_has_them(tmp_path, rate_hz, layout, codec, suffix, kept):
+def test_rate_and_channels_are_kept_as_far_as_aac_supports_them(
+    tmp_path, rate_hz, layout, codec, suffix, kept
+):
     source = write_sound(tmp_path / f"a.{suffix}", 1.23, rate_hz=rate_hz, layout=layout, codec=codec)
     sound = Sound.of(source)
     frames = round(1.23 * 25)
@@ -39,7 +41,7 @@ def test_rate_and_channels_are_kept_as_far_as_aac_has_them(tmp_path, rate_hz, la
     before, after = track(source, kept[1], kept[0]), track(tmp_path / "a.mp4", kept[1], kept[0])
     assert abs(len(after) - len(before)) <= 0.04 * kept[0]
     for channel in range(before.shape[1]):
-        if kept[1] == "5.1" and channel == 3:  # the low-frequency channel holds nothing as high as this sound
+        if kept[1] == "5.1" and channel == 3:  # the low-frequency channel cannot hold this sound
             continue
         n = min(len(before), len(after))
         assert np.corrcoef(before[:n, channel], after[:n, channel])[0, 1] > 0.95
@@ -76,7 +78,7 @@ def test_a_corrupt_stream_is_named(tmp_path, codec, suffix, damage):
     half = len(data) // 2
     noise = np.random.default_rng(0).integers(0, 256, len(data) - half, dtype=np.uint8).tobytes()
     source.write_bytes(data[:half] + (noise if damage == "noise" else b""))
-    if (suffix, damage) == ("mp3", "cut"):  # which says nothing of its length: what is there is all there is
+    if (suffix, damage) == ("mp3", "cut"):  # an mp3 does not give its length, so what remains is complete
         assert len(read_audio(source)) == pytest.approx(48_000, abs=2_000)
     else:
         with pytest.raises(ValueError, match=rf"bad\.{suffix}: (corrupt|cannot be decoded)"):

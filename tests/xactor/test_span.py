@@ -1,4 +1,4 @@
-"""A stretch of a video is what a player shows in it, wherever it begins, and a list of files is no video."""
+"""Test that a span of a video holds what a player shows, from any start, and that playlists are refused."""
 
 from fractions import Fraction
 
@@ -11,7 +11,7 @@ from xactor.media.container import open_container
 
 
 def write(path, times: list[Fraction], *, stretch: Fraction | None = None, rotation: int = 0) -> None:
-    """Frame i is shown at times[i]; its number stands in it, see `number_in`."""
+    """Write a video whose frame i is shown at times[i] and shows its number, see `number_in`."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=25)
         video.width, video.height, video.pix_fmt = 64, 32, "yuv420p"
@@ -45,7 +45,7 @@ RATES = {
 
 
 @pytest.mark.parametrize("times", RATES.values(), ids=RATES.keys())
-def test_a_frame_is_what_is_shown_in_its_middle(tmp_path, times):
+def test_a_frame_is_the_picture_shown_in_its_middle(tmp_path, times):
     write(tmp_path / "a.mp4", times)
     seen = [number_in(picture) for picture in read_span(tmp_path / "a.mp4")]
     began = times[0]  # a player starts with the first picture, as there is no sound
@@ -56,25 +56,25 @@ def test_a_frame_is_what_is_shown_in_its_middle(tmp_path, times):
             for by in (-Fraction(1, 10_000), Fraction(1, 10_000))
         }
         assert number in shown, n
-    # An event is seen half a frame early or late at the most.
+    # An event is seen at most half a frame early or late.
     for i, time in enumerate(times):
         if i in seen and i:
             assert abs(seen.index(i) / 25 - float(time - began)) <= 0.0201
 
 
 @pytest.mark.parametrize("name", ["25", "29.97", "uneven"])
-def test_a_stretch_is_a_part_of_the_whole(tmp_path, name):
+def test_a_span_equals_that_of_the_whole_video(tmp_path, name):
     write(tmp_path / "a.mp4", RATES[name])
     everything = list(read_span(tmp_path / "a.mp4"))
     for first, end in ((0, 10), (1, 3), (37, 61), (len(everything) - 3, len(everything) + 9)):
         part = list(read_span(tmp_path / "a.mp4", first, end))
         assert np.array_equal(part, everything[first:end])
-    with (tmp_path / "a.mp4").open("rb") as file:  # as one that is elsewhere
+    with (tmp_path / "a.mp4").open("rb") as file:  # like a remote file
         assert np.array_equal(list(read_span(file, 5, 9)), everything[5:9])
         assert np.array_equal(list(read_span(file, 7, 8)), everything[7:8])
 
 
-def test_pictures_are_upright_their_pixels_square_and_as_small_as_asked(tmp_path):
+def test_pictures_are_upright_with_square_pixels_and_reduced(tmp_path):
     write(tmp_path / "wide.mp4", RATES["25"][:3], stretch=Fraction(2))
     write(tmp_path / "turned.mp4", RATES["25"][:3], rotation=90)
     assert next(read_span(tmp_path / "wide.mp4")).shape == (32, 128, 3)
@@ -83,8 +83,8 @@ def test_pictures_are_upright_their_pixels_square_and_as_small_as_asked(tmp_path
     assert next(read_span(tmp_path / "turned.mp4", max_px=16)).shape == (16, 8, 3)
 
 
-def test_a_list_of_other_files_is_no_video(tmp_path):
-    """FFmpeg would follow it: to files that whoever sent it may not see, or to other hosts."""
+def test_a_playlist_is_refused(tmp_path):
+    """FFmpeg would follow a playlist to files that its sender may not read, or to other hosts."""
     write_video(
         tmp_path / "secret.mp4", [np.zeros((32, 32, 3), np.uint8)] * 5, samples=np.zeros(0, np.float32)
     )
