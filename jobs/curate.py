@@ -3,7 +3,7 @@
     ray job submit --working-dir . -- python jobs/curate.py \\
         --videos s3://bucket/raw --output s3://bucket/videos --syncnet weights/syncnet_v2.model
 
-It also runs without `ray job submit`: it then starts Ray on this machine, or joins the cluster of RAY_ADDRESS.
+The command also runs without `ray job submit`: it starts Ray, or joins the cluster of RAY_ADDRESS.
 
 The fate of each clip is in report.parquet; report.html shows counts and histograms. The same command again does what is
 missing. Exit status: 0 all videos examined, 2 the command is invalid, 3 some videos could not be read.
@@ -17,7 +17,7 @@ import tyro
 
 from xactor.command_line import print_now, run_command
 from xactor_platform.cluster.connect import connect
-from xactor_platform.curation.curate import TooManyFailed, curate
+from xactor_platform.curation.curate import curate
 from xactor_platform.curation.curation_config import CurationConfig
 from xactor_platform.curation.lips import NO_SYNCNET
 from xactor_platform.storage.location import absolute
@@ -30,15 +30,11 @@ def main() -> int:
     places = {name: absolute(getattr(config, name)) for name in ("videos", "output")}
     if config.syncnet != NO_SYNCNET:
         places["syncnet"] = absolute(config.syncnet)
-    try:
-        result = curate(
-            CurationConfig(**{**vars(config), **places}),
-            connect=lambda: connect(_checkout.PY_MODULES),
-            say=print_now,
-        )
-    except TooManyFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    result = curate(
+        CurationConfig(**{**vars(config), **places}),
+        connect=lambda: connect(_checkout.PY_MODULES),
+        say=print_now,
+    )
     print("\n".join(result.summary()))
     return 3 if result.failed else 0
 

@@ -3,7 +3,7 @@
     ray job submit --working-dir . -- python jobs/dub_bulk.py \\
         --model weights/xactor --manifest s3://bucket/items.jsonl --output s3://bucket/dubbed --device gpu
 
-It also runs without `ray job submit`: it then starts Ray on this machine, or joins the cluster of RAY_ADDRESS.
+The command also runs without `ray job submit`: it starts Ray, or joins the cluster of RAY_ADDRESS.
 
 A row of the manifest (.jsonl, .csv, .parquet) is {"id", "image" or "video", "audio"} and any of the options below. The
 job writes <id>.mp4 for each row, results.jsonl and bill.json. The same command again makes the videos that are missing

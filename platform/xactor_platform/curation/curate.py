@@ -40,7 +40,7 @@ _MAX_ASSEMBLING = 8
 _SAY_EVERY = 20
 
 
-class TooManyFailed(RuntimeError):
+class TooManyFailed(ValueError):
     """Report that more videos are unreadable than allowed. Finished work stays, and the same command continues."""
 
 
