@@ -30,7 +30,7 @@ POOLS = " ".join(
 # The options that make a command small, by the command's start. The last value of an option counts.
 SMALL: Mapping[str, str] = {
     "python jobs/shards_from_videos.py": "--workers 1 --crops 64 --held-out 1",
-    "python jobs/curate.py": f"--syncnet none --size-px 64 --gates.least-crop-px 64 {POOLS}",
+    "python jobs/curate.py": f"--syncnet none --size-px 64 --gates.min-crop-px 64 {POOLS}",
     "python jobs/train_stage1.py": RANK
     + STEPS
     + "--train.steps 4 --train.vae-steps 1 --train.motion-steps 1 --train.frames-steps 1 --train.stills 2 "
