@@ -11,16 +11,8 @@ import pytest
 import torch
 
 from xactor.media import read_frames
-from xactor.metrics.fvd import (
-    CLASSES,
-    I3D,
-    VideoStatistics,
-    frechet_distance,
-    fvd,
-    load_i3d,
-    preprocess,
-    windows,
-)
+from xactor.metrics.fvd import VideoStatistics, frechet_distance, fvd, windows
+from xactor.metrics.i3d import CLASSES, I3D, load_i3d, preprocess
 
 REAL = Path(os.environ.get("XACTOR_REAL_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 WEIGHTS = REAL / "models" / "i3d-kinetics-400.ckpt"

@@ -13,7 +13,8 @@ from xactor.faces import CropBox, Face, FaceLandmarker
 from xactor.media import read_audio, read_frames
 from xactor.metrics.emotion import EmoNetVectors, emotion_difference, emotion_vectors, load_emonet
 from xactor.metrics.expressiveness import expressiveness
-from xactor.metrics.fvd import VideoStatistics, load_i3d
+from xactor.metrics.fvd import VideoStatistics
+from xactor.metrics.i3d import load_i3d
 from xactor.metrics.identity import ArcFaceModel, identity_similarity
 from xactor.metrics.length import length_difference_s
 from xactor.metrics.sync import sync
