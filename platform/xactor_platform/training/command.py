@@ -16,7 +16,7 @@ Config = TypeVar("Config", bound=StageConfig)
 def main(
     presets: Mapping[str, Callable[[], StageConfig]],
     py_modules: list[str],
-    description: str,
+    description: str | None,
     make_corpus: Callable[[Path], object],
 ) -> None:
     """Train as the command line says, and exit.
