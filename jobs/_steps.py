@@ -85,7 +85,8 @@ class Steps:
         expected_s = self._steps[self._at].expected_s * speed
         if self._fraction > 0.05:
             expected_s = passed_s / self._fraction
-        return max(expected_s - passed_s, 0.0) + later * speed
+        # A step that takes longer than expected will hardly end at once.
+        return max(expected_s - passed_s, 0.2 * passed_s * (self._fraction < 1)) + later * speed
 
     def run(
         self, command: Sequence[str], *, env: Mapping[str, str] | None = None, results: bool = False
