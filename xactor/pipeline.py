@@ -9,30 +9,28 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.utils.import_utils import is_accelerate_available
 from PIL import Image
-from safetensors import SafetensorError
 
 from xactor.audio.encoder import AudioEncoder, load_audio_encoder
 from xactor.media import Sound, read_audio, write_video
+from xactor.model_folder import COMPONENTS, RENDERER_COMPONENTS, config_file
 from xactor.motion import (
     MotionScheduler,
     MotionTransformer,
-    MotionTransformerConfig,
     SamplingConfig,
     stream_motion,
 )
+from xactor.motion.loading import LOADING_ERRORS, load_transformer
 from xactor.portrait import Portrait, find_portrait, read_image, sized_for_video
 from xactor.provenance import ai_generated
 from xactor.randomness import into_own_memory
 from xactor.rates import FPS, SAMPLE_RATE_HZ, frame_count
 from xactor.render import MotionEncoder, ReferenceUNet, RenderConfig, Renderer, RendererUNet
 
-STAGE_1 = ("motion_encoder", "unet", "reference_unet", "vae", "scheduler")
-_KINDS: dict[str, Any] = {
+_CLASSES: dict[str, Any] = {
     "motion": MotionTransformer,
     "motion_scheduler": MotionScheduler,
     "motion_encoder": MotionEncoder,
@@ -42,7 +40,6 @@ _KINDS: dict[str, Any] = {
     "vae": AutoencoderKL,
     "scheduler": DDIMScheduler,
 }
-PARTS = tuple(_KINDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +177,7 @@ class XActorPipeline(DiffusionPipeline):
     @property
     def renderer(self) -> Renderer:
         """Over the parts as they are now."""
-        return Renderer(**{name: getattr(self, name) for name in STAGE_1})
+        return Renderer(**{name: getattr(self, name) for name in RENDERER_COMPONENTS})
 
     def to(self, *args, **kwargs):
         """Moves and casts the models. The audio encoder only moves: its features are float32, as in training."""
@@ -220,22 +217,22 @@ class XActorPipeline(DiffusionPipeline):
         name = _read_json(index).get("_class_name")
         if name != cls.__name__:
             raise ValueError(f"{folder}: must be of an {cls.__name__}, got {name}")
-        return cls._assemble(dict.fromkeys(_KINDS, Path(folder)), torch_dtype, options)
+        return cls._assemble(dict.fromkeys(COMPONENTS, Path(folder)), torch_dtype, options)
 
     @classmethod
     def from_stages(
         cls, stage1: str | Path, stage2: str | Path, *, torch_dtype: torch.dtype = torch.float32, **options
     ) -> "XActorPipeline":
         """The pipeline of two trainings' exports, the renderer's and the motion model's. As `from_pretrained`."""
-        folders = {name: Path(stage1 if name in STAGE_1 else stage2) for name in _KINDS}
+        folders = {name: Path(stage1 if name in RENDERER_COMPONENTS else stage2) for name in COMPONENTS}
         return cls._assemble(folders, torch_dtype, options)
 
     @classmethod
     def _assemble(cls, folders: dict[str, Path], torch_dtype: torch.dtype, options: dict[str, Any]):
-        ready = {name: options.pop(name) for name in _KINDS if name in options}
+        ready = {name: options.pop(name) for name in COMPONENTS if name in options}
         for name, folder in folders.items():  # all of them, before minutes go into loading the first
             if name not in ready and not (folder / name).is_dir():
-                raise ValueError(f"{folder}: the part {name}/ is missing")
+                raise ValueError(f"{folder}: the component {name}/ is missing")
         for name, folder in folders.items():
             if name not in ready:
                 ready[name] = _load(folder, name, torch_dtype, options)
@@ -249,38 +246,40 @@ class XActorPipeline(DiffusionPipeline):
 
 
 def _load(folder: Path, name: str, dtype: torch.dtype, options: dict[str, Any]):
-    where, kind = folder / name, _KINDS[name]
+    """Load one component of a model folder. ValueError names the folder and the component."""
+    kind = _CLASSES[name]
     try:
-        if kind is AudioEncoder:
-            return load_audio_encoder(where)
-        config = where / ("scheduler_config.json" if name.endswith("scheduler") else "config.json")
-        if not config.is_file():
-            raise ValueError(f"{config.name} is missing")
-        # A foreign config would load all the same, into weights left random.
-        saved, wanted = (
-            _read_json(config),
-            MotionTransformerConfig.model_type if name == "motion" else kind.__name__,
-        )
-        if wanted not in (saved.get("_class_name"), saved.get("model_type")):
-            raise ValueError(f"it holds {saved.get('_class_name', saved.get('model_type'))}")
-        if not _is_model(name):
-            return kind.from_pretrained(where)
-        if issubclass(kind, ModelMixin):
-            options = {"torch_dtype": dtype, "low_cpu_mem_usage": is_accelerate_available(), **options}
-        else:
-            options = {"dtype": dtype, **options}
-        model, info = kind.from_pretrained(where, output_loading_info=True, **options)  # pyright: ignore
-        if info["missing_keys"]:
-            raise ValueError(f"weights are missing: {', '.join(sorted(info['missing_keys'])[:3])}")
-        into_own_memory(model)
-        return model
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        if name == "audio_encoder":
+            return load_audio_encoder(folder / name)
+        config = config_file(name)
+        if not (folder / name / config).is_file():
+            raise ValueError(f"{config} is missing")
+        if name == "motion":
+            return load_transformer(folder / name, **{"dtype": dtype, **options})
+        return _load_diffusers(kind, folder / name, config, dtype, options)
+    except LOADING_ERRORS as error:
         why = " ".join(str(error).split())
-        raise ValueError(f"{folder}: the part {name}/ is no {kind.__name__}: {why}") from error
+        raise ValueError(f"{folder}: the component {name}/ is no {kind.__name__}: {why}") from error
+
+
+def _load_diffusers(kind: Any, folder: Path, config: str, dtype: torch.dtype, options: dict[str, Any]):
+    """Load a scheduler, or a model in diffusers' format, of a class that the config must name."""
+    # A foreign config would load all the same, into weights left random.
+    saved = _read_json(folder / config).get("_class_name")
+    if saved != kind.__name__:
+        raise ValueError(f"{config} must be of a {kind.__name__}, got {saved}")
+    if not issubclass(kind, torch.nn.Module):
+        return kind.from_pretrained(folder)
+    options = {"torch_dtype": dtype, "low_cpu_mem_usage": is_accelerate_available(), **options}
+    model, info = kind.from_pretrained(folder, output_loading_info=True, **options)
+    if info["missing_keys"]:
+        raise ValueError(f"weights are missing: {', '.join(sorted(info['missing_keys'])[:3])}")
+    into_own_memory(model)
+    return model
 
 
 def _is_model(name: str) -> bool:
-    return issubclass(_KINDS[name], torch.nn.Module)
+    return issubclass(_CLASSES[name], torch.nn.Module)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

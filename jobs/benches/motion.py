@@ -25,7 +25,7 @@ from xactor.motion import (
     MotionTransformerConfig,
     SamplingConfig,
 )
-from xactor.motion.sampling import sampling_plan
+from xactor.motion.sampling_plan import sampling_plan
 from xactor.randomness import frame_noise
 
 # Qwen2.5's published sizes, and smaller ones of the same shape: hidden, layers, heads, key-value heads, mlp.
@@ -80,7 +80,7 @@ def compare_cache(size: str, *, steps: int, rounds: int) -> dict[str, Any]:
     config, window = SamplingConfig(steps=steps), model.config.audio_window
     engine = MotionEngine(model, max_streams=1, run_ahead_frames=10**9)
     stream = engine.open(seed=0, config=config)
-    stream.hear(speech(capacity + rounds * chunk + window))
+    stream.feed(speech(capacity + rounds * chunk + window))
     _until(engine, stream, capacity)
     past = torch.randn(1, capacity, model.config.latent_dim, device=model.device)
     audio = speech(capacity + chunk + window)
@@ -196,7 +196,7 @@ def _serve(
         allowed = {"any": len(arrived), "one": 0 if running else 1, "batch": 0 if running else len(arrived)}
         for request in arrived[: allowed[admit]]:
             stream = engine.open(seed=request.number, config=config)
-            stream.hear(speech(request.frames, request.number))
+            stream.feed(speech(request.frames, request.number))
             stream.end()
             running[stream] = request
             waiting.remove(request)
@@ -225,7 +225,7 @@ def measure_rate(size: str, *, config: SamplingConfig, rounds: int) -> dict[str,
     chunk, capacity = model.config.chunk_frames, model.config.context_frames - model.config.chunk_frames
     engine = MotionEngine(model, max_streams=1, run_ahead_frames=10**9)
     stream = engine.open(seed=0, config=config)
-    stream.hear(speech(capacity + (rounds + 1) * chunk + model.config.audio_window))
+    stream.feed(speech(capacity + (rounds + 1) * chunk + model.config.audio_window))
     _until(engine, stream, capacity)
     seconds, firsts = [], []
     for _ in range(rounds):
@@ -286,7 +286,7 @@ def measure_length(size: str, *, minutes: int, steps: int) -> dict[str, Any]:
         return engine, stream
 
     def chunk(engine: MotionEngine, stream: MotionStream) -> None:
-        stream.hear(pool)
+        stream.feed(pool)
         _drain(engine, stream)
 
     long = begin()

@@ -17,8 +17,8 @@ import torch
 from ray import serve
 
 from xactor.audio.encoder import AudioEncoder, load_audio_encoder
-from xactor.motion import MotionEngine, MotionStream, MotionTransformer
-from xactor.weights import local_folder
+from xactor.model_folder import MOTION_COMPONENTS, local_folder
+from xactor.motion import MotionEngine, MotionStream, load_motion_model
 from xactor_serving.device import replica_device
 from xactor_serving.metrics import metrics
 from xactor_serving.replica_messages import ChunkJob, MotionFacts
@@ -41,9 +41,9 @@ class Motion:
 
     def __init__(self, model: str, *, device: str, max_streams: int, max_batch: int, stuck_s: float):
         device = replica_device(device)
-        folder = Path(local_folder(model, parts=("motion", "audio_encoder")))
+        folder = Path(local_folder(model, components=(*MOTION_COMPONENTS, "audio_encoder")))
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        transformer = MotionTransformer.from_pretrained(folder / "motion", dtype=dtype).to(device)  # pyright: ignore
+        transformer = load_motion_model(folder, device=device, dtype=dtype)
         self._encoder = load_audio_encoder(folder / "audio_encoder").to(device)
         self._config = transformer.config
         engine = MotionEngine(
@@ -148,30 +148,30 @@ class EngineThread:
                     self._deliver(ticket, stalled=not moved)
             for ticket in active:
                 if ticket.left and ticket.stream is not None:
-                    self._engine.close(ticket.stream)
+                    ticket.stream.close()
             active = [ticket for ticket in active if not ticket.left]
 
     def _admit(self, ticket: "_Ticket") -> bool:
         """Open a stream for a ticket. Return whether the engine took it."""
         job, config = ticket.job, self._engine.model.config
         try:
-            first = config.heard_from(job.first_frame)
+            first = config.first_audio_frame(job.first_frame)
             features = self._encoder.features_of(job.samples, first, job.known_frames, start=job.samples_from)
             ticket.stream = self._engine.open(
                 seed=job.seed,
                 config=job.sampling,
                 first_frame=job.first_frame,
-                past=torch.tensor(job.past),
+                history=torch.tensor(job.past),
             )
             ticket.stream.played = job.first_frame - job.buffered_frames
-            ticket.stream.hear(torch.from_numpy(features))
+            ticket.stream.feed(torch.from_numpy(features))
             if job.ended:
                 ticket.stream.end()
         except Exception as error:
             # The job's own error: the other streams go on.
             ticket.send(error)
             if ticket.stream is not None:
-                self._engine.close(ticket.stream)
+                ticket.stream.close()
             return False
         return True
 

@@ -14,14 +14,13 @@ import torch
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
+from xactor.model_folder import RENDERER_COMPONENTS, local_folder
 from xactor.render import Reference, Renderer, Window
-from xactor.weights import local_folder
 from xactor_serving.device import replica_device
 from xactor_serving.metrics import metrics
 from xactor_serving.replica_messages import PortraitJob, RenderFacts, WindowJob
 from xactor_serving.routing import PortraitRouter
 
-COMPONENTS = ("motion_encoder", "unet", "reference_unet", "vae", "scheduler")
 # References that a replica caches.
 MAX_REFERENCES = 32
 T = TypeVar("T")
@@ -46,7 +45,7 @@ class Render:
 
     def __init__(self, model: str, *, device: str, max_batch: int, stuck_s: float):
         device = replica_device(device)
-        self._renderer = Renderer.from_pretrained(local_folder(model, parts=COMPONENTS))
+        self._renderer = Renderer.from_pretrained(local_folder(model, components=RENDERER_COMPONENTS))
         if device == "cuda":
             self._renderer.to("cuda", torch.bfloat16)
         else:

@@ -48,7 +48,7 @@ def test_without_the_cache_it_is_the_engines_own_chunk():
     config = SamplingConfig(steps=4)
     engine = MotionEngine(model, max_streams=1)
     stream = engine.open(seed=0, config=config)
-    stream.hear(audio)
+    stream.feed(audio)
     pieces = []
     while stream.made < h + chunk:
         assert engine.step()

@@ -43,7 +43,7 @@ def test_streams_that_come_at_different_times_equal_each_alone(max_batch):
     while len(streams) < len(lengths) or not all(stream.done for stream in streams):
         if len(streams) < len(lengths):
             stream = engine.open(seed=len(streams), config=CONFIGS[len(streams) % 4])
-            stream.hear(speech(lengths[len(streams)], len(streams)))
+            stream.feed(speech(lengths[len(streams)], len(streams)))
             stream.end()
             streams.append(stream)
         for _ in range(5):
@@ -62,15 +62,15 @@ def test_a_stream_dropped_amid_a_chunk_leaves_the_others_as_they_are():
     engine = MotionEngine(model, max_streams=2)
     kept, dropped = (engine.open(seed=n, config=CONFIGS[n]) for n in (0, 1))
     for number, stream in enumerate((kept, dropped)):
-        stream.hear(speech(30, number))
+        stream.feed(speech(30, number))
         stream.end()
-    with pytest.raises(EngineFull, match="2 streams are open"):
+    with pytest.raises(EngineFull, match="at most 2 streams may be open"):
         engine.open(seed=3)
     for _ in range(3):
         engine.step()
-    engine.close(dropped)
+    dropped.close()
     newcomer = engine.open(seed=2, config=CONFIGS[2])  # in the same place
-    newcomer.hear(speech(30, 2))
+    newcomer.feed(speech(30, 2))
     newcomer.end()
     first, second = drain(engine, [kept, newcomer])
     torch.testing.assert_close(first, alone(model, 0, 30), atol=1e-4, rtol=1e-4)
@@ -81,19 +81,19 @@ def test_bad_audio_is_refused_and_changes_nothing():
     model = small_model()
     engine = MotionEngine(model)
     stream, other = engine.open(seed=0, config=CONFIGS[0]), engine.open(seed=1, config=CONFIGS[1])
-    other.hear(speech(20, 1))
+    other.feed(speech(20, 1))
     other.end()
     with pytest.raises(ValueError, match="the stream is empty"):
         stream.end()
-    stream.hear(speech(20, 0)[:10])
+    stream.feed(speech(20, 0)[:10])
     with pytest.raises(ValueError, match=r"features must be \[n, 2, 10\], got \[5, 3, 10\]"):
-        stream.hear(torch.zeros(5, 3, 10))
-    with pytest.raises(ValueError, match="from frame 10 hold NaN or infinite"):
-        stream.hear(torch.full((5, 2, 10), torch.nan))
-    stream.hear(speech(20, 0)[10:])
+        stream.feed(torch.zeros(5, 3, 10))
+    with pytest.raises(ValueError, match="got NaN or infinite numbers from frame 10"):
+        stream.feed(torch.full((5, 2, 10), torch.nan))
+    stream.feed(speech(20, 0)[10:])
     stream.end()
-    with pytest.raises(ValueError, match="after the stream's end at frame 20"):
-        stream.hear(speech(5, 0))
+    with pytest.raises(ValueError, match="must not follow the stream's end, which is at frame 20"):
+        stream.feed(speech(5, 0))
     for number, z in enumerate(drain(engine, [stream, other])):
         torch.testing.assert_close(z, alone(model, number, 20), atol=1e-4, rtol=1e-4)
 
@@ -103,12 +103,12 @@ def test_latents_that_are_not_finite_end_their_stream_alone():
     engine = MotionEngine(model)
     sick, well = engine.open(seed=0, config=CONFIGS[0]), engine.open(seed=1, config=CONFIGS[1])
     for number, stream in enumerate((sick, well)):
-        stream.hear(speech(20, number))
+        stream.feed(speech(20, number))
         stream.end()
     for _ in range(2):
         engine.step()
-    assert sick._chunk is not None
-    sick._chunk.z = torch.full_like(sick._chunk.z, torch.nan)  # as a diverged model would make
+    with torch.inference_mode():
+        sick.advance(torch.full_like(sick.step_input().z_k, torch.nan))
     made = []
     while not well.done:
         engine.step()
@@ -126,7 +126,7 @@ def test_the_stream_whose_viewer_waits_first_steps_first():
     config = SamplingConfig(steps=3)
     ahead, behind = engine.open(seed=0, config=config), engine.open(seed=1, config=config)
     for stream in (ahead, behind):
-        stream.hear(speech(40, 0))
+        stream.feed(speech(40, 0))
     while ahead.made < 8:
         assert engine.step() == [ahead]  # first come
     assert engine.step() == [behind]
@@ -138,7 +138,7 @@ def test_the_stream_whose_viewer_waits_first_steps_first():
 def test_a_stream_rests_while_it_is_far_ahead_of_its_viewer():
     engine = MotionEngine(small_model(), run_ahead_frames=16)
     stream = engine.open(seed=0, config=SamplingConfig(steps=2))
-    stream.hear(speech(80, 0))
+    stream.feed(speech(80, 0))
     stream.end()
     while engine.step():
         stream.take()
@@ -157,7 +157,7 @@ def test_memory_is_the_streams_and_not_its_lengths():
 
     sizes = []
     for number in range(40):
-        stream.hear(speech(8, number))
+        stream.feed(speech(8, number))
         drain(engine, [stream])
         sizes.append(held())
     assert stream.made > 300
@@ -169,14 +169,14 @@ def test_pipelined_frames_come_early_and_with_little_sound():
     model, config = small_model(), SamplingConfig(steps=4, groups=4, group_delay=4)
     engine, audio = MotionEngine(model), speech(30, 3)
     stream = engine.open(seed=3, config=config)
-    stream.hear(audio[: 2 + 1])
+    stream.feed(audio[: 2 + 1])
     assert not engine.step()
-    stream.hear(audio[3 : 2 + 2])
+    stream.feed(audio[3 : 2 + 2])
     for made in (0, 0, 0, 2):
         assert engine.step() == [stream]
         assert stream.made == made
     assert not engine.step()
-    stream.hear(audio[4:])
+    stream.feed(audio[4:])
     stream.end()
     whole = sample_motion(model, audio[None], seeds=[3], config=config)[0]
     torch.testing.assert_close(drain(engine, [stream])[0], whole, atol=1e-4, rtol=1e-4)
@@ -195,10 +195,10 @@ def test_a_stream_goes_on_in_another_engine_as_if_nothing_had_been(number):
     whole = alone(model, number, frames)
     for first in (8, 24, 40):
         engine = MotionEngine(model)
-        stream = engine.open(seed=number, config=CONFIGS[number], first_frame=first, past=whole[:first])
-        heard = model.config.heard_from(first)
+        stream = engine.open(seed=number, config=CONFIGS[number], first_frame=first, history=whole[:first])
+        heard = model.config.first_audio_frame(first)
         assert heard == max(first - 24 - 2, 0)
-        stream.hear(speech(frames, number)[heard : first + chunk + 2])
+        stream.feed(speech(frames, number)[heard : first + chunk + 2])
         if first + chunk + 2 >= frames:
             stream.end()
         [made] = drain(engine, [stream])
@@ -211,13 +211,13 @@ def test_a_past_that_does_not_fit_is_refused():
     with pytest.raises(
         ValueError, match="from frame 16 on must have at least the 16 latents before it, got 3"
     ):
-        engine.open(seed=0, first_frame=16, past=torch.zeros(3, 32))
+        engine.open(seed=0, first_frame=16, history=torch.zeros(3, 32))
     with pytest.raises(ValueError, match="at least the 24 latents before it, got 0"):
         engine.open(seed=0, first_frame=80)
-    with pytest.raises(ValueError, match=r"past must be \[n, 32\], got \[8, 5\]"):
-        engine.open(seed=0, first_frame=8, past=torch.zeros(8, 5))
-    with pytest.raises(ValueError, match="past holds NaN"):
-        engine.open(seed=0, first_frame=8, past=torch.full((8, 32), torch.nan))
+    with pytest.raises(ValueError, match=r"history must be \[n, 32\], got \[8, 5\]"):
+        engine.open(seed=0, first_frame=8, history=torch.zeros(8, 5))
+    with pytest.raises(ValueError, match="history must be finite"):
+        engine.open(seed=0, first_frame=8, history=torch.full((8, 32), torch.nan))
     assert not engine.streams
 
 
@@ -231,8 +231,8 @@ def test_what_another_stream_left_behind_is_not_seen():
     streams = []
     for number, first in enumerate((0, 8)):  # histories of different lengths: the shorter one is padded
         past = alone(model, number, 40)[:first]
-        stream = engine.open(seed=number, config=CONFIGS[number], first_frame=first, past=past)
-        stream.hear(speech(40, number)[model.config.heard_from(first) :])
+        stream = engine.open(seed=number, config=CONFIGS[number], first_frame=first, history=past)
+        stream.feed(speech(40, number)[model.config.first_audio_frame(first) :])
         stream.end()
         streams.append(stream)
     for number, made in enumerate(drain(engine, streams)):

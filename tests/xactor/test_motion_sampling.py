@@ -16,8 +16,7 @@ from xactor.motion import (
     sample_motion,
     stream_motion,
 )
-from xactor.motion.history import history_levels
-from xactor.motion.sampling import sampling_plan
+from xactor.motion.sampling_plan import history_levels, sampling_plan
 from xactor.randomness import frame_noise
 
 KEY = (0, 3, "clip", 128)

@@ -23,7 +23,7 @@ from xactor.motion import sample_motion
 from xactor.portrait import find_portrait, read_image
 
 QUICK = {"motion": SamplingConfig(steps=2), "render": RenderConfig(steps=2)}
-PARTS = [
+COMPONENTS = [
     "motion",
     "motion_scheduler",
     "motion_encoder",
@@ -50,11 +50,11 @@ def portrait(portrait_file):
 def test_a_saved_pipeline_is_a_diffusers_folder(model_folder):
     index = json.loads((model_folder / "model_index.json").read_text())
     assert index["_class_name"] == "XActorPipeline"
-    for name in PARTS:
+    for name in COMPONENTS:
         library, kind = index[name]
         assert library in ("xactor", "diffusers")
         assert getattr(import_module(library), kind).__name__ == kind
-    assert sorted(path.name for path in model_folder.iterdir()) == sorted([*PARTS, "model_index.json"])
+    assert sorted(path.name for path in model_folder.iterdir()) == sorted([*COMPONENTS, "model_index.json"])
     assert (model_folder / "audio_encoder" / "preprocessor_config.json").is_file()
     AutoencoderKL.from_pretrained(model_folder, subfolder="vae", low_cpu_mem_usage=False)
 
@@ -146,7 +146,7 @@ def test_stages_come_together(model_folder, portrait, pipeline, tmp_path):
     stage1, stage2 = tmp_path / "1", tmp_path / "2"
     for folder, names in (
         (stage1, ("motion_encoder", "unet", "reference_unet", "vae", "scheduler")),
-        (stage2, PARTS),
+        (stage2, COMPONENTS),
     ):
         for name in names:
             shutil.copytree(model_folder / name, folder / name)
@@ -155,7 +155,7 @@ def test_stages_come_together(model_folder, portrait, pipeline, tmp_path):
     samples = voice(0.2)
     frames = list(assembled.animate(portrait, samples, **QUICK))
     assert np.array_equal(frames, list(pipeline.animate(portrait, samples, **QUICK)))
-    with pytest.raises(ValueError, match=r"1: the part motion/ is missing"):
+    with pytest.raises(ValueError, match=r"1: the component motion/ is missing"):
         XActorPipeline.from_stages(stage2, stage1)
 
 
@@ -174,15 +174,15 @@ def test_a_ready_part_stands_for_the_folders(model_folder, tmp_path):
     assert XActorPipeline.from_pretrained(folder, motion=motion).motion is motion
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", COMPONENTS)
 def test_a_missing_part_is_named(model_folder, tmp_path, name):
     folder = shutil.copytree(model_folder, tmp_path / "model")
     shutil.rmtree(folder / name)
-    with pytest.raises(ValueError, match=f"{folder}: the part {name}/ is missing"):
+    with pytest.raises(ValueError, match=f"{folder}: the component {name}/ is missing"):
         XActorPipeline.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", COMPONENTS)
 def test_a_foreign_part_is_named(model_folder, tmp_path, name):
     folder = shutil.copytree(model_folder, tmp_path / "model")
     shutil.rmtree(folder / name)
@@ -190,7 +190,7 @@ def test_a_foreign_part_is_named(model_folder, tmp_path, name):
         "scheduler" if name == "motion_scheduler" else "motion_scheduler" if name == "scheduler" else "vae"
     )
     shutil.copytree(model_folder / (other if name != "vae" else "unet"), folder / name)
-    with pytest.raises(ValueError, match=f"{folder}: the part {name}/ is no "):
+    with pytest.raises(ValueError, match=f"{folder}: the component {name}/ is no "):
         XActorPipeline.from_pretrained(folder)
 
 
@@ -201,13 +201,13 @@ def test_weights_cut_off_or_left_out_are_named(model_folder, tmp_path):
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=f"{folder}: the part unet/ is no RendererUNet"):
+    with pytest.raises(ValueError, match=f"{folder}: the component unet/ is no RendererUNet"):
         XActorPipeline.from_pretrained(folder)
     weights.write_bytes(whole)
     tensors = load_file(weights)
     del tensors["motion_norm.weight"]
     save_file(tensors, weights, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"part unet/ .* weights are missing: motion_norm\.weight"):
+    with pytest.raises(ValueError, match=r"component unet/ .* weights are missing: motion_norm\.weight"):
         XActorPipeline.from_pretrained(folder)
 
 

@@ -1,4 +1,4 @@
-"""Keys and values of streams' histories, computed once a chunk and read by every DDIM step."""
+"""Keys and values of the streams' histories, computed once a chunk and read by every DDIM step."""
 
 from abc import ABC, abstractmethod
 
@@ -8,15 +8,25 @@ from transformers import Qwen2Config
 
 
 class HistoryCache:
-    """Room for the histories of so many rows, one a stream and guidance branch: memory that is taken once.
+    """Hold the keys and values of the histories of all rows. Its memory is allocated once.
 
-    A row's history stands at the end of its `capacity` places, so that rows of different lengths read together differ
-    only at their beginning; behind them is room for the chunk in the making.
+    A row is one stream and guidance branch. A row's history ends at position `capacity`, so that rows with histories
+    of different lengths differ only at the beginning when they are read together. Behind it is room for the chunk
+    that is being denoised.
     """
 
     def __init__(
         self, config: Qwen2Config, *, rows: int, capacity: int, chunk_frames: int, like: Tensor
     ) -> None:
+        """Allocate the cache.
+
+        Args:
+            config: The backbone.
+            rows: Number of rows.
+            capacity: The longest history, in frames.
+            chunk_frames: The longest chunk, in frames.
+            like: A tensor whose dtype and device the cache takes.
+        """
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         heads = config.num_key_value_heads or config.num_attention_heads
         shape = (rows, heads, capacity + chunk_frames, width)
@@ -26,54 +36,63 @@ class HistoryCache:
         ]
 
     def clear(self, rows: slice) -> None:
-        """Before others use these rows: what is masked is still multiplied, and NaN times nothing is NaN."""
+        """Set rows to zero before another stream uses them."""
+        # Masked values are still multiplied by 0, and 0 times NaN is NaN.
         for keys, values in self.layers:
             keys[rows] = values[rows] = 0
 
     def write(self, rows: slice, frames: int) -> "HistoryPass":
-        """For the pass over the noised histories of neighbouring rows, all `frames` long, which keeps them."""
-        return _Writing(self, rows, frames)
-
-    def read(self, rows: Tensor, frames: Tensor) -> "HistoryPass":
-        """For a pass over chunks that continue these histories. It keeps nothing.
+        """Return the view for a pass over the noised histories of neighbouring rows. The pass fills the cache.
 
         Args:
-            rows: int [B].
-            frames: how long each one's history is, int [B].
+            rows: The rows, one for each row of the pass.
+            frames: Length of their histories, the same for all.
         """
-        return _Reading(self, rows, frames)
+        return _WritingPass(self, rows, frames)
+
+    def read(self, rows: Tensor, frames: Tensor) -> "HistoryPass":
+        """Return the view for a pass over chunks that continue histories. The pass leaves the cache as it is.
+
+        Args:
+            rows: The cache row of each row of the pass, int [B].
+            frames: Length of each one's history, int [B].
+        """
+        return _ReadingPass(self, rows, frames)
 
 
 class HistoryPass(ABC):
-    """What one forward pass sees of the cache. transformers' layers call `update`.
-
-    Attributes:
-        frames: how much history each row continues, int [B].
-        width: how many keys of it there are, padded at the beginning: the longest row's.
-    """
+    """Present the cache to one forward pass. The layers of transformers call `update`."""
 
     frames: Tensor
+    """Length of the history that each row continues, int [B]."""
     width: int
+    """Number of history keys of every row, padded at the beginning: that of the longest row."""
 
     @abstractmethod
     def update(self, keys: Tensor, values: Tensor, layer: int, *_args, **_kwargs) -> tuple[Tensor, Tensor]:
-        """The keys and values to attend to, [B, heads, width + T, d], from those of the pass, [B, heads, T, d]."""
+        """Return the keys and values to attend to, [B, heads, width + T, d].
+
+        Args:
+            keys: Keys of the pass itself, [B, heads, T, d].
+            values: Its values, [B, heads, T, d].
+            layer: Number of the layer.
+        """
 
 
-class _Writing(HistoryPass):
+class _WritingPass(HistoryPass):
     def __init__(self, cache: HistoryCache, rows: slice, frames: int):
         self._cache, self._rows = cache, rows
-        self._places = slice(cache.capacity - frames, cache.capacity)
+        self._positions = slice(cache.capacity - frames, cache.capacity)
         self.frames = torch.zeros(rows.stop - rows.start, dtype=torch.long, device=cache.layers[0][0].device)
         self.width = 0
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_args, **_kwargs) -> tuple[Tensor, Tensor]:
-        for kept, new in zip(self._cache.layers[layer], (keys, values), strict=True):
-            kept[self._rows, :, self._places] = new
+        for cached, new in zip(self._cache.layers[layer], (keys, values), strict=True):
+            cached[self._rows, :, self._positions] = new
         return keys, values
 
 
-class _Reading(HistoryPass):
+class _ReadingPass(HistoryPass):
     def __init__(self, cache: HistoryCache, rows: Tensor, frames: Tensor):
         self._cache, self._rows = cache, rows.to(cache.layers[0][0].device)
         self.width = int(frames.max())
@@ -82,8 +101,8 @@ class _Reading(HistoryPass):
     def update(self, keys: Tensor, values: Tensor, layer: int, *_args, **_kwargs) -> tuple[Tensor, Tensor]:
         first, last = self._cache.capacity - self.width, self._cache.capacity + keys.shape[2]
         both = []
-        for kept, new in zip(self._cache.layers[layer], (keys, values), strict=True):
-            seen = kept[:, :, first:last].index_select(0, self._rows)
-            seen[:, :, self.width :] = new
-            both.append(seen)
+        for cached, new in zip(self._cache.layers[layer], (keys, values), strict=True):
+            visible = cached[:, :, first:last].index_select(0, self._rows)
+            visible[:, :, self.width :] = new
+            both.append(visible)
         return both[0], both[1]

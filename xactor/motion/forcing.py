@@ -16,17 +16,28 @@ from xactor.randomness import keyed_generator
 
 @dataclass(frozen=True)
 class Draw:
-    """One sample's own randomness: noise eps [T, D], levels k [T], and whether its audio is kept (1.0 or 0.0)."""
+    """Hold the random choices of one sample."""
 
     eps: Tensor
+    """Noise, float32 [T, D]."""
     k: Tensor
+    """Noise levels 0..1000, int64 [T]."""
     keep: float
+    """1.0 if the sample keeps its audio, 0.0 if it is dropped."""
 
 
 def draw(
     key: tuple[str | int, ...], frames: int, latent_dim: int, chunk_frames: int, config: ForcingConfig
 ) -> Draw:
-    """A sample's randomness from its key (seed, epoch, clip, start) alone: no rank, batch or step has a part in it."""
+    """Draw the random choices of one sample. They depend on its key alone, not on rank, batch or step.
+
+    Args:
+        key: Identifies the sample: (seed, epoch, clip, start).
+        frames: T, the sample's length.
+        latent_dim: D, the width of a latent.
+        chunk_frames: Frames a chunk, for one level per chunk.
+        config: The training objective.
+    """
     generator = keyed_generator(*key)
     keep = float(torch.rand((), generator=generator) >= config.audio_drop)
     levels = torch.randint(MAX_LEVEL + 1, (frames,), generator=generator)
@@ -37,27 +48,32 @@ def draw(
 
 @dataclass(frozen=True)
 class ForcingBatch:
-    """What the objective needs, padded to the longest of the batch.
-
-    z [B, T, D] stored latents; audio [B, T, L, F]; frames int [B]; weight [B], 0 for a sample that must not count;
-    eps [B, T, D], k [B, T] and keep [B], each sample's own draw.
-    """
+    """Hold the inputs of the objective, padded to the longest sample of the batch."""
 
     z: Tensor
+    """Stored latents [B, T, D]."""
     audio: Tensor
+    """Audio features [B, T, L, F]."""
     frames: Tensor
+    """Real lengths, int [B]."""
     weight: Tensor
+    """Weights in the loss, float [B]; 0 for a sample that fills up a step."""
     eps: Tensor
+    """Noise of each sample's draw, [B, T, D]."""
     k: Tensor
+    """Noise levels of each sample's draw, int64 [B, T]."""
     keep: Tensor
+    """1 where a sample keeps its audio, 0 where it is dropped, [B]."""
 
     def to(self, device: torch.device | str) -> "ForcingBatch":
+        """Return the batch on another device."""
         return ForcingBatch(**{name: value.to(device) for name, value in vars(self).items()})
 
     @classmethod
     def build(
         cls, z: Tensor, audio: Tensor, frames: Tensor, weight: Tensor, draws: list[Draw]
     ) -> "ForcingBatch":
+        """Build a batch from padded tensors and one draw a sample, which are padded here."""
         width = z.shape[1]
         eps = torch.stack([pad(d.eps, (0, 0, 0, width - len(d.eps))) for d in draws])  # [B, T, D]
         k = torch.stack([pad(d.k, (0, width - len(d.k))) for d in draws])  # [B, T]
@@ -65,7 +81,7 @@ class ForcingBatch:
 
 
 class DiffusionForcing(nn.Module):
-    """The objective as a module, so that an engine such as DeepSpeed's wraps model and loss together."""
+    """Hold model and loss in one module, so that a training engine such as DeepSpeed's wraps both."""
 
     def __init__(self, model: MotionTransformer, config: ForcingConfig):
         super().__init__()
@@ -74,24 +90,33 @@ class DiffusionForcing(nn.Module):
         self.scheduler = MotionScheduler()
 
     def forward(self, batch: ForcingBatch) -> Tensor:
-        """The squared error of the velocity, averaged over D and summed over the real frames: a scalar.
+        """Return the squared error of the velocity, averaged over D and summed over the real frames: a scalar.
 
         Divide by the number of frames for the mean. Ours: every frame weighs the same, where Equation 3 averages
-        per chunk; they differ only in a clip's short last chunk.
+        per chunk. The two differ only in the short last chunk of a clip.
         """
         model, z = self.model, self.model.standardise(batch.z)
         z_k = self.scheduler.add_noise(z, batch.eps, batch.k)  # [B, T, D]
-        target = self.scheduler.velocity(z, batch.eps, batch.k)
+        target = self.scheduler.velocity(z, batch.eps, batch.k)  # [B, T, D]
         audio = model.embed_audio(batch.audio, batch.keep)  # [B, T, A]
-        audio, audio_real = window_padded(audio, batch.frames, model.config.audio_window)
+        audio, audio_real = pad_to_windows(audio, batch.frames, model.config.audio_window)
         clean = z if self.forcing.forcing == "teacher" else None
-        v = model(z_k, batch.k, audio, audio_real, frames=batch.frames, clean=clean)
+        v = model(z_k, batch.k, audio, audio_real, frames=batch.frames, clean=clean)  # [B, T, D]
         error = (v.float() - target).square().mean(-1)  # [B, T]
         counts = real_frames(batch.frames, error.shape[1]) * batch.weight[:, None]
         return (error * counts).sum()
 
 
-def window_padded(audio: Tensor, frames: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """Embeddings [B, T, A] of whole clips as the model takes them: [B, T + 2w, A], masked past the clips' ends."""
+def pad_to_windows(audio: Tensor, frames: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Pad the audio of whole clips by w frames at both ends, as the model takes it.
+
+    Args:
+        audio: Embeddings [B, T, A].
+        frames: Real lengths, int [B].
+        window: w, the reach of the audio window in frames.
+
+    Returns:
+        The embeddings [B, T + 2w, A], and bool [B, T + 2w], False past the clips' ends.
+    """
     real = real_frames(frames, audio.shape[1])
     return pad(audio, (0, 0, window, window)), pad(real, (window, window))

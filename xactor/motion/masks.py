@@ -1,7 +1,7 @@
-"""Who sees whom: attention masks as predicates over positions (q, kv). True where q may look at kv.
+"""Attention masks as predicates over positions (q, kv): True where q may attend to kv.
 
-Positions are frame numbers, ints or integer tensors that broadcast. One predicate serves the dense mask of SDPA
-and FlexAttention's `mask_mod`.
+Positions are frame numbers: ints, or integer tensors that broadcast. The same predicate builds the dense mask of
+SDPA and the `mask_mod` of FlexAttention.
 """
 
 from collections.abc import Callable
@@ -13,20 +13,23 @@ from xactor.motion.forcing_config import Attention
 
 
 def chunk_causal(q, kv, chunk_frames: int):
-    """Full inside a chunk, causal across chunks (Paper 3.2)."""
+    """Return whether kv is visible: attention is full inside a chunk and causal across chunks (Paper 3.2)."""
     return kv // chunk_frames <= q // chunk_frames
 
 
 def visible(q, kv, *, chunk_frames: int, attention: Attention):
-    """The model's self-attention: `chunk` is the paper's, `causal` the fully causal ablation (Table 2)."""
+    """Return whether kv is visible in the model's self-attention.
+
+    `chunk` is the paper's attention, `causal` the fully causal ablation (Table 2).
+    """
     return chunk_causal(q, kv, chunk_frames) if attention == "chunk" else kv <= q
 
 
 def teacher_visible(q, kv, *, frames: int, chunk_frames: int, attention: Attention):
-    """Teacher forcing in one pass over 2 x frames tokens, [clean | noised].
+    """Return whether kv is visible in teacher forcing, which is one pass over 2 x frames tokens, [clean | noised].
 
-    A clean frame sees clean frames as the model does; a noised frame of chunk c sees the clean frames of the
-    chunks before c, and the noised frames of c itself.
+    A clean frame sees clean frames by the rule of `visible`. A noised frame of chunk c sees the clean frames of the
+    chunks before c and the noised frames of c itself.
     """
     q_noised, kv_noised = q >= frames, kv >= frames
     q_frame, kv_frame = q % frames, kv % frames
@@ -42,11 +45,13 @@ def teacher_visible(q, kv, *, frames: int, chunk_frames: int, attention: Attenti
 def dense_mask(
     predicate: Callable[[Tensor, Tensor], Tensor], q: Tensor, kv: Tensor, kv_real: Tensor | None = None
 ) -> Tensor:
-    """The predicate as SDPA wants it: bool [B or 1, 1, Q, KV].
+    """Return the predicate as a mask for SDPA: bool [B or 1, 1, Q, KV].
 
     Args:
-        q, kv: positions, int [Q] and [KV], or [B, Q] and [B, KV] where rows stand at different places.
-        kv_real: which keys are no padding, bool [B, KV].
+        predicate: The rule of visibility.
+        q: Positions of the queries, int [Q], or [B, Q] if they differ between rows.
+        kv: Positions of the keys, int [KV] or [B, KV].
+        kv_real: True for keys that are no padding, bool [B, KV].
     """
     mask = predicate(q[..., :, None], kv[..., None, :])  # [.., Q, KV]
     mask = mask[:, None] if mask.dim() == 3 else mask[None, None]
@@ -56,7 +61,7 @@ def dense_mask(
 def block_mask(
     predicate: Callable[[Tensor, Tensor], Tensor], q: Tensor, kv: Tensor, kv_real: Tensor | None = None
 ):
-    """The same predicate as a FlexAttention BlockMask."""
+    """Return the predicate as a BlockMask for FlexAttention. The arguments are those of `dense_mask`."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def mask_mod(b, h, i, j):
@@ -68,13 +73,22 @@ def block_mask(
 
 
 def make_mask(implementation: str, predicate, q: Tensor, kv: Tensor, kv_real: Tensor | None = None):
-    """The mask in the form that an attention implementation of transformers takes."""
+    """Return the mask in the form that an attention implementation of transformers takes.
+
+    Args:
+        implementation: `sdpa` or `flex_attention`.
+        predicate: See `dense_mask`, as for q, kv and kv_real.
+        q: Positions of the queries.
+        kv: Positions of the keys.
+        kv_real: True for keys that are no padding.
+    """
     makers = {"sdpa": dense_mask, "flex_attention": block_mask}
-    if implementation not in makers:  # "eager" would add the booleans to the scores
+    # "eager" is not among them: it would add the booleans to the scores.
+    if implementation not in makers:
         raise ValueError(f"attn_implementation must be one of {', '.join(makers)}, got {implementation!r}")
     return makers[implementation](predicate, q, kv, kv_real)
 
 
 def real_frames(frames: Tensor, width: int) -> Tensor:
-    """Which of `width` padded positions are real: bool [B, width], from lengths int [B]."""
+    """Return which of `width` padded positions are real: bool [B, width], from lengths int [B]."""
     return torch.arange(width, device=frames.device)[None, :] < frames[:, None]

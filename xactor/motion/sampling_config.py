@@ -1,4 +1,4 @@
-"""Choices for the sampling of motion, without torch."""
+"""The options of motion sampling. Imports no torch: command lines and services read this module."""
 
 from dataclasses import dataclass
 
@@ -7,20 +7,20 @@ from xactor.motion.noise_levels import HISTORIES, MAX_LEVEL, History
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Choose how motion is sampled."""
+    """Configure how a chunk of motion is sampled."""
 
     steps: int = 50
-    """DDIM steps of a frame, 1..1000. The paper's is 50."""
+    """DDIM steps a frame, 1..1000. The paper uses 50."""
     audio_cfg: float = 3.0
-    """Guidance by the audio, 1..20. The paper's is 3; 1 is none."""
+    """Guidance scale on the audio, 1..20. The paper uses 3. At 1 the uncond branch is not computed."""
     history: History = "linear"
-    """Noise levels of the past frames, see `xactor.motion.history.history_levels`."""
+    """Noise schedule of the history frames: see `history_levels`. The paper uses `linear`."""
     history_level: int = 0
-    """Noise level of all past frames with history "vanilla", 0..1000; 0 is clean."""
+    """Noise level of all history frames with `history="vanilla"`, 0..1000. 0 is clean."""
     groups: int = 1
-    """Groups of frames of pipelined denoising, 1..steps, see `sampling_plan`. The paper's is 1."""
+    """Groups of frames in pipelined denoising, 1..steps: see `sampling_plan`. The paper uses 1."""
     group_delay: int | None = None
-    """Steps from one group's start to the next one's, 1..steps. None is `steps / groups`, rounded up."""
+    """Steps between the starts of two groups, 1..steps. None means steps / groups, rounded up."""
 
     def __post_init__(self):
         if not 1 <= self.steps <= MAX_LEVEL:
@@ -29,9 +29,9 @@ class SamplingConfig:
             raise ValueError(f"audio_cfg must be within 1..20, got {self.audio_cfg}")
         if self.history not in HISTORIES:
             raise ValueError(f"history must be one of {', '.join(HISTORIES)}, got {self.history!r}")
+        if not 0 <= self.history_level <= MAX_LEVEL:
+            raise ValueError(f"history_level must be within 0..{MAX_LEVEL}, got {self.history_level}")
         if not 1 <= self.groups <= self.steps:
             raise ValueError(f"groups must be within 1..steps, {self.steps}, got {self.groups}")
         if self.group_delay is not None and not 1 <= self.group_delay <= self.steps:
             raise ValueError(f"group_delay must be within 1..steps, {self.steps}, got {self.group_delay}")
-        if not 0 <= self.history_level <= MAX_LEVEL:
-            raise ValueError(f"history_level must be within 0..{MAX_LEVEL}, got {self.history_level}")

@@ -1,4 +1,4 @@
-"""Noise levels and what they mean: the forward process, the velocity and the DDIM step. Stateless."""
+"""The noise schedule: the forward process, the velocity and the DDIM step. Stateless."""
 
 import json
 from pathlib import Path
@@ -12,37 +12,40 @@ CONFIG_FILE = "scheduler_config.json"
 
 
 class MotionScheduler:
-    """Variance-preserving diffusion over noise levels k in 0..1000.
+    """Define variance-preserving diffusion over noise levels k in 0..1000.
 
-    k = 0 is clean and k = 1000 pure noise (zero terminal SNR). The paper leaves the schedule open. Ours: the
-    cosine, alpha = cos(pi/2 k/1000), sigma = sin(pi/2 k/1000), on which v-prediction is a rotation.
+    k = 0 is clean and k = 1000 is pure noise (zero terminal SNR). The paper leaves the schedule open. Ours: the
+    cosine schedule alpha = cos(pi/2 k/1000), sigma = sin(pi/2 k/1000), on which v-prediction is a rotation.
     """
 
     def coefficients(self, k: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma of levels [..], float32 [.., 1]; exactly (1, 0) at 0 and (0, 1) at 1000."""
+        """Return alpha and sigma of levels [..], float32 [.., 1]; exactly (1, 0) at 0 and (0, 1) at 1000."""
         angle = k.double()[..., None] * (torch.pi / 2 / MAX_LEVEL)
         alpha = torch.where(k[..., None] >= MAX_LEVEL, 0.0, angle.cos())
         return alpha.float(), angle.sin().float()
 
     def add_noise(self, z: Tensor, eps: Tensor, k: Tensor) -> Tensor:
-        """z_k = alpha z + sigma eps, [B, T, D] with k [B, T]."""
+        """Return z_k = alpha z + sigma eps, [B, T, D], at levels k [B, T]."""
         alpha, sigma = self.coefficients(k)
         return alpha * z + sigma * eps
 
     def velocity(self, z: Tensor, eps: Tensor, k: Tensor) -> Tensor:
-        """v = alpha eps - sigma z, the target of Equation 2."""
+        """Return v = alpha eps - sigma z, the target of Equation 2."""
         alpha, sigma = self.coefficients(k)
         return alpha * eps - sigma * z
 
     def step(self, v: Tensor, z_k: Tensor, k: Tensor, k_next: Tensor) -> Tensor:
-        """One DDIM step (Song et al. 2021, Equation 12 with eta = 0), every frame from its k to its k_next."""
+        """Take one DDIM step (Song et al. 2021, Equation 12 with eta = 0), each frame from its k to its k_next."""
+        # 1. The clean latents and the noise that v implies.
         alpha, sigma = self.coefficients(k)
-        z = alpha * z_k - sigma * v  # 1. the clean latents it implies
-        eps = sigma * z_k + alpha * v  # 2. the noise it implies
+        z = alpha * z_k - sigma * v
+        eps = sigma * z_k + alpha * v
+        # 2. Both at the next level.
         alpha, sigma = self.coefficients(k_next)
-        return alpha * z + sigma * eps  # 3. both at the next level
+        return alpha * z + sigma * eps
 
     def save_pretrained(self, folder: str | Path) -> None:
+        """Write scheduler_config.json to `folder`."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         config = {
             "_class_name": "MotionScheduler",
@@ -54,10 +57,11 @@ class MotionScheduler:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "MotionScheduler":
-        """
+        """Load the scheduler that is saved in `folder`.
+
         Raises:
-            FileNotFoundError: no scheduler_config.json there.
-            ValueError: another scheduler's.
+            FileNotFoundError: `folder` holds no scheduler_config.json.
+            ValueError: The file describes another scheduler.
         """
         config = json.loads((Path(folder) / CONFIG_FILE).read_text())
         name = config.get("_class_name"), config.get("schedule"), config.get("max_level")

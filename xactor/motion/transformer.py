@@ -10,20 +10,22 @@ from transformers import PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen2Mo
 
 from xactor.motion.audio_attention import AudioFusion, WindowedAudioAttention
 from xactor.motion.cache import HistoryPass
-from xactor.motion.masks import Attention, make_mask, real_frames, teacher_visible, visible
+from xactor.motion.forcing_config import Attention
+from xactor.motion.masks import make_mask, real_frames, teacher_visible, visible
 
 
 class MotionTransformerConfig(PreTrainedConfig):
-    """Sizes of the motion transformer.
+    """Configure the motion transformer.
 
     Args:
-        backbone: a Qwen2Config, or its dict.
-        latent_dim: D, the motion latent's width; from the shards.
-        audio_layers, audio_dim: L and F of the audio features; from the shards.
-        audio_width: A, the fused audio embedding's width.
-        chunk_frames: frames denoised together.
-        context_frames: the longest sequence, history and chunk together.
-        audio_window: w; frame t hears t-w..t+w.
+        backbone: A Qwen2Config, or its dict.
+        latent_dim: D, the width of a motion latent. It must fit the shards.
+        audio_layers: L, the layers of the audio features. It must fit the shards.
+        audio_dim: F, the width of the audio features. It must fit the shards.
+        audio_width: A, the width of the fused audio embedding.
+        chunk_frames: Frames that are denoised together.
+        context_frames: The longest sequence in frames, history and chunk together: a multiple of chunk_frames.
+        audio_window: w, in frames. Frame t attends to the audio of frames t-w..t+w.
         attention: `chunk` (the paper's) or `causal` (Table 2, first row).
     """
 
@@ -66,16 +68,16 @@ class MotionTransformerConfig(PreTrainedConfig):
 
     @property
     def history_frames(self) -> int:
-        """How many frames before a chunk are seen beside it."""
+        """The longest history of a chunk, in frames."""
         return self.context_frames - self.chunk_frames
 
-    def heard_from(self, first_frame: int) -> int:
-        """From which frame on a stream that goes on at `first_frame` has to know its sound."""
+    def first_audio_frame(self, first_frame: int) -> int:
+        """Return the first frame whose audio a stream needs that continues at `first_frame`."""
         return max(first_frame - self.history_frames - self.audio_window, 0)
 
 
 class LevelEmbedding(nn.Module):
-    """Noise levels k in 0..1000 to vectors: sines of many frequencies, then an MLP. [B, T] -> [B, T, H]."""
+    """Embed noise levels k in 0..1000 by sines of many frequencies and an MLP: [B, T] -> [B, T, H]."""
 
     def __init__(self, hidden: int, sines: int = 128):
         super().__init__()
@@ -84,17 +86,18 @@ class LevelEmbedding(nn.Module):
 
     def forward(self, k: Tensor) -> Tensor:
         rates = torch.exp(torch.arange(self.sines, device=k.device) * (-math.log(10_000.0) / self.sines))
-        angles = k.float()[..., None] * rates  # [B, T, sines]; float32, since bf16 cannot tell 999 from 1000
+        # In float32: bf16 cannot tell 999 from 1000.
+        angles = k.float()[..., None] * rates  # [B, T, sines]
         waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
         return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
 
 
 class MotionTransformer(PreTrainedModel):
-    """v_theta of Equations 2 and 3: noised latents, their noise levels and audio in, velocity out.
+    """Predict the velocity from noised latents, their noise levels and audio: v_theta of Equations 2 and 3.
 
-    The backbone is transformers' Qwen2 without its token embedding and head; after each of its layers stands a
-    windowed audio cross-attention. Latents go in and come out standardised by `latent_mean` and `latent_std`, per-
-    dimension statistics of the training corpus that are saved with the model.
+    The backbone is Qwen2 of transformers without its token embedding and head. A windowed audio cross-attention
+    follows each of its layers. Latents are standardised by `latent_mean` and `latent_std`, the moments of each
+    dimension in the training corpus, which are saved with the model.
     """
 
     config: MotionTransformerConfig
@@ -111,7 +114,8 @@ class MotionTransformer(PreTrainedModel):
         super().__init__(config)
         qwen = config.backbone
         hidden = qwen.hidden_size
-        qwen.vocab_size = 1  # the token embedding is not kept: do not make a large one first
+        # The token embedding is not kept: do not allocate a large one first.
+        qwen.vocab_size = 1
         qwen.pad_token_id = qwen.bos_token_id = qwen.eos_token_id = None
         self.backbone = backbone or Qwen2Model(qwen)
         self.backbone.embed_tokens = None  # pyright: ignore[reportAttributeAccessIssue]
@@ -126,22 +130,26 @@ class MotionTransformer(PreTrainedModel):
             for _ in range(qwen.num_hidden_layers)
         )
         self.latent_out = nn.Linear(hidden, config.latent_dim)
-        # Ours: a way around the backbone for what only passes through. Low noise asks for the noise itself back,
-        # D numbers a frame, which a backbone narrower than D could not carry.
+        # Ours: a gated skip connection around the backbone. At low noise levels the velocity is nearly the noise
+        # itself, D numbers a frame, which a backbone narrower than D could not carry.
         self.pass_gain = nn.Linear(hidden, config.latent_dim)
         self.pass_out = nn.Linear(config.latent_dim, config.latent_dim, bias=False)
         self.register_buffer("latent_mean", torch.zeros(config.latent_dim))
         self.register_buffer("latent_std", torch.ones(config.latent_dim))
         self.post_init()
-        self._start_silent()
+        self._zero_init()
 
     @classmethod
     def from_backbone(cls, folder: str | Path, **sizes) -> "MotionTransformer":
-        """A new motion transformer around published Qwen2.5 weights, any size, in transformers' layout.
+        """Build a new motion transformer around published Qwen2.5 weights of any size, in transformers' layout.
+
+        Args:
+            folder: Folder of the published weights.
+            **sizes: Arguments of MotionTransformerConfig, without `backbone`.
 
         Raises:
-            FileNotFoundError: no such folder.
-            ValueError: a model that is not Qwen2, or one with weights missing.
+            FileNotFoundError: `folder` holds no config.json.
+            ValueError: The model is not Qwen2, or weights are missing.
         """
         if not (Path(folder) / "config.json").exists():
             raise FileNotFoundError(f"no backbone in {folder}: config.json is missing")
@@ -153,26 +161,27 @@ class MotionTransformer(PreTrainedModel):
         return cls(MotionTransformerConfig(backbone=loaded.config, **sizes), backbone=loaded)
 
     def set_latent_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Keep the corpus' per-dimension mean and standard deviation, float [D] each."""
+        """Store the mean and standard deviation of each dimension in the corpus, float [D] each."""
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std)
 
     def standardise(self, z: Tensor) -> Tensor:
-        """Stored latents [.., D] to the model's."""
+        """Return stored latents [.., D] as the model takes them."""
         return (z - self.latent_mean) / self.latent_std
 
     def destandardise(self, z: Tensor) -> Tensor:
-        """The model's latents [.., D] to stored ones."""
+        """Return the model's latents [.., D] as they are stored."""
         return z * self.latent_std + self.latent_mean
 
     def embed_audio(self, audio: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Audio features [B, T, L, F] to embeddings [B, T, A]; `keep` [B] is 0 where audio is dropped whole."""
+        """Return the embeddings [B, T, A] of audio features [B, T, L, F]. `keep` [B] is 0 where audio is dropped."""
         return self.audio_fusion(audio.to(self.latent_in.weight.dtype), keep)
 
     def enable_checkpointing(self) -> None:
         """Recompute the backbone's activations in the backward pass: less memory, about a third more time."""
+        # transformers < 5.20 has only the older name.
         enable = getattr(self, "activation_checkpointing_enable", None) or self.gradient_checkpointing_enable
-        enable()  # transformers < 5.20 has only the older name
+        enable()
 
     def forward(
         self,
@@ -183,19 +192,20 @@ class MotionTransformer(PreTrainedModel):
         *,
         frames: Tensor | None = None,
         clean: Tensor | None = None,
-        past: HistoryPass | None = None,
+        history: HistoryPass | None = None,
     ) -> Tensor:
-        """The predicted velocity, [B, T, D].
+        """Return the predicted velocity, [B, T, D].
 
         Args:
-            z_k: noised latents, standardised [B, T, D].
-            k: noise levels in 0..1000 [B, T].
-            audio: embeddings from `embed_audio`, [B, T + 2w, A]: from w frames before the first latent to w past
+            z_k: Noised latents, standardised, [B, T, D].
+            k: Noise levels in 0..1000, [B, T].
+            audio: Embeddings from `embed_audio`, [B, T + 2w, A], from w frames before the first latent to w past
                 the last.
             audio_real: bool [B, T + 2w], False past the clip's ends.
-            frames: real lengths [B]; None where nothing is padded.
-            clean: clean latents [B, T, D] for teacher forcing: then every chunk sees these as its history.
-            past: keys and values of each row's history, which the T latents continue, or where to keep theirs.
+            frames: Real lengths, int [B]. None means that nothing is padded.
+            clean: Clean latents [B, T, D] for teacher forcing. Every chunk sees these as its history.
+            history: View of the history cache: either the T latents continue the cached histories, or the pass
+                writes their keys and values to the cache.
         """
         assert audio.shape[1] == z_k.shape[1] + 2 * self.config.audio_window
         width = z_k.shape[1]
@@ -203,11 +213,12 @@ class MotionTransformer(PreTrainedModel):
         rules = {"chunk_frames": self.config.chunk_frames, "attention": self.config.attention}
         real = None if frames is None else real_frames(frames, width)  # [B, T]
         predicate, q, kv = functools.partial(visible, **rules), position, position
-        if past is not None:
+        if history is not None:
             assert clean is None
-            position = q = past.frames[:, None] + position  # [B, T]
-            before = torch.arange(-past.width, 0, device=z_k.device) + past.frames[:, None]  # [B, H]
-            kv = torch.cat([before, position], dim=1)  # [B, H + T]; below 0 it is padding
+            position = q = history.frames[:, None] + position  # [B, T]
+            before = torch.arange(-history.width, 0, device=z_k.device) + history.frames[:, None]  # [B, H]
+            # Positions below 0 are padding.
+            kv = torch.cat([before, position], dim=1)  # [B, H + T]
             real = (kv >= 0) if real is None else torch.cat([before >= 0, real], dim=1)
         elif clean is not None:
             z_k, k = torch.cat([clean, z_k], 1), torch.cat([torch.zeros_like(k), k], 1)  # [B, 2T, ..]
@@ -220,15 +231,15 @@ class MotionTransformer(PreTrainedModel):
         level = self.level(k)  # [B, T, H]
         z_k = z_k.to(level.dtype)
         x = self.latent_in(z_k) + level  # [B, T, H]
-        rotary = self.backbone.rotary_emb(x, position.expand(1, -1) if past is None else position)
+        rotary = self.backbone.rotary_emb(x, position.expand(1, -1) if history is None else position)
         for layer, audio_attention in zip(self.backbone.layers, self.audio_attention, strict=True):
-            x = layer(x, attention_mask=mask, position_embeddings=rotary, past_key_values=past)
-            x = x + _heard(audio_attention, x, audio, audio_real, doubled=clean is not None)
+            x = layer(x, attention_mask=mask, position_embeddings=rotary, past_key_values=history)
+            x = x + _attend_to_audio(audio_attention, x, audio, audio_real, doubled=clean is not None)
         v = self.latent_out(self.backbone.norm(x)) + self.pass_out(self.pass_gain(level) * z_k)  # [B, T, D]
         return v if clean is None else v[:, width:]
 
-    def _start_silent(self) -> None:
-        """Inserted layers begin as if they were not there: step 0 is the loaded backbone."""
+    def _zero_init(self) -> None:
+        """Initialise the inserted layers so that they add nothing: step 0 is the loaded backbone."""
         for attention in self.audio_attention:
             nn.init.zeros_(attention.o_proj.weight)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
             nn.init.normal_(attention.place, std=0.02)  # pyright: ignore[reportArgumentType]
@@ -236,8 +247,10 @@ class MotionTransformer(PreTrainedModel):
         nn.init.zeros_(self.latent_out.weight)
 
 
-def _heard(attention: nn.Module, x: Tensor, audio: Tensor, audio_real: Tensor, *, doubled: bool) -> Tensor:
-    """Cross-attention; in teacher forcing the clean and the noised half each hear the same audio."""
+def _attend_to_audio(
+    attention: nn.Module, x: Tensor, audio: Tensor, audio_real: Tensor, *, doubled: bool
+) -> Tensor:
+    """Return the cross-attention's residual. In teacher forcing both halves, clean and noised, see the same audio."""
     if not doubled:
         return attention(x, audio, audio_real)
     return torch.cat([attention(half, audio, audio_real) for half in x.chunk(2, dim=1)], dim=1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pyarrow import NativeFile
 
-from xactor.pipeline import PARTS
+from xactor.model_folder import COMPONENTS, config_file
 from xactor_platform.storage.location import Location
 
 _SAMPLE_BYTES, _SAMPLES = 4096, 64
@@ -45,7 +45,7 @@ def read_model_facts(uri: str) -> ModelFacts:
             f"{uri}: the motion model's latent_dim is {made}, the renderer's is {taken}; they must be equal"
         )
     digest = hashlib.sha256()
-    for component in sorted(PARTS):
+    for component in sorted(COMPONENTS):
         files = (info for info in place.entries(component) if info.is_file)
         for info in sorted(files, key=lambda info: info.base_name):
             digest.update(f"{component}/{info.base_name} {info.size}".encode())
@@ -58,12 +58,12 @@ def read_model_facts(uri: str) -> ModelFacts:
 def _configs(place: Location, uri: str) -> dict[str, dict]:
     """Return the components' configs by name. ValueError: a component is missing."""
     configs = {}
-    for component in PARTS:
+    for component in COMPONENTS:
         if component == "audio_encoder":
             if not place.entries(component):
                 raise ValueError(f"{uri}: the component {component}/ is missing")
             continue
-        name = "scheduler_config.json" if component.endswith("scheduler") else "config.json"
+        name = config_file(component)
         configs[component] = _json(place, f"{component}/{name}")
         if not configs[component]:
             raise ValueError(f"{uri}: the component {component}/ is missing (no {name})")

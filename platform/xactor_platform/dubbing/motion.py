@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from xactor.audio.encoder import load_audio_encoder
-from xactor.motion import MotionEngine, MotionStream, MotionTransformer
-from xactor.weights import local_folder
+from xactor.motion import MotionEngine, MotionStream, load_motion_model
+from xactor.model_folder import MOTION_COMPONENTS, local_folder
 from xactor_platform.bulk.message import Message
 from xactor_platform.bulk.stage import BatchStage
 from xactor_platform.dubbing.dub_stage import DubStage
@@ -39,9 +39,9 @@ class Perform(DubStage, BatchStage):
     node_group = "motion"
 
     def __init__(self, *, model: str, output: str, device: str, streams: int, segment_windows: int):
-        folder = Path(local_folder(model, parts=("motion", "audio_encoder")))
+        folder = Path(local_folder(model, components=(*MOTION_COMPONENTS, "audio_encoder")))
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        transformer = MotionTransformer.from_pretrained(folder / "motion", dtype=dtype).to(device)  # pyright: ignore
+        transformer = load_motion_model(folder, device=device, dtype=dtype)
         self._encoder = load_audio_encoder(folder / "audio_encoder").to(device)
         self._engine = MotionEngine(
             transformer, max_streams=streams, max_batch=streams, run_ahead_frames=_NO_LIMIT
@@ -76,7 +76,7 @@ class Perform(DubStage, BatchStage):
                     yield from self.timed(performance.message, self._finish(performance), performance.took_s)
         finally:
             for performance in active:
-                self._engine.close(performance.stream)
+                performance.stream.close()
 
     def _finish(self, performance: "_Performance") -> Iterator[Segment | SegmentFile]:
         if performance.error is not None:
@@ -135,21 +135,20 @@ class _Performance:
         options = message.row.options
         self.stream: MotionStream = engine.open(seed=options.seed, config=options.sampling())
         self._features = encoder.stream(message.samples)
-        self._engine = engine
         self.listen()
 
     def listen(self) -> None:
         """Take the latents that were made, and pass on as many features as the next step needs."""
         try:
-            while self.stream.waits_for_sound and not self.stream.done and self.stream.error is None:
+            while self.stream.needs_audio and not self.stream.done and self.stream.error is None:
                 features = next(self._features, None)
-                self.stream.end() if features is None else self.stream.hear(torch.from_numpy(features))
+                self.stream.end() if features is None else self.stream.feed(torch.from_numpy(features))
             if len(z := self.stream.take()):
                 self.made.append(z)
                 self.stream.played = self.stream.made
         except ValueError as error:
             self.error = error
-            self._engine.close(self.stream)
+            self.stream.close()
 
     @property
     def ended(self) -> bool:

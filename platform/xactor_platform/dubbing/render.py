@@ -9,13 +9,12 @@ import numpy as np
 import torch
 
 from xactor.render import Blend, Reference, Renderer, Window
-from xactor.weights import local_folder
+from xactor.model_folder import RENDERER_COMPONENTS, local_folder
 from xactor_platform.bulk.stage import Stage
 from xactor_platform.dubbing.dub_stage import DubStage
 from xactor_platform.dubbing.messages import RenderedSegment, Segment
 from xactor_platform.dubbing.segments import Span, windows_of_span
 
-COMPONENTS = ("motion_encoder", "unet", "reference_unet", "vae", "scheduler")
 # References that an actor keeps: the segments of one portrait come soon after each other.
 _MAX_REFERENCES = 8
 
@@ -33,7 +32,7 @@ class Render(DubStage, Stage):
     node_group = "render"
 
     def __init__(self, *, model: str, device: str, windows: int):
-        self._renderer = Renderer.from_pretrained(local_folder(model, parts=COMPONENTS))
+        self._renderer = Renderer.from_pretrained(local_folder(model, components=RENDERER_COMPONENTS))
         if device == "cuda":
             self._renderer.to("cuda", torch.bfloat16)
         self._windows = windows

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from xactor.motion import MotionEngine, MotionTransformer, SamplingConfig
+from xactor.motion import MotionEngine, MotionTransformer, SamplingConfig, load_motion_model
 from xactor_platform.evaluation.motion_report import correlation, held_out_clips
 from xactor_platform.training.run.folder import EXPORT
 
@@ -114,8 +114,7 @@ def score_variants(
     shown = {"truth": motion[0]}
     for seed in seeds:
         for variant in VARIANTS:
-            folder = runs / training_name(variant, seed) / EXPORT / "motion"
-            model = MotionTransformer.from_pretrained(folder).eval()
+            model = load_motion_model(runs / training_name(variant, seed) / EXPORT)
             if len(motion[0]) < 4 * model.config.context_frames:
                 raise ValueError(
                     f"{shards}: the longest held-out clip must have at least four contexts, "
@@ -138,7 +137,7 @@ def _sample(
     streams = [engine.open(seed=seed, config=config) for _ in audios]
     made: list[list[torch.Tensor]] = [[] for _ in audios]
     for stream, audio in zip(streams, audios, strict=True):
-        stream.hear(audio)
+        stream.feed(audio)
         stream.end()
     while engine.step():
         for stream, pieces in zip(streams, made, strict=True):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xactor.motion import MotionTransformer, SamplingConfig, sample_motion
+from xactor.motion import SamplingConfig, load_motion_model, sample_motion
 from xactor.rates import FPS
 from xactor_platform.evaluation.motion_report import correlation, held_out_clips
 from xactor_platform.training.run.folder import EXPORT
@@ -68,7 +68,7 @@ def compare_steps(
     true = np.concatenate([clip.lips for clip in clips])
     deviation = truth.std(0)
     moves = deviation > 0
-    model = MotionTransformer.from_pretrained(Path(run) / EXPORT / "motion").eval()
+    model = load_motion_model(Path(run) / EXPORT)
     found: list[Way] = []
     default: np.ndarray | None = None
     # Warm up, as the ways are timed.

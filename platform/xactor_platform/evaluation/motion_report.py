@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from xactor.controls import LATENT_DIM, decode_controls, lip_opening
-from xactor.motion import MotionTransformer, SamplingConfig, sample_motion
+from xactor.motion import SamplingConfig, load_motion_model, sample_motion
 from xactor.rates import FPS
 from xactor_platform.data.batch import read_batch
 from xactor_platform.data.index import Index, load_index
@@ -96,7 +96,7 @@ def report_motion(
     """
     config = config or SamplingConfig()
     clips, lips = held_out_clips(shards, max_clips=max_clips)
-    model = MotionTransformer.from_pretrained(Path(run) / EXPORT / "motion").eval()
+    model = load_motion_model(Path(run) / EXPORT)
     plain = SamplingConfig(**{**asdict(config), "audio_cfg": 1.0})
     latents, truth = [clip.motion for clip in clips], [clip.lips for clip in clips]
     guided, unguided, shuffled = [], [], []

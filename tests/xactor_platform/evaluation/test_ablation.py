@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from xactor.controls import CONTROL_COUNT, INDEX, embed_controls
-from xactor.motion import MotionTransformer, SamplingConfig, sample_motion
+from xactor.motion import MotionScheduler, SamplingConfig, load_motion_model, sample_motion
 from xactor_platform.data.index import load_index
 from xactor_platform.data.shards import ShardWriter
 from xactor_platform.evaluation.ablation import (
@@ -69,6 +69,7 @@ def trained(tmp_path_factory):
             for weight in model.parameters():
                 weight.add_(0.05 * torch.randn_like(weight))
         model.save_pretrained(runs / name / "export" / "motion")
+        MotionScheduler().save_pretrained(runs / name / "export" / "motion_scheduler")
     return shards, runs
 
 
@@ -120,7 +121,7 @@ def test_the_full_model_is_the_papers_sampling(trained, sampled):
     z, audio = read_clip(index, int(index.frames.argmax()))
     _, shown, _ = sampled
     np.testing.assert_array_equal(shown["truth"], z)
-    model = MotionTransformer.from_pretrained(runs / "full-0" / "export" / "motion")
+    model = load_motion_model(runs / "full-0" / "export")
     config = SamplingConfig(steps=STEPS, audio_cfg=3, history="linear")
     alone = sample_motion(model, audio[None], seeds=[0], config=config)[0]
     np.testing.assert_allclose(shown[FULL], alone.numpy(), atol=2e-4)

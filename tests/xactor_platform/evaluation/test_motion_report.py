@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from xactor.controls import CONTROL_COUNT, INDEX, embed_controls
-from xactor.motion import MotionTransformer, SamplingConfig
+from xactor.motion import MotionScheduler, SamplingConfig, load_motion_model
 from xactor_platform.data.index import load_index
 from xactor_platform.data.shards import ShardWriter
 from xactor_platform.evaluation.drift import measure_drift
@@ -45,6 +45,7 @@ def write_untrained(run: Path, shards: str) -> None:
     shape = load_index(shards).frame_shape
     sizes = MotionConfig(hidden=32, layers=1, heads=2, kv_heads=1, mlp=32, chunk_frames=16, context_frames=32)
     build_model(sizes, shape, seed=0).save_pretrained(run / "export" / "motion")
+    MotionScheduler().save_pretrained(run / "export" / "motion_scheduler")
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.9}\n')
 
 
@@ -111,11 +112,11 @@ def test_fewer_steps_are_compared_with_the_first_way(tmp_path):
     shards = str(tmp_path / "shards")
     write_clips(shards, "test")
     write_untrained(tmp_path / "run", shards)
-    folder = tmp_path / "run" / "export" / "motion"
-    model = MotionTransformer.from_pretrained(folder)
+    folder = tmp_path / "run" / "export"
+    model = load_motion_model(folder)
     # A new model is silent: all ways would be alike.
     torch.nn.init.normal_(model.latent_out.weight, std=0.1)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder / "motion")
     ways = compare_steps(
         str(tmp_path / "run"), shards, tmp_path / "report", ways=((4, 1), (4, 1), (2, 1), (4, 2))
     )

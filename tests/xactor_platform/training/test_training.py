@@ -14,7 +14,7 @@ import pytest
 import torch
 from small_run import BAD_CLIP, EVERY, STEPS, config_of, rows
 
-from xactor.motion import MotionTransformer
+from xactor.motion import load_motion_model
 from xactor_platform.training.engine import learning_rate
 from xactor_platform.training.launch import train
 from xactor_platform.training.run.checkpoints import Checkpoints
@@ -62,7 +62,7 @@ def test_a_run_leaves_what_the_design_says(whole_run, shards):
     assert Stage2Config.from_dict(saved["config"]) == config_of(shards, storage, "whole")
     kept = {p.name for p in folder.iterdir() if p.name.startswith("checkpoint-")}
     assert kept >= {f"checkpoint-{step:08d}" for step in (36, 48, 60)}
-    model = MotionTransformer.from_pretrained(folder / "export" / "motion")
+    model = load_motion_model(folder / "export")
     assert (model.config.latent_dim, model.config.audio_layers, model.config.audio_dim) == (6, 2, 5)
     torch.testing.assert_close(model.latent_mean, torch.tensor(saved["moments"][0]))
     assert (folder / "export" / "motion_scheduler" / "scheduler_config.json").exists()

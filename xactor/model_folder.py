@@ -1,0 +1,77 @@
+"""Model folders: the components of one, and a local copy of one that lies in an object store. Imports no torch."""
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+MOTION_COMPONENTS = ("motion", "motion_scheduler")
+"""The components that stage 2 trains."""
+
+RENDERER_COMPONENTS = ("motion_encoder", "unet", "reference_unet", "vae", "scheduler")
+"""The components that stage 1 trains."""
+
+COMPONENTS = (
+    "motion", "motion_scheduler", "motion_encoder", "audio_encoder", "unet", "reference_unet", "vae", "scheduler",
+)  # fmt: skip
+"""All components of a model folder. Each has a folder of its name."""
+
+
+def config_file(component: str) -> str:
+    """Return the name of the file that describes a component. The audio encoder may have another one."""
+    return "scheduler_config.json" if component.endswith("scheduler") else "config.json"
+
+
+def local_folder(model: str, *, components: tuple[str, ...]) -> str:
+    """Return a local folder with the given components of a model.
+
+    A URI such as s3:// is fetched once a node, to the temporary folder.
+
+    Args:
+        model: A model folder, as a path or a URI.
+        components: The components that are needed.
+
+    Raises:
+        ValueError: There is no such folder, or a component is missing.
+    """
+    if "://" not in model:
+        folder = Path(model)
+        if not folder.is_dir():
+            raise ValueError(f"{model}: no such model folder")
+    else:
+        # A lone machine needs no pyarrow.
+        from pyarrow import fs
+
+        name = hashlib.sha256(model.encode()).hexdigest()[:16]
+        folder = Path(tempfile.gettempdir(), "xactor-models", name)
+        source, path = fs.FileSystem.from_uri(model)
+        for component in components:
+            _fetch(source, f"{path}/{component}", folder / component)
+    for component in components:
+        if not (folder / component).is_dir():
+            raise ValueError(f"{model}: the component {component}/ is missing")
+    return str(folder)
+
+
+def _fetch(source, path: str, target: Path) -> None:
+    """Copy a folder, which appears whole or not at all. An existing target is kept."""
+    from pyarrow import fs
+
+    if target.is_dir():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as partial:
+        try:
+            fs.copy_files(
+                path, partial, source_filesystem=source, destination_filesystem=fs.LocalFileSystem()
+            )
+        except FileNotFoundError:
+            return
+        try:
+            Path(partial).rename(target)
+        except OSError:
+            # Another replica may have been first.
+            if not target.is_dir():
+                raise
+        else:
+            # TemporaryDirectory removes this one.
+            Path(partial).mkdir()
