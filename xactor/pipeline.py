@@ -1,4 +1,4 @@
-"""The whole: a portrait and speech in, an acted portrait out. A diffusers pipeline over the parts of both models."""
+"""The whole pipeline of diffusers: a portrait and speech in, an acted portrait out."""
 
 import json
 from collections.abc import Iterator
@@ -44,30 +44,27 @@ _CLASSES: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Animation:
-    """A video in the making: its frames are computed as they are taken, once.
-
-    Attributes:
-        frames: uint8 [H, W, 3], `frame_count` of them at 25 fps.
-        sound: what is heard, as it was given.
-        notes: what a viewer of the result should know of the portrait, such as that it held several faces.
-    """
+    """Hold a video whose frames are computed when they are taken, once."""
 
     frames: Iterator[np.ndarray]
+    """Frames uint8 [H, W, 3], at 25 fps."""
     frame_count: int
+    """Number of frames."""
     sound: Sound | np.ndarray
+    """The audio as it was given."""
     notes: tuple[str, ...] = ()
+    """Remarks on the portrait for the user, such as that it holds several faces."""
 
     def save(self, path: str | Path) -> int:
-        """Makes the frames and writes an mp4 that says it is AI-generated, whole or not at all: their number."""
+        """Compute the frames and write an mp4 that says it is AI-generated. Return the number of frames.
+
+        The file appears whole or not at all.
+        """
         return write_video(path, self.frames, fps=FPS, samples=self.sound, metadata=ai_generated())
 
 
 class XActorPipeline(DiffusionPipeline):
-    """Animates portraits: `XActorPipeline.from_pretrained(folder)("face.png", "speech.wav").save("out.mp4")`.
-
-    Raises:
-        ValueError: parts that do not fit each other.
-    """
+    """Animate portraits: `XActorPipeline.from_pretrained(folder)("face.png", "speech.wav").save("out.mp4")`."""
 
     model_cpu_offload_seq = None
 
@@ -82,6 +79,7 @@ class XActorPipeline(DiffusionPipeline):
         vae: AutoencoderKL,
         scheduler: DDIMScheduler,
     ):
+        """Put loaded components together. ValueError: they do not fit each other."""
         super().__init__()
         latent_dim = int(unet.config["latent_dim"])
         if motion.config.latent_dim != latent_dim:
@@ -117,13 +115,17 @@ class XActorPipeline(DiffusionPipeline):
         render: RenderConfig | None = None,
         paste_back: bool = False,
     ) -> Iterator[np.ndarray]:
-        """Frames as they are made, uint8 [S, S, 3], or of the whole picture with `paste_back`.
+        """Yield the frames as they are made: uint8 [S, S, 3], or the whole picture with `paste_back`.
 
-        Memory does not grow with the sound.
+        Memory does not grow with the length of the audio.
 
         Args:
-            samples: float32 [N], mono, 16 kHz; there are round(N / 640) frames.
-            seed: the same seed, portrait and sound give the same frames.
+            portrait: The picture and the face in it.
+            samples: The audio, float32 [N], mono, 16 kHz. It gives round(N / 640) frames.
+            seed: The same seed, portrait and audio give the same frames.
+            motion: Options of the motion model.
+            render: Options of the renderer.
+            paste_back: Put the face back into its picture.
         """
         renderer = self.renderer
         audio = (torch.from_numpy(piece) for piece in self.audio_encoder.stream(samples))  # [n, L, F]
@@ -143,32 +145,35 @@ class XActorPipeline(DiffusionPipeline):
         paste_back: bool = False,
         max_seconds: float | None = None,
     ) -> Animation:
-        """Reads and checks everything; the frames are made as they are taken, under diffusers' progress bar.
+        """Read and check the inputs. The frames are computed when they are taken, under diffusers' progress bar.
 
         Args:
-            image: any picture that Pillow reads, with a face in it.
-            audio: any sound or video that PyAV reads, or float32 [N], mono, 16 kHz.
-            paste_back: the face back into its picture, which is shrunk to at most 1920 pixels a side.
-            max_seconds: refuse longer sound.
+            image: A picture with a face, in any format that Pillow reads.
+            audio: Audio or video in any format that PyAV reads, or samples float32 [N], mono, 16 kHz.
+            seed: The same seed, image and audio give the same video.
+            motion: Options of the motion model.
+            render: Options of the renderer.
+            paste_back: Put the face back into its picture, which is shrunk to at most 1920 pixels a side.
+            max_seconds: Refuse longer audio.
 
         Raises:
-            ValueError: a picture without a face, a file that cannot be decoded, sound too short or too long.
+            ValueError: The picture has no face, a file cannot be decoded, or the audio is too short or too long.
         """
         samples = read_audio(audio, max_seconds=max_seconds) if isinstance(audio, str | Path) else audio
         count = frame_count(len(samples))
         if count < 1:
             length_ms = len(samples) / SAMPLE_RATE_HZ * 1000
-            raise ValueError(f"{_name(audio, 'the sound')}: {length_ms:.0f} ms of sound are too short")
+            raise ValueError(f"{_describe(audio, 'the audio')}: {length_ms:.0f} ms of audio are too short")
         picture = read_image(image)
         try:
             portrait = find_portrait(sized_for_video(picture) if paste_back else picture)
         except ValueError as error:
-            raise ValueError(f"{_name(image, 'the picture')}: {error}") from error
+            raise ValueError(f"{_describe(image, 'the picture')}: {error}") from error
         frames = self.animate(
             portrait, samples, seed=seed, motion=motion, render=render, paste_back=paste_back
         )
         return Animation(
-            frames=self._shown(frames, count),
+            frames=self._with_progress(frames, count),
             frame_count=count,
             sound=Sound.of(audio) if isinstance(audio, str | Path) else samples,
             notes=portrait.notes,
@@ -176,61 +181,76 @@ class XActorPipeline(DiffusionPipeline):
 
     @property
     def renderer(self) -> Renderer:
-        """Over the parts as they are now."""
+        """A renderer over the components as they are now."""
         return Renderer(**{name: getattr(self, name) for name in RENDERER_COMPONENTS})
 
     def to(self, *args, **kwargs):
-        """Moves and casts the models. The audio encoder only moves: its features are float32, as in training."""
+        """Move and cast the models. The audio encoder only moves: its features are float32, as in training."""
         super().to(*args, **kwargs)
         self.audio_encoder.to(self.device)
         return self
 
-    def register_modules(self, **parts):
-        super().register_modules(**parts)
-        # By the package, not by the file: saved folders outlive the places of files.
-        ours = {name: p for name, p in parts.items() if type(p).__module__.startswith("xactor.")}
-        self.register_to_config(**{name: ("xactor", type(part).__name__) for name, part in ours.items()})
+    def register_modules(self, **components):
+        """Register the components, ours by the package: saved folders must survive a move of a module."""
+        super().register_modules(**components)
+        ours = {name: c for name, c in components.items() if type(c).__module__.startswith("xactor.")}
+        self.register_to_config(**{name: ("xactor", type(c).__name__) for name, c in ours.items()})
 
     def save_pretrained(self, save_directory: str | Path, **options) -> None:  # pyright: ignore
-        """Every part in its folder, and model_index.json. `options` go to the models, such as `max_shard_size`."""
-        # Not diffusers' own: it leaves out, with a warning, parts that are neither its nor transformers'.
-        for name, part in self.components.items():
-            part.save_pretrained(Path(save_directory, name), **(options if _is_model(name) else {}))
+        """Write each component to its folder, and model_index.json.
+
+        Args:
+            save_directory: The model folder.
+            **options: Options of the models, such as `max_shard_size`.
+        """
+        # Diffusers' own method leaves out, with a warning, components that are neither its nor transformers'.
+        for name, component in self.components.items():
+            component.save_pretrained(Path(save_directory, name), **(options if _is_model(name) else {}))
         self.save_config(save_directory)
 
     @classmethod
     def from_pretrained(  # pyright: ignore
         cls, folder: str | Path, *, torch_dtype: torch.dtype = torch.float32, **options
     ) -> "XActorPipeline":
-        """The pipeline saved in a local folder.
+        """Load the pipeline that is saved in a local folder.
 
         Args:
-            torch_dtype: of the models' weights, but for the audio encoder's.
-            options: ready parts by name, instead of the folder's; others go to the models, such as `variant`.
+            folder: The model folder.
+            torch_dtype: Type of the models' weights, except the audio encoder's.
+            **options: Loaded components by name, in place of the folder's. Others go to the models, such as
+                `variant`.
 
         Raises:
-            ValueError: naming the folder, and the part that is missing or another than it should be.
+            ValueError: A component is missing or of another kind. The message names the folder and the component.
         """
         index = Path(folder, "model_index.json")
         if not index.is_file():
-            raise ValueError(f"{folder}: no pipeline's folder (model_index.json is missing)")
+            raise ValueError(f"{folder}: no model folder (model_index.json is missing)")
         name = _read_json(index).get("_class_name")
         if name != cls.__name__:
-            raise ValueError(f"{folder}: must be of an {cls.__name__}, got {name}")
+            raise ValueError(f"{index}: _class_name must be {cls.__name__}, got {name}")
         return cls._assemble(dict.fromkeys(COMPONENTS, Path(folder)), torch_dtype, options)
 
     @classmethod
     def from_stages(
         cls, stage1: str | Path, stage2: str | Path, *, torch_dtype: torch.dtype = torch.float32, **options
     ) -> "XActorPipeline":
-        """The pipeline of two trainings' exports, the renderer's and the motion model's. As `from_pretrained`."""
+        """Load the pipeline from two trainings' exports. The options are those of `from_pretrained`.
+
+        Args:
+            stage1: Export of stage 1, the renderer.
+            stage2: Export of stage 2, the motion model.
+            torch_dtype: Type of the models' weights, except the audio encoder's.
+            **options: See `from_pretrained`.
+        """
         folders = {name: Path(stage1 if name in RENDERER_COMPONENTS else stage2) for name in COMPONENTS}
         return cls._assemble(folders, torch_dtype, options)
 
     @classmethod
     def _assemble(cls, folders: dict[str, Path], torch_dtype: torch.dtype, options: dict[str, Any]):
         ready = {name: options.pop(name) for name in COMPONENTS if name in options}
-        for name, folder in folders.items():  # all of them, before minutes go into loading the first
+        # Look for all of them before minutes go into loading the first.
+        for name, folder in folders.items():
             if name not in ready and not (folder / name).is_dir():
                 raise ValueError(f"{folder}: the component {name}/ is missing")
         for name, folder in folders.items():
@@ -238,7 +258,7 @@ class XActorPipeline(DiffusionPipeline):
                 ready[name] = _load(folder, name, torch_dtype, options)
         return cls(**ready)
 
-    def _shown(self, frames: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
+    def _with_progress(self, frames: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
         with self.progress_bar(total=count) as bar:  # pyright: ignore
             for frame in frames:
                 yield frame
@@ -289,5 +309,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not JSON ({error})") from error
 
 
-def _name(source: Any, otherwise: str) -> str:
+def _describe(source: Any, otherwise: str) -> str:
+    """Return a path as text, and `otherwise` for what has none."""
     return str(source) if isinstance(source, str | Path) else otherwise

@@ -1,18 +1,18 @@
-"""What a made video says of itself, for machines to read."""
+"""Machine-readable metadata of generated videos."""
 
 import json
 
 from xactor import __version__
 
-# IPTC's words for a work of which some is recorded (the sound) and some made by a trained model (the pictures).
+# IPTC's term for a work that is recorded in part (the sound) and made by a trained model in part (the pictures).
 _SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 
 
 def ai_generated(*, made_from: str | None = None) -> dict[str, str]:
-    """Metadata of an mp4: JSON in its comment, the tag that every reader shows.
+    """Return the metadata of an mp4 that says it is AI-generated: JSON in the comment, a tag that every reader shows.
 
     Args:
-        made_from: a digest of all that the video depends on, by which it is known again.
+        made_from: Digest of everything that the video depends on, by which a later run recognises it.
     """
     statement: dict[str, object] = {
         "ai_generated": True,
@@ -25,7 +25,7 @@ def ai_generated(*, made_from: str | None = None) -> dict[str, str]:
 
 
 def made_from(comment: str) -> str | None:
-    """The digest in an mp4's comment; None where there is none."""
+    """Return the digest in an mp4's comment, or None if it has none."""
     try:
         statement = json.loads(comment)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What makes results repeat. Randomness by key: the same key draws the same numbers anywhere, in any order."""
+"""Repeatable results: random numbers by key, which are the same on any machine and in any order."""
 
 import hashlib
 
@@ -7,13 +7,21 @@ from torch import Tensor, nn
 
 
 def keyed_generator(*key: str | int) -> torch.Generator:
-    """A CPU generator that depends on the key alone, for example (seed, epoch, clip, start)."""
+    """Return a CPU generator that depends on the key alone, for example (seed, epoch, clip, start)."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def frame_noise(seed: int, purpose: str, first_frame: int, frames: int, width: int) -> Tensor:
-    """Standard normal noise, each frame keyed (seed, purpose, absolute frame number): float32 [frames, width]."""
+    """Return standard normal noise, float32 [frames, width]. Frame n is keyed (seed, purpose, n).
+
+    Args:
+        seed: The seed of the video.
+        purpose: Keeps uses of the same seed apart, such as "chunk" and "history".
+        first_frame: Absolute number of the first frame.
+        frames: Number of frames.
+        width: Numbers a frame.
+    """
     rows = [
         torch.randn(width, generator=keyed_generator(seed, purpose, frame))
         for frame in range(first_frame, first_frame + frames)
@@ -22,10 +30,10 @@ def frame_noise(seed: int, purpose: str, first_frame: int, frames: int, width: i
 
 
 def into_own_memory(model: nn.Module) -> None:
-    """Weights of a loaded model to where torch puts them.
+    """Copy the weights of a loaded model to memory that torch allocates.
 
-    A mapped file has them anywhere, and on a CPU sums over them round otherwise than over the same weights that
-    were just trained.
+    Weights in a memory-mapped file have another alignment. On a CPU, sums over them round differently from sums over
+    the same weights right after training.
     """
     for weight in model.parameters():
         weight.data = weight.data.clone()

@@ -1,6 +1,7 @@
-"""Sound to frame-aligned features: here where frames lie in it, in `encoder` what hears it.
+"""Audio features aligned with video frames.
 
-Only the encoders need torch; processes that read or write media are many and do without it.
+`windows` says which samples belong to which frames and needs no torch. `encoder` computes the features. Processes
+that only read or write media import this package without torch.
 """
 
 from xactor.audio.windows import WindowSpec, sound_needed

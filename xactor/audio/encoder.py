@@ -1,7 +1,7 @@
-"""Audio encoders behind one face: sound in, frame-aligned features [T, L, F] out.
+"""Audio encoders behind one interface: samples in, features [T, L, F] aligned with video frames out.
 
-Every encoder defines its features by fixed windows (windows.py); precomputation, animation, serving and bulk
-work all call `features` or, piece by piece, `encode`.
+Every encoder defines its features by fixed windows (windows.py). Precomputation, animation, serving and bulk dubbing
+all use this interface, so their features agree.
 """
 
 import json
@@ -22,21 +22,21 @@ CONFIG_FILE = "preprocessor_config.json"
 
 
 class AudioEncoder(ABC):
-    """Sound to features: `layers` (L) vectors of `width` (F) for every video frame of 40 ms."""
+    """Compute the features of audio: L vectors of F numbers for every video frame of 40 ms."""
 
     windows: WindowSpec
+    """The feature windows."""
     layers: int
+    """L, the number of vectors a frame."""
     width: int
+    """F, the width of a vector."""
 
     @abstractmethod
     def encode(self, windows: Tensor) -> Tensor:
-        """Features of the `hop_frames` frames of each window.
+        """Return the features of the `hop_frames` frames of each window: float32 [W, hop_frames, L, F].
 
         Args:
             windows: float32 [W, windows.frames * 640], from `cut_window`.
-
-        Returns:
-            float32 [W, hop_frames, L, F].
         """
 
     @abstractmethod
@@ -44,30 +44,34 @@ class AudioEncoder(ABC):
         """Write everything that `load_audio_encoder` needs."""
 
     def to(self, device: torch.device | str) -> Self:
-        """Where to compute. An encoder without weights stays where it is."""
+        """Move the weights to a device. An encoder without weights stays on the CPU."""
         return self
 
     def features(self, samples: np.ndarray, *, batch_windows: int = 16) -> np.ndarray:
-        """Features of a whole recording: float32 [T, L, F], T = round(duration x 25). As `stream`, in one piece."""
+        """Return the features of a whole recording, float32 [T, L, F] with T = round(duration x 25).
+
+        The arguments and errors are those of `stream`.
+        """
         return np.concatenate(list(self.stream(samples, batch_windows=batch_windows)))
 
     def stream(self, samples: np.ndarray, *, batch_windows: int = 16) -> Iterator[np.ndarray]:
-        """Features piece by piece, of `batch_windows` windows at a time: float32 [n, L, F].
+        """Yield the features of a recording in pieces of `batch_windows` windows: float32 [n, L, F].
 
         Args:
             samples: float32 [N], mono, 16 kHz.
+            batch_windows: Windows that are encoded together.
 
         Raises:
-            ValueError: samples that are not finite or not one-dimensional, or no longer than half a frame.
+            ValueError: The samples are not finite or not one-dimensional, or no longer than half a frame.
         """
         _check(samples)
-        listener = FeatureStream(self, batch_windows=batch_windows)
+        stream = FeatureStream(self, batch_windows=batch_windows)
         size = batch_windows * self.windows.hop_frames * SAMPLES_PER_FRAME
         ahead = self.windows.right_frames * SAMPLES_PER_FRAME
         for piece in np.split(samples, range(size + ahead, len(samples), size)):
-            if len(features := listener.hear(piece)):
+            if len(features := stream.feed(piece)):
                 yield features
-        if len(features := listener.end()):
+        if len(features := stream.end()):
             yield features
 
     def features_of(
@@ -79,98 +83,106 @@ class AudioEncoder(ABC):
         start: int = 0,
         batch_windows: int = 16,
     ) -> np.ndarray:
-        """Features of frames [first_frame, last_frame) of a recording, float32 [n, L, F], as those of the whole.
+        """Return the features of some frames, equal to those of the whole recording: float32 [n, L, F].
 
         Args:
-            samples: float32 [N], mono, 16 kHz: all that `sound_needed` says, or up to the recording's end.
-            start: where in the recording they begin.
+            samples: float32 [N], mono, 16 kHz: the range that `sound_needed` names, or up to the recording's end.
+            first_frame: The first of the frames.
+            last_frame: The frame after the last of them.
+            start: Position in the recording at which `samples` begins.
+            batch_windows: Windows that are encoded together.
         """
         _check(samples)
         spec = self.windows
         indices = range(first_frame // spec.hop_frames, window_count(last_frame, spec))
         cut = np.stack([cut_window(samples, i, spec, start=start) for i in indices])
         with torch.inference_mode():
-            parts = [self.encode(some).cpu() for some in torch.from_numpy(cut).split(batch_windows)]
-        features = torch.cat(parts).flatten(0, 1).numpy()
+            pieces = [self.encode(some).cpu() for some in torch.from_numpy(cut).split(batch_windows)]
+        features = torch.cat(pieces).flatten(0, 1).numpy()
         skip = first_frame - indices.start * spec.hop_frames
         return features[skip : skip + last_frame - first_frame]
 
 
 class FeatureStream:
-    """Features of sound that arrives piece by piece, equal to the whole recording's: a window is computed as soon as
-    all its sound is there. Keeps as much sound as one window looks back at.
+    """Compute the features of audio that arrives in pieces, equal to the whole recording's.
+
+    A window is encoded as soon as all its audio is there. The memory is that of the samples that one window reads.
     """
 
     def __init__(self, encoder: AudioEncoder, *, batch_windows: int = 16):
-        self._encoder, self._batch = encoder, batch_windows
-        self._kept = np.zeros(0, dtype=np.float32)
-        self._start = 0  # of `_kept` in the recording
-        self._made = 0  # windows
+        """Start at the beginning of a recording. At most `batch_windows` windows are encoded together."""
+        self._encoder, self._batch_windows = encoder, batch_windows
+        # Samples that a later window reads, from sample `_start` of the recording on.
+        self._samples = np.zeros(0, dtype=np.float32)
+        self._start = 0
+        self._windows_done = 0
 
-    def hear(self, samples: np.ndarray) -> np.ndarray:
-        """The features that the next samples make certain: float32 [n, L, F], n may be 0.
+    def feed(self, samples: np.ndarray) -> np.ndarray:
+        """Add the next samples. Return the features that are now certain: float32 [n, L, F], n may be 0.
 
         Args:
             samples: float32 [N], mono, 16 kHz, any N.
 
         Raises:
-            ValueError: samples that are not finite or not one-dimensional. What was heard before stays as it was.
+            ValueError: The samples are not finite or not one-dimensional. The stream is unchanged.
         """
         _check(samples)
-        self._kept = np.concatenate([self._kept, samples])
+        self._samples = np.concatenate([self._samples, samples])
         spec = self._encoder.windows
-        whole = (
-            self._heard // SAMPLES_PER_FRAME - spec.right_frames
-        )  # frames with all that their window looks at
-        return self._encode(max(whole // spec.hop_frames, self._made))
+        # Frames whose window has arrived to its last sample.
+        frames = self._received // SAMPLES_PER_FRAME - spec.right_frames
+        return self._encode(max(frames // spec.hop_frames, self._windows_done))
 
     def end(self) -> np.ndarray:
-        """The features of the rest: float32 [n, L, F]; round(duration x 25) in all.
+        """Return the features of the rest, float32 [n, L, F], so that there are round(duration x 25) frames in all.
 
         Raises:
-            ValueError: nothing was heard that is longer than half a frame.
+            ValueError: The audio is no longer than half a frame.
         """
-        frames = frame_count(self._heard)
+        frames = frame_count(self._received)
         if frames < 1:
             raise ValueError(
-                f"audio must be longer than {SAMPLES_PER_FRAME // 2} samples (half a frame, 20 ms), got {self._heard}"
+                f"audio must be longer than {SAMPLES_PER_FRAME // 2} samples (half a frame, 20 ms), "
+                f"got {self._received}"
             )
-        made = self._made * self._encoder.windows.hop_frames
-        return self._encode(window_count(frames, self._encoder.windows))[: frames - made]
+        frames_done = self._windows_done * self._encoder.windows.hop_frames
+        return self._encode(window_count(frames, self._encoder.windows))[: frames - frames_done]
 
     @property
-    def _heard(self) -> int:
-        return self._start + len(self._kept)
+    def _received(self) -> int:
+        """Samples that have arrived so far."""
+        return self._start + len(self._samples)
 
     def _encode(self, last: int) -> np.ndarray:
-        """The windows up to `last`, and forgets what only they looked at."""
-        encoder, pieces = (
-            self._encoder,
-            [np.zeros((0, self._encoder.layers, self._encoder.width), np.float32)],
-        )
-        while self._made < last:
-            batch = range(self._made, min(self._made + self._batch, last))
-            cut = [cut_window(self._kept, i, encoder.windows, start=self._start) for i in batch]
+        """Encode the windows up to `last`, and drop samples that no later window reads: float32 [n, L, F]."""
+        encoder = self._encoder
+        pieces = [np.zeros((0, encoder.layers, encoder.width), np.float32)]
+        while self._windows_done < last:
+            batch = range(self._windows_done, min(self._windows_done + self._batch_windows, last))
+            cut = [cut_window(self._samples, i, encoder.windows, start=self._start) for i in batch]
             with torch.inference_mode():
                 features = encoder.encode(torch.from_numpy(np.stack(cut))).cpu()  # [W, hop, L, F]
             pieces.append(features.flatten(0, 1).numpy())
-            self._made = batch.stop
-            unheard = max(window_start(self._made, encoder.windows), 0)
-            self._kept, self._start = self._kept[unheard - self._start :], unheard
+            self._windows_done = batch.stop
+            needed = max(window_start(self._windows_done, encoder.windows), 0)
+            self._samples, self._start = self._samples[needed - self._start :], needed
         return np.concatenate(pieces)
 
 
 class LogMelEncoder(AudioEncoder):
-    """Log-mel energies, no weights at all: four 10 ms steps a frame, stacked to one layer of 4 x mels.
+    """Compute log-mel energies, without any weights: four steps of 10 ms a frame, stacked to one layer of 4 x mels.
 
-    Ours, for `tiny`: the paper's features are Wav2Vec2's.
+    Ours, for the `tiny` preset. The paper's features are Wav2Vec2's.
     """
 
     STEP = SAMPLES_PER_FRAME // 4
+    """Samples between two analysis windows."""
     WIDTH = 400
+    """Samples of an analysis window: 25 ms."""
     FFT = 512
 
     def __init__(self, *, mels: int = 40, windows: WindowSpec | None = None):
+        """Build the encoder with `mels` mel bands, 1..128."""
         if not 1 <= mels <= 128:
             raise ValueError(f"mels must be within 1..128, got {mels}")
         self.mels = mels
@@ -185,16 +197,18 @@ class LogMelEncoder(AudioEncoder):
 
     def encode(self, windows: Tensor) -> Tensor:
         spec = self.windows
-        edge = (self.WIDTH - self.STEP) // 2  # so that each step's analysis window is centred on it
-        asked = slice(
+        # The margin centres each analysis window on its step.
+        edge = (self.WIDTH - self.STEP) // 2
+        hop = slice(
             spec.left_frames * SAMPLES_PER_FRAME,
             (spec.left_frames + spec.hop_frames) * SAMPLES_PER_FRAME + 2 * edge,
         )
-        sound = torch.nn.functional.pad(windows.float(), (edge, edge))[:, asked]
+        sound = torch.nn.functional.pad(windows.float(), (edge, edge))[:, hop]
         cuts = sound.unfold(-1, self.WIDTH, self.STEP) * torch.hann_window(self.WIDTH)  # [W, 4 hop, 400]
         power = torch.fft.rfft(cuts, n=self.FFT).abs().square()  # [W, 4 hop, 257]
         mel = torch.log(power @ self.bank + 1e-4)  # [W, 4 hop, mels]
-        mel = (mel + 4.0) / 4.0  # about zero mean and unit variance on speech
+        # About zero mean and unit variance on speech.
+        mel = (mel + 4.0) / 4.0
         return mel.view(len(windows), spec.hop_frames, 1, 4 * self.mels)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -208,13 +222,20 @@ class LogMelEncoder(AudioEncoder):
 
 
 class Wav2Vec2Encoder(AudioEncoder):
-    """Chosen hidden layers of a Wav2Vec2 model, linearly interpolated from its 50 Hz to the 25 fps of the video.
+    """Return chosen hidden layers of a Wav2Vec2 model, linearly interpolated from its 50 Hz to 25 fps.
 
-    Paper 3.2: "intermediate and output features". Which layers it leaves open. Ours: the quarters of its depth,
-    unless `layers` names others (1 is the first transformer layer's output).
+    Paper 3.2: "intermediate and output features". The paper leaves open which layers. Ours: the quarters of the depth.
     """
 
     def __init__(self, model, *, layers: tuple[int, ...] | None = None, windows: WindowSpec | None = None):
+        """Wrap a Wav2Vec2Model.
+
+        Args:
+            model: The model of transformers.
+            layers: Numbers of the hidden layers in place of the quarters. 0 is the input of the transformer, 1 the
+                output of its first layer.
+            windows: The feature windows.
+        """
         depth = model.config.num_hidden_layers
         chosen = layers or tuple(sorted({max(1, depth * q // 4) for q in (1, 2, 3, 4)}))
         for layer in chosen:
@@ -236,12 +257,12 @@ class Wav2Vec2Encoder(AudioEncoder):
         at = self._positions().to(chosen.device).clamp(0, chosen.shape[1] - 1)  # [hop]
         low = at.floor().long()
         high = (low + 1).clamp(max=chosen.shape[1] - 1)
-        part = (at - low).view(1, -1, 1, 1)
+        fraction = (at - low).view(1, -1, 1, 1)
         assert len(at) == spec.hop_frames
-        return chosen[:, low] * (1 - part) + chosen[:, high] * part  # [W, hop, L, F]
+        return chosen[:, low] * (1 - fraction) + chosen[:, high] * fraction  # [W, hop, L, F]
 
     def _positions(self) -> Tensor:
-        """Where the centres of the hop's frames fall among the model's own steps: float [hop]."""
+        """Return the positions of the frames' centres, counted in the model's own steps: float [hop]."""
         stride, field = 1, 1
         for kernel, step in zip(self.model.config.conv_kernel, self.model.config.conv_stride, strict=True):
             field += (kernel - 1) * stride
@@ -270,14 +291,15 @@ def _check(samples: np.ndarray) -> None:
 
 
 def load_audio_encoder(folder: str | Path, *, layers: tuple[int, ...] | None = None) -> AudioEncoder:
-    """The encoder saved in `folder`: ours, or any Wav2Vec2 folder in transformers' layout.
+    """Load the encoder that is saved in `folder`: ours, or any Wav2Vec2 folder in transformers' layout.
 
     Args:
-        layers: Wav2Vec2 layers to use instead of the saved (or default) ones.
+        folder: Holds preprocessor_config.json, config.json, or both.
+        layers: Wav2Vec2 layers to use in place of the saved or default ones.
 
     Raises:
-        FileNotFoundError: no such folder, or nothing in it that says what it is.
-        ValueError: a model that is not Wav2Vec2.
+        FileNotFoundError: There is no such folder, or it holds neither file.
+        ValueError: The model is not Wav2Vec2.
     """
     folder = Path(folder)
     config_file, model_file = folder / CONFIG_FILE, folder / "config.json"

@@ -1,9 +1,9 @@
-"""Audio features by fixed windows: what makes a streamed feature equal to the whole file's.
+"""Fixed feature windows, which make streamed features equal to the whole file's.
 
-The frames of a recording are cut at absolute positions into runs of `hop_frames`. The features of a run come
-from one window of sound around it: `left_frames` before it, `right_frames` after it. The window is normalised
-by itself. Nothing else is looked at, so a feature depends on sound at most `left_frames` back, whoever computes it and
-in whatever pieces the sound arrives; and an hour costs sixty times a minute.
+The frames of a recording are cut at absolute positions into runs of `hop_frames`. The features of a run are computed
+from one window of audio: the run itself, `left_frames` before it and `right_frames` after it. The window is
+normalised by itself, and nothing else is read. So a feature depends on audio at most `left_frames` back, whoever
+computes it and in whatever pieces the audio arrives, and the cost is linear in the length of the recording.
 """
 
 from dataclasses import dataclass
@@ -15,11 +15,14 @@ from xactor.rates import SAMPLES_PER_FRAME
 
 @dataclass(frozen=True, kw_only=True)
 class WindowSpec:
-    """Where windows stand. All in video frames of 40 ms."""
+    """Define the feature windows, in video frames of 40 ms."""
 
     hop_frames: int = 16
+    """Frames whose features one window gives, >= 1."""
     left_frames: int = 112
+    """Frames of audio before them in the window, >= 0."""
     right_frames: int = 2
+    """Frames of audio after them in the window, >= 0."""
 
     def __post_init__(self):
         for name, low in (("hop_frames", 1), ("left_frames", 0), ("right_frames", 0)):
@@ -28,24 +31,26 @@ class WindowSpec:
 
     @property
     def frames(self) -> int:
-        """The length of one window."""
+        """The length of one window, in frames."""
         return self.left_frames + self.hop_frames + self.right_frames
 
 
 def window_count(frames: int, spec: WindowSpec) -> int:
-    """How many windows cover so many frames."""
+    """Return the number of windows that cover a recording of this many frames."""
     return -(-frames // spec.hop_frames)
 
 
 def cut_window(samples: np.ndarray, index: int, spec: WindowSpec, *, start: int = 0) -> np.ndarray:
-    """Window `index` of a recording, normalised: float32 [spec.frames * 640].
+    """Cut one window out of a recording and normalise it: float32 [spec.frames * SAMPLES_PER_FRAME].
 
-    Zero mean and unit variance over the sound that exists (Wav2Vec2's own preprocessing, here per window); what
-    lies before the start or past the end is zero.
+    The samples that exist get zero mean and unit variance (Wav2Vec2's own preprocessing, here per window). Samples
+    before the recording's start or past its end are zero.
 
     Args:
         samples: float32 [N], mono, 16 kHz.
-        start: where in the recording they begin, if what was before them is no longer needed.
+        index: Number of the window.
+        spec: The windows.
+        start: Position in the recording at which `samples` begins, if earlier samples are no longer needed.
     """
     first = window_start(index, spec)
     size = spec.frames * SAMPLES_PER_FRAME
@@ -61,12 +66,12 @@ def cut_window(samples: np.ndarray, index: int, spec: WindowSpec, *, start: int 
 
 
 def window_start(index: int, spec: WindowSpec) -> int:
-    """The first sample that window `index` looks at; below 0 at a recording's beginning."""
+    """Return the first sample that a window reads. It is negative for windows that begin before the recording."""
     return (index * spec.hop_frames - spec.left_frames) * SAMPLES_PER_FRAME
 
 
 def sound_needed(first_frame: int, last_frame: int, spec: WindowSpec) -> tuple[int, int]:
-    """The samples [first, last) that the features of frames [first_frame, last_frame) look at."""
+    """Return the samples [first, last) that the features of frames [first_frame, last_frame) depend on."""
     first = window_start(first_frame // spec.hop_frames, spec)
     last = window_start(window_count(last_frame, spec) - 1, spec) + spec.frames * SAMPLES_PER_FRAME
     return max(first, 0), last
