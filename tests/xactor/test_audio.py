@@ -80,11 +80,11 @@ def test_sound_that_arrives_in_pieces_has_the_whole_ones_features(encoder, piece
     stream = FeatureStream(encoder)
     heard, made = 0, []
     for piece in np.split(samples, range(piece_samples, len(samples), piece_samples)):
-        made.append(stream.hear(piece))
+        made.append(stream.feed(piece))
         heard += len(piece)
         certain = (heard // 640 - SPEC.right_frames) // SPEC.hop_frames * SPEC.hop_frames
         assert sum(map(len, made)) == max(certain, 0)  # at once, and nothing that may still change
-        assert stream._kept.nbytes <= 4 * 640 * (SPEC.frames + SPEC.hop_frames) + 4 * piece_samples
+        assert stream._samples.nbytes <= 4 * 640 * (SPEC.frames + SPEC.hop_frames) + 4 * piece_samples
     made.append(stream.end())
     np.testing.assert_allclose(np.concatenate(made), encoder.features(samples), atol=1e-5)
 
@@ -93,10 +93,10 @@ def test_a_bad_piece_of_sound_leaves_the_stream_as_it_was(encoder):
     samples, stream = speechlike(2.0), FeatureStream(encoder)
     with pytest.raises(ValueError, match="longer than 320 samples .*got 0"):
         stream.end()
-    made = [stream.hear(samples[:9000])]
+    made = [stream.feed(samples[:9000])]
     with pytest.raises(ValueError, match="NaN or infinite"):
-        stream.hear(np.full(700, np.nan, np.float32))
-    made += [stream.hear(samples[9000:]), stream.end()]
+        stream.feed(np.full(700, np.nan, np.float32))
+    made += [stream.feed(samples[9000:]), stream.end()]
     np.testing.assert_allclose(np.concatenate(made), encoder.features(samples), atol=1e-5)
 
 

@@ -155,7 +155,7 @@ def empty(path: Path) -> Path:
         ("silent.mp4", silent_video, "no audio track"),
         ("bad.flac", corrupt, "corrupt or truncated"),
         ("empty.wav", empty, "the file is empty"),
-        ("tiny.wav", lambda path: write_sound(path, 0.01), "10 ms of sound are too short"),
+        ("tiny.wav", lambda path: write_sound(path, 0.01), "10 ms of audio are too short"),
         ("text.wav", lambda path: (path.write_text("hello"), path)[1], "cannot be decoded"),
     ],
 )
@@ -247,7 +247,7 @@ def test_an_output_never_replaces_what_it_is_made_from(run, portrait_file, tmp_p
 def test_a_model_that_is_none_is_a_usage_error(run, speech_file, tmp_path):
     status, _, printed = run(speech_file, model=tmp_path)
     assert status == 2
-    assert "no pipeline's folder" in printed.err
+    assert "no model folder" in printed.err
 
 
 def test_rows_fail_alone(model_folder, portrait_file, tmp_path, capsys):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from xactor.audio.encoder import load_audio_encoder
-from xactor.motion import MotionEngine, MotionStream, load_motion_model
 from xactor.model_folder import MOTION_COMPONENTS, local_folder
+from xactor.motion import MotionEngine, MotionStream, load_motion_model
 from xactor_platform.bulk.message import Message
 from xactor_platform.bulk.stage import BatchStage
 from xactor_platform.dubbing.dub_stage import DubStage

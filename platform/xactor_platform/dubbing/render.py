@@ -8,8 +8,8 @@ from itertools import groupby
 import numpy as np
 import torch
 
-from xactor.render import Blend, Reference, Renderer, Window
 from xactor.model_folder import RENDERER_COMPONENTS, local_folder
+from xactor.render import Blend, Reference, Renderer, Window
 from xactor_platform.bulk.stage import Stage
 from xactor_platform.dubbing.dub_stage import DubStage
 from xactor_platform.dubbing.messages import RenderedSegment, Segment
