@@ -1,4 +1,4 @@
-"""X-Actor: portraits that act from audio. Models and their mathematics; no Ray, no DeepSpeed."""
+"""X-Actor: portraits that act from audio. This package holds the models and imports neither Ray nor DeepSpeed."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from xactor.render import MotionEncoder, ReferenceUNet, RenderConfig, Renderer, RendererUNet
 
 __version__ = "0.1.0"
+"""The one source of the version: the build reads it from here."""
+
 __all__ = [
     "LogMelEncoder",
     "MotionEncoder",
@@ -24,7 +26,7 @@ __all__ = [
     "XActorPipeline",
 ]
 
-# Where each is defined. A pipeline's model_index.json names its parts as this package's, wherever their files lie.
+# The module that defines each name. model_index.json names components by this package, so that they may move.
 _HOMES = {
     "LogMelEncoder": "xactor.audio.encoder",
     "MotionEncoder": "xactor.render",
@@ -41,7 +43,7 @@ _HOMES = {
 
 
 def __getattr__(name: str):
-    # On first use, so that `import xactor` alone loads neither torch nor diffusers.
+    # Import on first use, so that `import xactor` alone loads neither torch nor diffusers.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,8 +1,12 @@
-"""The `xactor` command: `animate` makes portraits speak, `assemble` makes one model of two trainings' exports, and
-`selfcheck` compares a measure with its published figures.
+"""The `xactor` command.
 
-Exit status: 0 done, 1 a self-check's figures are not the published ones, 2 the command cannot be carried out as it is
-given, 3 some of the videos could not be made, 130 interrupted. A video appears whole or not at all.
+    xactor animate --model model --image face.png --audio speech.wav --output out.mp4
+    xactor assemble --stage1 runs/stage1/export --stage2 runs/stage2/export --output model
+    xactor selfcheck syncnet --weights syncnet_v2.model --video data/example.avi
+    xactor --version
+
+Exit status: 0 done, 1 a self-check's figures differ from the published ones, 2 the command cannot run as given, 3 some
+videos could not be made, 130 interrupted. A video appears whole or not at all.
 """
 
 import json
@@ -17,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from xactor import __version__
 from xactor.atomic_path import atomic_path
 from xactor.options import AnimateOptions
 
@@ -26,70 +31,69 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+PathOption = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Animate:
-    """Make a portrait speak: an mp4 (h264 and aac) as long as the audio, at 25 frames a second.
-
-    Args:
-        model: the model's folder.
-        image: the portrait; any picture that Pillow reads.
-        audio: the speech; any sound or video that PyAV reads.
-        output: the mp4 to write. It replaces an older one.
-        input: instead of these three, a file with one JSON object a line: image, audio, output, and any of the
-            options below, by their names with underscores.
-        device: where to compute; auto is a GPU where there is one.
-    """
+    """Make a portrait speak: an mp4 (h264 and aac) as long as the audio, at 25 frames per second."""
 
     model: Path
-    image: Path | None = None
-    audio: Path | None = None
-    output: Path | None = None
-    input: Path | None = None
+    """Model folder, with model_index.json."""
+    image: PathOption = None
+    """The portrait: a picture with a face, in any format that Pillow reads."""
+    audio: PathOption = None
+    """The speech: audio or video in any format that PyAV reads."""
+    output: PathOption = None
+    """The .mp4 to write. An existing file is replaced."""
+    input: PathOption = None
+    """In place of the three above: a file with one JSON object a line. Each holds image, audio, output, and any of
+    the options below, with underscores in their names."""
     options: Annotated[AnimateOptions, tyro.conf.arg(name="")] = field(default_factory=AnimateOptions)
+    """Choices for every video; those of a row come first."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the models compute. `auto` is a GPU if there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assemble:
-    """Make one model's folder of the two trainings' exports.
-
-    Args:
-        stage1: the renderer's export: motion_encoder, unet, reference_unet, vae, scheduler.
-        stage2: the motion model's export: motion, motion_scheduler, audio_encoder.
-        output: the folder to make.
-    """
+    """Make one model folder from the exports of the two trainings."""
 
     stage1: Path
+    """Export of stage 1, the renderer: motion_encoder, unet, reference_unet, vae and scheduler."""
     stage2: Path
+    """Export of stage 2, the motion model: motion, motion_scheduler and audio_encoder."""
     output: Path
+    """The model folder to make. It must not exist."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selfcheck:
-    """Score the reference's own example with its published weights, and compare with what it says of it.
-
-    Args:
-        measure: which one.
-        weights: the published file: syncnet_v2.model.
-        video: the reference's example: data/example.avi.
-    """
+    """Score the reference's own example with its published weights, and compare with the published figures."""
 
     measure: tyro.conf.Positional[Literal["syncnet"]]
+    """The measure to check."""
     weights: Path
+    """The published weights, syncnet_v2.model."""
     video: Path
+    """The reference's example, data/example.avi."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One video to make."""
+    """Describe one video to make."""
 
     image: Path
+    """The portrait."""
     audio: Path
+    """The speech."""
     output: Path
+    """The mp4."""
     options: AnimateOptions
+    """The choices for it."""
 
     def check(self) -> None:
-        """ValueError: what can be known to fail before any work."""
+        """Check what can be known before any work. ValueError: the video cannot be made."""
         for source in (self.image, self.audio):
             if not source.is_file():
                 raise ValueError(f"{source}: no such file")
@@ -98,33 +102,69 @@ class Item:
         if self.output.suffix.lower() != ".mp4":
             raise ValueError(f"{self.output}: the output must be an .mp4")
         if self.output.is_dir():
-            raise ValueError(f"{self.output}: is a folder")
+            raise ValueError(f"{self.output}: the output must be a file, it is a folder")
         if not self.output.parent.is_dir():
             raise ValueError(f"{self.output.parent}: no such folder to write to")
         self.options.sampling()
         self.options.rendering()
 
 
+# The commands, each with examples for the top of its help.
+_COMMANDS: dict[str, tuple[Any, str]] = {
+    "animate": (
+        Animate,
+        """One video:
+    xactor animate --model model --image face.png --audio speech.wav --output out.mp4
+
+Many videos, with the model loaded once:
+    xactor animate --model model --input items.jsonl
+
+A line of items.jsonl:
+    {"image": "face.png", "audio": "speech.wav", "output": "out.mp4", "seed": 1}""",
+    ),
+    "assemble": (
+        Assemble,
+        """Example:
+    xactor assemble --stage1 runs/stage1/export --stage2 runs/stage2/export --output model""",
+    ),
+    "selfcheck": (
+        Selfcheck,
+        """Example:
+    xactor selfcheck syncnet --weights syncnet_v2.model --video data/example.avi""",
+    ),
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    command = tyro.extras.subcommand_cli_from_dict(
-        {"animate": Animate, "assemble": Assemble, "selfcheck": Selfcheck},
-        prog="xactor",
-        description=__doc__,
-        args=sys.argv[1:] if arguments is None else arguments,
-    )
-    # As by Ctrl-C, so that nothing half made stays behind.
+    """Run the command and exit with its status."""
+    command = _parse(sys.argv[1:] if arguments is None else list(arguments))
+    # SIGTERM ends the command as Ctrl-C does, so that no partial file stays behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        sys.exit(_carry_out(command))
+        sys.exit(_run(command))
     except (ValueError, OSError) as error:
-        print(f"error: {_line(error)}", file=sys.stderr)
+        print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
-def _carry_out(command: Animate | Assemble | Selfcheck) -> int:
+def _parse(arguments: list[str]) -> Animate | Assemble | Selfcheck:
+    """Return the command that the arguments give. Help, the version and usage errors exit."""
+    if arguments == ["--version"]:
+        print(f"xactor {__version__}")
+        sys.exit(0)
+    if arguments and arguments[0] in _COMMANDS:
+        kind, example = _COMMANDS[arguments[0]]
+        description = f"{kind.__doc__}\n\n{example}"
+        return tyro.cli(kind, prog=f"xactor {arguments[0]}", description=description, args=arguments[1:])
+    # No command: the help lists them all.
+    kinds = {name: kind for name, (kind, _) in _COMMANDS.items()}
+    return tyro.extras.subcommand_cli_from_dict(kinds, prog="xactor", description=__doc__, args=arguments)
+
+
+def _run(command: Animate | Assemble | Selfcheck) -> int:
     match command:
         case Animate():
             return animate(command)
@@ -135,11 +175,11 @@ def _carry_out(command: Animate | Assemble | Selfcheck) -> int:
 
 
 def animate(command: Animate) -> int:
-    """Makes the command's videos with the model loaded once: the exit status."""
+    """Make the command's videos with the model loaded once. Return the exit status."""
     image, audio, output = command.image, command.audio, command.output
     if command.input is not None:
         if image or audio or output:
-            raise ValueError("--input stands for --image, --audio and --output: give one or the other")
+            raise ValueError("--input replaces --image, --audio and --output: give one or the other")
         items = read_items(command.input, command.options)
     elif image and audio and output:
         item = Item(image=image, audio=audio, output=output, options=command.options)
@@ -148,14 +188,25 @@ def animate(command: Animate) -> int:
     else:
         raise ValueError("--image, --audio and --output are needed, or --input")
     pipeline = load(command.model, command.device)
-    failed = sum(not _made(pipeline, where, item) for where, item in items)
+    failed = sum(not _make(pipeline, where, item) for where, item in items)
     if command.input is not None:
         print(f"{len(items) - failed} made, {failed} failed")
     return 3 if failed else 0
 
 
 def read_items(path: Path, options: AnimateOptions) -> list[tuple[str, Item | ValueError]]:
-    """The rows of a JSON-lines file, each with its place: an item, or what is wrong with it."""
+    """Read the rows of a JSON-lines file.
+
+    Args:
+        path: The file.
+        options: Choices for what a row leaves open.
+
+    Returns:
+        A pair a row: its place, such as "items.jsonl:3: ", and the item or the row's error.
+
+    Raises:
+        ValueError: The file has no rows.
+    """
     items: list[tuple[str, Item | ValueError]] = []
     seen: dict[Path, int] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -170,17 +221,17 @@ def read_items(path: Path, options: AnimateOptions) -> list[tuple[str, Item | Va
         except ValueError as error:
             items.append((f"{path}:{number}: ", error))
     if not items:
-        raise ValueError(f"{path}: no rows")
+        raise ValueError(f"{path}: the file must have at least one row, got none")
     return items
 
 
 def load(folder: Path, device: str) -> "XActorPipeline":
-    """The model on its device, in bfloat16 on a GPU and in float32 elsewhere."""
+    """Load the model to its device, in bfloat16 on a GPU and in float32 elsewhere."""
     import torch
 
     from xactor.pipeline import XActorPipeline
 
-    _hush()
+    _quiet_libraries()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
@@ -190,12 +241,13 @@ def load(folder: Path, device: str) -> "XActorPipeline":
 
 
 def assemble(command: Assemble) -> int:
+    """Write the model folder. Return the exit status."""
     from xactor.pipeline import XActorPipeline
 
-    _hush()
+    _quiet_libraries()
     output = command.output.absolute()
     if output.exists():
-        raise ValueError(f"{output}: exists already")
+        raise ValueError(f"{output}: exists already, give a new folder")
     if not output.parent.is_dir():
         raise ValueError(f"{output.parent}: no such folder to write to")
     pipeline = XActorPipeline.from_stages(command.stage1, command.stage2)
@@ -206,7 +258,7 @@ def assemble(command: Assemble) -> int:
 
 
 def selfcheck(command: Selfcheck) -> int:
-    """Prints measured beside published figures: 0 where all agree, 1 where one does not."""
+    """Print measured next to published figures. Return 0 if all agree, 1 otherwise."""
     from xactor.metrics.syncnet import load_published
     from xactor.metrics.syncnet_selfcheck import syncnet_figures
 
@@ -222,8 +274,14 @@ def selfcheck(command: Selfcheck) -> int:
     return 0 if all(figure.agrees for figure in figures) else 1
 
 
-def _made(pipeline: "XActorPipeline", where: str, item: Item | ValueError) -> bool:
-    """Makes one video and says so, or says why not."""
+def _make(pipeline: "XActorPipeline", where: str, item: Item | ValueError) -> bool:
+    """Make one video and report it, or its error. Return whether it is made.
+
+    Args:
+        pipeline: The loaded model.
+        where: Begins the report: the row's place.
+        item: The video, or what is wrong with its row.
+    """
     started = time.monotonic()
     try:
         if isinstance(item, ValueError):
@@ -242,9 +300,10 @@ def _made(pipeline: "XActorPipeline", where: str, item: Item | ValueError) -> bo
         for note in animation.notes:
             print(f"{where}{item.image}: {note}", file=sys.stderr)
         frames = animation.save(item.output)
-    except Exception as error:  # whatever it was, the other rows shall be made
+    except Exception as error:
+        # No error of one row keeps the others from being made.
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-        print(f"error: {where}{kind}{_line(error)}", file=sys.stderr)
+        print(f"error: {where}{kind}{_one_line(error)}", file=sys.stderr)
         _log.debug("%s", item, exc_info=True)
         return False
     print(f"{where}{item.output}: {frames} frames in {time.monotonic() - started:.1f} s", flush=True)
@@ -252,6 +311,7 @@ def _made(pipeline: "XActorPipeline", where: str, item: Item | ValueError) -> bo
 
 
 def _item(line: str, options: AnimateOptions) -> Item:
+    """Parse and check one row. ValueError: the row is not a video that can be made."""
     try:
         row: dict[str, Any] = json.loads(line)
     except ValueError as error:
@@ -267,13 +327,13 @@ def _item(line: str, options: AnimateOptions) -> Item:
     return item
 
 
-def _line(error: BaseException) -> str:
-    """In one line."""
+def _one_line(error: BaseException) -> str:
+    """Return the error's message on one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _hush() -> None:
-    """Libraries' own news about loading stays out of the output; their errors are raised."""
+def _quiet_libraries() -> None:
+    """Keep the libraries' messages about loading out of the output. Their errors are raised all the same."""
     import diffusers
     import transformers
 
