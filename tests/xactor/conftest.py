@@ -1,4 +1,4 @@
-"""What the tests of the whole share: a saved pipeline, a portrait and speech."""
+"""Fixtures that the tests share: a saved pipeline, a portrait and speech."""
 
 from pathlib import Path
 
@@ -7,14 +7,15 @@ from hypothesis import settings
 from PIL import Image
 from sounds import write_sound
 
-# Properties are what is tested, not how busy the machine is.
+# A busy machine must not fail a property test.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory) -> Path:
-    from pipelines import small_pipeline  # most tests here need none of it
+    # Most tests here need no pipeline: import it late.
+    from pipelines import small_pipeline
 
     folder = tmp_path_factory.mktemp("model") / "small"
     small_pipeline().save_pretrained(folder)
@@ -23,7 +24,7 @@ def model_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def portrait_file(tmp_path_factory) -> Path:
-    """A real photograph with one face."""
+    """Return a real photograph with one face."""
     path = tmp_path_factory.mktemp("portrait") / "face.png"
     Image.fromarray(pytest.importorskip("skimage.data").astronaut()).save(path)
     return path
@@ -31,5 +32,5 @@ def portrait_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def speech_file(tmp_path_factory) -> Path:
-    """1.21 s at 44.1 kHz in stereo, which are 30 frames."""
+    """Return 1.21 s of stereo audio at 44.1 kHz, which makes 30 frames."""
     return write_sound(tmp_path_factory.mktemp("speech") / "a.wav", 1.21, rate_hz=44_100, layout="stereo")

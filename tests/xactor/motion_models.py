@@ -22,7 +22,7 @@ SIZES = {
 
 
 def small_model(seed: int = 0, **changes) -> MotionTransformer:
-    """A model whose every weight is random, the zero-initialised ones too: nothing is hidden behind a zero."""
+    """Build a model whose weights are all random, also those that start at zero and would hide what is behind them."""
     torch.manual_seed(seed)
     model = MotionTransformer(MotionTransformerConfig(backbone=dict(QWEN), **{**SIZES, **changes})).eval()
     with torch.no_grad():

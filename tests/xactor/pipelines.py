@@ -1,4 +1,4 @@
-"""A whole pipeline for tests: every part real and random, none of them large."""
+"""Whole pipelines for tests: small components with random weights."""
 
 import torch
 from motion_models import small_model
@@ -12,6 +12,7 @@ LATENT_DIM = 32
 
 
 def small_pipeline(**changes) -> XActorPipeline:
+    """Build a pipeline. `changes` replace components."""
     components = random_components(
         image_size=64,
         channels=(32, 64),
@@ -23,7 +24,8 @@ def small_pipeline(**changes) -> XActorPipeline:
     )
     torch.manual_seed(1)
     for weight in components.unet.parameters():
-        if not weight.any():  # what starts at zero would hide the motion and the time
+        # Weights that start at zero would hide the motion and the time.
+        if not weight.any():
             torch.nn.init.normal_(weight, std=0.2)
     return XActorPipeline(
         **{

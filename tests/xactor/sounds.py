@@ -1,4 +1,4 @@
-"""Sound files of many kinds for tests, written by PyAV."""
+"""Audio files of many kinds for tests, written by PyAV."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def voice(seconds: float, rate_hz: int = 16_000) -> np.ndarray:
-    """Something that rises and falls like speech: float32 [N]."""
+    """Return a tone that rises and falls like speech, float32 [N]."""
     t = np.arange(round(seconds * rate_hz)) / rate_hz
     carrier = np.sin(2 * np.pi * 180 * t) + 0.5 * np.sin(2 * np.pi * 440 * t)
     return (0.2 * carrier * (1 + np.sin(2 * np.pi * 3 * t)) / 2).astype(np.float32)
@@ -22,7 +22,7 @@ def write_sound(
     codec: str = "pcm_s16le",
     samples: np.ndarray | None = None,
 ) -> Path:
-    """A sound file; each channel is a little quieter than the one before. The format is the suffix's."""
+    """Write an audio file of the suffix's format. Each channel is a little quieter than the one before."""
     samples = voice(seconds, rate_hz) if samples is None else samples
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate_hz, layout=layout)
@@ -39,7 +39,7 @@ def write_sound(
 
 
 def sound(frames: int, seed: int = 1) -> np.ndarray:
-    """Noise whose loudness changes all the time: float32 [640 frames]."""
+    """Return noise whose loudness changes all the time, float32 [640 * frames]."""
     generator = np.random.default_rng(seed)
     loudness = np.repeat(generator.uniform(0.01, 0.3, 4 * frames), 160)
     return (loudness * generator.standard_normal(640 * frames)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Audio features: fixed windows make streamed features equal the whole file's."""
+"""Test the audio features: fixed windows make streamed features equal to the whole file's."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_shape_and_frame_count(encoder):
 
 
 def test_a_prefix_has_the_whole_files_features(encoder):
-    """Once the sound of a window is there, its features never change, however much follows."""
+    """The features of a window are final as soon as its audio is there, whatever follows."""
     whole = speechlike(6.0)
     features = encoder.features(whole)
     for seconds in (2.0, 3.5):
@@ -67,7 +67,7 @@ def test_batching_of_windows_changes_nothing(encoder):
     )
 
 
-def test_streamed_pieces_are_the_whole(encoder):
+def test_streamed_pieces_equal_the_whole(encoder):
     samples = speechlike(4.0)
     pieces = list(encoder.stream(samples, batch_windows=3))
     assert [len(piece) for piece in pieces] == [24, 24, 24, 24, 4]
@@ -75,21 +75,22 @@ def test_streamed_pieces_are_the_whole(encoder):
 
 
 @pytest.mark.parametrize("piece_samples", [1000, 5120, 16_123, 200_000])
-def test_sound_that_arrives_in_pieces_has_the_whole_ones_features(encoder, piece_samples):
+def test_audio_in_pieces_has_the_features_of_the_whole(encoder, piece_samples):
     samples = speechlike(6.3)
     stream = FeatureStream(encoder)
-    heard, made = 0, []
+    received, made = 0, []
     for piece in np.split(samples, range(piece_samples, len(samples), piece_samples)):
         made.append(stream.feed(piece))
-        heard += len(piece)
-        certain = (heard // 640 - SPEC.right_frames) // SPEC.hop_frames * SPEC.hop_frames
-        assert sum(map(len, made)) == max(certain, 0)  # at once, and nothing that may still change
+        received += len(piece)
+        certain = (received // 640 - SPEC.right_frames) // SPEC.hop_frames * SPEC.hop_frames
+        # All final features are returned at once, and none that may still change.
+        assert sum(map(len, made)) == max(certain, 0)
         assert stream._samples.nbytes <= 4 * 640 * (SPEC.frames + SPEC.hop_frames) + 4 * piece_samples
     made.append(stream.end())
     np.testing.assert_allclose(np.concatenate(made), encoder.features(samples), atol=1e-5)
 
 
-def test_a_bad_piece_of_sound_leaves_the_stream_as_it_was(encoder):
+def test_a_bad_piece_of_audio_leaves_the_stream_unchanged(encoder):
     samples, stream = speechlike(2.0), FeatureStream(encoder)
     with pytest.raises(ValueError, match="longer than 320 samples .*got 0"):
         stream.end()
@@ -100,7 +101,7 @@ def test_a_bad_piece_of_sound_leaves_the_stream_as_it_was(encoder):
     np.testing.assert_allclose(np.concatenate(made), encoder.features(samples), atol=1e-5)
 
 
-def test_far_sound_does_not_reach(encoder):
+def test_a_feature_does_not_depend_on_distant_audio(encoder):
     """A feature depends on sound at most left_frames back and one window ahead."""
     a, b = speechlike(6.0), speechlike(6.0)
     b[: 16_000 // 2] = 0.0
@@ -118,7 +119,8 @@ def test_a_burst_lands_on_its_frame():
 
 def test_wav2vec2_convolutions_land_on_their_frame():
     encoder = Wav2Vec2Encoder(tiny_wav2vec2(), layers=(0,), windows=SPEC)
-    centres = encoder._positions() * 320 + 200  # the stride and half the receptive field of Wav2Vec2
+    # The stride of Wav2Vec2, and half its receptive field.
+    centres = encoder._positions() * 320 + 200
     expected = (torch.arange(SPEC.hop_frames) + SPEC.left_frames) * 640 + 320
     torch.testing.assert_close(centres, expected.float())
 
@@ -148,19 +150,19 @@ def test_windows_start_before_the_sound_and_end_after_it():
 
 
 @pytest.mark.parametrize(
-    ("samples", "says"),
+    ("samples", "message"),
     [
         (np.zeros((2, 16_000), np.float32), r"mono.*\(2, 16000\)"),
         (np.zeros(100, np.float32), "longer than 320 samples .*got 100"),
         (np.array([0.0] * 900 + [np.nan], np.float32), "NaN"),
     ],
 )
-def test_bad_sound_is_named(samples, says):
-    with pytest.raises(ValueError, match=says):
+def test_bad_audio_is_refused(samples, message):
+    with pytest.raises(ValueError, match=message):
         LogMelEncoder(windows=SPEC).features(samples)
 
 
-def test_bad_folders_are_named(tmp_path):
+def test_bad_folders_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=str(tmp_path)):
         load_audio_encoder(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
@@ -174,9 +176,9 @@ def test_bad_folders_are_named(tmp_path):
 
 @pytest.mark.parametrize(("first", "last"), [(0, 3), (0, 40), (7, 8), (8, 16), (29, 75), (60, 75)])
 def test_features_of_some_frames_are_those_of_the_whole(first, last):
-    """Of the sound that they look at alone."""
+    """Only the audio that those frames depend on is given."""
     samples = speechlike(3)
     encoder = Wav2Vec2Encoder(tiny_wav2vec2(), windows=SPEC)
-    begin, end = sound_needed(first, last, SPEC)
-    part = encoder.features_of(samples[begin:end], first, last, start=begin)
+    first_sample, last_sample = sound_needed(first, last, SPEC)
+    part = encoder.features_of(samples[first_sample:last_sample], first, last, start=first_sample)
     torch.testing.assert_close(part, encoder.features(samples)[first:last], atol=1e-5, rtol=1e-5)

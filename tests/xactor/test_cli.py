@@ -1,4 +1,4 @@
-"""`xactor animate` and `xactor assemble` as a user runs them, with sound and pictures of every kind."""
+"""Test the `xactor` command as a user runs it, with audio and pictures of every kind."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -17,6 +18,7 @@ import pytest
 from PIL import Image
 from sounds import voice, write_sound
 
+import xactor
 from xactor.cli import main
 from xactor.media import write_video
 from xactor.motion import SamplingConfig
@@ -31,7 +33,7 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 @pytest.fixture
 def run(model_folder, portrait_file, tmp_path, capsys):
-    """Runs `xactor animate` on a sound: its status, the made file and what was printed."""
+    """Return a function that runs `xactor animate` on audio: its status, the output and what was printed."""
 
     def animate(audio, *options, image=portrait_file, output="out/video.mp4", model=model_folder):
         target = tmp_path / output
@@ -48,7 +50,7 @@ def run(model_folder, portrait_file, tmp_path, capsys):
 
 
 def frames_and_sound(path: Path) -> tuple[int, float, int, str]:
-    """Frames, seconds of sound, its rate and its channels, of a file that must be as we promise all of them."""
+    """Check what holds for every output. Return its frames, the audio's seconds, sample rate and channels."""
     data = path.read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")
     with av.open(str(path)) as container:
@@ -93,7 +95,7 @@ def test_the_command_makes_a_video_as_long_as_the_audio(model_folder, portrait_f
         ({"codec": "libmp3lame", "rate_hz": 44_100, "layout": "stereo"}, "mp3", (44_100, "stereo")),
     ],
 )
-def test_every_kind_of_sound_is_kept(run, tmp_path, sound, suffix, kept):
+def test_audio_keeps_its_rate_and_channels(run, tmp_path, sound, suffix, kept):
     source = write_sound(tmp_path / f"a.{suffix}", 0.53, **sound)
     status, output, printed = run(source)
     assert status == 0, printed.err
@@ -103,14 +105,14 @@ def test_every_kind_of_sound_is_kept(run, tmp_path, sound, suffix, kept):
     assert frames == 13
 
 
-def test_a_videos_sound_is_as_good(run, tmp_path):
+def test_audio_may_come_from_a_video(run, tmp_path):
     write_video(tmp_path / "talk.mp4", [np.zeros((32, 32, 3), np.uint8)] * 10, samples=voice(0.4))
     status, output, printed = run(tmp_path / "talk.mp4")
     assert status == 0, printed.err
     assert frames_and_sound(output)[0] == 10
 
 
-def test_silence_and_50_ms_are_videos_too(run, tmp_path):
+def test_silence_and_50_ms_of_audio_make_videos(run, tmp_path):
     status, output, printed = run(write_sound(tmp_path / "none.wav", samples=np.zeros(8_000, np.float32)))
     assert status == 0, printed.err
     assert frames_and_sound(output)[0] == 12
@@ -150,7 +152,7 @@ def empty(path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "make", "says"),
+    ("name", "make", "message"),
     [
         ("silent.mp4", silent_video, "no audio track"),
         ("bad.flac", corrupt, "corrupt or truncated"),
@@ -159,26 +161,26 @@ def empty(path: Path) -> Path:
         ("text.wav", lambda path: (path.write_text("hello"), path)[1], "cannot be decoded"),
     ],
 )
-def test_bad_sound_is_one_line_and_leaves_nothing(run, tmp_path, name, make, says):
+def test_bad_audio_is_a_one_line_error_and_leaves_nothing(run, tmp_path, name, make, message):
     status, _, printed = run(make(tmp_path / name))
     assert status == 3
     (line,) = printed.err.strip().splitlines()
     assert line.startswith("error: ")
     assert name in line
-    assert says in line
+    assert message in line
 
 
-def test_sound_past_the_bound_is_one_line(run, speech_file):
+def test_audio_past_the_bound_is_a_one_line_error(run, speech_file):
     status, _, printed = run(speech_file, "--max-seconds", "1")
     assert status == 3
     assert printed.err.strip() == f"error: {speech_file}: longer than 1 s, the maximum"
 
 
-def test_bad_pictures_are_one_line_and_leave_nothing(run, speech_file, tmp_path):
+def test_bad_pictures_are_one_line_errors_and_leave_nothing(run, speech_file, tmp_path):
     (tmp_path / "text.png").write_text("hello")
     Image.new("RGB", (256, 256), "white").save(tmp_path / "wall.png")
     Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
-    for name, says in (
+    for name, message in (
         ("text.png", "not a picture"),
         ("wall.png", "no face is found in the picture of 256x256 px"),
         ("dot.png", "got 1x1"),
@@ -187,10 +189,10 @@ def test_bad_pictures_are_one_line_and_leave_nothing(run, speech_file, tmp_path)
         assert status == 3
         (line,) = printed.err.strip().splitlines()
         assert line.startswith(f"error: {tmp_path / name}: ")
-        assert says in line
+        assert message in line
 
 
-def test_of_several_faces_the_user_is_told(run, speech_file, portrait_file, tmp_path):
+def test_the_user_is_told_of_several_faces(run, speech_file, portrait_file, tmp_path):
     with Image.open(portrait_file) as photograph:
         face = photograph.crop((110, 0, 330, 220))
     both = Image.new("RGB", (640, 400), "white")
@@ -203,7 +205,7 @@ def test_of_several_faces_the_user_is_told(run, speech_file, portrait_file, tmp_
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"--output": "out/video.mov"}, "must be an .mp4"),
         ({"--output": "nowhere/video.mp4"}, "nowhere: no such folder to write to"),
@@ -216,7 +218,7 @@ def test_of_several_faces_the_user_is_told(run, speech_file, portrait_file, tmp_
     ],
 )
 def test_usage_errors_come_before_any_work(
-    portrait_file, speech_file, tmp_path, capsys, monkeypatch, change, says
+    portrait_file, speech_file, tmp_path, capsys, monkeypatch, change, message
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out").mkdir()
@@ -228,11 +230,12 @@ def test_usage_errors_come_before_any_work(
     }
     arguments = [part for name, value in given.items() if value is not None for part in (name, value)]
     with pytest.raises(SystemExit) as exit_:
-        main(["animate", "--model", "no-model", *arguments])  # the model would be the next error
+        # The missing model would be the next error.
+        main(["animate", "--model", "no-model", *arguments])
     assert exit_.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ")
-    assert says in line
+    assert message in line
 
 
 def test_an_output_never_replaces_what_it_is_made_from(run, portrait_file, tmp_path, capsys):
@@ -244,7 +247,7 @@ def test_an_output_never_replaces_what_it_is_made_from(run, portrait_file, tmp_p
     assert "would replace what it is made from" in capsys.readouterr().err
 
 
-def test_a_model_that_is_none_is_a_usage_error(run, speech_file, tmp_path):
+def test_a_folder_without_a_model_is_a_usage_error(run, speech_file, tmp_path):
     status, _, printed = run(speech_file, model=tmp_path)
     assert status == 2
     assert "no model folder" in printed.err
@@ -272,7 +275,7 @@ def test_rows_fail_alone(model_folder, portrait_file, tmp_path, capsys):
     assert printed.out.splitlines()[-1] == "2 made, 8 failed"
     errors = {int(line.split(".jsonl:")[1].split(":")[0]): line for line in printed.err.strip().splitlines()}
     assert sorted(errors) == [2, 3, 4, 5, 6, 8, 10, 11]
-    for number, says in (
+    for number, message in (
         (2, "seed must be of type int, got 'five'"),
         (3, "no option 'speed'"),
         (4, "nobody.png: no such file"),
@@ -282,7 +285,7 @@ def test_rows_fail_alone(model_folder, portrait_file, tmp_path, capsys):
         (10, "not JSON"),
         (11, "must be a JSON object"),
     ):
-        assert says in errors[number]
+        assert message in errors[number]
     assert sorted(path.name for path in tmp_path.glob("*.mp4")) == ["1.mp4", "7.mp4", "silent.mp4"]
     assert (tmp_path / "1.mp4").read_bytes() != (tmp_path / "7.mp4").read_bytes()
 
@@ -301,9 +304,9 @@ def test_an_interrupted_run_leaves_nothing(model_folder, portrait_file, tmp_path
         "--output",
         tmp_path / "out" / "a.mp4",
     ]
-    # A suite in the background is deaf to SIGINT, and so would be what it starts.
-    heard = "import signal, xactor.cli; signal.signal(signal.SIGINT, signal.default_int_handler); xactor.cli.main()"
-    command = [sys.executable, "-c", heard, "animate", *map(str, paths), *QUICK]
+    # A test run in the background ignores SIGINT, and its children inherit that.
+    code = "import signal, xactor.cli; signal.signal(signal.SIGINT, signal.default_int_handler); xactor.cli.main()"
+    command = [sys.executable, "-c", code, "animate", *map(str, paths), *QUICK]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, env=ONE_THREAD, text=True, **pipes) as process:
         deadline = time.monotonic() + 120
@@ -319,12 +322,12 @@ def test_an_interrupted_run_leaves_nothing(model_folder, portrait_file, tmp_path
 
 
 def test_two_exports_become_one_model(model_folder, tmp_path, capsys):
-    for name, parts in {
+    for name, components in {
         "1": ("motion_encoder", "unet", "reference_unet", "vae", "scheduler"),
         "2": ("motion", "motion_scheduler", "audio_encoder"),
     }.items():
-        for part in parts:
-            shutil.copytree(model_folder / part, tmp_path / name / part)
+        for component in components:
+            shutil.copytree(model_folder / component, tmp_path / name / component)
     stages = ["--stage1", str(tmp_path / "1"), "--stage2", str(tmp_path / "2")]
     with pytest.raises(SystemExit) as exit_:
         main(["assemble", *stages, "--output", str(tmp_path / "model")])
@@ -332,11 +335,11 @@ def test_two_exports_become_one_model(model_folder, tmp_path, capsys):
     for made in (tmp_path / "model").rglob("*.safetensors"):
         assert made.read_bytes() == (model_folder / made.relative_to(tmp_path / "model")).read_bytes()
     assert (tmp_path / "model" / "model_index.json").is_file()
-    for output, says in (("model", "exists already"), ("nowhere/model", "no such folder to write to")):
+    for output, message in (("model", "exists already"), ("nowhere/model", "no such folder to write to")):
         with pytest.raises(SystemExit) as exit_:
             main(["assemble", *stages, "--output", str(tmp_path / output)])
         assert exit_.value.code == 2
-        assert says in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     with pytest.raises(SystemExit) as exit_:
         main(["assemble", *reversed(stages), "--output", str(tmp_path / "other")])
     assert exit_.value.code == 2
@@ -348,3 +351,36 @@ def test_options_have_the_models_own_defaults():
     assert AnimateOptions().rendering() == RenderConfig()
     assert get_args(get_type_hints(AnimateOptions)["history"]) == HISTORIES
     assert {field.name for field in fields(AnimateOptions)} >= {"seed", "paste_back", "max_seconds"}
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--version"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out == f"xactor {xactor.__version__}\n"
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert build["tool"]["hatch"]["version"]["path"] == "xactor/__init__.py"
+
+
+@pytest.mark.parametrize("command", ["animate", "assemble", "selfcheck"])
+def test_help_begins_with_an_example_and_explains_every_option(command):
+    code = f"""
+import sys
+from xactor.cli import main
+try:
+    main([{command!r}, "--help"])
+except SystemExit:
+    assert "torch" not in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=ONE_THREAD
+    )
+    assert done.returncode == 0, done.stderr
+    above, _, options = done.stdout.partition("options ─")
+    assert f"\n    xactor {command} " in above
+    # Options begin at the box's left edge; the other lines go on with a description.
+    flags = options.split("\n│ -")[2:]
+    assert len(flags) >= 2
+    for flag in flags:
+        text = " ".join(line.strip("│ ") for line in flag.splitlines())
+        assert len(text.split("(")[0].split()) > 5, f"no description: {text}"

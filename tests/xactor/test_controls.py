@@ -1,4 +1,4 @@
-"""The fixed map between controls and latents: exact, orthogonal, the same everywhere."""
+"""Test the fixed map between controls and latents: exact, orthogonal, bit-equal on every machine."""
 
 import hashlib
 
@@ -58,13 +58,13 @@ def test_the_map_is_the_same_bits_everywhere():
     assert np.array_equal(embed_controls(ramp)[1], embed_controls(ramp[1]))
 
 
-def test_the_part_that_no_control_explains_is_dropped():
+def test_the_component_that_no_control_explains_is_dropped():
     z = np.random.Generator(np.random.PCG64(3)).normal(size=(5, LATENT_DIM))
     explained = embed_controls(decode_controls(z))
     assert np.allclose(decode_controls(z - explained), 0, atol=1e-5)
 
 
-def test_lip_opening_is_jaw_less_what_the_lips_take_back():
+def test_lip_opening_is_jaw_open_minus_mouth_close():
     controls = np.zeros((4, CONTROL_COUNT))
     controls[:, INDEX["jawOpen"]] = 0.5
     controls[2, INDEX["mouthClose"]] = 0.2

@@ -1,4 +1,4 @@
-"""The engine: streams that step together equal each alone, whenever they come and go; what it does to the bad ones."""
+"""Test the engine: streams that step together equal each alone, and bad ones do not harm the others."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def alone(model, number: int, frames: int) -> torch.Tensor:
 
 
 def drain(engine: MotionEngine, streams: list[MotionStream], limit: int = 2000) -> list[torch.Tensor]:
-    """Steps until nothing moves: what each stream made meanwhile."""
+    """Step until nothing moves. Return what each stream made meanwhile."""
     made = [[stream.take()] for stream in streams]
     for _ in range(limit):
         if not engine.step():
@@ -35,8 +35,8 @@ def drain(engine: MotionEngine, streams: list[MotionStream], limit: int = 2000) 
 
 
 @pytest.mark.parametrize("max_batch", [2, 8])
-def test_streams_that_come_at_different_times_equal_each_alone(max_batch):
-    """Different lengths, places, noise levels, steps, guidance and histories, in one forward pass."""
+def test_streams_that_open_at_different_times_equal_each_alone(max_batch):
+    """One forward pass mixes lengths, positions, noise levels, steps, guidance and histories."""
     model, lengths = small_model(), [45, 19, 40, 37, 8, 1]
     engine = MotionEngine(model, max_streams=len(lengths), max_batch=max_batch)
     streams, made = [], [[] for _ in lengths]
@@ -57,7 +57,7 @@ def test_streams_that_come_at_different_times_equal_each_alone(max_batch):
     assert not engine.streams
 
 
-def test_a_stream_dropped_amid_a_chunk_leaves_the_others_as_they_are():
+def test_closing_a_stream_within_a_chunk_leaves_the_others_unchanged():
     model = small_model()
     engine = MotionEngine(model, max_streams=2)
     kept, dropped = (engine.open(seed=n, config=CONFIGS[n]) for n in (0, 1))
@@ -69,7 +69,8 @@ def test_a_stream_dropped_amid_a_chunk_leaves_the_others_as_they_are():
     for _ in range(3):
         engine.step()
     dropped.close()
-    newcomer = engine.open(seed=2, config=CONFIGS[2])  # in the same place
+    # It takes the closed stream's slot.
+    newcomer = engine.open(seed=2, config=CONFIGS[2])
     newcomer.feed(speech(30, 2))
     newcomer.end()
     first, second = drain(engine, [kept, newcomer])
@@ -98,26 +99,26 @@ def test_bad_audio_is_refused_and_changes_nothing():
         torch.testing.assert_close(z, alone(model, number, 20), atol=1e-4, rtol=1e-4)
 
 
-def test_latents_that_are_not_finite_end_their_stream_alone():
+def test_nonfinite_latents_stop_only_their_stream():
     model = small_model()
     engine = MotionEngine(model)
-    sick, well = engine.open(seed=0, config=CONFIGS[0]), engine.open(seed=1, config=CONFIGS[1])
-    for number, stream in enumerate((sick, well)):
+    failing, healthy = engine.open(seed=0, config=CONFIGS[0]), engine.open(seed=1, config=CONFIGS[1])
+    for number, stream in enumerate((failing, healthy)):
         stream.feed(speech(20, number))
         stream.end()
     for _ in range(2):
         engine.step()
     with torch.inference_mode():
-        sick.advance(torch.full_like(sick.step_input().z_k, torch.nan))
+        failing.advance(torch.full_like(failing.step_input().z_k, torch.nan))
     made = []
-    while not well.done:
+    while not healthy.done:
         engine.step()
-        made.append(well.take())
-        well.played = well.made
+        made.append(healthy.take())
+        healthy.played = healthy.made
     torch.testing.assert_close(torch.cat(made), alone(model, 1, 20), atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match="NaN or infinite latents at frame 0"):
-        sick.take()
-    assert not sick.done
+        failing.take()
+    assert not failing.done
     assert not engine.streams
 
 
@@ -128,14 +129,15 @@ def test_the_stream_whose_viewer_waits_first_steps_first():
     for stream in (ahead, behind):
         stream.feed(speech(40, 0))
     while ahead.made < 8:
-        assert engine.step() == [ahead]  # first come
+        # Among equals the stream that opened first goes first.
+        assert engine.step() == [ahead]
     assert engine.step() == [behind]
     ahead.played = 8
     behind.made = 4
     assert engine.step() == [ahead]
 
 
-def test_a_stream_rests_while_it_is_far_ahead_of_its_viewer():
+def test_a_stream_pauses_while_it_is_far_ahead_of_its_viewer():
     engine = MotionEngine(small_model(), run_ahead_frames=16)
     stream = engine.open(seed=0, config=SamplingConfig(steps=2))
     stream.feed(speech(80, 0))
@@ -147,7 +149,7 @@ def test_a_stream_rests_while_it_is_far_ahead_of_its_viewer():
     assert engine.step() == [stream]
 
 
-def test_memory_is_the_streams_and_not_its_lengths():
+def test_memory_does_not_grow_with_the_length():
     engine = MotionEngine(small_model())
     stream = engine.open(seed=0, config=SamplingConfig(steps=1))
 
@@ -164,8 +166,8 @@ def test_memory_is_the_streams_and_not_its_lengths():
     assert len(set(sizes[10:])) == 1
 
 
-def test_pipelined_frames_come_early_and_with_little_sound():
-    """The first group is there after `steps` passes, with the sound of its own frames and two more."""
+def test_pipelined_frames_come_early_and_with_little_audio():
+    """The first group is clean after `steps` passes, and needs the audio of its own frames and two more."""
     model, config = small_model(), SamplingConfig(steps=4, groups=4, group_delay=4)
     engine, audio = MotionEngine(model), speech(30, 3)
     stream = engine.open(seed=3, config=config)
@@ -183,14 +185,14 @@ def test_pipelined_frames_come_early_and_with_little_sound():
 
 
 @pytest.mark.parametrize("name", ["max_streams", "max_batch", "run_ahead_frames"])
-def test_sizes_below_1_are_named(name):
+def test_sizes_below_1_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} must be >= 1, got 0"):
         MotionEngine(small_model(), **{name: 0})
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_a_stream_goes_on_in_another_engine_as_if_nothing_had_been(number):
-    """Its past and its sound are all there is of it."""
+def test_a_stream_continues_in_another_engine(number):
+    """Its history and its audio are its whole state."""
     model, frames, chunk = small_model(), 45, 8
     whole = alone(model, number, frames)
     for first in (8, 24, 40):
@@ -206,7 +208,7 @@ def test_a_stream_goes_on_in_another_engine_as_if_nothing_had_been(number):
         assert len(made) == min(chunk, frames - first)
 
 
-def test_a_past_that_does_not_fit_is_refused():
+def test_a_history_that_does_not_fit_is_refused():
     engine = MotionEngine(small_model())
     with pytest.raises(
         ValueError, match="from frame 16 on must have at least the 16 latents before it, got 3"
@@ -221,15 +223,16 @@ def test_a_past_that_does_not_fit_is_refused():
     assert not engine.streams
 
 
-def test_what_another_stream_left_behind_is_not_seen():
-    """Memory that nobody wrote, or a stream that failed, may hold NaN; masks do not keep NaN out."""
+def test_a_stream_does_not_see_what_another_left_in_the_cache():
+    """Fresh memory and failed streams may leave NaN in the cache, and masks do not keep NaN out."""
     model = small_model()
     engine = MotionEngine(model, max_streams=2)
     for keys, values in engine._cache.layers:
         keys.fill_(torch.nan)
         values.fill_(torch.nan)
     streams = []
-    for number, first in enumerate((0, 8)):  # histories of different lengths: the shorter one is padded
+    # Histories of different lengths, so that the shorter one is padded.
+    for number, first in enumerate((0, 8)):
         past = alone(model, number, 40)[:first]
         stream = engine.open(seed=number, config=CONFIGS[number], first_frame=first, history=past)
         stream.feed(speech(40, number)[model.config.first_audio_frame(first) :])

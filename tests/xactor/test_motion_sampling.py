@@ -1,4 +1,4 @@
-"""Scheduler, forcing draws, history levels, plans, and sampling: what must agree with what."""
+"""Test the scheduler, the draws of diffusion forcing, the plans of noise levels, and sampling."""
 
 import pytest
 import torch
@@ -133,7 +133,8 @@ def test_a_plan_ends_clean_and_never_rises(frames, steps, groups, history):
     assert plan.shape[1] == frames + 64
     assert len(plan) == steps + 1 + (groups - 1) * -(-steps // groups)
     assert (plan[steps, frames : frames + 64 // groups] == 0).all()
-    assert (plan[:, frames:].diff(dim=1) >= 0).all()  # earlier frames are ahead
+    # Earlier frames are never noisier than later ones.
+    assert (plan[:, frames:].diff(dim=1) >= 0).all()
     assert (plan[0, frames:] == 1000).all()
     assert (plan[-1, frames:] == 0).all()
     assert (plan.diff(dim=0) <= 0).all()
@@ -142,7 +143,7 @@ def test_a_plan_ends_clean_and_never_rises(frames, steps, groups, history):
 
 
 def uncached(model, audio, seed: int, config: SamplingConfig):
-    """Sampling by its definition: history and chunk together through the model at every step, no cache."""
+    """Sample by the definition: history and chunk pass together through the model at every step, without a cache."""
     size, window = model.config.chunk_frames, model.config.audio_window
     capacity = model.config.context_frames - size
     scheduler, total = MotionScheduler(), audio.shape[0]
@@ -159,14 +160,15 @@ def uncached(model, audio, seed: int, config: SamplingConfig):
             rows = [t if 0 <= t < total else None for t in range(start - window, first + moving + window)]
             real = torch.tensor([[t is not None for t in rows]])
             z_k = torch.cat([history, chunk[:moving]])[None]
-            v = []
+            branches = []
             for keep in (1.0, 0.0):
                 embedded = model.embed_audio(audio[None], torch.tensor([keep]))[0]
                 around = torch.stack(
                     [embedded[t] if t is not None else torch.zeros_like(embedded[0]) for t in rows]
                 )
-                v.append(model(z_k, k[None], around[None], real)[0, first - start :])
-            guided = v[1] + config.audio_cfg * (v[0] - v[1])
+                branches.append(model(z_k, k[None], around[None], real)[0, first - start :])
+            cond, uncond = branches
+            guided = uncond + config.audio_cfg * (cond - uncond)
             fallen = scheduler.step(guided, chunk[:moving], k[first - start :], k_next)
             chunk = torch.cat([fallen, chunk[moving:]])
         z = torch.cat([z, chunk])
@@ -179,7 +181,8 @@ def uncached(model, audio, seed: int, config: SamplingConfig):
 )
 def test_cached_sampling_equals_uncached(attention, history, groups):
     model = small_model(attention=attention)
-    audio = torch.randn(45, 2, 10)  # five chunks and five frames: the context fills, slides and is cropped
+    # Five chunks and five frames: the context fills and slides, and the last chunk is cropped.
+    audio = torch.randn(45, 2, 10)
     config = SamplingConfig(steps=4, history=history, history_level=100, groups=groups)
     with torch.no_grad():
         expected = uncached(model, audio, 7, config)
@@ -209,22 +212,22 @@ def test_streamed_motion_equals_the_whole_recordings(piece_frames):
     assert torch.equal(torch.cat(chunks), whole)
 
 
-def test_a_chunk_comes_as_soon_as_its_sound_is_there():
-    heard = 0
+def test_a_chunk_comes_as_soon_as_its_audio_is_there():
+    fed = 0
 
     def speech():
-        nonlocal heard
+        nonlocal fed
         for piece in torch.randn(45, 2, 10).split(1):
-            heard += 1
+            fed += 1
             yield piece
 
     model = small_model()
     for number, _ in enumerate(stream_motion(model, speech(), seed=1, config=SamplingConfig(steps=1))):
         ahead = model.config.audio_window
-        assert heard == min(8 * (number + 1) + ahead, 45)
+        assert fed == min(8 * (number + 1) + ahead, 45)
 
 
-def test_guidance_of_1_is_the_branch_with_audio():
+def test_guidance_of_1_is_the_cond_branch():
     model, audio = small_model(), torch.randn(1, 20, 2, 10)
     one = sample_motion(model, audio, seeds=[1], config=SamplingConfig(steps=3, audio_cfg=1))
     near = sample_motion(model, audio, seeds=[1], config=SamplingConfig(steps=3, audio_cfg=1.0001))
@@ -232,7 +235,7 @@ def test_guidance_of_1_is_the_branch_with_audio():
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"steps": 0}, r"steps must be within 1\.\.1000, got 0"),
         ({"audio_cfg": 0.5}, r"audio_cfg must be within 1\.\.20, got 0\.5"),
@@ -242,8 +245,8 @@ def test_guidance_of_1_is_the_branch_with_audio():
         ({"history": "vanilla", "history_level": 1001}, r"history_level must be within 0\.\.1000, got 1001"),
     ],
 )
-def test_options_out_of_range_are_named(options, says):
-    with pytest.raises(ValueError, match=says):
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         SamplingConfig(**options)
 
 

@@ -1,4 +1,4 @@
-"""The motion transformer: masks, windowed audio attention, the loaded backbone, padding and checkpoints."""
+"""Test the motion transformer: masks, windowed audio attention, the loaded backbone, padding and saving."""
 
 import pytest
 import torch
@@ -60,16 +60,15 @@ def compare_flex_with_sdpa(device: str, *, teacher: bool):
         torch.testing.assert_close(got[row, :length], expected[row, :length], atol=1e-5, rtol=1e-5)
 
 
-def test_flex_attention_sees_what_sdpa_sees():
-    compare_flex_with_sdpa(
-        "cpu", teacher=False
-    )  # torch 2.13's CPU kernel gives NaN on teacher forcing's mask
+def test_flex_attention_equals_sdpa():
+    # Without teacher forcing: torch 2.13's CPU kernel gives NaN on its mask.
+    compare_flex_with_sdpa("cpu", teacher=False)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("teacher", [False, True])
-def test_flex_attention_sees_what_sdpa_sees_on_a_gpu(teacher):
+def test_flex_attention_equals_sdpa_on_a_gpu(teacher):
     compare_flex_with_sdpa("cuda", teacher=teacher)
 
 
@@ -117,15 +116,16 @@ def test_windowed_audio_attention_equals_masked_full_attention():
     torch.testing.assert_close(got, module.o_proj(expected.flatten(2)), atol=1e-5, rtol=1e-5)
 
 
-def test_audio_is_heard_two_frames_around_and_by_the_chunk():
-    """Changing the audio of frame 12 reaches its own and later chunks, and the frames whose window it is in."""
+def test_audio_reaches_two_frames_around_and_the_chunk():
+    """A change in the audio of frame 12 moves the frames whose window holds it, and their and later chunks."""
     model = small_model()
     before, (z, k, audio, real) = forward(model)
     audio = audio.clone()
     audio[:, 12 + 2] += 1.0
     after = model(z, k, audio, real)
     moved = (after - before).abs().amax((0, 2)) > 1e-6
-    assert not moved[:8].any()  # the first chunk: its last frame's window ends at frame 9
+    # The window of the first chunk's last frame ends at frame 9.
+    assert not moved[:8].any()
     assert moved[8:].all()
     assert not torch.equal(after[:, 10:15], before[:, 10:15])
 
@@ -163,7 +163,7 @@ def test_padding_changes_nothing(teacher):
 
 
 def test_teacher_forcing_equals_one_forward_a_chunk():
-    """The 2T trick against the definition: chunk c noised, the clean chunks before it at level 0."""
+    """One pass over 2T tokens equals the definition: chunk c noised, the clean chunks before it at level 0."""
     model = small_model()
     clean = torch.randn(2, 24, 32)
     out, (z, k, audio, real) = forward(model, frames=24, clean=clean)
@@ -177,7 +177,7 @@ def test_teacher_forcing_equals_one_forward_a_chunk():
 
 @pytest.mark.parametrize("max_shard_size", ["5GB", "100KB"])
 def test_step_0_is_the_loaded_backbone(tmp_path, max_shard_size):
-    """Published layout: a Qwen2ForCausalLM folder, whole or in several safetensors files."""
+    """The published layout is a Qwen2ForCausalLM folder with one or several safetensors files."""
     torch.manual_seed(3)
     published = Qwen2ForCausalLM(Qwen2Config(**QWEN, vocab_size=500)).eval()
     published.save_pretrained(tmp_path, max_shard_size=max_shard_size)
@@ -239,7 +239,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"context_frames": 30}, "multiple of chunk_frames.*got 30"),
         ({"context_frames": 8}, "at least two"),
@@ -247,12 +247,12 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         ({"attention": "full"}, "'chunk' or 'causal', got 'full'"),
     ],
 )
-def test_sizes_that_cannot_work_are_named(changes, says):
-    with pytest.raises(ValueError, match=says):
+def test_sizes_that_cannot_work_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
         MotionTransformerConfig(**{**SIZES, **changes})
 
 
-def test_foreign_backbones_are_named(tmp_path):
+def test_foreign_backbones_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="config.json is missing"):
         MotionTransformer.from_backbone(tmp_path, **SIZES)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')

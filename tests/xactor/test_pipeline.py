@@ -1,4 +1,4 @@
-"""The whole as a diffusers pipeline: saved, loaded, assembled, and streamed."""
+"""Test the whole diffusers pipeline: saving, loading, assembling and streaming."""
 
 import json
 import shutil
@@ -59,17 +59,18 @@ def test_a_saved_pipeline_is_a_diffusers_folder(model_folder):
     AutoencoderKL.from_pretrained(model_folder, subfolder="vae", low_cpu_mem_usage=False)
 
 
-def test_what_is_loaded_animates_as_what_was_saved(pipeline, portrait):
+def test_a_loaded_pipeline_animates_as_the_saved_one(pipeline, portrait):
     samples = voice(0.5)
     saved = list(small_pipeline().animate(portrait, samples, seed=3, **QUICK))
     loaded = list(pipeline.animate(portrait, samples, seed=3, **QUICK))
-    assert len(loaded) == 13 - 1  # 12.5 rounds to the even number, as everywhere
+    # 12.5 frames round to the even number.
+    assert len(loaded) == 12
     assert np.array_equal(saved, loaded)
     assert not np.array_equal(loaded, list(pipeline.animate(portrait, samples, seed=4, **QUICK)))
 
 
-def test_streamed_frames_are_those_of_the_whole(pipeline, portrait):
-    """Sound, motion and frames passed on piece by piece against each of them made whole."""
+def test_streamed_frames_equal_the_whole(pipeline, portrait):
+    """Audio, motion and frames that are passed on in pieces equal each of them made whole."""
     samples = voice(1.6)
     features = pipeline.audio_encoder.features(samples)
     z = sample_motion(pipeline.motion, torch.from_numpy(features)[None], seeds=[0], config=QUICK["motion"])[0]
@@ -105,7 +106,7 @@ def test_calling_reads_files_and_saves_a_video(pipeline, portrait_file, speech_f
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
 
 
-def test_samples_are_as_good_as_a_file(pipeline, portrait_file):
+def test_samples_may_replace_a_file(pipeline, portrait_file):
     animation = pipeline(portrait_file, voice(0.2), **QUICK)
     frames = list(animation.frames)
     assert len(frames) == animation.frame_count == 5
@@ -142,7 +143,7 @@ def test_large_and_odd_pictures_become_what_h264_takes(pipeline, portrait_file):
         assert [frame.shape for frame in animation.frames] == [shape]
 
 
-def test_stages_come_together(model_folder, portrait, pipeline, tmp_path):
+def test_exports_of_both_stages_make_a_pipeline(model_folder, portrait, pipeline, tmp_path):
     stage1, stage2 = tmp_path / "1", tmp_path / "2"
     for folder, names in (
         (stage1, ("motion_encoder", "unet", "reference_unet", "vae", "scheduler")),
@@ -167,7 +168,7 @@ def test_models_are_cast_and_the_audio_encoder_is_not(model_folder, portrait):
     assert len(list(pipeline.animate(portrait, samples, **QUICK))) == 5
 
 
-def test_a_ready_part_stands_for_the_folders(model_folder, tmp_path):
+def test_a_loaded_component_replaces_the_folders(model_folder, tmp_path):
     folder = shutil.copytree(model_folder, tmp_path / "model")
     shutil.rmtree(folder / "motion")
     motion = small_model(latent_dim=LATENT_DIM, audio_layers=1, audio_dim=64)
@@ -175,7 +176,7 @@ def test_a_ready_part_stands_for_the_folders(model_folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
-def test_a_missing_part_is_named(model_folder, tmp_path, name):
+def test_a_missing_component_is_named(model_folder, tmp_path, name):
     folder = shutil.copytree(model_folder, tmp_path / "model")
     shutil.rmtree(folder / name)
     with pytest.raises(ValueError, match=f"{folder}: the component {name}/ is missing"):
@@ -183,7 +184,7 @@ def test_a_missing_part_is_named(model_folder, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
-def test_a_foreign_part_is_named(model_folder, tmp_path, name):
+def test_a_foreign_component_is_named(model_folder, tmp_path, name):
     folder = shutil.copytree(model_folder, tmp_path / "model")
     shutil.rmtree(folder / name)
     other = (
@@ -211,7 +212,7 @@ def test_weights_cut_off_or_left_out_are_named(model_folder, tmp_path):
         XActorPipeline.from_pretrained(folder)
 
 
-def test_folders_that_are_no_pipeline_are_named(tmp_path):
+def test_folders_without_a_pipeline_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere: no model folder"):
         XActorPipeline.from_pretrained(tmp_path / "nowhere")
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
@@ -219,21 +220,21 @@ def test_folders_that_are_no_pipeline_are_named(tmp_path):
         XActorPipeline.from_pretrained(tmp_path)
 
 
-def test_parts_that_do_not_fit_are_refused_by_their_numbers():
+def test_components_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"latents of 48 numbers, the renderer takes 32"):
         small_pipeline(motion=small_model(latent_dim=48, audio_layers=1, audio_dim=64))
     with pytest.raises(ValueError, match=r"features of 1 layers of 64, the audio encoder makes 1 of 80"):
         small_pipeline(audio_encoder=LogMelEncoder(mels=20))
 
 
-def test_sound_too_short_or_too_long_is_named(pipeline, portrait_file, speech_file):
+def test_audio_too_short_or_too_long_is_refused(pipeline, portrait_file, speech_file):
     with pytest.raises(ValueError, match=r"the audio: 20 ms of audio are too short"):
         pipeline(portrait_file, voice(0.02), **QUICK)
     with pytest.raises(ValueError, match=r"a\.wav: longer than 1 s"):
         pipeline(portrait_file, speech_file, max_seconds=1, **QUICK)
 
 
-def test_the_package_is_light_and_its_names_are_all_there():
+def test_the_package_imports_lazily_and_has_all_its_names():
     code = "import sys, xactor; assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
     for name in xactor.__all__:
