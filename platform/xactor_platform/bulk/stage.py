@@ -81,4 +81,8 @@ class Stage(BatchStage):
     def run_batch(self, messages: list[Any]) -> Iterator[Message]:
         """Work on the messages in order."""
         for message in messages:
-            yield from self.timed(message, self.work(message))
+            yield from self.timed(message, self._made(message))
+
+    def _made(self, message: Any) -> Iterator[Message]:
+        """Yield what `work` returns. As a generator, it starts the work inside `timed` also where that is a list."""
+        yield from self.work(message)

@@ -86,6 +86,19 @@ def test_an_error_is_the_failure_of_its_message_alone():
         run_stage(Spell(), [Word(text="lost")])
 
 
+class SpellAtOnce(Spell):
+    """Return a list, so that its work is no generator."""
+
+    def work(self, message):
+        return list(super().work(message))
+
+
+def test_work_that_returns_a_list_is_timed_and_fails_alone_too():
+    made = run_stage(SpellAtOnce(), [Word(text="bad"), Word(text="x")])
+    assert [(m.text, m.error) for m in made] == [("bad", "misspelt"), ("x", "")]
+    assert all(m.stage_s["spell"] >= 0.01 for m in made)
+
+
 def test_finished_messages_pass_through_unchanged():
     result = Result(text="whole", stage_s={"earlier": 1.0})
     assert run_stage(Spell(), [result]) == [result]
