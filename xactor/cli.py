@@ -1,4 +1,4 @@
-"""The `xactor` command.
+"""Make portraits speak, assemble models and check measures: the `xactor` command.
 
     xactor animate --model model --image face.png --audio speech.wav --output out.mp4
     xactor assemble --stage1 runs/stage1/export --stage2 runs/stage2/export --output model

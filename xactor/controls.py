@@ -1,4 +1,4 @@
-"""The control track: a face's motion as 57 readable numbers a frame, and a fixed map from it to motion latents.
+"""Define the control track, a face's motion as 57 readable numbers a frame, and its fixed map to motion latents.
 
 A row holds MediaPipe's 51 ARKit blendshapes (0..1, without `_neutral`) and six numbers of head pose. A landmark model
 reads it off real video, and the demo corpus is drawn from it.

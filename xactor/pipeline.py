@@ -1,4 +1,4 @@
-"""The whole pipeline of diffusers: a portrait and speech in, an acted portrait out."""
+"""Define the whole pipeline of diffusers: a portrait and speech in, an acted portrait out."""
 
 import json
 from collections.abc import Iterator

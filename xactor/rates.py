@@ -1,4 +1,4 @@
-"""The rates of pictures and sound that every room shares. Imports neither torch nor numpy."""
+"""Define the rates of pictures and sound that every room shares. Imports neither torch nor numpy."""
 
 FPS = 25
 """Video frames a second."""

@@ -31,7 +31,7 @@ class WindowSpec:
 
     @property
     def frames(self) -> int:
-        """The length of one window, in frames."""
+        """Return the length of one window, in frames."""
         return self.left_frames + self.hop_frames + self.right_frames
 
 

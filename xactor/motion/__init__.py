@@ -1,4 +1,4 @@
-"""The motion model: transformer, diffusion forcing, sampling."""
+"""Train and sample the motion model: transformer, diffusion forcing, engine."""
 
 import importlib
 from typing import TYPE_CHECKING

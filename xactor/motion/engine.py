@@ -1,4 +1,4 @@
-"""The motion engine: many streams at once, each chunk by chunk, for as long as its audio lasts (Paper 3.3.1).
+"""Run many motion streams at once, each chunk by chunk, for as long as its audio lasts (Paper 3.3.1).
 
     engine = MotionEngine(model)
     stream = engine.open(seed=0)
@@ -108,7 +108,7 @@ class MotionEngine:
 
     @property
     def streams(self) -> list[MotionStream]:
-        """The open streams, in the order of their opening."""
+        """Return the open streams, in the order of their opening."""
         self._slots = {stream: slot for stream, slot in self._slots.items() if stream.is_open}
         return list(self._slots)
 

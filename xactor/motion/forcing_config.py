@@ -1,4 +1,4 @@
-"""The options of motion training. Imports no torch: command lines read this module."""
+"""Define the options of motion training. Imports no torch: command lines read this module."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""The options of motion sampling. Imports no torch: command lines and services read this module."""
+"""Define the options of motion sampling. Imports no torch: command lines and services read this module."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The noise schedule: the forward process, the velocity and the DDIM step. Stateless."""
+"""Define the noise schedule: the forward process, the velocity and the DDIM step. It has no state."""
 
 import json
 from pathlib import Path

@@ -145,19 +145,19 @@ class MotionStream:
 
     @property
     def done(self) -> bool:
-        """Whether all motion is made and taken."""
+        """Return whether all motion is made and taken."""
         return not self.is_open and not self._ready and self.error is None
 
     @property
     def needs_audio(self) -> bool:
-        """Whether the next step needs more audio than the stream was fed."""
+        """Return whether the next step needs more audio than the stream was fed."""
         row = 0 if self._chunk is None else self._chunk.row
         needed = self._chunk_first + self._moving[row + 1] + self._model.config.audio_window
         return not self._audio_ended and self._audio_last < needed
 
     @property
     def needs_history_pass(self) -> bool:
-        """Whether the chunk's history is not yet in the engine's cache."""
+        """Return whether the chunk's history is not yet in the engine's cache."""
         return self._chunk is not None and not self._chunk.history_cached
 
     def begin_chunk(self) -> None:

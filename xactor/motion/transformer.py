@@ -1,4 +1,4 @@
-"""The motion transformer: a Qwen2 backbone that denoises chunks of facial motion latents (Paper 3.2)."""
+"""Define the motion transformer: a Qwen2 backbone that denoises chunks of facial motion latents (Paper 3.2)."""
 
 import functools
 import math
@@ -68,7 +68,7 @@ class MotionTransformerConfig(PreTrainedConfig):
 
     @property
     def history_frames(self) -> int:
-        """The longest history of a chunk, in frames."""
+        """Return the longest history of a chunk, in frames."""
         return self.context_frames - self.chunk_frames
 
     def first_audio_frame(self, first_frame: int) -> int:
