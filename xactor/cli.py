@@ -47,8 +47,7 @@ class Animate:
     output: PathOption = None
     """The .mp4 to write. An existing file is replaced."""
     input: PathOption = None
-    """In place of the three above: a file with one JSON object a line. Each holds image, audio, output, and any of
-    the options below, with underscores in their names."""
+    """JSON-lines file in place of the three above: image, audio, output and any options, with underscores."""
     options: Annotated[AnimateOptions, tyro.conf.arg(name="")] = field(default_factory=AnimateOptions)
     """Choices for every video; those of a row come first."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

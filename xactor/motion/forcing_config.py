@@ -15,7 +15,7 @@ class ForcingConfig:
     noise: Literal["per_frame", "per_chunk"] = "per_frame"
     """Draw one noise level per frame (the paper's asynchronous scheme) or per chunk."""
     audio_drop: float = 0.1
-    """Probability, 0..1, that the whole audio of a sample is dropped. The paper uses 0.1."""
+    """Probability, 0..1, that the whole audio of a sample is dropped."""
 
     def __post_init__(self):
         if not 0 <= self.audio_drop <= 1:
