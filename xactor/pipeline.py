@@ -291,7 +291,9 @@ def _load_diffusers(kind: Any, folder: Path, config: str, dtype: torch.dtype, op
     if not issubclass(kind, torch.nn.Module):
         return kind.from_pretrained(folder)
     options = {"torch_dtype": dtype, "low_cpu_mem_usage": is_accelerate_available(), **options}
-    model, info = kind.from_pretrained(folder, output_loading_info=True, **options)
+    model, info = kind.from_pretrained(  # pyright: ignore[reportAttributeAccessIssue]
+        folder, output_loading_info=True, **options
+    )
     if info["missing_keys"]:
         raise ValueError(f"weights are missing: {', '.join(sorted(info['missing_keys'])[:3])}")
     into_own_memory(model)

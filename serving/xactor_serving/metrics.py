@@ -17,7 +17,7 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 PREFIX = "xactor_serve_"
 _SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 _FPS = [1, 5, 12.5, 25, 50, 100, 250, 1000]
-_BATCH_SIZES = [1, 2, 4, 8, 16, 32]
+_BATCH_SIZES: list[float] = [1, 2, 4, 8, 16, 32]
 _AGENT_TIMEOUT_S = 5
 
 

@@ -35,8 +35,8 @@ def load_motion_model(
     for name in MOTION_COMPONENTS:
         if not Path(folder, name).is_dir():
             raise ValueError(f"{folder}: the component {name}/ is missing")
+    name = "motion_scheduler"
     try:
-        name = "motion_scheduler"
         MotionScheduler.from_pretrained(Path(folder, name))
         name = "motion"
         return load_transformer(Path(folder, name), dtype=dtype).to(device)  # pyright: ignore[reportArgumentType]
