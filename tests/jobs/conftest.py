@@ -21,7 +21,10 @@ def bare_cluster(tmp_path_factory) -> Iterator[LocalCluster]:
     # Python ignores .pth files in a folder that a .pth file adds, such as the project's own.
     (theirs / "dependencies.pth").write_text(f"{ours}\n")
     code = "import ray, deepspeed, importlib.util as u; print(u.find_spec('xactor'), u.find_spec('xactor_platform'))"
-    found = subprocess.run([python, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
-    assert found.stdout.split()[-2:] == ["None", "None"], found.stdout
-    with local_cluster(cpus=3, python=str(python), log=folder / "ray.log") as cluster:
-        yield cluster
+    with pytest.MonkeyPatch.context() as patch:
+        # It may name this code.
+        patch.delenv("PYTHONPATH", raising=False)
+        found = subprocess.run([python, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+        assert found.stdout.split()[-2:] == ["None", "None"], found.stdout
+        with local_cluster(cpus=3, python=str(python), log=folder / "ray.log") as cluster:
+            yield cluster
