@@ -38,8 +38,12 @@ ROOMS = (
 CLUSTER_FIXTURES = {"ray_cluster", "bare_cluster"}
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Group the tests for parallel workers, and mark those that start or join a Ray cluster."""
+    """Group the tests for parallel workers, and mark those that start or join a Ray cluster.
+
+    It runs first: pytest-xdist reads the groups in its own hook.
+    """
     rank = {}
     for item in items:
         path = item.path.relative_to(config.rootpath).as_posix()
