@@ -98,7 +98,9 @@ def _run(program: str) -> None:
 
         xactor_serve()
     else:
-        runpy.run_path(str(ROOT / program), run_name="__main__")
+        # The help shows this path as the program's name, so it is relative to the checkout.
+        with contextlib.chdir(ROOT):
+            runpy.run_path(program, run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ PRIVATE_NAMES = {
     "ray._raylet": "GcsClient",
     "ray.autoscaler._private.fake_multi_node.node_provider": "FakeMultiNodeProvider",
     "ray.data._internal.execution.execution_callback": "ExecutionCallback",
+    "ray.train._internal.utils": "get_address_and_port",
     "ray.train.v2._internal.execution.scaling_policy": "ElasticScalingPolicy",
+    "ray.train.v2.api.data_parallel_trainer": "DataParallelTrainer",
 }
 # The loggers that data/stream.py silences, with the module that owns each.
 LOGGERS = ("ray.data._internal.execution.streaming_executor", "ray.data._internal.progress")

@@ -196,7 +196,7 @@ class XActorPipeline(DiffusionPipeline):
         ours = {name: c for name, c in components.items() if type(c).__module__.startswith("xactor.")}
         self.register_to_config(**{name: ("xactor", type(c).__name__) for name, c in ours.items()})
 
-    def save_pretrained(self, save_directory: str | Path, **options) -> None:  # pyright: ignore
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:  # pyright: ignore
         """Write each component to its folder, and model_index.json.
 
         Args:
@@ -210,7 +210,7 @@ class XActorPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(  # pyright: ignore
-        cls, folder: str | Path, *, torch_dtype: torch.dtype = torch.float32, **options
+        cls, folder: str | Path, *, torch_dtype: torch.dtype = torch.float32, **options: Any
     ) -> "XActorPipeline":
         """Load the pipeline that is saved in a local folder.
 
@@ -233,7 +233,7 @@ class XActorPipeline(DiffusionPipeline):
 
     @classmethod
     def from_stages(
-        cls, stage1: str | Path, stage2: str | Path, *, torch_dtype: torch.dtype = torch.float32, **options
+        cls, stage1: str | Path, stage2: str | Path, *, torch_dtype: torch.dtype = torch.float32, **options: Any
     ) -> "XActorPipeline":
         """Load the pipeline from two trainings' exports. The options are those of `from_pretrained`.
 

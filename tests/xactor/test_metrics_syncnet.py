@@ -127,7 +127,7 @@ def poisoned(state):
     [
         (renamed, r"1 missing: netcnnlip.0.weight; 1 unknown: netcnnlip.0.kernel"),
         (reshaped, r"1 of another shape: netfclip.3.weight \[512, 512\] for \[1024, 512\]"),
-        (poisoned, r"netfcaud.0.bias holds NaN"),
+        (poisoned, r"netfcaud.0.bias contains NaN"),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(tmp_path, change, reason):

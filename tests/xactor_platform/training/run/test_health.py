@@ -76,11 +76,13 @@ def test_ranks_that_take_about_as_long_do_not_lag(own_s):
     assert not any(lag.message(own_s) for _ in range(100))
 
 
-def in_vain(rank: int, ranks: int, meeting: str, absent: int, gone, told) -> None:
+def in_vain(rank: int, ranks: int, meeting: str, absent: int, ready, gone, told) -> None:
     """Run a rank that waits for the others in a collective, or stays away from it."""
     health.ROLL_CALL_S = 3.0
     from datetime import timedelta
 
+    # Processes start at different times, and the bounds below are short.
+    ready.wait(120)
     dist.init_process_group(
         "gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks, timeout=timedelta(seconds=2)
     )
@@ -103,9 +105,9 @@ def in_vain(rank: int, ranks: int, meeting: str, absent: int, gone, told) -> Non
 @pytest.mark.parametrize("absent", [0, 2])
 def test_a_rank_that_does_not_come_is_named(tmp_path, absent):
     context = multiprocessing.get_context("spawn")
-    gone, told = context.Event(), context.Queue()
+    ready, gone, told = context.Barrier(3), context.Event(), context.Queue()
     ranks = [
-        context.Process(target=in_vain, args=(rank, 3, str(tmp_path / "ranks"), absent, gone, told))
+        context.Process(target=in_vain, args=(rank, 3, str(tmp_path / "ranks"), absent, ready, gone, told))
         for rank in range(3)
     ]
     for process in ranks:
