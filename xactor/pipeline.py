@@ -233,7 +233,12 @@ class XActorPipeline(DiffusionPipeline):
 
     @classmethod
     def from_stages(
-        cls, stage1: str | Path, stage2: str | Path, *, torch_dtype: torch.dtype = torch.float32, **options: Any
+        cls,
+        stage1: str | Path,
+        stage2: str | Path,
+        *,
+        torch_dtype: torch.dtype = torch.float32,
+        **options: Any,
     ) -> "XActorPipeline":
         """Load the pipeline from two trainings' exports. The options are those of `from_pretrained`.
 
