@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from _checkout import CHECKOUT
-
-BENCHMARKS = CHECKOUT / "infra/benchmarks"
+BENCHMARKS = Path("infra/benchmarks")
 
 
 def save_results(output: Path, figures: Mapping[str, Any]) -> None:

@@ -25,9 +25,9 @@ class ReportAblation:
     Example: python jobs/report.py ablation --shards demo/corpus/shards --seeds 0 1 2 --train-steps 300
     """
 
-    shards: str = str(CHECKOUT / "demo/corpus/shards")
+    shards: str = "demo/corpus/shards"
     """Folder of stage 2's shards."""
-    output: Path = CHECKOUT / "demo/ablation"
+    output: Path = Path("demo/ablation")
     """Folder for the trainings and the report."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; every variant is trained and sampled once with each."""
@@ -47,7 +47,8 @@ class ReportAblation:
         def progress(line: str) -> None:
             print(f"{(time.monotonic() - started) / 60:5.1f} min  {line}", flush=True)
 
-        runs = self.output / "runs"
+        # A submitted training runs in another folder.
+        runs = (self.output / "runs").absolute()
         runs.mkdir(parents=True, exist_ok=True)
         if not self._train(runs, progress):
             return 1
@@ -77,6 +78,7 @@ class ReportAblation:
         """Submit every training that is not finished; return False after one that fails."""
         from xactor_platform.cluster.local import local_cluster
         from xactor_platform.evaluation.ablation import trainings
+        from xactor_platform.storage.location import absolute
         from xactor_platform.training.run.folder import EXPORT
 
         missing = {
@@ -87,7 +89,7 @@ class ReportAblation:
         with local_cluster(cpus=2, log=self.output / "ray.log") as cluster:
             for number, (name, options) in enumerate(missing.items()):
                 progress(f"Training {name} ({number + 1} of {len(missing)})")
-                command = ["python", "jobs/train_stage2.py", "tiny", "--data.shards", self.shards]
+                command = ["python", "jobs/train_stage2.py", "tiny", "--data.shards", absolute(self.shards)]
                 command += ["--run.storage", str(runs), "--run.name", name]
                 command += ["--train.steps", str(self.train_steps), *options]
                 if code := cluster.submit(command, working_dir=CHECKOUT):

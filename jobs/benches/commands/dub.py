@@ -5,7 +5,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from _checkout import CHECKOUT
 from benches.results import BENCHMARKS, save_results
 
 
@@ -18,9 +17,9 @@ class BenchDub:
     Example: python jobs/bench.py dub --model demo/model --rows 12
     """
 
-    model: Path = CHECKOUT / "demo/model"
+    model: Path = Path("demo/model")
     """Folder of the model."""
-    clips: tuple[Path, ...] = (CHECKOUT / "demo/corpus/clips/test/test-0002.mp4",)
+    clips: tuple[Path, ...] = (Path("demo/corpus/clips/test/test-0002.mp4"),)
     """Videos. Their first frames are the portraits and their sound is the speech; the rows take them in turn."""
     rows: int = 12
     """Videos to make, at least 3."""
@@ -46,7 +45,7 @@ class BenchDub:
             figures = bench_dub(
                 model=str(self.model.absolute()),
                 images=portraits,
-                audios=[str(clip) for clip in self.clips],
+                audios=[str(clip.absolute()) for clip in self.clips],
                 rows=self.rows,
                 folder=Path(folder, "bench"),
                 options=options,

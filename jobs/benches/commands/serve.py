@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from _checkout import CHECKOUT, PY_MODULES
+from _checkout import PY_MODULES
 from benches.results import BENCHMARKS, save_results
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ class BenchServe:
     Example: python jobs/bench.py serve --rates 0.25 0.5 1 2 4 --seconds 30 --soak-s 600
     """
 
-    model: Path = CHECKOUT / "demo/model"
+    model: Path = Path("demo/model")
     """Folder of the model."""
-    clip: Path = CHECKOUT / "demo/corpus/clips/test/test-0001.mp4"
+    clip: Path = Path("demo/corpus/clips/test/test-0001.mp4")
     """Video. Its first frame is the portrait and its sound is the speech."""
     speech_s: float = 4
     """Length of the speech under load, in seconds."""
