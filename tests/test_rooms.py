@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -29,6 +31,7 @@ def test_the_import_contracts_of_pyproject_hold():
     )
 
 
+@pytest.mark.slow
 def test_xactor_imports_neither_ray_nor_deepspeed_nor_pebble():
     run_python(
         "import sys, pkgutil, importlib, xactor\n"

@@ -23,6 +23,7 @@ def test_site_builds_without_warnings(tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_page_of_commands_is_current(tmp_path: Path):
     """Generate the page in another process, because the commands change the process that runs them."""
     code = "import sys; sys.path.insert(0, 'docs'); import generate_commands as g; print(g.page(), end='')"

@@ -91,6 +91,7 @@ def aws(monkeypatch, tmp_path):
         yield AWSNodeProvider
 
 
+@pytest.mark.slow
 def test_instance_types_match_aws(aws):
     config = manifests.launcher_config()
     for group in config["available_node_types"].values():

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_it_reports_what_a_step_waits_for(tmp_path):
     out = tmp_path / "checkpoint.json"
     command = [

@@ -65,6 +65,7 @@ def frames_and_sound(path: Path) -> tuple[int, float, int, str]:
     return frames, seconds, rate_hz, layout
 
 
+@pytest.mark.slow
 def test_the_command_makes_a_video_as_long_as_the_audio(model_folder, portrait_file, speech_file, tmp_path):
     paths = [
         "--model",
@@ -121,6 +122,7 @@ def test_silence_and_50_ms_of_audio_make_videos(run, tmp_path):
     assert frames_and_sound(output)[0] == 1
 
 
+@pytest.mark.slow
 def test_the_seed_makes_the_video_and_the_face_can_go_back(run, speech_file, portrait_file):
     made = {}
     for name, options in (("a", []), ("b", []), ("c", ["--seed", "1"]), ("d", ["--paste-back"])):
@@ -290,6 +292,7 @@ def test_rows_fail_alone(model_folder, portrait_file, tmp_path, capsys):
     assert (tmp_path / "1.mp4").read_bytes() != (tmp_path / "7.mp4").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_leaves_nothing(model_folder, portrait_file, tmp_path, number, status):
     sound = write_sound(tmp_path / "long.wav", 60.0)

@@ -272,6 +272,7 @@ def test_statistics_of_different_kinds_are_refused():
     assert one.count == 1
 
 
+@pytest.mark.slow
 def test_workers_that_watch_videos_apart_agree_with_one_that_watches_all(random_file):
     i3d = load_i3d(random_file)
     together, first, second = (VideoStatistics.of(i3d) for _ in range(3))

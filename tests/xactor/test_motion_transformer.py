@@ -60,6 +60,7 @@ def compare_flex_with_sdpa(device: str, *, teacher: bool):
         torch.testing.assert_close(got[row, :length], expected[row, :length], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_flex_attention_equals_sdpa():
     # Without teacher forcing: torch 2.13's CPU kernel gives NaN on its mask.
     compare_flex_with_sdpa("cpu", teacher=False)

@@ -69,6 +69,7 @@ def test_a_loaded_pipeline_animates_as_the_saved_one(pipeline, portrait):
     assert not np.array_equal(loaded, list(pipeline.animate(portrait, samples, seed=4, **QUICK)))
 
 
+@pytest.mark.slow
 def test_streamed_frames_equal_the_whole(pipeline, portrait):
     """Audio, motion and frames that are passed on in pieces equal each of them made whole."""
     samples = voice(1.6)
@@ -81,6 +82,7 @@ def test_streamed_frames_equal_the_whole(pipeline, portrait):
     assert np.array_equal(list(pipeline.animate(portrait, samples, **QUICK)), whole)
 
 
+@pytest.mark.slow
 def test_the_first_frame_does_not_wait_for_the_last_chunk(pipeline, portrait):
     calls = 0
 
@@ -160,6 +162,7 @@ def test_exports_of_both_stages_make_a_pipeline(model_folder, portrait, pipeline
         XActorPipeline.from_stages(stage2, stage1)
 
 
+@pytest.mark.slow
 def test_models_are_cast_and_the_audio_encoder_is_not(model_folder, portrait):
     pipeline = XActorPipeline.from_pretrained(model_folder, torch_dtype=torch.bfloat16)
     assert {pipeline.motion.dtype, pipeline.unet.dtype, pipeline.vae.dtype} == {torch.bfloat16}

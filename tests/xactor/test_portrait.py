@@ -197,6 +197,7 @@ class TestPortrait:
         patch = found.box.cut(cut, 64)
         assert np.array_equal(patch[:, 0], patch[:, 5])  # the edge, repeated
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("place", [(900, 1400), (1500, 100), (260, 700)])
     def test_a_face_small_in_a_large_picture(self, head, landmarker, place):
         large = np.full((1800, 2400, 3), 160, np.uint8)

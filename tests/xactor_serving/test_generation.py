@@ -97,6 +97,7 @@ def alike(one: np.ndarray, other: np.ndarray) -> bool:
     return one.shape == other.shape and int(np.abs(one.astype(int) - other).max()) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.03, 0.3, 1.63])
 def test_video_equals_the_pipelines(local, seconds):
     samples = sound(seconds)

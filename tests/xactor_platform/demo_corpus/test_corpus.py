@@ -120,6 +120,7 @@ class TestDemoCorpus:
                 # Both are lossy encodings.
                 assert np.abs(crops - whole).mean() < 6
 
+    @pytest.mark.slow
     def test_the_same_seed_gives_the_same_bytes_in_any_number_of_processes(self, corpus, tmp_path):
         demo.make_demo_corpus(
             tmp_path,
@@ -158,6 +159,7 @@ class TestDemoCorpus:
         assert len({p.identity.name for p in train}) == len(train)
         assert not set(speech.sentences("train")) & set(speech.sentences("test"))
 
+    @pytest.mark.slow
     def test_recordings_that_a_user_names_are_spoken(self, tmp_path):
         for i in range(3):
             write_video(
@@ -220,6 +222,7 @@ class TestPerformance:
         assert np.abs(np.diff(track[:, INDEX["mouthSmileLeft"]])).max() < 0.02
 
 
+@pytest.mark.slow
 def test_no_two_people_look_alike():
     faces = [
         render_frame(who, controls(), 64)[8:56, 12:52].astype(int)
@@ -291,6 +294,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 class TestVideos:
+    @pytest.mark.slow
     def test_good_clips_become_shards_and_bad_ones_a_line_each(self, folder, tmp_path):
         results = []
         made = videos.shards_from_videos(
@@ -349,6 +353,7 @@ class TestVideos:
         with pytest.raises(ValueError, match="crops_output must be a folder of its own"):
             videos.shards_from_videos(str(folder), str(tmp_path), crops=64, crops_output=str(folder))
 
+    @pytest.mark.slow
     def test_the_exit_code_of_the_job(self, folder, tmp_path):
         def job(*arguments: str) -> subprocess.CompletedProcess:
             command = [sys.executable, "jobs/shards_from_videos.py", *arguments]
@@ -362,6 +367,7 @@ class TestVideos:
         assert some.returncode == 3, some.stderr
         assert "2 of 3 videos" in some.stdout
 
+    @pytest.mark.slow
     def test_a_file_that_kills_its_process_fails_alone(self, tmp_path):
         # The function that runs in the pool simulates a decoder's crash.
         results = list(videos._in_pool([1, 2, 3], 2, work=_die_on_two))

@@ -123,6 +123,7 @@ def test_a_manifest_that_is_none(tmp_path, name, content, says):
 # Segments
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     frames=st.integers(1, 2000),

@@ -67,6 +67,7 @@ def row(media: Path, name: str, audio: str, number: int = 1, **options) -> Row:
     )
 
 
+@pytest.mark.slow
 def test_the_stages_make_what_animate_makes(stages, model, media, tmp_path):
     output, all_stages = stages
     asked = [row(media, "a", "3.wav", seed=5), row(media, "b", "1.wav", number=2, paste_back=True)]
@@ -105,6 +106,7 @@ def test_the_stages_make_what_animate_makes(stages, model, media, tmp_path):
     assert not list(Path(output, ".parts").iterdir())
 
 
+@pytest.mark.slow
 def test_segments_rendered_apart_are_the_whole_bit_for_bit(stages, model, media):
     _, (look, decode, motion, render, _) = stages
     rendered = through([look, decode, motion, render], [row(media, "parts", "4.wav")])
@@ -124,6 +126,7 @@ def test_performances_side_by_side_are_those_alone(stages, media):
         np.testing.assert_allclose(together[one.id], alone, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_an_earlier_run_wrote_is_not_made_again(stages, media):
     output, all_stages = stages
     first = through(all_stages, [row(media, "again", "3.wav")])

@@ -30,6 +30,7 @@ def test_the_gain_is_a_share_of_the_still_pictures_error():
     assert (gain.mouth, gain.face) == (0.75, -1.0)
 
 
+@pytest.mark.slow
 def test_a_report_of_held_out_people(tmp_path):
     corpus = make_demo_corpus(
         tmp_path / "corpus",

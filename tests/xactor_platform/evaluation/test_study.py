@@ -298,6 +298,7 @@ def hosted(study) -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_a_rater_needs_only_the_keyboard_and_the_votes_count(study, hosted, browser, tmp_path):
     _, key = study
     browser.open(hosted)

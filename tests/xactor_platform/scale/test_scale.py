@@ -67,6 +67,7 @@ def test_states_of_7b_are_deepspeeds_own_estimate(paper, ranks):
     assert sum(states(paper.parameters, ranks=ranks, stage=3)) == pytest.approx(zero3, rel=0.12)
 
 
+@pytest.mark.slow
 def test_states_are_what_a_deepspeed_engine_holds(tmp_path):
     ranks = 2
     commands = [
@@ -124,6 +125,7 @@ def measured_activations(config: MotionConfig, samples: int, *, checkpointing: b
     return peak["Total"] - weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("size", ["small", "wide"])
 def test_activations_are_what_torch_tracks(size, checkpointing):

@@ -32,6 +32,7 @@ def test_driver_and_controller_need_no_torch():
     assert loaded(code, "torch", "transformers", "diffusers", "deepspeed") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "needless"), [("stage2", ["diffusers"]), ("stage1", ["transformers.models.qwen2"])]
 )

@@ -75,6 +75,7 @@ def manifest_of(checkpoints: Checkpoints, step: int) -> Manifest:
     )
 
 
+@pytest.mark.slow
 def test_checkpoints_and_an_index_survive_a_bad_network(bucket, in_bucket, shards, faulty, tmp_path):
     index, local = load_index(in_bucket), load_index(shards)
     assert index.key.tolist() == local.key.tolist()
@@ -104,6 +105,7 @@ def test_a_listing_that_is_cut_hides_nothing(in_bucket, shards, proxy, request_n
     proxy.cut_at = None
 
 
+@pytest.mark.slow
 def test_a_store_that_is_gone_is_named(bucket, proxy):
     folder = RunFolder(child_uri(bucket, "runs"), "gone", storage_timeout_s=0)
     proxy.gone = True
