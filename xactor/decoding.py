@@ -34,7 +34,7 @@ class Refused(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Face:
+class FaceCrop:
     """Hold the face of a portrait, cut out."""
 
     square: np.ndarray
@@ -70,7 +70,7 @@ class DecodingPool:
 
     def face(
         self, image: bytes | Path, *, size: int, paste_back: bool, from_video: bool = False
-    ) -> Future[Face]:
+    ) -> Future[FaceCrop]:
         """Decode a picture and cut out its largest face.
 
         Args:
@@ -108,7 +108,7 @@ def _sound(audio: Path, max_seconds: float) -> np.ndarray:
     return samples
 
 
-def _face(image: bytes | Path, size: int, paste_back: bool, from_video: bool) -> Face:
+def _face(image: bytes | Path, size: int, paste_back: bool, from_video: bool) -> FaceCrop:
     """Decode a face in a process of the pool. Raises ValueError that calls the file `image` or `video`."""
     kind = "video" if from_video else "image"
     read = best_still if from_video else read_image
@@ -116,7 +116,7 @@ def _face(image: bytes | Path, size: int, paste_back: bool, from_video: bool) ->
     if paste_back:
         picture = sized_for_video(picture)
     portrait = _naming(kind, image, lambda: find_portrait(picture))
-    return Face(
+    return FaceCrop(
         square=portrait.box.cut(picture, size),
         picture=picture if paste_back else picture[:0],
         box=portrait.box,

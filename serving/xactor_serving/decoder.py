@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from xactor.decoding import DecodingPool, Face
+from xactor.decoding import DecodingPool, FaceCrop
 from xactor_serving.errors import bad_input, full, too_large
 
 _MAX_WAITING_PER_PROCESS = 8
@@ -33,7 +33,7 @@ class Decoder:
         """Return the samples of a file: float32 [N], mono, 16 kHz."""
         return await self._run(lambda: self._pool.sound(audio, max_seconds=max_seconds))
 
-    async def face(self, image: bytes, *, size: int, paste_back: bool) -> Face:
+    async def face(self, image: bytes, *, size: int, paste_back: bool) -> FaceCrop:
         """Return the face of a picture, as a square with sides of `size` pixels."""
         return await self._run(lambda: self._pool.face(image, size=size, paste_back=paste_back))
 

@@ -12,7 +12,7 @@ import numpy as np
 from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
-from xactor.decoding import Face
+from xactor.decoding import FaceCrop
 from xactor.media import LiveSound
 from xactor.rates import SAMPLE_RATE_HZ, frame_count
 from xactor_serving.errors import (
@@ -129,7 +129,7 @@ class StreamSession:
             raise bad_input(f"{self._sound.received} samples of audio are too short")
         self._sound.end()
 
-    async def _send_video(self, face: asyncio.Future[Face], start: StreamStart) -> None:
+    async def _send_video(self, face: asyncio.Future[FaceCrop], start: StreamStart) -> None:
         begun, first = time.monotonic(), True
         fragments = self._videos.fragments(face, self._sound, self._track, start)
         async with aclosing(fragments):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xactor.decoding import Face
+from xactor.decoding import FaceCrop
 from xactor.media import FragmentedVideo, LiveSound, Sound
 from xactor.provenance import ai_generated
 from xactor_serving.arguments import Limits
@@ -90,7 +90,7 @@ class Videos:
         """
         return await self._decoder.sound(audio, max_seconds=self.limits.max_seconds)
 
-    async def face(self, image: bytes, options: VideoOptions) -> Face:
+    async def face(self, image: bytes, options: VideoOptions) -> FaceCrop:
         """Return the face of a picture.
 
         Raises:
@@ -101,7 +101,7 @@ class Videos:
 
     async def fragments(
         self,
-        face: asyncio.Future[Face],
+        face: asyncio.Future[FaceCrop],
         sound: SoundBuffer,
         track: Sound | LiveSound,
         options: VideoOptions,
@@ -151,7 +151,7 @@ class Videos:
         metrics().video_fps.observe(count / (time.monotonic() - begun))
 
     @staticmethod
-    async def _portrait(face: asyncio.Future[Face]) -> PortraitJob:
+    async def _portrait(face: asyncio.Future[FaceCrop]) -> PortraitJob:
         return PortraitJob.of((await face).square)
 
     async def _prepare(self, portrait: asyncio.Future[PortraitJob]) -> None:
@@ -160,7 +160,7 @@ class Videos:
             await self._replicas.prepare(await portrait)
 
     @staticmethod
-    def _encode(video: FragmentedVideo, face: Face, frames: Iterator[np.ndarray]) -> bytes:
+    def _encode(video: FragmentedVideo, face: FaceCrop, frames: Iterator[np.ndarray]) -> bytes:
         """Return the next fragment that the frames complete; empty at their end."""
         for frame in frames:
             if data := video.add(face.box.paste(face.picture, frame) if len(face.picture) else frame):

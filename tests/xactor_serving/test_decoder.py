@@ -9,7 +9,7 @@ import pytest
 from client import png, wav
 from PIL import Image
 
-from xactor.decoding import Face
+from xactor.decoding import FaceCrop
 from xactor_serving.decoder import Decoder
 from xactor_serving.errors import ServiceError
 
@@ -21,7 +21,7 @@ def decoder():
     decoder.close()
 
 
-def face_of(decoder: Decoder, image: bytes, *, paste_back: bool = False) -> Face:
+def face_of(decoder: Decoder, image: bytes, *, paste_back: bool = False) -> FaceCrop:
     return asyncio.run(decoder.face(image, size=64, paste_back=paste_back))
 
 

@@ -10,7 +10,7 @@ import torch
 from client import speech
 from pipelines import small_pipeline
 
-from xactor.decoding import Face
+from xactor.decoding import FaceCrop
 from xactor.faces import CropBox
 from xactor.media import LiveSound
 from xactor.motion import MotionEngine, SamplingConfig, stream_motion
@@ -212,7 +212,7 @@ def test_reference_is_computed_during_the_motion(local):
         face = asyncio.get_running_loop().create_future()
         square = local.square
         face.set_result(
-            Face(square=square, picture=square[:0], box=CropBox(left=0, top=0, side=64), notes=())
+            FaceCrop(square=square, picture=square[:0], box=CropBox(left=0, top=0, side=64), notes=())
         )
         samples = sound(1)
         options = VideoOptions(motion_steps=3, render_steps=1, render_cfg=1)
