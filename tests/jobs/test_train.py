@@ -138,7 +138,11 @@ def test_help_shows_examples_optional_presets_and_a_text_for_every_option(
         (2, ["--data.shards", "/nowhere"], "/nowhere: no such folder"),
         (2, ["--data.shards", "README.md"], "is a file, not a folder"),
         (2, ["--run.name", "none", "--run.resume"], "nothing to resume"),
-        (1, ["--train.vae-steps", "0"], "vae_steps must be >= 1 where the VAE starts from nothing, got 0"),
+        (
+            1,
+            ["--train.vae-steps", "0"],
+            "vae_steps must be >= 1 if the VAE starts from random weights, got 0",
+        ),
         (1, ["--train.budget-frames", "15"], "budget_frames must be >= context_frames (16), got 15"),
         (1, ["--data.shards", "/nowhere"], "/nowhere: no such folder"),
     ],

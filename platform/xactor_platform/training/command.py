@@ -36,7 +36,7 @@ def main(
         config = parse(arguments, presets, description)
         if not arguments and not Path(config.data.shards).exists():
             make_corpus(Path(config.data.shards).parent)
-        # Ray takes seconds to import: --help and invalid options are answered before.
+        # Imported here because Ray takes seconds to import. --help and invalid options need not wait for it.
         from xactor_platform.training.launch import train
 
         result = train(config, py_modules=py_modules)
@@ -79,6 +79,7 @@ def parse(
         preset, *options = arguments
 
     def with_options(default: Config) -> Config:
+        """Return the default config, changed by the options of the command line."""
         return tyro.cli(
             type(default),
             default=default,
@@ -89,4 +90,7 @@ def parse(
 
     config = with_options(presets[preset]())
     saved = saved_config(RunFolder.of(config.run)) if config.run.resume else None
-    return config if saved is None else with_options(type(config).from_dict(saved["config"]))
+    if saved is None:
+        return config
+    # Parse again, with the saved config as the defaults in place of the preset.
+    return with_options(type(config).from_dict(saved["config"]))

@@ -10,9 +10,9 @@ from xactor_platform.data.plan import PlanConfig
 
 
 class SharedSteps(ElasticScalingPolicy):
-    """Round the number of ranks down to one that shares a global step equally.
+    """Choose the largest number of ranks that fits into the cluster and divides a step's micro-batches.
 
-    It leaves the CPUs that Ray Data needs: ranks that hold every CPU would wait for their data for ever.
+    Some CPUs stay free for Ray Data: ranks that hold every CPU would wait for their data for ever.
     """
 
     def __init__(self, scaling_config: Any, plan: PlanConfig, data_cpus: float):
@@ -20,17 +20,17 @@ class SharedSteps(ElasticScalingPolicy):
         self._plan, self._data_cpus = plan, data_cpus
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        room = super()._count_possible_workers(reserved_resources)
+        max_ranks = super()._count_possible_workers(reserved_resources)
         cpus_per_rank = float(cast(Any, self.scaling_config._resources_per_worker_not_none).get("CPU", 0.0))
         if cpus_per_rank:
-            # Reserved CPUs belong to the ranks alone, so the data's CPUs are looked for in the whole cluster.
+            # The reserved resources are only for ranks. So Ray Data's CPUs are subtracted from the cluster's.
             cpus = ray.cluster_resources().get("CPU", 0.0) - self._data_cpus
-            room = min(room, int(max(0.0, cpus) // cpus_per_rank))
-        return max((n for n in self._plan.allowed_ranks if n <= room), default=0)
+            max_ranks = min(max_ranks, int(max(0.0, cpus) // cpus_per_rank))
+        return max((ranks for ranks in self._plan.allowed_ranks if ranks <= max_ranks), default=0)
 
 
 class ElasticTrainer(DataParallelTrainer):
-    """Resize a training by SharedSteps."""
+    """Train with the number of ranks that SharedSteps chooses, which changes with the cluster."""
 
     def __init__(self, *args: Any, plan: PlanConfig, data_cpus: float, **options: Any):
         super().__init__(*args, **options)

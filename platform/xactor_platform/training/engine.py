@@ -1,4 +1,4 @@
-"""Make the DeepSpeed engine: ZeRO-2 over planned micro-batches whose gradients are summed, not averaged."""
+"""Make the DeepSpeed engine: ZeRO-2, with gradients that are summed over micro-batches and ranks, not averaged."""
 
 import logging
 import math
@@ -15,19 +15,20 @@ from xactor_platform.training.train_config import TrainConfig
 def deepspeed_config(
     config: TrainConfig, *, ranks: int, bf16: bool, universal: bool = False
 ) -> dict[str, Any]:
-    """Return DeepSpeed's configuration, with every default that matters.
+    """Return DeepSpeed's configuration. Defaults that matter are stated.
 
-    A step has any number of backward passes (`managed_gradient_accumulation` is off), and ranks add their gradients.
-    Before the backward pass, the loss is divided by the step's frames, which all ranks know from the plan.
+    A step has any number of backward passes (`managed_gradient_accumulation` is off), and gradients are summed over the
+    ranks. The loss is divided by the number of frames of the step before the backward pass. All ranks know this number
+    from the plan.
 
     Args:
         config: options of the optimization.
         ranks: number of ranks.
-        bf16: train in bf16.
-        universal: the checkpoint that it will load was converted from another number of ranks.
+        bf16: whether to train in bf16.
+        universal: whether the checkpoint to load was converted from another number of ranks.
     """
     return {
-        # Not used: batches come from the plan.
+        # The next three are not used: micro-batches come from the plan.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "train_batch_size": ranks,
@@ -56,6 +57,7 @@ def deepspeed_config(
                 "torch_adam": True,
             },
         },
+        # Never print.
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
     }
@@ -77,17 +79,17 @@ def make_engine(
         config: options of the optimization.
         groups: parameters, in groups that each have their own learning rate.
         ranks: number of ranks.
-        bf16: train in bf16.
-        universal: the checkpoint that it will load was converted from another number of ranks.
+        bf16: whether to train in bf16.
+        universal: whether the checkpoint to load was converted from another number of ranks.
     """
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
-    # Between CPU ranks DeepSpeed would compile its own operator, which takes 45 s on a fresh machine, needs a compiler
-    # on every node, and waits for ever after an earlier build was killed and left its lock. Without the operator it
-    # uses gloo.
+    # For CPU ranks, DeepSpeed would compile its own communication operator. That takes 45 s on a fresh machine, needs a
+    # compiler on every node, and waits for ever if an earlier build was killed and left its lock. Without the operator
+    # DeepSpeed uses gloo.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # DeepSpeed calls a name that torch renamed.
+    # DeepSpeed calls a torch function by its old, deprecated name.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
     engine, *_ = deepspeed.initialize(
         model=objective,
@@ -106,25 +108,29 @@ def use_bf16(config: TrainConfig, device: torch.device) -> bool:
 def learning_rate(
     step: int, config: TrainConfig, *, peak: float | None = None, steps: int | None = None
 ) -> float:
-    """Return the learning rate of a step. It depends on the arguments alone, so that a resume needs no state of it.
+    """Return the learning rate of a step. It depends on the arguments alone, so a checkpoint holds no scheduler state.
 
     Args:
-        step: counted from 0.
+        step: step of the run or of its phase, counted from 0.
         config: options of the optimization.
         peak: the highest rate; by default the config's.
         steps: number of steps; by default the config's.
     """
-    peak, steps = config.learning_rate if peak is None else peak, config.steps if steps is None else steps
+    if peak is None:
+        peak = config.learning_rate
+    if steps is None:
+        steps = config.steps
     if step < config.warmup_steps:
         return peak * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return peak
-    done = (step - config.warmup_steps) / max(steps - config.warmup_steps, 1)
-    return peak * (0.1 + 0.9 * (1 + math.cos(math.pi * min(done, 1.0))) / 2)
+    progress = (step - config.warmup_steps) / max(steps - config.warmup_steps, 1)
+    # A cosine from the peak down to a tenth of it.
+    return peak * (0.1 + 0.9 * (1 + math.cos(math.pi * min(progress, 1.0))) / 2)
 
 
 def set_learning_rates(engine, rates: Sequence[float]) -> None:
-    """Set the rate of each group. A rate of 0 leaves the group's parameters bit-equal, without weight decay too."""
+    """Set the learning rate of each group. With 0 the parameters stay bit-equal: AdamW scales weight decay by it."""
     for group, rate in zip(engine.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
 
@@ -134,8 +140,8 @@ PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 
 
 def peak_flops() -> float | None:
-    """Return this GPU's bf16 peak in FLOP/s; None on a CPU and on a GPU that the table lacks."""
+    """Return this GPU's bf16 peak in FLOP/s; None without a GPU and for a GPU that is not in PEAK_FLOPS."""
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()
-    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+    return next((peak for gpu, peak in PEAK_FLOPS.items() if gpu in name), None)

@@ -15,19 +15,21 @@ class HeldOut:
 
     Args:
         index: the index of the held-out samples.
-        plan: the rules by which they are cut into micro-batches.
-        frames: number of their frames to take; 0 measures nothing.
+        plan: the rules by which these samples are divided into micro-batches.
+        frames: number of frames to evaluate, rounded up to whole micro-batches; 0 evaluates nothing.
         rank: this rank.
         ranks: number of ranks.
     """
 
     def __init__(self, index: Index, plan: PlanConfig, frames: int, *, rank: int, ranks: int):
         self._mine: list[MicroBatch] = []
-        shortest = plan.context_frames if plan.whole else 1
-        if not frames or not index.samples or index.frames.max() < shortest:
+        min_frames = plan.context_frames if plan.whole else 1
+        # plan_epoch refuses a corpus without a clip that is long enough.
+        if not frames or not index.samples or index.frames.max() < min_frames:
             return
-        order, taken = plan_epoch(index.frames, index.shard, plan, 0), 0
-        batches = [b for s in range(order.steps) for b in order.step(s) if not b.is_filler]
+        order = plan_epoch(index.frames, index.shard, plan, 0)
+        batches = [batch for step in range(order.steps) for batch in order.step(step) if not batch.is_filler]
+        taken = 0
         for number, micro_batch in enumerate(batches):
             if taken >= frames:
                 break
@@ -39,11 +41,11 @@ class HeldOut:
     def evaluate(
         self, loss: Callable[[MicroBatch], tuple[Tensor, int]], device: torch.device
     ) -> dict[str, float]:
-        """Return {"held_out_loss": mean over the held-out frames of all ranks}, empty without such frames.
+        """Return {"held_out_loss": mean over the held-out frames of all ranks}, or {} if there are none.
 
         Args:
-            loss: returns a micro-batch's loss, summed over its frames, and the number of these.
-            device: the rank's.
+            loss: returns the sum of the losses of a micro-batch's frames, and the number of these frames.
+            device: the device of this rank.
         """
         totals = torch.zeros(2, dtype=torch.float64, device=device)  # summed loss, frames
         for micro_batch in self._mine:
@@ -51,5 +53,5 @@ class HeldOut:
             totals[0] += summed
             totals[1] += frames
         dist.all_reduce(totals)
-        summed, frames = totals.tolist()
-        return {"held_out_loss": summed / frames} if frames else {}
+        total_loss, total_frames = totals.tolist()
+        return {"held_out_loss": total_loss / total_frames} if total_frames else {}

@@ -1,4 +1,4 @@
-"""Find out what stage 2 must know about its corpus: the latents' moments and the audio encoder of the features."""
+"""Find out what stage 2 must know about its corpus: the moments of its latents and its audio encoder."""
 
 import json
 from pathlib import Path
@@ -10,16 +10,16 @@ from xactor_platform.data.index import Index
 from xactor_platform.data.plan import PlanConfig, plan_epoch
 
 MOMENT_FRAMES = 200_000
-"""Frames that the moments are taken from, at least, where the corpus has that many."""
+"""Minimum number of frames that the moments are computed from. A smaller corpus contributes all of its frames."""
 
 MIN_STD = 1e-3
-"""Lower bound of a deviation. A latent dimension that the corpus never moves must not be scaled up."""
+"""Lower bound of a standard deviation, so that a dimension that is constant in the corpus is not scaled up."""
 
 
 def latent_moments(index: Index, plan: PlanConfig) -> tuple[list[float], list[float]]:
-    """Return the mean and the standard deviation of the latents, [D] each, over a seeded subset of the corpus."""
+    """Return the mean and the standard deviation of the latents, [D] each, over a random subset of the corpus."""
     count = 0
-    total = square = np.zeros(index.frame_shape.latent_width)
+    total, squares = np.zeros(index.frame_shape.latent_width), np.zeros(index.frame_shape.latent_width)
     order = plan_epoch(index.frames, index.shard, plan, 0)
     for step in range(order.steps):
         for micro_batch in order.step(step):
@@ -29,21 +29,21 @@ def latent_moments(index: Index, plan: PlanConfig) -> tuple[list[float], list[fl
             z = batch.motion[batch.mask].astype(np.float64)  # [frames, D]
             count += len(z)
             total = total + z.sum(0)
-            square = square + (z**2).sum(0)
+            squares = squares + (z**2).sum(0)
         if count >= MOMENT_FRAMES:
             break
     if not count:
         raise ValueError(f"{index.location.uri}: no readable sample to take the latents' statistics from")
     mean = total / count
-    std = np.sqrt(np.maximum(square / count - mean**2, MIN_STD**2))
+    std = np.sqrt(np.maximum(squares / count - mean**2, MIN_STD**2))
     return mean.tolist(), std.tolist()
 
 
 def find_audio_encoder(shards: str, configured: str | None) -> str | None:
-    """Return the folder of the audio encoder that made the features, None if it is not known.
+    """Return the folder of the audio encoder that made the audio features, or None if it is not known.
 
     Args:
-        shards: folder or URI of the shards. `audio_encoder` is looked for in a local folder, and then next to it.
+        shards: folder or URI of the shards. `audio_encoder` is searched in a local folder, and then next to it.
         configured: the folder that the config names, if any.
 
     Raises:
@@ -61,7 +61,7 @@ def find_audio_encoder(shards: str, configured: str | None) -> str | None:
 
 
 def audio_feature_warning(shards: str, layers: int, width: int, audio_encoder: str | None) -> str | None:
-    """Return one line if the audio features are not Wav2Vec2's, as the paper's are; otherwise None.
+    """Return a one-line warning if the audio features may differ from the paper's, Wav2Vec2's; otherwise None.
 
     Args:
         shards: folder or URI of the shards.
@@ -69,15 +69,15 @@ def audio_feature_warning(shards: str, layers: int, width: int, audio_encoder: s
         width: F of the features.
         audio_encoder: local folder of the encoder that made the features; None if it is not known.
     """
-    how = "make Wav2Vec2 features by jobs/precompute.py --audio-encoder FOLDER_OF_A_WAV2VEC2_MODEL"
+    remedy = "make Wav2Vec2 features by jobs/precompute.py --audio-encoder FOLDER_OF_A_WAV2VEC2_MODEL"
     features = f"the audio features of {shards} ([{layers}, {width}] a frame)"
     if audio_encoder is None:
         return (
             f"{features} have no audio_encoder/ that says what they are, and the export will lack one: "
-            f"name it by --data.audio-encoder, or {how}"
+            f"name it by --data.audio-encoder, or {remedy}"
         )
     config_file = Path(audio_encoder) / "preprocessor_config.json"
     config = json.loads(config_file.read_text()) if config_file.exists() else {}
     if config.get("feature_extractor_type") == "LogMelEncoder":
-        return f"{features} are log-mel energies, where the paper has Wav2Vec2's: {how}"
+        return f"{features} are log-mel energies, where the paper has Wav2Vec2's: {remedy}"
     return None

@@ -1,6 +1,6 @@
 """Launch a training from the driver: check everything that can be checked, then hand the ranks to Ray Train.
 
-The driver imports neither torch nor the training loop, which take most of the time of a start.
+The driver imports neither torch nor the training loop. Their imports would take most of the time of a start.
 """
 
 import json
@@ -27,7 +27,7 @@ from xactor_platform.training.run.notices import stopping_by_signal
 from xactor_platform.training.train_config import Facts, StageConfig, as_dict, refuse_changes
 
 EARLIER = "checkpoint_manager_snapshot.json"
-"""Ray Train's list of checkpoints, which a version without manifests left."""
+"""Ray Train's list of checkpoints. It is in the folders of runs that a version without manifests wrote."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def train(config: StageConfig, *, py_modules: list[str] | None = None) -> TrainR
     """Train the run that the config names, or resume it.
 
     Args:
-        config: the run's.
-        py_modules: folders of code that the cluster's workers need. The cluster is joined after all other checks.
+        config: the configuration of the run.
+        py_modules: folders of code that the cluster's workers need.
 
     Raises:
         ValueError, OSError: the training cannot work; nothing was started.
@@ -58,8 +58,11 @@ def train(config: StageConfig, *, py_modules: list[str] | None = None) -> TrainR
     folder = RunFolder.of(config.run)
     index, corpus, facts = _check(config, folder)
     with lease(folder) as holder:
-        for manifest in Checkpoints(folder).complete()[:1]:
-            refuse_changes(manifest.config, as_dict(config), f"{folder.uri}/{manifest.folder}")
+        checkpoints = Checkpoints(folder).complete()
+        if checkpoints:
+            newest = checkpoints[0]
+            refuse_changes(newest.config, as_dict(config), f"{folder.uri}/{newest.folder}")
+        # Joining the cluster may take long, so it comes after all other checks.
         if not ray.is_initialized():
             connect(py_modules or [])
         scale = config.scale
@@ -80,12 +83,14 @@ def train(config: StageConfig, *, py_modules: list[str] | None = None) -> TrainR
     if result.stopped:
         raise RuntimeError(f"run {folder.uri} stopped: {result.stopped}")
     rows = folder.read_lines(METRICS)
-    stopped = ("SIGTERM" if signalled.is_set() else "requested") if result.requested else None
+    stopped = None
+    if result.requested:
+        stopped = "SIGTERM" if signalled.is_set() else "requested"
     return TrainResult(folder.uri, folder.uri_of(EXPORT), rows[-1], stopped)
 
 
 def _check(config: StageConfig, folder: RunFolder) -> tuple[Index, dict[str, str], Facts]:
-    """Check the run and the corpus. Return the corpus' index and fingerprint, and the stage's facts."""
+    """Check the run and the corpus. Return the index and the fingerprint of the corpus, and the stage's facts."""
     saved = saved_config(folder)
     if saved is None and config.run.resume:
         raise FileNotFoundError(f"nothing to resume: {folder.uri} holds no {CONFIG}")
@@ -109,11 +114,11 @@ def _check(config: StageConfig, folder: RunFolder) -> tuple[Index, dict[str, str
 def _run_ranks(
     config: StageConfig, facts: Facts, holder: str, folder: RunFolder, use_gpu: bool
 ) -> RankResult:
-    """Run the ranks to their end. A controller that dies is replaced as often as ranks that fail."""
+    """Run the ranks until they end. A controller that dies is restarted at most `scale.max_failures` times."""
     max_failures = config.scale.max_failures
     for failures in range(max_failures + 1):
         try:
-            # Ray Train's own notes do not belong in the run's folder: its storage may fail without harm to Ray.
+            # Ray Train writes its own files to a temporary folder, so that it survives failures of the run's storage.
             with tempfile.TemporaryDirectory(prefix="xactor-train-") as scratch:
                 result = _trainer(config, facts, holder, use_gpu, scratch).fit()
         except ray.train.TrainingFailedError as error:

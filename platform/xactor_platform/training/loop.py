@@ -1,4 +1,4 @@
-"""Train on one rank: from its planned stream of micro-batches to the optimizer step."""
+"""Train on one rank: take micro-batches from its planned stream, up to the optimizer step."""
 
 import logging
 import os
@@ -37,31 +37,31 @@ from xactor_platform.training.training_stage import TrainingStage
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """Hold what a global step gave."""
+    """Hold the results of a global step."""
 
     loss: float
-    """Loss of a frame, over all ranks."""
+    """Mean loss per frame over all ranks."""
     frames: int
-    """Frames that the loss was summed over, of all ranks."""
+    """Number of frames of all ranks that the loss is the mean of."""
     bad: list[BadSample]
     """Samples of all ranks that were found bad when they were read."""
     samples: list[tuple[str, int, int]]
     """This rank's samples: key, start, frames."""
     flags: int
-    """Rank 0's flags of notices from outside."""
+    """Flags of the notices that rank 0 received from outside; see `notices`."""
     own_s: list[float]
-    """Seconds that each rank spent on its own, [ranks]."""
+    """Seconds that each rank spent without waiting for other ranks, [ranks]; see `Clock.own_s`."""
 
 
 def train_rank(config: StageConfig, facts: Facts, holder: str) -> RankResult:
-    """Train on this rank to the end, or until the run is asked to stop.
+    """Train on this rank until the last step, or until the run is asked to stop.
 
     Args:
-        config: the run's.
+        config: the configuration of the run.
         facts: what the driver found out about the corpus.
         holder: the driver's name in the run's lease.
     """
-    # Ray Train would otherwise repeat every report of every rank.
+    # Otherwise Ray Train logs every report of every rank.
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     watch = Watch(config.scale.collective_timeout_s)
     try:
@@ -72,7 +72,7 @@ def train_rank(config: StageConfig, facts: Facts, holder: str) -> RankResult:
 
 
 class _RankTraining:
-    """Build what a rank trains with, restore the newest checkpoint, and run the remaining steps."""
+    """Build the model and the stream of a rank, restore the newest checkpoint, and run the remaining steps."""
 
     def __init__(self, config: StageConfig, facts: Facts, holder: str, watch: Watch):
         self._config, self._watch = config, watch
@@ -95,22 +95,22 @@ class _RankTraining:
                 universal=bool(found and found.universal),
             )
             watch.limit_groups()
-            self._done, cursor = _restore(self._engine, self._stage, found)
-        training, left = self._stage.reader.index, train.steps - self._done
-        self._steps = islice(planned_steps(training.frames, training.shard, config.plan, cursor), left)
+            self._steps_done, cursor = _restore(self._engine, self._stage, found)
+        training, steps_left = self._stage.reader.index, train.steps - self._steps_done
+        self._steps = islice(planned_steps(training.frames, training.shard, config.plan, cursor), steps_left)
         self._stream = PlannedStream(
             self._stage.reader,
             config.plan,
             rank=self._rank,
             ranks=ranks,
             start=cursor,
-            steps=left,
-            done=self._done,
+            steps=steps_left,
+            done=self._steps_done,
         )
         self._clock, self._limits = Clock(device), Limits(config)
         self._notices = Notices(self._folder, self._rank)
         self._recorder = Recorder(
-            config, self._folder, self._rank, self._stage.flops_per_frame, first_step=self._done
+            config, self._folder, self._rank, self._stage.flops_per_frame, first_step=self._steps_done
         )
         self._saver = self._make_saver(checkpoints, ranks, parameters, holder)
 
@@ -134,13 +134,13 @@ class _RankTraining:
     def run(self) -> bool:
         """Train, and return whether the run was asked to stop before its last step."""
         with self._recorder, self._saver, self._stream:
-            for number, planned in enumerate(self._steps, start=self._done + 1):
+            for number, planned in enumerate(self._steps, start=self._steps_done + 1):
                 if self._step(number, planned) and number < self._config.train.steps:
                     return True
         return False
 
     def _step(self, number: int, planned: Step) -> bool:
-        """Do a global step, counted from 1, with all that follows it. Return whether the run is asked to stop."""
+        """Train, evaluate, record and save global step `number`, counted from 1. Return whether to stop after it."""
         train, step = self._config.train, number - 1
         self._watch.step = number
         self._stage.begin(step)
@@ -197,14 +197,14 @@ def train_step(
     """Run this rank's micro-batches of a global step forward and backward, then the optimizer.
 
     Args:
-        engine: DeepSpeed's, around the stage's objective.
-        stage: the stage's training.
+        engine: the DeepSpeed engine that wraps the stage's objective.
+        stage: the stage to train.
         stream: this rank's micro-batches.
         planned: the step's plan.
         step: the global step, counted from 0.
-        config: the run's.
+        config: the configuration of the run.
         clock: times the step.
-        flags: rank 0's notices, which all ranks receive together.
+        flags: rank 0's flags, see `notices`; 0 on the other ranks. They are summed, so that all ranks get rank 0's.
     """
     clock.begin()
     ranks = dist.get_world_size()
@@ -219,7 +219,7 @@ def train_step(
         with clock.computing():
             loss = stage.loss(engine, batch, step, (config.train.seed, planned.cursor.epoch))
         engine.backward(loss / frames, scale_wrt_gas=False)
-        # Added on the device, so that nothing waits for it before the end of the step.
+        # Summed on the device: reading the value would make every micro-batch wait for the GPU.
         totals[0] += loss.detach()
         totals[1] += len(batch.bad)
         bad += batch.bad
@@ -228,15 +228,15 @@ def train_step(
     engine.step()
     stage.end(step)
     totals[2], totals[3] = flags, clock.own_s()
-    everyone = [torch.empty_like(totals) for _ in range(ranks)]
-    dist.all_gather(everyone, totals)
-    gathered = torch.stack(everyone).cpu()  # [ranks, 4]
+    totals_of_ranks = [torch.empty_like(totals) for _ in range(ranks)]
+    dist.all_gather(totals_of_ranks, totals)
+    gathered = torch.stack(totals_of_ranks).cpu()  # [ranks, 4]
     loss, bad_anywhere, all_flags, _ = gathered.sum(0).tolist()
     clock.end()
     return StepResult(
         loss=loss / frames,
         frames=frames,
-        bad=_gather(bad) if bad_anywhere else [],
+        bad=_gather_bad_samples(bad) if bad_anywhere else [],
         samples=samples,
         flags=int(all_flags),
         own_s=gathered[:, 3].tolist(),
@@ -255,19 +255,20 @@ def prepare_device(config: StageConfig) -> torch.device:
     return device
 
 
-def _gather(mine: list[BadSample]) -> list[BadSample]:
-    """Return the samples of all ranks. All ranks call it."""
+def _gather_bad_samples(mine: list[BadSample]) -> list[BadSample]:
+    """Return the bad samples of all ranks. All ranks must call it."""
     gathered: list[list[BadSample]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(gathered, mine)
     return [sample for rank in gathered for sample in rank]
 
 
 def _due(step: int, every: int, last: int) -> bool:
+    """Return whether work is due that is done every `every` steps, or not at all for 0, and after the last step."""
     return step == last or (every > 0 and step % every == 0)
 
 
 def _restore(engine: Any, stage: TrainingStage, found: Restored | None) -> tuple[int, Cursor]:
-    """Load a checkpoint. Return the steps that are done and the data's cursor, both zero for a new run."""
+    """Load the checkpoint, if any. Return the number of steps done and the cursor, which are zero for a new run."""
     if found is None:
         return 0, Cursor()
     path, state = engine.load_checkpoint(found.folder, tag=TAG)

@@ -1,7 +1,7 @@
 """Join the ranks in a torch process group without importing torch in the driver and in Ray Train's controller.
 
-Ray's own TorchConfig does the same, but its module imports torch wherever it is unpickled, which takes seconds of the
-start of a training.
+Ray's own TorchConfig does the same, but a process that unpickles it imports torch, which delays the start of a training
+by seconds.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 
 LEAVE_TIMEOUT_S = 30.0
+"""Seconds to wait for the ranks to leave the group."""
 
 
 @dataclass
@@ -24,7 +25,7 @@ class ProcessGroupConfig(BackendConfig):
     backend: str = "gloo"
     """`nccl` between GPUs, `gloo` between CPUs."""
     timeout_s: int = 1800
-    """Seconds that a collective waits."""
+    """Seconds after which a waiting collective fails."""
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -32,8 +33,9 @@ class ProcessGroupConfig(BackendConfig):
 
 
 class ProcessGroup(Backend):
-    """Start and end the process group, from Ray Train's controller."""
+    """Start and end the process group. Ray Train's controller calls the methods."""
 
+    # As in Ray's own torch backend: every rank sees all GPUs that the ranks of its node have.
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: ProcessGroupConfig) -> None:  # pyright: ignore

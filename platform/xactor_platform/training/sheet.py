@@ -1,4 +1,4 @@
-"""Draw sheets of what a renderer makes of held-out clips."""
+"""Draw a sheet: one picture that shows rows of rendered and real pictures."""
 
 import io
 from collections.abc import Sequence
@@ -7,17 +7,17 @@ import numpy as np
 from PIL import Image
 
 GAP = 2
-"""White pixels between pictures."""
+"""Width of the white gap between pictures, in pixels."""
 
 
 def draw_sheet(rows: Sequence[Sequence[np.ndarray]]) -> bytes:
-    """Return a PNG of rows of pictures uint8 [S, S, 3]."""
+    """Return a PNG that shows rows of pictures, each uint8 [S, S, 3]."""
     side = rows[0][0].shape[0]
-    step = side + GAP
-    sheet = np.full((len(rows) * step - GAP, len(rows[0]) * step - GAP, 3), 255, np.uint8)
+    spacing = side + GAP
+    sheet = np.full((len(rows) * spacing - GAP, len(rows[0]) * spacing - GAP, 3), 255, np.uint8)
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
-            sheet[y * step : y * step + side, x * step : x * step + side] = picture
+            sheet[y * spacing : y * spacing + side, x * spacing : x * spacing + side] = picture
     out = io.BytesIO()
     Image.fromarray(sheet).save(out, format="PNG")
     return out.getvalue()

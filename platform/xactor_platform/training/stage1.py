@@ -1,4 +1,4 @@
-"""Train stage 1, the motion encoder and the renderer: build, feed, evaluate, show and export them."""
+"""Train stage 1, the motion encoder and the renderer: build, feed, evaluate and export them, and draw sheets."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -37,11 +37,11 @@ from xactor_platform.training.training_stage import TrainingStage
 
 
 class Stage1(TrainingStage):
-    """Train the renderer on videos in phases: its autoencoder, its motion encoder, single frames, windows.
+    """Train the renderer on videos in four phases: the VAE, the motion encoder, single frames, windows of frames.
 
-    One engine has the parameters of all phases. The parameters of the other phases have a learning rate of 0 and no
-    gradient. When a phase ends, its averaged weights become the weights, so that the next phase is trained with what
-    will be exported.
+    One engine holds the parameters of all phases. Those that the current phase does not train have a learning rate of 0
+    and no gradient. When a phase ends, its averaged weights replace the weights, so that the next phase builds on the
+    weights that will be exported.
     """
 
     objective: RenderObjective
@@ -56,8 +56,8 @@ class Stage1(TrainingStage):
             name: group for name, group in self.objective.parameter_groups().items() if group
         }
         self._averages = {name: Averages(group, train.ema_decay) for name, group in self._groups.items()}
-        # The phase whose parameters have gradients.
-        self._training: str | None = None
+        # The phase that the parameters' requires_grad is set for.
+        self._prepared_phase: str | None = None
         size, held_out = config.model.image_size, index.held_out()
         self.reader = VideoReader(index.training(), image_size=size, seed=train.seed, stills=train.stills_of)
         self._held_out_reader = VideoReader(held_out, image_size=size, seed=0, stills=train.stills_of)
@@ -82,51 +82,57 @@ class Stage1(TrainingStage):
 
     def begin(self, step: int) -> None:
         phase = self._config.train.phase(step)
-        if phase == self._training:
+        if phase == self._prepared_phase:
             return
-        if step and (before := self._config.train.phase(step - 1)) != phase:
-            for averages in self._averaged(before):
+        previous_phase = self._config.train.phase(step - 1) if step else phase
+        if previous_phase != phase:
+            for averages in self._averages_of(previous_phase):
                 averages.adopt()
         trained = self._config.train.peaks(phase)
         for name, group in self._groups.items():
             for parameter in group:
                 parameter.requires_grad_(name in trained)
-        self._training = phase
-        # DeepSpeed casts parameters only, and diffusers adds its table of positions without a cast.
+        self._prepared_phase = phase
+        # DeepSpeed casts only parameters to bf16, and diffusers adds its buffer of position encodings without a cast.
         for module in (self.objective.unet, self.objective.reference_unet):
             for buffer in module.buffers():
                 buffer.data = buffer.to(module.dtype)
 
     def loss(
-        self, forward: Callable[..., Tensor], batch: VideoBatch, step: int, key: tuple[int | str, ...]
+        self, forward: Callable[..., Tensor], batch: VideoBatch, step: int, random_key: tuple[int | str, ...]
     ) -> Tensor:
-        samples = [(*key, clip, start) for clip, start in zip(batch.keys, batch.starts.tolist(), strict=True)]
-        # Modules' own draws, such as dropout, must not depend on the rank or on a resume either.
-        torch.manual_seed(keyed_generator(*samples[0], "modules").initial_seed())
+        sample_keys = [
+            (*random_key, clip, start) for clip, start in zip(batch.keys, batch.starts.tolist(), strict=True)
+        ]
+        # Draws inside modules, such as dropout, use torch's global generator. They must not depend on the rank or on a
+        # resume, so it is seeded for each micro-batch.
+        torch.manual_seed(keyed_generator(*sample_keys[0], "modules").initial_seed())
         targets, references, weight = (
             torch.from_numpy(a).to(self._device) for a in (batch.targets, batch.references, batch.weight)
         )
-        return forward(targets, references, weight, samples, self._config.train.phase(step))
+        return forward(targets, references, weight, sample_keys, self._config.train.phase(step))
 
     def end(self, step: int) -> None:
         phase = self._config.train.phase(step)
-        for averages in self._averaged(phase):
+        for averages in self._averages_of(phase):
             averages.update(step - self._config.train.span(phase)[0])
 
     def columns(self, step: int) -> dict[str, Any]:
         return {"phase": self._config.train.phase(step)}
 
     def evaluate(self, step: int) -> dict[str, float]:
-        def loss(micro_batch: MicroBatch) -> tuple[Tensor, int]:
+        def held_out_loss(micro_batch: MicroBatch) -> tuple[Tensor, int]:
             batch = read_now(self._held_out_reader, micro_batch, step, "held-out")
-            good = int(batch.weight.sum())
-            return self.loss(self.objective, batch, step, (0, "held-out")), good * batch.targets.shape[1]
+            good_samples = int(batch.weight.sum())
+            # A constant key: every evaluation draws the same noise.
+            loss = self.loss(self.objective, batch, step, random_key=(0, "held-out"))
+            return loss, good_samples * batch.targets.shape[1]
 
         with self._with_averages(step):
             self.objective.eval()
-            figures = self._held_out.evaluate(loss, self._device)
+            figures = self._held_out.evaluate(held_out_loss, self._device)
             if self._rank == 0:
-                self._show(step)
+                self._draw_sheet(step)
             self.objective.train()
         return figures
 
@@ -142,35 +148,36 @@ class Stage1(TrainingStage):
         for name, values in state["averages"].items():
             self._averages[name].load_state(values)
 
-    def _averaged(self, phase: Phase) -> list[Averages]:
-        """Return the averages of what a phase trains."""
+    def _averages_of(self, phase: Phase) -> list[Averages]:
+        """Return the averages of the groups of parameters that a phase trains."""
         return [self._averages[name] for name in self._config.train.peaks(phase)]
 
     @contextmanager
     def _with_averages(self, step: int) -> Iterator[None]:
-        """Put the averaged weights of what a step trains into the model inside the block."""
+        """Put averaged weights into the model inside the block, for the parameters that a step trains."""
         with ExitStack() as stack:
-            for averages in self._averaged(self._config.train.phase(step)):
+            for averages in self._averages_of(self._config.train.phase(step)):
                 stack.enter_context(averages.applied())
             yield
 
     def _renderer(self) -> Renderer:
-        o = self.objective
-        return Renderer(o.motion_encoder, o.unet, o.reference_unet, o.vae, o.scheduler)
+        parts = self.objective
+        return Renderer(parts.motion_encoder, parts.unet, parts.reference_unet, parts.vae, parts.scheduler)
 
     @torch.no_grad()
-    def _show(self, step: int) -> None:
+    def _draw_sheet(self, step: int) -> None:
         """Write the sheet of this step: a row for each clip, `reference | driving | generated`."""
         index, window = self._held_out_reader.index, self._config.model.window_frames
         long_enough = np.flatnonzero(index.frames >= window)
-        rows = long_enough[_spread(len(long_enough), self._config.train.sheet_rows)]
+        rows = long_enough[_evenly_spaced(len(long_enough), self._config.train.sheet_rows)]
         if not len(rows):
             return
-        middle = MicroBatch(rows, (index.frames[rows] - window) // 2, np.full(len(rows), window))
+        middle_windows = MicroBatch(rows, (index.frames[rows] - window) // 2, np.full(len(rows), window))
+        # `stills` returns None in every phase: read complete windows.
         reader = VideoReader(
             index, image_size=self._config.model.image_size, seed=0, stills=lambda step: None
         )
-        batch = read_now(reader, middle, step, "sheet")
+        batch = read_now(reader, middle_windows, step, "sheet")
         pictures = [
             [reference, targets[window // 2], self._generate(reference, targets, step)]
             for reference, targets in zip(batch.references, batch.targets, strict=True)
@@ -179,21 +186,22 @@ class Stage1(TrainingStage):
         folder.write_bytes(f"{SHEETS}/step-{step + 1:08d}.png", draw_sheet(pictures))
 
     def _generate(self, reference: np.ndarray, targets: np.ndarray, step: int) -> np.ndarray:
-        """Render the middle frame of targets uint8 [W, S, S, 3], with what the phase has trained so far."""
-        phase, at = self._config.train.phase(step), len(targets) // 2
+        """Render the middle frame of targets uint8 [W, S, S, 3], with the components that are trained so far."""
+        phase, middle = self._config.train.phase(step), len(targets) // 2
         vae = self.objective.vae
-        # These phases come before the renderer: show the autoencoder.
+        # The renderer is not trained yet in these phases: show what the VAE reconstructs.
         if phase in ("vae", "motion"):
-            latents = encode(vae, to_model(targets[at : at + 1], vae.device, vae.dtype))
+            latents = encode(vae, to_model(targets[middle : middle + 1], vae.device, vae.dtype))
             return from_model(decode(vae, latents))[0]
+        # The temporal layers are not trained yet: render the frame alone.
         if phase == "frames":
-            targets, at = targets[at : at + 1], 0
+            targets, middle = targets[middle : middle + 1], 0
         renderer = self._renderer()
         config = RenderConfig(
             steps=self._config.train.sheet_steps, window_frames=len(targets), overlap_frames=0
         )
         z = self.objective.motion_encoder.encode(targets)
-        return renderer.window(renderer.reference(reference), z, seed=0, first_frame=0, config=config)[at]
+        return renderer.window(renderer.reference(reference), z, seed=0, first_frame=0, config=config)[middle]
 
 
 def build_objective(config: Stage1Config) -> RenderObjective:
@@ -206,39 +214,44 @@ def build_objective(config: Stage1Config) -> RenderObjective:
 
 
 def build_components(config: RendererConfig, *, seed: int) -> Components:
-    """Build the renderer's components from published weights if the config names them, otherwise random ones."""
+    """Build the renderer's components, from published weights if the config names them, otherwise from random ones."""
     sizes = {"latent_dim": config.latent_dim, "motion_tokens": config.motion_tokens}
-    start: dict[str, Any] = {"prediction_type": config.prediction_type, "seed": seed, **sizes}
+    options: dict[str, Any] = {"prediction_type": config.prediction_type, "seed": seed, **sizes}
     if config.sd15:
         components = published_components(
-            config.sd15, animatediff=config.animatediff, vae=config.vae, **start
+            config.sd15, animatediff=config.animatediff, vae=config.vae, **options
         )
+        # Each level of the VAE but the last one halves the side.
         shrink = 1 << (len(components.vae.config["block_out_channels"]) - 1)
         for unet in (components.unet, components.reference_unet):
             unet.register_to_config(sample_size=config.image_size // shrink)
         return components
-    given = AutoencoderKL.from_pretrained(config.vae, low_cpu_mem_usage=False) if config.vae else None
+    published_vae, vae_channels, latent_channels = None, config.vae_channels, config.latent_channels
+    if config.vae:
+        published_vae = AutoencoderKL.from_pretrained(config.vae, low_cpu_mem_usage=False)
+        vae_channels = tuple(published_vae.config["block_out_channels"])
+        latent_channels = published_vae.config["latent_channels"]
     components = random_components(
         image_size=config.image_size,
         channels=config.channels,
-        vae_channels=tuple(given.config["block_out_channels"]) if given else config.vae_channels,
-        latent_channels=given.config["latent_channels"] if given else config.latent_channels,
+        vae_channels=vae_channels,
+        latent_channels=latent_channels,
         encoder_channels=config.encoder_channels,
         layers_per_block=config.layers_per_block,
         heads=config.heads,
         motion_width=config.motion_width,
         window_frames=max(config.window_frames, 32),
-        **start,
+        **options,
     )
-    return replace(components, vae=given) if given else components
+    return replace(components, vae=published_vae) if published_vae else components
 
 
 def read_now(reader: VideoReader, micro_batch: MicroBatch, step: int, epoch: str) -> VideoBatch:
-    """Read a micro-batch without a stream."""
+    """Read a micro-batch in this process, without a stream."""
     request = reader.request(micro_batch, step=step, epoch=epoch)
     return reader.batch(request, reader.read([request])[0])
 
 
-def _spread(count: int, wanted: int) -> np.ndarray:
+def _evenly_spaced(count: int, wanted: int) -> np.ndarray:
     """Return at most `wanted` numbers below `count`, evenly spaced."""
     return np.unique(np.linspace(0, count - 1, min(wanted, count)).astype(int))

@@ -35,18 +35,18 @@ class RendererConfig:
     """Configure the components of the renderer and the motion encoder."""
 
     image_size: int = 64
-    """Side of the pictures in pixels, >= 1. Videos of another size are resized."""
+    """Width and height of the pictures in pixels, >= 1. Videos of another size are resized."""
     window_frames: int = 16
     """Frames of the windows that the temporal layers train on, >= 1."""
     prediction_type: Literal["v_prediction", "epsilon"] = "v_prediction"
-    """Target of the UNet."""
+    """The quantity that the UNet predicts."""
     sd15: str | None = None
     """Folder of published Stable Diffusion 1.5 weights, which override the sizes of UNets and VAE. None starts from
     random weights."""
     animatediff: str | None = None
     """Folder of published motion modules for sd15's UNet."""
     vae: str | None = None
-    """Folder of a VAE that is used as it is, in place of sd15's or of a random one."""
+    """Folder of a VAE that replaces sd15's or the random one. It is not trained."""
     channels: tuple[int, ...] = (48, 96)
     """Channels of the UNets' levels."""
     vae_channels: tuple[int, ...] = (16, 32, 64)
@@ -60,16 +60,16 @@ class RendererConfig:
     heads: int = 2
     """Attention heads, >= 1."""
     motion_width: int = 96
-    """Width of the tokens that a motion latent becomes for the cross-attention, >= 1."""
+    """Width of the tokens into which a motion latent is projected for the cross-attention, >= 1."""
     motion_tokens: int = 16
-    """Number of these tokens, >= 1; a square number."""
+    """Number of tokens per motion latent, >= 1; a square number."""
     latent_dim: int = 512
     """Width of the motion latents z, >= 1."""
 
     def __post_init__(self):
         at_least(self, 1, "image_size", "window_frames", "layers_per_block", "heads", "motion_width")
         at_least(self, 1, "motion_tokens", "latent_dim", "latent_channels")
-        # JSON has lists in place of tuples.
+        # A config that is read from JSON has lists. The dataclass is frozen, so that only object.__setattr__ works.
         for name in ("channels", "vae_channels", "encoder_channels"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.animatediff and not self.sd15:
@@ -87,34 +87,34 @@ class RendererConfig:
 class Stage1TrainConfig(TrainConfig):
     """Configure the optimization of stage 1, which trains in phases: vae, motion, frames, temporal.
 
-    The temporal phase takes the steps that the others leave. `learning_rate` is that of the frames phase, and each
+    The temporal phase gets the steps that remain after the others. `learning_rate` applies to the frames phase. Each
     phase has its own warm-up and schedule.
     """
 
     budget_frames: int = 64
-    """Largest number of frames in a micro-batch, in whole windows."""
+    """Maximum number of frames in a micro-batch, which consists of complete windows."""
     vae_steps: int = 0
-    """Steps, >= 0, that train the autoencoder where it starts from random weights."""
+    """Number of steps, >= 0, that train the VAE. Only a VAE with random initial weights is trained."""
     motion_steps: int = 0
-    """Steps, >= 0, that train the motion encoder alone, on the changes of thumbnails that follow from z."""
+    """Number of steps, >= 0, that train the motion encoder alone: from z it must predict how thumbnails change."""
     frames_steps: int = 300
-    """Steps, >= 0, that train the reference network, the UNet and the motion encoder on single frames."""
+    """Number of steps, >= 0, that train the reference network, the UNet and the motion encoder on single frames."""
     stills: int = 1
-    """Single frames that a step before the temporal phase draws from each window's clip, >= 1."""
+    """Number of single frames, >= 1, that each step before the temporal phase draws from the clip of each window."""
     vae_learning_rate: float = 1e-3
     """Highest learning rate of the vae phase, > 0."""
     motion_learning_rate: float = 1e-3
     """Highest learning rate of the motion phase, > 0."""
     encoder_learning_rate: float = 1e-4
-    """Highest learning rate of the motion encoder in the frames phase, >= 0. 0 leaves it as the motion phase did."""
+    """Highest learning rate of the motion encoder in the frames phase, >= 0. 0 freezes it after the motion phase."""
     temporal_learning_rate: float = 1e-4
     """Highest learning rate of the temporal phase, > 0."""
     ema_decay: float = 0.999
-    """Decay, 0 <= d < 1, of the averaged weights that are evaluated, exported, and kept when their phase ends."""
+    """Decay, 0 <= d < 1, of the averaged weights, which are evaluated and exported. The next phase starts from them."""
     sheet_rows: int = 4
-    """Held-out clips, >= 0, that each evaluation renders into a picture in the run's folder `sheets`."""
+    """Number of held-out clips, >= 0, that each evaluation renders. The run's folder `sheets` shows the results."""
     sheet_steps: int = 10
-    """DDIM steps of these pictures, >= 1."""
+    """Number of DDIM steps to render these clips, >= 1."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -122,10 +122,10 @@ class Stage1TrainConfig(TrainConfig):
         at_least(self, 0, "vae_steps", "motion_steps", "frames_steps", "sheet_rows", "encoder_learning_rate")
         positive(self, "vae_learning_rate", "motion_learning_rate", "temporal_learning_rate")
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be within 0..1, got {self.ema_decay}")
+            raise ValueError(f"ema_decay must be >= 0 and < 1, got {self.ema_decay}")
 
     def phase(self, step: int) -> Phase:
-        """Return the phase of a global step, counted from 0. Raising `steps` changes no earlier step."""
+        """Return the phase of a global step, counted from 0. A larger `steps` changes the phase of no earlier step."""
         for phase in PHASES:
             if step < self.span(phase)[1]:
                 return phase
@@ -133,12 +133,13 @@ class Stage1TrainConfig(TrainConfig):
 
     def span(self, phase: Phase) -> tuple[int, int]:
         """Return the first step of a phase, and the one after its last."""
-        ends = [*accumulate((self.vae_steps, self.motion_steps, self.frames_steps)), self.steps]
+        # Phase i runs from boundaries[i] up to boundaries[i + 1].
+        boundaries = [0, *accumulate((self.vae_steps, self.motion_steps, self.frames_steps)), self.steps]
         number = PHASES.index(phase)
-        return ends[number - 1] if number else 0, ends[number]
+        return boundaries[number], boundaries[number + 1]
 
     def peaks(self, phase: Phase) -> dict[Phase, float]:
-        """Return the groups of parameters that a phase trains, with their highest learning rates."""
+        """Return the highest learning rate of each group of parameters that a phase trains."""
         rates: dict[Phase, float] = {
             "vae": self.vae_learning_rate,
             "motion": self.motion_learning_rate,
@@ -151,7 +152,7 @@ class Stage1TrainConfig(TrainConfig):
         return trained
 
     def stills_of(self, step: int) -> int | None:
-        """Return the number of single frames that a step draws for each window; None for the whole window."""
+        """Return the number of single frames that a step draws for each window; None for all of its frames."""
         return None if self.phase(step) == "temporal" else self.stills
 
 
@@ -182,32 +183,33 @@ class Stage1Config(StageConfig):
             raise ValueError(
                 f"stills must be <= window_frames ({self.model.window_frames}), got {self.train.stills}"
             )
-        given = self.model.sd15 or self.model.vae
-        if given and self.train.vae_steps:
+        has_published_vae = self.model.sd15 or self.model.vae
+        if has_published_vae and self.train.vae_steps:
             raise ValueError(
                 f"a VAE that is given is not trained: vae_steps must be 0, got {self.train.vae_steps}"
             )
-        if not given and not self.train.vae_steps:
-            raise ValueError("vae_steps must be >= 1 where the VAE starts from nothing, got 0")
+        if not has_published_vae and not self.train.vae_steps:
+            raise ValueError("vae_steps must be >= 1 if the VAE starts from random weights, got 0")
 
     @property
     def sample_frames(self) -> int:
         return self.model.window_frames
 
     def prepare(self, index: Index, saved: Facts | None) -> Facts:
-        """Check the corpus, the published weights and the sizes. There are no facts."""
+        """Check the corpus, the published weights and the sizes. Return {}: stage 1 needs no facts."""
         if "mp4" not in index.offset:
             raise ValueError(f"{index.location.uri}: holds latents, not videos")
         longest = index.training().frames.max()
         if longest < self.model.window_frames:
             raise ValueError(
-                f"model.window_frames must be <= {longest}, the longest clip's, got {self.model.window_frames}"
+                f"model.window_frames must be <= {longest}, the frames of the longest clip, "
+                f"got {self.model.window_frames}"
             )
         for folder in self.model.published_folders:
             if not (folder / "config.json").is_file():
                 raise FileNotFoundError(f"no weights in {folder}: config.json is missing")
         if saved is None and not self.model.sd15:
-            # Sizes that do not fit each other are found here, before anything starts. This needs torch.
+            # Find sizes that do not fit each other before anything starts, by building the model. This needs torch.
             from xactor_platform.training.stage1 import build_components
 
             build_components(self.model, seed=0)
@@ -222,8 +224,8 @@ class Stage1Config(StageConfig):
 def tiny() -> Stage1Config:
     """Train from random weights within 90 minutes on two CPU cores, on the demo corpus.
 
-    One rank of two threads is faster here than two ranks. The motion encoder is frozen after the motion phase: it
-    forgets when it trains on together with a UNet that does not use z yet.
+    One rank with two threads is faster here than two ranks. The motion encoder is frozen after the motion phase: if it
+    is trained further together with a UNet that does not use z yet, it forgets what it learned.
     """
     return Stage1Config(
         scale=ScaleConfig(ranks=1, threads=2),
@@ -282,8 +284,8 @@ def small() -> Stage1Config:
 def paper() -> Stage1Config:
     """Train the paper's model: 512 px, 120K steps, batch 8 on 8 GPUs, from SD1.5 and AnimateDiff (Paper 4.1).
 
-    The paper leaves the rest open. Ours: the first steps train the motion encoder alone, the last quarter trains the
-    temporal layers, and the learning rates.
+    Ours, because the paper leaves these open: the first 2,000 steps train the motion encoder alone; the last quarter of
+    the steps trains the temporal layers; the learning rates.
     """
     return Stage1Config(
         run=RunConfig(name="paper"),

@@ -32,12 +32,13 @@ class Stage2(TrainingStage):
         self, config: Stage2Config, facts: Facts, index: Index, *, rank: int, ranks: int, device: torch.device
     ):
         self._config, self._audio_encoder, self._device = config, facts["audio_encoder"], device
-        self._index = index.held_out()
+        self._held_out_index = index.held_out()
         self.objective = build_objective(config, index.frame_shape, facts["moments"])
         self.reader = LatentReader(index.training())
+        # 2 FLOPs per parameter in the forward pass, and 4 in the backward pass.
         self.flops_per_frame = 6 * sum(p.numel() for p in self.objective.parameters())
         self._held_out = HeldOut(
-            self._index, config.plan, config.train.evaluate_frames, rank=rank, ranks=ranks
+            self._held_out_index, config.plan, config.train.evaluate_frames, rank=rank, ranks=ranks
         )
 
     def parameter_groups(self) -> list[list[nn.Parameter]]:
@@ -50,12 +51,12 @@ class Stage2(TrainingStage):
         return planned.frames
 
     def loss(
-        self, forward: Callable[..., Tensor], batch: LatentBatch, step: int, key: tuple[int | str, ...]
+        self, forward: Callable[..., Tensor], batch: LatentBatch, step: int, random_key: tuple[int | str, ...]
     ) -> Tensor:
         model = self.objective.model.config
         draws = [
             draw(
-                (*key, clip, int(start)),
+                (*random_key, clip, int(start)),
                 int(frames),
                 model.latent_dim,
                 model.chunk_frames,
@@ -69,17 +70,19 @@ class Stage2(TrainingStage):
         return forward(ForcingBatch.build(z, audio, frames, weight, draws).to(self._device))
 
     def evaluate(self, step: int) -> dict[str, float]:
-        def loss(micro_batch: MicroBatch) -> tuple[Tensor, int]:
-            batch = read_batch(self._index, micro_batch)
-            return self.loss(self.objective, batch, step, (0, "held-out")), int(batch.mask.sum())
+        def held_out_loss(micro_batch: MicroBatch) -> tuple[Tensor, int]:
+            batch = read_batch(self._held_out_index, micro_batch)
+            # A constant key: every evaluation draws the same noise.
+            loss = self.loss(self.objective, batch, step, random_key=(0, "held-out"))
+            return loss, int(batch.mask.sum())
 
         self.objective.eval()
-        figures = self._held_out.evaluate(loss, self._device)
+        figures = self._held_out.evaluate(held_out_loss, self._device)
         self.objective.train()
         return figures
 
     def export(self, folder: Path) -> None:
-        """Save motion/, motion_scheduler/ and, if it is known, audio_encoder/."""
+        """Save motion/, motion_scheduler/ and, if the audio encoder is known, audio_encoder/."""
         self.objective.model.save_pretrained(folder / "motion")
         MotionScheduler().save_pretrained(folder / "motion_scheduler")
         if self._audio_encoder:
@@ -101,14 +104,14 @@ def build_model(config: MotionConfig, shape: CorpusShape, *, seed: int) -> Motio
     if config.backbone:
         model = MotionTransformer.from_backbone(config.backbone, **sizes)
     else:
-        qwen = {
+        sizes_of_qwen = {
             "hidden_size": config.hidden,
             "num_hidden_layers": config.layers,
             "num_attention_heads": config.heads,
             "num_key_value_heads": config.kv_heads,
             "intermediate_size": config.mlp,
         }
-        model = MotionTransformer(MotionTransformerConfig(backbone=qwen, **sizes))
+        model = MotionTransformer(MotionTransformerConfig(backbone=sizes_of_qwen, **sizes))
     model.backbone.set_attn_implementation(config.attn_implementation)
     return model
 
@@ -119,8 +122,8 @@ def build_objective(
     """Build model and loss in one module, for the engine.
 
     Args:
-        config: the run's.
-        shape: the corpus'.
+        config: the configuration of the run.
+        shape: the shape of a frame of the corpus.
         moments: the latents' mean and standard deviation, [D] each.
     """
     model = build_model(config.model, shape, seed=config.train.seed)

@@ -28,16 +28,16 @@ class LatentDataConfig(DataConfig):
     shards: str = "demo/corpus/shards"
     """Folder or URI (s3://, gs://) of the latent shards."""
     audio_encoder: str | None = None
-    """Folder of the encoder that made the audio features, copied into the export. By default `audio_encoder` in a
-    local folder of shards, or next to it."""
+    """Folder of the encoder that made the audio features; it is copied into the export. By default the folder
+    `audio_encoder` in the folder of the shards or next to it, if the shards are local."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MotionConfig:
-    """Configure the size of the motion transformer. D, L and F come from the shards."""
+    """Configure the size of the motion transformer. The widths of latents and audio features come from the shards."""
 
     backbone: str | None = None
-    """Folder of published Qwen2.5 weights, which override the sizes up to `mlp`. None starts from random weights."""
+    """Folder of published Qwen2.5 weights, which override `hidden` to `mlp`. None starts from random weights."""
     hidden: int = 128
     """Width of the backbone, >= 1; a multiple of heads."""
     layers: int = 3
@@ -45,17 +45,17 @@ class MotionConfig:
     heads: int = 4
     """Attention heads of the backbone, >= 1; a multiple of kv_heads."""
     kv_heads: int = 2
-    """Heads of keys and values, >= 1."""
+    """Attention heads of keys and values, >= 1."""
     mlp: int = 336
     """Inner width of the backbone's MLPs, >= 1."""
     audio_width: int = 128
     """Width of the fused audio embedding, >= 1."""
     chunk_frames: int = 16
-    """Frames that are denoised together, >= 1."""
+    """Frames of a chunk, which are denoised together, >= 1."""
     context_frames: int = 128
-    """Frames of the longest sample, history and chunk together; a multiple of chunk_frames, at least two of them."""
+    """Frames of the longest sample, history and chunk together; a multiple of chunk_frames, at least twice as many."""
     attention: Attention = "chunk"
-    """`chunk` is full inside a chunk and causal across chunks; `causal` is causal everywhere (Table 2)."""
+    """Attention mask. `chunk`: full inside a chunk, causal across chunks; `causal`: causal everywhere (Table 2)."""
     attn_implementation: Literal["sdpa", "flex_attention"] = "sdpa"
     """Attention kernel. FlexAttention has no backward pass on a CPU."""
 
@@ -68,7 +68,7 @@ class MotionConfig:
             )
         if self.context_frames < 2 * self.chunk_frames or self.context_frames % self.chunk_frames:
             raise ValueError(
-                f"context_frames must be a multiple of chunk_frames and at least two, "
+                f"context_frames must be a multiple of chunk_frames and at least twice as many, "
                 f"got {self.context_frames} with chunk_frames {self.chunk_frames}"
             )
 
@@ -100,6 +100,7 @@ class Stage2Config(StageConfig):
             warning = audio_feature_warning(self.data.shards, shape.audio_layers, shape.audio_width, encoder)
             if warning:
                 print(f"warning: {warning}", flush=True)
+        # A resumed run keeps the moments that it began with.
         moments = saved["moments"] if saved else latent_moments(index.training(), self.plan)
         return {"moments": moments, "audio_encoder": encoder}
 

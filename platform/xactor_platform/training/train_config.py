@@ -1,6 +1,6 @@
 """Configure a training run: frozen dataclasses, from which tyro builds the command line.
 
-This module and the two stages' configs import no torch, so that a command line parses at once.
+This module and the two stages' configs import no torch, so that the command line is parsed without delay.
 """
 
 import json
@@ -59,7 +59,7 @@ class RunConfig:
     resume: bool = False
     """Require that the run exists. Options that are not given keep the values of its saved config."""
     storage_timeout_s: int = 120
-    """Seconds, >= 0, that failing storage is retried before the run ends. Training goes on meanwhile."""
+    """Seconds, >= 0, for which a failing storage is retried before the run fails. The training goes on meanwhile."""
 
     def __post_init__(self):
         at_least(self, 0, "storage_timeout_s")
@@ -69,26 +69,27 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleConfig:
-    """Configure the ranks, and what each of them gets."""
+    """Configure the number of ranks, their resources and their restarts."""
 
     ranks: int = 2
-    """Worker processes. The number must divide train.micro_batches, and may change when the run is resumed."""
+    """Number of worker processes. It must divide train.micro_batches, and may change when the run is resumed."""
     min_ranks: int | None = None
-    """Ranks to go on with after nodes are lost, 1..ranks; more join when nodes come back. None always needs `ranks`."""
+    """Minimum number of ranks, 1..ranks, to train with after nodes are lost. Ranks are added when nodes come back. None
+    always needs `ranks`."""
     resize_s: int = 60
-    """Seconds, >= 1, between two checks for room for more ranks."""
+    """Seconds, >= 1, between two checks whether the cluster has room for more ranks."""
     cpus_per_rank: float = 0.5
     """CPUs reserved for each rank, >= 0. Leave at least one CPU of the cluster to Ray Data."""
     threads: int = 1
     """Torch threads of a rank on CPU, >= 1. A resumed run is bit-equal only with the same number."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    """`gpu` reserves one GPU for each rank; `auto` does so if the cluster has any GPU."""
+    """`gpu` reserves one GPU for each rank. `auto` does so if the cluster has a GPU."""
     start_timeout_s: int = 30
     """Seconds, >= 1, to wait for the cluster to grow to the resources that the ranks need."""
     collective_timeout_s: int = 600
     """Seconds, >= 1, that a rank waits for the others before the training fails."""
     max_failures: int = 2
-    """Times, >= 0, that the ranks are restarted from the last checkpoint."""
+    """Maximum number of times, >= 0, that failed ranks are restarted from the last checkpoint."""
 
     def __post_init__(self):
         at_least(self, 1, "ranks", "threads", "start_timeout_s", "collective_timeout_s", "resize_s")
@@ -103,7 +104,7 @@ class ScaleConfig:
 
     @classmethod
     def gpu_cluster(cls, ranks: int) -> Self:
-        """Return the scale of the paper's presets: one GPU for each rank, on nodes that may take long to come."""
+        """Return the scale of the paper's presets: one GPU for each rank, on nodes that may take long to start."""
         return cls(
             ranks=ranks,
             cpus_per_rank=8,
@@ -122,7 +123,7 @@ class DataConfig:
     shards: str
     """Folder or URI (s3://, gs://) of the shards."""
     max_bad_fraction: float = 0.0
-    """Fraction of the samples, 0..1, that may be unusable before the run stops."""
+    """Maximum fraction of unusable samples, 0..1. If there are more, the run stops."""
 
     def __post_init__(self):
         if not 0 <= self.max_bad_fraction <= 1:
@@ -131,10 +132,10 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Configure the optimization, and what is recorded of it."""
+    """Configure the optimization, evaluation, checkpoints and logs."""
 
     steps: int = 400
-    """Global steps. Each trains on micro_batches micro-batches of at most budget_frames padded frames."""
+    """Number of global steps. Each trains on micro_batches micro-batches of at most budget_frames padded frames."""
     seed: int = 0
     """Seed, >= 0, of the initial weights, of the order of the samples and of their noise."""
     learning_rate: float = 1e-4
@@ -146,17 +147,17 @@ class TrainConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate after the warm-up: `constant`, or a `cosine` down to a tenth."""
     clip_norm: float = 1.0
-    """Largest norm of the gradients, > 0; longer ones are scaled down to it."""
+    """Maximum norm of the gradient, > 0. A larger gradient is scaled down to it."""
     micro_batches: int = 16
-    """Micro-batches of one global step over all ranks, >= 1."""
+    """Number of micro-batches in a global step over all ranks, >= 1."""
     budget_frames: int = 512
-    """Largest number of frames in a micro-batch, padding included."""
+    """Maximum number of frames in a micro-batch, padding included."""
     shuffle_shards: int = 16
-    """Shards that are shuffled together, >= 1. More mixes better, fewer reads more locally."""
+    """Number of shards that are shuffled together, >= 1. More shards mix better, fewer are read more locally."""
     evaluate_every: int = 100
     """Steps between two evaluations of the held-out loss. 0 evaluates at the end only."""
     evaluate_frames: int = 4096
-    """Held-out frames of one evaluation, >= 0."""
+    """Number of held-out frames in an evaluation, >= 0."""
     checkpoint_every: int = 200
     """Steps between two checkpoints. 0 saves at the end only."""
     keep_checkpoints: int = 3
@@ -164,15 +165,15 @@ class TrainConfig:
     keep_best: int = 1
     """Number of the checkpoints with the lowest held-out loss to keep as well, >= 0."""
     max_skipped_steps: int = 20
-    """Steps without an update, because a gradient was not finite, that are allowed before the run stops, >= 0."""
+    """Maximum number of steps, >= 0, without an update because a gradient was not finite. After more, the run stops."""
     loss_spike: float = 3.0
-    """Factor, > 0. A loss of more than this times the median of its phase's last 50 is logged and counted."""
+    """Factor, > 0. A loss above this factor times the median of its phase's last 50 losses is logged and counted."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` is bf16 on a GPU and fp32 on a CPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     overlap_comm: bool = False
-    """Overlap DeepSpeed's reduction with the backward pass. Off, because it has had races with ZeRO-2."""
+    """Overlap DeepSpeed's reduction with the backward pass. Off by default: with ZeRO-2 it has had race conditions."""
     log_samples: bool = False
     """Write every sample of every step to samples.jsonl."""
     tensorboard: bool = False
@@ -209,15 +210,15 @@ class StageConfig(ABC):
     @property
     @abstractmethod
     def sample_frames(self) -> int:
-        """The number of frames of the longest sample; longer clips are cut."""
+        """The maximum number of frames of a sample; longer clips are cut into several samples."""
 
     @abstractmethod
     def prepare(self, index: "Index", saved: Facts | None) -> Facts:
         """Check on the driver, before anything starts, that the corpus and the config fit, and return the facts.
 
         Args:
-            index: the whole corpus.
-            saved: what an earlier start of this run saved in config.json; None for a new run.
+            index: the corpus, held-out samples included.
+            saved: the content of config.json from an earlier start of this run; None for a new run.
 
         Raises:
             ValueError, OSError: the training cannot work.
@@ -241,7 +242,7 @@ class StageConfig(ABC):
 
     @classmethod
     def from_dict(cls, saved: dict[str, dict[str, Any]]) -> Self:
-        """Return the config that `as_dict` saved. ValueError names an option that this version does not know."""
+        """Return the config that `as_dict` saved. Raise ValueError for an option that this version does not know."""
         types = {section.name: cast(type, section.type) for section in fields(cls)}
         try:
             return cls(**{name: types[name](**options) for name, options in saved.items()})
@@ -255,12 +256,12 @@ class StageConfig(ABC):
             section, name = option.split(".")
             options = sections.get(section, getattr(self, section))
             location = getattr(options, name)
-            sections[section] = replace(options, **{name: location and absolute(location)})
+            sections[section] = replace(options, **{name: absolute(location) if location else location})
         return replace(self, **sections)
 
 
 def as_dict(config: StageConfig) -> dict[str, Any]:
-    """Return the config as JSON holds it: with lists in place of tuples."""
+    """Return the config as it is read back from JSON: with lists in place of tuples."""
     return json.loads(json.dumps(asdict(config)))
 
 
@@ -286,6 +287,7 @@ def refuse_changes(saved: dict[str, Any], given: dict[str, Any], uri: str) -> No
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested options as one level, with names such as `train.steps`."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):

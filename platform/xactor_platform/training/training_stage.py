@@ -1,4 +1,4 @@
-"""Define what differs between the trainings of stage 1 and stage 2; the loop is shared."""
+"""Define the interface of a training stage. Stage 1 and stage 2 implement it; they share the training loop."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -18,11 +18,11 @@ class TrainingStage(ABC):
     """Build, feed, evaluate and export the model of one stage on one rank. Steps are counted from 0."""
 
     objective: Any
-    """The nn.Module of model and loss, for the engine."""
+    """The nn.Module that holds the model and computes the loss. The engine wraps it."""
     reader: Reader
     """The reader of the samples to train on."""
     flops_per_frame: float | None = None
-    """FLOPs of forward and backward; None if they are not known."""
+    """FLOPs of the forward and the backward pass per frame; None if they are not known."""
 
     @abstractmethod
     def __init__(
@@ -35,23 +35,23 @@ class TrainingStage(ABC):
 
     @abstractmethod
     def rates(self, step: int) -> list[float]:
-        """Return the groups' learning rates. They depend on the step alone."""
+        """Return the learning rate of each group. It depends on the step alone."""
 
     @abstractmethod
     def target_frames(self, planned: Step, step: int) -> int:
-        """Return the number of frames, over all ranks, that the loss of a step is summed over."""
+        """Return the number of frames, over all ranks, whose losses a step adds up."""
 
     @abstractmethod
     def loss(
-        self, forward: Callable[..., Tensor], batch: Any, step: int, key: tuple[int | str, ...]
+        self, forward: Callable[..., Tensor], batch: Any, step: int, random_key: tuple[int | str, ...]
     ) -> Tensor:
         """Return the loss of a batch of `reader`, summed over its frames.
 
         Args:
             forward: the objective, or the engine that wraps it.
             batch: what `reader` made of a micro-batch.
-            step: the global step.
-            key: (seed, epoch). With a sample's own key and start it determines the sample's random draws.
+            step: the global step, counted from 0.
+            random_key: (seed, epoch). Together with a sample's key and first frame it determines the sample's draws.
         """
 
     @abstractmethod
@@ -60,21 +60,21 @@ class TrainingStage(ABC):
 
     @abstractmethod
     def export(self, folder: Path) -> None:
-        """Save the trained model as components of a pipeline."""
+        """Save the trained model as components of a pipeline in `folder`."""
 
     def begin(self, step: int) -> None:  # noqa: B027
-        """Prepare for a step; also called for the first step of a resumed run."""
+        """Prepare for a step. Called before every step, the first one of a resumed run included."""
 
     def end(self, step: int) -> None:  # noqa: B027
-        """Finish a step, after the optimizer."""
+        """Finish a step. Called after the optimizer's update."""
 
     def columns(self, step: int) -> dict[str, Any]:
-        """Return further columns of a step's row in metrics.jsonl."""
+        """Return additional columns for a step's row in metrics.jsonl."""
         return {}
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps next to model, optimizer and cursor. It is the same on all ranks."""
+        """Return what a checkpoint keeps in addition to model, optimizer and cursor. It is the same on all ranks."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Restore what `state` returned."""
+        """Restore the state that `state` returned."""

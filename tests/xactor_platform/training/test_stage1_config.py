@@ -23,10 +23,10 @@ from xactor_platform.training.train_config import as_dict, refuse_changes
     [
         (lambda: Stage1TrainConfig(stills=0), "stills must be >= 1, got 0"),
         (lambda: Stage1TrainConfig(vae_learning_rate=0), "vae_learning_rate must be > 0, got 0"),
-        (lambda: Stage1TrainConfig(ema_decay=1), r"ema_decay must be within 0\.\.1, got 1"),
+        (lambda: Stage1TrainConfig(ema_decay=1), "ema_decay must be >= 0 and < 1, got 1"),
         (lambda: RendererConfig(animatediff="x"), "animatediff goes with sd15, which is not given"),
         (lambda: RendererConfig(window_frames=0), "window_frames must be >= 1, got 0"),
-        (lambda: Stage1Config(), "vae_steps must be >= 1 where the VAE starts from nothing, got 0"),
+        (lambda: Stage1Config(), "vae_steps must be >= 1 if the VAE starts from random weights, got 0"),
         (
             lambda: Stage1Config(model=RendererConfig(sd15="x"), train=Stage1TrainConfig(vae_steps=5)),
             "a VAE that is given is not trained: vae_steps must be 0, got 5",

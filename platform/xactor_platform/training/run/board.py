@@ -1,4 +1,4 @@
-"""Write TensorBoard's files of a run, with `--train.tensorboard`."""
+"""Write a run's metrics as files for TensorBoard, with `--train.tensorboard`."""
 
 import shutil
 import tempfile
@@ -14,15 +14,15 @@ BOARD = "tensorboard"
 class Board:
     """Write rank 0's numbers of every step to `<run>/tensorboard/`, for `tensorboard --logdir`.
 
-    An object store cannot append: the numbers gather in a local file that `flush` uploads whole.
+    An object store cannot append, so numbers for it are collected in local files, and `flush` uploads these files.
 
     Args:
-        folder: the run's.
-        first_step: steps that were done before.
+        folder: the folder of the run.
+        first_step: number of steps that earlier starts have done.
     """
 
     def __init__(self, folder: RunFolder, *, first_step: int):
-        # Ray Train depends on it. Its import takes a second, so only runs that want it pay.
+        # tensorboardX is installed because Ray Train depends on it. Its import takes a second, so it is not at the top.
         from tensorboardX import SummaryWriter
 
         self._folder, self._is_local = folder, folder.location.is_local
@@ -30,7 +30,7 @@ class Board:
             f"{folder.location.path}/{BOARD}" if self._is_local else tempfile.mkdtemp(prefix="xactor-board-")
         )
         self._path = Path(path)
-        # Hide what an earlier start wrote of the steps that run again.
+        # Hide the values that an earlier start wrote for steps that are repeated now.
         self._writer = SummaryWriter(path, purge_step=first_step + 1 if first_step else None)
 
     def step(self, row: Mapping[str, Any]) -> None:

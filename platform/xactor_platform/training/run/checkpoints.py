@@ -19,12 +19,12 @@ from xactor_platform.storage.retries import with_retries
 from xactor_platform.training.run.folder import RunFolder
 
 FORMAT = 1
-"""Version of the format of checkpoints. Newer ones are refused."""
+"""Version of the checkpoints' format. Checkpoints of a newer format are refused."""
 
 MANIFEST = "manifest.json"
 _PREFIX = "checkpoint-"
 _CHUNK_BYTES = 16 << 20
-# Threads of one node that read a checkpoint.
+# Number of threads of a node that read a checkpoint.
 _THREADS = 4
 
 Result = TypeVar("Result")
@@ -43,7 +43,7 @@ class Written:
     """Describe a file of a checkpoint."""
 
     name: str
-    """Path in the checkpoint's folder."""
+    """Path of the file in the checkpoint's folder."""
     size: int
     """Length in bytes."""
     sha256: str
@@ -57,11 +57,11 @@ class Manifest:
     format: int
     """Version of the format, FORMAT."""
     step: int
-    """Global steps that were done."""
+    """Number of global steps that were done."""
     ranks: int
-    """Number of ranks that wrote it, each its own files."""
+    """Number of ranks that wrote the checkpoint. Each wrote its own files."""
     parameters: int
-    """Parameters of the model. A model that loads it must have as many."""
+    """Number of parameters of the model. A model that loads the checkpoint must have the same number."""
     score: float | None
     """Held-out loss of that step, None if it was not evaluated."""
     config: dict[str, Any]
@@ -77,7 +77,7 @@ class Manifest:
 
         Raises:
             NewerFormat: a newer version wrote it.
-            KeyError, TypeError: it is no manifest.
+            KeyError, TypeError: the document is not a manifest.
         """
         if saved["format"] > FORMAT:
             raise NewerFormat(f"has format {saved['format']}, this version reads up to {FORMAT}")
@@ -91,7 +91,7 @@ class Manifest:
 
 
 def folder_of(step: int) -> str:
-    """Return the name of a checkpoint's folder in the run's."""
+    """Return the name of a checkpoint's folder in the run's folder."""
     return f"{_PREFIX}{step:08d}"
 
 
@@ -99,14 +99,14 @@ class Checkpoints:
     """Write, find, verify and drop the checkpoints of one run.
 
     Every rank writes its files and a note that lists them. When all notes exist, rank 0 writes the manifest, and from
-    then on the checkpoint exists. Ray Train's own registration is not used: it rewrites one file in place, which a
-    crash can cut short; it has no checksums; it cannot fall back to the checkpoint before; and it refuses another
-    version of Ray.
+    then on the checkpoint is complete. Ray Train's own registration of checkpoints is not used: it rewrites one file in
+    place, which a crash can cut short; it has no checksums; it cannot fall back to the previous checkpoint; and another
+    version of Ray does not read it.
 
     Args:
         folder: the run's folder.
         keep: number of the newest checkpoints to keep.
-        keep_best: number of those with the lowest held-out loss to keep as well.
+        keep_best: number of checkpoints with the lowest held-out loss to keep as well.
     """
 
     def __init__(self, folder: RunFolder, *, keep: int = 1, keep_best: int = 0):
@@ -118,11 +118,11 @@ class Checkpoints:
         return f"{self._folder.uri}/{folder_of(step)}"
 
     def complete(self) -> list[Manifest]:
-        """Return the complete checkpoints, newest first. ValueError if a newer version wrote one."""
+        """Return the complete checkpoints, newest first. Raise ValueError if a newer version wrote one."""
         return [manifest for step in reversed(self._steps()) if (manifest := self.manifest(step))]
 
     def manifest(self, step: int) -> Manifest | None:
-        """Return the manifest of a checkpoint, None if it is not complete. ValueError if a newer version wrote it."""
+        """Return a checkpoint's manifest, None if it is not complete. Raise ValueError if a newer version wrote it."""
         try:
             saved = self._folder.read_json(f"{folder_of(step)}/{MANIFEST}")
             return None if saved is None else Manifest.parse(saved)
@@ -153,15 +153,15 @@ class Checkpoints:
         """
         written = [self._write(f"{folder_of(step)}/{name}", state, name) for name, state in files.items()]
         note = json.dumps({"token": token, "files": [asdict(file) for file in written]})
-        self._folder.write_text(f"{folder_of(step)}/{_note(rank)}", note)
+        self._folder.write_text(f"{folder_of(step)}/{_note_name(rank)}", note)
 
     def wait_for_ranks(self, step: int, ranks: int, token: str, timeout_s: float) -> tuple[Written, ...]:
-        """Wait until all ranks have written, and return their files. TimeoutError names the ranks that have not."""
+        """Wait until all ranks have written, and return their files. Raise TimeoutError with the ranks that did not."""
         deadline, pause_s = time.monotonic() + timeout_s, 0.02
         files: dict[int, list[Written]] = {}
         while missing := [rank for rank in range(ranks) if rank not in files]:
             for rank in missing:
-                note = self._folder.read_json(f"{folder_of(step)}/{_note(rank)}") or {}
+                note = self._folder.read_json(f"{folder_of(step)}/{_note_name(rank)}") or {}
                 if note.get("token") == token:
                     files[rank] = [Written(**file) for file in note["files"]]
             if len(files) < ranks:
@@ -174,21 +174,21 @@ class Checkpoints:
         return tuple(file for rank in range(ranks) for file in files[rank])
 
     def commit(self, manifest: Manifest) -> None:
-        """Write the manifest, from which on the checkpoint exists, and drop checkpoints that are no longer kept."""
+        """Write the manifest, which makes the checkpoint complete, and drop checkpoints that are no longer kept."""
         text = json.dumps(asdict(manifest), indent=1) + "\n"
         self._folder.write_text(f"{manifest.folder}/{MANIFEST}", text)
         for step in self._steps_to_drop(manifest):
             self._drop(step)
 
     def sweep(self, after: int) -> list[int]:
-        """Drop the checkpoints after step `after`, complete or not, which the run makes again. Return their steps."""
+        """Drop all checkpoints after step `after`, complete or not: the run makes them again. Return their steps."""
         dropped = [step for step in self._steps() if step > after]
         for step in dropped:
             self._drop(step)
         return dropped
 
     def _write(self, path: str, state: Any, name: str) -> Written:
-        # The driver only reads manifests, and does without torch.
+        # Imported here because the driver, which only reads manifests, must not import torch.
         import torch
 
         target = f"{self._location.path}/{path}"
@@ -208,12 +208,13 @@ class Checkpoints:
     def _steps_to_drop(self, newest: Manifest) -> list[int]:
         complete = [newest] + [m for m in self.complete() if m.step < newest.step]
         kept = {m.step for m in complete[: self._keep]}
+        # Of two equal losses the newer checkpoint comes first.
         scored = sorted((m.score, -m.step) for m in complete if m.score is not None)
         kept |= {-step for _, step in scored[: self._keep_best]}
         return [m.step for m in complete if m.step not in kept]
 
     def _drop(self, step: int) -> None:
-        """Delete a checkpoint, the manifest first: what is half deleted must not count as complete."""
+        """Delete a checkpoint, the manifest first: a partly deleted checkpoint must not count as complete."""
         path = f"{self._location.path}/{folder_of(step)}"
 
         def drop() -> None:
@@ -226,20 +227,23 @@ class Checkpoints:
         self._with_retries(drop, self.uri(step))
 
     def fetch(self, manifest: Manifest, target: Path) -> None:
-        """Bring the checkpoint's own files to the folder `target`, verified. Files of a local storage are linked.
+        """Copy the checkpoint's files to the folder `target`, and verify them. Files of a local storage are linked.
 
         Raises:
             Corrupt: a file is missing, or differs from what was written.
             StorageUnavailable: a file could not be read until the timeout.
         """
         with ThreadPoolExecutor(_THREADS) as pool:
-            list(
-                pool.map(lambda file: self._fetch(manifest.folder, file, target / file.name), manifest.files)
+            jobs = pool.map(
+                lambda file: self._fetch(manifest.folder, file, target / file.name), manifest.files
             )
+            # Wait for all files, and raise the first error.
+            list(jobs)
 
     def _fetch(self, folder: str, file: Written, target: Path) -> None:
         source = f"{self._location.path}/{folder}/{file.name}"
         target.parent.mkdir(parents=True, exist_ok=True)
+        # A local file is only verified here. A link to it is made at the end.
         copied_to = os.devnull if self._location.is_local else target
 
         def read() -> tuple[int, str]:
@@ -253,7 +257,7 @@ class Checkpoints:
 
         try:
             size, digest = self._with_retries(read, f"{self._folder.uri}/{folder}/{file.name}")
-            # The connection may have been cut: read once more.
+            # The connection may have been cut without an error: read once more.
             if size != file.size and not self._location.is_local:
                 size, digest = self._with_retries(read, f"{self._folder.uri}/{folder}/{file.name}")
         except FileNotFoundError as error:
@@ -267,7 +271,7 @@ class Checkpoints:
 
 
 class _Hashed:
-    """Write to a stream, and hash and count what is written."""
+    """Write to a stream. Hash the bytes and count them."""
 
     def __init__(self, stream: Any):
         self._stream, self.size, self.sha256 = stream, 0, hashlib.sha256()
@@ -282,5 +286,5 @@ class _Hashed:
         self._stream.flush()
 
 
-def _note(rank: int) -> str:
+def _note_name(rank: int) -> str:
     return f"part-{rank:05d}.json"

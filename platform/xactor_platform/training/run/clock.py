@@ -1,4 +1,4 @@
-"""Measure how long a step takes, and what a rank spends of it on its own."""
+"""Measure the time of a step, and the part of it in which a rank does not wait for other ranks."""
 
 import contextlib
 import time
@@ -8,12 +8,12 @@ import torch
 
 
 class Clock:
-    """Time a step, its waiting for data, and the rank's own computing."""
+    """Measure a step, its waiting for data, and its forward passes."""
 
     step_s: float
     """Seconds from `begin` to `end`."""
     waited_s: float
-    """Seconds of it inside `waiting`."""
+    """Seconds of the step inside `waiting`."""
 
     def __init__(self, device: torch.device):
         self._on_gpu = device.type == "cuda"
@@ -24,30 +24,32 @@ class Clock:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time inside as waiting for data."""
+        """Count the time inside the block as waiting for data."""
         begun = time.perf_counter()
         yield
         self.waited_s += time.perf_counter() - begun
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """Count the time inside as the rank's own. Forward passes belong here: they wait for no other rank."""
+        """Count the time inside the block as computing. Use it for forward passes, which wait for no other rank."""
         if not self._on_gpu:
             begun = time.perf_counter()
             yield
             self._computed_s += time.perf_counter() - begun
             return
-        events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        events[0].record()
+        # The CPU only launches the work, so the GPU's own clock is read.
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
         yield
-        events[1].record()
-        self._events.append(events)
+        end.record()
+        self._events.append((start, end))
 
     def own_s(self) -> float:
-        """Return the seconds of waiting for data and of forward passes, once the whole step is launched."""
+        """Return the seconds of waiting for data and of forward passes. Call it once the optimizer step is launched."""
         if self._events:
-            self._events[-1][1].synchronize()
-        gpu_ms = sum(first.elapsed_time(last) for first, last in self._events)
+            _, last_end = self._events[-1]
+            last_end.synchronize()
+        gpu_ms = sum(start.elapsed_time(end) for start, end in self._events)
         return self.waited_s + self._computed_s + gpu_ms / 1000
 
     def end(self) -> None:

@@ -1,4 +1,7 @@
-"""Name the ways in which a training ends. Imports no torch: the driver reads these from the ranks."""
+"""Define the ways in which a training ends.
+
+This module imports no torch, because the driver receives objects of these classes from the ranks.
+"""
 
 from dataclasses import dataclass
 
@@ -10,12 +13,12 @@ from xactor_platform.training.run.lease import LeaseLost
 
 @dataclass(frozen=True)
 class RankResult:
-    """Tell the driver how the ranks ended. With neither field set they did all steps."""
+    """Tell the driver how the ranks ended. If no field is set, they did all steps."""
 
     stopped: str | None = None
-    """The reason why the training cannot go on. A restart would not help."""
+    """The reason why the training cannot go on. A restart would not help. None if there is no such reason."""
     requested: bool = False
-    """A signal or a file asked the ranks to stop before the last step."""
+    """True if a signal or a file asked the ranks to stop before the last step."""
 
 
 class TrainingStopped(ValueError):
@@ -31,16 +34,17 @@ class OutOfMemory(RuntimeError):
 
 
 NAMED = (CollectiveTimeout, OutOfMemory, StorageUnavailable, LeaseLost, OutOfMemoryError)
+"""Errors whose own message states the cause. Their inner errors are not searched."""
 
 
 def root_cause(error: BaseException) -> str:
-    """Return the innermost cause that Ray wrapped, in one line; of several ranks, a named one first."""
+    """Return the innermost cause of Ray's error, in one line. If several ranks failed, a cause in NAMED comes first."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     causes = [_innermost(failure) for failure in failures.values()]
     named = [cause for cause in causes if isinstance(cause, NAMED)]
     cause = (named or causes)[0]
     lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    # Our named errors have one line. Ray's OutOfMemoryError has its cause in the first of many.
+    # Our errors in NAMED have one line, and Ray's OutOfMemoryError begins with its cause. Other errors end with it.
     return f"{type(cause).__name__}: {lines[0 if named else -1] if lines else ''}"
 
 

@@ -1,6 +1,6 @@
 """Read and write a run's folder, `<storage>/<name>/`.
 
-It holds config.json, metrics.jsonl, samples.jsonl, checkpoints, sheets/ and export/.
+It holds config.json, metrics.jsonl, samples.jsonl, bad_samples.jsonl, the checkpoints, sheets/ and export/.
 """
 
 import contextlib
@@ -16,16 +16,16 @@ from xactor_platform.storage.location import Location, child_uri
 from xactor_platform.storage.retries import STORAGE_TIMEOUT_S, with_retries
 from xactor_platform.training.train_config import RunConfig
 
-CONFIG, METRICS, SAMPLES, BAD, EXPORT, SHEETS = (
-    "config.json",
-    "metrics.jsonl",
-    "samples.jsonl",
-    "bad_samples.jsonl",
-    "export",
-    "sheets",
-)
-# A JSON document that does not parse is read again: the connection may have been cut.
-_READS, _READ_AGAIN_S = 5, 0.2
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
+BAD = "bad_samples.jsonl"
+EXPORT = "export"
+SHEETS = "sheets"
+
+# A JSON file that does not parse is read up to five times: the connection may have been cut.
+_READS = 5
+_READ_AGAIN_S = 0.2
 
 Result = TypeVar("Result")
 
@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 class RunFolder:
     """Read and write the files of one run, on any of pyarrow's filesystems.
 
-    An operation that fails is retried for `storage_timeout_s` seconds, then StorageUnavailable is raised.
+    An operation that fails is retried for `storage_timeout_s` seconds. Then StorageUnavailable is raised.
     """
 
     def __init__(self, storage: str, name: str, storage_timeout_s: float = STORAGE_TIMEOUT_S):
@@ -48,18 +48,18 @@ class RunFolder:
 
     @property
     def uri(self) -> str:
-        """The folder's name in messages, without the options of a storage's URI."""
+        """Return the folder's path or URI for messages, without the query options of a URI."""
         return self.location.path if self.location.is_local else self.location.uri.partition("?")[0]
 
     def uri_of(self, name: str) -> str:
-        """Return the path or URI of an entry, to be opened."""
+        """Return the path or URI that opens a file or folder in this folder, with the query options of a URI."""
         return child_uri(self.location.path if self.location.is_local else self.location.uri, name)
 
     def write_text(self, name: str, text: str) -> None:
         self.write_bytes(name, text.encode())
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a file whole or not at all. The name may contain folders."""
+        """Write a complete file or none. The name may contain folders."""
 
         def write() -> None:
             with self.location.atomic_write(name) as stream:
@@ -68,7 +68,7 @@ class RunFolder:
         self._with_retries(write, name)
 
     def read_text(self, name: str, storage_timeout_s: float | None = None) -> str | None:
-        """Return a file's text, None if there is no such file."""
+        """Return a file's text, or None if there is no such file."""
         path = f"{self.location.path}/{name}"
 
         def read() -> str | None:
@@ -77,7 +77,7 @@ class RunFolder:
                 return None
             with self.location.open(name) as file:
                 data = file.read()
-            # A store's response that is cut within its headers may lack a length, and reads as an empty file.
+            # An object store's response that is cut within its headers may lack a length. It reads as an empty file.
             if not self.location.is_local and len(data) != found.size:
                 raise OSError(f"read {len(data)} of {found.size} bytes")
             return data.decode()
@@ -85,7 +85,7 @@ class RunFolder:
         return self._with_retries(read, name, storage_timeout_s)
 
     def read_json(self, name: str) -> Any:
-        """Return a JSON file's content, None if there is no such file. A file that does not parse is read again.
+        """Return a JSON file's content, or None if there is no such file. A file that does not parse is read again.
 
         Raises:
             ValueError: the file does not parse at any of the reads.
@@ -109,7 +109,7 @@ class RunFolder:
         return rows
 
     def upload_folder(self, source: str | Path, name: str) -> None:
-        """Copy a local folder into the run's: complete, or the old one stays. See `Location.upload_folder`."""
+        """Copy a local folder to the subfolder `name`, in place of an old one. See `Location.upload_folder`."""
         self._with_retries(lambda: self.location.upload_folder(source, name), name)
 
     def delete(self, name: str) -> None:
@@ -133,5 +133,5 @@ class RunFolder:
 
 
 def saved_config(folder: RunFolder) -> dict[str, Any] | None:
-    """Return the content of config.json that an earlier start of this run wrote, None for a new run."""
+    """Return the content of config.json that an earlier start of this run wrote, or None for a new run."""
     return folder.read_json(CONFIG)

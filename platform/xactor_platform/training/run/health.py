@@ -17,13 +17,13 @@ from torch.distributed import distributed_c10d
 from xactor_platform.training.run.endings import CollectiveTimeout, OutOfMemory
 
 SPIKE_STEPS = 50
-"""Number of losses whose median a loss is compared with."""
+"""Number of previous losses whose median a loss is compared with."""
 
 MIN_SPIKE_STEPS = 10
-"""Number of losses before which none is a spike: at the start every loss changes fast."""
+"""Minimum number of previous losses. Before, no loss is a spike, because losses change fast at the start."""
 
 LAG = 2.0
-"""Factor by which a rank that lags takes longer than the others."""
+"""Factor, > 1. A rank lags if it takes more than this factor times the median of the other ranks."""
 
 LAG_STEPS = 20
 """Steps over which the ranks' times are averaged."""
@@ -32,15 +32,15 @@ LAG_MESSAGE_S = 60.0
 """Seconds between two messages about a rank that lags."""
 
 ROLL_CALL_S = 20.0
-"""Seconds that ranks have to answer after a collective timed out."""
+"""Seconds in which every rank must answer after a collective timed out."""
 
 
 class Spikes:
     """Count spikes of the loss within its phase. They change nothing in the training.
 
     Args:
-        factor: a loss of more than this times the median is a spike.
-        rows: the rows of metrics.jsonl of the steps done, so that a resumed run continues the count.
+        factor: a loss above this factor times the median is a spike.
+        rows: the rows of metrics.jsonl for the steps that are done, so that a resumed run continues the count.
     """
 
     def __init__(self, factor: float, rows: Iterable[dict[str, Any]] = ()):
@@ -49,41 +49,44 @@ class Spikes:
         self._phase: str | None = None
         for row in rows:
             self.count = row.get("loss_spikes", self.count)
-            self._enter(row.get("phase"))
-            self._note(row["loss"])
+            self._enter_phase(row.get("phase"))
+            self._add_finite(row["loss"])
 
     def add(self, loss: float, phase: str | None = None) -> bool:
         """Add the loss of a step, and return whether it is a spike.
 
         Args:
-            loss: the loss of a frame.
-            phase: the phase of a training whose loss has another meaning in each.
+            loss: the mean loss per frame.
+            phase: the current phase, for a training whose phases have different losses.
         """
-        self._enter(phase)
-        usual = self.median if len(self._losses) >= MIN_SPIKE_STEPS else None
-        # `not <=`, so that NaN is a spike too.
-        spike = usual is not None and not loss <= self._factor * usual
-        self.count += spike
-        self._note(loss)
-        return spike
+        self._enter_phase(phase)
+        is_spike = False
+        if len(self._losses) >= MIN_SPIKE_STEPS:
+            # `not <=` rather than `>`, so that NaN is a spike too.
+            is_spike = not loss <= self._factor * self.median
+        self.count += is_spike
+        self._add_finite(loss)
+        return is_spike
 
     @property
     def median(self) -> float:
-        """Give the median of the phase's last losses."""
+        """Return the median of the last losses of the phase."""
         return median(self._losses)
 
-    def _enter(self, phase: str | None) -> None:
+    def _enter_phase(self, phase: str | None) -> None:
+        """Forget the losses if this phase is a new one."""
         if phase != self._phase:
             self._losses.clear()
         self._phase = phase
 
-    def _note(self, loss: float) -> None:
+    def _add_finite(self, loss: float) -> None:
+        """Add a loss to those of the median, unless it is NaN or infinite."""
         if loss < float("inf"):
             self._losses.append(loss)
 
 
 class Lag:
-    """Find a rank that keeps the others waiting, by the time that each spends on its own in a step.
+    """Find a rank that keeps the others waiting: it spends more time in a step than they do, its own waiting left out.
 
     Args:
         nodes: the address of each rank's node.
@@ -95,7 +98,7 @@ class Lag:
         self._reported_s = float("-inf")
 
     def message(self, own_s: list[float]) -> str | None:
-        """Add a step's seconds, [ranks], and return a line that names a rank that lags, at most once a minute."""
+        """Add a step's `Clock.own_s` of each rank. Return a line that names a rank that lags, at most once a minute."""
         self._steps.append(own_s)
         if len(own_s) < 2 or len(self._steps) < LAG_STEPS:
             return None
@@ -114,37 +117,37 @@ class Lag:
 
 
 def node_addresses() -> list[str]:
-    """Return the address of each rank's node. All ranks call it."""
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, ray.util.get_node_ip_address())
-    return found
+    """Return the address of each rank's node. All ranks must call it."""
+    addresses: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(addresses, ray.util.get_node_ip_address())
+    return addresses
 
 
 class Watch:
-    """Turn errors that end a rank's training into named ones.
+    """Replace torch's errors that end a rank's training by errors that state the cause.
 
-    After a collective timed out, the waiting ranks call the roll over connections of their own, to name the rank that
-    does not answer.
+    After a collective timed out, the waiting ranks hold a roll call: a barrier in a process group that is used for
+    nothing else. It names the rank that does not answer.
 
     Args:
-        timeout_s: seconds that a collective waits.
+        timeout_s: seconds after which a collective fails.
     """
 
     def __init__(self, timeout_s: float):
         self._timeout_s = timeout_s
-        self._roll: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=ROLL_CALL_S))
+        self._roll_call_group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=ROLL_CALL_S))
         self.step = 0
         """The current step, counted from 1; 0 before the first."""
 
     def limit_groups(self) -> None:
-        """Give the groups that the engine made the same timeout. Torch gives each new group 30 minutes."""
+        """Set the timeout of the process groups that the engine made. Torch's default is 30 minutes."""
         for group in list(distributed_c10d._world.pg_map):
-            if group is not self._roll:
+            if group is not self._roll_call_group:
                 distributed_c10d._set_pg_timeout(timedelta(seconds=self._timeout_s), group)
 
     @contextlib.contextmanager
     def naming(self) -> Iterator[None]:
-        """Raise OutOfMemory and CollectiveTimeout in place of what torch raises inside."""
+        """Replace errors that torch raises inside the block by OutOfMemory and CollectiveTimeout."""
         try:
             yield
         except torch.OutOfMemoryError as error:
@@ -168,12 +171,15 @@ class Watch:
         missing = "another rank"
         try:
             dist.monitored_barrier(
-                self._roll, timeout=timedelta(seconds=ROLL_CALL_S), wait_all_ranks=dist.get_rank() == 0
+                self._roll_call_group,
+                timeout=timedelta(seconds=ROLL_CALL_S),
+                wait_all_ranks=dist.get_rank() == 0,
             )
             missing = "none: all ranks answered afterwards, so one was late"
         except RuntimeError as error:
             named = re.search(r"Ranks? ([\d, ]+) failed to pass|from rank (\d+)", str(error))
             if named:
+                # torch lists the ranks with or without spaces: leave one space after each comma.
                 missing = f"rank {named[1] or named[2]}".replace(",", ", ").replace("  ", " ").strip()
         return (
             f"rank {dist.get_rank()} waited {self._timeout_s:g} s (scale.collective_timeout_s) in step {self.step}; "

@@ -1,4 +1,4 @@
-"""Allow one driver for each run, by a lease in the run's folder that its holder renews."""
+"""Allow only one driver at a time to train a run: a file in the run's folder, which its holder renews, is a lease."""
 
 import contextlib
 import json
@@ -31,13 +31,13 @@ class LeaseLost(RuntimeError):
 
 @contextlib.contextmanager
 def lease(folder: RunFolder) -> Iterator[str]:
-    """Hold the run inside the block, which gets the holder's name.
+    """Hold the run's lease inside the block, and give the block the holder's name.
 
     A lease that a crash left is taken over: at once if its holder was a process of this machine that has ended,
-    otherwise after nobody renewed it for 12 s. Clocks of other machines are not trusted.
+    otherwise after nobody renewed it for 12 s. Clocks of other machines are not trusted: a renewal is a changed file.
 
     Raises:
-        RunIsTaken: its holder lives; the message names it.
+        RunIsTaken: another driver holds the lease; the message names that driver.
     """
     mine = {
         "holder": uuid.uuid4().hex,
@@ -49,7 +49,7 @@ def lease(folder: RunFolder) -> Iterator[str]:
     }
     _wait_until_free(folder)
     _write(folder, mine, 0)
-    # Two drivers may both have seen it free; the last one to write has it.
+    # Two drivers may both have found no lease. The one that wrote last holds it.
     if _read(folder).get("holder") != mine["holder"]:
         raise RunIsTaken(_taken_message(folder, _read(folder)))
     ended = threading.Event()
@@ -66,21 +66,21 @@ def lease(folder: RunFolder) -> Iterator[str]:
 
 
 def is_held(folder: RunFolder, holder: str) -> bool:
-    """Return whether `holder` still has the run."""
+    """Return whether `holder` still holds the lease."""
     return _read(folder).get("holder") == holder
 
 
 def check_held(folder: RunFolder, holder: str) -> None:
     """Raise LeaseLost if another driver has taken the run over.
 
-    A rank that a crash of its driver left behind must not write into the run that goes on without it.
+    When a driver crashes, its ranks may live on. They must not write into the run after another driver continues it.
     """
     if not is_held(folder, holder):
         raise LeaseLost(f"run {folder.uri} was taken over by another driver: this one ends")
 
 
 def _wait_until_free(folder: RunFolder) -> None:
-    """Return once the run has no living holder; RunIsTaken if it has one."""
+    """Return when the lease has no living holder. Raise RunIsTaken if it has one."""
     found = _read(folder)
     if not found or _has_ended(found):
         return
@@ -107,6 +107,7 @@ def _taken_message(folder: RunFolder, found: dict[str, Any]) -> str:
 def _renew(folder: RunFolder, mine: dict[str, Any], ended: threading.Event) -> None:
     beats = 0
     while not ended.wait(RENEW_S):
+        # The count makes each renewal change the file.
         beats += 1
         # Storage that fails for a while does not end a run.
         with contextlib.suppress(OSError):
@@ -126,13 +127,18 @@ def _write(folder: RunFolder, mine: dict[str, Any], beats: int) -> None:
 
 
 def _has_ended(found: dict[str, Any]) -> bool:
-    """Return whether the holder was a process of this machine, since its boot, that has ended."""
+    """Return whether the holder was a process of this machine and has ended.
+
+    Process numbers are comparable only on one host between two boots. A process with the same number but another start
+    time is not the holder.
+    """
     if found.get("host") != socket.gethostname() or found.get("boot") != _boot():
         return False
     return _began(int(found.get("process", 0))) != found.get("began")
 
 
 def _boot() -> str:
+    """Return an identifier of this machine's last boot; empty if it is not known."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""
@@ -141,6 +147,8 @@ def _boot() -> str:
 def _began(process: int) -> str:
     """Return the start time of a process in the kernel's ticks; empty if it does not exist or has ended."""
     with contextlib.suppress(OSError, IndexError):
+        # Behind the command's name are field 3, the state, and the following fields of proc(5). Field 22 is the start
+        # time. Zombies (Z) and dead processes (X) have ended.
         state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return "" if state in "ZX" else fields[18]
     return ""

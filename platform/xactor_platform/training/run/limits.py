@@ -1,4 +1,4 @@
-"""Stop a run that loses too much: bad samples, and steps without an update."""
+"""Stop a run that has too many bad samples or too many steps without an update."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from xactor_platform.training.train_config import StageConfig
 
 
 class Limits:
-    """Count what the ranks lost since they started, and stop the run past its bounds, on all ranks alike."""
+    """Count bad samples since the ranks started, and stop the run beyond its limits. All ranks decide the same."""
 
     def __init__(self, config: StageConfig):
         self._max_bad_fraction = config.data.max_bad_fraction
@@ -21,7 +21,7 @@ class Limits:
 
         Args:
             bad: the samples of this step, of all ranks, that were found bad.
-            step: what was read.
+            step: the plan of this step.
         """
         self._read += sum(len(batch.row) for batch in step.micro_batches)
         self._bad += len(bad)
@@ -32,7 +32,12 @@ class Limits:
             )
 
     def check_updates(self, step: int, skipped: int) -> None:
-        """Raise TrainingStopped if too many steps of the run had no update. `step` is the last, counted from 1."""
+        """Raise TrainingStopped if too many steps of the run had no update.
+
+        Args:
+            step: the last step, counted from 1.
+            skipped: number of steps without an update.
+        """
         if skipped > self._max_skipped_steps:
             raise TrainingStopped(
                 f"{skipped} steps had a gradient that is not finite, more than train.max_skipped_steps "

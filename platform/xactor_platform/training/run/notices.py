@@ -1,4 +1,4 @@
-"""Receive notices from outside a run: stop, by a signal or a file in its folder, or a node that will leave."""
+"""Receive notices from outside a run: a signal or a file that asks it to stop, or a node that will leave."""
 
 import contextlib
 import signal
@@ -9,33 +9,34 @@ from collections.abc import Iterator
 from xactor_platform.training.run.folder import RunFolder
 
 ASK = "stop"
+"""Name of the file in the run's folder that asks the run to stop."""
+
 LOOK_S = 1.0
-"""Seconds between two looks for the file in an object store, where each costs a request."""
+"""Seconds between two looks for the file in an object store, where each look costs a request."""
 
 ASK_RAY_S = 5.0
-"""Seconds between two questions to Ray, which all ranks wait for."""
+"""Seconds between two questions to Ray about leaving nodes. All ranks wait for the answer."""
 
 STOP, ASK_RAY = 1, 2
-"""Flags that rank 0 sends to all ranks."""
+"""Flags that rank 0 sends to all ranks: the run is to stop; all ranks are to ask Ray about leaving nodes."""
 
 
 class Notices:
     """Look for a request to stop, and for nodes that are about to leave.
 
-        touch runs/tiny/stop
+    A file `stop` in the run's folder (`touch runs/tiny/stop`) stops the run after the current step, with a checkpoint.
+    The same command resumes the run. SIGTERM to the driver, which `ray job stop` sends, writes the same file. When Ray
+    learns from the cloud that a node will leave, the run makes a checkpoint and goes on.
 
-    stops the run after the current step, with a checkpoint; the same command resumes it. SIGTERM to the driver, which
-    `ray job stop` sends, writes the same file. Before a node leaves, of which Ray knows from its cloud, a checkpoint is
-    made, and the run goes on.
-
-    Rank 0 looks, and its flags travel with a step's sums, so that all ranks do the same after the same step.
+    Only rank 0 looks. Its flags are sent to all ranks together with the totals of the step, so that all ranks act on
+    them after the same step.
     """
 
     def __init__(self, folder: RunFolder, rank: int):
         self._folder, self._rank = folder, rank
         self._every_s = 0.0 if folder.location.is_local else LOOK_S
         self._looked = self._asked_ray = time.monotonic()
-        self._stop, self._left_for = False, ""
+        self._stop, self._reported_nodes = False, ""
 
     def flags(self) -> int:
         """Return rank 0's flags for the next step; 0 on the other ranks."""
@@ -44,38 +45,39 @@ class Notices:
         now = time.monotonic()
         if not self._stop and now - self._looked >= self._every_s:
             self._looked = now
-            # If it cannot be read now, the next look reads it.
+            # If the file cannot be read now, the next look reads it.
             with contextlib.suppress(OSError):
                 self._stop = self._folder.read_text(ASK, storage_timeout_s=0) is not None
         ask_ray = now - self._asked_ray >= ASK_RAY_S
         if ask_ray:
             self._asked_ray = now
-        return STOP * self._stop + ASK_RAY * ask_ray
+        return (STOP if self._stop else 0) | (ASK_RAY if ask_ray else 0)
 
     def stop(self, flags: int) -> bool:
-        """Return whether the run is to stop."""
+        """Return whether the flags that all ranks received ask the run to stop."""
         return bool(flags & STOP)
 
     def leaving(self, flags: int) -> bool:
-        """Return whether Ray newly says that a node will leave. All ranks call it."""
+        """Return whether Ray reports leaving nodes that it did not report before. All ranks must call it."""
         if not flags & ASK_RAY:
             return False
         import ray.train
 
         info = ray.train.get_preemption_info()
-        found = ", ".join(sorted(info.preempted_node_to_ranks)) if info else ""
-        new, self._left_for = bool(found) and found != self._left_for, found
-        if new and not self._rank:
-            print(f"nodes are about to leave ({found}): making a checkpoint", flush=True)
-        return new
+        nodes = ", ".join(sorted(info.preempted_node_to_ranks)) if info else ""
+        is_new = bool(nodes) and nodes != self._reported_nodes
+        self._reported_nodes = nodes
+        if is_new and not self._rank:
+            print(f"nodes are about to leave ({nodes}): making a checkpoint", flush=True)
+        return is_new
 
 
 @contextlib.contextmanager
 def stopping_by_signal(folder: RunFolder) -> Iterator[threading.Event]:
     """Let the first SIGTERM inside the block ask the run to stop, and a second one end this process at once.
 
-    The event is set when a signal came. A file that an earlier stop left is deleted. Outside the main thread, which
-    alone may handle signals, nothing changes.
+    The block gets an event that is set when the signal arrives. A file that an earlier stop left is deleted. In another
+    thread than the main thread signals are not handled, because Python does not allow it.
     """
     folder.delete(ASK)
     received = threading.Event()
@@ -84,6 +86,7 @@ def stopping_by_signal(folder: RunFolder) -> Iterator[threading.Event]:
         return
 
     def ask(number: int, frame: object) -> None:
+        # This is the second signal: end the process as without this handler.
         if received.is_set():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTERM)
@@ -91,12 +94,13 @@ def stopping_by_signal(folder: RunFolder) -> Iterator[threading.Event]:
         print(
             "SIGTERM: stopping after this step, with a checkpoint; send it again to end at once", flush=True
         )
+        # Writing may take long, and a handler must return soon.
         threading.Thread(target=folder.write_text, args=(ASK, "SIGTERM\n"), daemon=True).start()
 
-    before = signal.signal(signal.SIGTERM, ask)
+    previous_handler = signal.signal(signal.SIGTERM, ask)
     try:
         yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)
         with contextlib.suppress(OSError):
             folder.delete(ASK)

@@ -19,20 +19,20 @@ from xactor_platform.training.run.trace import TraceOnDemand
 from xactor_platform.training.train_config import StageConfig
 
 PROGRESS_S = 5.0
-"""Seconds between two lines of progress."""
+"""Minimum seconds between two lines of progress, unless a step was evaluated."""
 
 
 class Recorder:
-    """Record what happened in every step.
+    """Record every step.
 
-    Every rank has one; rank 0's writes the logs and prints progress. Use it in `with`: the end closes the logs.
+    Every rank has a recorder, but only rank 0 writes the logs and prints progress. A `with` block closes the logs.
 
     Args:
-        config: the run's.
-        folder: the run's.
+        config: the configuration of the run.
+        folder: the folder of the run.
         rank: this rank.
-        flops_per_frame: FLOPs of forward and backward; None if they are not known.
-        first_step: steps that were done before.
+        flops_per_frame: FLOPs of the forward and the backward pass; None if they are not known.
+        first_step: number of steps that earlier starts have done.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class Recorder:
         first_step: int,
     ):
         self._config, self._rank, self._first = config, rank, first_step
-        wanted = (METRICS, BAD) + ((SAMPLES,) if config.train.log_samples else ())
+        log_names = (METRICS, BAD) + ((SAMPLES,) if config.train.log_samples else ())
         rows = folder.read_lines(METRICS) if rank == 0 else []
         self._attempt = max((row.get("attempt", 0) for row in rows), default=0) + 1
         self._spikes = Spikes(config.train.loss_spike, last_attempts(rows, first_step))
         self._lag = Lag(node_addresses())
-        self._logs = {name: RunLog(folder, name) for name in wanted} if rank == 0 else {}
+        self._logs = {name: RunLog(folder, name) for name in log_names} if rank == 0 else {}
         self._telemetry = Telemetry(config.run.name, rank, config.train.steps)
         self._trace = TraceOnDemand(folder)
         self._board = Board(folder, first_step=first_step) if config.train.tensorboard and not rank else None
@@ -78,7 +78,7 @@ class Recorder:
             self._logs[BAD].write(vars(sample))
 
     def samples(self, step: int, mine: list[tuple[str, int, int]]) -> None:
-        """Record with train.log_samples which rank trained on which samples. All ranks call it.
+        """Record which rank trained on which samples, with train.log_samples. All ranks must call it.
 
         Args:
             step: the global step, counted from 1.
@@ -95,12 +95,12 @@ class Recorder:
             self._logs[SAMPLES].write(row)
 
     def step(self, row: dict[str, Any], clock: Clock, own_s: list[float]) -> None:
-        """Record a step: its row of metrics.jsonl, and now and then a line of progress.
+        """Record a step in metrics.jsonl and the metrics, and print a line of progress if one is due.
 
         Args:
-            row: the row, to which the times are added.
-            clock: this rank's.
-            own_s: the seconds that each rank spent on its own, [ranks].
+            row: the step's row of metrics.jsonl, to which the times are added.
+            clock: the clock of this rank.
+            own_s: `Clock.own_s` of each rank, [ranks].
         """
         self._telemetry.times(clock.step_s, clock.waited_s)
         if self._rank:
@@ -120,20 +120,20 @@ class Recorder:
         self._telemetry.checkpoint(saved.seconds, saved.blocked_s)
 
     def flush(self) -> None:
-        """Bring all rows so far to the storage."""
+        """Write all rows so far to the storage."""
         if self._board:
             self._board.flush()
         for log in self._logs.values():
             log.flush()
 
     def _add_figures(self, row: dict[str, Any], clock: Clock) -> None:
-        rate = row["frames"] / clock.step_s
+        frames_per_s = row["frames"] / clock.step_s
         row["step_s"] = round(clock.step_s, 4)
         row["data_wait_s"] = round(clock.waited_s, 4)
-        row["frames_per_s"] = round(rate, 1)
+        row["frames_per_s"] = round(frames_per_s, 1)
         row["mfu"] = None
         if self._flops_per_frame and self._peak:
-            row["mfu"] = rate * self._flops_per_frame / (self._peak * dist.get_world_size())
+            row["mfu"] = frames_per_s * self._flops_per_frame / (self._peak * dist.get_world_size())
         if self._spikes.add(row["loss"], row.get("phase")):
             print(
                 f"step {row['step']}: loss {row['loss']:.4f} is a spike, the median is {self._spikes.median:.4f}",

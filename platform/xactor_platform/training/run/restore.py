@@ -1,4 +1,4 @@
-"""Restore the newest intact checkpoint on all ranks, also on another number of ranks."""
+"""Restore the newest intact checkpoint on all ranks, also if another number of ranks wrote it."""
 
 import argparse
 import contextlib
@@ -23,38 +23,38 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Restored:
-    """Describe a verified checkpoint on this node, as DeepSpeed loads it."""
+    """Describe a verified checkpoint on this node, ready for DeepSpeed to load."""
 
     manifest: Manifest
     """The checkpoint's manifest."""
     folder: str
     """Folder on this node."""
     universal: bool
-    """Another number of ranks wrote it, and it was converted to DeepSpeed's universal form."""
+    """True if another number of ranks wrote it, so that it was converted to DeepSpeed's universal form."""
 
 
 @contextmanager
 def newest_checkpoint(checkpoints: Checkpoints, parameters: int) -> Iterator[Restored | None]:
-    """Give the block the newest intact checkpoint, None for a new run. All ranks call it.
+    """Give the block the newest intact checkpoint, or None for a new run. All ranks must call it.
 
-    The first rank of each node brings the checkpoint there and verifies it. A corrupt one is reported, and the one
-    before is tried. Checkpoints that a crash left after the restored one are dropped, so that their files do not mix
-    with new ones.
+    The first rank of each node copies the checkpoint to the node and verifies it. A corrupt checkpoint is reported, and
+    the previous one is tried. Checkpoints that are newer than the restored one are dropped, so that their files do not
+    mix with new ones.
 
     Args:
-        checkpoints: the run's.
+        checkpoints: the checkpoints of the run.
         parameters: number of parameters of the model to train.
 
     Raises:
-        TrainingStopped: every checkpoint is corrupt, or the newest is of another model or of a newer version.
+        TrainingStopped: every checkpoint is corrupt, or the newest is of another model, or a newer version wrote it.
     """
     context = ray.train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
-    complete = _on_first_rank(lambda: checkpoints.complete())
+    complete = _on_first_rank(checkpoints.complete)
     with contextlib.ExitStack() as stack:
-        own = None
+        node_folder = None
         if context.get_local_rank() == 0:
-            own = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xactor-restore-")))
+            node_folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xactor-restore-")))
         faults: list[str] = []
         restored = None
         for manifest in complete:
@@ -63,7 +63,7 @@ def newest_checkpoint(checkpoints: Checkpoints, parameters: int) -> Iterator[Res
                     f"checkpoint {checkpoints.uri(manifest.step)} is of a model of {manifest.parameters:,} parameters, "
                     f"this one has {parameters:,}"
                 )
-            folder, fault = _bring(checkpoints, manifest, own)
+            folder, fault = _copy_to_nodes(checkpoints, manifest, node_folder)
             if not fault:
                 restored = Restored(manifest, folder, manifest.ranks != ranks)
                 break
@@ -78,28 +78,36 @@ def newest_checkpoint(checkpoints: Checkpoints, parameters: int) -> Iterator[Res
         dist.barrier()
 
 
-def _bring(checkpoints: Checkpoints, manifest: Manifest, own: Path | None) -> tuple[str, str]:
-    """Bring a checkpoint to every node. Return its folder on this one, and its fault, empty if it is intact."""
+def _copy_to_nodes(checkpoints: Checkpoints, manifest: Manifest, node_folder: Path | None) -> tuple[str, str]:
+    """Copy a checkpoint to every node. Return its folder on this node, and its fault, which is empty if it is intact.
+
+    Args:
+        checkpoints: the checkpoints of the run.
+        manifest: the checkpoint to copy.
+        node_folder: an empty folder on this node for its first rank, None for its other ranks.
+    """
     node, ranks = ray.train.get_context().get_node_rank(), dist.get_world_size()
-    folder = fault = lost = ""
-    if own is not None:
-        target = own / manifest.folder
+    folder = fault = unavailable = ""
+    if node_folder is not None:
+        target = node_folder / manifest.folder
         try:
             checkpoints.fetch(manifest, target)
             if manifest.ranks != ranks:
-                target = _converted(target, own / f"universal-{manifest.step:08d}")
+                target = _converted(target, node_folder / f"universal-{manifest.step:08d}")
             folder = str(target)
         except Corrupt as error:
             fault = str(error)
-        # This is no fault of the checkpoint.
+        # The storage failed, so the checkpoint may be intact.
         except StorageUnavailable as error:
-            lost = str(error)
-    nodes: list[Any] = [None] * ranks
-    dist.all_gather_object(nodes, (node, folder, fault, lost))
-    if any(lost for *_, lost in nodes):
-        raise StorageUnavailable(max(lost for *_, lost in nodes))
-    here = max(path for number, path, *_ in nodes if number == node)
-    return here, max(fault for _, _, fault, _ in nodes)
+            unavailable = str(error)
+    reports: list[Any] = [None] * ranks
+    dist.all_gather_object(reports, (node, folder, fault, unavailable))
+    # Strings that do not apply are empty, so max() finds one that applies, if there is any.
+    unavailable = max(message for _, _, _, message in reports)
+    if unavailable:
+        raise StorageUnavailable(unavailable)
+    folder_here = max(path for of_node, path, _, _ in reports if of_node == node)
+    return folder_here, max(message for _, _, message, _ in reports)
 
 
 def _converted(source: Path, target: Path) -> Path:
@@ -109,7 +117,7 @@ def _converted(source: Path, target: Path) -> Path:
     options = argparse.Namespace(
         input_folder=str(source / TAG),
         output_folder=str(target / TAG),
-        # More workers would be forked, in a process with threads.
+        # With more, DeepSpeed would fork this process, which is unsafe because it has threads.
         num_extract_workers=1,
         num_merge_workers=1,
         keep_temp_folder=False,
@@ -124,6 +132,7 @@ def _converted(source: Path, target: Path) -> Path:
 
 def _on_first_rank(work: Callable[[], Result]) -> Result:
     """Run `work` on rank 0, and return its result, or raise its error, on all ranks."""
+    # Result and error.
     answer: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:

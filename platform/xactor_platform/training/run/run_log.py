@@ -1,4 +1,4 @@
-"""Append rows to a run's JSONL files, and pick the rows that count."""
+"""Append rows to a run's JSONL files, and select the rows of the last attempts."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ class RunLog:
     """Append to a JSONL file.
 
     A line that cannot be written now, for example on a full disk, is written with the next one. An object store cannot
-    append: its lines gather in a local file that `flush` uploads whole.
+    append, so lines for it are collected in a local file, and `flush` uploads that file.
     """
 
     def __init__(self, folder: RunFolder, name: str):
@@ -37,7 +37,7 @@ class RunLog:
             self._write_waiting()
 
     def flush(self) -> None:
-        """Write all lines. StorageUnavailable if that fails for the folder's `storage_timeout_s`."""
+        """Write all lines. Raise StorageUnavailable if that fails for the folder's `storage_timeout_s`."""
         with_retries(self._write_waiting, f"{self._folder.uri}/{self._name}", self._folder.storage_timeout_s)
         if not self._folder.location.is_local:
             self._folder.write_text(self._name, self._path.read_text())
@@ -51,7 +51,7 @@ class RunLog:
                 shutil.rmtree(self._path.parent, ignore_errors=True)
 
     def _write_waiting(self) -> None:
-        # A disk that runs full takes only part of the bytes.
+        # A disk that becomes full accepts only some of the bytes. The others stay for the next attempt.
         while self._waiting:
             data = self._waiting.encode()
             written = self._file.write(data) or 0
@@ -59,16 +59,20 @@ class RunLog:
 
 
 def last_attempts(rows: Iterable[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
-    """Return the rows of metrics.jsonl that count: of each of the first `steps` steps, the last attempt's."""
+    """Return one row of metrics.jsonl for each of the first `steps` steps: the row of the last attempt."""
     by_step: dict[int, dict[str, Any]] = {}
     for row in rows:
-        if row["step"] <= steps and row["attempt"] >= by_step.get(row["step"], row)["attempt"]:
+        if row["step"] > steps:
+            continue
+        # The row itself if it is the first of its step.
+        earlier = by_step.get(row["step"], row)
+        if row["attempt"] >= earlier["attempt"]:
             by_step[row["step"]] = row
     return [by_step[step] for step in sorted(by_step)]
 
 
 def _end_last_line(path: Path) -> None:
-    """End a last line that a crash cut short, so that the next line does not continue it."""
+    """Terminate the last line if a crash cut it short, so that the next row does not continue it."""
     if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
         with path.open("a") as file:
             file.write("\n")

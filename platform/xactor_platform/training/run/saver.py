@@ -1,4 +1,4 @@
-"""Save checkpoints while the training goes on: a step waits for a copy in memory, which a thread writes."""
+"""Save checkpoints while the training goes on: a step waits only for a copy in memory, and a thread writes the copy."""
 
 import time
 import uuid
@@ -20,33 +20,34 @@ class Saved:
     """Describe a checkpoint that was finished."""
 
     step: int
-    """Global steps that were done."""
+    """Number of global steps that were done."""
     blocked_s: float
-    """Seconds that the training waited for it."""
+    """Seconds that the training waited for the checkpoint."""
     seconds: float
-    """Seconds from its start to its end."""
+    """Seconds from the start of the checkpoint to its end."""
 
 
 def agree_on_token() -> str:
-    """Return a new name for this start of the ranks, the same on all. All ranks call it."""
+    """Return a new random name for this start of the ranks, the same on all. All ranks must call it."""
     token = [uuid.uuid4().hex]
     dist.broadcast_object_list(token, src=0)
     return token[0]
 
 
 class Saver:
-    """Save one rank's files of the checkpoints, one checkpoint at a time: the next waits for it.
+    """Save one rank's files of the checkpoints, one checkpoint at a time: `save` waits for the checkpoint before.
 
     Args:
-        checkpoints: the run's.
+        checkpoints: the checkpoints of the run.
         rank: this rank.
         ranks: number of ranks.
         token: identifies this start of the ranks, the same on all; see `agree_on_token`.
         parameters: number of parameters of the model, for the manifest.
         config: the resolved options, for the manifest.
         timeout_s: seconds that rank 0 waits for the others' files.
-        before_commit: rank 0 calls it in the thread, before the checkpoint counts. What it raises prevents that.
-        committed: rank 0 calls it in the thread, after the checkpoint counts.
+        before_commit: rank 0 calls it in the writing thread before the checkpoint is committed. An exception prevents
+            the commit.
+        committed: rank 0 calls it in the writing thread after the checkpoint is committed.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Saver:
         self._pending: Future[None] | None = None
 
     def save(self, engine: Any, step: int, client_state: dict[str, Any], score: float | None) -> None:
-        """Start a checkpoint. All ranks call it. Raise the error of the one before, if it failed."""
+        """Start a checkpoint. All ranks must call it. Raise the error of the previous checkpoint if that failed."""
         begun = time.perf_counter()
         self.wait()
         files = self._snapshot.take(engine, client_state)
@@ -92,13 +93,13 @@ class Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        """Wait for the pending checkpoint, unless ranks were lost: then it would never be complete."""
-        together = kind is None or issubclass(kind, TrainingStopped)
+        """Wait for the pending checkpoint, unless ranks may be lost: without their files it would never be complete."""
+        all_ranks_alive = kind is None or issubclass(kind, TrainingStopped)
         try:
-            if together:
+            if all_ranks_alive:
                 self.wait()
         finally:
-            self._thread.shutdown(wait=together, cancel_futures=True)
+            self._thread.shutdown(wait=all_ranks_alive, cancel_futures=True)
 
     def _write(
         self, step: int, files: dict[str, Any], score: float | None, begun: float, blocked_s: float

@@ -8,34 +8,36 @@ from typing import Any
 import torch
 
 TAG = "state"
-"""DeepSpeed's tag of what it saves, and so the name of its folder."""
+"""DeepSpeed's tag of a checkpoint, which is the name of the folder that DeepSpeed saves to."""
 
 
 class HostSnapshot:
-    """Take what DeepSpeed would write to files into host memory, in the role of its checkpoint engine.
+    """Act as DeepSpeed's checkpoint engine, and copy to host memory what DeepSpeed would write to files.
 
-    The memory is kept for the next snapshot, since touching new pages costs more than the copy. The host needs room for
-    one copy of the rank's state. The memory is pinned if the state is on a GPU.
+    The memory is kept for the next snapshot, because touching new pages costs more than the copy. The host needs memory
+    for one copy of the rank's state. The memory is pinned if the state is on a GPU.
     """
 
     def __init__(self):
         self._root = ""
         self._files: dict[str, Any] = {}
+        # By the name of the file and the number of the tensor in it.
         self._buffers: dict[tuple[str, int], torch.Tensor] = {}
 
     def take(self, engine: Any, client_state: dict[str, Any]) -> dict[str, Any]:
-        """Return this rank's files of a checkpoint by name. They must be written before the next snapshot.
+        """Return this rank's files of a checkpoint by name. The next snapshot overwrites them.
 
-        All ranks call it. The training may go on as soon as it returns.
+        All ranks must call it. The training may go on as soon as it returns.
         """
-        usual, engine.checkpoint_engine = engine.checkpoint_engine, self
+        original_engine, engine.checkpoint_engine = engine.checkpoint_engine, self
         self._files = {}
         try:
-            # DeepSpeed copies two scripts next to what it saves.
+            # The folder is for two scripts, which DeepSpeed copies next to each checkpoint.
             with tempfile.TemporaryDirectory(prefix="xactor-snapshot-") as self._root:
                 engine.save_checkpoint(self._root, tag=TAG, client_state=client_state, save_latest=False)
         finally:
-            engine.checkpoint_engine = usual
+            engine.checkpoint_engine = original_engine
+        # Copies from the GPU are asynchronous.
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return self._files
@@ -44,8 +46,8 @@ class HostSnapshot:
 
     def save(self, state_dict: Any, path: str) -> None:
         name = os.path.relpath(path, self._root)
-        self._count = 0
-        self._files[name] = self._copied(state_dict, name, {})
+        self._tensor_number = 0
+        self._files[name] = self._copy(state_dict, name, {})
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         """Do nothing: there are no folders in memory."""
@@ -65,26 +67,32 @@ class HostSnapshot:
     def preserves_storage_sharing(self) -> bool:
         return False
 
-    def _copied(self, thing: Any, name: str, seen: dict[int, Any]) -> Any:
-        """Return the same structure with copies of its tensors."""
+    def _copy(self, thing: Any, name: str, seen: dict[int, Any]) -> Any:
+        """Return the same structure with copies of its tensors.
+
+        Args:
+            thing: a tensor, a value, or a structure of these.
+            name: the file that it belongs to.
+            seen: copies by the id of their tensor, so that a tensor that occurs twice is copied once.
+        """
         if isinstance(thing, torch.Tensor):
             if id(thing) not in seen:
-                seen[id(thing)] = self._filled(thing.detach(), name)
+                seen[id(thing)] = self._copy_tensor(thing.detach(), name)
             return seen[id(thing)]
         if isinstance(thing, dict):
             # A shallow copy keeps the attributes of an OrderedDict.
             copied = copy.copy(thing)
             for key, value in thing.items():
-                copied[key] = self._copied(value, name, seen)
+                copied[key] = self._copy(value, name, seen)
             return copied
         if type(thing) in (list, tuple):
-            return type(thing)(self._copied(value, name, seen) for value in thing)
+            return type(thing)(self._copy(value, name, seen) for value in thing)
         return copy.deepcopy(thing)
 
-    def _filled(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
-        self._count += 1
-        buffer = self._buffers.get((name, self._count))
+    def _copy_tensor(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        self._tensor_number += 1
+        buffer = self._buffers.get((name, self._tensor_number))
         if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            self._buffers[name, self._count] = buffer
+            self._buffers[name, self._tensor_number] = buffer
         return buffer.copy_(tensor, non_blocking=True)

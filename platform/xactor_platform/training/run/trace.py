@@ -9,15 +9,18 @@ from torch.profiler import ProfilerActivity, profile
 
 from xactor_platform.training.run.folder import RunFolder
 
-ASK, TRACES = "profile", "traces"
+ASK = "profile"
+"""Name of the file in the run's folder that asks for a trace."""
+
+TRACES = "traces"
 LOOK_S = 5.0
-"""Seconds between two looks for the file; a look costs a request of an object store."""
+"""Seconds between two looks for the file. In an object store each look costs a request."""
 
 STEPS = 3
-"""Steps of a trace if the file names no number."""
+"""Number of steps in a trace if the file does not state one."""
 
 MAX_STEPS = 50
-"""Largest number of steps; the trace of one step of a large model has tens of MB."""
+"""Maximum number of steps in a trace. The trace of one step of a large model has tens of MB."""
 
 
 class TraceOnDemand:
@@ -34,7 +37,7 @@ class TraceOnDemand:
     def __init__(self, folder: RunFolder):
         self._folder, self._looked = folder, 0.0
         self._profile: profile | None = None
-        self._first = self._left = 0
+        self._first_step = self._steps_left = 0
 
     def step(self, number: int) -> None:
         """Start, continue or end a trace after a global step, counted from 1. Failing storage costs only the trace."""
@@ -45,25 +48,26 @@ class TraceOnDemand:
 
     def _step(self, number: int) -> None:
         if self._profile:
-            self._left -= 1
+            self._steps_left -= 1
             self._profile.step()
-            if not self._left:
+            if not self._steps_left:
                 self.close()
         elif time.monotonic() - self._looked >= LOOK_S:
             self._looked = time.monotonic()
-            if (steps := self._requested_steps()) is not None:
+            steps = self._requested_steps()
+            if steps is not None:
                 self._begin(steps, number + 1)
 
     def close(self) -> None:
         """Write the trace so far."""
         if not self._profile:
             return
-        done, self._profile = self._profile, None
-        done.stop()
-        name = f"{TRACES}/step-{self._first:08d}.json.gz"
+        finished, self._profile = self._profile, None
+        finished.stop()
+        name = f"{TRACES}/step-{self._first_step:08d}.json.gz"
         with tempfile.TemporaryDirectory(prefix="xactor-trace-") as folder:
             path = Path(folder, "trace.json.gz")
-            done.export_chrome_trace(str(path))
+            finished.export_chrome_trace(str(path))
             self._folder.write_bytes(name, path.read_bytes())
         print(f"trace written: {self._folder.uri}/{name}", flush=True)
 
@@ -71,13 +75,13 @@ class TraceOnDemand:
         activities = [ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(ProfilerActivity.CUDA)
-        self._first, self._left = first, steps
+        self._first_step, self._steps_left = first, steps
         self._profile = profile(activities=activities, record_shapes=True)
         self._profile.start()
 
     def _requested_steps(self) -> int | None:
-        """Return the number of steps that the file asks for, None without one. Report and delete an invalid file."""
-        # If it cannot be read now, the next look reads it.
+        """Return the number of steps that the file asks for, None without a file. Report and delete an invalid file."""
+        # No retries: if the file cannot be read now, the next look reads it.
         text = self._folder.read_text(ASK, storage_timeout_s=0)
         if text is None:
             return None
