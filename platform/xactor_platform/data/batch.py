@@ -22,13 +22,13 @@ class Batch:
     frames: np.ndarray
     """Length of each sample, int64 [B]."""
     weight: np.ndarray
-    """1 or 0, float32 [B]. A filler and a sample that was found bad are all zeros and must not count."""
+    """Weight of each sample in the loss, 1 or 0, float32 [B]. Fillers and bad samples are all zeros and weigh 0."""
     bad: list[BadSample] = field(default_factory=list)
-    """Samples that could not be used when they were read."""
+    """Samples that were found bad when they were read."""
     cursor: Cursor | None = None
     """The global step that the micro-batch belongs to."""
     step_frames: int = 0
-    """Real frames of that step over all ranks."""
+    """Number of real frames of that step over all ranks."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -56,14 +56,14 @@ class LatentReader:
         self.read = partial(read_raw, index.location, self._shape)
 
     def request(self, micro_batch: MicroBatch, *, step: int = 0, epoch: int | str = 0) -> Request:
-        """Return what to read for a micro-batch. It depends neither on the step nor on the epoch."""
+        """Return what to read for a micro-batch. It does not depend on the step and the epoch."""
         return make_request(self.index, micro_batch)
 
     def batch(self, request: Request, raw: Raw) -> LatentBatch:
         """Pad a micro-batch's bytes into float32 arrays."""
         motion, audio = (
-            _pad(raw.arrays[name].view(dtype), request.frames, item, self._arena)
-            for name, (dtype, item) in zip(ARRAYS, self._shape.members, strict=True)
+            _pad(raw.arrays[name].view(dtype), request.frames, frame_shape, self._arena)
+            for name, (dtype, frame_shape) in zip(ARRAYS, self._shape.members, strict=True)
         )
         weight, bad = weigh_samples(request.keys, request.shards, raw)
         return LatentBatch(
@@ -80,11 +80,11 @@ class LatentReader:
 class Arena:
     """Reuse float32 memory once nobody holds an array that was made from it.
 
-    The page faults of a fresh large array cost ten times the conversion that fills it. An array, a view or a tensor
-    keeps its buffer referenced while it lives. So a buffer that only the arena references is free.
+    The page faults of a new large array cost ten times the conversion that fills it. An array, a view or a tensor
+    references its buffer while it lives. So a buffer that only the arena references is free.
     """
 
-    # References to a free buffer: the list's, the loop variable's and that of getrefcount's argument.
+    # A free buffer has three references: the list, the loop variable and the argument of getrefcount.
     _ONLY_HERE = 3
 
     def __init__(self):
@@ -96,6 +96,7 @@ class Arena:
         for buffer in self._buffers:
             if buffer.size >= size and sys.getrefcount(buffer) == self._ONLY_HERE:
                 return buffer[:size].reshape(shape)
+        # The free buffers are too small: drop them.
         self._buffers = [b for b in self._buffers if sys.getrefcount(b) > self._ONLY_HERE]
         buffer = np.empty(size, np.float32)
         self._buffers.append(buffer)
@@ -116,18 +117,20 @@ def weigh_samples(keys: list[str], shards: list[str], raw: Raw) -> tuple[np.ndar
     return weight, [BadSample(keys[place], shards[place], reason) for place, reason in raw.bad]
 
 
-def _pad(data: np.ndarray, frames: np.ndarray, item: tuple[int, ...], arena: Arena) -> np.ndarray:
-    """Copy concatenated samples [sum of frames, *item] to float32 [B, T, *item], zero past the end of each."""
-    # Its float16 conversion is nine times as fast as numpy's. Processes that only read shards never import it.
+def _pad(data: np.ndarray, frames: np.ndarray, frame_shape: tuple[int, ...], arena: Arena) -> np.ndarray:
+    """Copy concatenated samples [sum of frames, *frame_shape] to float32 [B, T, *frame_shape], padded with zeros."""
+    # torch converts float16 nine times as fast as numpy. Imported here, because processes that only read shards do not
+    # need it.
     import torch
 
-    padded = arena.take((len(frames), int(frames.max()), *item))
+    padded = arena.take((len(frames), int(frames.max()), *frame_shape))
+    # No bytes were read for a filler.
     if not data.size:
         padded[:] = 0
         return padded
-    flat, at = data.reshape(-1, *item), 0
-    for row, n in zip(padded, frames.tolist(), strict=True):
-        torch.from_numpy(row[:n]).copy_(torch.from_numpy(flat[at : at + n]))
-        row[n:] = 0
-        at += n
+    concatenated, begin = data.reshape(-1, *frame_shape), 0
+    for row, length in zip(padded, frames.tolist(), strict=True):
+        torch.from_numpy(row[:length]).copy_(torch.from_numpy(concatenated[begin : begin + length]))
+        row[length:] = 0
+        begin += length
     return padded

@@ -1,4 +1,4 @@
-"""Encode the square crop of a face with its sound, as stage 1's shards hold it."""
+"""Encode the square crops of a face, with sound, as a video for stage 1's shards."""
 
 import tempfile
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from xactor.rates import FPS
 
 # Nearly lossless: the motion encoder and the renderer learn from these pixels.
 _CRF = 10
-# Training seeks to a few frames of a clip.
+# A keyframe every second, because training seeks to a few frames of a clip.
 _KEYFRAME_EVERY = FPS
 
 
@@ -24,7 +24,7 @@ class ClipSamples:
     motion: dict[str, Any]
     """Members for stage 2's shards."""
     video: dict[str, Any] | None
-    """Members for stage 1's shards. None if no crops are made."""
+    """Members for stage 1's shards. None if no face crops are made."""
 
 
 def face_video(crops: Iterable[np.ndarray], samples: np.ndarray) -> bytes:

@@ -1,4 +1,4 @@
-"""Detect, when a run resumes, that its corpus has changed."""
+"""Detect that the corpus of a resumed run has changed."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,16 +13,17 @@ _MAX_NAMES = 5
 def fingerprint(index: Index) -> dict[str, str]:
     """Return a digest of each shard by its name.
 
-    It covers the shard's size and what the plan depends on: keys and lengths in order.
+    The digest covers the shard's size and what the plan depends on: the keys and lengths of its samples, in order.
     """
     order = np.argsort(index.shard, kind="stable")
+    # Rows of shard i are order[edges[i] : edges[i + 1]].
     edges = np.searchsorted(index.shard[order], np.arange(len(index.shard_names) + 1))
     digests = {}
     for number, name in enumerate(index.shard_names):
         rows = order[edges[number] : edges[number + 1]]
         samples = [f"{index.key[row]} {index.frames[row]}" for row in rows]
-        whole = "\n".join([str(index.shard_sizes[number]), *samples])
-        digests[name] = hashlib.sha256(whole.encode()).hexdigest()[:16]
+        content = "\n".join([str(index.shard_sizes[number]), *samples])
+        digests[name] = hashlib.sha256(content.encode()).hexdigest()[:16]
     return digests
 
 
@@ -40,8 +41,8 @@ def refuse_changed_corpus(before: Mapping[str, str], now: Mapping[str, str], uri
         "new": sorted(now.keys() - before.keys()),
     }
     phrases = [
-        f"{len(names)} {what} ({', '.join(names[:_MAX_NAMES])}{', ...' if len(names) > _MAX_NAMES else ''})"
-        for what, names in differences.items()
+        f"{len(names)} {kind} ({', '.join(names[:_MAX_NAMES])}{', ...' if len(names) > _MAX_NAMES else ''})"
+        for kind, names in differences.items()
         if names
     ]
     if phrases:

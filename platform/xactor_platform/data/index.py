@@ -1,4 +1,4 @@
-"""Index a folder of shards: one row a sample, with the byte range of each of its members."""
+"""Index a folder of shards: one row per sample, with the byte range of each of its members."""
 
 import json
 import logging
@@ -13,14 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xactor_platform.data.scan import Found, ShardScan, scan_shard
+from xactor_platform.data.scan import ScannedSample, ShardScan, scan_shard
 from xactor_platform.storage.location import Location
 from xactor_platform.storage.retries import with_retries
 
 INDEX_NAME = "index.parquet"
 VERSION = 1
 SCAN_THREADS = 32
+# Beginnings of the names of held-out shards.
 HELD_OUT = ("test-", "val-")
+# Number of bad samples that a message names.
 NAMED_IN_ERRORS = 5
 
 logger = logging.getLogger(__name__)
@@ -31,14 +33,15 @@ class BadSample:
     """Name a sample that cannot be used."""
 
     key: str
-    """Key of the sample. Empty for the samples that a truncated shard lost."""
+    """Key of the sample. Empty for all samples that are missing at the end of a truncated shard."""
     shard: str
     """Name of the shard."""
     reason: str
     """The fault, for a message."""
 
     def __str__(self) -> str:
-        return f"{self.shard}: {self.key + ': ' if self.key else ''}{self.reason}"
+        key = f"{self.key}: " if self.key else ""
+        return f"{self.shard}: {key}{self.reason}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +65,7 @@ class CorpusShape:
 
     @property
     def members(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """Return the stored dtype and the shape of one frame, first of motion, then of audio."""
+        """Return the stored dtype and the shape of one frame for each array, first motion, then audio."""
         return (
             (self.motion_dtype, (self.latent_width,)),
             (self.audio_dtype, (self.audio_layers, self.audio_width)),
@@ -71,12 +74,12 @@ class CorpusShape:
     @property
     def bytes_per_frame(self) -> int:
         """Return the stored bytes of one frame."""
-        return sum(int(np.prod(item)) * np.dtype(dtype).itemsize for dtype, item in self.members)
+        return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for dtype, shape in self.members)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Index:
-    """Hold a corpus, one row a sample. All arrays are [samples].
+    """Hold a corpus, one row per sample. All arrays are [samples].
 
     `offset`, `length` and `header` are keyed by member extension (`motion.npy`, `mp4`, ...). The data of an array
     member begins at `offset + header` in its shard.
@@ -122,13 +125,16 @@ class Index:
         return self.shape
 
     def subset(self, mask: np.ndarray) -> "Index":
-        """Return the rows that a boolean mask or an array of row numbers selects."""
+        """Return an index of the rows that a boolean mask or an array of row numbers selects."""
         columns = ("key", "shard", "frames", "speaker", "sync_confidence")
         groups = ("offset", "length", "header")
         return replace(
             self,
             **{name: getattr(self, name)[mask] for name in columns},
-            **{name: {k: v[mask] for k, v in getattr(self, name).items()} for name in groups},
+            **{
+                name: {member: values[mask] for member, values in getattr(self, name).items()}
+                for name in groups
+            },
         )
 
     def training(self) -> "Index":
@@ -161,19 +167,18 @@ class Index:
 
 
 def load_index(location: str, *, max_bad_fraction: float = 0.0) -> Index:
-    """Return the index of a folder of shards. Build and store it there if it is missing or stale.
+    """Return the index of a folder of shards. Build it, and store it in the folder, if it is missing or stale.
 
-    An index is stale if the shards' names or sizes differ from those indexed. If the folder cannot be written to, the
+    A stored index is stale if the names or sizes of the shards have changed. If the folder cannot be written to, the
     index is built each time, with a warning in the log.
 
     Args:
         location: URI or path of the folder.
-        max_bad_fraction: bound of the fraction of samples that may be unusable, 0..1. They are left out and listed in
-            `Index.bad`.
+        max_bad_fraction: maximum fraction of unusable samples, 0..1. They are left out and listed in `Index.bad`.
 
     Raises:
         FileNotFoundError: the folder does not exist or holds no shard.
-        ValueError: a larger fraction than the bound is unusable.
+        ValueError: the fraction of unusable samples is larger than max_bad_fraction.
     """
     if not 0 <= max_bad_fraction <= 1:
         raise ValueError(f"max_bad_fraction must be in 0..1, got {max_bad_fraction}")
@@ -207,27 +212,32 @@ def build_index(location: Location, shards: Mapping[str, int]) -> Index:
             return with_retries(lambda: scan_shard(location, *shard), f"{location.uri}/{shard[0]}")
 
         scans = list(pool.map(scan_one, shards.items()))
-    required = _required(scans)
-    good: list[tuple[int, Found]] = []
+    required = _required_members(scans)
+    # Usable samples, each with the number of its shard.
+    good: list[tuple[int, ScannedSample]] = []
     bad: list[BadSample] = []
-    shapes = Counter(_frame_shape(s) for scan in scans for s in scan.samples if not s.reason)
+    # The most frequent shape is the corpus's. Samples of another shape are bad.
+    shapes = Counter(_frame_shape(sample) for scan in scans for sample in scan.samples if not sample.reason)
+    # Samples without arrays do not count. Deleting a missing key from a Counter is no error.
     del shapes[None]
     shape = shapes.most_common(1)[0][0] if shapes else None
-    owner: dict[str, str] = {}
+    shard_of_key: dict[str, str] = {}
     for number, scan in enumerate(scans):
-        tail_lost = bool(scan.broken)
-        for found in scan.samples:
-            reason = found.reason or _fault(found, required, shape)
-            if reason and scan.broken and found is scan.samples[-1]:
-                reason, tail_lost = scan.broken, False
-            elif not reason and found.key in owner:
-                reason = f"the same key is in {owner[found.key]}"
+        # A truncated shard must count as at least one bad sample. If its last sample is unusable, that sample counts.
+        # Otherwise the shard ends between two samples, and a bad sample without a key stands for the missing ones.
+        needs_nameless_sample = bool(scan.broken)
+        for sample in scan.samples:
+            reason = sample.reason or _fault(sample, required, shape)
+            if reason and scan.broken and sample is scan.samples[-1]:
+                reason, needs_nameless_sample = scan.broken, False
+            elif not reason and sample.key in shard_of_key:
+                reason = f"the same key is in {shard_of_key[sample.key]}"
             if reason:
-                bad.append(BadSample(found.key, scan.shard, reason))
+                bad.append(BadSample(sample.key, scan.shard, reason))
             else:
-                owner[found.key] = scan.shard
-                good.append((number, found))
-        if tail_lost:
+                shard_of_key[sample.key] = scan.shard
+                good.append((number, sample))
+        if needs_nameless_sample:
             bad.append(BadSample("", scan.shard, scan.broken))
     return _assemble(location, shards, shape, good, bad)
 
@@ -242,7 +252,7 @@ def write_index(index: Index) -> None:
         "sync_confidence": pa.array(index.sync_confidence),
     }
     for group in ("offset", "length", "header"):
-        columns |= {f"{name}:{group}": pa.array(v) for name, v in getattr(index, group).items()}
+        columns |= {f"{member}:{group}": pa.array(values) for member, values in getattr(index, group).items()}
     about = {
         "version": VERSION,
         "shards": dict(zip(index.shard_names, index.shard_sizes, strict=True)),
@@ -288,33 +298,39 @@ def _stored(location: Location, shards: Mapping[str, int]) -> Index | None:
     )
 
 
-def _required(scans: list[ShardScan]) -> tuple[str, ...]:
-    """Return the members that every sample must have. A corpus with any arrays is one of latents, else of videos."""
-    found = {extension for scan in scans for s in scan.samples for extension in s.members}
-    latents = ("motion.npy", "audio.npy", "json")
-    return ("mp4", "json") if "mp4" in found and not found & {"motion.npy", "audio.npy"} else latents
+def _required_members(scans: list[ShardScan]) -> tuple[str, ...]:
+    """Return the members that every sample must have.
+
+    If any sample has an array, or none has an mp4, this is a corpus of latents. Otherwise it is a corpus of videos.
+    """
+    found = {extension for scan in scans for sample in scan.samples for extension in sample.members}
+    has_arrays = bool(found & {"motion.npy", "audio.npy"})
+    if "mp4" in found and not has_arrays:
+        return ("mp4", "json")
+    return ("motion.npy", "audio.npy", "json")
 
 
-def _frame_shape(found: Found) -> CorpusShape | None:
+def _frame_shape(sample: ScannedSample) -> CorpusShape | None:
     """Return the shape of the sample's frames, or None if it lacks an array."""
-    if not {"motion.npy", "audio.npy"} <= set(found.shape):
+    if not {"motion.npy", "audio.npy"} <= set(sample.shape):
         return None
-    (_, width), (_, layers, features) = found.shape["motion.npy"], found.shape["audio.npy"]
+    (_, width), (_, layers, features) = sample.shape["motion.npy"], sample.shape["audio.npy"]
     return CorpusShape(
         latent_width=width,
         audio_layers=layers,
         audio_width=features,
-        motion_dtype=found.dtype["motion.npy"],
-        audio_dtype=found.dtype["audio.npy"],
+        motion_dtype=sample.dtype["motion.npy"],
+        audio_dtype=sample.dtype["audio.npy"],
     )
 
 
-def _fault(found: Found, required: tuple[str, ...], shape: CorpusShape | None) -> str:
-    missing = [name for name in required if name not in found.members]
+def _fault(sample: ScannedSample, required: tuple[str, ...], shape: CorpusShape | None) -> str:
+    """Return in which way a sample does not fit into the corpus, or an empty string."""
+    missing = [name for name in required if name not in sample.members]
     if missing:
         return f"has no {', '.join(missing)}"
-    if "motion.npy" in required and _frame_shape(found) != shape:
-        return f"has {_frame_shape(found)}, the corpus {shape}"
+    if "motion.npy" in required and _frame_shape(sample) != shape:
+        return f"has {_frame_shape(sample)}, the corpus {shape}"
     return ""
 
 
@@ -322,24 +338,30 @@ def _assemble(
     location: Location,
     shards: Mapping[str, int],
     shape: CorpusShape | None,
-    good: list[tuple[int, Found]],
+    good: list[tuple[int, ScannedSample]],
     bad: list[BadSample],
 ) -> Index:
-    members = sorted({extension for _, found in good for extension in found.members})
-    arrays = sorted({extension for _, found in good for extension in found.header})
-    none = (-1, 0)
+    samples = [sample for _, sample in good]
+    member_names = sorted({extension for sample in samples for extension in sample.members})
+    array_names = sorted({extension for sample in samples for extension in sample.header})
+    # Offset and length of each member of each sample. A member that a sample lacks has the offset -1.
+    absent = (-1, 0)
+    ranges = {name: [sample.members.get(name, absent) for sample in samples] for name in member_names}
     return Index(
         location=location,
         shard_names=tuple(shards),
         shard_sizes=tuple(shards.values()),
-        key=np.array([f.key for _, f in good], dtype=object),
+        key=np.array([sample.key for sample in samples], dtype=object),
         shard=np.array([number for number, _ in good], dtype=np.int32),
-        frames=np.array([f.frames for _, f in good], dtype=np.int64),
-        speaker=np.array([f.speaker for _, f in good], dtype=object),
-        sync_confidence=np.array([f.sync_confidence for _, f in good], dtype=np.float32),
-        offset={m: np.array([f.members.get(m, none)[0] for _, f in good], dtype=np.int64) for m in members},
-        length={m: np.array([f.members.get(m, none)[1] for _, f in good], dtype=np.int64) for m in members},
-        header={m: np.array([f.header.get(m, 0) for _, f in good], dtype=np.int32) for m in arrays},
+        frames=np.array([sample.frames for sample in samples], dtype=np.int64),
+        speaker=np.array([sample.speaker for sample in samples], dtype=object),
+        sync_confidence=np.array([sample.sync_confidence for sample in samples], dtype=np.float32),
+        offset={name: np.array([offset for offset, _ in ranges[name]], dtype=np.int64) for name in ranges},
+        length={name: np.array([length for _, length in ranges[name]], dtype=np.int64) for name in ranges},
+        header={
+            name: np.array([sample.header.get(name, 0) for sample in samples], dtype=np.int32)
+            for name in array_names
+        },
         shape=shape,
         bad=tuple(bad),
     )

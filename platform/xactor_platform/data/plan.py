@@ -1,9 +1,11 @@
 """Plan an epoch's order from (lengths, seed, epoch), the same for any number of ranks.
 
-Shards are shuffled, then divided into groups of `shuffle_shards`. Within a group, clips are tiled to the context and
-batched by length into micro-batches, and the micro-batches are shuffled. Every M of them make a global step.
+Shards are shuffled, then divided into groups of `shuffle_shards`. Within a group, clips are cut into samples of at most
+`context_frames` frames, samples of similar lengths form micro-batches, and the micro-batches are shuffled. Every M of
+them form a global step.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,18 +17,18 @@ class PlanConfig:
     """Configure how an epoch is divided into samples, micro-batches and steps."""
 
     seed: int = 0
-    """Decides the order, together with the epoch."""
+    """Seed of the order, together with the epoch."""
     micro_batches: int = 16
-    """M, the micro-batches of one global step over all ranks."""
+    """M, the number of micro-batches in a global step over all ranks."""
     budget_frames: int = 4096
-    """Upper bound of the frames of one micro-batch, padding included."""
+    """Maximum number of frames in a micro-batch, padding included."""
     context_frames: int = 512
-    """Length of the longest sample. A longer clip is tiled."""
+    """Maximum length of a sample. A longer clip is cut into several samples."""
     shuffle_shards: int = 16
-    """Number of shards that are shuffled together. More mix better, fewer are read more locally."""
+    """Number of shards that are shuffled together. More shards mix better, fewer are read more locally."""
     whole: bool = False
-    """Take only samples of exactly context_frames, as many as fit into a clip, from a random frame on. The rest of the
-    clip is not used in this epoch. For models that take no padding."""
+    """Take only samples of exactly context_frames, for models that take no padding. A clip gives as many samples as
+    fit, one after another from a random frame on. The rest of the clip is not used in this epoch."""
 
     def __post_init__(self):
         if self.seed < 0:
@@ -112,7 +114,7 @@ class EpochPlan:
 
     @property
     def steps(self) -> int:
-        """Return the number of global steps."""
+        """Return the number of global steps, the last one included if it is short."""
         return -(-self.micro_batches // self.config.micro_batches)
 
     @property
@@ -129,11 +131,12 @@ class EpochPlan:
         return real + [self._filler(first, end)] * short
 
     def step_frames(self, number: int) -> int:
-        """Return the real frames of a global step over all ranks. The step's loss is divided by them."""
+        """Return the number of real frames of a global step over all ranks, by which the step's loss is divided."""
         first, end = self._bounds(number)
         return int(self.frames[self.edges[first] : self.edges[end]].sum())
 
     def _bounds(self, number: int) -> tuple[int, int]:
+        """Return the first micro-batch of a step, and the one after its last."""
         if not 0 <= number < self.steps:
             raise IndexError(f"step must be in 0..{self.steps - 1}, got {number}")
         size = self.config.micro_batches
@@ -144,9 +147,10 @@ class EpochPlan:
         return MicroBatch(self.row[samples], self.start[samples], self.frames[samples])
 
     def _filler(self, first: int, end: int) -> MicroBatch:
-        low, high = self.edges[first], self.edges[end]
-        at = low + int(self.frames[low:high].argmin())
-        shortest = slice(at, at + 1)
+        """Return a filler with the shortest sample of the micro-batches `first` to `end` - 1."""
+        first_sample, end_sample = self.edges[first], self.edges[end]
+        position = first_sample + int(self.frames[first_sample:end_sample].argmin())
+        shortest = slice(position, position + 1)
         return MicroBatch(self.row[shortest], self.start[shortest], self.frames[shortest], is_filler=True)
 
 
@@ -177,13 +181,14 @@ def plan_epoch(frames: np.ndarray, shard: np.ndarray, config: PlanConfig, epoch:
         raise ValueError(f"epoch must be >= 0, got {epoch}")
     generator = np.random.Generator(np.random.PCG64([config.seed, epoch]))
     names, shard = np.unique(shard, return_inverse=True)
+    # Every shard gets a random position, and `shuffle_shards` consecutive positions form a group.
     group = generator.permutation(len(names))[shard] // config.shuffle_shards
     tile = _tile_whole if config.whole else _tile
     clip, start, length = tile(frames, config.context_frames, generator)
     if not len(clip):
         raise ValueError(f"no clip has {config.context_frames} frames, the longest has {frames.max()}")
-    # Within a group the longest come first. Samples of one length are in random order, so that micro-batches differ
-    # from epoch to epoch.
+    # Within a group the longest samples come first. Samples of one length are in random order, so that micro-batches
+    # differ from epoch to epoch.
     order = np.lexsort((generator.random(len(clip)), -length, group[clip]))
     clip, start, length = clip[order], start[order], length[order]
     edges, batch_group = _cut(length, group[clip], config.budget_frames)
@@ -191,7 +196,8 @@ def plan_epoch(frames: np.ndarray, shard: np.ndarray, config: PlanConfig, epoch:
     shuffled = np.lexsort((generator.random(len(batch_group)), batch_group))
     sizes = np.diff(edges)[shuffled]
     new_edges = np.concatenate([[0], np.cumsum(sizes)])
-    # The source of a sample is its micro-batch's old beginning plus its position in the micro-batch.
+    # Samples move with their micro-batch: the old position of a sample is the old beginning of its micro-batch plus its
+    # position in the micro-batch.
     source = np.repeat(edges[:-1][shuffled] - new_edges[:-1], sizes) + np.arange(len(clip))
     return EpochPlan(config, epoch, clip[source], start[source], length[source], new_edges)
 
@@ -199,26 +205,28 @@ def plan_epoch(frames: np.ndarray, shard: np.ndarray, config: PlanConfig, epoch:
 def _tile(
     frames: np.ndarray, context: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut clips that are longer than the context at a grid with a random origin.
+    """Cut clips that are longer than the context, every `context` frames from a random frame on.
 
     Returns:
         clip, start and length, each [samples].
     """
-    # The frame of the grid's first line.
-    offset = generator.integers(0, context, len(frames))
-    offset[frames <= context] = 0
-    tiles = (offset > 0) + -(-(frames - offset) // context)
+    # The first cut of each clip. If it is 0, no shorter sample lies before it.
+    first_cut = generator.integers(0, context, len(frames))
+    first_cut[frames <= context] = 0
+    # The quotient is rounded up.
+    tiles = (first_cut > 0) + -(-(frames - first_cut) // context)
     clip = np.repeat(np.arange(len(frames)), tiles)
+    # Number of each sample in its clip, from 0.
     number = np.arange(len(clip)) - np.repeat(np.cumsum(tiles) - tiles, tiles)
-    lines = (number - (offset > 0)[clip]) * context + offset[clip]
-    start, end = np.maximum(lines, 0), np.minimum(lines + context, frames[clip])
+    cut = (number - (first_cut > 0)[clip]) * context + first_cut[clip]
+    start, end = np.maximum(cut, 0), np.minimum(cut + context, frames[clip])
     return clip, start, end - start
 
 
 def _tile_whole(
     frames: np.ndarray, context: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut as many samples of the context's length as fit, one after another from a random frame on.
+    """Cut as many samples of the context's length as fit into each clip, one after another from a random frame on.
 
     Returns:
         clip, start and length, each [samples].
@@ -226,6 +234,7 @@ def _tile_whole(
     tiles = frames // context
     offset = generator.integers(0, frames - tiles * context + 1)
     clip = np.repeat(np.arange(len(frames)), tiles)
+    # Number of each sample in its clip, from 0.
     number = np.arange(len(clip)) - np.repeat(np.cumsum(tiles) - tiles, tiles)
     return clip, offset[clip] + number * context, np.full(len(clip), context)
 
@@ -236,27 +245,29 @@ def _cut(length: np.ndarray, group: np.ndarray, budget_frames: int) -> tuple[np.
     Returns:
         edges [micro-batches + 1] and the group of each micro-batch.
     """
-    ends = np.append(np.flatnonzero(np.diff(group)) + 1, len(group)).tolist()
-    longest = length.tolist()
-    edges, groups, at = [0], [], 0
-    for number, end in enumerate(ends):
-        while at < end:
-            at = min(at + budget_frames // longest[at], end)
-            edges.append(at)
+    group_ends = np.append(np.flatnonzero(np.diff(group)) + 1, len(group)).tolist()
+    lengths = length.tolist()
+    edges, groups, begin = [0], [], 0
+    for number, group_end in enumerate(group_ends):
+        while begin < group_end:
+            # The first sample is the longest, so its length decides how many samples fit.
+            begin = min(begin + budget_frames // lengths[begin], group_end)
+            edges.append(begin)
             groups.append(number)
     return np.array(edges), np.array(groups)
 
 
 def rank_micro_batches(step: Sequence[MicroBatch], rank: int, ranks: int) -> list[MicroBatch]:
-    """Return the micro-batches of a step that one rank trains, one a turn.
+    """Return the micro-batches of a step that one rank trains, in order. In a turn every rank trains one of its own.
 
-    Sorted by falling cost, turn j of rank r takes number j * ranks + r. So the micro-batches of all ranks in one turn,
-    which ends with a reduction, cost about the same.
+    The micro-batches are sorted by decreasing cost, and in turn j rank r trains number j * ranks + r. So the ranks'
+    micro-batches of a turn cost about the same, and no rank waits long in the reduction that ends the turn.
     """
     if not 0 <= rank < ranks or len(step) % ranks:
         raise ValueError(
             f"rank must be in 0..{ranks - 1} and ranks divide {len(step)}, got {rank} of {ranks}"
         )
+    # With equal numbers of frames, fillers come last.
     cost = [(batch.padded_frames, int(batch.frames.max()), not batch.is_filler) for batch in step]
     order = sorted(range(len(step)), key=lambda i: cost[i], reverse=True)
     return [step[i] for i in order[rank::ranks]]
@@ -271,7 +282,7 @@ class Step:
     micro_batches: list[MicroBatch]
     """The M micro-batches, fillers included."""
     frames: int
-    """Real frames over all ranks."""
+    """Number of real frames over all ranks."""
     padding: float
     """Fraction of frames that are padding, fillers not counted."""
     following: Cursor
@@ -288,7 +299,7 @@ def planned_steps(frames: np.ndarray, shard: np.ndarray, config: PlanConfig, sta
         start: position of the first step.
     """
     step = start.step
-    for epoch in range(start.epoch, np.iinfo(np.int64).max):
+    for epoch in itertools.count(start.epoch):
         plan = plan_epoch(frames, shard, config, epoch)
         if step >= plan.steps:
             raise ValueError(f"the cursor's step must be < {plan.steps} in epoch {epoch}, got {step}")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -12,19 +13,20 @@ from xactor_platform.data.scan import parse_npy_header
 from xactor_platform.storage.location import Location
 from xactor_platform.storage.retries import StorageUnavailable, with_retries
 
+# A sample's array members, and the names of their data in `Raw`.
 MEMBERS = ("motion.npy", "audio.npy")
 ARRAYS = ("motion", "audio")
-# Reading a smaller gap costs less than another request.
+# Maximum gap between two ranges that one request reads. To read such a gap costs less than another request.
 MERGE_BYTES = 64 << 10
-# Upper bound of one request.
+# Maximum length of one request.
 MAX_READ_BYTES = 32 << 20
-# Concurrent requests of one task. An object store answers each in 20 to 100 ms.
+# Number of concurrent requests of a task. An object store answers each in 20 to 100 ms.
 REMOTE_READS = 16
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """Name what to read for one micro-batch. It is small and does not refer to the index."""
+    """Name what to read for one micro-batch. A request is small, because it does not refer to the index."""
 
     keys: list[str]
     """Keys of the clips, [B]."""
@@ -37,9 +39,9 @@ class Request:
     clip_frames: np.ndarray
     """Length of each clip, int64 [B]."""
     data: np.ndarray
-    """First byte of the data of both arrays of MEMBERS in the shard, int64 [B, 2]."""
+    """First byte in the shard of each array's data, behind its header, in the order of MEMBERS, int64 [B, 2]."""
     header: np.ndarray
-    """Bytes of the .npy header before that data, int64 [B, 2]."""
+    """Length of the .npy header before that data in bytes, int64 [B, 2]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +56,7 @@ class Raw:
 
 @dataclass(slots=True, eq=False)
 class _Range:
-    """Map a range of a shard's bytes to the memory that it fills."""
+    """Map a range of a shard's bytes to the memory that it is read into."""
 
     shard: str
     offset: int
@@ -62,13 +64,13 @@ class _Range:
     target: np.ndarray
     """Memory to fill, uint8."""
     sample: tuple[int, int]
-    """Number of the request and position in it."""
+    """Number of the request, and position of the sample in it."""
     dtype: str
     """Type of the array."""
     shape: tuple[int, ...]
-    """Shape of the clip's whole array."""
+    """Shape of the array of the complete clip."""
     header: int
-    """Bytes of the .npy header before the range, which are read and checked too. 0 if the range starts elsewhere."""
+    """Length of the .npy header before the range, which is read and checked too. 0 if no header is before the range."""
 
     @property
     def begin(self) -> int:
@@ -82,26 +84,26 @@ class _Range:
 def make_request(index: Index, micro_batch: MicroBatch) -> Request:
     """Return what to read for a micro-batch of latents."""
     rows = micro_batch.row
-    header = np.stack([index.header[m][rows] for m in MEMBERS], 1).astype(np.int64)
+    header = np.stack([index.header[member][rows] for member in MEMBERS], 1).astype(np.int64)
     return Request(
         keys=index.key[rows].tolist(),
         shards=[] if micro_batch.is_filler else [index.shard_names[s] for s in index.shard[rows]],
         starts=micro_batch.start,
         frames=micro_batch.frames,
         clip_frames=index.frames[rows],
-        data=np.stack([index.offset[m][rows] for m in MEMBERS], 1) + header,
+        data=np.stack([index.offset[member][rows] for member in MEMBERS], 1) + header,
         header=header,
     )
 
 
 def read_raw(location: Location, shape: CorpusShape, requests: Sequence[Request]) -> list[Raw]:
-    """Read several micro-batches together. Neighbouring ranges of a shard become one read.
+    """Read several micro-batches together. One request reads neighbouring ranges of a shard.
 
     A sample is listed in `bad`, and its bytes are zero, if it cannot be read, is not what was indexed, or holds NaN or
     infinity.
 
     Raises:
-        StorageUnavailable: the storage fails. No sample is bad because of that.
+        StorageUnavailable: the storage fails. This makes no sample bad.
     """
     raws, ranges = [], []
     for number, request in enumerate(requests):
@@ -110,11 +112,13 @@ def read_raw(location: Location, shape: CorpusShape, requests: Sequence[Request]
         ranges += wanted
     runs = list(_merge(sorted(ranges, key=lambda r: (r.shard, r.offset))))
     if location.is_local:
-        problems = [p for run in runs for p in _read_run(location, run)]
+        problems = [problem for run in runs for problem in _read_run(location, run)]
     else:
         with ThreadPoolExecutor(REMOTE_READS) as pool:
-            problems = [p for found in pool.map(lambda run: _read_run(location, run), runs) for p in found]
+            problems_of_runs = pool.map(lambda run: _read_run(location, run), runs)
+            problems = list(chain.from_iterable(problems_of_runs))
     reasons = dict(problems)
+    # If one array of a sample is bad, the other one is zero too.
     for r in ranges:
         if r.sample in reasons:
             r.target[:] = 0
@@ -124,31 +128,32 @@ def read_raw(location: Location, shape: CorpusShape, requests: Sequence[Request]
 
 
 def _lay_out(request: Request, number: int, shape: CorpusShape) -> tuple[Raw, list[_Range]]:
-    """Allocate memory for a micro-batch's bytes, and return it with the ranges that fill it."""
+    """Allocate memory for a micro-batch's bytes. Return it with the ranges that are to be read into it."""
     buffers, ranges = [], []
-    for m, (dtype, item) in enumerate(shape.members):
-        row_bytes = int(np.prod(item)) * np.dtype(dtype).itemsize
-        ends = (np.cumsum(request.frames) * row_bytes).tolist()
+    for member, (dtype, frame_shape) in enumerate(shape.members):
+        frame_bytes = int(np.prod(frame_shape)) * np.dtype(dtype).itemsize
+        ends = (np.cumsum(request.frames) * frame_bytes).tolist()
         begins = [0, *ends]
-        offsets = (request.data[:, m] + request.starts * row_bytes).tolist()
+        offsets = (request.data[:, member] + request.starts * frame_bytes).tolist()
         buffer = np.empty(ends[-1] if request.shards else 0, np.uint8)
         for i, shard in enumerate(request.shards):
             # The header lies just before a clip's first frame. Checking it detects a shard that has changed.
-            header = int(request.header[i, m]) if request.starts[i] == 0 else 0
-            whole = (int(request.clip_frames[i]), *item)
+            header = int(request.header[i, member]) if request.starts[i] == 0 else 0
+            clip_shape = (int(request.clip_frames[i]), *frame_shape)
             target = buffer[begins[i] : ends[i]]
-            ranges.append(_Range(shard, offsets[i], target, (number, i), dtype, whole, header))
+            ranges.append(_Range(shard, offsets[i], target, (number, i), dtype, clip_shape, header))
         buffers.append(buffer)
     return Raw(dict(zip(ARRAYS, buffers, strict=True)), []), ranges
 
 
 def _merge(ranges: Sequence[_Range]) -> Iterator[list[_Range]]:
-    """Group ranges, sorted by shard and offset, into runs that one request reads."""
+    """Group ranges, which are sorted by shard and offset, into runs. One request reads a run."""
     run: list[_Range] = []
     end = 0
     for r in ranges:
-        near = run and r.shard == run[0].shard and r.begin - end <= MERGE_BYTES
-        if run and not (near and r.end - run[0].begin <= MAX_READ_BYTES):
+        is_near = run and r.shard == run[0].shard and r.begin - end <= MERGE_BYTES
+        fits = is_near and r.end - run[0].begin <= MAX_READ_BYTES
+        if run and not fits:
             yield run
             run, end = [], 0
         run.append(r)
@@ -158,7 +163,7 @@ def _merge(ranges: Sequence[_Range]) -> Iterator[list[_Range]]:
 
 
 def _read_run(location: Location, run: list[_Range]) -> list[tuple[tuple[int, int], str]]:
-    """Fill the ranges of one request, and return (sample, reason) of those that cannot be used."""
+    """Read a run, and fill the memory of its ranges. Return (sample, reason) for each range that cannot be used."""
     begin, end = run[0].begin, max(r.end for r in run)
 
     def read() -> np.ndarray:
@@ -168,7 +173,7 @@ def _read_run(location: Location, run: list[_Range]) -> list[tuple[tuple[int, in
     try:
         data = with_retries(read, f"{location.uri}/{run[0].shard}")
     except StorageUnavailable:
-        # The samples may be good.
+        # The storage failed, so the samples may be good.
         raise
     except OSError as error:
         return [(r.sample, f"cannot be read: {error}") for r in run]
@@ -184,7 +189,7 @@ def _read_run(location: Location, run: list[_Range]) -> list[tuple[tuple[int, in
 
 
 def _fault(r: _Range, header: np.ndarray, content: np.ndarray) -> str:
-    """Return what is wrong with a range's content. Empty if nothing is."""
+    """Return what is wrong with a range's content, or an empty string."""
     if len(content) < len(r.target):
         return f"ends at byte {r.offset + len(content)}, the index says {r.end}"
     if r.header:
@@ -198,7 +203,8 @@ def _fault(r: _Range, header: np.ndarray, content: np.ndarray) -> str:
 
 
 def _is_finite(data: np.ndarray, dtype: str) -> bool:
-    """Tell whether all values are finite, by comparing bits: ten times as fast as `np.isfinite` on float16."""
+    """Return whether all values are finite. Comparing bits is ten times as fast as `np.isfinite` on float16."""
+    # Without its sign, a float is NaN or infinite if it is at least the bits of infinity.
     if dtype == "float16":
         return bool((data.view(np.uint16) & 0x7FFF).max() < 0x7C00)
     return bool((data.view(np.uint32) & 0x7FFFFFFF).max() < 0x7F800000)

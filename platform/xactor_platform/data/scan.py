@@ -14,9 +14,9 @@ from pyarrow import NativeFile
 from xactor.rates import FPS
 from xactor_platform.storage.location import Location
 
-# Bytes of tar's unit.
+# Size of a tar's blocks in bytes.
 BLOCK = 512
-# Bytes of one read. It covers a member's tail, a small json and the next array's header.
+# Minimum bytes of a read. They cover the end of a member, a small json and the next array's header.
 READ_AHEAD = 4096
 
 
@@ -24,27 +24,27 @@ class BrokenShard(ValueError):
     """Report that a tar cannot be read past some byte."""
 
     def __init__(self, message: str, name: str = ""):
-        """Keep the name of the member that was cut, if it is known."""
+        """Keep the name of the member that is incomplete, if it is known."""
         super().__init__(message)
         self.name = name
 
 
 @dataclass
-class Found:
+class ScannedSample:
     """Describe one sample as a shard's headers do. Members are keyed by extension."""
 
     key: str
     """Key of the sample."""
     members: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Offset in the shard and bytes of each member."""
+    """Offset in the shard and length in bytes of each member."""
     frames: int = -1
-    """Length by the json. -1 if the json has none."""
+    """Length in frames, from the json. -1 if the json has none."""
     speaker: str = ""
-    """Speaker by the json."""
+    """Speaker, from the json."""
     sync_confidence: float = float("nan")
-    """SyncNet's confidence by the json."""
+    """SyncNet's confidence, from the json. NaN if the json has none."""
     header: dict[str, int] = field(default_factory=dict)
-    """Bytes of the .npy header of each array."""
+    """Length of each array's .npy header in bytes."""
     shape: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Shape of each array."""
     dtype: dict[str, str] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class ShardScan:
     """Name of the shard."""
     size: int
     """Bytes of the shard."""
-    samples: list[Found]
+    samples: list[ScannedSample]
     """Samples in the shard's order."""
     broken: str
     """The reason why the scan ended early. Empty if it did not."""
@@ -89,7 +89,7 @@ def scan_shard(location: Location, shard: str, size: int) -> ShardScan:
         shard: name of the shard.
         size: bytes of the shard.
     """
-    samples: list[Found] = []
+    samples: list[ScannedSample] = []
     seen: set[str] = set()
     broken = ""
     with location.open(shard) as file:
@@ -100,7 +100,7 @@ def scan_shard(location: Location, shard: str, size: int) -> ShardScan:
                 if not key:
                     continue
                 if not samples or samples[-1].key != key:
-                    samples.append(Found(key))
+                    samples.append(ScannedSample(key))
                     if key in seen:
                         samples[-1].reason = "its members are not adjacent, or its key occurs twice"
                     seen.add(key)
@@ -108,31 +108,36 @@ def scan_shard(location: Location, shard: str, size: int) -> ShardScan:
         except BrokenShard as error:
             broken = str(error)
             key, _ = split_name(error.name)
+            # The incomplete member is the first of its sample: list the sample without members.
             if key and (not samples or samples[-1].key != key):
-                samples.append(Found(key))
-    for found in samples:
-        found.reason = found.reason or _disagreement(found)
+                samples.append(ScannedSample(key))
+    for sample in samples:
+        sample.reason = sample.reason or _disagreement(sample)
     return ShardScan(shard, size, samples, broken)
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Split a member's name into key and extension as WebDataset does, at the first dot of the file's base name."""
+    """Split a member's name into key and extension as WebDataset does, at the first dot of the file's base name.
+
+    Both are empty for a name that has no key or no dot.
+    """
     folder, slash, base = name.rpartition("/")
     stem, dot, extension = base.partition(".")
     return (folder + slash + stem, extension) if stem and dot else ("", "")
 
 
 def _members(window: _Window) -> Iterator[tuple[str, int, int]]:
-    """Yield name, offset and bytes of every regular file of a tar.
+    """Yield name, offset of the data and length in bytes of every regular file of a tar.
 
     Raises:
-        BrokenShard: the tar is truncated or holds something else.
+        BrokenShard: the tar is truncated, or a header is not valid.
     """
     offset, long_name = 0, ""
     while True:
         if offset + BLOCK > window.size:
             raise BrokenShard(f"truncated: ends at byte {window.size} without an end marker")
         block = window.read(offset, BLOCK)
+        # A block of zeros marks the end.
         if not any(block):
             return
         try:
@@ -146,6 +151,7 @@ def _members(window: _Window) -> Iterator[tuple[str, int, int]]:
                 f"truncated: {name} needs bytes up to {data + info.size}, the file ends at {window.size}",
                 name,
             )
+        # A name that is too long for a header is in an entry before the file's own.
         if info.type == tarfile.GNUTYPE_LONGNAME:
             long_name = window.read(data, info.size).rstrip(b"\0").decode("utf-8", "surrogateescape")
         elif info.type == tarfile.XHDTYPE:
@@ -154,6 +160,7 @@ def _members(window: _Window) -> Iterator[tuple[str, int, int]]:
             long_name = ""
             if info.isreg():
                 yield name, data, info.size
+        # Data ends at a block's end.
         offset = data + -(-info.size // BLOCK) * BLOCK
 
 
@@ -168,21 +175,21 @@ def _pax_path(records: bytes) -> str:
     return ""
 
 
-def _add_member(found: Found, extension: str, offset: int, length: int, window: _Window) -> None:
-    if extension in found.members:
-        found.reason = found.reason or f"has {extension} twice"
+def _add_member(sample: ScannedSample, extension: str, offset: int, length: int, window: _Window) -> None:
+    if extension in sample.members:
+        sample.reason = sample.reason or f"has {extension} twice"
         return
-    found.members[extension] = offset, length
+    sample.members[extension] = offset, length
     try:
         if extension == "json":
-            _read_json(found, window.read(offset, length))
+            _read_json(sample, window.read(offset, length))
         elif extension in ("motion.npy", "audio.npy"):
-            _read_header(found, extension, window.read(offset, min(length, 1024)), length)
+            _read_header(sample, extension, window.read(offset, min(length, 1024)), length)
     except ValueError as error:
-        found.reason = found.reason or f"{extension}: {error}"
+        sample.reason = sample.reason or f"{extension}: {error}"
 
 
-def _read_json(found: Found, text: bytes) -> None:
+def _read_json(sample: ScannedSample, text: bytes) -> None:
     try:
         meta: Any = json.loads(text)
     except ValueError as error:
@@ -192,15 +199,15 @@ def _read_json(found: Found, text: bytes) -> None:
     frames, fps = meta.get("frames"), meta.get("fps")
     if not isinstance(frames, int) or frames < 1:
         raise ValueError(f"frames must be a whole number >= 1, got {frames}")
-    found.frames = frames
-    found.speaker = str(meta.get("speaker", ""))
+    sample.frames = frames
+    sample.speaker = str(meta.get("speaker", ""))
     confidence = meta.get("sync_confidence")
-    found.sync_confidence = float(confidence) if isinstance(confidence, (int, float)) else float("nan")
+    sample.sync_confidence = float(confidence) if isinstance(confidence, (int, float)) else float("nan")
     if fps != FPS:
         raise ValueError(f"fps must be {FPS}, got {fps}")
 
 
-def _read_header(found: Found, extension: str, head: bytes, length: int) -> None:
+def _read_header(sample: ScannedSample, extension: str, head: bytes, length: int) -> None:
     try:
         header, dtype, fortran, shape = parse_npy_header(head)
     except (ValueError, SyntaxError, KeyError, TypeError) as error:
@@ -212,11 +219,12 @@ def _read_header(found: Found, extension: str, head: bytes, length: int) -> None
         raise ValueError("is stored in Fortran order")
     if len(shape) != axes or min(shape) < 1:
         raise ValueError(f"must have {axes} axes of at least 1, got shape {list(shape)}")
-    promised = header + int(np.prod(shape)) * int(dtype[2])
-    if promised != length:
-        raise ValueError(f"holds {length} bytes, its header says {promised}")
-    found.header[extension], found.shape[extension] = header, shape
-    found.dtype[extension] = str(np.dtype(dtype))
+    # The third character of `<f2` or `<f4` is the size of a value.
+    expected = header + int(np.prod(shape)) * int(dtype[2])
+    if expected != length:
+        raise ValueError(f"holds {length} bytes, its header says {expected}")
+    sample.header[extension], sample.shape[extension] = header, shape
+    sample.dtype[extension] = str(np.dtype(dtype))
 
 
 def parse_npy_header(head: bytes) -> tuple[int, str, bool, tuple[int, ...]]:
@@ -227,10 +235,11 @@ def parse_npy_header(head: bytes) -> tuple[int, str, bool, tuple[int, ...]]:
     """
     if head[:6] != b"\x93NUMPY":
         raise ValueError("no .npy magic")
+    # The length of the header has 2 bytes in version 1, and 4 bytes in later versions.
     start = 10 if head[6] == 1 else 12
     end = start + int.from_bytes(head[8:start], "little")
     if end > len(head):
-        raise ValueError(f"header of {end} bytes")
+        raise ValueError(f"the header needs {end} bytes, only {len(head)} were read")
     return end, *_parse_fields(head[start:end])
 
 
@@ -240,9 +249,9 @@ def _parse_fields(text: bytes) -> tuple[str, bool, tuple[int, ...]]:
     return str(fields["descr"]), bool(fields["fortran_order"]), tuple(fields["shape"])
 
 
-def _disagreement(found: Found) -> str:
-    """Return how the arrays' lengths differ from the json's. Empty if they do not."""
-    for extension, shape in found.shape.items():
-        if found.frames > 0 and shape[0] != found.frames:
-            return f"{extension} has {shape[0]} frames, its json says {found.frames}"
+def _disagreement(sample: ScannedSample) -> str:
+    """Return how an array's length differs from the json's, or an empty string."""
+    for extension, shape in sample.shape.items():
+        if sample.frames > 0 and shape[0] != sample.frames:
+            return f"{extension} has {shape[0]} frames, its json says {sample.frames}"
     return ""

@@ -20,7 +20,7 @@ class Shard:
 
     Args:
         location: folder of the shard.
-        name: such as `train-000003.tar`. An earlier file of that name is replaced at the end.
+        name: name of the tar, such as `train-000003.tar`. An earlier file of that name is replaced at the end.
     """
 
     def __init__(self, location: Location, name: str):
@@ -34,8 +34,10 @@ class Shard:
 
     def __exit__(self, exc_type, exc, traceback) -> None:
         if self._tar is not None:
-            # An unclosed tar would write to its closed stream when it is garbage-collected.
-            with suppress(OSError) if exc_type else nullcontext():
+            # An error of closing must not replace the block's own error.
+            suppressed = suppress(OSError) if exc_type else nullcontext()
+            # A tar that is not closed would write to its closed stream when it is garbage-collected.
+            with suppressed:
                 self._tar.close()
         self._stack.__exit__(exc_type, exc, traceback)
 
@@ -50,16 +52,16 @@ class Shard:
 
 
 class ShardWriter:
-    """Write samples into `<split>-%06d.tar` at a location, within a `with` block.
+    """Write samples into shards `<split>-%06d.tar` at a location, within a `with` block.
 
     Two runs that write the same samples write the same bytes. A shard appears when it is full or when the block ends.
-    After an exception the shard in progress is absent.
+    After an exception the incomplete shard does not appear.
 
     Args:
         location: URI or path of the folder, created if it is missing.
         split: the beginning of the shards' names. `test` and `val` are held out from training.
-        samples_per_shard: a shard ends after so many samples.
-        bytes_per_shard: a shard also ends when its members reach so many bytes.
+        samples_per_shard: number of samples after which a shard is full.
+        bytes_per_shard: number of bytes of its members after which a shard is full as well.
         overwrite: delete the split's earlier shards at the start. Otherwise they are an error, because a run that
             writes fewer shards would leave some of them next to its own.
     """
@@ -86,34 +88,38 @@ class ShardWriter:
         self.shards = 0
         """Number of finished shards."""
         self._keys: set[str] = set()
-        self._open: Shard | None = None
+        self._open_shard: Shard | None = None
 
     def __enter__(self) -> "ShardWriter":
         self.location.filesystem.create_dir(self.location.path, recursive=True)
-        name = re.compile(re.escape(self.split) + r"-\d{6}\.tar")
-        earlier = [n for n in self.location.sizes() if name.fullmatch(n)]
+        pattern = re.compile(re.escape(self.split) + r"-\d{6}\.tar")
+        existing_files = self.location.sizes()
+        earlier = [name for name in existing_files if pattern.fullmatch(name)]
         if earlier and not self.overwrite:
-            existing = f"{len(earlier)} shards of {self.split!r}, the first {earlier[0]}"
-            raise FileExistsError(f"{self.location.uri} already holds {existing}")
-        # A stale index is recognised by the shards' sizes, and new shards may have the same sizes.
-        for stale in [*earlier, *({INDEX_NAME} & self.location.sizes().keys())]:
-            self.location.delete(stale)
+            shards = f"{len(earlier)} shards of {self.split!r}, the first {earlier[0]}"
+            raise FileExistsError(f"{self.location.uri} already holds {shards}")
+        for name in earlier:
+            self.location.delete(name)
+        # The index must be deleted too. It counts as stale only if the shards' sizes have changed, and new shards may
+        # have the same sizes.
+        if INDEX_NAME in existing_files:
+            self.location.delete(INDEX_NAME)
         return self
 
     def __exit__(self, exc_type, exc, traceback) -> None:
-        if self._open is None:
+        if self._open_shard is None:
             return
         if exc_type is None:
             self._end_shard()
         else:
-            shard, self._open = self._open, None
+            shard, self._open_shard = self._open_shard, None
             shard.__exit__(exc_type, exc, traceback)
 
     def write(self, key: str, members: Mapping[str, np.ndarray | Mapping[str, Any] | bytes]) -> None:
         """Add one sample.
 
         Args:
-            key: unique in this writer, not empty, without dots and slashes, which end a key in a tar.
+            key: unique in this writer, not empty, without dots and slashes, which end a key in a tar's names.
             members: `{"motion.npy": [T, D], "audio.npy": [T, L, F], "json": {...}}` or
                 `{"mp4": bytes, "json": {...}}`. The json has `frames` = T and `fps` = 25.
 
@@ -123,15 +129,16 @@ class ShardWriter:
         if key in self._keys:
             raise ValueError(f"key {key!r} was already written")
         encoded = encode_members(key, members)
-        if self._open is None:
-            self._open = Shard(self.location, f"{self.split}-{self.shards:06d}.tar")
-        self._open.write(key, encoded)
+        if self._open_shard is None:
+            self._open_shard = Shard(self.location, f"{self.split}-{self.shards:06d}.tar")
+        self._open_shard.write(key, encoded)
         self._keys.add(key)
-        if self._open.samples >= self.samples_per_shard or self._open.bytes >= self.bytes_per_shard:
+        shard = self._open_shard
+        if shard.samples >= self.samples_per_shard or shard.bytes >= self.bytes_per_shard:
             self._end_shard()
 
     def _end_shard(self) -> None:
-        shard, self._open = self._open, None
+        shard, self._open_shard = self._open_shard, None
         assert shard is not None
         shard.__exit__(None, None, None)
         self.shards += 1

@@ -23,16 +23,16 @@ from xactor_platform.data.index import Index
 from xactor_platform.data.plan import Cursor, MicroBatch, PlanConfig, Step, planned_steps, rank_micro_batches
 from xactor_platform.data.reading import Raw
 
-# Bytes of micro-batches that one task reads. With fewer the overhead of tasks shows.
+# Bytes that one task reads, its block. With fewer bytes the overhead per task becomes noticeable.
 BLOCK_BYTES = 32 << 20
-# Blocks of one rank that are read and not yet trained on.
+# Number of blocks of one rank that are read ahead of the training.
 BLOCKS_AHEAD = 8
-# Blocks of one Ray Data execution. Its requests exist before it starts.
+# Number of blocks that one Ray Data execution reads. All of their requests are made before it starts.
 SEGMENT_BLOCKS = 256
-# Minimal time between two iterations of Ray Data's scheduling loop.
+# Minimum seconds between two iterations of Ray Data's scheduling loop.
 SCHEDULE_S = 0.01
 
-# Ray Data reports the end of each execution. A training has many, and the lines would break its progress line.
+# Ray Data logs the end of each execution. A training has many executions, and the log lines would hide its progress.
 for _name in ("execution.streaming_executor", "progress"):
     logging.getLogger(f"ray.data._internal.{_name}").setLevel(logging.ERROR)
 
@@ -43,9 +43,9 @@ class Reader(Protocol):
     index: Index
     """The corpus."""
     bytes_per_frame: int
-    """Approximate bytes of a planned frame as Ray Data transports it."""
+    """Approximate number of bytes that Ray Data transports for each planned frame."""
     read: Callable[[Sequence[Any]], list[Raw]]
-    """Reads the requests of a block in a Ray Data task. It is sent to the tasks, the index is not."""
+    """Function that reads the requests of a block in a Ray Data task. It is sent to the tasks, the index is not."""
 
     def request(self, micro_batch: MicroBatch, *, step: int, epoch: int) -> Any:
         """Return a small object that names what to read for a micro-batch.
@@ -58,28 +58,28 @@ class Reader(Protocol):
         ...
 
     def batch(self, request: Any, raw: Raw) -> Batch:
-        """Return the bytes that were read as the arrays that the training takes."""
+        """Turn the bytes that were read into the arrays that the training takes."""
         ...
 
 
 class PlannedStream:
-    """Iterate over a rank's micro-batches in the plan's order. Close it, or use it in `with`.
+    """Iterate over a rank's micro-batches in the plan's order. Close the stream, or use it in a `with` block.
 
-    A global step is `config.micro_batches / ranks` micro-batches; `Batch.cursor` names the step. The stream continues
-    from epoch to epoch and ends after `steps` steps.
+    A global step has `config.micro_batches / ranks` micro-batches of each rank; `Batch.cursor` names the step. The
+    stream continues from epoch to epoch and ends after `steps` steps.
 
     Args:
         reader: reader of the corpus to train on, usually of `load_index(...).training()`.
-        config: configuration of the plan.
-        rank: number of this rank.
+        config: the configuration of the plan.
+        rank: number of this rank, from 0.
         ranks: number of ranks that share a step. It must divide `config.micro_batches`.
         start: position of the first step.
         steps: number of steps.
         done: number of steps that the run trained before `start`.
-        cpu_timeout_s: how long to wait for a free CPU to read with.
+        cpu_timeout_s: seconds to wait for a CPU that is free to read.
 
     Raises:
-        ValueError: the plan cannot work, or the cluster has no CPU to read with, so that nothing would ever arrive.
+        ValueError: the plan cannot work, or the cluster has no free CPU to read, so that no data would ever arrive.
     """
 
     def __init__(
@@ -101,20 +101,23 @@ class PlannedStream:
         micro_batch_bytes = config.budget_frames * reader.bytes_per_frame
         self._per_block = max(1, BLOCK_BYTES // micro_batch_bytes)
         cpus = max(1.0, wait_for_cpus(cpu_timeout_s) // ranks)
-        ahead = 2 * BLOCKS_AHEAD * max(BLOCK_BYTES, micro_batch_bytes)
-        # At most a quarter of the object store for all ranks: others use it too.
-        share = ray.cluster_resources().get("object_store_memory", ahead) / (4 * ranks)
-        self._limits = ExecutionResources.for_limits(cpu=cpus, object_store_memory=min(ahead, share))
+        ahead_bytes = 2 * BLOCKS_AHEAD * max(BLOCK_BYTES, micro_batch_bytes)
+        # All ranks together use at most a quarter of the object store, because others use it too.
+        store_share = ray.cluster_resources().get("object_store_memory", ahead_bytes) / (4 * ranks)
+        self._limits = ExecutionResources.for_limits(
+            cpu=cpus, object_store_memory=min(ahead_bytes, store_share)
+        )
         steps_ahead = islice(planned_steps(index.frames, index.shard, config, start), steps)
+        # This rank's micro-batches, each with its step and the number of that step in the run.
         self._turns = (
-            (number, step, mine)
+            (number, step, micro_batch)
             for number, step in enumerate(steps_ahead, start=done)
-            for mine in rank_micro_batches(step.micro_batches, rank, ranks)
+            for micro_batch in rank_micro_batches(step.micro_batches, rank, ranks)
         )
         self._opened: list[_Segment] = []
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="planned-stream")
-        # Reading starts now. The first block takes seconds and is read while the caller builds its model.
-        self._following: Future[_Segment | None] | None = self._opener.submit(self._open_segment)
+        # Start to read now: the first block takes seconds, in which the caller can build its model.
+        self._next_segment: Future[_Segment | None] | None = self._opener.submit(self._open_segment)
         self._batches = self._run()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -137,12 +140,12 @@ class PlannedStream:
             self._opened.pop().close()
 
     def _run(self) -> Generator[Batch, None, None]:
-        """Yield the micro-batches of one segment after another. Open the next while the last blocks are trained on."""
-        while self._following and (segment := self._following.result()):
-            self._following = None
+        """Yield the micro-batches of one segment after another. Open the next one before the last blocks are used."""
+        while self._next_segment and (segment := self._next_segment.result()):
+            self._next_segment = None
             for number, (blocks_left, raw) in enumerate(segment.raws()):
-                if not self._following and blocks_left <= BLOCKS_AHEAD:
-                    self._following = self._opener.submit(self._open_segment)
+                if not self._next_segment and blocks_left <= BLOCKS_AHEAD:
+                    self._next_segment = self._opener.submit(self._open_segment)
                 step, request = segment.turns[number]
                 batch = self._reader.batch(request, raw)
                 yield replace(batch, cursor=step.cursor, step_frames=step.frames)
@@ -150,9 +153,10 @@ class PlannedStream:
             segment.close()
 
     def _open_segment(self) -> "_Segment | None":
+        """Start to read the next segment. Return None after the last step."""
         turns = [
-            (step, self._reader.request(mine, step=number, epoch=step.cursor.epoch))
-            for number, step, mine in islice(self._turns, SEGMENT_BLOCKS * self._per_block)
+            (step, self._reader.request(micro_batch, step=number, epoch=step.cursor.epoch))
+            for number, step, micro_batch in islice(self._turns, SEGMENT_BLOCKS * self._per_block)
         ]
         if not turns:
             return None
@@ -162,7 +166,7 @@ class PlannedStream:
 
 
 class _Segment:
-    """Read a run of a rank's micro-batches with one Ray Data execution."""
+    """Read consecutive micro-batches of a rank with one Ray Data execution."""
 
     def __init__(
         self,
@@ -192,13 +196,13 @@ class _Segment:
             batch_size=None, batch_format="pyarrow", prefetch_batches=BLOCKS_AHEAD // 2
         )
         self._tables = cast(Generator[pa.Table, None, None], iter(tables))
-        # This starts the execution.
-        self._first = next(self._tables)
+        # The first `next` starts the execution.
+        self._first_table = next(self._tables)
 
     def raws(self) -> Iterator[tuple[int, Raw]]:
-        """Yield the number of blocks that are still to come, and a micro-batch's bytes."""
+        """Yield, for each micro-batch, the number of blocks that come after its block, and its bytes."""
         number = 0
-        for table in chain([self._first], self._tables):
+        for table in chain([self._first_table], self._tables):
             self._blocks_left -= 1
             numbers = table.column("number").to_pylist()
             for i in range(len(table)):
@@ -214,8 +218,8 @@ class _Segment:
 class _SchedulingPace(ExecutionCallback):
     """Limit how often Ray Data's scheduling loop of an execution iterates.
 
-    The loop waits for the output of tasks. But when output is ready and backpressure holds it back, the loop spins: it
-    takes a whole core, and the interpreter lock from the training.
+    The loop waits for the output of tasks. But when output is ready and backpressure holds it back, the loop spins:
+    it occupies a core, and takes the interpreter lock from the training.
     """
 
     def __init__(self):
@@ -227,7 +231,7 @@ class _SchedulingPace(ExecutionCallback):
 
 
 def _read_block(read: Callable[[Sequence[Any]], list[Raw]], block: pa.Table) -> pa.Table:
-    """Read the requests of one row into one row each, in a Ray Data task."""
+    """Read the requests of a block, which has one row, in a Ray Data task. Return a row for each request."""
     first = block["first"][0].as_py()
     raws = read(pickle.loads(block["requests"][0].as_py()))
     return pa.table(
@@ -242,12 +246,13 @@ def _read_block(read: Callable[[Sequence[Any]], list[Raw]], block: pa.Table) -> 
 
 
 def _as_row(data: np.ndarray) -> pa.Array:
-    """Return one value of large_binary that shares the array's memory."""
-    edges = np.array([0, data.size], np.int64)
-    return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(edges), pa.py_buffer(data)])
+    """Return an Arrow array with one large_binary value, which shares the memory of `data`."""
+    offsets = np.array([0, data.size], np.int64)
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
 
 
 def _raw_of(table: pa.Table, row: int) -> Raw:
+    """Return the micro-batch that `_read_block` wrote to a row. The arrays share the table's memory."""
     arrays = {
         name: np.frombuffer(table[name][row].as_buffer(), np.uint8)
         for name in table.column_names
@@ -259,7 +264,7 @@ def _raw_of(table: pa.Table, row: int) -> Raw:
 def wait_for_cpus(timeout_s: float) -> float:
     """Wait until Ray runs a task, and return the number of CPUs that no placement group holds.
 
-    A training that holds every CPU leaves none to read its data, and would wait for ever without an error.
+    If a training holds every CPU, none is left to read its data, and it would wait for ever without an error.
 
     Raises:
         ValueError: no CPU came free in `timeout_s` seconds.
@@ -281,4 +286,4 @@ def wait_for_cpus(timeout_s: float) -> float:
 
 @ray.remote(num_cpus=1, scheduling_strategy="SPREAD", max_retries=0)
 def _probe() -> None:
-    """Do nothing. Importing this module already warms up a process that reads blocks."""
+    """Do nothing. To run this, a worker process imports this module, which prepares it to read blocks."""

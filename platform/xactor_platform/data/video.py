@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import numpy as np
 from PIL import Image
@@ -16,13 +17,13 @@ from xactor_platform.data.plan import MicroBatch
 from xactor_platform.data.reading import REMOTE_READS, Raw
 from xactor_platform.storage.location import Location
 
-# Minimal frames between a reference and its targets. A nearer reference would already show the target's motion.
+# Minimum distance of a reference from its targets in frames. A nearer reference would already show their motion.
 MIN_REFERENCE_DISTANCE = FPS
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class VideoBatch(Batch):
-    """Hold pictures of B samples: F targets of each, and one reference from the same clip."""
+    """Hold pictures of B samples: for each F targets, and one reference from the same clip."""
 
     targets: np.ndarray
     """Target pictures, uint8 [B, F, S, S, 3]."""
@@ -57,14 +58,14 @@ class VideoReader:
         index: a corpus of videos with square pictures.
         image_size: side in pixels that pictures are resized to.
         seed: decides which frames are drawn, together with the epoch and the sample.
-        stills: returns for a global step how many frames are drawn of each sample, or None for all.
+        stills: returns for a global step how many frames are drawn for each sample, or None for all of its frames.
     """
 
     def __init__(self, index: Index, *, image_size: int, seed: int, stills: Callable[[int], int | None]):
         if "mp4" not in index.offset:
             raise ValueError(f"{index.location.uri}: holds latents, not videos")
         self.index, self._image_size, self._seed, self._stills = index, image_size, seed, stills
-        # There are at most as many references as targets.
+        # 3 bytes per pixel. There are at most as many references as targets, hence the factor 2.
         self.bytes_per_frame = 2 * 3 * image_size**2
         self.read = partial(read_videos, index.location, image_size)
 
@@ -77,11 +78,10 @@ class VideoReader:
             draw_frames((self._seed, epoch, key, start), start, count, clip, self._stills(step))
             for key, start, count, clip in zip(keys, starts, frames, clips, strict=True)
         ]
+        shards = [] if micro_batch.is_filler else [self.index.shard_names[s] for s in self.index.shard[rows]]
         return VideoRequest(
             keys=keys,
-            shards=[]
-            if micro_batch.is_filler
-            else [self.index.shard_names[s] for s in self.index.shard[rows]],
+            shards=shards,
             starts=micro_batch.start,
             frames=micro_batch.frames,
             offset=self.index.offset["mp4"][rows],
@@ -93,7 +93,7 @@ class VideoReader:
         """Shape the decoded pictures into a batch."""
         weight, bad = weigh_samples(request.keys, request.shards, raw)
         side = self._image_size
-        # Arrays from Ray are read-only, and torch insists on writable ones: copy.
+        # A copy, because arrays from Ray are read-only, and torch needs writable ones.
         pictures = raw.arrays["pictures"].reshape(*request.wanted.shape, side, side, 3).copy()
         return VideoBatch(
             keys=request.keys,
@@ -109,22 +109,22 @@ class VideoReader:
 def draw_frames(
     key: tuple[str | int, ...], start: int, frames: int, clip_frames: int, stills: int | None
 ) -> np.ndarray:
-    """Draw the frames of a clip that are targets, and the one that is their reference.
+    """Draw the frames of a clip that are targets, and the frame that is their reference.
 
     The reference is at least a second away from all targets, or as far as the clip allows.
 
     Args:
-        key: seeds the draw.
+        key: determines the draw.
         start: first frame of the sample.
         frames: length of the sample.
         clip_frames: length of the clip.
-        stills: number of targets: one in the sample, the others anywhere in its clip, because neighbouring frames teach
-            little that is new. None takes the whole sample.
+        stills: number of targets. One is in the sample, the others are anywhere in its clip, because neighbouring
+            frames teach little that is new. None takes all frames of the sample.
 
     Returns:
         frame numbers, int64 [F + 1]: the targets in rising order, then the reference.
     """
-    # Processes that only read shards never import torch.
+    # Imported here, because processes that only read shards do not need torch.
     import torch
 
     from xactor.randomness import keyed_generator
@@ -132,15 +132,17 @@ def draw_frames(
     generator = keyed_generator(*key, "frames")
 
     def draw(end: int, count: int = 1) -> np.ndarray:
+        """Return `count` random numbers in 0..end - 1."""
         return torch.randint(end, (count,), generator=generator).numpy()
 
     if stills is None:
         targets = start + np.arange(frames)
     else:
         targets = np.sort(np.append(start + draw(frames), draw(clip_frames, stills - 1)))
-    apart = np.abs(np.arange(clip_frames)[:, None] - targets).min(axis=1)
-    far = np.flatnonzero(apart >= MIN_REFERENCE_DISTANCE)
-    reference = far[draw(len(far))] if len(far) else [apart.argmax()]
+    # Distance of each frame of the clip from the nearest target.
+    distance = np.abs(np.arange(clip_frames)[:, None] - targets).min(axis=1)
+    far = np.flatnonzero(distance >= MIN_REFERENCE_DISTANCE)
+    reference = far[draw(len(far))] if len(far) else [distance.argmax()]
     return np.append(targets, reference)
 
 
@@ -151,6 +153,7 @@ def read_videos(location: Location, image_size: int, requests: Sequence[VideoReq
     """
     buffers = [np.zeros((*request.wanted.shape, image_size, image_size, 3), np.uint8) for request in requests]
     raws = [Raw({"pictures": buffer.reshape(-1)}, []) for buffer in buffers]
+    # Each clip, as (shard, offset, length), with its samples, as (number of the request, position in the request).
     clips: dict[tuple[str, int, int], list[tuple[int, int]]] = {}
     for number, request in enumerate(requests):
         for place, shard in enumerate(request.shards):
@@ -158,16 +161,16 @@ def read_videos(location: Location, image_size: int, requests: Sequence[VideoReq
             clips.setdefault(clip, []).append((number, place))
 
     def read_clip(clip: tuple[str, int, int]) -> list[tuple[int, int, str]]:
-        """Decode one clip's samples into their buffers, and return those that failed with the reason."""
+        """Decode one clip's samples into their buffers. Return the samples that failed, each with the reason."""
         shard, offset, length = clip
         try:
             with location.open(shard) as file:
                 video = file.read_at(length, offset)
         except OSError as error:
-            return [(*place, f"cannot be read: {error}") for place in clips[clip]]
+            return [(*sample, f"cannot be read: {error}") for sample in clips[clip]]
         problems = []
         for number, place in clips[clip]:
-            # Each sample is decoded alone: whether it is bad must not depend on what is read together with it.
+            # Decode each sample alone: whether it is bad must not depend on the samples that are read together with it.
             try:
                 _decode(video, requests[number].wanted[place], buffers[number][place])
             except ValueError as error:
@@ -175,28 +178,28 @@ def read_videos(location: Location, image_size: int, requests: Sequence[VideoReq
         return problems
 
     if location.is_local:
-        found = [read_clip(clip) for clip in clips]
+        problems_of_clips = [read_clip(clip) for clip in clips]
     else:
         with ThreadPoolExecutor(REMOTE_READS) as pool:
-            found = list(pool.map(read_clip, clips))
-    for number, place, reason in sorted(problem for problems in found for problem in problems):
+            problems_of_clips = list(pool.map(read_clip, clips))
+    for number, place, reason in sorted(chain.from_iterable(problems_of_clips)):
         raws[number].bad.append((place, reason))
     return raws
 
 
 def _decode(video: bytes, wanted: np.ndarray, buffer: np.ndarray) -> None:
-    """Decode the wanted pictures into `buffer`, uint8 [F + 1, S, S, 3]. Write none if it raises ValueError."""
+    """Decode the wanted pictures into `buffer`, uint8 [F + 1, S, S, 3]. If it raises ValueError, it wrote none."""
     numbers = np.unique(wanted)
     pictures = np.stack([_fit(p, buffer.shape[1]) for p in pick_frames(video, numbers.tolist(), FPS)])
     buffer[:] = pictures[np.searchsorted(numbers, wanted)]
 
 
 def _fit(picture: np.ndarray, image_size: int) -> np.ndarray:
-    """Resize a square picture to the model's size. Shrinking averages areas."""
+    """Resize a square picture to the model's size. To shrink, average areas."""
     height, width = picture.shape[:2]
     if height != width:
         raise ValueError(f"pictures must be square, got {width}x{height}")
     if height == image_size:
         return picture
-    how = Image.Resampling.BOX if height > image_size else Image.Resampling.BICUBIC
-    return np.asarray(Image.fromarray(picture).resize((image_size, image_size), how))
+    resampling = Image.Resampling.BOX if height > image_size else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(picture).resize((image_size, image_size), resampling))

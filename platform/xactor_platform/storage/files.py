@@ -12,7 +12,7 @@ _BLOCK_BYTES = 1 << 20
 
 
 def open_file(uri: str) -> tuple[fs.FileSystem, str, int]:
-    """Return a file's filesystem, its path there and its size in bytes.
+    """Return a file's filesystem, its path in that filesystem, and its size in bytes.
 
     Raises:
         ValueError: the file does not exist, is a folder or cannot be opened.
@@ -26,13 +26,14 @@ def open_file(uri: str) -> tuple[fs.FileSystem, str, int]:
     except (ValueError, OSError) as error:
         raise ValueError(f"{uri}: cannot be opened ({error})") from error
     if info.type != fs.FileType.File:
-        raise ValueError(f"{uri}: {'no such file' if info.type == fs.FileType.NotFound else 'is a folder'}")
+        fault = "no such file" if info.type == fs.FileType.NotFound else "is a folder"
+        raise ValueError(f"{uri}: {fault}")
     return filesystem, path, info.size
 
 
 @contextmanager
 def local_file(uri: str) -> Iterator[Path]:
-    """Give the path of a file on this machine. A remote file is downloaded, and deleted when the block ends.
+    """Give the path of a file on this machine. A remote file is downloaded, and the copy is deleted after the block.
 
     Raises:
         ValueError: see `open_file`.
@@ -58,11 +59,11 @@ def file_digest(uri: str, max_bytes: int) -> str:
     filesystem, path, size = open_file(uri)
     if size > max_bytes:
         raise ValueError(f"{uri}: has {size} bytes, at most {max_bytes} are allowed")
-    sha = hashlib.sha256()
+    sha256 = hashlib.sha256()
     with filesystem.open_input_stream(path) as stream:
         for block in _blocks(stream):
-            sha.update(block)
-    return sha.hexdigest()
+            sha256.update(block)
+    return sha256.hexdigest()
 
 
 def _blocks(stream: NativeFile) -> Iterator[bytes]:

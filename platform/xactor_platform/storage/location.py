@@ -32,7 +32,7 @@ class Location:
 
     @property
     def is_local(self) -> bool:
-        """Tell whether the folder is on this machine's filesystem."""
+        """Return whether the folder is on this machine's filesystem."""
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def sizes(self) -> dict[str, int]:
@@ -48,14 +48,18 @@ class Location:
         found = self.entries()
         if not found and kind == fs.FileType.NotFound:
             raise FileNotFoundError(f"{self.uri}: no such folder")
-        return {i.base_name: i.size for i in sorted(found, key=lambda i: i.base_name) if i.is_file}
+        return {
+            file.base_name: file.size
+            for file in sorted(found, key=lambda file: file.base_name)
+            if file.is_file
+        }
 
     def entries(self, folder: str = "") -> list[fs.FileInfo]:
-        """Return the files and folders directly in this folder, or in a subfolder. Empty if it does not exist."""
+        """Return the files and folders directly in this folder or in a subfolder of it; none if it does not exist."""
         path = f"{self.path}/{folder}" if folder else self.path
         selector = fs.FileSelector(path, allow_not_found=True)
         found = self.filesystem.get_file_info(selector)
-        # An object store's response that is cut within its headers reads as an empty listing: ask twice.
+        # An object store's response that is cut within its headers reads as an empty listing, so ask again.
         return found if found or self.is_local else self.filesystem.get_file_info(selector)
 
     def open(self, name: str) -> NativeFile:
@@ -68,7 +72,7 @@ class Location:
 
     @contextmanager
     def atomic_write(self, name: str) -> Iterator[NativeFile]:
-        """Give a stream whose content becomes the file when the block ends, and nothing if the block raises.
+        """Give a stream. When the block ends, its content becomes the file; if the block raises, nothing is written.
 
         Args:
             name: the file's name. It may start with folders, which are created.
@@ -79,8 +83,8 @@ class Location:
             with atomic_path(target) as partial, self.filesystem.open_output_stream(str(partial)) as stream:
                 yield stream
             return
-        # Closing an object store's stream completes its upload even after an error. So the bytes go to a name that
-        # no reader looks for, and are moved at the end.
+        # Closing the stream of an object store completes the upload even after an error. So the bytes go to a name that
+        # no reader looks for, and the file is renamed at the end.
         partial = f"{target}.{uuid.uuid4().hex[:8]}.partial"
         try:
             with self.filesystem.open_output_stream(partial) as stream:
@@ -104,12 +108,13 @@ class Location:
             self._delete_folder(target)
             fs.copy_files(str(source), target, destination_filesystem=self.filesystem)
             return
-        # A process that was killed leaves its partial copy.
+        # Processes that were killed have left partial copies.
         for leftover in Path(self.path).glob(f".{name}.*.partial"):
             shutil.rmtree(leftover)
         with atomic_path(target) as partial:
             partial.mkdir(parents=True)
             fs.copy_files(str(source), str(partial), destination_filesystem=self.filesystem)
+            # The rename at the end of the block does not replace a folder.
             self._delete_folder(target)
 
     def _delete_folder(self, path: str) -> None:
@@ -130,12 +135,12 @@ def check_output(uri: str) -> None:
 
 
 def absolute(uri: str) -> str:
-    """Return a local path as an absolute one, `~` expanded, and a URI as it is."""
+    """Return a local path as an absolute path with `~` expanded. Return a URI unchanged."""
     return uri if "://" in uri else str(Path(uri).expanduser().absolute())
 
 
 def sibling_uri(uri: str, name: str) -> str:
-    """Return the path or URI of `name` in the parent folder of `uri`. Raise ValueError for a bucket."""
+    """Return the path or URI of `name` in the parent folder of `uri`. Raise ValueError if `uri` is a bucket."""
     if "://" not in uri:
         return os.path.join(os.path.dirname(os.path.abspath(os.path.expanduser(uri))), name)
     place, mark, query = uri.partition("?")
@@ -148,7 +153,10 @@ def sibling_uri(uri: str, name: str) -> str:
 
 def child_uri(uri: str, name: str) -> str:
     """Return the path or URI of `name` in the folder `uri`, with the query options of `uri`."""
-    place, mark, query = uri.partition("?") if "://" in uri else (uri, "", "")
+    # In a local path, `?` is an ordinary character.
+    if "://" not in uri:
+        return f"{uri.rstrip('/')}/{name}"
+    place, mark, query = uri.partition("?")
     return f"{place.rstrip('/')}/{name}{mark}{query}"
 
 

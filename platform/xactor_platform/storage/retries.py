@@ -1,4 +1,4 @@
-"""Retry storage operations that fail for a moment, and raise at once when a retry would not help."""
+"""Retry storage operations that fail for a short time, and raise at once when a retry would not help."""
 
 import errno
 from collections.abc import Callable
@@ -16,18 +16,18 @@ Result = TypeVar("Result")
 
 
 class StorageUnavailable(OSError):
-    """Report that a storage failed at every retry until the timeout."""
+    """Report that a storage failed at every try until the timeout."""
 
 
 def with_retries(work: Callable[[], Result], what: str, timeout_s: float = STORAGE_TIMEOUT_S) -> Result:
-    """Return the result of `work`, called again while it fails with a transient error.
+    """Return the result of `work`. Call it again while it fails with a transient error.
 
-    Transient are, for example, a store's 500 response, a cut connection and a full disk.
+    Examples of transient errors are a store's 500 response, a cut connection and a full disk.
 
     Args:
-        work: may run several times, each from its beginning.
+        work: the operation. It may run several times, each time from its beginning.
         what: names the file or folder in messages, such as `runs/tiny/config.json`.
-        timeout_s: no retry starts after so many seconds. 0 is one try.
+        timeout_s: no retry starts after this many seconds. With 0 there is one try.
 
     Raises:
         StorageUnavailable: the last try failed with a transient error.
@@ -49,14 +49,14 @@ def with_retries(work: Callable[[], Result], what: str, timeout_s: float = STORA
 
 
 def is_transient(error: BaseException) -> bool:
-    """Tell whether a retry may succeed after this error."""
+    """Return whether a retry may succeed after this error."""
     if not isinstance(error, OSError) or isinstance(error, (StorageUnavailable, *_PERMANENT)):
         return False
     return error.errno not in _PERMANENT_NUMBERS and not any(word in str(error) for word in _PERMANENT_WORDS)
 
 
 class _RetryLog:
-    """Print the first retry, and then at most one retry in ten seconds."""
+    """Print the first retry, and then at most one retry every ten seconds."""
 
     def __init__(self, what: str):
         self._what, self._logged_s = what, float("-inf")
