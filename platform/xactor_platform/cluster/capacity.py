@@ -1,4 +1,4 @@
-"""Check that a cluster has room for a job, and ask its autoscaler for the room of a training."""
+"""Check that a cluster has room for a job, and ask its autoscaler for the nodes that a training needs."""
 
 import contextlib
 import math
@@ -19,12 +19,12 @@ _POLL_S = 1.0
 def check_pools_fit(min_cpus: float) -> None:
     """Raise ValueError if the Ray that this process started has fewer CPUs than one actor of each stage needs.
 
-    A cluster that RAY_ADDRESS names is not checked: it may grow.
+    A cluster that RAY_ADDRESS names is not checked, because it may grow.
     """
     available = ray.cluster_resources().get("CPU", 0.0)
     if min_cpus > available and "RAY_ADDRESS" not in os.environ:
         raise ValueError(
-            f"this machine has {available:g} CPUs, one actor a stage needs {min_cpus:g}: "
+            f"this machine has {available:g} CPUs, one actor of each stage needs {min_cpus:g}: "
             f"lower --pools.*.cpus or --pools.*.min"
         )
 
@@ -40,28 +40,28 @@ def room_for_ranks(
 ) -> Iterator[bool]:
     """Ask the cluster to grow to what the ranks and Ray Data need, and wait until there is room for them.
 
-    The request is withdrawn when the block ends. The value given tells whether each rank gets a GPU.
+    The request is withdrawn when the block ends. The block gets True if each rank gets a GPU.
 
     Args:
         ranks: worker processes that the cluster should grow to.
-        min_ranks: the block starts once there is room for so many; None is all of them.
-        cpus_per_rank: CPUs of each.
+        min_ranks: number of ranks that must have room before the block starts. None is all `ranks`.
+        cpus_per_rank: CPUs of each rank.
         device: `gpu` needs one GPU for each rank; `auto` does so if the cluster has any GPU.
-        timeout_s: how long to wait.
+        timeout_s: seconds to wait for the room.
 
     Raises:
-        ValueError: the room did not come. Ranks that take every CPU would wait for their data for ever.
+        ValueError: there is not enough room after the timeout. Ranks that take every CPU would wait for data for ever.
     """
-    rank = {"CPU": cpus_per_rank}
+    rank_resources = {"CPU": cpus_per_rank}
     if device == "gpu" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0):
-        rank["GPU"] = 1
-    # One bundle a rank, not their sum, so that nodes of the right kind are added. Ray takes whole numbers only.
-    bundle = {name: math.ceil(amount) for name, amount in rank.items() if amount}
+        rank_resources["GPU"] = 1
+    # One bundle for each rank, not their sum, so that nodes are added that a rank fits on. Ray needs whole numbers.
+    bundle = {name: math.ceil(amount) for name, amount in rank_resources.items() if amount}
     request_resources(bundles=[*([bundle] * ranks), {"CPU": math.ceil(DATA_CPUS)}])
     try:
         yield _wait_for_room(ranks if min_ranks is None else min_ranks, cpus_per_rank, device, timeout_s)
     finally:
-        # A cluster that has ended needs no withdrawal.
+        # If the cluster has ended, there is nothing to withdraw.
         with contextlib.suppress(Exception):
             request_resources(bundles=[])
 

@@ -1,4 +1,4 @@
-"""Join the Ray cluster that this process is meant for, or start one on this machine."""
+"""Join the Ray cluster that RAY_ADDRESS names, or start one on this machine."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from xactor_platform.cluster.upload import PY_MODULES_MAX_BYTES, check_upload
 
 
 def connect(py_modules: list[str]) -> None:
-    """Join the cluster that RAY_ADDRESS names, as in a submitted job, or start one on this machine.
+    """Join the cluster that RAY_ADDRESS names, or start one on this machine. In a submitted job Ray sets RAY_ADDRESS.
 
     Args:
         py_modules: folders of code that the cluster's workers need.
@@ -23,21 +23,23 @@ def connect(py_modules: list[str]) -> None:
     # Without this, Ray Train shows every printed line twice.
     env = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
     os.environ.update(env)
-    started: dict[str, Any] = {}
+    options_of_new_cluster: dict[str, Any] = {}
     if "RAY_ADDRESS" not in os.environ:
-        # Ray would otherwise look for the cluster in a file that the last one left, and wait minutes for a cluster
-        # that has ended. Its subprocesses do so too, when a training ends.
-        started["dashboard_port"] = port = free_port()
+        # Without the address, Ray reads it from a file that an earlier cluster left, and waits minutes for that ended
+        # cluster. Ray's subprocesses do the same when a training ends.
+        port = free_port()
+        options_of_new_cluster["dashboard_port"] = port
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     try:
         ray.init(
             address=os.environ.get("RAY_ADDRESS", "local"),
             runtime_env={"py_modules": py_modules, "env_vars": env},
             logging_level=logging.WARNING,
-            **started,
+            **options_of_new_cluster,
         )
     except RuntimeEnvSetupError:
         ray.shutdown()
+        # If a folder is too large, raise an error that says which of its entries is the largest.
         for folder in py_modules:
             check_upload(folder, PY_MODULES_MAX_BYTES)
         raise

@@ -1,4 +1,4 @@
-"""Start a Ray cluster on this machine for one purpose, and end it without touching other clusters."""
+"""Start a Ray cluster on this machine, and end it without touching other clusters."""
 
 import contextlib
 import json
@@ -17,9 +17,10 @@ from pathlib import Path
 
 from xactor_platform.cluster.upload import SUBMIT_MAX_BYTES, check_upload
 
+# Seconds in which a cluster must start, and in which it must stop before it is killed.
 START_S = 90.0
 _STOP_S = 20.0
-# Ray's provider of fake nodes knows the head by this id.
+# Ray's provider of fake nodes, which are processes of this machine, knows the head node by this id.
 _HEAD_ID = "f" * 51 + "00000"
 _WORKER_STORE_BYTES = 256 << 20
 
@@ -31,7 +32,7 @@ class WorkerGroup:
     cpus: float = 1
     """CPUs of each node."""
     max_nodes: int = 2
-    """Upper bound of the number of nodes. The lower bound is 0."""
+    """Maximum number of nodes. The minimum is 0."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,14 @@ class LocalCluster:
     """Represent a running cluster."""
 
     address: str
-    """Address of the GCS, for `ray.init`."""
+    """Address of Ray's control service (GCS), for `ray.init`."""
     dashboard: str
     """URL that jobs are submitted to."""
     env: dict[str, str]
     """Environment of a process that talks to the cluster."""
 
     def submit(self, entrypoint: list[str], *, working_dir: Path) -> int:
-        """Run a command with `ray job submit`, pass its output on, and return its exit code.
+        """Run a command with `ray job submit`, print its output, and return its exit code.
 
         If `working_dir` is too large to upload, print the reason and return 2.
         """
@@ -68,6 +69,7 @@ class LocalCluster:
         """Return the number of nodes that are alive now, by group."""
         from ray._raylet import GcsClient  # pyright: ignore
 
+        # State 0 is ALIVE.
         nodes = GcsClient(address=self.address).get_all_node_info().values()
         groups = (node.labels.get("ray.io/node-group") for node in nodes if node.state == 0)
         return Counter(group for group in groups if group)
@@ -82,12 +84,12 @@ def local_cluster(
     python: str = sys.executable,
     log: Path | None = None,
 ) -> Iterator[LocalCluster]:
-    """Start a cluster on the loopback interface, and end it and nothing else when the block ends.
+    """Start a cluster on the loopback interface. When the block ends, end this cluster and no other.
 
     Args:
-        cpus: CPUs that the head node declares; may be more than the machine has.
+        cpus: CPUs that the head node declares. They may be more than the machine has.
         groups: worker groups by name. With them Ray's autoscaler adds and removes nodes, which are processes here.
-        idle_s: a worker node is removed after so long without work.
+        idle_s: seconds without work after which a worker node is removed.
         python: interpreter whose environment the workers use.
         log: file for the head's output.
 
@@ -136,9 +138,9 @@ def _environment(dashboard: str, python: str) -> dict[str, str]:
         # Only this machine can reach the cluster, and it is thrown away.
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Whoever ends the cluster has no more requests for it.
+        # At its end the cluster has no requests to wait for.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        # Ray would otherwise read the address from a file that another cluster may have left.
+        # Otherwise Ray reads the address from a file that another cluster may have left.
         "RAY_API_SERVER_ADDRESS": dashboard,
         "PATH": f"{Path(python).parent}{os.pathsep}{env.get('PATH', '')}",
     }
@@ -157,9 +159,9 @@ def _autoscaling(
 ) -> dict[str, object]:
     """Return the autoscaler's configuration for nodes that are processes of this machine."""
     head = "ray.head.default"
-    types: dict[str, object] = {head: {"resources": {"CPU": cpus}, "node_config": {}, "max_workers": 0}}
+    node_types: dict[str, object] = {head: {"resources": {"CPU": cpus}, "node_config": {}, "max_workers": 0}}
     for name, group in groups.items():
-        types[name] = {
+        node_types[name] = {
             "resources": {"CPU": group.cpus, "object_store_memory": _WORKER_STORE_BYTES},
             "labels": {"ray.io/node-group": name},
             "node_config": {},
@@ -173,7 +175,9 @@ def _autoscaling(
         "gcs_address": address,
         "launch_multiple": True,
     }
-    lists = ("setup_commands", "head_setup_commands", "worker_setup_commands", "initialization_commands")
+    # A process needs no setup.
+    setup = ("setup_commands", "head_setup_commands", "worker_setup_commands", "initialization_commands")
+    no_commands = (*setup, "head_start_ray_commands", "worker_start_ray_commands")
     return {
         "cluster_name": "local",
         "provider": provider,
@@ -181,9 +185,9 @@ def _autoscaling(
         "max_workers": sum(group.max_nodes for group in groups.values()),
         "idle_timeout_minutes": idle_s / 60,
         "head_node_type": head,
-        "available_node_types": types,
+        "available_node_types": node_types,
         "file_mounts": {},
-        **{name: [] for name in (*lists, "head_start_ray_commands", "worker_start_ray_commands")},
+        **{name: [] for name in no_commands},
         "cluster_synced_files": [],
     }
 
@@ -196,13 +200,14 @@ def free_port() -> int:
 
 
 def _answers(url: str) -> bool:
+    """Return whether a GET request to the URL succeeds."""
     with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2):
         return True
     return False
 
 
 def _end(head: subprocess.Popen) -> None:
-    """Ask `ray start --block` to end what it started, then kill what remains of its session."""
+    """Ask `ray start --block` to end the processes that it started, then kill the rest of its session."""
     head.send_signal(signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         head.wait(_STOP_S)

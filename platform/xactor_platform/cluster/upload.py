@@ -1,13 +1,13 @@
-"""Explain which folder makes an upload to Ray too large."""
+"""Check that an upload to Ray is not too large, and name its largest entry if it is."""
 
 import logging
 from collections import Counter
 from pathlib import Path
 
 SUBMIT_MAX_BYTES = 100 << 20
-"""Limit of `ray job submit --working-dir`. Ray packs a folder without compressing it."""
+"""Maximum size of `ray job submit --working-dir`. Ray packs a folder without compressing it."""
 PY_MODULES_MAX_BYTES = 512 << 20
-"""Limit of a folder in `py_modules`."""
+"""Maximum size of a folder in `py_modules`."""
 
 
 def check_upload(folder: str | Path, max_bytes: int) -> None:
@@ -15,7 +15,7 @@ def check_upload(folder: str | Path, max_bytes: int) -> None:
 
     The message names the largest entry of the folder. As in Ray, .rayignore and .gitignore exclude files.
     """
-    # Imports Ray, which a process that only starts a cluster does not need otherwise.
+    # This imports Ray, which a process that only starts a cluster does not need otherwise.
     from ray._private.runtime_env.packaging import _dir_travel
 
     root = Path(folder).absolute()
@@ -29,7 +29,7 @@ def check_upload(folder: str | Path, max_bytes: int) -> None:
     _dir_travel(root, [], add, include_gitignore=True, logger=logging.getLogger(__name__))
     total = sizes.total()
     if total > max_bytes:
-        [(largest, size)] = sizes.most_common(1)
+        largest, size = sizes.most_common(1)[0]
         raise ValueError(
             f"{root} is too large to upload to Ray: {_mib(total)} of files, at most {_mib(max_bytes)}. "
             f"The largest is {largest} with {_mib(size)}: move it elsewhere or list it in {root / '.rayignore'}"

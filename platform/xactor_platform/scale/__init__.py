@@ -1,1 +1,1 @@
-"""Estimate what a training needs on machines that are not at hand: memory, time and data."""
+"""Estimate the memory, the time and the data rate of a training on machines that are not available."""

@@ -1,4 +1,4 @@
-"""Describe the GPUs and nodes that a run is planned for, by their data sheets."""
+"""Describe the GPUs and nodes that a run is planned for, with figures from their data sheets."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ class Machine:
     name: str
     """Name of the GPU."""
     memory_bytes: float
-    """Memory of one GPU."""
+    """Memory of one GPU in bytes."""
     flops: float
     """Dense bf16 operations per second of one GPU."""
     nvlink_bytes_s: float
@@ -18,12 +18,12 @@ class Machine:
     network_bytes_s: float
     """Bytes per second of one node, in each direction. Gradients between nodes and the data stream share it."""
     gpus: int
-    """GPUs of one node."""
+    """Number of GPUs of one node."""
     cpus: int
-    """CPUs of one node."""
+    """Number of CPUs of one node."""
 
 
-# AWS's p4de.24xlarge, p5.48xlarge and p5en.48xlarge.
+# Nodes of AWS: p4de.24xlarge, p5.48xlarge and p5en.48xlarge.
 MACHINES = {
     "A100": Machine(
         name="A100",

@@ -1,4 +1,4 @@
-"""Estimate what a rank of stage 2 holds in its GPU's memory.
+"""Estimate the GPU memory that a rank needs in stage 2.
 
 Symbols: H width of the backbone, I width of its MLP, h number of its heads, A width of the audio embedding, D width of
 a latent, L x F audio features of a frame, T frames of a sample, P number of parameters, N number of ranks. All sizes
@@ -26,27 +26,27 @@ class Sizes:
     """Hold the sizes of a model and of its input."""
 
     parameters: int
-    """P."""
+    """P, the number of parameters of the model."""
     backbone: int
-    """Parameters in the layers that gradient checkpointing recomputes."""
+    """Number of parameters in the layers that gradient checkpointing recomputes."""
     hidden: int
-    """H."""
+    """H, the width of the backbone."""
     mlp: int
-    """I."""
+    """I, the width of its MLP."""
     layers: int
     """Number of layers of the backbone."""
     heads: int
-    """h."""
+    """h, the number of its attention heads."""
     audio_width: int
-    """A."""
+    """A, the width of the audio embedding."""
     latent_width: int
-    """D."""
+    """D, the width of a latent."""
     features: int
-    """L x F."""
+    """L x F, the number of audio features of a frame."""
 
 
 def sizes_of(config: MotionConfig, shape: CorpusShape) -> Sizes:
-    """Return the sizes of a model, which is built without memory for its weights."""
+    """Return the sizes of a model. The model is built on the meta device, without memory for its weights."""
     with torch.device("meta"):
         model = build_model(replace(config, backbone=None), shape, seed=0)
     return Sizes(
@@ -64,20 +64,20 @@ def sizes_of(config: MotionConfig, shape: CorpusShape) -> Sizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Hold the peak memory of one rank in bytes, which it reaches in the backward pass."""
+    """Hold the peak memory of one rank in bytes. The peak is in the backward pass."""
 
     parameters: float
     """Weights in bf16."""
     gradients: float
     """Gradients in fp32."""
     optimizer: float
-    """fp32 weights and Adam's moments."""
+    """Weights in fp32, and Adam's two moments."""
     activations: float
     """Activations kept for the backward pass, and those of the layer that is recomputed."""
     buckets: float
     """DeepSpeed's communication buffers."""
     overhead: float = OVERHEAD_BYTES
-    """Everything that is not modelled."""
+    """Estimate of everything else."""
 
     @property
     def states(self) -> float:
@@ -86,7 +86,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """Return the bytes of everything."""
+        """Return the sum of all parts in bytes."""
         return self.states + self.activations + self.buckets + self.overhead
 
 
@@ -96,11 +96,11 @@ def memory(
     """Return a rank's memory with one micro-batch.
 
     Args:
-        sizes: of the model.
-        ranks: N.
-        stage: of ZeRO, 0..3.
+        sizes: sizes of the model and of its input.
+        ranks: N, the number of ranks.
+        stage: stage of ZeRO, 0..3.
         budget_frames: padded frames of the micro-batch.
-        context_frames: T.
+        context_frames: T, the frames of a sample.
         checkpointing: whether the backward pass recomputes the backbone's activations.
 
     Raises:
@@ -111,12 +111,13 @@ def memory(
     if ranks < 1:
         raise ValueError(f"ranks must be >= 1, got {ranks}")
     parameters, gradients, optimizer = states(sizes.parameters, ranks=ranks, stage=stage)
+    kept_per_frame = activations(sizes, context_frames, checkpointing=checkpointing)
+    recomputed_per_frame = peak_layer(sizes, context_frames, checkpointing=checkpointing)
     return Memory(
         parameters=parameters,
         gradients=gradients,
         optimizer=optimizer,
-        activations=budget_frames * activations(sizes, context_frames, checkpointing=checkpointing)
-        + budget_frames * peak_layer(sizes, context_frames, checkpointing=checkpointing),
+        activations=budget_frames * kept_per_frame + budget_frames * recomputed_per_frame,
         buckets=bucket_bytes(sizes.parameters) if stage else 0.0,
     )
 
@@ -124,17 +125,19 @@ def memory(
 def states(parameters: int, *, ranks: int, stage: int) -> tuple[float, float, float]:
     """Return the bytes of parameters, gradients and optimizer of one rank.
 
-    They are 2P (bf16), 4P (accumulated in fp32) and 12P (fp32 weights and Adam's two moments). Each is divided by N
-    from the ZeRO stage on that shards it: 3, 2 and 1.
+    Without ZeRO they are 2P (bf16), 4P (accumulated in fp32) and 12P (fp32 weights and Adam's two moments). ZeRO
+    divides parameters by N from stage 3 on, gradients from stage 2 on, and the optimizer from stage 1 on.
     """
-    shared = [ranks if stage >= at else 1 for at in (3, 2, 1)]
-    whole = (2.0 * parameters, 4.0 * parameters, 12.0 * parameters)
-    return tuple(size / by for size, by in zip(whole, shared, strict=True))  # pyright: ignore[reportReturnType]
+    sharded_from_stage = (3, 2, 1)
+    parts = [ranks if stage >= first else 1 for first in sharded_from_stage]
+    unsharded = (2.0 * parameters, 4.0 * parameters, 12.0 * parameters)
+    return tuple(size / count for size, count in zip(unsharded, parts, strict=True))  # pyright: ignore[reportReturnType]
 
 
 def bucket_bytes(parameters: int) -> float:
     """Return the bytes of DeepSpeed's bucket of bf16 gradients, and of the flat copy that is reduced over the ranks."""
     bucket = deepspeed_config(TrainConfig(), ranks=1, bf16=True)["zero_optimization"]["reduce_bucket_size"]
+    # Two buffers with 2 bytes per element.
     return 2 * 2.0 * min(bucket, parameters)
 
 
@@ -143,8 +146,8 @@ def layer_bytes(sizes: Sizes, context_frames: int) -> float:
 
     - Two norms, 8H each: the input in fp32, and the normalised input before and after the weight.
     - q, k and v with repeated heads: 6H.
-    - The output of attention, twice: 4H. Its log-sum: 4h. Its mask: 2T.
-    - The MLP's gate, its SiLU, up and product: 8I.
+    - The output of attention, twice: 4H. The log-sum-exp of attention: 4h. The attention mask: 2T.
+    - The MLP's gate, SiLU of the gate, up projection and product: 8I.
     """
     return 26 * sizes.hidden + 8 * sizes.mlp + 4 * sizes.heads + 2 * context_frames
 
@@ -152,10 +155,10 @@ def layer_bytes(sizes: Sizes, context_frames: int) -> float:
 def audio_bytes(sizes: Sizes) -> float:
     """Return the bytes that an audio attention keeps per frame: 36H + 10h.
 
-    - Keys and values of the five positions of its audio window: 20H.
+    - Keys and values of the five positions of a frame's audio window: 20H.
     - The norm, in fp32 twice and in bf16 before and after the weight: 12H.
     - q and the output: 4H.
-    - Five weights a head: 10h.
+    - Five attention weights per head: 10h.
     """
     return 36 * sizes.hidden + 10 * sizes.heads
 
@@ -164,17 +167,18 @@ def activations(sizes: Sizes, context_frames: int, *, checkpointing: bool) -> fl
     """Return the bytes per frame that are kept between the forward and the backward pass.
 
     With checkpointing a backbone layer keeps only its input, 2H. The audio attentions are not checkpointed. Outside the
-    layers: the noise level's MLP and the last norm 18H, the features twice 4LF, their fusion 6A, the latents 8D.
+    layers, the noise level's MLP and the last norm keep 18H, the audio features 4LF (two copies), their fusion 6A, and
+    the latents 8D.
     """
     layer = 2 * sizes.hidden if checkpointing else layer_bytes(sizes, context_frames)
-    around = 18 * sizes.hidden + 4 * sizes.features + 6 * sizes.audio_width + 8 * sizes.latent_width
-    return sizes.layers * (layer + audio_bytes(sizes)) + around
+    outside_layers = 18 * sizes.hidden + 4 * sizes.features + 6 * sizes.audio_width + 8 * sizes.latent_width
+    return sizes.layers * (layer + audio_bytes(sizes)) + outside_layers
 
 
 def peak_layer(sizes: Sizes, context_frames: int, *, checkpointing: bool) -> float:
-    """Return the bytes per frame that the first layer of the backward pass adds by recomputing, with checkpointing.
+    """Return the additional bytes per frame when the backward pass recomputes its first layer; 0 without checkpointing.
 
-    By then the layer's own audio attention has freed what it kept.
+    The audio attention of this layer has freed its activations by then.
     """
     if not checkpointing:
         return 0.0

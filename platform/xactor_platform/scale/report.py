@@ -1,4 +1,4 @@
-"""Make the tables of a plan: memory, step time, and an epoch's data."""
+"""Make the tables for the planning of a training: memory, step time, and an epoch's data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ class Table:
         """Return the table as aligned text."""
         columns = list(self.rows[0])
         cells = [[_cell(row[column]) for column in columns] for row in self.rows]
-        widths = [max(len(c), *(len(row[i]) for row in cells)) for i, c in enumerate(columns)]
+        widths = [max(len(name), *(len(row[i]) for row in cells)) for i, name in enumerate(columns)]
         lines = [
             "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
             for row in [columns, *cells]
@@ -47,20 +47,21 @@ def memory_table(
     stages: Sequence[int],
     budgets: Sequence[int],
 ) -> Table:
-    """Return a rank's memory in GB, and the GPUs on which it fits.
+    """Return a table of a rank's memory in GB, and of the GPUs that have this memory.
 
     Args:
-        config: of the training.
-        shape: of a frame of the corpus.
+        config: the configuration of the training.
+        shape: the shape of a frame of the corpus.
         gpus: names in MACHINES.
-        ranks: numbers of ranks.
+        ranks: the numbers of ranks to tabulate.
         stages: ZeRO stages.
-        budgets: padded frames of a micro-batch.
+        budgets: numbers of padded frames in a micro-batch.
     """
     sizes, rows = sizes_of(config.model, shape), []
     for stage in stages:
         # ZeRO stage 0 takes the same memory on any number of ranks.
-        for n in ranks if stage else ranks[:1]:
+        ranks_of_stage = ranks if stage else ranks[:1]
+        for n in ranks_of_stage:
             for budget in budgets:
                 for checkpointing in (True, False):
                     found = memory(
@@ -98,13 +99,13 @@ def time_table(
     stages: Sequence[int],
     efficiency: float,
 ) -> Table:
-    """Return the time of a global step, with the micro-batches that `_micro_batches` returns.
+    """Return a table of the time of a global step, with the number of micro-batches that `_micro_batches` returns.
 
     Args:
-        config: of the training.
-        shape: of a frame of the corpus.
+        config: the configuration of the training.
+        shape: the shape of a frame of the corpus.
         gpus: names in MACHINES.
-        ranks: numbers of ranks.
+        ranks: the numbers of ranks to tabulate.
         stages: ZeRO stages.
         efficiency: fraction of the peak that a GPU reaches between two reductions.
     """
@@ -148,13 +149,13 @@ def plan_table(
     shard: np.ndarray,
     efficiency: float,
 ) -> Table:
-    """Return figures of an epoch's plan and of the data stream by the number of ranks.
+    """Return a table of an epoch's plan and of the data stream, with a row for each number of ranks and GPU.
 
     Args:
-        config: of the training.
-        shape: of a frame of the corpus.
+        config: the configuration of the training.
+        shape: the shape of a frame of the corpus.
         gpus: names in MACHINES.
-        ranks: numbers of ranks.
+        ranks: the numbers of ranks to tabulate.
         lengths: frames of each clip, int [clips].
         shard: shard of each clip, int [clips].
         efficiency: fraction of the peak that a GPU reaches between two reductions.
@@ -164,7 +165,7 @@ def plan_table(
         sizes, config.model.context_frames, checkpointing=config.train.gradient_checkpointing
     )
     for n in ranks:
-        plan_config = _plan(config, n)
+        plan_config = _plan_config(config, n)
         facts, plan, costs = simulate_plan(lengths, shard, plan_config, n)
         for name in gpus:
             machine = MACHINES[name]
@@ -208,12 +209,12 @@ def plan_table(
 
 
 def _micro_batches(config: Stage2Config, ranks: int) -> int:
-    """Return the config's M if the ranks divide it, and otherwise one micro-batch a rank, which is a larger batch."""
-    given = config.train.micro_batches
-    return given if given % ranks == 0 else ranks
+    """Return the config's M if the ranks divide it. Otherwise return one micro-batch per rank, a larger batch."""
+    micro_batches = config.train.micro_batches
+    return micro_batches if micro_batches % ranks == 0 else ranks
 
 
-def _plan(config: Stage2Config, ranks: int) -> PlanConfig:
+def _plan_config(config: Stage2Config, ranks: int) -> PlanConfig:
     return replace(config.plan, micro_batches=_micro_batches(config, ranks))
 
 

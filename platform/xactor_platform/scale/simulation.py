@@ -1,4 +1,4 @@
-"""Simulate the data of many ranks: the platform's own plan, and a model of the object store and its readers."""
+"""Simulate the data stream of many ranks, with the platform's own plan and a model of the object store."""
 
 import time
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from xactor_platform.data.plan import EpochPlan, PlanConfig, plan_epoch, rank_mi
 from xactor_platform.data.stream import BLOCK_BYTES, BLOCKS_AHEAD
 from xactor_platform.scale.machine import Machine
 
-# Turns of the simulated stream.
+# Number of simulated turns. In a turn every rank trains on one micro-batch.
 TURNS = 200
 
 
@@ -18,7 +18,7 @@ class Store:
     """Model an object store and its readers."""
 
     request_s: float = 0.03
-    """Median time of a request to its first byte, in seconds."""
+    """Median time from a request to its first byte, in seconds."""
     slow_sigma: float = 0.8
     """Standard deviation of that time's logarithm."""
     connection_bytes_s: float = 80e6
@@ -26,7 +26,7 @@ class Store:
     requests: int = 16
     """Concurrent requests of one reading task."""
     cpu_bytes_s: float = 400e6
-    """Bytes per second that one CPU reads; measured by `jobs/bench.py data`."""
+    """Bytes per second that one CPU reads, as measured by `jobs/bench.py data`."""
     network_share: float = 0.25
     """Fraction of a node's network that reading may use."""
 
@@ -38,17 +38,17 @@ class PlanFacts:
     ranks: int
     """Number of ranks."""
     steps: int
-    """Global steps of the epoch."""
+    """Number of global steps of the epoch."""
     frames: int
-    """Real frames of the epoch."""
+    """Number of real frames of the epoch."""
     padding: float
     """Fraction of frames that are padding."""
     fillers: float
     """Fraction of micro-batches that only fill the last step."""
     waiting: float
-    """Fraction of the ranks' time in which they wait for the rank with the most frames of a turn."""
+    """Fraction of the ranks' time in which they wait for the rank that has the most frames in a turn."""
     plan_s: float
-    """Seconds that each rank plans, once an epoch."""
+    """Seconds that each rank needs to plan an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +62,16 @@ class StreamFacts:
     first_s: float
     """Seconds until every rank has its first micro-batch."""
     data_wait: float
-    """Fraction of the time after that in which ranks wait for data."""
+    """Fraction of the time after the first micro-batch in which ranks wait for data."""
     ahead_bytes: float
-    """Upper bound of the bytes on a node that are read and not yet trained on."""
+    """Maximum number of bytes on a node that are read and not yet trained on."""
 
 
 def turn_costs(plan: EpochPlan, ranks: int) -> np.ndarray:
-    """Return the padded frames of every turn [turns, ranks], assigned as the platform does. Fillers count too."""
+    """Return the padded frames of each rank in every turn, [turns, ranks], assigned as in a training, with fillers."""
     costs = []
     for number in range(plan.steps):
-        # The order of a single rank is the order in which micro-batches are assigned to many.
+        # A single rank gets all micro-batches, in the order in which they are assigned to several ranks.
         order = rank_micro_batches(plan.step(number), 0, 1)
         costs += [batch.padded_frames for batch in order]
     return np.array(costs).reshape(-1, ranks)
@@ -80,7 +80,7 @@ def turn_costs(plan: EpochPlan, ranks: int) -> np.ndarray:
 def simulate_plan(
     frames: np.ndarray, shard: np.ndarray, config: PlanConfig, ranks: int
 ) -> tuple[PlanFacts, EpochPlan, np.ndarray]:
-    """Return figures of epoch 0, its plan, and its turns' costs as `turn_costs` does."""
+    """Return figures of epoch 0, its plan, and what `turn_costs` returns for it."""
     config.check_ranks(ranks)
     begun = time.perf_counter()
     plan = plan_epoch(frames, shard, config, 0)
@@ -109,73 +109,81 @@ def simulate_stream(
     cpus_per_rank: float,
     store: Store | None = None,
 ) -> StreamFacts:
-    """Simulate the stream turn by turn: reading tasks run ahead within their bounds, ranks meet after each micro-batch.
+    """Simulate the stream turn by turn. Reading tasks run ahead within their limits; ranks end each turn together.
 
     The model is pessimistic: a sample's two members are two requests, all reading tasks of a node share its network all
-    the time, and each burst of requests takes as long as its slowest.
+    the time, and a burst of concurrent requests takes as long as its slowest request.
 
     Args:
-        costs: from `simulate_plan`.
-        plan: from `simulate_plan`.
+        costs: padded frames by turn and rank, from `simulate_plan`.
+        plan: the plan of the epoch, from `simulate_plan`.
         machine: the GPU and its node.
         bytes_per_frame: stored bytes of a frame.
         seconds_per_frame: time of a rank's forward and backward pass per padded frame.
         reduce_s: time of the reduction after every turn.
-        cpus_per_rank: CPUs that each rank holds. The others of a node read.
+        cpus_per_rank: CPUs that each rank holds. The other CPUs of a node read.
         store: the object store. The default is `Store()`.
 
     Raises:
         ValueError: a node has no CPU left to read with.
     """
     store = store or Store()
+    # Concurrent reading tasks of a rank.
     slots = int((machine.cpus - machine.gpus * cpus_per_rank) // machine.gpus)
     if slots < 1:
         raise ValueError(
             f"cpus_per_rank must leave each of the {machine.gpus} ranks of a node a CPU of its {machine.cpus} for "
             f"reading, got {cpus_per_rank:g}"
         )
-    micro_batch = plan.config.budget_frames * bytes_per_frame
-    per_block = max(1, BLOCK_BYTES // micro_batch)
+    micro_batch_bytes = plan.config.budget_frames * bytes_per_frame
+    per_block = max(1, BLOCK_BYTES // micro_batch_bytes)
     blocks = -(-TURNS // per_block)
-    # Repeats from the beginning. [turns, ranks]
+    # np.resize repeats the epoch from its beginning, [turns, ranks].
     costs = np.resize(costs, (blocks * per_block, costs.shape[1]))
     ranks = costs.shape[1]
     bytes_read = (costs * (1 - plan.padding) * bytes_per_frame).reshape(blocks, per_block, ranks).sum(1)
+    # Requests of a block: two for each sample.
     requests = 2 * max(1, round(per_block * len(plan.row) / plan.micro_batches))
     bursts = -(-requests // store.requests)
     generator = np.random.default_rng(0)
+    # Bytes per second of one reading task: limited by its connections, its CPU or its share of the network.
     rate = min(
         store.requests * store.connection_bytes_s,
         store.cpu_bytes_s,
         store.network_share * machine.network_bytes_s / (machine.gpus * slots),
     )
+    # Blocks that a rank may read ahead: as many as `PlannedStream` allows.
     ahead = 2 * BLOCKS_AHEAD
-    # Times at which each block is read, and at which its last turn is trained.
-    ends = np.zeros((blocks, ranks))
-    trained = np.zeros(blocks)
+    # Times at which each block is read, [blocks, ranks], and at which its last turn is trained, [blocks].
+    read_at = np.zeros((blocks, ranks))
+    trained_at = np.zeros(blocks)
     now = waited = first = 0.0
     ready = np.zeros(ranks)
     for block in range(blocks):
         latencies = store.request_s * np.exp(
             store.slow_sigma * generator.standard_normal((ranks, bursts, store.requests))
         )
-        free = ends[block - slots] if block >= slots else 0.0
-        allowed = trained[block - ahead] if block >= ahead else 0.0
-        ends[block] = np.maximum(free, allowed) + latencies.max(-1).sum(-1) + bytes_read[block] / rate
+        # Reading a block starts when a task is free and at most `ahead` blocks are not trained on yet.
+        task_free_at = read_at[block - slots] if block >= slots else 0.0
+        room_at = trained_at[block - ahead] if block >= ahead else 0.0
+        started_at = np.maximum(task_free_at, room_at)
+        read_at[block] = started_at + latencies.max(-1).sum(-1) + bytes_read[block] / rate
         # Blocks arrive in order.
-        ready = np.maximum(ready, ends[block])
+        ready = np.maximum(ready, read_at[block])
         arrived = max(now, float(ready.max()))
-        first = first or arrived
-        waited += arrived - now if block else 0.0
+        if block == 0:
+            first = arrived
+        else:
+            waited += arrived - now
         now = arrived
         for turn in costs[block * per_block : (block + 1) * per_block]:
             now += float(turn.max()) * seconds_per_frame + reduce_s
-        trained[block] = now
+        trained_at[block] = now
     nodes = max(ranks / machine.gpus, 1.0)
     return StreamFacts(
         node_bytes_s=float(bytes_read.sum()) / (now - first) / nodes,
         store_requests_s=requests * blocks * ranks / (now - first),
         first_s=first,
         data_wait=waited / (now - first),
-        ahead_bytes=ahead * per_block * micro_batch * machine.gpus,
+        ahead_bytes=ahead * per_block * micro_batch_bytes * machine.gpus,
     )

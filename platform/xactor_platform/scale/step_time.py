@@ -1,19 +1,19 @@
-"""Estimate the time of a global step of stage 2: operations over the GPUs' peak, bytes over the links between them."""
+"""Estimate the time of a global step of stage 2 from the GPUs' peak FLOP/s and the bandwidth between them."""
 
 from dataclasses import dataclass
 
 from xactor_platform.scale.machine import Machine
 from xactor_platform.scale.memory import Sizes
 
-# Ours, an assumption: fraction of its peak that a GPU reaches between two reductions.
+# Ours, an assumption: fraction of its peak FLOP/s that a GPU reaches between two reductions.
 EFFICIENCY = 0.4
-# Ours: fraction of a link's data sheet that NCCL's rings reach with large messages.
+# Ours: fraction of a link's bandwidth in its data sheet that NCCL's rings reach with large messages.
 LINK_EFFICIENCY = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """Hold the time of one global step, without waiting for data and with equal micro-batches."""
+    """Hold the time of one global step. It assumes equal micro-batches, and no waiting for data."""
 
     compute_s: float
     """Seconds of forward and backward passes."""
@@ -22,9 +22,9 @@ class StepTime:
     gather_s: float
     """Seconds of gathering parameters."""
     frames: int
-    """Padded frames of all ranks."""
+    """Number of padded frames of all ranks."""
     mfu: float
-    """Model FLOPs utilisation, as metrics.jsonl counts it."""
+    """Model FLOPs utilisation, computed as for metrics.jsonl."""
 
     @property
     def total_s(self) -> float:
@@ -40,18 +40,20 @@ class StepTime:
 def flops_per_frame(sizes: Sizes, context_frames: int, *, checkpointing: bool) -> float:
     """Return the operations per frame of a forward and a backward pass.
 
-    The forward pass takes 2P, and attention 4TH a layer. The backward pass takes twice that. With checkpointing, the
-    backbone's layers run forward once more.
+    The forward pass takes 2P, and 4TH for the attention of each layer. The backward pass takes twice as many. With
+    checkpointing, the backbone's layers run forward once more. The symbols are those of `memory`.
     """
     attention = 4 * context_frames * sizes.hidden * sizes.layers
-    again = 2 * sizes.backbone + attention if checkpointing else 0.0
-    return 3 * (2 * sizes.parameters + attention) + again
+    recomputed = 2 * sizes.backbone + attention if checkpointing else 0.0
+    return 3 * (2 * sizes.parameters + attention) + recomputed
 
 
 def link_bytes_s(machine: Machine, ranks: int) -> float:
     """Return the bytes per second of one rank's ring: NVLink within a node, the network between several."""
-    inside = machine.nvlink_bytes_s
-    return LINK_EFFICIENCY * (inside if ranks <= machine.gpus else min(inside, machine.network_bytes_s))
+    slowest_link = machine.nvlink_bytes_s
+    if ranks > machine.gpus:
+        slowest_link = min(slowest_link, machine.network_bytes_s)
+    return LINK_EFFICIENCY * slowest_link
 
 
 def step_time(
@@ -68,23 +70,23 @@ def step_time(
 ) -> StepTime:
     """Return the time of one global step. Communication does not overlap with computation: `overlap_comm` is off.
 
-    Communication in units of the bf16 parameters' 2P(N-1)/N bytes:
+    Communication is counted in units of 2P(N-1)/N bytes, for the parameters in bf16:
 
-    - An all-reduce of the gradients is 2. ZeRO stages 0 and 1 make one a step. DeepSpeed's stage 2 makes one after
-      every micro-batch, by buckets of which each rank keeps its share.
-    - Stages 1 and 2 gather the new parameters once a step: 1.
-    - Stage 3 gathers twice and scatters gradients once a micro-batch: 3.
+    - An all-reduce of the gradients takes 2 units. ZeRO stages 0 and 1 make one per step. DeepSpeed's stage 2 makes one
+      per turn, which is a micro-batch of every rank, in buckets of which each rank keeps its share.
+    - Stages 1 and 2 gather the new parameters once per step, with 1 unit.
+    - Stage 3 gathers the parameters twice and reduce-scatters the gradients once per turn, with 3 units.
 
     Args:
-        sizes: of the model.
+        sizes: sizes of the model and of its input.
         machine: the GPU and its node.
         ranks: number of ranks. It must divide `micro_batches`.
-        stage: of ZeRO, 0..3.
-        micro_batches: M.
+        stage: stage of ZeRO, 0..3.
+        micro_batches: M, the micro-batches of a global step over all ranks.
         budget_frames: padded frames of a micro-batch.
         context_frames: frames of a sample.
         checkpointing: whether the backward pass recomputes the backbone's activations.
-        efficiency: fraction of the peak that a GPU reaches.
+        efficiency: fraction of the peak that a GPU reaches between two reductions.
     """
     if micro_batches % ranks:
         raise ValueError(f"ranks must divide micro_batches ({micro_batches}), got {ranks}")
@@ -92,11 +94,12 @@ def step_time(
     flops = flops_per_frame(sizes, context_frames, checkpointing=checkpointing)
     compute_s = turns * budget_frames * flops / (machine.flops * efficiency)
     unit_s = 2 * sizes.parameters * (ranks - 1) / ranks / link_bytes_s(machine, ranks)
+    # Units per step by ZeRO stage.
     reduces = {0: 2, 1: 2, 2: 2 * turns, 3: turns}[stage]
     gathers = {0: 0, 1: 1, 2: 1, 3: 2 * turns}[stage]
     frames = micro_batches * budget_frames
     total_s = compute_s + (reduces + gathers) * unit_s
-    # As metrics.jsonl counts it.
+    # As in metrics.jsonl: without attention and recomputation.
     useful = 3 * 2 * sizes.parameters * frames
     return StepTime(
         compute_s=compute_s,
