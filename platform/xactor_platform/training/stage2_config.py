@@ -28,8 +28,8 @@ class LatentDataConfig(DataConfig):
     shards: str = "demo/corpus/shards"
     """Folder or URI (s3://, gs://) of the latent shards."""
     audio_encoder: str | None = None
-    """Folder of the encoder that made the audio features; it is copied into the export. By default the folder
-    `audio_encoder` in the folder of the shards or next to it, if the shards are local."""
+    """Folder of the encoder that made the audio features. It is copied into the export.
+    By default `audio_encoder` in the folder of the shards, or next to that folder, if the shards are local."""
 
 
 @dataclass(frozen=True, kw_only=True)

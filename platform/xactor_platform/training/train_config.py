@@ -74,8 +74,7 @@ class ScaleConfig:
     ranks: int = 2
     """Number of worker processes. It must divide train.micro_batches, and may change when the run is resumed."""
     min_ranks: int | None = None
-    """Minimum number of ranks, 1..ranks, to train with after nodes are lost. Ranks are added when nodes come back. None
-    always needs `ranks`."""
+    """Minimum number of ranks, 1..ranks, after nodes are lost; more join when nodes come back. None: always `ranks`."""
     resize_s: int = 60
     """Seconds, >= 1, between two checks whether the cluster has room for more ranks."""
     cpus_per_rank: float = 0.5
