@@ -61,7 +61,7 @@ class CorpusShape:
 
     def __str__(self) -> str:
         audio = f"[{self.audio_layers}, {self.audio_width}] {self.audio_dtype}"
-        return f"motion [{self.latent_width}] {self.motion_dtype} and audio {audio} a frame"
+        return f"motion [{self.latent_width}] {self.motion_dtype} and audio {audio} per frame"
 
     @property
     def members(self) -> tuple[tuple[str, tuple[int, ...]], ...]:

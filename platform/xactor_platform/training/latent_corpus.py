@@ -70,7 +70,7 @@ def audio_feature_warning(shards: str, layers: int, width: int, audio_encoder: s
         audio_encoder: local folder of the encoder that made the features; None if it is not known.
     """
     remedy = "make Wav2Vec2 features by jobs/precompute.py --audio-encoder FOLDER_OF_A_WAV2VEC2_MODEL"
-    features = f"the audio features of {shards} ([{layers}, {width}] a frame)"
+    features = f"the audio features of {shards} ([{layers}, {width}] per frame)"
     if audio_encoder is None:
         return (
             f"{features} have no audio_encoder/ that says what they are, and the export will lack one: "

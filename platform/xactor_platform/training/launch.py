@@ -59,6 +59,7 @@ def train(config: StageConfig, *, py_modules: list[str] | None = None) -> TrainR
     index, corpus, facts = _check(config, folder)
     with lease(folder) as holder:
         checkpoints = Checkpoints(folder).complete()
+        # The newest checkpoint has its own config. It is checked too, because config.json may be missing or differ.
         if checkpoints:
             newest = checkpoints[0]
             refuse_changes(newest.config, as_dict(config), f"{folder.uri}/{newest.folder}")

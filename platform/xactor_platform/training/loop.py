@@ -42,7 +42,7 @@ class StepResult:
     loss: float
     """Mean loss per frame over all ranks."""
     frames: int
-    """Number of frames of all ranks that the loss is the mean of."""
+    """Number of frames in that mean."""
     bad: list[BadSample]
     """Samples of all ranks that were found bad when they were read."""
     samples: list[tuple[str, int, int]]
@@ -96,8 +96,8 @@ class _RankTraining:
             )
             watch.limit_groups()
             self._steps_done, cursor = _restore(self._engine, self._stage, found)
-        training, steps_left = self._stage.reader.index, train.steps - self._steps_done
-        self._steps = islice(planned_steps(training.frames, training.shard, config.plan, cursor), steps_left)
+        clips, steps_left = self._stage.reader.index, train.steps - self._steps_done
+        self._steps = islice(planned_steps(clips.frames, clips.shard, config.plan, cursor), steps_left)
         self._stream = PlannedStream(
             self._stage.reader,
             config.plan,
@@ -116,6 +116,7 @@ class _RankTraining:
 
     def _make_saver(self, checkpoints: Checkpoints, ranks: int, parameters: int, holder: str) -> Saver:
         def before_commit() -> None:
+            # A checkpoint counts only if the log of its steps is stored, and if this driver still holds the run.
             self._recorder.flush()
             check_held(self._folder, holder)
 
@@ -179,6 +180,7 @@ class _RankTraining:
         return stop
 
     def _export(self) -> None:
+        """Write the trained model to the run's folder. An export of an earlier start is replaced."""
         with tempfile.TemporaryDirectory(prefix="xactor-export-") as scratch:
             self._stage.export(Path(scratch))
             self._folder.upload_folder(scratch, EXPORT)

@@ -197,7 +197,7 @@ BAD = [
         having(motion_npy=np.zeros((5, 7), np.float16)),
         r"has motion \[7\] float16 and .*, the corpus motion \[6\]",
     ),
-    (having(audio_npy=np.zeros((5, 2, 5), np.float32)), r"has .*\[2, 5\] float32 a frame, the corpus"),
+    (having(audio_npy=np.zeros((5, 2, 5), np.float32)), r"has .*\[2, 5\] float32 per frame, the corpus"),
     (
         having(motion_npy=np.asfortranarray(np.zeros((5, 6), np.float16))),
         "motion.npy: is stored in Fortran order",

@@ -31,7 +31,7 @@ def test_features_that_are_not_wav2vec2s_are_named_in_one_line(tmp_path):
     (wav2vec2 / "config.json").write_text('{"model_type": "wav2vec2"}')
     unknown = audio_feature_warning("s3://bucket/shards", 1, 160, None)
     assert unknown is not None
-    assert "of s3://bucket/shards ([1, 160] a frame) have no audio_encoder/" in unknown
+    assert "of s3://bucket/shards ([1, 160] per frame) have no audio_encoder/" in unknown
     known = audio_feature_warning("shards", 1, 160, str(log_mel))
     assert known is not None
     assert "are log-mel energies, where the paper has Wav2Vec2's" in known

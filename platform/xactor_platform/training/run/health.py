@@ -86,7 +86,7 @@ class Spikes:
 
 
 class Lag:
-    """Find a rank that keeps the others waiting: it spends more time in a step than they do, its own waiting left out.
+    """Find a rank that keeps the others waiting, by comparing the `Clock.own_s` of all ranks.
 
     Args:
         nodes: the address of each rank's node.
