@@ -6,7 +6,7 @@ BIN := .venv/bin
 # is imported, unless it is told not to.
 PIP := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
 unexport PYTHONDONTWRITEBYTECODE
-# A worker a core, at most four. Each room's tests run in one worker; the longest room starts first.
+# A worker a core, at most four. One of them runs all tests with clusters; they start first.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 help:            ## this list

@@ -16,6 +16,11 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # Ray announces that it will stop hiding accelerators, otherwise with a FutureWarning.
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+# Ray's workers are as urgent as the tests that run next to them. Ray gives them the lowest priority otherwise.
+os.environ["RAY_worker_niceness"] = "0"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A worker has one processor. More threads would wait for each other.
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 # Hypothesis would fail an example that takes over 200 ms, which depends on what else the machine does.
 hypothesis.settings.register_profile("no_deadline", deadline=None)
@@ -24,7 +29,7 @@ hypothesis.settings.load_profile("no_deadline")
 RAY_CPUS = 4
 
 
-# Rooms whose tests share clusters, services or trained models, the longest first. Tests of one room run in one worker.
+# Rooms whose tests share services or trained models. Their tests run together.
 ROOMS = (
     "tests/xactor_platform/training",
     "tests/xactor_serving",
@@ -40,19 +45,23 @@ CLUSTER_FIXTURES = {"ray_cluster", "bare_cluster"}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Group the tests for parallel workers, and mark those that start or join a Ray cluster.
+    """Mark the tests that start or join a Ray cluster, and group the tests for parallel workers.
 
-    It runs first: pytest-xdist reads the groups in its own hook.
+    One worker runs all tests with clusters, first and one after another: they share one cluster, and a second one next
+    to it would take the processors that their deadlines count on. It runs first: pytest-xdist reads the groups in its
+    own hook.
     """
-    rank = {}
+    order = {}
     for item in items:
         path = item.path.relative_to(config.rootpath).as_posix()
         room = next((n for n, room in enumerate(ROOMS) if path.startswith(f"{room}/")), len(ROOMS))
-        rank[item] = room
-        item.add_marker(pytest.mark.xdist_group(ROOMS[room] if room < len(ROOMS) else path))
         if CLUSTER_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.cluster)
-    items.sort(key=rank.__getitem__)
+        cluster = item.get_closest_marker("cluster") is not None
+        group = "cluster" if cluster else ROOMS[room] if room < len(ROOMS) else path
+        item.add_marker(pytest.mark.xdist_group(group))
+        order[item] = (not cluster, room)
+    items.sort(key=order.__getitem__)
 
 
 def pytest_configure(config: pytest.Config) -> None:

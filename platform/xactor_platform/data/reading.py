@@ -195,9 +195,9 @@ def _fault(r: _Range, header: np.ndarray, content: np.ndarray) -> str:
     if r.header:
         try:
             _, dtype, _, shape = parse_npy_header(header.tobytes())
-        except (ValueError, SyntaxError, KeyError) as error:
+        except ValueError as error:
             return f"is not the array that was indexed ({error})"
-        if (np.dtype(dtype), shape) != (np.dtype(r.dtype), r.shape):
+        if (dtype, shape) != (np.dtype(r.dtype).str, r.shape):
             return f"is {dtype} {list(shape)}, the index says {r.dtype} {list(r.shape)}"
     return "" if _is_finite(content, r.dtype) else "holds NaN or infinity"
 

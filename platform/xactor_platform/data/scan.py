@@ -155,7 +155,10 @@ def _members(window: _Window) -> Iterator[tuple[str, int, int]]:
         if info.type == tarfile.GNUTYPE_LONGNAME:
             long_name = window.read(data, info.size).rstrip(b"\0").decode("utf-8", "surrogateescape")
         elif info.type == tarfile.XHDTYPE:
-            long_name = _pax_path(window.read(data, info.size))
+            try:
+                long_name = _pax_path(window.read(data, info.size))
+            except ValueError as error:
+                raise BrokenShard(f"no pax header at byte {data}: {error}") from error
         else:
             long_name = ""
             if info.isreg():
@@ -165,10 +168,17 @@ def _members(window: _Window) -> Iterator[tuple[str, int, int]]:
 
 
 def _pax_path(records: bytes) -> str:
-    """Return the path in a pax header's records, each `<length> <name>=<value>\\n`. Empty if there is none."""
+    """Return the path in a pax header's records, each `<length> <name>=<value>\\n`. Empty if there is none.
+
+    Raises:
+        ValueError: a record's length is not a number, or does not fit the records.
+    """
     while records:
-        length = int(records.split(b" ", 1)[0])
-        name, _, value = records[:length].split(b" ", 1)[1].partition(b"=")
+        number, _, _ = records.partition(b" ")
+        length = int(number)
+        if not len(number) < length <= len(records):
+            raise ValueError(f"a record of {length} bytes, where {len(records)} are left")
+        name, _, value = records[len(number) + 1 : length].partition(b"=")
         if name == b"path":
             return value[:-1].decode("utf-8", "surrogateescape")
         records = records[length:]
@@ -210,7 +220,7 @@ def _read_json(sample: ScannedSample, text: bytes) -> None:
 def _read_header(sample: ScannedSample, extension: str, head: bytes, length: int) -> None:
     try:
         header, dtype, fortran, shape = parse_npy_header(head)
-    except (ValueError, SyntaxError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(f"not a .npy array ({error})") from error
     axes = 2 if extension == "motion.npy" else 3
     if dtype not in ("<f2", "<f4"):
@@ -231,16 +241,22 @@ def parse_npy_header(head: bytes) -> tuple[int, str, bool, tuple[int, ...]]:
     """Parse the first bytes of a .npy file.
 
     Returns:
-        the header's length in bytes, the dtype, whether the order is Fortran's, and the shape.
+        the header's length in bytes, the dtype as it is written, whether the order is Fortran's, and the shape.
+
+    Raises:
+        ValueError: the bytes are not the start of a .npy file.
     """
-    if head[:6] != b"\x93NUMPY":
+    if head[:6] != b"\x93NUMPY" or len(head) < 12:
         raise ValueError("no .npy magic")
     # The length of the header has 2 bytes in version 1, and 4 bytes in later versions.
     start = 10 if head[6] == 1 else 12
     end = start + int.from_bytes(head[8:start], "little")
     if end > len(head):
         raise ValueError(f"the header needs {end} bytes, only {len(head)} were read")
-    return end, *_parse_fields(head[start:end])
+    try:
+        return end, *_parse_fields(head[start:end])
+    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError) as error:
+        raise ValueError(f"the header cannot be parsed: {error}") from error
 
 
 @lru_cache(maxsize=4096)

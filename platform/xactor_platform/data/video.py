@@ -16,6 +16,7 @@ from xactor_platform.data.index import Index
 from xactor_platform.data.plan import MicroBatch
 from xactor_platform.data.reading import REMOTE_READS, Raw
 from xactor_platform.storage.location import Location
+from xactor_platform.storage.retries import StorageUnavailable, with_retries
 
 # Minimum distance of a reference from its targets in frames. A nearer reference would already show their motion.
 MIN_REFERENCE_DISTANCE = FPS
@@ -150,6 +151,9 @@ def read_videos(location: Location, image_size: int, requests: Sequence[VideoReq
     """Read and decode several micro-batches together.
 
     A sample whose video cannot be read or decoded is listed in `bad`, and its pictures are zero.
+
+    Raises:
+        StorageUnavailable: the storage fails. This makes no sample bad.
     """
     buffers = [np.zeros((*request.wanted.shape, image_size, image_size, 3), np.uint8) for request in requests]
     raws = [Raw({"pictures": buffer.reshape(-1)}, []) for buffer in buffers]
@@ -163,11 +167,21 @@ def read_videos(location: Location, image_size: int, requests: Sequence[VideoReq
     def read_clip(clip: tuple[str, int, int]) -> list[tuple[int, int, str]]:
         """Decode one clip's samples into their buffers. Return the samples that failed, each with the reason."""
         shard, offset, length = clip
-        try:
+
+        def read() -> bytes:
             with location.open(shard) as file:
-                video = file.read_at(length, offset)
+                return file.read_at(length, offset)
+
+        try:
+            video = with_retries(read, f"{location.uri}/{shard}")
+        except StorageUnavailable:
+            # The storage failed, so the samples may be good.
+            raise
         except OSError as error:
             return [(*sample, f"cannot be read: {error}") for sample in clips[clip]]
+        if len(video) < length:
+            reason = f"ends at byte {offset + len(video)}, the index says {offset + length}"
+            return [(*sample, reason) for sample in clips[clip]]
         problems = []
         for number, place in clips[clip]:
             # Decode each sample alone: whether it is bad must not depend on the samples that are read together with it.

@@ -182,7 +182,7 @@ class Stage1(TrainingStage):
             [reference, targets[window // 2], self._generate(reference, targets, step)]
             for reference, targets in zip(batch.references, batch.targets, strict=True)
         ]
-        folder = RunFolder(self._config.run.storage, self._config.run.name)
+        folder = RunFolder.of(self._config.run)
         folder.write_bytes(f"{SHEETS}/step-{step + 1:08d}.png", draw_sheet(pictures))
 
     def _generate(self, reference: np.ndarray, targets: np.ndarray, step: int) -> np.ndarray:
