@@ -180,7 +180,7 @@ class Steps:
     def _show_progress(self, now: bool = False) -> None:
         """Show the current step's progress.
 
-        On a terminal one line is overwritten. Elsewhere a line is printed every few seconds, or at once if `now` is true.
+        On a terminal one line is overwritten. Elsewhere a line is printed every few seconds, at once if `now` is true.
         """
         moment = time.monotonic()
         terminal = sys.stdout.isatty()
