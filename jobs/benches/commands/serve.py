@@ -39,7 +39,7 @@ class BenchServe:
     seconds: float = 30
     """Duration of each rate, in seconds."""
     requests: int = 40
-    """Number of measurements of the time to the first fragment, in turn of the service, pipeline and empty graph."""
+    """Number of rounds for the time to the first fragment. Each round measures all three once."""
     motion_steps: int = 10
     """DDIM steps of a chunk of motion, within 1..1000."""
     render_steps: int = 1
