@@ -104,7 +104,7 @@ class Steps:
 
         Args:
             command: The command line.
-            env: Its environment; this process's own by default.
+            env: The command's environment; by default this process's environment.
             results: Also print the command's standard output, except its progress and lines of libraries.
         """
         lines: queue.SimpleQueue[tuple[str, bool] | None] = queue.SimpleQueue()

@@ -119,14 +119,15 @@ def uncached_chunk(model: MotionTransformer, past: Tensor, audio: Tensor, config
     plan = sampling_plan(h, chunk, h, config).to(device)
     eps = frame_noise(0, "history", 0, h, past.shape[2]).to(past)[None]
     noised = scheduler.add_noise(past, eps, plan[:1, :h])
-    heard = torch.nn.functional.pad(audio, (0, 0, 0, 0, window, 0)).expand(2, -1, -1, -1).to(device)
-    real = (torch.arange(h + chunk + 2 * window, device=device) >= window).expand(2, -1)
-    # Both guidance branches are in one pass, as in the engine.
-    branches = model.embed_audio(heard, torch.tensor([1.0, 0.0], device=device))
+    # The first frame's audio window reaches before the start. `audio_real` is False on these padded frames.
+    padded = torch.nn.functional.pad(audio, (0, 0, 0, 0, window, 0)).expand(2, -1, -1, -1).to(device)
+    audio_real = (torch.arange(h + chunk + 2 * window, device=device) >= window).expand(2, -1)
+    # Both guidance branches are in one pass, as in the engine. The first keeps the audio, the second drops it.
+    branches = model.embed_audio(padded, torch.tensor([1.0, 0.0], device=device))
     z = frame_noise(0, "chunk", h, chunk, past.shape[2]).to(past)[None]
     for k, k_next in zip(plan[:-1, None], plan[1:, None], strict=True):
         z_k = torch.cat([noised, z], 1).expand(2, -1, -1)
-        v = model(z_k, k.expand(2, -1), branches, real)[:, h:].float()
+        v = model(z_k, k.expand(2, -1), branches, audio_real)[:, h:].float()
         z = scheduler.step(v[1:] + config.audio_cfg * (v[:1] - v[1:]), z, k[:, h:], k_next[:, h:])
     return z
 
@@ -197,7 +198,7 @@ def _serve(
     begun = time.perf_counter()
     while waiting or running:
         now = time.perf_counter() - begun
-        arrived = [r for r in waiting if r.arrives_s <= now]
+        arrived = [request for request in waiting if request.arrives_s <= now]
         max_admitted = {
             "any": len(arrived),
             "one": 0 if running else 1,

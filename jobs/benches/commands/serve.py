@@ -39,7 +39,7 @@ class BenchServe:
     seconds: float = 30
     """Duration of each rate, in seconds."""
     requests: int = 40
-    """Number of rounds for the time to the first fragment. Each round measures all three once."""
+    """Number of rounds for the first fragment. Each round measures the service, the pipeline and the empty graph."""
     motion_steps: int = 10
     """DDIM steps of a chunk of motion, within 1..1000."""
     render_steps: int = 1
