@@ -170,6 +170,7 @@ def xactor(steps: Steps, command: str, options: Mapping[str, Any]) -> None:
 
 
 def _run(steps: Steps, name: str, *arguments: str) -> None:
+    """Run Python with the given arguments, and exit if it fails."""
     if code := steps.run([sys.executable, *arguments], results=True):
         sys.exit(f"{name} failed with exit code {code}")
 
