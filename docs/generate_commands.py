@@ -17,8 +17,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "commands.md"
 COLUMNS = 100
+"""Width of the help texts, in characters."""
 
-# The words after the program's name, for programs with subcommands. Other jobs have no subcommands.
+# Subcommands whose help the page shows, by program. Other jobs have no subcommands.
 SUBCOMMANDS = {
     "jobs/bench.py": ("checkpoint", "crashes", "curate", "data", "dub", "motion", "render", "serve", "train"),
     "jobs/evaluate.py": ("self-driven", "cross-driven"),
@@ -68,7 +69,7 @@ def help_text(program: str, subcommand: str | None) -> str:
     """Return what `program subcommand --help` prints."""
     words = [word for word in (subcommand, "--help") if word]
     printed = io.StringIO()
-    argv, path, columns = sys.argv, list(sys.path), os.environ.get("COLUMNS")
+    saved_argv, saved_path, saved_columns = sys.argv, list(sys.path), os.environ.get("COLUMNS")
     sys.argv = [Path(program).name, *words]
     sys.path.insert(0, str(ROOT / "jobs"))
     os.environ["COLUMNS"] = str(COLUMNS)
@@ -79,16 +80,18 @@ def help_text(program: str, subcommand: str | None) -> str:
         if ended.code:
             raise RuntimeError(f"{program} {words} exited with {ended.code}: {printed.getvalue()}") from ended
     finally:
-        sys.argv, sys.path[:] = argv, path
-        if columns is None:
+        sys.argv, sys.path[:] = saved_argv, saved_path
+        if saved_columns is None:
             del os.environ["COLUMNS"]
         else:
-            os.environ["COLUMNS"] = columns
+            os.environ["COLUMNS"] = saved_columns
+    # Remove colours.
     text = re.sub(r"\x1b\[[0-9;]*m", "", printed.getvalue())
     return "\n".join(line.rstrip() for line in text.splitlines()).strip()
 
 
 def _run(program: str) -> None:
+    """Run a program in this process, with the arguments in `sys.argv`."""
     if program == "xactor":
         from xactor.cli import main as xactor
 

@@ -1,4 +1,4 @@
-"""Adapt the Markdown pages to the site, which holds only the folder docs/."""
+"""Adapt the Markdown pages to the site, which contains only the folder docs/."""
 
 import re
 from typing import Any

@@ -1,10 +1,11 @@
 """Make the rooms of this checkout importable in a job's driver, and name them for Ray's workers.
 
-`ray job submit --working-dir .` copies the checkout to machines that have the dependencies but not this code, and
-`platform/` cannot be a package, because it would shadow Python's own module. Therefore every job imports this module
-first, and passes `PY_MODULES` to `ray.init`.
+`ray job submit --working-dir .` copies the checkout to machines that have the dependencies but not this code. The
+folder `platform/` cannot be a package, because it would shadow Python's own module. Therefore every job imports this
+module first, and passes `PY_MODULES` to `ray.init`.
 
-That copy is temporary. Therefore a submitted job changes to the folder ~/xactor, where its relative paths lie.
+The copy is temporary. A submitted job therefore changes to the folder ~/xactor, so that the relative paths in its
+options name files that stay.
 """
 
 import os
@@ -20,7 +21,7 @@ for folder in (CHECKOUT, CHECKOUT / "platform", CHECKOUT / "serving"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
-# Ray's name for the folder of such copies.
+# Ray keeps the copies in a folder of this name.
 if "working_dir_files" in CHECKOUT.parts:
     home = Path.home() / "xactor"
     home.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Run the numbered steps of a long command: quietly, with progress and an estimate of the remaining time."""
+"""Run a long command in numbered steps, with one line of progress and an estimate of the remaining time."""
 
 import os
 import queue
@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-# Ray puts the worker that printed a line in front of it, in colour.
+# Ray puts the name of the worker that printed a line in front of the line, in colour.
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _WORKER = re.compile(r"^\(\w+ pid=\d+[^)]*\) ")
 # Our jobs print `step 5/300 ...`, `5/12 clips` and `1/2 shards: ...`.
 _PROGRESS = re.compile(r"^(?:step )?(?P<done>\d+)/(?P<all>\d+)\s+(?P<rest>.*)")
 _IMPORTANT = ("error", "done:", "stopped", "CORRUPT", "submit:")
-# What libraries print to a command's standard output.
+# Lines that libraries print to a command's standard output.
 _NOISE = re.compile(
     r"^(W\d{4} |I\d{4} |INFO:|WARNING|\[?\d{4}-\d\d-\d\d |Writing model shards|Loading weights)"
 )
-BEAT_S = 5.0
+MAX_SILENCE_S = 5.0
 """The longest time without a line of progress, in seconds."""
 FAILURE_LINES = 30
 """Lines of the log that are shown when a command fails."""
@@ -31,10 +31,10 @@ FAILURE_LINES = 30
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One step of the whole."""
+    """Describe one step of a long command."""
 
     title: str
-    """A verb first: "Training stage 1"."""
+    """Title, which starts with a verb: "Training stage 1"."""
     expected_s: float
     """Seconds that it takes on two CPU cores."""
 
@@ -47,46 +47,55 @@ class Steps:
 
     Args:
         steps: All steps, in their order.
-        log: The file for the commands' whole output.
+        log: The file for everything that the commands print.
     """
 
     def __init__(self, steps: Sequence[Step], log: Path):
         self._steps, self._log = list(steps), log
-        self._at, self._done_s, self._done_expected_s = -1, 0.0, 0.0
-        self._started = self._step_started = self._shown = time.monotonic()
-        self._measured = False
-        self._fraction, self._what = 0.0, "working"
-        self._wide = 0
+        # Index of the current step; -1 before the first one.
+        self._index = -1
+        # Real and expected time of the finished steps that were not skipped.
+        self._finished_s, self._finished_expected_s = 0.0, 0.0
+        self._started = self._step_started = self._last_shown = time.monotonic()
+        # Whether the current step counts for the speed.
+        self._is_measured = False
+        # Progress of the current step, 0..1, and the line that describes it.
+        self._fraction, self._progress_line = 0.0, "working"
+        # Width of the line of progress on the terminal.
+        self._shown_width = 0
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("")
 
     def next(self) -> None:
         """Begin the next step and print its title."""
         self._finish()
-        self._at += 1
-        self._step_started, self._fraction, self._what = time.monotonic(), 0.0, "working"
-        self._measured = True
-        title = self._steps[self._at].title
-        self._print(f"\n{title} ({self._at + 1} of {len(self._steps)}), {_about(self.left_s())} left")
-        self._shown = time.monotonic()
+        self._index += 1
+        self._step_started, self._fraction, self._progress_line = time.monotonic(), 0.0, "working"
+        self._is_measured = True
+        title = self._steps[self._index].title
+        self._print(f"\n{title} ({self._index + 1} of {len(self._steps)}), {_about(self.left_s())} left")
+        self._last_shown = time.monotonic()
 
     def skip(self) -> None:
         """Count the current step as finished without measuring its speed."""
         self._print("  exists already")
-        self._fraction, self._measured = 1.0, False
+        self._fraction, self._is_measured = 1.0, False
 
     def left_s(self) -> float:
         """Return the estimated remaining time of all steps, in seconds."""
-        speed = self._done_s / self._done_expected_s if self._done_expected_s else 1.0
-        later = sum(step.expected_s for step in self._steps[self._at + 1 :])
-        if self._at < 0:
-            return later * speed
+        # Above 1 on a machine that is slower than expected.
+        slowness = self._finished_s / self._finished_expected_s if self._finished_expected_s else 1.0
+        later_s = slowness * sum(step.expected_s for step in self._steps[self._index + 1 :])
+        if self._index < 0:
+            return later_s
         passed_s = time.monotonic() - self._step_started
-        expected_s = self._steps[self._at].expected_s * speed
+        expected_s = self._steps[self._index].expected_s * slowness
+        # Very early progress is too noisy for an extrapolation.
         if self._fraction > 0.05:
             expected_s = passed_s / self._fraction
-        # A step that takes longer than expected will hardly end at once.
-        return max(expected_s - passed_s, 0.2 * passed_s * (self._fraction < 1)) + later * speed
+        # A step that takes longer than expected is assumed to need some more time.
+        min_left_s = 0.2 * passed_s if self._fraction < 1 else 0.0
+        return max(expected_s - passed_s, min_left_s) + later_s
 
     def run(
         self, command: Sequence[str], *, env: Mapping[str, str] | None = None, results: bool = False
@@ -95,29 +104,33 @@ class Steps:
 
         Args:
             command: The command line.
-            env: Its environment; this process's own by default.
-            results: Print the command's standard output, without its progress and libraries' news.
+            env: The command's environment; by default this process's environment.
+            results: Also print the command's standard output, except its progress and lines of libraries.
         """
         lines: queue.SimpleQueue[tuple[str, bool] | None] = queue.SimpleQueue()
-        last: deque[str] = deque(maxlen=FAILURE_LINES)
+        last_lines: deque[str] = deque(maxlen=FAILURE_LINES)
         environment = {**(env or os.environ), "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
         pipe = subprocess.PIPE
         with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
             assert process.stdout is not None
             assert process.stderr is not None
+            # Each stream, and whether its lines are printed.
             streams = ((process.stdout, results), (process.stderr, False))
-            readers = [threading.Thread(target=_read, args=(*each, lines), daemon=True) for each in streams]
+            readers = [
+                threading.Thread(target=_read, args=(stream, wanted, lines), daemon=True)
+                for stream, wanted in streams
+            ]
             for reader in readers:
                 reader.start()
             try:
                 with self._log.open("a") as log:
-                    self._follow(lines, len(readers), log, last)
+                    self._follow(lines, len(readers), log, last_lines)
                 code = process.wait()
             except BaseException:
                 process.terminate()
                 raise
         if code:
-            self._print("\n".join(last))
+            self._print("\n".join(last_lines))
         return code
 
     def close(self) -> float:
@@ -128,63 +141,70 @@ class Steps:
     def _follow(
         self,
         lines: "queue.SimpleQueue[tuple[str, bool] | None]",
-        readers: int,
+        open_streams: int,
         log: IO[str],
-        last: deque[str],
+        last_lines: deque[str],
     ) -> None:
-        while readers:
+        """Log lines, print the important ones, and show the progress until all streams have ended."""
+        while open_streams:
             try:
-                item = lines.get(timeout=BEAT_S)
+                item = lines.get(timeout=MAX_SILENCE_S)
             except queue.Empty:
-                self._progress()
+                self._show_progress()
                 continue
             if item is None:
-                readers -= 1
+                open_streams -= 1
                 continue
             line, wanted = item
             log.write(line + "\n")
             log.flush()
             if found := _PROGRESS.match(line):
                 self._fraction = int(found["done"]) / max(int(found["all"]), 1)
-                self._what = re.sub(r"\s+\d+:\d\d left$", "", line)
-                self._progress(now=self._fraction == 1)
+                # Remove the command's own estimate, because the line gets an estimate for all steps.
+                self._progress_line = re.sub(r"\s+\d+:\d\d left$", "", line)
+                self._show_progress(now=self._fraction == 1)
                 continue
             if line.strip():
-                last.append(line)
+                last_lines.append(line)
             if line.startswith(_IMPORTANT) or (wanted and line.strip() and not _NOISE.match(line)):
                 self._print(f"  {line}")
-            elif time.monotonic() - self._shown > BEAT_S:
-                self._progress()
+            elif time.monotonic() - self._last_shown > MAX_SILENCE_S:
+                self._show_progress()
 
     def _finish(self) -> None:
-        if self._measured:
-            self._done_s += time.monotonic() - self._step_started
-            self._done_expected_s += self._steps[self._at].expected_s
+        """Add the current step's times to those of the finished steps."""
+        if self._is_measured:
+            self._finished_s += time.monotonic() - self._step_started
+            self._finished_expected_s += self._steps[self._index].expected_s
 
-    def _progress(self, now: bool = False) -> None:
-        """Show how far the step is: on a terminal in place, elsewhere every few seconds or `now`."""
+    def _show_progress(self, now: bool = False) -> None:
+        """Show the current step's progress.
+
+        On a terminal one line is overwritten. Elsewhere a line is printed every few seconds, at once if `now` is true.
+        """
         moment = time.monotonic()
         terminal = sys.stdout.isatty()
-        if not (terminal or now) and moment - self._shown < BEAT_S:
+        if not (terminal or now) and moment - self._last_shown < MAX_SILENCE_S:
             return
-        self._shown = moment
+        self._last_shown = moment
         passed = f"{int(moment - self._step_started)} s"
-        text = f"  {self._what}  {passed}, {_about(self.left_s())} left in all"
+        text = f"  {self._progress_line}  {passed}, {_about(self.left_s())} left in all"
         if terminal:
-            print(f"\r{text.ljust(self._wide)}", end="", flush=True)
-            self._wide = len(text)
+            print(f"\r{text.ljust(self._shown_width)}", end="", flush=True)
+            self._shown_width = len(text)
         else:
             print(text, flush=True)
 
     def _print(self, text: str) -> None:
-        if self._wide:
-            print(f"\r{' ' * self._wide}\r", end="")
-            self._wide = 0
+        """Print text, in place of the line of progress on a terminal."""
+        if self._shown_width:
+            print(f"\r{' ' * self._shown_width}\r", end="")
+            self._shown_width = 0
         print(text, flush=True)
 
 
 def _read(stream: IO[str], wanted: bool, lines: "queue.SimpleQueue[tuple[str, bool] | None]") -> None:
-    """Put a stream's lines into the queue without colours and workers' names, and None at its end."""
+    """Put a stream's lines into the queue, without colours and workers' names. Put None when the stream ends."""
     for line in stream:
         lines.put((_WORKER.sub("", _COLOUR.sub("", line)).rstrip(), wanted))
     lines.put(None)

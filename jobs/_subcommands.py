@@ -11,17 +11,17 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class Subcommand:
-    """Name a command class that is imported only when it is chosen."""
+    """Name a command class that is imported only if the user chooses it."""
 
     module: str
     """The module that defines the class. The class has a method `execute() -> int`, which returns the exit status."""
     name: str
-    """The class; its docstring ends with an example."""
+    """Name of the class, whose docstring ends with an example."""
     summary: str
-    """One line for the list of subcommands; it equals the first line of the class's docstring."""
+    """One line for the list of subcommands, equal to the first line of the class's docstring."""
 
     def load(self) -> type:
-        """Import the class."""
+        """Import the class and return it."""
         return getattr(import_module(self.module), self.name)
 
 
@@ -37,15 +37,15 @@ def run_subcommand(subcommands: Mapping[str, Subcommand], description: str | Non
     """
     chosen = sys.argv[1] if len(sys.argv) > 1 else None
     commands: dict[str, Callable[..., Any]] = {
-        name: subcommand.load() if name == chosen else _listed(subcommand.summary)
+        name: subcommand.load() if name == chosen else _placeholder(subcommand.summary)
         for name, subcommand in subcommands.items()
     }
     command: Any = tyro.extras.subcommand_cli_from_dict(commands, description=description)
     return command.execute()
 
 
-def _listed(summary: str) -> Callable[[], None]:
-    """Return a command that only appears in the list of subcommands."""
+def _placeholder(summary: str) -> Callable[[], None]:
+    """Return a command that does nothing, for a subcommand that is listed but not chosen."""
 
     def command() -> None: ...
 

@@ -2,8 +2,8 @@
 
     python jobs/bench.py render --steps 4 25
 
-`python jobs/bench.py NAME --help` describes a bench's options. The benches start what they need on this machine.
-`curate` and `train` join a running cluster instead if RAY_ADDRESS is set.
+`python jobs/bench.py NAME --help` describes a bench's options. The benches start the processes that they need on this
+machine. If RAY_ADDRESS is set, `curate` and `train` join that Ray cluster instead.
 """
 
 import _checkout  # noqa: F401
@@ -20,7 +20,7 @@ BENCHES = {
     "crashes": Subcommand(
         module="benches.commands.crashes",
         name="BenchCrashes",
-        summary="Kill trainings at random and compare them with an undisturbed one.",
+        summary="Kill trainings at random moments and compare their results with an undisturbed training.",
     ),
     "curate": Subcommand(
         module="benches.commands.curate",
@@ -30,32 +30,32 @@ BENCHES = {
     "data": Subcommand(
         module="benches.commands.data",
         name="BenchData",
-        summary="Measure the data path against plain webdataset, and the plan of the paper's corpus.",
+        summary="Compare our data stream with plain webdataset, and time the plan of the paper's corpus.",
     ),
     "dub": Subcommand(
         module="benches.commands.dub",
         name="BenchDub",
-        summary="Measure bulk dubbing against a loop of `xactor animate` over the same rows.",
+        summary="Compare the speed of bulk dubbing with a loop of `xactor animate` over the same rows.",
     ),
     "motion": Subcommand(
         module="benches.commands.motion",
         name="BenchMotion",
-        summary="Measure the motion engine: its cache, its batching, its rates and an hour's run.",
+        summary="Measure the motion engine: its cache, its batching, its speed and an hour-long run.",
     ),
     "render": Subcommand(
         module="benches.commands.render",
         name="BenchRender",
-        summary="Measure the renderer's frames per second and peak memory against AnimateDiff.",
+        summary="Compare the renderer's frames per second and peak memory with AnimateDiff's.",
     ),
     "serve": Subcommand(
         module="benches.commands.serve",
         name="BenchServe",
-        summary="Measure the service: the time to the first fragment, rising load and memory.",
+        summary="Measure the service: time to the first fragment, throughput under rising load, and memory.",
     ),
     "train": Subcommand(
         module="benches.commands.train",
         name="BenchTrain",
-        summary="Measure a training step of stage 2, and FlexAttention against SDPA.",
+        summary="Measure a training step of stage 2, and compare FlexAttention with SDPA.",
     ),
 }
 

@@ -1,12 +1,13 @@
-"""Curate: turn raw talking videos into training shards of face clips, 512 px at 25 fps, in sync with their sound.
+"""Curate raw talking videos: make training shards of face clips of 512 px at 25 fps, in sync with their sound.
 
     ray job submit --working-dir . -- python jobs/curate.py \\
         --videos s3://bucket/raw --output s3://bucket/videos --syncnet weights/syncnet_v2.model
 
 The command also runs without `ray job submit`: it starts Ray, or joins the cluster of RAY_ADDRESS.
 
-The fate of each clip is in report.parquet; report.html shows counts and histograms. The same command again does what is
-missing. Exit status: 0 all videos examined, 2 the command is invalid, 3 some videos could not be read.
+report.parquet says of each clip whether it was kept, and why not; report.html shows counts and histograms. If the same
+command runs again, it processes only what is missing. Exit status: 0 all videos examined, 2 the command is invalid, 3
+some videos could not be read.
 """
 
 import _checkout

@@ -1,9 +1,10 @@
-"""Run the demo: from nothing to portraits that speak.
+"""Run the demo: train both models from nothing and render portraits that speak.
 
     python jobs/demo.py [--stage1 minutes|hour]
 
-The steps are a corpus, stage 1 on it, its latents of the corpus, stage 2 on them, reports on both, and videos. The
-results are in demo/; with `--stage1 hour` in demo/hour/. The same command again continues where it was interrupted.
+The demo makes a corpus, trains stage 1 on it, encodes the corpus to latents, trains stage 2 on the latents, reports on
+both models and renders videos. The results are in demo/, or in demo/hour/ with `--stage1 hour`. After an interruption,
+run the same command again to continue.
 """
 
 import json
@@ -28,7 +29,7 @@ from xactor_platform.data.index import load_index
 from xactor_platform.evaluation.render_report import sheet
 
 DEMO = _checkout.CHECKOUT / "demo"
-# The options of stage 1 for minutes; the preset `tiny` takes over an hour.
+# Options of stage 1 that shorten it to a few minutes. With the preset `tiny` alone it takes over an hour.
 MINUTES = {
     "model.encoder-channels": (16, 32, 64, 128),
     "train.steps": 483,
@@ -36,15 +37,15 @@ MINUTES = {
     "train.motion-steps": 400,
     "train.frames-steps": 20,
 }
-# In an hour the model learns more from more people: nearly every clip has a face of its own.
+# In an hour of training the model learns more from more people, so nearly every clip shows another face.
 HOUR_CORPUS = {"minutes": 30, "identities": 144}
-# A renderer trained for such a short time is nearest to the truth in one step, blurred where it is unsure.
+# After such a short training, frames are nearest to the truth with one step. Details that are uncertain are blurred.
 RENDER = {"steps": 1, "cfg": 1.0}
 # On this corpus 10 steps are nearly as good as 20 and 50, see docs/results.md.
 MOTION_STEPS = 10
 SHEET_COLUMNS = 8
-# Titles, and seconds on two CPU cores with minutes and with an hour of stage 1.
-TIMES = (
+# Title of each step, and its seconds on two CPU cores with `--stage1 minutes` and with `--stage1 hour`.
+STEPS = (
     ("Making a corpus of talking clips", 80, 240),
     ("Training stage 1", 320, 4000),
     ("Encoding the corpus", 40, 90),
@@ -63,13 +64,13 @@ class RunDemo:
 
 
 def main(args: RunDemo) -> None:
-    # SIGTERM must also end the cluster.
+    # Exit by an exception, so that SIGTERM also ends the cluster.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     quick = args.stage1 == "minutes"
     folder = DEMO if quick else DEMO / "hour"
     corpus, latents, runs, report = (folder / name for name in ("corpus", "latents", "runs", "report"))
     steps = Steps(
-        [Step(title=title, expected_s=minutes if quick else hour) for title, minutes, hour in TIMES],
+        [Step(title=title, expected_s=minutes if quick else hour) for title, minutes, hour in STEPS],
         folder / "demo.log",
     )
     steps.next()
@@ -105,18 +106,18 @@ def speak(steps: Steps, folder: Path) -> list[list[np.ndarray]]:
     """Render a video of each held-out person.
 
     Returns:
-        Rows of pictures: for each person frames of the true clip, then frames of the video.
+        Rows of pictures: for each person one row with frames of the true clip, and one with frames of the video.
     """
     corpus, model, videos = (folder / name for name in ("corpus", "model", "videos"))
-    # A model may be left from earlier trainings.
+    # An earlier run may have left a model.
     if model.exists():
         shutil.rmtree(model)
     exports = {f"stage{n}": folder / f"runs/stage{n}/export" for n in (1, 2)}
     xactor(steps, "assemble", {**exports, "output": model})
     videos.mkdir(exist_ok=True)
     held_out = load_index(str(corpus / "videos")).held_out()
+    # The shortest clip of each person: rows come in order of length, and `setdefault` keeps the first.
     clips: dict[str, Path] = {}
-    # The shortest clip of each person.
     for row in np.argsort(held_out.frames, kind="stable"):
         clips.setdefault(str(held_out.speaker[row]), corpus / "clips" / "test" / f"{held_out.key[row]}.mp4")
     items = []
@@ -126,8 +127,8 @@ def speak(steps: Steps, folder: Path) -> list[list[np.ndarray]]:
         items.append({name: str(path) for name, path in paths.items()})
     (videos / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     rendering = {f"render-{name}": value for name, value in RENDER.items()}
-    making = {"input": videos / "items.jsonl", "motion-steps": MOTION_STEPS, **rendering}
-    xactor(steps, "animate", {"model": model, **making})
+    animation = {"input": videos / "items.jsonl", "motion-steps": MOTION_STEPS, **rendering}
+    xactor(steps, "animate", {"model": model, **animation})
     rows = []
     for speaker, clip in clips.items():
         for video in (clip, videos / f"{speaker}.mp4"):
@@ -137,10 +138,10 @@ def speak(steps: Steps, folder: Path) -> list[list[np.ndarray]]:
 
 
 def train(steps: Steps, cluster: LocalCluster, folder: Path, stage: str, options: Mapping[str, Any]) -> None:
-    """Train the preset `tiny` with changed options."""
+    """Train the preset `tiny` with the given options. Exit if the training was stopped."""
     storage = folder / "runs"
-    where = {"run.storage": storage, "run.name": stage}
-    submit(steps, cluster, folder, f"train_{stage}.py tiny", {**where, **options})
+    run_options = {"run.storage": storage, "run.name": stage}
+    submit(steps, cluster, folder, f"train_{stage}.py tiny", {**run_options, **options})
     if not (storage / stage / "export").exists():
         sys.exit(f"{storage / stage} was stopped; the same command resumes it")
 
@@ -157,27 +158,29 @@ def submit(steps: Steps, cluster: LocalCluster, folder: Path, job: str, options:
 
 
 def run(steps: Steps, job: str, options: Mapping[str, Any]) -> None:
-    """Run a job in a process of its own and show its results."""
+    """Run a job in a separate process and show its results."""
     name, *subcommand = job.split()
     path = str(_checkout.CHECKOUT / "jobs" / name)
     _run(steps, f"jobs/{job}", path, *subcommand, *words(options))
 
 
 def xactor(steps: Steps, command: str, options: Mapping[str, Any]) -> None:
-    """Run `xactor` in a process of its own."""
+    """Run `xactor` in a separate process and show its results."""
     _run(steps, f"xactor {command}", "-m", "xactor.cli", command, *words(options))
 
 
 def _run(steps: Steps, name: str, *arguments: str) -> None:
+    """Run Python with the given arguments, and exit if it fails."""
     if code := steps.run([sys.executable, *arguments], results=True):
         sys.exit(f"{name} failed with exit code {code}")
 
 
 def words(options: Mapping[str, Any]) -> list[str]:
-    """Return options as words of a command line."""
+    """Return options as words of a command line. A tuple becomes several words after its option."""
     found = []
     for name, value in options.items():
-        found += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+        values = value if isinstance(value, tuple) else (value,)
+        found += [f"--{name}", *map(str, values)]
     return found
 
 

@@ -5,9 +5,10 @@
 
 The command also runs without `ray job submit`: it starts Ray, or joins the cluster of RAY_ADDRESS.
 
-A row of the manifest (.jsonl, .csv, .parquet) is {"id", "image" or "video", "audio"} and any of the options below. The
-job writes <id>.mp4 for each row, results.jsonl and bill.json. The same command again makes the videos that are missing
-and those whose row has changed. Exit status: 0 all rows done, 2 the command is invalid, 3 some rows failed.
+A row of the manifest (.jsonl, .csv, .parquet) has the fields "id", "image" or "video", and "audio". It may also set
+options of `xactor animate` for this row alone. The job writes <id>.mp4 for each row, results.jsonl and bill.json. If
+the same command runs again, it makes only the videos that are missing or whose row has changed. Exit status: 0 all rows
+done, 2 the command is invalid, 3 some rows failed.
 """
 
 import _checkout

@@ -1,4 +1,4 @@
-"""Evaluate as the paper does: Table 1's columns for a model, or for a folder of ready videos.
+"""Evaluate as the paper does: compute Table 1's columns for a model, or for a folder of finished videos.
 
     ray job submit --working-dir . -- python jobs/evaluate.py self-driven \\
         --ravdess /data/ravdess --source.model /data/model --output /data/evaluation
@@ -6,8 +6,8 @@
         --images /data/portraits --audios /data/speech --source.videos /data/ready --output /data/evaluation
 
 The command also runs without `ray job submit`: it starts Ray, or joins the cluster of RAY_ADDRESS. Every worker must
-see the folders. The same command again does only what is missing. Exit status: 0 all done, 2 the command cannot be
-carried out, 3 some videos failed.
+see the folders. If the same command runs again, it makes and scores only the videos that are missing. Exit status: 0
+all videos are scored, 2 the command cannot be carried out, 3 some videos failed.
 """
 
 import _checkout
@@ -29,25 +29,25 @@ from xactor_platform.evaluation.votes import read_votes
 
 @dataclass(frozen=True, kw_only=True)
 class _Evaluation:
-    """Hold the options of both settings."""
+    """Hold the options that both subcommands share."""
 
     source: Source
-    """Where the videos come from."""
+    """Source of the videos: a model, or a folder of finished videos."""
     output: Path
     """Folder for the videos, the scores and the report."""
     weights: Weights = field(default_factory=Weights)
-    """Networks of the metrics."""
+    """Weights of the metrics' networks."""
     actors: int = 1
-    """Videos that are made and judged at a time, at least 1."""
+    """Number of actors, at least 1. Each makes and scores one video at a time."""
     gpus_per_actor: float = 0
-    """GPUs, or a share of one, that each actor reserves."""
+    """GPUs that each actor reserves; 0.5 is half a GPU."""
     seed: int = 0
-    """Seed of the pairs."""
+    """Seed of the choice of pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelfDriven(_Evaluation):
-    """Pair a frame of one clip with the sound of another clip of the same actor, whose video is the truth.
+    """Pair a frame of one clip with the sound of another clip of the same actor. The other clip's video is the truth.
 
     Example: python jobs/evaluate.py self-driven --ravdess /data/ravdess --source.model demo/model --output evaluation
     """

@@ -1,10 +1,11 @@
-"""Run a command in a cluster on this machine that grows and shrinks by Ray's own autoscaler.
+"""Run a command on a local Ray cluster that grows and shrinks with Ray's own autoscaler.
 
     python jobs/local_cluster.py --render 3 -- python jobs/dub_bulk.py --manifest items.jsonl --output out \\
         --pools.groups
 
-The nodes are processes on this machine. The command prints a line whenever the number of nodes changes. It ends when
-the last worker node has gone, with the exit status of the command after `--`. Without one it runs until Ctrl-C.
+The nodes are processes on this machine. The job prints a line whenever the number of nodes changes. When the command
+after `--` has ended and the last worker node has gone, the job ends with that command's exit status. Without a command
+it runs until Ctrl-C.
 """
 
 import _checkout  # noqa: F401
@@ -27,23 +28,24 @@ class StartLocalCluster:
     """Choose the sizes of the head node and of two groups of worker nodes, motion and render."""
 
     cpus: int = 1
-    """CPUs of the head node, which is always there."""
+    """CPUs of the head node, which is never removed."""
     node_cpus: float = 1
     """CPUs of each worker node."""
     motion: int = 1
-    """Most nodes of the group `motion`; 0 leaves the group out."""
+    """Maximum number of nodes in the group `motion`; 0 leaves the group out."""
     render: int = 3
-    """Most nodes of the group `render`; 0 leaves the group out."""
+    """Maximum number of nodes in the group `render`; 0 leaves the group out."""
     idle_s: float = 6
     """Seconds without work after which a node is removed."""
 
 
 def main() -> int:
-    own, command = sys.argv[1:], []
-    if "--" in own:
-        mark = own.index("--")
-        own, command = own[:mark], own[mark + 1 :]
-    args = tyro.cli(StartLocalCluster, args=own, description=__doc__)
+    # Options of this job come before `--`, the command comes after it.
+    options, command = sys.argv[1:], []
+    if "--" in options:
+        mark = options.index("--")
+        options, command = options[:mark], options[mark + 1 :]
+    args = tyro.cli(StartLocalCluster, args=options, description=__doc__)
     groups = {
         name: WorkerGroup(cpus=args.node_cpus, max_nodes=max_nodes)
         for name, max_nodes in (("motion", args.motion), ("render", args.render))
@@ -57,9 +59,12 @@ def main() -> int:
         watcher = threading.Thread(target=watch, args=(cluster, ended), daemon=True)
         watcher.start()
         try:
-            status = subprocess.run(command, env=env, check=False).returncode if command else None
-            while status is None:
-                time.sleep(1)
+            if command:
+                status = subprocess.run(command, env=env, check=False).returncode
+            else:
+                # Only Ctrl-C ends this loop.
+                while True:
+                    time.sleep(1)
         except KeyboardInterrupt:
             return 130
         ended.set()
@@ -68,14 +73,16 @@ def main() -> int:
 
 
 def watch(cluster: LocalCluster, ended: threading.Event) -> None:
-    """Print the nodes by group whenever they change, until the command has ended and no worker node is left."""
+    """Print the number of nodes in each group whenever it changes.
+
+    Return when `ended` is set and no worker node is left.
+    """
     before = None
     while True:
         nodes = cluster.worker_nodes()
         if nodes != before:
-            print_now(
-                "nodes: " + (", ".join(f"{n} {group}" for group, n in sorted(nodes.items())) or "head only")
-            )
+            counts = ", ".join(f"{count} {group}" for group, count in sorted(nodes.items()))
+            print_now(f"nodes: {counts or 'head only'}")
         if ended.is_set() and not nodes:
             return
         before = nodes
@@ -83,6 +90,6 @@ def watch(cluster: LocalCluster, ended: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    # The cluster's own processes have the same mode.
+    # This process must use the same mode as the cluster, whose processes run without authentication.
     os.environ["RAY_AUTH_MODE"] = "disabled"
     run_command(main)

@@ -1,4 +1,4 @@
-"""Make the demo corpus: talking clips with known ground truth, and the shards of both stages from them.
+"""Make the demo corpus: talking clips with known ground truth, and from them the shards for both stages.
 
     ray job submit --working-dir . -- python jobs/make_demo_corpus.py --output /shared/demo/corpus
 
@@ -28,7 +28,7 @@ class MakeDemoCorpus:
     minutes: float = 10.0
     """Minutes of speech to train on, more than 0."""
     held_out_minutes: float | None = None
-    """Minutes of speech that are held out. By default about two."""
+    """Minutes of speech that are held out. By default about two minutes."""
     size_px: int = 192
     """Side of the clips, in pixels."""
     crop_px: int = 64
@@ -36,11 +36,11 @@ class MakeDemoCorpus:
     identities: int = 48
     """People to train on, at least 1; two more are held out."""
     speech: Path | None = None
-    """Folder of recordings to speak. By default a synthetic voice."""
+    """Folder of recordings that the people speak. By default a synthetic voice."""
     audio_encoder: Path | None = None
-    """Folder of a Wav2Vec2 model. By default log-mel features."""
+    """Folder of a Wav2Vec2 model for the audio features. By default they are log-mel energies."""
     workers: int | None = None
-    """Processes, at least 1. By default one a core."""
+    """Number of processes, at least 1. By default one per core."""
 
 
 def main() -> int:

@@ -1,10 +1,10 @@
-"""Make stage 2's motion shards from video shards, by a trained motion encoder.
+"""Make stage 2's motion shards from video shards, with a trained motion encoder.
 
     ray job submit --working-dir . -- python jobs/precompute.py \\
         --videos s3://bucket/videos --model s3://bucket/runs/stage1/export --output s3://bucket/latents/shards
 
-The command also runs without `ray job submit`: it starts Ray, or joins the cluster of RAY_ADDRESS. The same command
-again makes only the shards that are missing.
+The command also runs without `ray job submit`: it starts Ray, or joins the cluster of RAY_ADDRESS. If the same command
+runs again, it makes only the shards that are missing.
 """
 
 import _checkout
@@ -30,16 +30,16 @@ class Precompute:
     model: str = "demo/runs/stage1/export"
     """Folder or URI that holds motion_encoder/."""
     output: str = "demo/latents/shards"
-    """Folder or URI of the motion shards. Both encoders are saved next to it."""
+    """Folder or URI for the motion shards. Both encoders are saved next to it."""
     audio_encoder: Path | None = None
-    """Folder of a Wav2Vec2 model. By default log-mel features."""
+    """Folder of a Wav2Vec2 model for the audio features. By default they are log-mel energies."""
     pool: Pool = ACTORS
-    """Actors. Each decodes on as many threads as it has CPUs. On a cluster with GPUs each has one GPU and its share of
-    the CPUs."""
+    """Size of the pool of actors. Each actor decodes on as many threads as it has CPUs. On a cluster with GPUs each
+    actor has one GPU and its share of the CPUs."""
     max_bad_fraction: float = 0.0
-    """Share of the videos that may be unusable, within 0..1."""
+    """Maximum share of the videos that may be unusable, within 0..1."""
     start_timeout_s: int = 900
-    """Seconds to wait for nodes."""
+    """Maximum time to wait for nodes, in seconds."""
 
 
 def main() -> int:

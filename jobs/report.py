@@ -31,7 +31,7 @@ REPORTS = {
     "scale": Subcommand(
         module="reports.scale",
         name="ReportScale",
-        summary="Plan stage 2 on other machines: memory, step time and data by formula and simulation.",
+        summary="Plan stage 2 on other machines: estimate memory, step time and data by formula and simulation.",
     ),
 }
 

@@ -1,11 +1,11 @@
-"""Make shards from any folder of talking videos, by a landmark model.
+"""Make shards from any folder of talking videos, with a model of facial landmarks.
 
     ray job submit --working-dir . -- python jobs/shards_from_videos.py \\
         --videos /data/talking --output s3://bucket/corpus/shards --crops 512
 
-The shards are stage 2's; with --crops, stage 1's are written next to them. The command also runs without
-`ray job submit`. It needs no cluster: it works on all cores of its machine. report.jsonl has a line for each video.
-Exit status: 0 all videos used, 2 bad arguments or no usable video, 3 some videos not used.
+The job writes shards for stage 2. With --crops it also writes shards for stage 1, next to them. The command also runs
+without `ray job submit`. It needs no cluster: it works on all cores of its machine. report.jsonl has a line for each
+video. Exit status: 0 all videos used, 2 bad arguments or no usable video, 3 some videos not used.
 """
 
 import _checkout  # noqa: F401
@@ -23,26 +23,26 @@ from xactor_platform.precompute.talking_videos import VideoResult, shards_from_v
 
 @dataclass(frozen=True, kw_only=True)
 class ShardsFromVideos:
-    """Choose the videos and the shards. The defaults read the demo corpus's clips back from their pictures."""
+    """Choose the videos and the shards. The defaults use the demo corpus's clips as if they were recorded videos."""
 
     videos: str = "demo/corpus/clips"
     """Folder of videos, or a glob pattern in quotes."""
     output: str = "demo/from_videos/shards"
-    """Folder or URI of stage 2's shards. The audio encoder is saved next to it."""
+    """Folder or URI for stage 2's shards. The audio encoder is saved next to it."""
     crops: int = 0
     """Side of the face crops for stage 1's video shards, in pixels, even and at least 32; 0 makes none."""
     crops_output: str | None = None
-    """Folder or URI of the video shards. By default videos/ next to the output."""
+    """Folder or URI for stage 1's video shards. By default videos/ next to the output."""
     landmarks: Path | None = None
-    """MediaPipe .task file. By default the packaged one."""
+    """MediaPipe .task file of the landmark model. By default the one in this package."""
     held_out: float = 0.2
-    """Videos that are held out: a number of videos if >= 1, a share of them if below 1."""
+    """How many videos are held out: a number of videos if >= 1, a share of all videos if below 1."""
     audio_encoder: Path | None = None
-    """Folder of a Wav2Vec2 model. By default log-mel features."""
+    """Folder of a Wav2Vec2 model for the audio features. By default they are log-mel energies."""
     seed: int = 0
     """Seed of the choice of held-out videos."""
     workers: int | None = None
-    """Processes, at least 1. By default one a core."""
+    """Number of processes, at least 1. By default one per core."""
 
 
 def main() -> int:

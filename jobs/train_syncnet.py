@@ -1,9 +1,9 @@
-"""Train the small SyncNet on video shards, and report what it can tell on the held-out ones.
+"""Train the small SyncNet on video shards, and report how well it measures lip sync on held-out shards.
 
     ray job submit --working-dir . -- python jobs/train_syncnet.py --videos /shared/demo/corpus/videos
 
-The command also runs without `ray job submit`. It needs no cluster: it works on its machine, for minutes. It writes
-config.json, model.safetensors, training.json, metrics.jsonl, sync.json and sync.png.
+The command also runs without `ray job submit`. It needs no cluster: it works on one machine and takes minutes. It
+writes config.json, model.safetensors, training.json, metrics.jsonl, sync.json and sync.png.
 """
 
 import _checkout  # noqa: F401

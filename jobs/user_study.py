@@ -1,14 +1,14 @@
-"""Make the paper's user study, a page of blinded videos for any static host, and count its votes.
+"""Make the paper's user study (a page of blinded videos for any static web host), and count its votes.
 
     ray job submit --working-dir . -- python jobs/user_study.py make \\
         --methods ours=/data/ours sonic=/data/sonic --page /data/study --key /data/study.key.json
     python jobs/user_study.py count --votes votes --key study.key.json --output counted
     python jobs/evaluate.py cross-driven ... --votes counted/ours/votes.json
 
-The command needs no cluster. The methods' folders hold `<id>.mp4`; ids that all of them have can become examples.
-Upload the page's folder and nothing else, and give each rater a number: `https://.../?rater=3`. Raters send back the
-file that the page makes at the end. Exit status: 0 done, 2 the command cannot be carried out, 3 some vote files were
-left out.
+The command needs no cluster. Each method's folder holds its videos as `<id>.mp4`. The examples are drawn from the ids
+that all methods have. Upload the page's folder and nothing else, and give each rater an address with another number:
+`https://.../?rater=3`. Raters send back the file that the page makes at the end. Exit status: 0 done, 2 the command
+cannot be carried out, 3 some vote files were left out.
 """
 
 import _checkout  # noqa: F401
@@ -26,23 +26,23 @@ from xactor_platform.evaluation.votes import count_votes
 
 @dataclass(frozen=True, kw_only=True)
 class MakeStudy:
-    """Make a page of several methods' videos, and the key that tells which method made which.
+    """Make a page of several methods' videos, and the key that says which method made each video.
 
     Example: python jobs/user_study.py make --methods ours=ours/videos sonic=sonic --page study --key study.key.json
     """
 
     methods: tuple[str, ...]
-    """Methods, each as name=folder; 2 to 26 of them."""
+    """The methods, each as name=folder; 2 to 26 methods."""
     page: Path
-    """Folder of the page, new or empty."""
+    """Folder for the page, new or empty."""
     key: Path
-    """JSON file of the key, outside of the page's folder. Do not publish it."""
+    """JSON file for the key, outside of the page's folder. Do not publish it."""
     examples: int = 10
-    """Examples that each rater sees, at least 1."""
+    """Number of examples that each rater sees, at least 1."""
     raters: int = 21
-    """Raters that the page has orders for, at least 1."""
+    """Number of raters, at least 1. The page has an order of the videos for each."""
     seed: int | None = None
-    """Seed of names and orders. By default it is drawn; the key holds it."""
+    """Seed of the blinded names and the orders. By default it is drawn at random. The key file records it."""
 
     def execute(self) -> int:
         methods: dict[str, Path] = {}
@@ -55,14 +55,14 @@ class MakeStudy:
             methods, self.page, self.key, examples=self.examples, raters=self.raters, seed=self.seed
         )
         common = len(common_examples(methods))
-        print(f"{len(key.examples)} of the {common} examples that all {len(methods)} methods have")
-        print(f"written: {self.page}/index.html, and outside of it {self.key}")
+        print(f"chose {len(key.examples)} of the {common} examples that all {len(methods)} methods have")
+        print(f"written: {self.page}/index.html, and the key {self.key}")
         return 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class CountVotes:
-    """Count vote files: each method's share of the choices, with standard errors over raters.
+    """Compute each method's share of the votes, with standard errors over raters.
 
     Example: python jobs/user_study.py count --votes votes --key study.key.json --output counted
     """

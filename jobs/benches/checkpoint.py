@@ -19,25 +19,26 @@ from xactor_platform.training.run.saver import Saver
 
 
 def measure(storage: str, *, width: int, layers: int, rounds: int, steps: int) -> dict[str, Any]:
-    """Measure saving on one rank with one thread; return medians over the rounds, in seconds.
+    """Measure saving on one rank with one thread, and return medians over the rounds.
 
-    `blocked_s` is the time that a step waits. `synchronous_s` is the time if it waited to the end, with checksums.
-    `plain_s` is the time of the plain way: DeepSpeed saves into a local folder, which is copied to the storage.
+    `blocked_s` is the time that a step waits for a save in the background. `synchronous_s` is the time of a whole save,
+    which writes checksums. `plain_s` is the time of a save without our code: DeepSpeed writes into a local folder, and
+    the folder is copied to the storage.
 
     Args:
         storage: Folder or URI for the checkpoints.
         width: Width of the linear layers. A float32 parameter has 16 bytes of state.
         layers: Number of linear layers.
-        rounds: Rounds of each kind of saving, in turn. One more comes first and is not counted.
-        steps: Training steps that are timed while no checkpoint is written, and again while one is.
+        rounds: Number of rounds. Each round saves in every way. One more round warms up and is not counted.
+        steps: Number of training steps that are timed without a save in progress, and again during a save.
     """
     if not torch.cuda.is_available():
-        # Set before deepspeed is imported.
+        # Must be set before deepspeed is imported.
         os.environ["DS_ACCELERATOR"] = "cpu"
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="xactor-bench-") as meeting:
+    with tempfile.TemporaryDirectory(prefix="xactor-bench-") as rendezvous:
         os.environ["LOCAL_RANK"] = "0"
-        dist.init_process_group("gloo", init_method=f"file://{meeting}/ranks", rank=0, world_size=1)
+        dist.init_process_group("gloo", init_method=f"file://{rendezvous}/ranks", rank=0, world_size=1)
         try:
             return _measure(storage, width, layers, rounds, steps)
         finally:
@@ -67,33 +68,36 @@ def _measure(storage: str, width: int, layers: int, rounds: int, steps: int) -> 
         before_commit=lambda: None,
         committed=lambda saved: None,
     )
-    blocked, waited, plain, alone, beside, size = [], [], [], [], [], 0
+    blocked_s, synchronous_s, plain_s, step_s, step_during_save_s, state_bytes = [], [], [], [], [], 0
     with saver:
         for number in range(rounds + 1):
-            alone.append(median(step() for _ in range(steps)))
+            step_s.append(median(step() for _ in range(steps)))
+            # Save in the background.
             begun = time.perf_counter()
             saver.save(engine, 2 * number + 1, {}, None)
-            blocked.append(time.perf_counter() - begun)
-            beside.append(median(step() for _ in range(steps)))
+            blocked_s.append(time.perf_counter() - begun)
+            step_during_save_s.append(median(step() for _ in range(steps)))
             saver.wait()
+            # Save and wait for the end.
             begun = time.perf_counter()
             saver.save(engine, 2 * number + 2, {}, None)
             saver.wait()
-            waited.append(time.perf_counter() - begun)
+            synchronous_s.append(time.perf_counter() - begun)
+            # Save by DeepSpeed alone.
             begun = time.perf_counter()
             with tempfile.TemporaryDirectory(prefix="xactor-bench-") as folder:
                 engine.save_checkpoint(folder, tag="state")
                 run.upload_folder(folder, "plain")
-                plain.append(time.perf_counter() - begun)
-                size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+                plain_s.append(time.perf_counter() - begun)
+                state_bytes = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
     return {
-        "state_bytes": size,
-        "first_blocked_s": blocked[0],
-        "blocked_s": median(blocked[1:]),
-        "synchronous_s": median(waited[1:]),
-        "plain_s": median(plain[1:]),
-        "blocked_share": median(a / b for a, b in zip(blocked[1:], waited[1:], strict=True)),
-        "blocked_share_of_plain": median(a / b for a, b in zip(blocked[1:], plain[1:], strict=True)),
-        "step_s": median(alone[1:]),
-        "step_beside_s": median(beside[1:]),
+        "state_bytes": state_bytes,
+        "first_blocked_s": blocked_s[0],
+        "blocked_s": median(blocked_s[1:]),
+        "synchronous_s": median(synchronous_s[1:]),
+        "plain_s": median(plain_s[1:]),
+        "blocked_share": median(a / b for a, b in zip(blocked_s[1:], synchronous_s[1:], strict=True)),
+        "blocked_share_of_plain": median(a / b for a, b in zip(blocked_s[1:], plain_s[1:], strict=True)),
+        "step_s": median(step_s[1:]),
+        "step_beside_s": median(step_during_save_s[1:]),
     }

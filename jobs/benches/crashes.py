@@ -1,4 +1,4 @@
-"""Kill a training on purpose, in all the places where it can die, and compare it with an undisturbed one."""
+"""Kill each kind of process of a training on purpose, and compare the result with an undisturbed training."""
 
 import contextlib
 import json
@@ -20,8 +20,9 @@ from xactor_platform.training.run.folder import METRICS, SAMPLES, RunFolder
 
 Victim = Literal["worker", "data", "controller", "driver", "stop"]
 VICTIMS: tuple[Victim, ...] = get_args(Victim)
+# How the titles of the processes start. Ray sets them.
 _TITLES = {"worker": "ray::RayTrainWorker", "data": "ray::MapBatches", "controller": "ray::TrainController"}
-_LOOK_S = 0.02
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Kill:
     victim: Victim
     """The process that gets `kill -9`; `stop` sends SIGTERM to the driver instead."""
     after_step: int
-    """Steps that are finished before the kill."""
+    """The kill follows as soon as this step is finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +42,13 @@ class Recovery:
     victim: Victim
     """The process that was killed."""
     step: int
-    """The last step that was finished before."""
+    """The last step that was finished before the training resumed."""
     checkpoint: int
-    """Step of the newest complete checkpoint at the kill."""
+    """Step of the newest checkpoint that was complete at the kill."""
     resumed_from: int
-    """Step that the run resumed from; `step` if it lost nothing."""
+    """Step that the run resumed from; equal to `step` if no step was repeated."""
     next_step_s: float
-    """Seconds until the next step was finished, with the start of another driver if the driver was killed."""
+    """Seconds from the kill to the end of the next step, including the start of another driver if one was needed."""
 
     @property
     def lost_steps(self) -> int:
@@ -55,7 +56,7 @@ class Recovery:
 
 
 class Trial:
-    """Start drivers of one run by the same command again and again until the run is finished.
+    """Run one training to its end, and start its driver again with the same command whenever a kill ended the driver.
 
     Args:
         command: The driver's command; it must have --train.log-samples.
@@ -63,7 +64,7 @@ class Trial:
         cwd: The driver's working directory.
         env: The driver's environment, with the cluster's address.
         log: File that gets the drivers' output.
-        timeout_s: Seconds of each wait, for a step or for the end.
+        timeout_s: Maximum time of each wait for a step or for the end, in seconds.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Trial:
         self._cwd, self._env, self._log = cwd, dict(env), log
 
     def run(self, kills: Sequence[Kill] = ()) -> list[Recovery]:
-        """Run to the end of the training.
+        """Run to the end of the training, and return what followed each kill.
 
         Raises:
             RuntimeError: A driver fails for another reason than a kill.
@@ -88,26 +89,28 @@ class Trial:
         recoveries = []
         with self._driver() as driver:
             for kill in kills:
-                # Found before the wait, because the search takes as long as some steps.
-                victim = None if kill.victim in ("driver", "stop") else self._victim(driver, kill.victim)
-                self._wait(driver, kill.after_step)
+                # Find the process before the wait, because the search takes as long as several steps.
+                process = None if kill.victim in ("driver", "stop") else self._find(driver, kill.victim)
+                self._wait_for_step(driver, kill.after_step)
                 checkpoint = max((m.step for m in Checkpoints(self._folder).complete()), default=0)
-                self._strike(driver, kill.victim, victim)
-                struck = time.monotonic()
+                self._strike(driver, kill.victim, process)
+                struck_at = time.monotonic()
                 rows = self._folder.read_lines(METRICS)
                 if kill.victim in ("driver", "stop"):
-                    driver = self._again(driver, kill.victim)
+                    driver = self._restart(driver, kill.victim)
                     if kill.victim == "stop":
+                        # After SIGTERM the driver has finished a step and saved a checkpoint.
                         rows = self._folder.read_lines(METRICS)
                         checkpoint = max(m.step for m in Checkpoints(self._folder).complete())
-                recoveries.append(self._recovery(driver, kill.victim, checkpoint, rows, struck))
-            self._expect(driver, 0)
+                recoveries.append(self._recovery(driver, kill.victim, checkpoint, rows, struck_at))
+            self._expect_exit(driver, 0)
         return recoveries
 
     # --- processes ---
 
     @contextlib.contextmanager
     def _driver(self) -> Iterator["_Driver"]:
+        """Start a driver, and kill the one that runs at the end."""
         driver = _Driver(self._start())
         try:
             yield driver
@@ -121,28 +124,30 @@ class Trial:
                 self._command, cwd=self._cwd, env=self._env, stdout=log, stderr=subprocess.STDOUT
             )
 
-    def _again(self, driver: "_Driver", victim: Victim) -> "_Driver":
-        self._expect(driver, 143 if victim == "stop" else -signal.SIGKILL)
+    def _restart(self, driver: "_Driver", victim: Victim) -> "_Driver":
+        """Wait for the end of the driver, and start it again."""
+        self._expect_exit(driver, 143 if victim == "stop" else -signal.SIGKILL)
         driver.process = self._start()
         return driver
 
     def _strike(self, driver: "_Driver", victim: Victim, process: psutil.Process | None) -> None:
+        """Kill the victim, or send SIGTERM to the driver for `stop`."""
         if victim == "driver":
             driver.process.kill()
         elif victim == "stop":
             driver.process.send_signal(signal.SIGTERM)
         elif process is None or not process.is_running():
-            # Processes that read data come and go.
-            self._victim(driver, victim).kill()
+            # The process that was found has ended meanwhile. Those that read data come and go.
+            self._find(driver, victim).kill()
         else:
             process.kill()
 
-    def _victim(self, driver: "_Driver", victim: Victim) -> psutil.Process:
-        """Find the victim among the descendants of this process, which also started the cluster."""
+    def _find(self, driver: "_Driver", victim: Victim) -> psutil.Process:
+        """Find the victim among the descendants of this process, which has also started the cluster."""
         deadline = time.monotonic() + self._timeout_s
         while time.monotonic() < deadline:
             if driver.process.poll() is not None:
-                raise RuntimeError(self._ended(driver))
+                raise RuntimeError(self._end_message(driver))
             idle = None
             for process in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.Error):
@@ -151,58 +156,71 @@ class Trial:
                         return process
                     if title.startswith("ray::IDLE"):
                         idle = process
-            # Between two blocks a process that reads them is idle.
+            # A process that reads data is idle between two blocks of data.
             if victim == "data" and idle and self._folder.read_lines(METRICS):
                 return idle
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
         raise RuntimeError(f"no {victim} to kill in {self._timeout_s:g} s; the drivers' output: {self._log}")
 
     # --- waiting ---
 
-    def _wait(self, driver: "_Driver", step: int) -> None:
-        self._until(driver, lambda: any(row["step"] >= step for row in self._folder.read_lines(METRICS)))
+    def _wait_for_step(self, driver: "_Driver", step: int) -> None:
+        self._wait_until(driver, lambda: any(row["step"] >= step for row in self._folder.read_lines(METRICS)))
 
     def _recovery(
-        self, driver: "_Driver", victim: Victim, checkpoint: int, rows: list[dict[str, Any]], struck: float
+        self, driver: "_Driver", victim: Victim, checkpoint: int, rows: list[dict[str, Any]], struck_at: float
     ) -> Recovery:
-        self._until(driver, lambda: len(self._folder.read_lines(METRICS)) > len(rows))
-        seconds = time.monotonic() - struck
-        # The victim may still have written a step that was in progress.
-        if victim != "data":
-            attempt = max(row["attempt"] for row in rows)
-            self._until(driver, lambda: any(r["attempt"] > attempt for r in self._folder.read_lines(METRICS)))
-            seconds = time.monotonic() - struck
-            now = self._folder.read_lines(METRICS)
-            first = next(row["step"] for row in now if row["attempt"] > attempt)
-            last = max(row["step"] for row in now if row["attempt"] == attempt)
+        """Wait for the first step after the kill.
+
+        Args:
+            driver: The driver that runs now.
+            victim: The process that was killed.
+            checkpoint: Step of the newest checkpoint that was complete at the kill.
+            rows: The metrics of all steps before the kill.
+            struck_at: Time of the kill.
+        """
+        self._wait_until(driver, lambda: len(self._folder.read_lines(METRICS)) > len(rows))
+        next_step_s = time.monotonic() - struck_at
+        if victim == "data":
+            # Ray Data retries the lost work, and the ranks continue.
+            last_step = max(row["step"] for row in rows)
+            resumed_from = last_step
         else:
-            last = max(row["step"] for row in rows)
-            first = last + 1
+            # The new row may be of a step that was in progress at the kill. Wait for a row of the next attempt.
+            attempt = max(row["attempt"] for row in rows)
+            self._wait_until(
+                driver, lambda: any(row["attempt"] > attempt for row in self._folder.read_lines(METRICS))
+            )
+            next_step_s = time.monotonic() - struck_at
+            new_rows = self._folder.read_lines(METRICS)
+            resumed_from = next(row["step"] for row in new_rows if row["attempt"] > attempt) - 1
+            last_step = max(row["step"] for row in new_rows if row["attempt"] == attempt)
         return Recovery(
             victim=victim,
-            step=last,
+            step=last_step,
             checkpoint=checkpoint,
-            resumed_from=first - 1,
-            next_step_s=round(seconds, 2),
+            resumed_from=resumed_from,
+            next_step_s=round(next_step_s, 2),
         )
 
-    def _until(self, driver: "_Driver", done: Callable[[], bool]) -> None:
+    def _wait_until(self, driver: "_Driver", done: Callable[[], bool]) -> None:
         deadline = time.monotonic() + self._timeout_s
         while True:
-            # Polled before the check, so that the check sees the driver's last work.
-            ended = driver.process.poll() is not None
+            # Poll before the check, so that the check sees the last work of a driver that has ended.
+            has_ended = driver.process.poll() is not None
             if done():
                 return
-            if ended:
-                raise RuntimeError(self._ended(driver))
+            if has_ended:
+                raise RuntimeError(self._end_message(driver))
             if time.monotonic() > deadline:
                 raise RuntimeError(f"no progress in {self._timeout_s:g} s; the drivers' output: {self._log}")
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
 
-    def _ended(self, driver: "_Driver") -> str:
+    def _end_message(self, driver: "_Driver") -> str:
         return f"the driver ended with {driver.process.returncode}; its output: {self._log}"
 
-    def _expect(self, driver: "_Driver", code: int) -> None:
+    def _expect_exit(self, driver: "_Driver", code: int) -> None:
+        """Wait for the end of the driver, and check its exit status."""
         found = driver.process.wait(self._timeout_s)
         if found != code:
             raise RuntimeError(f"the driver ended with {found}, not {code}; its output: {self._log}")
@@ -210,34 +228,36 @@ class Trial:
 
 @dataclass
 class _Driver:
+    """Hold the driver's process, which a restart replaces."""
+
     process: subprocess.Popen
 
 
 def random_kills(seed: int, steps: int, count: int = 1) -> list[Kill]:
-    """Draw `count` kills of any kind, after any steps but the last ones. The same seed gives the same kills."""
+    """Draw `count` random kills, after any steps except the last four. The same seed gives the same kills."""
     generator = random.Random(seed)
-    after = sorted(generator.sample(range(1, steps - 3), count))
-    return [Kill(victim=generator.choice(VICTIMS), after_step=step) for step in after]
+    after_steps = sorted(generator.sample(range(1, steps - 3), count))
+    return [Kill(victim=generator.choice(VICTIMS), after_step=step) for step in after_steps]
 
 
 def history(folder: RunFolder, steps: int) -> dict[str, Any]:
-    """Return each step's loss and samples of a finished run, by the last attempt and over all ranks.
+    """Return the losses and samples of a finished run by step, from the step's last attempt and over all ranks.
 
     Raises:
         ValueError: A sample is in an epoch twice.
     """
     rows = last_attempts(folder.read_lines(METRICS), steps)
-    logged = folder.read_lines(SAMPLES)
-    last: dict[int, int] = {}
-    for row in logged:
-        last[row["step"]] = max(row["attempt"], last.get(row["step"], 0))
+    sample_rows = folder.read_lines(SAMPLES)
+    last_attempt: dict[int, int] = {}
+    for row in sample_rows:
+        last_attempt[row["step"]] = max(row["attempt"], last_attempt.get(row["step"], 0))
     samples: dict[int, list[tuple]] = {}
-    for row in logged:
-        if row["attempt"] == last[row["step"]]:
+    for row in sample_rows:
+        if row["attempt"] == last_attempt[row["step"]]:
             samples.setdefault(row["step"], []).extend(map(tuple, row["samples"]))
-    epochs: dict[int, set[tuple]] = {}
+    seen_in_epoch: dict[int, set[tuple]] = {}
     for row in rows:
-        seen = epochs.setdefault(row["epoch"], set())
+        seen = seen_in_epoch.setdefault(row["epoch"], set())
         for sample in samples[row["step"]]:
             if sample in seen:
                 raise ValueError(
@@ -259,14 +279,13 @@ def python_env(cluster_env: Mapping[str, str], address: str) -> dict[str, str]:
 
 
 def command(job: str, options: Mapping[str, Any]) -> list[str]:
-    """Return the command `python jobs/<job>.py tiny` with options by their names; True is a flag."""
-    given = [
-        part
-        for name, value in options.items()
-        for part in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
-    ]
-    return [sys.executable, f"jobs/{job}.py", "tiny", *given]
+    """Return the command `python jobs/<job>.py tiny` with options by name. The value True stands for a flag."""
+    words = [sys.executable, f"jobs/{job}.py", "tiny"]
+    for name, value in options.items():
+        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return words
 
 
 def as_json(recoveries: Sequence[Recovery]) -> list[dict[str, Any]]:
+    """Return recoveries as dictionaries for JSON."""
     return [json.loads(json.dumps(vars(r))) | {"lost_steps": r.lost_steps} for r in recoveries]

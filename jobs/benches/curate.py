@@ -1,5 +1,9 @@
-"""Measure curation: each stage's time, decoding against PyAV, and two actors against one; precomputation likewise."""
+"""Measure the stages of curation, compare decoding with PyAV, and measure how actors of two stages scale.
 
+The two stages are tracking, the slowest stage of curation, and encoding in precomputation.
+"""
+
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -29,14 +33,14 @@ from xactor_platform.data.index import load_index
 from xactor_platform.precompute.shard_encoder import ShardEncoder, ShardJob
 from xactor_platform.storage.location import Location
 
-# All stages work on every clip, whatever it is like.
-_OPEN = Gates(min_crop_px=32, max_blur=1, max_occluded=1, min_speech_db=0, min_confidence=-1e9)
+# Bounds that every clip passes, so that all stages work on every clip.
+_OPEN_GATES = Gates(min_crop_px=32, max_blur=1, max_occluded=1, min_speech_db=0, min_confidence=-1e9)
 
 
 def bench_stages(
     folder: str, scratch: Path, syncnet: str, size_px: int
 ) -> tuple[list[dict[str, Any]], list[Piece]]:
-    """Measure hours of video for an hour of one core, by stage, in this process.
+    """Measure how many hours of video each stage processes in one core-hour. The stages run in this process.
 
     Args:
         folder: Folder of videos.
@@ -45,7 +49,7 @@ def bench_stages(
         size_px: Side of the face crops, in pixels.
 
     Returns:
-        A row for each stage and one for all, and the pieces that the first two stages made.
+        A row for each stage and one for all stages together, and the pieces that the first two stages made.
     """
     config = CurationConfig()
     max_s = config.bounds.max_s
@@ -53,91 +57,103 @@ def bench_stages(
         max_input_bytes=config.max_input_bytes, max_pixels=config.bounds.max_pixels, max_s=max_s
     )
     scan = Scan.make(max_s=max_s)
-    spent: dict[str, float] = {}
-    looked: dict[str, float] = {}
+    # Seconds of CPU time, and seconds of video that were processed, by stage.
+    cpu_s: dict[str, float] = {}
+    video_s: dict[str, float] = {}
 
-    def timed(name: str, seconds: Callable[[Any], float], work: Callable[[], Any]) -> Any:
+    def timed(stage: str, seconds_of: Callable[[Any], float], work: Callable[[], Any]) -> Any:
+        """Do a stage's work and return its result, whose seconds of video `seconds_of` returns."""
         begun = time.process_time()
-        made = work()
-        spent[name] = spent.get(name, 0.0) + time.process_time() - begun
-        looked[name] = looked.get(name, 0.0) + seconds(made)
-        return made
+        result = work()
+        cpu_s[stage] = cpu_s.get(stage, 0.0) + time.process_time() - begun
+        video_s[stage] = video_s.get(stage, 0.0) + seconds_of(result)
+        return result
 
-    def length(made: list[Piece]) -> float:
-        return sum(piece.end - piece.first for piece in made) / FPS
+    def length_s(pieces: list[Piece]) -> float:
+        return sum(piece.end - piece.first for piece in pieces) / FPS
 
     pieces: list[Piece] = []
     for video in list_videos(folder)[0]:
-        (probed,) = timed("probe", lambda made: made[0].facts.seconds, lambda video=video: probe(video))
+        (probed,) = timed("probe", lambda result: result[0].facts.seconds, lambda video=video: probe(video))
         seconds = probed.facts.seconds
-        cut = timed("scan", lambda _, seconds=seconds: seconds, lambda probed=probed: scan((probed, None)))
-        pieces += pieces_of(probed, *cut)
+        scanned = timed(
+            "scan", lambda _, seconds=seconds: seconds, lambda probed=probed: scan((probed, None))
+        )
+        pieces += pieces_of(probed, *scanned)
     later = {
         "track": Track.make(),
-        "cut": Cut.make(gates=_OPEN, size_px=size_px),
+        "cut": Cut.make(gates=_OPEN_GATES, size_px=size_px),
         "sync": Sync.make(syncnet=syncnet, min_confidence=-1e9, device="cpu"),
     }
-    done = pieces
-    for name, work in later.items():
-        if name != "sync" or syncnet != NO_SYNCNET:
-            done = [timed(name, length, lambda piece=piece, work=work: work(piece))[0] for piece in done]
+    finished = pieces
+    for stage, work in later.items():
+        if stage != "sync" or syncnet != NO_SYNCNET:
+            finished = [
+                timed(stage, length_s, lambda piece=piece, work=work: work(piece))[0] for piece in finished
+            ]
     write = Write.make(folder=str(scratch), held_out=0.0, seed=0)
-    for piece in done:
-        timed("write", lambda _, piece=piece: length([piece]), lambda piece=piece: write(piece))
+    for piece in finished:
+        timed("write", lambda _, piece=piece: length_s([piece]), lambda piece=piece: write(piece))
     rows = [
-        {"stage": name, "cpu_s": spent[name], "hours_per_core_hour": looked[name] / spent[name]}
-        for name in spent
+        {"stage": stage, "cpu_s": cpu_s[stage], "hours_per_core_hour": video_s[stage] / cpu_s[stage]}
+        for stage in cpu_s
     ]
-    whole = sum(row["cpu_s"] / looked[row["stage"]] for row in rows)
-    return [*rows, {"stage": "all", "cpu_s": sum(spent.values()), "hours_per_core_hour": 1 / whole}], pieces
+    core_hours_per_hour = sum(row["cpu_s"] / video_s[row["stage"]] for row in rows)
+    total = {
+        "stage": "all",
+        "cpu_s": sum(cpu_s.values()),
+        "hours_per_core_hour": 1 / core_hours_per_hour,
+    }
+    return [*rows, total], pieces
 
 
 def bench_decoding(path: Path, rounds: int) -> dict[str, float]:
-    """Measure the frames a second of one thread, in turn: PyAV's own loop to RGB arrays, and `read_span`."""
+    """Measure the frames per second of PyAV's own loop to RGB arrays and of `read_span`, in turn, on one thread."""
 
-    def alone() -> int:
+    def decode_with_pyav() -> int:
         with av.open(str(path)) as container:
             container.streams.video[0].thread_count = 1
             return sum(
                 1 for frame in container.decode(video=0) if frame.to_ndarray(format="rgb24") is not None
             )
 
-    def ours() -> int:
+    def decode_with_read_span() -> int:
         return sum(1 for _ in read_span(path, fps=fps))
 
     with av.open(str(path)) as container:
-        fps = float(container.streams.video[0].average_rate or FPS)  # all frames, as PyAV gives them
+        # With the video's own rate, `read_span` returns all frames, as PyAV does.
+        fps = float(container.streams.video[0].average_rate or FPS)
     rates: dict[str, list[float]] = {"pyav": [], "read_span": []}
     for _ in range(rounds):
-        for name, read in (("pyav", alone), ("read_span", ours)):
+        for name, decode in (("pyav", decode_with_pyav), ("read_span", decode_with_read_span)):
             begun = time.process_time()
-            frames = read()
+            frames = decode()
             rates[name].append(frames / (time.process_time() - begun))
-    found = {name: median(some) for name, some in rates.items()}
+    medians = {name: median(values) for name, values in rates.items()}
     pairs = zip(rates["read_span"], rates["pyav"], strict=True)
-    return {**found, "ratio": median(a / b for a, b in pairs)}
+    return {**medians, "ratio": median(ours / theirs for ours, theirs in pairs)}
 
 
 def bench_tracking(pieces: Sequence[Piece], scratch: Path, count: int, rounds: int) -> dict[str, Any]:
-    """Measure the seconds of video a second that one and two actors track; tracking is the slowest stage.
+    """Measure the seconds of video per second that one actor and two actors track. Tracking is the slowest stage.
 
-    All pieces are cut to the length of the shortest.
+    All pieces are cut to the length of the shortest one.
 
     Raises:
         ValueError: There are too few pieces.
     """
     frames = min(piece.end - piece.first for piece in pieces)
-    alike = [replace(piece, end=piece.first + frames) for piece in pieces]
-    works = [alike[n % len(alike)] for n in range(count)]
+    equal_pieces = [replace(piece, end=piece.first + frames) for piece in pieces]
+    inputs = [equal_pieces[n % len(equal_pieces)] for n in range(count)]
     arguments = {"output": str(scratch), "timeout_factor": 60, "memory_gib": 4}
-    return _one_and_two(Track, arguments, lambda: works, frames / FPS, rounds)[0]
+    return _compare_actors(Track, arguments, lambda: inputs, frames / FPS, rounds)[0]
 
 
 def bench_encoding(videos: str, scratch: Path, count: int, rounds: int) -> dict[str, Any]:
-    """Measure the seconds of video a second that one and two actors of precomputation encode.
+    """Measure the seconds of video per second that one actor and two actors of precomputation encode.
 
-    The motion encoder has 64 px and random weights. It encodes one clip again and again, a shard each time. `waits` is
-    the share of the encoders' time in which they had no pictures.
+    The motion encoder takes pictures of 64 px and has random weights. It encodes one clip again and again, and writes a
+    shard each time. The figure `waits` is the share of the time in which the encoders had no pictures.
 
     Raises:
         ValueError: There are too few shards, or a clip cannot be encoded.
@@ -146,37 +162,46 @@ def bench_encoding(videos: str, scratch: Path, count: int, rounds: int) -> dict[
     clip = index.subset(index.frames.argsort(kind="stable")[:1])
     MotionEncoder(image_size=64, channels=(32, 64, 128)).save_pretrained(scratch / "motion_encoder")
     LogMelEncoder().save_pretrained(scratch / "audio_encoder")
-    folders = iter(range(10**6))
+    numbers = itertools.count()
 
-    def works() -> list[ShardJob]:
-        places = [scratch / f"encoded-{next(folders)}" for _ in range(count)]
-        for place in places:
-            place.mkdir()
-        return [ShardJob(index=clip, place=Location.parse(str(place))) for place in places]
+    def make_jobs() -> list[ShardJob]:
+        """Return jobs that write into new folders."""
+        folders = [scratch / f"encoded-{next(numbers)}" for _ in range(count)]
+        for folder in folders:
+            folder.mkdir()
+        return [ShardJob(index=clip, place=Location.parse(str(folder))) for folder in folders]
 
     encoders = {"motion": str(scratch / "motion_encoder"), "sound": str(scratch / "audio_encoder")}
     arguments = {**encoders, "decoders": 1, "device": "cpu"}
-    found, fates = _one_and_two(ShardEncoder, arguments, works, int(clip.frames[0]) / FPS, rounds)
+    clip_s = int(clip.frames[0]) / FPS
+    rates, fates = _compare_actors(ShardEncoder, arguments, make_jobs, clip_s, rounds)
     if failed := [fate.error for fate in fates if fate.error]:
         raise ValueError(f"{videos}: {failed[0]}")
-    spent = {name: sum(fate.stage_s[name] for fate in fates) for name in ("motion", "sound", "write", "wait")}
-    return {**found, "waits": spent["wait"] / sum(spent.values())}
+    spent_s = {
+        name: sum(fate.stage_s[name] for fate in fates) for name in ("motion", "sound", "write", "wait")
+    }
+    return {**rates, "waits": spent_s["wait"] / sum(spent_s.values())}
 
 
-def _one_and_two(
+def _compare_actors(
     stage: type[BatchStage],
     arguments: dict[str, Any],
-    works: Callable[[], Sequence[Any]],
-    seconds: float,
+    make_inputs: Callable[[], Sequence[Any]],
+    input_s: float,
     rounds: int,
 ) -> tuple[dict[str, float], list[Any]]:
-    """Measure the seconds of video a second of one and of two actors of a stage, in turn.
+    """Measure the seconds of video per second that one actor and two actors of a stage process, in turn.
 
-    Every actor computes on one thread; all inputs are alike. The time counts from the actors' first results to the
-    last results while all actors work: the first inputs wait for models, and some of the last ones run alone.
+    Every actor computes on one thread, and all inputs have the same length. The time counts from the actors' first
+    results, because the first inputs wait for the models. It counts to the last result during which all actors worked,
+    because the last inputs may run alone.
 
     Args:
-        seconds: Seconds of video in an input.
+        stage: The stage.
+        arguments: Arguments of the stage's actors.
+        make_inputs: Returns the inputs of one run.
+        input_s: Seconds of video in each input.
+        rounds: Number of rounds.
 
     Returns:
         The rates, and the stage's results.
@@ -184,24 +209,27 @@ def _one_and_two(
     Raises:
         ValueError: There are too few inputs.
     """
+    # By number of actors, one rate for each round.
     rates: dict[int, list[float]] = {1: [], 2: []}
-    made: list[Any] = []
+    results: list[Any] = []
     for _ in range(rounds):
-        for actors, some in rates.items():
-            if len(todo := works()) < 4:
-                raise ValueError(f"pieces must be >= 4, got {len(todo)}")
+        for actors, round_rates in rates.items():
+            inputs = make_inputs()
+            if len(inputs) < 4:
+                raise ValueError(f"pieces must be >= 4, got {len(inputs)}")
             pool = Pool(min=actors, max=actors, cpus=0.5)
             step = Step(stage=stage, pool=pool, arguments=arguments, max_in_flight=2)
-            ends = []
-            for one in Pipeline(steps=[step], start_timeout_s=600).run(todo):
-                ends.append(time.perf_counter())
-                made.append(one)
-            timed = ends[actors - 1 : len(ends) - actors + 1]
-            some.append((len(timed) - 1) * seconds / (timed[-1] - timed[0]))
+            result_times = []
+            for result in Pipeline(steps=[step], start_timeout_s=600).run(inputs):
+                result_times.append(time.perf_counter())
+                results.append(result)
+            # With two actors, leave out the first result and the last one.
+            counted = result_times[actors - 1 : len(result_times) - actors + 1]
+            round_rates.append((len(counted) - 1) * input_s / (counted[-1] - counted[0]))
     pairs = zip(rates[2], rates[1], strict=True)
-    found = {
+    medians = {
         "one": median(rates[1]),
         "two": median(rates[2]),
         "ratio": median(two / one for two, one in pairs),
     }
-    return found, made
+    return medians, results

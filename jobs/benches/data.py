@@ -1,4 +1,4 @@
-"""Measure the data path: the planned stream against plain webdataset, and the plan of the paper's corpus."""
+"""Compare the planned stream with plain webdataset, and time the plan of the paper's corpus."""
 
 import logging
 import time
@@ -22,22 +22,24 @@ from xactor_platform.data.shards import ShardWriter
 from xactor_platform.data.stream import PlannedStream
 
 LATENT_WIDTH, AUDIO_WIDTH = 512, 768
-# Of one rank of the 7B model: half of 312 TFLOP/s over 6 x 7.6e9 a frame.
+# Frames per second that one A100 consumes in training of the 7B model: half of its 312 TFLOP/s, over 6 x 7.6e9 FLOPs
+# per frame.
 A100_FRAMES_PER_S = 3400
 
 
 def write_synthetic(folder: str, size_bytes: int, audio_layers: int, context_frames: int) -> None:
-    """Write shards of about `size_bytes`: clips of normal noise, from 1 s to the context's length."""
+    """Write shards of about `size_bytes`: clips of normal noise, from 1 s up to the length of the context."""
     generator = np.random.default_rng(0)
-    per_frame = 2 * (LATENT_WIDTH + audio_layers * AUDIO_WIDTH)
-    pool = generator.standard_normal((2 * context_frames, per_frame // 2), dtype=np.float32).astype(
-        np.float16
-    )
+    values_per_frame = LATENT_WIDTH + audio_layers * AUDIO_WIDTH
+    bytes_per_frame = 2 * values_per_frame  # float16
+    noise = generator.standard_normal((2 * context_frames, values_per_frame), dtype=np.float32)
+    pool = noise.astype(np.float16)
     written = number = 0
     with ShardWriter(folder, "train", samples_per_shard=64) as writer:
         while written < size_bytes:
             frames = int(generator.integers(FPS, context_frames + 1))
-            clip = pool[(at := int(generator.integers(0, context_frames))) : at + frames]
+            first = int(generator.integers(0, context_frames))
+            clip = pool[first : first + frames]
             writer.write(
                 f"clip{number:06d}",
                 {
@@ -46,17 +48,17 @@ def write_synthetic(folder: str, size_bytes: int, audio_layers: int, context_fra
                     "json": {"frames": frames, "fps": FPS, "speaker": "noise"},
                 },
             )
-            written += frames * per_frame
+            written += frames * bytes_per_frame
             number += 1
 
 
 def compare(shards: str, *, workers: int, rounds: int, epochs: int, config: PlanConfig) -> dict[str, Any]:
-    """Measure the frames per second of both, in turn in one process, over local shards.
+    """Measure the frames per second of the planned stream and of webdataset, in turn, over local shards.
 
-    Both decode the same arrays to float32 batches of at most `config.budget_frames`. `workers` processes read and this
-    process takes the batches. A round's rate counts from its first batch on.
+    Both decode the same arrays to float32 batches of at most `config.budget_frames`. `workers` processes read the
+    shards, and this process takes the batches. A round's rate is measured from its first batch on.
     """
-    # A reader's work in this process counts as one core's.
+    # This process works on one core only.
     torch.set_num_threads(1)
     index = load_index(shards)
     ray.init(address="local", num_cpus=workers, include_dashboard=False, logging_level=logging.ERROR)
@@ -84,13 +86,14 @@ def compare(shards: str, *, workers: int, rounds: int, epochs: int, config: Plan
 
 
 def _rate(batches: Iterable[int]) -> dict[str, float]:
-    """Measure the rate of an iterator over each batch's number of frames."""
+    """Measure the frames per second after the first batch. The iterable yields each batch's number of frames."""
     started = time.perf_counter()
     iterator = iter(batches)
     next(iterator)
-    first = time.perf_counter()
+    first_batch = time.perf_counter()
     frames = sum(iterator)
-    return {"first_batch_s": first - started, "frames_per_s": frames / (time.perf_counter() - first)}
+    seconds = time.perf_counter() - first_batch
+    return {"first_batch_s": first_batch - started, "frames_per_s": frames / seconds}
 
 
 def _planned(index: Index, config: PlanConfig, workers: int, epochs: int) -> Iterator[int]:
@@ -118,10 +121,10 @@ def _webdataset(index: Index, config: PlanConfig, workers: int, epochs: int) -> 
 
 
 class _Pack:
-    """Pack decoded clips into batches as a plain loader does: in their order and without padding.
+    """Pack decoded clips into batches as a plain loader does: in order and without padding.
 
-    Batches are float16. A loader that converts in its workers is half as fast, because the shared memory of every batch
-    is new and has to be faulted in. The plain loader gets the faster way.
+    Batches stay float16, and the main process converts them. A loader whose workers convert to float32 is half as fast,
+    because each batch's shared memory is new and causes page faults. The comparison uses the faster way.
     """
 
     def __init__(self, budget_frames: int, context_frames: int):
@@ -130,18 +133,19 @@ class _Pack:
     def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[tuple[torch.Tensor, ...]]:
         motion, audio, total = [], [], 0
         for sample in samples:
-            for at in range(0, len(sample["motion.npy"]), self.context_frames):
-                piece = sample["motion.npy"][at : at + self.context_frames]
+            for start in range(0, len(sample["motion.npy"]), self.context_frames):
+                piece = sample["motion.npy"][start : start + self.context_frames]
                 if total + len(piece) > self.budget_frames:
                     yield self._join(motion, audio)
                     motion, audio, total = [], [], 0
                 motion.append(piece)
-                audio.append(sample["audio.npy"][at : at + self.context_frames])
+                audio.append(sample["audio.npy"][start : start + self.context_frames])
                 total += len(piece)
         if motion:
             yield self._join(motion, audio)
 
     def _join(self, motion: list[np.ndarray], audio: list[np.ndarray]) -> tuple[torch.Tensor, ...]:
+        """Return motion [N, D], audio [N, L, F], and the number of frames of each piece."""
         joined = []
         for pieces in (motion, audio):
             joined.append(torch.from_numpy(np.concatenate(pieces)))
@@ -149,7 +153,10 @@ class _Pack:
 
 
 def paper_lengths() -> np.ndarray:
-    """Draw the paper's clips, in frames: 160K under 10 s (5 s on average), 280K in 10..60 s (15 s on average)."""
+    """Draw the lengths of the paper's clips, in frames.
+
+    160K clips have up to 10 s (5 s on average), and 280K have 10..60 s (15 s on average).
+    """
     generator = np.random.default_rng(0)
     short = np.clip(generator.gamma(4, 1.27, 160_000), 0.4, 10)
     long = np.clip(10 + generator.exponential(5, 280_000), 10, 60)
@@ -159,12 +166,13 @@ def paper_lengths() -> np.ndarray:
 
 
 def measure_plan(config: PlanConfig) -> dict[str, Any]:
-    """Measure time, peak memory and padding of one epoch's plan of the paper's corpus."""
+    """Measure the time, peak memory and padding of planning one epoch of the paper's corpus."""
     lengths = paper_lengths()
     shard = np.arange(len(lengths)) // 256
     started = time.perf_counter()
     plan = plan_epoch(lengths, shard, config, 0)
     seconds = time.perf_counter() - started
+    # Plan again for the memory, because tracemalloc slows the plan down.
     tracemalloc.start()
     plan_epoch(lengths, shard, config, 0)
     _, peak_bytes = tracemalloc.get_traced_memory()

@@ -1,4 +1,4 @@
-"""Compare bulk dubbing with a loop of `xactor animate` over the same rows, both with one torch thread a process."""
+"""Compare bulk dubbing with a loop of `xactor animate` over the same rows, with one torch thread in each process."""
 
 import json
 import os
@@ -21,17 +21,17 @@ class Timing:
     """Hold the times of one way of making videos."""
 
     name: str
-    """The way: `loop`, or bulk dubbing with `one` or `two` render workers."""
+    """`loop`, or bulk dubbing with `one` or `two` render workers."""
     seconds: float
     """Seconds for all rows, from the command's start to its end."""
     few_s: float
     """Seconds for a third of the rows."""
     rate: float
-    """Seconds of video a second, by the difference of both runs, so without their start and end."""
+    """Seconds of video per second, from the difference of both runs, which leaves out their start and end."""
     starting_s: float
-    """Seconds of the start and the end: the rest of `seconds`."""
+    """Seconds of the start and the end: `seconds` without the time at this rate."""
     occupancy: dict[str, float] | None = None
-    """Share of its actors' time that each stage worked; None for the loop."""
+    """Share of the time in which each stage's actors worked; None for the loop."""
 
 
 def bench_dub(
@@ -43,7 +43,11 @@ def bench_dub(
     folder: Path,
     options: dict[str, object],
 ) -> dict[str, object]:
-    """Measure every way and return figures for JSON. All ways make the same videos, with as many frames in each."""
+    """Measure the loop and bulk dubbing on the same rows, and return figures for JSON.
+
+    Raises:
+        RuntimeError: A command fails, or the videos have different lengths.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     items = [
         {
@@ -58,8 +62,8 @@ def bench_dub(
     timings = {}
     for name, way in ways.items():
         few = way(items[: rows // 3], folder / f"{name}-few")
-        whole = way(items, folder / name)
-        timings[name] = _timing(name, few, whole)
+        complete = way(items, folder / name)
+        timings[name] = _timing(name, few, complete)
     if len({tuple(_frames(folder / name, items)) for name in ways}) != 1:
         raise RuntimeError("the ways made videos of different lengths")
     return {
@@ -73,33 +77,37 @@ def bench_dub(
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """Hold the figures of a finished command."""
+    """Hold the figures of one finished command."""
 
     seconds: float
-    """Seconds from its start to its end."""
+    """Seconds from the command's start to its end."""
     video_s: float
-    """Seconds of video that it made."""
+    """Seconds of video that the command made."""
     actor_s: dict[str, float] = field(default_factory=dict)
     """Seconds that the actors worked, by stage."""
     actors: dict[str, int] = field(default_factory=dict)
-    """Actors, by stage."""
+    """Number of actors, by stage."""
 
 
-def _timing(name: str, few: Made, whole: Made) -> Timing:
-    rate = (whole.video_s - few.video_s) / (whole.seconds - few.seconds)
-    making_s = whole.video_s / rate
-    occupancy = {stage: s / (whole.actors[stage] * making_s) for stage, s in whole.actor_s.items()}
+def _timing(name: str, few: Made, complete: Made) -> Timing:
+    """Compute the times from a run over a third of the rows and one over all rows."""
+    rate = (complete.video_s - few.video_s) / (complete.seconds - few.seconds)
+    making_s = complete.video_s / rate
+    occupancy = {
+        stage: worked_s / (complete.actors[stage] * making_s) for stage, worked_s in complete.actor_s.items()
+    }
     return Timing(
         name=name,
-        seconds=whole.seconds,
+        seconds=complete.seconds,
         few_s=few.seconds,
         rate=rate,
-        starting_s=whole.seconds - making_s,
+        starting_s=complete.seconds - making_s,
         occupancy=occupancy or None,
     )
 
 
 def _loop(model: str, items: list[dict], output: Path) -> Made:
+    """Make the videos with one `xactor animate` command, which makes one after another."""
     output.mkdir()
     manifest = output / "rows.jsonl"
     rows = [
@@ -112,13 +120,15 @@ def _loop(model: str, items: list[dict], output: Path) -> Made:
     return Made(seconds=seconds, video_s=_video_s(output, items))
 
 
-def _dub(model: str, render: int, items: list[dict], output: Path) -> Made:
+def _dub(model: str, render_actors: int, items: list[dict], output: Path) -> Made:
+    """Make the videos with bulk dubbing."""
     output.mkdir()
     manifest = output / "rows.jsonl"
     manifest.write_text("".join(json.dumps(item) + "\n" for item in items))
     command = [sys.executable, str(CHECKOUT / "jobs/dub_bulk.py"), "--manifest", str(manifest)]
     command += ["--output", str(output), "--model", model]
-    actors = {**dict.fromkeys(STAGES, 1), "render": render}
+    actors = dict.fromkeys(STAGES, 1)
+    actors["render"] = render_actors
     for stage, count in actors.items():
         command += [f"--pools.{stage}.min", str(count), f"--pools.{stage}.max", str(count)]
         command += [f"--pools.{stage}.cpus", "0.4"]
@@ -133,6 +143,7 @@ def _dub(model: str, render: int, items: list[dict], output: Path) -> Made:
 
 
 def _timed(command: list[str]) -> float:
+    """Run a command and return the seconds that it took."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     begun = time.monotonic()
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
@@ -146,6 +157,7 @@ def _video_s(output: Path, items: list[dict]) -> float:
 
 
 def _frames(output: Path, items: list[dict]) -> list[int]:
+    """Return the number of frames of each video."""
     import av
 
     counts = []

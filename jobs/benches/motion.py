@@ -1,6 +1,6 @@
-"""Measure the motion engine: its cache, its batching of streams, few steps, and the memory of an hour's run.
+"""Measure the motion engine: its cache, its batching of streams, its speed, and the memory of an hour-long run.
 
-Weights are random, which takes as long. Ray need not be installed.
+The weights are random, which does not change the speed. Ray is not needed.
 """
 
 import resource
@@ -28,7 +28,7 @@ from xactor.motion import (
 from xactor.motion.sampling_plan import sampling_plan
 from xactor.randomness import frame_noise
 
-# Qwen2.5's published sizes, and smaller ones of the same shape: hidden, layers, heads, key-value heads, mlp.
+# Sizes of Qwen2.5 (0.5B and 7B) and smaller ones of the same shape: hidden, layers, heads, key-value heads, mlp.
 SIZES = {
     "3M": (256, 4, 4, 2, 512),
     "15M": (512, 4, 8, 2, 1536),
@@ -41,7 +41,7 @@ AUDIO = (4, 768)
 
 
 def make_model(size: str) -> MotionTransformer:
-    """Make a random model with the paper's context and chunk, in bfloat16 on a GPU and float32 on a CPU."""
+    """Make a model with random weights and the paper's context and chunk, bfloat16 on a GPU and float32 on a CPU."""
     hidden, layers, heads, kv_heads, mlp = SIZES[size]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = Qwen2Config(
@@ -51,7 +51,8 @@ def make_model(size: str) -> MotionTransformer:
         num_key_value_heads=kv_heads,
         intermediate_size=mlp,
     )
-    before = torch.get_default_dtype()
+    # Create the weights in their final type, on the device.
+    default_dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16 if device.type == "cuda" else torch.float32)
     try:
         with device:
@@ -64,45 +65,45 @@ def make_model(size: str) -> MotionTransformer:
                 )
             )
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(default_dtype)
     return model.eval()
 
 
 def speech(frames: int, seed: int = 0) -> Tensor:
-    """Return audio features [frames, L, F] of noise."""
+    """Return noise in place of audio features, [frames, L, F]."""
     return torch.randn(frames, *AUDIO, generator=torch.Generator().manual_seed(seed))
 
 
 def compare_cache(size: str, *, steps: int, rounds: int) -> dict[str, Any]:
-    """Measure one chunk after a full history: by the engine, and with history and chunk in every step."""
+    """Measure one chunk after a full history: with the engine's cache, and with the history in every DDIM step."""
     model = make_model(size)
-    chunk, capacity = model.config.chunk_frames, model.config.context_frames - model.config.chunk_frames
+    chunk, history = model.config.chunk_frames, model.config.context_frames - model.config.chunk_frames
     config, window = SamplingConfig(steps=steps), model.config.audio_window
     engine = MotionEngine(model, max_streams=1, run_ahead_frames=10**9)
     stream = engine.open(seed=0, config=config)
-    stream.feed(speech(capacity + rounds * chunk + window))
-    _until(engine, stream, capacity)
-    past = torch.randn(1, capacity, model.config.latent_dim, device=model.device)
-    audio = speech(capacity + chunk + window)
-    cached, uncached = [], []
+    stream.feed(speech(history + rounds * chunk + window))
+    _step_until(engine, stream, history)
+    past = torch.randn(1, history, model.config.latent_dim, device=model.device)
+    audio = speech(history + chunk + window)
+    cached_s, uncached_s = [], []
     for _ in range(rounds):
-        cached.append(_seconds(lambda: _until(engine, stream, stream.made + chunk)))
-        uncached.append(_seconds(lambda: uncached_chunk(model, past, audio, config)))
+        cached_s.append(_seconds(lambda: _step_until(engine, stream, stream.made + chunk)))
+        uncached_s.append(_seconds(lambda: uncached_chunk(model, past, audio, config)))
     return {
         "size": size,
         "parameters": model.num_parameters(),
         "context_frames": model.config.context_frames,
         "chunk_frames": chunk,
         "steps": steps,
-        "cached_s": median(cached),
-        "uncached_s": median(uncached),
-        "uncached_over_cached": median(uncached) / median(cached),
+        "cached_s": median(cached_s),
+        "uncached_s": median(uncached_s),
+        "uncached_over_cached": median(uncached_s) / median(cached_s),
     }
 
 
 @torch.inference_mode()
 def uncached_chunk(model: MotionTransformer, past: Tensor, audio: Tensor, config: SamplingConfig) -> Tensor:
-    """Make the chunk that the engine makes with seed 0, without a cache.
+    """Make the same chunk as the engine with seed 0, but without a cache.
 
     Args:
         model: The motion model.
@@ -118,52 +119,56 @@ def uncached_chunk(model: MotionTransformer, past: Tensor, audio: Tensor, config
     plan = sampling_plan(h, chunk, h, config).to(device)
     eps = frame_noise(0, "history", 0, h, past.shape[2]).to(past)[None]
     noised = scheduler.add_noise(past, eps, plan[:1, :h])
-    heard = torch.nn.functional.pad(audio, (0, 0, 0, 0, window, 0)).expand(2, -1, -1, -1).to(device)
-    real = (torch.arange(h + chunk + 2 * window, device=device) >= window).expand(2, -1)
-    # Both guidance branches are in one pass, as in the engine.
-    branches = model.embed_audio(heard, torch.tensor([1.0, 0.0], device=device))
+    # The first frame's audio window reaches before the start. `audio_real` is False on these padded frames.
+    padded = torch.nn.functional.pad(audio, (0, 0, 0, 0, window, 0)).expand(2, -1, -1, -1).to(device)
+    audio_real = (torch.arange(h + chunk + 2 * window, device=device) >= window).expand(2, -1)
+    # Both guidance branches are in one pass, as in the engine. The first keeps the audio, the second drops it.
+    branches = model.embed_audio(padded, torch.tensor([1.0, 0.0], device=device))
     z = frame_noise(0, "chunk", h, chunk, past.shape[2]).to(past)[None]
     for k, k_next in zip(plan[:-1, None], plan[1:, None], strict=True):
         z_k = torch.cat([noised, z], 1).expand(2, -1, -1)
-        v = model(z_k, k.expand(2, -1), branches, real)[:, h:].float()
+        v = model(z_k, k.expand(2, -1), branches, audio_real)[:, h:].float()
         z = scheduler.step(v[1:] + config.audio_cfg * (v[:1] - v[1:]), z, k[:, h:], k_next[:, h:])
     return z
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Describe a recording that arrives some time after the start."""
+    """Describe a recording that arrives some time after the start of the measurement."""
 
     number: int
-    """The request's number, which is its seed."""
+    """The request's number, which is also its seed."""
     frames: int
     """Length of the recording, in frames."""
     arrives_s: float
-    """Seconds from the start to its arrival."""
+    """Seconds from the start of the measurement to the request's arrival."""
 
 
 def compare_batching(
     size: str, *, streams: int, chunks: int, steps: int, rounds: int, max_batch: int
 ) -> dict[str, Any]:
-    """Serve the same requests by the engine, one after another, and in batches of all that wait.
+    """Compare three ways to serve the same requests.
 
-    The requests arrive twice as fast as one can be served. Ratios are of medians over rounds, taken in turn.
+    The engine admits a request at any time. The other two ways serve one request after another, or batches of all
+    requests that have arrived. The requests arrive twice as fast as single ones can be served. The three ways take
+    turns in every round, and ratios are of medians over the rounds.
     """
     model = make_model(size)
     config = SamplingConfig(steps=steps)
     frames = chunks * model.config.chunk_frames
-    alone = Request(number=0, frames=frames, arrives_s=0.0)
+    single = Request(number=0, frames=frames, arrives_s=0.0)
     # The first run warms up.
-    _serve(model, [alone], config, admit="one", max_batch=1)
-    service_s = _serve(model, [alone], config, admit="one", max_batch=1)["seconds"]
+    _serve(model, [single], config, admit="one", max_batch=1)
+    service_s = _serve(model, [single], config, admit="one", max_batch=1)["seconds"]
     requests = [Request(number=n, frames=frames, arrives_s=n * service_s / 2) for n in range(streams)]
     ways = {"engine": "any", "one_after_another": "one", "whole_batches": "batch"}
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for _ in range(rounds):
         for way, admit in ways.items():
-            found[way].append(_serve(model, requests, config, admit=admit, max_batch=max_batch))
+            runs[way].append(_serve(model, requests, config, admit=admit, max_batch=max_batch))
     figures = {
-        way: {name: median(row[name] for row in rows) for name in rows[0]} for way, rows in found.items()
+        way: {name: median(run[name] for run in way_runs) for name in way_runs[0]}
+        for way, way_runs in runs.items()
     }
     best = max(figures[way]["frames_per_s"] for way in ("one_after_another", "whole_batches"))
     return {
@@ -183,7 +188,8 @@ def _serve(
     """Serve requests as they arrive.
 
     Args:
-        admit: When requests are admitted: `any` time, when the `one` before is finished, or when the whole `batch` is.
+        admit: `any` admits a request when it arrives, `one` when the request before is finished, and `batch` admits all
+            that have arrived when the batch before is finished.
     """
     engine = MotionEngine(model, max_streams=len(requests), max_batch=max_batch, run_ahead_frames=10**9)
     waiting, running = list(requests), {}
@@ -192,9 +198,13 @@ def _serve(
     begun = time.perf_counter()
     while waiting or running:
         now = time.perf_counter() - begun
-        arrived = [r for r in waiting if r.arrives_s <= now]
-        allowed = {"any": len(arrived), "one": 0 if running else 1, "batch": 0 if running else len(arrived)}
-        for request in arrived[: allowed[admit]]:
+        arrived = [request for request in waiting if request.arrives_s <= now]
+        max_admitted = {
+            "any": len(arrived),
+            "one": 0 if running else 1,
+            "batch": 0 if running else len(arrived),
+        }
+        for request in arrived[: max_admitted[admit]]:
             stream = engine.open(seed=request.number, config=config)
             stream.feed(speech(request.frames, request.number))
             stream.end()
@@ -220,42 +230,42 @@ def _serve(
 
 
 def measure_rate(size: str, *, config: SamplingConfig, rounds: int) -> dict[str, Any]:
-    """Measure one stream with a full history: frames per second, and seconds that a second of motion takes."""
+    """Measure one stream with a full history: frames per second, and the seconds that one second of motion takes."""
     model = make_model(size)
-    chunk, capacity = model.config.chunk_frames, model.config.context_frames - model.config.chunk_frames
+    chunk, history = model.config.chunk_frames, model.config.context_frames - model.config.chunk_frames
     engine = MotionEngine(model, max_streams=1, run_ahead_frames=10**9)
     stream = engine.open(seed=0, config=config)
-    stream.feed(speech(capacity + (rounds + 1) * chunk + model.config.audio_window))
-    _until(engine, stream, capacity)
-    seconds, firsts = [], []
+    stream.feed(speech(history + (rounds + 1) * chunk + model.config.audio_window))
+    _step_until(engine, stream, history)
+    chunk_s, first_frames_s = [], []
     for _ in range(rounds):
         begun, made = time.perf_counter(), stream.made
-        _until(engine, stream, made + 1)
+        _step_until(engine, stream, made + 1)
         _synchronize()
-        firsts.append(time.perf_counter() - begun)
-        _until(engine, stream, made + chunk)
+        first_frames_s.append(time.perf_counter() - begun)
+        _step_until(engine, stream, made + chunk)
         _synchronize()
-        seconds.append(time.perf_counter() - begun)
+        chunk_s.append(time.perf_counter() - begun)
     row = {
         "size": size,
         "parameters": model.num_parameters(),
         "steps": config.steps,
         "groups": config.groups,
-        "frames_per_s": chunk / median(seconds),
-        "real_time_factor": median(seconds) / (chunk / FPS),
-        "first_frames_s": median(firsts),
+        "frames_per_s": chunk / median(chunk_s),
+        "real_time_factor": median(chunk_s) / (chunk / FPS),
+        "first_frames_s": median(first_frames_s),
     }
-    # Every pass reads every weight.
     if torch.cuda.is_available():
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        # The plan has a row a step, and one for the history.
+        # Every pass reads all weights, so the memory's bandwidth bounds its time from below.
+        weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+        # The engine makes a pass for each step from one row of the plan to the next, and one over the history.
         passes = len(sampling_plan(0, chunk, 1, config))
-        row["of_the_bandwidth_floor"] = passes * weights / memory_bandwidth() / median(seconds)
+        row["of_the_bandwidth_floor"] = passes * weight_bytes / memory_bandwidth() / median(chunk_s)
     return row
 
 
 def memory_bandwidth() -> float:
-    """Measure the bytes a second that the GPU reads and writes, by copying."""
+    """Measure the GPU's memory bandwidth by a copy, in bytes read and written per second."""
     source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     target.copy_(source)
@@ -263,10 +273,10 @@ def memory_bandwidth() -> float:
 
 
 def measure_length(size: str, *, minutes: int, steps: int) -> dict[str, Any]:
-    """Compare a chunk in a stream's last minute with one in its second minute: seconds, and the process's memory.
+    """Compare the time and memory of a chunk in a stream's last minute with those in its second minute.
 
-    The first minute fills the context. The two are timed in turn, the second minute's on a fresh stream, because a
-    machine's speed changes over an hour's work.
+    The first minute fills the context. A machine's speed changes over an hour. Therefore the last minute of the long
+    stream and the second minute of a new stream are both timed at the end, chunk by chunk in turn.
 
     Raises:
         ValueError: There is no second minute.
@@ -275,50 +285,53 @@ def measure_length(size: str, *, minutes: int, steps: int) -> dict[str, Any]:
         raise ValueError(f"minutes must be >= 2, got {minutes}")
     model = make_model(size)
     chunks_a_minute = 60 * FPS // model.config.chunk_frames
-    pool, config = speech(model.config.chunk_frames), SamplingConfig(steps=steps)
+    chunk_speech, config = speech(model.config.chunk_frames), SamplingConfig(steps=steps)
 
-    def begin() -> tuple[MotionEngine, MotionStream]:
+    def make_first_minute() -> tuple[MotionEngine, MotionStream]:
         """Open a stream and make its first minute."""
         engine = MotionEngine(model, max_streams=1)
         stream = engine.open(seed=0, config=config)
         for _ in range(chunks_a_minute):
-            chunk(engine, stream)
+            make_chunk(engine, stream)
         return engine, stream
 
-    def chunk(engine: MotionEngine, stream: MotionStream) -> None:
-        stream.feed(pool)
+    def make_chunk(engine: MotionEngine, stream: MotionStream) -> None:
+        stream.feed(chunk_speech)
         _drain(engine, stream)
 
-    long = begin()
+    long = make_first_minute()
     early_mb = _memory_mb()
     for _ in range((minutes - 2) * chunks_a_minute):
-        chunk(*long)
+        make_chunk(*long)
     late_mb = _memory_mb()
-    fresh = begin()
-    seconds = [
-        [_seconds(lambda who=who: chunk(*who)) for who in (fresh, long)] for _ in range(chunks_a_minute)
-    ]
-    early, late = (median(some) for some in zip(*seconds, strict=True))
+    new = make_first_minute()
+    early_chunks_s, late_chunks_s = [], []
+    for _ in range(chunks_a_minute):
+        early_chunks_s.append(_seconds(lambda: make_chunk(*new)))
+        late_chunks_s.append(_seconds(lambda: make_chunk(*long)))
+    early_s, late_s = median(early_chunks_s), median(late_chunks_s)
     return {
         "size": size,
         "minutes": minutes,
         "steps": steps,
-        "chunk_s_early": early,
-        "chunk_s_late": late,
-        "late_over_early_s": late / early,
+        "chunk_s_early": early_s,
+        "chunk_s_late": late_s,
+        "late_over_early_s": late_s / early_s,
         "memory_mb_early": early_mb,
         "memory_mb_late": late_mb,
         "late_over_early_mb": late_mb / early_mb,
     }
 
 
-def _until(engine: MotionEngine, stream: MotionStream, made: int) -> None:
+def _step_until(engine: MotionEngine, stream: MotionStream, made: int) -> None:
+    """Step the engine until the stream has made that many frames in all."""
     while stream.made < made:
         engine.step()
         stream.take()
 
 
 def _drain(engine: MotionEngine, stream: MotionStream) -> None:
+    """Step the engine until all sound is used. The viewer plays each frame at once."""
     while engine.step():
         stream.take()
         stream.played = stream.made
@@ -338,7 +351,7 @@ def _synchronize() -> None:
 
 
 def _memory_mb() -> float:
-    """Return the memory in use now, of the GPU or of the process."""
+    """Return the memory in use now, in MB: the GPU's, or the process's without a GPU."""
     if torch.cuda.is_available():
         return torch.cuda.memory_allocated() / 1e6
     with suppress(OSError), open("/proc/self/statm", encoding="ascii") as file:

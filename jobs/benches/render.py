@@ -1,13 +1,13 @@
-"""Measure the renderer's frames per second and peak memory by window, steps and size, against AnimateDiff.
+"""Compare the renderer's frames per second and peak memory with AnimateDiff's, by window, steps and size.
 
-Weights are random, which takes as long. Each case runs in a process of its own, because the peak of memory is that of
-a process.
+The weights are random, which does not change the speed. Each case runs in a separate process, because the system counts
+the peak of memory by process.
 """
 
 import gc
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -46,13 +46,13 @@ class Case:
     image_size: int
     """Side of the pictures, in pixels."""
     window_frames: int
-    """Frames that are denoised together; twice as many with guidance."""
+    """Frames of a window. Guidance denoises twice as many frames in one pass."""
     steps: int
-    """DDIM steps of a window."""
+    """DDIM steps per window."""
     kind: Literal["cached", "uncached", "animatediff"] = "cached"
     """`cached` computes the reference once, `uncached` for every window; `animatediff` is diffusers' own pipeline."""
     rounds: int = 3
-    """Windows that are timed, after one that warms up."""
+    """Number of windows that are timed, after one that warms up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +60,9 @@ class Measured:
     """Hold the figures of one measurement."""
 
     frames_per_s: float
-    """Frames a second, the median of the rounds."""
+    """Frames per second, the median of the rounds."""
     peak_mb: float
-    """Peak of the GPU's memory, or of the process's on a CPU, in MB."""
+    """Peak of the GPU's memory, or of the process's memory on a CPU, in MB."""
 
 
 def measure(cases: list[Case]) -> Iterator[dict[str, Any]]:
@@ -74,29 +74,29 @@ def measure(cases: list[Case]) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Long:
-    """Hold the figures of a whole video that a model made from noise as audio."""
+    """Hold the figures of a whole video that a model made from noise in place of speech."""
 
     seconds: float
     """Length of the video, in seconds."""
     steps: int
-    """DDIM steps of a chunk and of a window."""
+    """DDIM steps per chunk and per window."""
     frames_per_s: float
-    """Frames a second."""
+    """Frames per second."""
     peak_mb: float
-    """Peak of the GPU's memory, or of the process's on a CPU, in MB."""
+    """Peak of the GPU's memory, or of the process's memory on a CPU, in MB."""
     at_seams: float
-    """Mean change from a frame to the next where two windows share frames, in grey levels."""
+    """Mean absolute difference of successive frames where two windows share frames, in grey levels."""
     elsewhere: float
-    """Mean change from a frame to the next elsewhere, in grey levels."""
+    """Mean absolute difference of successive frames elsewhere, in grey levels."""
 
 
 def measure_lengths(
     model: str, image: str, seconds: Sequence[float], *, steps: int
 ) -> Iterator[dict[str, Any]]:
-    """Make a video of each length, each in a process of its own, and yield its figures."""
-    for each in seconds:
+    """Make a video of each length in a separate process, and yield its figures."""
+    for length_s in seconds:
         with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-            yield asdict(pool.submit(run_long, model, image, each, steps).result())
+            yield asdict(pool.submit(run_long, model, image, length_s, steps).result())
 
 
 def run_long(model: str, image: str, seconds: float, steps: int) -> Long:
@@ -108,26 +108,26 @@ def run_long(model: str, image: str, seconds: float, steps: int) -> Long:
     rng = np.random.default_rng(0)
     samples = (0.1 * rng.standard_normal(round(seconds * SAMPLE_RATE_HZ))).astype(np.float32)
     config = RenderConfig(steps=steps, cfg=1)
-    begun, before, changes = time.perf_counter(), None, []
+    begun, previous, differences = time.perf_counter(), None, []
     for frame in pipeline(image, samples, motion=SamplingConfig(steps=steps), render=config).frames:
-        now = frame.astype(np.float32)
-        if before is not None:
-            changes.append(float(np.abs(now - before).mean()))
-        before = now
+        current = frame.astype(np.float32)
+        if previous is not None:
+            differences.append(float(np.abs(current - previous).mean()))
+        previous = current
     took_s = time.perf_counter() - begun
-    # Frames first..first + overlap are blended with the window before: changes into, inside and out of them are seams.
-    # Number of the later frame of each change.
-    place = np.arange(1, len(changes) + 1)
-    seam = (place >= config.stride) & (place % config.stride <= config.overlap_frames)
-    device_mb = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else _peak_rss_mb()
-    found = np.array(changes)
+    # A window's first `overlap_frames` frames are blended with the window before. The differences into, inside and out
+    # of these frames are seams.
+    later_frame = np.arange(1, len(differences) + 1)  # number of the second frame of each difference
+    is_seam = (later_frame >= config.stride) & (later_frame % config.stride <= config.overlap_frames)
+    peak_mb = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else _peak_rss_mb()
+    grey_levels = np.array(differences)
     return Long(
         seconds=seconds,
         steps=steps,
-        frames_per_s=(len(changes) + 1) / took_s,
-        peak_mb=device_mb,
-        at_seams=float(found[seam].mean()),
-        elsewhere=float(found[~seam].mean()),
+        frames_per_s=(len(differences) + 1) / took_s,
+        peak_mb=peak_mb,
+        at_seams=float(grey_levels[is_seam].mean()),
+        elsewhere=float(grey_levels[~is_seam].mean()),
     )
 
 
@@ -135,26 +135,28 @@ def run_case(case: Case) -> Measured:
     """Measure a case in this process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    once = _animatediff(case, device, dtype) if case.kind == "animatediff" else _ours(case, device, dtype)
+    prepare = _animatediff if case.kind == "animatediff" else _ours
+    render_window = prepare(case, device, dtype)
     # The first window warms up.
-    once()
-    # The memory that making the models took is not the window's.
+    render_window()
+    # Do not count the memory that was needed to make the models.
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     seconds = []
     for _ in range(case.rounds):
-        start = time.perf_counter()
-        once()
+        begun = time.perf_counter()
+        render_window()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    peak = torch.cuda.max_memory_allocated() / 1e6 if device.type == "cuda" else _peak_rss_mb()
-    return Measured(frames_per_s=case.window_frames / median(seconds), peak_mb=peak)
+        seconds.append(time.perf_counter() - begun)
+    peak_mb = torch.cuda.max_memory_allocated() / 1e6 if device.type == "cuda" else _peak_rss_mb()
+    return Measured(frames_per_s=case.window_frames / median(seconds), peak_mb=peak_mb)
 
 
-def _ours(case: Case, device: torch.device, dtype: torch.dtype):
+def _ours(case: Case, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
+    """Return a function that renders a window with our renderer."""
     renderer = Renderer(**vars(make_parts(case.size, case.image_size, device))).to(device, dtype)
     config = RenderConfig(
         steps=case.steps, window_frames=case.window_frames, overlap_frames=min(4, case.window_frames // 2)
@@ -164,15 +166,15 @@ def _ours(case: Case, device: torch.device, dtype: torch.dtype):
     z = torch.randn(case.window_frames, renderer.latent_dim, generator=torch.Generator().manual_seed(0))
     cached = renderer.reference(portrait) if case.kind == "cached" else None
 
-    def once() -> None:
+    def render_window() -> None:
         reference = renderer.reference(portrait) if cached is None else cached
         renderer.window(reference, z, seed=0, first_frame=0, config=config)
 
-    return once
+    return render_window
 
 
-def _animatediff(case: Case, device: torch.device, dtype: torch.dtype):
-    """Prepare diffusers' pipeline with a UNet of the same widths. The text is given as embeddings."""
+def _animatediff(case: Case, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
+    """Return a function that renders a window with diffusers' AnimateDiff, with a UNet of the same widths."""
     parts = make_parts(case.size, case.image_size, device)
     ours = parts.unet.config
     names = (
@@ -182,7 +184,7 @@ def _animatediff(case: Case, device: torch.device, dtype: torch.dtype):
     )  # fmt: skip
     with device:
         unet = UNetMotionModel(**{name: ours[name] for name in names})
-    # Text encoder and tokenizer are not needed, because the embeddings are given.
+    # The pipeline needs no text encoder and no tokenizer, because it gets embeddings instead of text.
     unused: Any = None
     pipeline = AnimateDiffPipeline(
         vae=parts.vae,
@@ -198,7 +200,7 @@ def _animatediff(case: Case, device: torch.device, dtype: torch.dtype):
     pipeline.set_progress_bar_config(disable=True)
     text = torch.randn(1, 77, ours["cross_attention_dim"], device=device, dtype=dtype)
 
-    def once() -> None:
+    def render_window() -> None:
         pipeline(
             prompt_embeds=text,
             negative_prompt_embeds=text,
@@ -211,20 +213,20 @@ def _animatediff(case: Case, device: torch.device, dtype: torch.dtype):
             output_type="np",
         )
 
-    return once
+    return render_window
 
 
 def make_parts(size: Size, image_size: int, device: torch.device) -> Components:
-    """Make random networks of either size. SD1.5's are made on the device, because a CPU takes long for them."""
+    """Make networks with random weights. Those of SD1.5's size are made on the device, because a CPU takes long."""
     if size == "tiny":
         return random_components(image_size=image_size)
-    latents = image_size // 8
+    latent_size = image_size // 8
     scheduler = ddim_scheduler()
     with device:
         return Components(
             motion_encoder=MotionEncoder(),
-            unet=RendererUNet(sample_size=latents),
-            reference_unet=ReferenceUNet(sample_size=latents),
+            unet=RendererUNet(sample_size=latent_size),
+            reference_unet=ReferenceUNet(sample_size=latent_size),
             vae=AutoencoderKL(
                 block_out_channels=(128, 256, 512, 512),  # pyright: ignore[reportArgumentType]
                 down_block_types=("DownEncoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]

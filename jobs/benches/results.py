@@ -1,4 +1,4 @@
-"""Write figures with what they depend on."""
+"""Write a bench's figures, with the command and the environment that they depend on."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Measure the service: the time that it adds to the pipeline, and its throughput past saturation."""
+"""Measure the time that the service adds to the pipeline, and the service's throughput under overload."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ TIMEOUT_S = 120
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """Hold the request that is repeated."""
+    """Hold the request to repeat."""
 
     image: bytes
     """The portrait's file."""
@@ -45,8 +45,12 @@ class Load:
     """The other form fields."""
 
     def of_another(self, number: int) -> "Load":
-        """Return the same request with a new portrait for the service, brighter by less than anyone sees."""
+        """Return the same request with a portrait that the service has not cached.
+
+        The portrait is brighter by amounts that nobody sees.
+        """
         picture = np.asarray(Image.open(io.BytesIO(self.image)).convert("RGB")).astype(int)
+        # The digits of `number` in base 8 are added to red, green and blue, so each number gives another picture.
         brighter = (picture + np.array([number % 8, number // 8 % 8, number // 64])).clip(0, 255)
         portrait = io.BytesIO()
         Image.fromarray(brighter.astype(np.uint8)).save(portrait, "PNG")
@@ -68,17 +72,17 @@ class Answer:
     status: int
     """HTTP status; 0 if the connection broke."""
     first_s: float = 0.0
-    """Seconds from the request to its first bytes."""
+    """Seconds from the request to the first bytes of the answer."""
     last_s: float = 0.0
-    """Seconds from the request to its last bytes."""
+    """Seconds from the request to the last bytes of the answer."""
     late: int = 0
-    """Fragments that came too late for a viewer who starts with the first one."""
+    """Number of fragments that came too late for a viewer who starts to play at the first fragment."""
     fragments: int = 0
-    """All fragments."""
+    """Number of all fragments."""
 
 
 def wav(samples: np.ndarray) -> bytes:
-    """Return mono float32 samples [N] in -1..1 at 16 kHz as a WAV file of 16 bits."""
+    """Return samples as a 16-bit WAV file. They are float32 [N] in -1..1, mono, 16 kHz."""
     speech = io.BytesIO()
     with wave.open(speech, "wb") as file:
         file.setnchannels(1)
@@ -99,27 +103,31 @@ async def ask(session: aiohttp.ClientSession, url: str, load: Load) -> Answer:
             arrivals = [time.perf_counter() - begun async for _ in answer.content.iter_any()]
     except (aiohttp.ClientError, TimeoutError):
         return Answer(status=0)
-    # Fragments have the same length: a viewer needs the n-th one n lengths after the first.
-    each = load.seconds / len(arrivals)
-    late = sum(at > arrivals[0] + number * each for number, at in enumerate(arrivals))
+    # All fragments have the same length. A viewer needs fragment n that many lengths after the first one.
+    fragment_s = load.seconds / len(arrivals)
+    late = sum(arrival > arrivals[0] + number * fragment_s for number, arrival in enumerate(arrivals))
     return Answer(status=200, first_s=arrivals[0], last_s=arrivals[-1], late=late, fragments=len(arrivals))
 
 
-async def _all(url: str, load: Load, starts_s: list[float]) -> list[Answer]:
-    """Send requests at the given times, whether or not earlier ones are answered: an open loop."""
+async def _send_all(url: str, load: Load, starts_s: list[float]) -> list[Answer]:
+    """Send requests at the given times, in an open loop: no request waits for the answers to earlier ones."""
 
-    async def at(session: aiohttp.ClientSession, start_s: float) -> Answer:
+    async def send_at(session: aiohttp.ClientSession, start_s: float) -> Answer:
         await asyncio.sleep(start_s)
         return await ask(session, url, load)
 
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-        return list(await asyncio.gather(*(at(session, start_s) for start_s in starts_s)))
+        return list(await asyncio.gather(*(send_at(session, start_s) for start_s in starts_s)))
 
 
 def first_fragments(url: str, load: Load, *, requests: int) -> list[float]:
-    """Measure the seconds to the first fragment, one request after another."""
+    """Measure the seconds to the first fragment of each request. The requests are sent one after another.
+
+    Raises:
+        RuntimeError: A request fails.
+    """
 
     async def one_by_one() -> list[float]:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as session:
@@ -132,29 +140,37 @@ def first_fragments(url: str, load: Load, *, requests: int) -> list[float]:
 
 
 def under_load(url: str, load: Load, *, rate: float, seconds: float) -> dict[str, Any]:
-    """Send requests evenly at `rate` a second for `seconds`, and measure their answers."""
-    starts = np.arange(max(round(rate * seconds), 1)) / rate
+    """Send `rate` requests per second at even times for `seconds`, and measure their answers."""
+    starts_s = np.arange(max(round(rate * seconds), 1)) / rate
     begun = time.perf_counter()
-    answers = asyncio.run(_all(url, load, starts.tolist()))
+    answers = asyncio.run(_send_all(url, load, starts_s.tolist()))
     took_s = time.perf_counter() - begun
-    made = [answer for answer in answers if answer.status == 200]
-    firsts = [answer.first_s for answer in made] or [float("nan")]
+    videos = [answer for answer in answers if answer.status == 200]
+    firsts_s = [answer.first_s for answer in videos] or [float("nan")]
     statuses = sorted({answer.status for answer in answers})
     return {
         "rate": rate,
         "requests": len(answers),
-        "statuses": {status: sum(o.status == status for o in answers) for status in statuses},
-        "videos_per_s": len(made) / took_s,
-        "frames_per_s": len(made) * load.seconds * FPS / took_s,
-        "first_p50_s": float(np.percentile(firsts, 50)),
-        "first_p95_s": float(np.percentile(firsts, 95)),
-        "fragments_on_time": 1 - sum(o.late for o in made) / max(sum(o.fragments for o in made), 1),
+        "statuses": {status: sum(answer.status == status for answer in answers) for status in statuses},
+        "videos_per_s": len(videos) / took_s,
+        "frames_per_s": len(videos) * load.seconds * FPS / took_s,
+        "first_p50_s": float(np.percentile(firsts_s, 50)),
+        "first_p95_s": float(np.percentile(firsts_s, 95)),
+        "fragments_on_time": 1
+        - sum(video.late for video in videos) / max(sum(video.fragments for video in videos), 1),
     }
 
 
 def held_up(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the lowest throughput past its peak, and the statuses other than 200 and a refusal (429, 503)."""
-    peak = max(range(len(rows)), key=lambda at: rows[at]["frames_per_s"])
+    """Return how well the throughput holds up at rates above the one with the peak.
+
+    Args:
+        rows: Rows of `under_load` by rising rate.
+
+    Returns:
+        The peak, the lowest throughput from there on over the peak, and all statuses but 200 and refusals (429, 503).
+    """
+    peak = max(range(len(rows)), key=lambda index: rows[index]["frames_per_s"])
     statuses = {status for row in rows for status in row["statuses"]}
     return {
         "peak_frames_per_s": rows[peak]["frames_per_s"],
@@ -164,17 +180,20 @@ def held_up(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def memory_under_load(url: str, load: Load, *, rate: float, seconds: float, part_s: float) -> dict[str, Any]:
-    """Send requests as `under_load` does and watch the memory of all processes that this one has started.
+    """Send requests as `under_load` does, and measure the memory of all processes that this process has started.
+
+    The time is divided into parts of `part_s` seconds.
 
     Returns:
-        The row of `under_load`, with the median memory in MiB in the second and in the last part of `part_s` seconds.
+        The row of `under_load`, with the median memory in MiB in the second part and in the last part.
     """
-    seen: list[tuple[float, float]] = []
+    # Seconds since the start, and memory in MiB.
+    samples: list[tuple[float, float]] = []
     begun, ended = time.monotonic(), threading.Event()
 
     def watch() -> None:
         while not ended.wait(1.0):
-            seen.append((time.monotonic() - begun, _children_mib()))
+            samples.append((time.monotonic() - begun, _children_mib()))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -183,14 +202,17 @@ def memory_under_load(url: str, load: Load, *, rate: float, seconds: float, part
     finally:
         ended.set()
         watcher.join()
-    # The first part warms caches and pools. Times after the last request are not under load.
-    early = median(mib for at, mib in seen if part_s <= at < 2 * part_s)
-    late = median(mib for at, mib in seen if seconds - part_s <= at < seconds)
+    # The first part is left out, because caches and pools fill then. After `seconds` there is no load any more.
+    early = median(mib for at_s, mib in samples if part_s <= at_s < 2 * part_s)
+    late = median(mib for at_s, mib in samples if seconds - part_s <= at_s < seconds)
     return {**row, "seconds": seconds, "early_mib": early, "late_mib": late, "late_over_early": late / early}
 
 
 def _children_mib() -> float:
-    """Return the resident memory of all descendants, an upper bound: shared memory counts once a process."""
+    """Return the sum of the resident memory of all descendants, in MiB.
+
+    It is an upper bound, because shared memory counts once for each process.
+    """
     total = 0
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -199,7 +221,7 @@ def _children_mib() -> float:
 
 
 def bare_first_fragment(pipeline, load: Load, folder: Path) -> float:
-    """Do the same work in this process, without a service; return the seconds from the files to the first fragment."""
+    """Do the same work in this process without a service, and return the seconds to the first fragment."""
     audio = folder / "speech.wav"
     audio.write_bytes(load.audio)
     motion = SamplingConfig(steps=int(load.fields["motion_steps"]))
@@ -214,11 +236,13 @@ def bare_first_fragment(pipeline, load: Load, folder: Path) -> float:
     return time.perf_counter() - begun
 
 
-# --- a graph of the same deployments that does nothing ------------------------------------------------------------
+# --- the empty graph: the same deployments without models ---------------------------------------------------------
 
 
 @serve.deployment(ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=100)
 class EmptyMotion:
+    """Return chunks of zeros."""
+
     def __init__(self, facts: MotionFacts):
         self._facts = facts
 
@@ -228,6 +252,8 @@ class EmptyMotion:
 
 @serve.deployment(ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=100)
 class EmptyRender:
+    """Return windows of black frames."""
+
     def __init__(self, facts: RenderFacts):
         self._facts = facts
 
@@ -238,7 +264,10 @@ class EmptyRender:
 
 @serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=100)
 class EmptyIngress:
-    """Take the same form, request the chunks and windows of a first fragment from empty deployments, and answer."""
+    """Receive the same form, and call the empty deployments as often as a first fragment needs.
+
+    The motion deployment is called once per chunk of the first window, and the render deployment once.
+    """
 
     def __init__(self, motion: DeploymentHandle, render: DeploymentHandle, facts: MotionFacts, size: int):
         self._motion, self._render, self._facts, self._size = motion, render, facts, size
@@ -277,28 +306,30 @@ class EmptyIngress:
 
 
 def empty_graph(motion: MotionFacts, render: RenderFacts) -> Application:
+    """Return the empty graph for models of the given shapes."""
     return EmptyIngress.bind(EmptyMotion.bind(motion), EmptyRender.bind(render), motion, render.image_size)
 
 
 def added(
     url: str, empty_url: str, pipeline, load: Load, folder: Path, *, rounds: int, first: int = 0
 ) -> dict[str, float]:
-    """Measure the time that the service adds to the pipeline's first fragment, and the time of an empty graph.
+    """Measure the time that the service adds to the pipeline's first fragment, and the time of the empty graph.
 
-    The three are measured in turn, because the machine's speed drifts; the added time is the median of the rounds'
-    differences. Every round has a portrait of its own, from number `first` on: the service caches references.
+    Service, pipeline and empty graph are measured in turn, because the machine's speed drifts. The added time is the
+    median of the rounds' differences. Each round uses another portrait, from number `first` on, because the service
+    caches references.
     """
-    served, bare, empty = [], [], []
+    served_s, bare_s, empty_s = [], [], []
     for number in range(first, first + rounds):
-        new = load.of_another(number)
-        served += first_fragments(url, new, requests=1)
-        bare.append(bare_first_fragment(pipeline, new, folder))
-        empty += first_fragments(empty_url, new, requests=1)
-    extra = median(one - other for one, other in zip(served, bare, strict=True))
+        uncached = load.of_another(number)
+        served_s += first_fragments(url, uncached, requests=1)
+        bare_s.append(bare_first_fragment(pipeline, uncached, folder))
+        empty_s += first_fragments(empty_url, uncached, requests=1)
+    added_s = median(served - bare for served, bare in zip(served_s, bare_s, strict=True))
     return {
-        "served_s": median(served),
-        "bare_s": median(bare),
-        "empty_graph_s": median(empty),
-        "added_s": extra,
-        "added_over_empty_graph": extra / median(empty),
+        "served_s": median(served_s),
+        "bare_s": median(bare_s),
+        "empty_graph_s": median(empty_s),
+        "added_s": added_s,
+        "added_over_empty_graph": added_s / median(empty_s),
     }

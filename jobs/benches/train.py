@@ -1,4 +1,7 @@
-"""Measure training: the loop's step against the same engine on resident batches, and FlexAttention against SDPA."""
+"""Compare a step of the training loop with the same engine on resident batches, and FlexAttention with SDPA.
+
+Resident batches are on the model's device before the step begins.
+"""
 
 import dataclasses
 import itertools
@@ -12,7 +15,7 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from xactor.motion import DiffusionForcing, ForcingBatch, draw
-from benches.data import write_synthetic
+from benches.data import AUDIO_WIDTH, LATENT_WIDTH, write_synthetic
 from xactor_platform.data.index import CorpusShape, load_index
 from xactor_platform.data.plan import Cursor, planned_steps
 from xactor_platform.data.stream import PlannedStream
@@ -24,15 +27,19 @@ from xactor_platform.training.stage2_config import Stage2Config
 
 
 def compare_loop(config: Stage2Config, *, rounds: int, use_gpu: bool) -> dict[str, Any]:
-    """Compare, on one rank, `train_step` over the planned stream with the same engine on resident batches.
+    """Compare `train_step` over the planned stream with the same engine on resident batches, on one rank.
 
-    Both get the same numbers of samples and frames, step by step in turn. The ratio is the median of the steps' ratios.
+    The two take turns, step by step, and get the same numbers of samples and frames. The ratio is the median of the
+    steps' ratios.
     """
     with tempfile.TemporaryDirectory() as folder:
+        # Twice as many frames as the timed steps need.
         frames = 2 * rounds * config.train.micro_batches * config.train.budget_frames
         shards = f"{folder}/shards"
-        write_synthetic(shards, frames * 2 * (512 + 768), 1, config.model.context_frames)
+        bytes_per_frame = 2 * (LATENT_WIDTH + AUDIO_WIDTH)  # float16, one audio layer
+        write_synthetic(shards, frames * bytes_per_frame, 1, config.model.context_frames)
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, shards=shards))
+        gpu = {"GPU": 1} if use_gpu else {}
         trainer = TorchTrainer(
             _measure,
             train_loop_config={"config": config, "rounds": rounds},
@@ -40,10 +47,7 @@ def compare_loop(config: Stage2Config, *, rounds: int, use_gpu: bool) -> dict[st
             scaling_config=ray.train.ScalingConfig(
                 num_workers=1,
                 use_gpu=use_gpu,
-                resources_per_worker={
-                    "CPU": config.scale.cpus_per_rank,
-                    **({"GPU": 1} if use_gpu else {}),
-                },
+                resources_per_worker={"CPU": config.scale.cpus_per_rank, **gpu},
             ),
             run_config=ray.train.RunConfig(name="bench", storage_path=folder),
         )
@@ -53,6 +57,7 @@ def compare_loop(config: Stage2Config, *, rounds: int, use_gpu: bool) -> dict[st
 
 
 def _measure(options: dict[str, Any]) -> dict[str, Any]:
+    """Time the steps in a training worker."""
     config: Stage2Config = options["config"]
     rounds: int = options["rounds"]
     device = prepare_device(config)
@@ -67,7 +72,8 @@ def _measure(options: dict[str, Any]) -> dict[str, Any]:
         ranks=1,
         bf16=use_bf16(config.train, device),
     )
-    clock, loop, resident, waits, frames = Clock(device), [], [], [], []
+    clock = Clock(device)
+    loop_s, resident_s, waits_s, frames = [], [], [], []
     stream = PlannedStream(stage.reader, config.plan, rank=0, ranks=1, start=Cursor(), steps=rounds + 1)
     steps = planned_steps(index.frames, index.shard, config.plan, Cursor())
     with stream:
@@ -78,39 +84,40 @@ def _measure(options: dict[str, Any]) -> dict[str, Any]:
                 engine.backward(engine(batch) / step.frames, scale_wrt_gas=False)
             engine.step()
             _finish(device)
-            resident.append(time.perf_counter() - begun)
-            train_step(engine, stage, stream, step, len(loop), config, clock)
-            loop.append(clock.step_s)
-            waits.append(clock.waited_s)
+            resident_s.append(time.perf_counter() - begun)
+            train_step(engine, stage, stream, step, len(loop_s), config, clock)
+            loop_s.append(clock.step_s)
+            waits_s.append(clock.waited_s)
             frames.append(step.frames)
-    # The first step of each warms up and waits for the first block. Ratios pair steps of the same lengths.
-    pairs = [a / b for a, b in zip(loop[1:], resident[1:], strict=True)]
-    rate = sum(frames[1:]) / sum(loop[1:])
+    # The first step of both is left out: it warms up, and waits for the first block of data.
+    ratios = [loop / resident for loop, resident in zip(loop_s[1:], resident_s[1:], strict=True)]
+    frames_per_s = sum(frames[1:]) / sum(loop_s[1:])
     parameters = sum(p.numel() for p in stage.objective.parameters())
-    peak = peak_flops()
+    peak = peak_flops()  # FLOP/s of the GPU; None if unknown
     return {
         "parameters": parameters,
         "frames_a_step": median(frames[1:]),
-        "resident_step_s": median(resident[1:]),
-        "loop_step_s": median(loop[1:]),
-        "ratio": median(pairs),
-        "data_wait_share": sum(waits[1:]) / sum(loop[1:]),
-        "frames_per_s": rate,
-        "mfu": 6 * parameters * rate / peak if peak else None,
+        "resident_step_s": median(resident_s[1:]),
+        "loop_step_s": median(loop_s[1:]),
+        "ratio": median(ratios),
+        "data_wait_share": sum(waits_s[1:]) / sum(loop_s[1:]),
+        "frames_per_s": frames_per_s,
+        # Training takes 6 FLOPs per parameter and frame.
+        "mfu": 6 * parameters * frames_per_s / peak if peak else None,
     }
 
 
 def _resident(frames, shape: CorpusShape, config: Stage2Config, device: torch.device) -> ForcingBatch:
-    """Make a batch of the given lengths on the model's device."""
+    """Make a batch of noise with the given lengths, on the device."""
     lengths = torch.as_tensor(frames)
-    width, count = int(lengths.max()), len(lengths)
+    max_frames, count = int(lengths.max()), len(lengths)
     draws = [
         draw(("bench", i), int(n), shape.latent_width, config.model.chunk_frames, config.forcing)
         for i, n in enumerate(lengths)
     ]
     return ForcingBatch.build(
-        torch.randn(count, width, shape.latent_width),
-        torch.randn(count, width, shape.audio_layers, shape.audio_width),
+        torch.randn(count, max_frames, shape.latent_width),
+        torch.randn(count, max_frames, shape.audio_layers, shape.audio_width),
         lengths,
         torch.ones(count),
         draws,
@@ -120,12 +127,16 @@ def _resident(frames, shape: CorpusShape, config: Stage2Config, device: torch.de
 def compare_attention(config: Stage2Config, *, rounds: int) -> dict[str, Any]:
     """Measure the model's forward pass with SDPA and with FlexAttention at the full context, in turn.
 
-    On a GPU the backward pass is measured too. FlexAttention has none on a CPU, so that training there needs SDPA.
+    On a GPU the backward pass is measured too. On a CPU FlexAttention has no backward pass.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(config.scale.threads)
     shape = CorpusShape(
-        latent_width=512, audio_layers=1, audio_width=768, motion_dtype="float16", audio_dtype="float16"
+        latent_width=LATENT_WIDTH,
+        audio_layers=1,
+        audio_width=AUDIO_WIDTH,
+        motion_dtype="float16",
+        audio_dtype="float16",
     )
     count = max(1, config.train.budget_frames // config.model.context_frames)
     batch = _resident([config.model.context_frames] * count, shape, config, device)
@@ -154,5 +165,6 @@ def compare_attention(config: Stage2Config, *, rounds: int) -> dict[str, Any]:
 
 
 def _finish(device: torch.device) -> None:
+    """Wait for the GPU's work."""
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Define the options of `jobs/report.py ablation`, and its picture."""
+"""Define the options of `jobs/report.py ablation`, and draw its picture of rollouts."""
 
 import sys
 import time
@@ -12,15 +12,17 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-COLUMNS, PX = 10, 112
+# Columns of the picture, the side of a face, and the width of the row's name, in pixels.
+COLUMNS, PX, NAME_PX = 10, 112, 180
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportAblation:
     """Train every variant of the paper's Table 2, score them and write the table.
 
-    The command starts a Ray cluster on this machine. It keeps finished trainings. It writes report.json, table.md and
-    rollouts.png, which is like the paper's Figure 4: each variant's longest held-out rollout, drawn from its latents.
+    The command starts a Ray cluster on this machine. If it runs again, it keeps the finished trainings. It writes
+    report.json, table.md and rollouts.png. The picture resembles the paper's Figure 4: it shows each variant's longest
+    held-out rollout, drawn from its latents.
 
     Example: python jobs/report.py ablation --shards demo/corpus/shards --seeds 0 1 2 --train-steps 300
     """
@@ -30,13 +32,13 @@ class ReportAblation:
     output: Path = Path("demo/ablation")
     """Folder for the trainings and the report."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds; every variant is trained and sampled once with each."""
+    """Seeds. Every variant is trained and sampled once with each seed."""
     train_steps: int = 300
-    """Steps of each training, at least 1."""
+    """Number of steps of each training, at least 1."""
     sampling_steps: int = 20
-    """DDIM steps of a chunk, within 1..1000."""
+    """DDIM steps per chunk, within 1..1000."""
     max_clips: int = 4
-    """Most held-out clips; the longest are used."""
+    """Maximum number of held-out clips. The longest clips are used."""
 
     def execute(self) -> int:
         from xactor.controls import LATENT_DIM
@@ -47,12 +49,12 @@ class ReportAblation:
         def progress(line: str) -> None:
             print(f"{(time.monotonic() - started) / 60:5.1f} min  {line}", flush=True)
 
-        # A submitted training runs in another folder.
+        # A submitted training runs in another folder, so it needs an absolute path.
         runs = (self.output / "runs").absolute()
         runs.mkdir(parents=True, exist_ok=True)
         if not self._train(runs, progress):
             return 1
-        scores, shown = score_variants(
+        scores, rollouts = score_variants(
             runs,
             self.shards,
             seeds=self.seeds,
@@ -65,17 +67,18 @@ class ReportAblation:
             "minutes": (time.monotonic() - started) / 60,
             "train_steps": self.train_steps,
             "sampling_steps": self.sampling_steps,
-            "frames": len(shown["truth"]),
+            "frames": len(rollouts["truth"]),
         }
         save_report(self.output, scores, facts)
-        if shown["truth"].shape[1] == LATENT_DIM:
-            draw_rollouts(shown).save(self.output / "rollouts.png")
+        # Only latents of the fixed embedding can be drawn.
+        if rollouts["truth"].shape[1] == LATENT_DIM:
+            draw_rollouts(rollouts).save(self.output / "rollouts.png")
         print(markdown(scores))
         progress(f"written: {self.output}/report.json, table.md, rollouts.png")
         return 0
 
     def _train(self, runs: Path, progress) -> bool:
-        """Submit every training that is not finished; return False after one that fails."""
+        """Submit every training that is not finished. Stop and return False if one fails."""
         from xactor_platform.cluster.local import local_cluster
         from xactor_platform.evaluation.ablation import trainings
         from xactor_platform.storage.location import absolute
@@ -98,11 +101,11 @@ class ReportAblation:
         return True
 
 
-def draw_rollouts(shown: "dict[str, np.ndarray]") -> "Image":
-    """Draw each rollout as a row of faces at even times, acted by one held-out person of the fixed embedding.
+def draw_rollouts(rollouts: "dict[str, np.ndarray]") -> "Image":
+    """Draw each rollout as a row of faces at even times. One drawn, held-out person acts all of them.
 
     Args:
-        shown: Latents [T, D] by the row's name.
+        rollouts: Latents [T, D] of the fixed embedding, by the row's name.
     """
     import numpy as np
     from PIL import Image, ImageDraw
@@ -111,12 +114,12 @@ def draw_rollouts(shown: "dict[str, np.ndarray]") -> "Image":
     from xactor_platform.demo_corpus.identity import held_out_identities, render_frame
 
     person = held_out_identities()[0]
-    sheet = Image.new("RGB", (180 + COLUMNS * PX, len(shown) * PX), "white")
+    sheet = Image.new("RGB", (NAME_PX + COLUMNS * PX, len(rollouts) * PX), "white")
     pen = ImageDraw.Draw(sheet)
-    for row, (name, z) in enumerate(shown.items()):
+    for row, (name, z) in enumerate(rollouts.items()):
         pen.text((6, row * PX + PX // 2), name, fill="black")
         controls = decode_controls(z)
         for column, frame in enumerate(np.linspace(0, len(z) - 1, COLUMNS).astype(int)):
             face = Image.fromarray(render_frame(person, controls[frame])).resize((PX, PX))
-            sheet.paste(face, (180 + column * PX, row * PX))
+            sheet.paste(face, (NAME_PX + column * PX, row * PX))
     return sheet

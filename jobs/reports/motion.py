@@ -10,8 +10,8 @@ from xactor.motion import SamplingConfig
 class ReportMotion:
     """Report what a motion model has learned, on held-out clips.
 
-    Write report.json, loss.png and lips.png; with --minutes also drift.json and drift.png, and with --few-steps also
-    few_steps.json. The defaults report on the demo's model.
+    The report writes report.json, loss.png and lips.png. With --minutes it also writes drift.json and drift.png. With
+    --few-steps it also writes few_steps.json. The defaults report on the demo's model.
 
     Example: python jobs/report.py motion --run runs/stage2 --shards /data/latents --few-steps --minutes 10
     """
@@ -19,35 +19,35 @@ class ReportMotion:
     run: str = "demo/runs/stage2"
     """Local folder of stage 2's run."""
     shards: str = "demo/latents/shards"
-    """Folder or URI of motion shards. The held-out ones are used; their lip opening must be known."""
+    """Folder or URI of motion shards. The held-out shards are used. They must hold the true lip opening."""
     output: Path = Path("demo/report/motion")
     """Folder for the report."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """How motion is sampled."""
+    """Options of the sampling."""
     seed: int = 0
     """Seed of the sampling."""
     max_clips: int = 8
-    """Most held-out clips; the longest are used."""
+    """Maximum number of held-out clips. The longest clips are used."""
     minutes: float = 0
-    """Length of a rollout whose drift is measured, in minutes; 0 leaves it out."""
+    """Length of a rollout in which drift is measured, in minutes; 0 measures no drift."""
     few_steps: bool = False
-    """Also compare fewer steps and pipelined denoising with the default's 50 steps."""
+    """Also compare fewer steps and pipelined denoising with the default of 50 steps."""
 
     def execute(self) -> int:
         from xactor_platform.evaluation.drift import measure_drift
         from xactor_platform.evaluation.few_steps import compare_steps, table
         from xactor_platform.evaluation.motion_report import report_motion
 
-        where = (self.run, self.shards, self.output)
-        report = report_motion(*where, config=self.sampling, seed=self.seed, max_clips=self.max_clips)
+        paths = (self.run, self.shards, self.output)
+        report = report_motion(*paths, config=self.sampling, seed=self.seed, max_clips=self.max_clips)
         print(report.table())
         print(f"written: {self.output}/report.json, loss.png, lips.png")
         if self.minutes:
-            drift = measure_drift(*where, minutes=self.minutes, config=self.sampling, seed=self.seed)
+            drift = measure_drift(*paths, minutes=self.minutes, config=self.sampling, seed=self.seed)
             print(drift.table())
             print(f"written: {self.output}/drift.json, drift.png")
         if self.few_steps:
-            ways = compare_steps(*where, config=self.sampling, seed=self.seed, max_clips=self.max_clips)
-            print(table(ways))
+            rows = compare_steps(*paths, config=self.sampling, seed=self.seed, max_clips=self.max_clips)
+            print(table(rows))
             print(f"written: {self.output}/few_steps.json")
         return 0

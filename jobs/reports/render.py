@@ -10,7 +10,8 @@ from xactor.render import RenderConfig
 class ReportRender:
     """Report what stage 1 has learned, on held-out clips.
 
-    Compare generated with true frames, and probe what the motion latents hold. The defaults report on the demo's model.
+    The report compares rendered frames with the true ones, and measures what the motion latents encode. The defaults
+    report on the demo's model.
 
     Example: python jobs/report.py render --model runs/stage1/export --videos s3://bucket/videos --output report
     """
@@ -18,15 +19,15 @@ class ReportRender:
     model: str = "demo/runs/stage1/export"
     """Folder of stage 1's export."""
     videos: str = "demo/corpus/videos"
-    """Folder or URI of video shards. The held-out ones are used."""
+    """Folder or URI of video shards. The held-out shards are used."""
     output: Path = Path("demo/report/render")
     """Folder for report.json and faces.png."""
     windows: int = 2
-    """Windows of each clip that are rendered, at least 1."""
+    """Number of windows that are rendered of each clip, at least 1."""
     max_clips: int = 8
-    """Most held-out clips; the longest are used."""
+    """Maximum number of held-out clips. The longest clips are used."""
     render: RenderConfig = field(default_factory=RenderConfig)
-    """How frames are rendered."""
+    """Options of the rendering."""
     seed: int = 0
     """Seed of the rendering."""
 

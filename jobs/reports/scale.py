@@ -1,33 +1,37 @@
 """Define the options of `jobs/report.py scale`, and the formulas behind its tables.
 
-Memory of a rank, in bytes, in the backward pass. P parameters, N ranks, H width, I the MLP's, h heads, A the audio
-embedding's, D the latent's, L x F the audio features of a frame, T the context; bf16, fp32 for what Adam keeps:
+Symbols: P parameters, N ranks, M micro-batches of a step, T frames of context. Widths: H backbone, I MLP, A audio
+embedding, D latent, L x F audio features of a frame. h is the number of heads. Weights and activations are bf16; the
+states of Adam are fp32.
 
-    parameters      2P       sharded by N from ZeRO stage 3 on
-    gradients       4P       from stage 2 on: gathered in fp32 over a step's micro-batches
-    optimizer      12P       from stage 1 on: fp32 weights, two moments
+Memory of one rank in the backward pass, in bytes:
+
+    parameters      2P       divided by N from ZeRO stage 3 on
+    gradients       4P       divided by N from stage 2 on; accumulated in fp32 over a step's micro-batches
+    optimizer      12P       divided by N from stage 1 on; fp32 weights and two moments
     buckets         8e8      DeepSpeed's bucket of 2e8 bf16 gradients and its flat copy
-    activations              of each padded frame of a micro-batch:
-        backbone layer       26H + 8I + 4h + 2T; with checkpointing 2H, and the whole of one layer at a time
-        audio attention      36H + 10h a layer; checkpointing leaves it alone
-        around them          18H + 4LF + 6A + 8D
-    overhead        4e9      CUDA, NCCL, cuBLAS, fragmentation: assumed
+    activations              for each padded frame of a micro-batch:
+        backbone layer       26H + 8I + 4h + 2T; with checkpointing 2H, plus all activations of one layer at a time
+        audio attention      36H + 10h per layer; it is not checkpointed
+        other parts          18H + 4LF + 6A + 8D
+    overhead        4e9      CUDA, NCCL, cuBLAS and fragmentation (an assumption)
 
-Tests compare the activations with torch's own tracker, at the 7B model's widths too, and the states with a DeepSpeed
-engine and DeepSpeed's estimators.
+Tests compare the activations with torch's own tracker, at the widths of the 7B model too, and the parameters, gradients
+and optimizer states with a DeepSpeed engine and DeepSpeed's estimators.
 
-Time of a global step of M micro-batches, nothing overlapping:
+Time of a global step, if nothing overlaps:
 
-    compute     M/N x frames x (6P + 12THlayers, a third more of the layers with checkpointing) / (peak x efficiency)
-    reduce      in units of 2P(N-1)/N over the link: 2 an all-reduce, after every micro-batch in stage 2
-    gather      1 a step in stages 1 and 2
+    compute     M/N x frames x (6P + 12THlayers) / (peak x efficiency); checkpointing adds a third of the layers' share
+    reduce      2 units for each all-reduce; stage 2 does one after every micro-batch
+    gather      1 unit per step in stages 1 and 2
 
-Efficiency 0.4 of the peak is an assumption (--efficiency), and so are 0.8 of NVLink's and of the network's data
-sheets. The reported MFU counts 6P a frame over the whole step, as a run's metrics.jsonl does.
+A unit is the time to send 2P(N-1)/N bytes over the link. Assumptions: an efficiency of 0.4 of the peak (--efficiency),
+and 0.8 of the speeds in the data sheets of NVLink and the network. The reported MFU counts 6P per frame over the whole
+step, as in a run's metrics.jsonl.
 
 The simulation plans one epoch of a corpus like the paper's (160K clips of up to 10 s, 280K of 10 to 60 s) with the
-platform's own plan on every number of ranks, deals it out, and lets readers with bounded read-ahead race the ranks.
-They read from an object store whose requests take 30 ms in the median, then 80 MB/s: assumed too.
+platform's own plan and deals it to each number of ranks. It then simulates readers with bounded read-ahead that supply
+the ranks. They read from an object store whose requests take 30 ms in the median, and then 80 MB/s (assumptions).
 """
 
 import dataclasses
@@ -42,7 +46,7 @@ from benches.results import BENCHMARKS, save_results
 
 @dataclass(frozen=True, kw_only=True)
 class ReportScale:
-    """Plan stage 2 on other machines: memory, step time and data by formula and simulation.
+    """Plan stage 2 on other machines: estimate memory, step time and data by formula and simulation.
 
     Example: python jobs/report.py scale paper-7b --gpus H200 --ranks 16 64
     """
@@ -56,7 +60,7 @@ class ReportScale:
     stages: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
     """ZeRO stages to plan for. The trainer uses 2."""
     budgets: tuple[int, ...] = (4096, 8192, 16_384)
-    """Padded frames of a micro-batch, for the table of memory. The other tables use the preset's."""
+    """Numbers of padded frames in a micro-batch, for the memory table. The other tables use the preset's number."""
     audio_layers: int = 4
     """Audio layers L of the corpus, at least 1. F is 768 and D is 512."""
     efficiency: float | None = None

@@ -52,7 +52,7 @@ def make_api(videos: Videos, keys: tuple[str, ...]) -> Guard:
 
     Args:
         videos: Makes the videos.
-        keys: Accepted API keys; empty where none is needed.
+        keys: Accepted API keys; empty if none is needed.
     """
     api = FastAPI(title="X-Actor", description="A portrait and speech in, an acted portrait video out.")
     _handle_errors(api)
@@ -82,7 +82,7 @@ def make_api(videos: Videos, keys: tuple[str, ...]) -> Guard:
         response_class=StreamingResponse,
         responses={200: {"content": {"video/mp4": {}}, "description": "The video"}, **_ERRORS},
     )
-    async def create_video(request: Request, form: _Fields, _: _Once) -> Response:
+    async def create_video(request: Request, form: _Fields, _: _FormChecked) -> Response:
         """Make a portrait speak. The mp4 (h264, aac) is as long as the audio, at 25 frames a second."""
         return await _create(videos, request, form)
 
@@ -96,7 +96,7 @@ def make_api(videos: Videos, keys: tuple[str, ...]) -> Guard:
     )
 
 
-async def _multipart_once(request: Request) -> None:
+async def _check_form(request: Request) -> None:
     """Require a multipart form in which no field is repeated."""
     kind = request.headers.get("content-type", "")
     if kind.split(";")[0].strip().lower() != "multipart/form-data":
@@ -107,20 +107,23 @@ async def _multipart_once(request: Request) -> None:
 
 
 _Fields = Annotated[VideoForm, Form(media_type="multipart/form-data")]
-_Once = Annotated[None, Depends(_multipart_once)]
+_FormChecked = Annotated[None, Depends(_check_form)]
 
 
 async def _create(videos: Videos, request: Request, form: VideoForm) -> Response:
+    """Make a video and return the answer: a stream, or a plain mp4."""
     begun = time.monotonic()
     async with AsyncExitStack() as stack:
         stack.enter_context(videos.slot(request.state.key))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xactor-")))
+        # Raise for options out of range before the files are decoded.
         form.configs()
         audio = folder / "audio"
         with audio.open("wb") as file:
             await asyncio.to_thread(shutil.copyfileobj, form.audio.file, file)
         face = asyncio.create_task(videos.face(await form.image.read(), form))
-        # Where both files are bad, the audio's error is reported; this keeps asyncio quiet about the other.
+        # If both files are bad, only the audio's error is reported. Reading the picture's error here keeps asyncio from
+        # logging that nobody read it.
         face.add_done_callback(lambda done: done.cancelled() or done.exception())
         stack.callback(face.cancel)
         samples = await videos.sound(audio)
@@ -132,14 +135,14 @@ async def _create(videos: Videos, request: Request, form: VideoForm) -> Response
         if not form.stream:
             return await _plain_mp4(_chained(first, fragments), folder, headers)
         metrics().first_fragment_s.observe(time.monotonic() - begun)
-        # Every failure that the client should read as an error is past. The response owns the rest.
+        # No error answer is possible from here on. The response takes over the stack and closes it.
         return _VideoResponse(_chained(first, fragments), stack.pop_all(), headers)
 
 
 async def _plain_mp4(
     fragments: AsyncGenerator[bytes, None], folder: Path, headers: dict[str, str]
 ) -> Response:
-    """Return a plain mp4 of the same pictures."""
+    """Write the fragments to a file, remux it to a plain mp4, and return that as one answer."""
     fragmented, plain = folder / "fragments.mp4", folder / "video.mp4"
     with fragmented.open("wb") as file:
         async for data in fragments:
@@ -149,13 +152,14 @@ async def _plain_mp4(
 
 
 async def _chained(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """Yield the first piece, then the rest."""
     yield first
     async for data in rest:
         yield data
 
 
 class _VideoResponse(StreamingResponse):
-    """Stream a video, and free its resources also for a client that left before the first byte."""
+    """Stream a video, and free its resources even if the client leaves before the first byte."""
 
     def __init__(self, body: AsyncGenerator[bytes, None], stack: AsyncExitStack, headers: dict[str, str]):
         super().__init__(body, media_type="video/mp4", headers=headers)
@@ -183,7 +187,7 @@ def _handle_errors(api: FastAPI) -> None:
 
     @api.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException):
-        # FastAPI wraps what `receive` raises while it parses the body.
+        # FastAPI wraps an exception that `receive` raises while the body is parsed. Answer with the original.
         if isinstance(error.__cause__, ServiceError):
             return answer(request, error.__cause__)
         path = request.url.path

@@ -3,7 +3,7 @@
     ingress (FastAPI)  ->  motion (chunks of latents)
                        ->  render (windows of frames)
 
-Each deployment has its own replicas, resources and autoscaling. A Serve config file sets them by these names.
+Each deployment has its own replicas, resources and autoscaling. A Serve config file sets them by the names above.
 """
 
 import os
@@ -16,9 +16,9 @@ from xactor_serving.ingress import Ingress
 from xactor_serving.motion_replica import Motion
 from xactor_serving.render_replica import Render
 
-# Used where a config file sets no autoscaling. Ingresses report samples of their load every 10 s. A replica is added
-# when two reports in a row ask for it, so that one sample of a burst adds none.
-_SCALING = {
+# Used if a config file sets no autoscaling. Ingresses report samples of their load every 10 s. A replica is added when
+# two reports in a row ask for it, so that a single report during a burst adds none.
+_AUTOSCALING = {
     "min_replicas": 1,
     "max_replicas": MAX_AUTOSCALED_REPLICAS,
     "target_ongoing_requests": 4,
@@ -35,10 +35,10 @@ def build(args: Arguments) -> Application:
     needed.
     """
     keys = tuple(key.strip() for key in os.environ.get("XACTOR_API_KEYS", "").split(",") if key.strip())
-    actor = {"num_cpus": args.cpus, "num_gpus": args.gpus}
+    actor_options = {"num_cpus": args.cpus, "num_gpus": args.gpus}
     motion = Motion.options(
         **_replicas(args.motion_replicas),
-        ray_actor_options=actor,
+        ray_actor_options=actor_options,
         max_ongoing_requests=args.motion_max_streams,
     ).bind(
         args.model,
@@ -49,9 +49,10 @@ def build(args: Arguments) -> Application:
     )
     render = Render.options(
         **_replicas(args.render_replicas),
-        ray_actor_options=actor,
+        ray_actor_options=actor_options,
         max_ongoing_requests=args.render_max_windows,
     ).bind(args.model, device=args.device, max_batch=args.render_max_batch, stuck_s=args.stuck_s)
+    # Serve passes on more requests than there may be videos, so that the ingress can refuse the excess with an error.
     return Ingress.options(max_ongoing_requests=4 * args.limits.max_videos).bind(
         motion,
         render,
@@ -63,4 +64,5 @@ def build(args: Arguments) -> Application:
 
 
 def _replicas(count: int) -> dict[str, Any]:
-    return {"num_replicas": count} if count else {"autoscaling_config": _SCALING}
+    """Return a deployment's options for `count` replicas, or for autoscaling if `count` is 0."""
+    return {"num_replicas": count} if count else {"autoscaling_config": _AUTOSCALING}

@@ -1,6 +1,6 @@
-"""Arguments of the service: one definition for `xactor-serve` and for Serve config files.
+"""Define the arguments of the service, for `xactor-serve` and for Serve config files.
 
-This module imports pydantic alone, so that a command's help does not wait for Ray or torch.
+This module imports only pydantic, so that the command's help does not wait for Ray or torch.
 """
 
 from pathlib import Path
@@ -21,24 +21,24 @@ class Limits(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_videos: int = Field(default=16, ge=1)
-    """Videos in progress at a time, at least 1. More are refused with 503."""
+    """Maximum number of videos in progress, at least 1. More are refused with 503."""
     max_videos_per_key: int = Field(default=8, ge=1)
-    """Videos in progress at a time for one API key, at least 1. More are refused with 429. Clients without
-    a key count as one."""
+    """Maximum number of videos in progress for one API key, at least 1. More are refused with 429. All clients
+    without a key together count as one client."""
     max_upload_bytes: int = Field(default=256 * 2**20, ge=1)
-    """Bytes of one request's body."""
+    """Maximum size of one request's body, in bytes."""
     upload_timeout_s: float = Field(default=120, gt=0)
-    """Seconds until the request's body must have arrived."""
+    """Seconds within which the whole body of a request must arrive."""
     max_seconds: float = Field(default=3600, gt=0)
-    """Seconds of audio of one video."""
+    """Maximum length of the audio of one video, in seconds."""
     decode_timeout_s: float = Field(default=60, gt=0)
-    """Seconds to decode one uploaded file. The process that takes longer is killed."""
+    """Maximum time to decode one uploaded file, in seconds. A process that takes longer is killed."""
     decode_processes: int = Field(default=2, ge=1)
-    """Processes that decode uploaded files."""
+    """Number of processes that decode uploaded files."""
     video_timeout_s: float = Field(default=4 * 3600, gt=0)
-    """Seconds to make one whole video."""
+    """Maximum time to make one whole video, in seconds."""
     idle_timeout_s: float = Field(default=30, gt=0)
-    """Seconds that a WebSocket client may stay silent."""
+    """Maximum time that a WebSocket client may stay silent, in seconds."""
 
 
 class Arguments(BaseModel):
@@ -49,29 +49,29 @@ class Arguments(BaseModel):
     model: str
     """Model folder, or its URI such as s3://bucket/model. Each node fetches a URI once."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device of both models. auto is a GPU where a replica has one."""
+    """Device of both models. auto uses a GPU if the replica has one."""
     motion_replicas: int = Field(default=1, ge=0, le=_MAX_REPLICAS)
-    """Replicas of the motion model, 0..64. 0 scales with the load, from 1 to 4."""
+    """Number of replicas of the motion model, 0..64. With 0, their number follows the load, from 1 to 4."""
     render_replicas: int = Field(default=1, ge=0, le=_MAX_REPLICAS)
-    """Replicas of the renderer, 0..64. 0 scales with the load, from 1 to 4."""
+    """Number of replicas of the renderer, 0..64. With 0, their number follows the load, from 1 to 4."""
     cpus: float = Field(default=1, ge=0)
     """CPU cores that each replica of either model reserves."""
     gpus: float = Field(default=0, ge=0)
     """GPUs that each replica of either model reserves. Below 1, replicas share a GPU."""
     motion_max_streams: int = Field(default=16, ge=1)
-    """Streams that a motion replica works on at a time, at least 1."""
+    """Maximum number of streams that a motion replica works on concurrently, at least 1."""
     motion_max_batch: int = Field(default=8, ge=1)
-    """Streams in one forward pass of the motion model, at least 1."""
+    """Maximum number of streams in one forward pass of the motion model, at least 1."""
     render_max_windows: int = Field(default=8, ge=1)
-    """Windows that a render replica accepts at a time, waiting ones included, at least 1."""
+    """Maximum number of windows that wait or are in progress at a render replica, at least 1."""
     render_max_batch: int = Field(default=4, ge=1)
-    """Windows in one forward pass of the renderer on a GPU, at least 1. A CPU renders one at a time."""
+    """Maximum number of windows in one forward pass of the renderer, at least 1. A CPU renders one at a time."""
     call_timeout_s: float = Field(default=600, gt=0)
-    """Seconds for one chunk or window, waiting included."""
+    """Maximum time for one chunk or window, in seconds, including the time that it waits at a replica."""
     retry_s: float = Field(default=60, gt=0)
-    """Seconds to retry a chunk or window whose replica failed or was full."""
+    """Time during which a chunk or window is retried if its replica failed or was full, in seconds."""
     stuck_s: float = Field(default=60, gt=0)
-    """Seconds of one forward pass after which Ray Serve replaces the replica."""
+    """Duration of one forward pass after which Ray Serve replaces the replica, in seconds."""
     limits: Limits = Limits()
     """Limits of one ingress replica."""
 
@@ -102,15 +102,15 @@ class ServeCommand(Arguments):
         raise ValueError(f"{self.model}: not a model folder, model_index.json is missing{hint}")
 
     def max_replicas(self) -> int:
-        """Return how many replicas of both models there may be."""
+        """Return the maximum number of replicas of both models together."""
         return sum(count or MAX_AUTOSCALED_REPLICAS for count in (self.motion_replicas, self.render_replicas))
 
     def arguments(self, *, cpus: float, gpus: float) -> Arguments:
         """Return the application's arguments.
 
         Args:
-            cpus: Cores of each replica, where the command does not say.
-            gpus: GPUs of each replica, where the command does not say.
+            cpus: CPU cores of each replica, used if the command sets none.
+            gpus: GPUs of each replica, used if the command sets none.
         """
         values = self.model_dump(include=set(Arguments.model_fields))
         values |= {"cpus": self.cpus or cpus, "gpus": self.gpus or gpus}
@@ -127,4 +127,7 @@ def gpu_share(gpus: float, replicas: int) -> float:
         replicas: Replicas of both models.
     """
     count = int(gpus)
-    return 1 / -(-replicas // count) if count else 0.0
+    if not count:
+        return 0.0
+    max_replicas_on_one_gpu = -(-replicas // count)  # ceiling division
+    return 1 / max_replicas_on_one_gpu

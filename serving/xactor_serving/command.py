@@ -25,9 +25,9 @@ Example:
 
 Routes:
     GET  /              a page to try the service
-    POST /v1/videos     a portrait and speech to an mp4, sent while it is made
-    WS   /v1/stream     speech while it is spoken to fragments of an mp4
-    GET  /healthz       whether the models answer
+    POST /v1/videos     makes an mp4 from a portrait and speech, and sends it while it is made
+    WS   /v1/stream     makes an mp4 from a portrait and speech that arrives while it is spoken
+    GET  /healthz       status 200 if both models answer, 503 otherwise
     GET  /metrics       metrics of all replicas, in Prometheus' format
     GET  /openapi.json  the schema of the API
 
@@ -50,7 +50,7 @@ _MODULES = (
 
 
 def main() -> None:
-    """Parse the command line and serve. Exit with 0 at the end, 2 for a command that cannot work."""
+    """Parse the command line and serve. The exit status is 0 at the end, and 2 if the command cannot be carried out."""
     if missing := [name for name in _MODULES if importlib.util.find_spec(name) is None]:
         _refuse(f"{', '.join(missing)} not installed; run: pip install 'xactor-ray[serving]'")
     from xactor_serving.arguments import ServeCommand
@@ -85,13 +85,14 @@ def run(command: "ServeCommand") -> None:
     replicas, cpus = command.max_replicas(), 1
     local = not os.environ.get("RAY_ADDRESS")
     if local:
-        # Replicas are processes: on a machine with fewer cores than replicas they share the cores.
+        # Each replica reserves at least one CPU, so Ray is told of at least as many CPUs as replicas. On a machine with
+        # fewer cores the replicas share them.
         cpus = max((os.cpu_count() or 1) // replicas, 1)
         ray.init(address="local", num_cpus=max(os.cpu_count() or 1, replicas), log_to_driver=False)
     else:
         ray.init()
     ended = threading.Event()
-    # After ray.init, which installs handlers of its own.
+    # Set after ray.init, because ray.init installs handlers of its own.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     try:

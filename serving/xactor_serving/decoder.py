@@ -1,4 +1,4 @@
-"""Decode a request's files outside the event loop, with a bound on how many wait."""
+"""Decode a request's files outside the event loop, and bound the number of files that wait."""
 
 import asyncio
 from collections.abc import Callable
@@ -21,8 +21,8 @@ class Decoder:
     Its methods raise ServiceError for a file that is refused, and when too many files wait.
 
     Args:
-        processes: Files that are decoded at a time.
-        timeout_s: Seconds to decode one file. The process that takes longer is killed.
+        processes: Number of files that are decoded concurrently.
+        timeout_s: Maximum time to decode one file, in seconds. A process that takes longer is killed.
     """
 
     def __init__(self, *, processes: int, timeout_s: float):
@@ -37,17 +37,20 @@ class Decoder:
         """Return the face of a picture, as a square with sides of `size` pixels."""
         return await self._run(lambda: self._pool.face(image, size=size, paste_back=paste_back))
 
-    async def _run(self, begin: Callable[[], Future[T]]) -> T:
+    async def _run(self, submit: Callable[[], Future[T]]) -> T:
         if self._waiting >= self._max_waiting:
             raise full(f"{self._waiting} files wait to be decoded, the maximum")
         self._waiting += 1
         try:
-            return await asyncio.wrap_future(begin())
+            return await asyncio.wrap_future(submit())
         except Exception as error:
             refusal = self._pool.refusal(error)
+            # The error is not the file's fault.
             if refusal is None:
                 raise
-            raise (too_large if refusal.code == "too_large" else bad_input)(str(refusal)) from error
+            if refusal.code == "too_large":
+                raise too_large(str(refusal)) from error
+            raise bad_input(str(refusal)) from error
         finally:
             self._waiting -= 1
 

@@ -7,7 +7,7 @@ def replica_device(name: str) -> str:
     """Return the torch device for `auto`, `cpu` or `cuda`.
 
     Raises:
-        ValueError: `cuda` on a replica that sees no GPU.
+        ValueError: The device is `cuda`, but the replica sees no GPU.
     """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:

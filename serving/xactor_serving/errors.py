@@ -1,4 +1,4 @@
-"""Errors of the API. Every error answer is `{"error": {"code", "message", "request_id"}}`.
+"""Define the errors of the API. Every error answer is `{"error": {"code", "message", "request_id"}}`.
 
 ServiceError
     400 bad_input      the image or audio cannot be decoded, or has no face
@@ -47,57 +47,57 @@ class ServiceError(Exception):
 
 
 def bad_input(message: str) -> ServiceError:
-    """Return the error of a file that cannot be decoded or has no face."""
+    """Return the error for a file that cannot be decoded or has no face."""
     return ServiceError(400, "bad_input", message)
 
 
 def bad_key() -> ServiceError:
-    """Return the error of a request without a valid API key."""
+    """Return the error for a request without a valid API key."""
     return ServiceError(401, "bad_key", "an API key is needed: Authorization: Bearer KEY")
 
 
 def not_found(path: str) -> ServiceError:
-    """Return the error of an unknown path."""
+    """Return the error for an unknown path."""
     return ServiceError(404, "not_found", f"no such path: {path}")
 
 
 def wrong_method(method: str, path: str) -> ServiceError:
-    """Return the error of a method that the path does not take."""
+    """Return the error for a method that the path does not take."""
     return ServiceError(405, "wrong_method", f"{path} does not take {method}")
 
 
 def too_large(message: str) -> ServiceError:
-    """Return the error of an upload that is too large, or audio that is too long."""
+    """Return the error for an upload that is too large, or audio that is too long."""
     return ServiceError(413, "too_large", message)
 
 
 def wrong_type(message: str) -> ServiceError:
-    """Return the error of a body of another content type."""
+    """Return the error for a body of another content type."""
     return ServiceError(415, "wrong_type", message)
 
 
 def bad_option(message: str) -> ServiceError:
-    """Return the error of a field that is missing, unknown or out of range."""
+    """Return the error for a field that is missing, unknown or out of range."""
     return ServiceError(422, "bad_option", message)
 
 
 def too_many(message: str) -> ServiceError:
-    """Return the error of a client that has reached its own limit."""
+    """Return the error for a client that has reached its own limit."""
     return ServiceError(429, "too_many", message, retry_after_s=5)
 
 
 def full(message: str) -> ServiceError:
-    """Return the error of a service that has reached its limit."""
+    """Return the error for a service that has reached its limit."""
     return ServiceError(503, "full", message, retry_after_s=5)
 
 
 def broken(message: str) -> ServiceError:
-    """Return the error of replicas that failed in every retry."""
+    """Return the error for replicas that failed in every retry."""
     return ServiceError(503, "broken", message, retry_after_s=30)
 
 
 def timed_out(message: str) -> ServiceError:
-    """Return the error of work that passed its deadline."""
+    """Return the error for work that passed its deadline."""
     return ServiceError(504, "timed_out", message)
 
 

@@ -1,7 +1,7 @@
-"""Generate one video: sound in, frames out, on any replicas.
+"""Generate the frames of one video from its sound, on any replicas.
 
-The caller holds the video's whole state: its last latents and its sound. Replicas make single chunks and windows of it,
-several windows concurrently. Another replica retries work that was lost with one.
+The ingress holds the whole state of a video: its last latents and its sound. Each call to a replica makes one chunk or
+one window. Several windows are rendered concurrently. If a replica is lost, another one retries the call.
 """
 
 import asyncio
@@ -22,14 +22,15 @@ MakeWindow = Callable[[WindowJob], Awaitable[np.ndarray]]
 
 
 class SoundBuffer:
-    """Hold sound as it arrives, as far back as the motion still needs it."""
+    """Buffer sound as it arrives, and drop what the motion no longer needs."""
 
     def __init__(self):
         self.ended = False
         self._samples = np.zeros(0, np.float32)
-        # Number of the first of `_samples` in the whole sound.
+        # Index of `_samples[0]` in the whole sound.
         self._first = 0
-        self._arrived, self._used = asyncio.Event(), asyncio.Event()
+        # Set when samples arrive or the sound ends, and when samples are dropped.
+        self._arrived, self._dropped = asyncio.Event(), asyncio.Event()
 
     @classmethod
     def whole(cls, samples: np.ndarray) -> "SoundBuffer":
@@ -41,7 +42,7 @@ class SoundBuffer:
 
     @property
     def received(self) -> int:
-        """Count the samples that have arrived."""
+        """Return the number of samples that have arrived, including the dropped ones."""
         return self._first + len(self._samples)
 
     def append(self, samples: np.ndarray) -> None:
@@ -57,19 +58,19 @@ class SoundBuffer:
     async def wait_for_space(self, max_samples: int) -> None:
         """Wait until the buffer holds at most `max_samples`."""
         while len(self._samples) > max_samples:
-            self._used.clear()
-            await self._used.wait()
+            self._dropped.clear()
+            await self._dropped.wait()
 
     async def wait_until(self, sample: int) -> None:
-        """Wait until that many samples have arrived, or the sound has ended."""
+        """Wait until `sample` samples have arrived in all, or the sound has ended."""
         while self.received < sample and not self.ended:
             self._arrived.clear()
             await self._arrived.wait()
 
     def take(self, first: int, last: int) -> np.ndarray:
-        """Return the samples from `first` up to `last` or the end. Drop those before `first`."""
+        """Return the samples first..last-1, fewer at the end of the sound. Drop the samples before `first`."""
         self._samples, self._first = self._samples[first - self._first :], first
-        self._used.set()
+        self._dropped.set()
         return self._samples[: last - first]
 
 
@@ -94,17 +95,16 @@ class Generation:
     make_window: MakeWindow
     """Renders a window on some replica."""
     windows_ahead: int = 4
-    """Windows that are rendered or kept at a time."""
+    """Maximum number of windows in the queue, rendered or still in progress."""
 
     async def frames(self) -> AsyncGenerator[list[np.ndarray], None]:
-        """Yield frames uint8 [S, S, 3] in order, 25 a second of sound; each list is what one more window completed.
+        """Yield frames uint8 [S, S, 3] in order, 25 for each second of sound.
 
-        Closing the generator cancels the work.
+        Each list holds the frames that one more window has completed. Closing the generator cancels the work.
         """
         windows: asyncio.Queue[asyncio.Future[np.ndarray | None]] = asyncio.Queue(self.windows_ahead)
-        # Set once the viewer has the first frames.
-        shown = asyncio.Event()
-        motion = asyncio.create_task(self._generate(windows, shown))
+        first_frames_sent = asyncio.Event()
+        motion = asyncio.create_task(self._generate(windows, first_frames_sent))
         blend = Blend(self.rendering)
         current: asyncio.Future[np.ndarray | None] | None = None
         try:
@@ -113,10 +113,12 @@ class Generation:
                 if (window := await current) is None:
                     break
                 yield list(blend.add(window))
-                shown.set()
+                first_frames_sent.set()
             yield list(blend.rest())
         finally:
-            tasks: list[asyncio.Future] = [motion, *([current] if current else [])]
+            tasks: list[asyncio.Future] = [motion]
+            if current is not None:
+                tasks.append(current)
             motion.cancel()
             while not windows.empty():
                 tasks.append(windows.get_nowait())
@@ -124,29 +126,30 @@ class Generation:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _generate(self, windows: asyncio.Queue, shown: asyncio.Event) -> None:
-        """Generate motion chunk by chunk and start the rendering of each window as soon as it is complete.
+    async def _generate(self, windows: asyncio.Queue, first_frames_sent: asyncio.Event) -> None:
+        """Generate motion chunk by chunk, and start to render each window as soon as its latents are complete.
 
-        The end, or an error, comes last in the queue: the frames before it are shown.
+        The queue's last entry is a future with None, or with the error that ended the motion. The reader therefore
+        yields all frames before an error.
         """
         cutter = Cutter(self.rendering, np.concatenate)
         # The video's first latent.
         origin: np.ndarray | None = None
-        last: asyncio.Future[np.ndarray | None] = asyncio.get_running_loop().create_future()
+        end: asyncio.Future[np.ndarray | None] = asyncio.get_running_loop().create_future()
         try:
             async with aclosing(self._motion()) as pieces:
                 async for piece in pieces:
                     origin = piece[0] if origin is None else origin
                     for window in cutter.add(piece):
                         await self._start(windows, *window, origin)
-                        # The viewer waits for the first window: no other work of this video competes with it.
-                        await shown.wait()
+                        # The viewer waits for the first window, so no other window of this video may compete with it.
+                        await first_frames_sent.wait()
             for window in cutter.rest():
                 await self._start(windows, *window, origin)
-            last.set_result(None)
+            end.set_result(None)
         except Exception as error:
-            last.set_exception(error)
-        await windows.put(last)
+            end.set_exception(error)
+        await windows.put(end)
 
     async def _start(
         self, windows: asyncio.Queue, first_frame: int, z: np.ndarray, origin: np.ndarray | None
@@ -172,18 +175,21 @@ class Generation:
         facts, sound = self.facts, self.sound
         past = np.zeros((0, facts.latent_dim), np.float32)
         first = 0
-        begun: float | None = None
+        # When the first latents were made, which is about when the viewer starts to play.
+        play_begun: float | None = None
         clock = asyncio.get_running_loop()
         while True:
+            # The chunk's last frame also depends on the `audio_window` frames after it.
             known = first + facts.chunk_frames + facts.audio_window
             from_sample, to_sample = sound_needed(self._first_audio_frame(first), known, facts.windows)
             await sound.wait_until(to_sample)
             ended = sound.ended and frame_count(sound.received) <= known
             if ended:
+                # One job makes all remaining frames.
                 known = frame_count(sound.received)
                 if first >= known:
                     return
-            played = 0 if begun is None else int((clock.time() - begun) * FPS)
+            played = 0 if play_begun is None else int((clock.time() - play_begun) * FPS)
             job = ChunkJob(
                 seed=self.seed,
                 sampling=self.sampling,
@@ -199,12 +205,13 @@ class Generation:
                 async for z in pieces:
                     past = np.concatenate([past, z])[-facts.history_frames :]
                     first += len(z)
-                    begun = begun or clock.time()
+                    if play_begun is None:
+                        play_begun = clock.time()
                     yield z
             if ended:
                 return
             assert first > job.first_frame, "a chunk without frames"
 
     def _first_audio_frame(self, first_frame: int) -> int:
-        """Return the first frame whose sound a chunk uses."""
+        """Return the first frame whose audio features a chunk needs, to see its history."""
         return max(first_frame - self.facts.history_frames - self.facts.audio_window, 0)

@@ -1,4 +1,4 @@
-"""Check every request before the application sees it: its id, API key, size and upload time."""
+"""Check the id, API key, size and upload time of every request before the application sees it."""
 
 import asyncio
 import hmac
@@ -16,15 +16,15 @@ Send = Callable[[Message], Awaitable[None]]
 
 # Paths that need no key.
 _OPEN_PATHS = ("/", "/healthz")
-# Bound on all headers of a request. Servers under Serve's proxy differ in what they let through.
+# Maximum bytes of all headers of a request, checked here because Serve's HTTP servers have different bounds.
 _MAX_HEADER_BYTES = 64 << 10
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def is_known(keys: tuple[str, ...], key: str) -> bool:
-    """Return whether a key is accepted, in constant time. Without keys every client is."""
-    found = [hmac.compare_digest(accepted.encode(), key.encode()) for accepted in keys]
-    return not keys or any(found)
+    """Return whether a key is accepted, in constant time. If `keys` is empty, every key is accepted."""
+    matches = [hmac.compare_digest(accepted.encode(), key.encode()) for accepted in keys]
+    return not keys or any(matches)
 
 
 class Guard:
@@ -33,7 +33,7 @@ class Guard:
     Args:
         app: The application.
         keys: Accepted API keys; empty where none is needed.
-        max_body_bytes: Bound on a request's body.
+        max_body_bytes: Maximum size of a request's body.
         upload_timeout_s: Seconds until a request's body must have arrived.
     """
 
@@ -46,7 +46,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin1").lower(): value.decode("latin1") for name, value in scope["headers"]}
-        # Serve's proxy gives every request an id and answers with it.
+        # Serve's proxy gives every request an id and puts it into the answer's headers.
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
@@ -58,11 +58,11 @@ class Guard:
                 return
             await self._app(scope, receive, send)
             return
-        begun = False
+        answer_begun = False
 
-        async def answer(message: Message) -> None:
-            nonlocal begun
-            begun = begun or message["type"] == "http.response.start"
+        async def tracked_send(message: Message) -> None:
+            nonlocal answer_begun
+            answer_begun = answer_begun or message["type"] == "http.response.start"
             await send(message)
 
         try:
@@ -70,17 +70,18 @@ class Guard:
                 raise too_large(f"a request's headers may hold at most {_MAX_HEADER_BYTES >> 10} KiB")
             path = scope["path"].removeprefix(scope.get("root_path", ""))
             scope["state"]["key"] = self._check(path, headers)
-            await self._app(scope, self._bounded(receive), answer)
+            await self._app(scope, self._bounded(receive), tracked_send)
         except ServiceError as error:
-            # After the first bytes, the connection ends without a final chunk.
-            if begun:
+            # Once the answer has begun it cannot become an error answer. The server then ends the connection without
+            # a final chunk, which clients report as an incomplete read.
+            if answer_begun:
                 raise
             await answer_error(error, request_id, send)
 
     def _check(self, path: str, headers: dict[str, str]) -> str:
-        """Return the request's key. Refuse a wrong key and a body that is declared too large."""
-        key = headers.get("authorization", "")
-        key = key[7:].strip() if key[:7].lower() == "bearer " else ""
+        """Return the request's key. Refuse a wrong key, and a body whose declared length is too large."""
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        key = key.strip() if scheme.lower() == "bearer" else ""
         if path not in _OPEN_PATHS and not is_known(self._keys, key):
             raise bad_key()
         declared = headers.get("content-length", "0")

@@ -1,6 +1,6 @@
 """Run the ingress deployment, the HTTP side of the service.
 
-A replica of it loads neither model's code: it starts in seconds and in little memory.
+Its replicas load the code of neither model, so they start within seconds and need little memory.
 """
 
 from ray import serve
@@ -11,7 +11,7 @@ from xactor_serving.arguments import Limits
 from xactor_serving.replicas import Replicas
 from xactor_serving.videos import Videos
 
-# An ingress that is replaced, as with new weights, first finishes its videos in progress.
+# An ingress that is replaced, for example because of new weights, first finishes its videos in progress.
 DRAIN_S = 600
 
 
@@ -48,7 +48,7 @@ class Ingress:
         self._videos, self._keys = Videos(replicas, limits), keys
 
     async def drain(self) -> None:
-        """Refuse new videos and wait for those in progress. Both models must outlive them."""
+        """Refuse new videos and wait for those in progress. The caller keeps both models running until then."""
         await self._videos.drain()
 
     def __serve_build_asgi_app__(self):

@@ -1,4 +1,7 @@
-"""Metrics of the service. Ray's agents collect them, and `GET /metrics` of any ingress shows all of them."""
+"""Define the metrics of the service.
+
+Ray's agents collect the metrics of all processes, and `GET /metrics` of any ingress shows all of them.
+"""
 
 import asyncio
 from collections import Counter as Count
@@ -15,6 +18,7 @@ from prometheus_client.registry import Collector
 from ray.serve.metrics import Counter, Gauge, Histogram
 
 PREFIX = "xactor_serve_"
+# Bounds of the histograms' buckets.
 _SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 _FPS = [1, 5, 12.5, 25, 50, 100, 250, 1000]
 _BATCH_SIZES: list[float] = [1, 2, 4, 8, 16, 32]
@@ -22,9 +26,10 @@ _AGENT_TIMEOUT_S = 5
 
 
 class _Metrics:
-    """Hold the metrics of one process. Create it inside a replica, whose name the metrics carry."""
+    """Hold the metrics of one process. It must be created inside a replica, because Ray labels them with its name."""
 
     def __init__(self):
+        # Chunks or windows that are waiting or in progress, by deployment.
         self._queued: Count[str] = Count()
 
         def histogram(
@@ -58,7 +63,7 @@ class _Metrics:
 
     @contextmanager
     def queued(self, deployment: str) -> Iterator[None]:
-        """Count the block's work in the queue depth of a deployment."""
+        """Count one chunk or window in a deployment's queue depth while the `with` block runs."""
         self._queued[deployment] += 1
         self.queue.set(self._queued[deployment], {"of": deployment})
         try:
@@ -91,7 +96,7 @@ async def scrape() -> bytes:
 
 
 async def _fetch(session: aiohttp.ClientSession, url: str) -> str | None:
-    """Return one node's metrics; None for a node that does not answer, which may be on its way out."""
+    """Return one node's metrics; None if the node does not answer, for example because it is shutting down."""
     try:
         async with session.get(url) as answer:
             answer.raise_for_status()

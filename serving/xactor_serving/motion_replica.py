@@ -1,7 +1,7 @@
-"""Run the motion deployment: chunks of any number of streams, whose DDIM steps the engine batches.
+"""Run the motion deployment, which makes chunks of motion for many streams.
 
-A replica keeps nothing of a stream between two chunks. The next chunk may be made anywhere: after a failure, by a new
-replica, or by new weights.
+The engine batches the DDIM steps of all chunks in progress. A replica keeps no state of a stream between two chunks.
+Any replica can therefore make a stream's next chunk, also one that replaces a failed replica or has new weights.
 """
 
 import asyncio
@@ -34,8 +34,8 @@ class Motion:
     Args:
         model: Model folder or its URI.
         device: auto, cpu or cuda.
-        max_streams: Chunks in progress at a time.
-        max_batch: Streams in one forward pass.
+        max_streams: Maximum number of chunks in progress.
+        max_batch: Maximum number of streams in one forward pass.
         stuck_s: Seconds of one forward pass after which the health check fails.
     """
 
@@ -91,7 +91,8 @@ class EngineThread:
     def __init__(self, engine: MotionEngine, encoder: AudioEncoder):
         self._engine, self._encoder = engine, encoder
         self._inbox: queue.SimpleQueue[_Ticket] = queue.SimpleQueue()
-        self._step_begun: float | None = None
+        # When the current step or admission began; None while the thread waits for work.
+        self._busy_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="motion-engine", daemon=True)
         self._thread.start()
 
@@ -102,9 +103,9 @@ class EngineThread:
 
     @property
     def busy_s(self) -> float:
-        """Seconds that the current step has taken so far; 0 between steps."""
-        begun = self._step_begun
-        return 0.0 if begun is None else time.monotonic() - begun
+        """Return the seconds that the current step or admission has taken so far; 0 while there is no work."""
+        busy_since = self._busy_since
+        return 0.0 if busy_since is None else time.monotonic() - busy_since
 
     async def chunk(self, job: ChunkJob) -> AsyncGenerator[np.ndarray, None]:
         """Yield a chunk's latents as they become clean, [n, D] each.
@@ -117,39 +118,44 @@ class EngineThread:
         ticket = _Ticket(job)
         self._inbox.put(ticket)
         try:
-            while (piece := await ticket.out.get()) is not None:
-                if isinstance(piece, Exception):
-                    raise piece
-                yield piece
+            while (result := await ticket.results.get()) is not None:
+                if isinstance(result, Exception):
+                    raise result
+                yield result
         finally:
-            ticket.left = True
+            ticket.closed = True
 
     def _run(self) -> None:
+        """Step the engine for as long as the process lives, and admit new tickets between the steps."""
         active: list[_Ticket] = []
         while True:
+            # Wait for a ticket while there is no work. Otherwise admit only those that have arrived already.
             while not active or not self._inbox.empty():
                 if not active:
-                    self._step_begun = None
+                    # This wait may last long, and is no sign of a stuck replica.
+                    self._busy_since = None
                 ticket = self._inbox.get()
-                self._step_begun = time.monotonic()
-                if not ticket.left and self._admit(ticket):
+                # Admission computes the audio features, so it is timed like a step.
+                self._busy_since = time.monotonic()
+                if not ticket.closed and self._admit(ticket):
                     active.append(ticket)
-            self._step_begun = time.monotonic()
+            # Start again, because the health check bounds the time of a step without the admissions before it.
+            self._busy_since = time.monotonic()
             try:
-                moved = self._engine.step()
+                stepped = self._engine.step()
             except Exception as error:
                 # A forward pass fails for all streams in it.
                 for ticket in active:
                     ticket.send(error)
-                    ticket.left = True
+                    ticket.closed = True
             else:
-                metrics().batch_size.observe(len(moved), {"of": "motion"})
+                metrics().batch_size.observe(len(stepped), {"of": "motion"})
                 for ticket in active:
-                    self._deliver(ticket, stalled=not moved)
+                    self._deliver(ticket, stalled=not stepped)
             for ticket in active:
-                if ticket.left and ticket.stream is not None:
+                if ticket.closed and ticket.stream is not None:
                     ticket.stream.close()
-            active = [ticket for ticket in active if not ticket.left]
+            active = [ticket for ticket in active if not ticket.closed]
 
     def _admit(self, ticket: "_Ticket") -> bool:
         """Open a stream for a ticket. Return whether the engine took it."""
@@ -168,7 +174,7 @@ class EngineThread:
             if job.ended:
                 ticket.stream.end()
         except Exception as error:
-            # The job's own error: the other streams go on.
+            # Only this job fails. The other streams continue.
             ticket.send(error)
             if ticket.stream is not None:
                 ticket.stream.close()
@@ -176,26 +182,33 @@ class EngineThread:
         return True
 
     def _deliver(self, ticket: "_Ticket", *, stalled: bool) -> None:
-        """Send a ticket the latents that are clean now, and the end when its chunk is complete."""
+        """Send the latents that are clean now. Then close the ticket if its job is complete or cannot go on.
+
+        Args:
+            ticket: An active ticket.
+            stalled: Whether the engine could step no stream.
+        """
         stream, job = ticket.stream, ticket.job
         assert stream is not None
         try:
             z = stream.take()
         except ValueError as error:
             ticket.send(error)
-            ticket.left = True
+            ticket.closed = True
             return
         if len(z):
             ticket.send(z.cpu().numpy())
-        complete = stream.made >= job.first_frame + self._engine.model.config.chunk_frames
-        if stream.done if job.ended else complete:
+        chunk_end = job.first_frame + self._engine.model.config.chunk_frames
+        # At the end of the sound a job asks for all remaining frames, which may be more or fewer than a chunk.
+        complete = stream.done if job.ended else stream.made >= chunk_end
+        if complete:
             ticket.send(None)
-            ticket.left = True
+            ticket.closed = True
         elif stalled:
             ticket.send(
                 ValueError(f"the sound up to frame {job.known_frames} does not suffice for the chunk")
             )
-            ticket.left = True
+            ticket.closed = True
 
 
 class _Ticket:
@@ -203,12 +216,12 @@ class _Ticket:
 
     def __init__(self, job: ChunkJob):
         self.job = job
-        self.out: asyncio.Queue[Any] = asyncio.Queue()
+        self.results: asyncio.Queue[Any] = asyncio.Queue()
         self.stream: MotionStream | None = None
-        # Whether nobody waits for results any more.
-        self.left = False
+        # Whether no more results are sent: the job is complete or has failed, or its caller has gone.
+        self.closed = False
         self._loop = asyncio.get_running_loop()
 
     def send(self, result: np.ndarray | Exception | None) -> None:
-        """Queue a result, from the engine's thread. None is the end."""
-        self._loop.call_soon_threadsafe(self.out.put_nowait, result)
+        """Queue a result for the caller, from the engine's thread. None ends the results."""
+        self._loop.call_soon_threadsafe(self.results.put_nowait, result)

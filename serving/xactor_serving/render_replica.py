@@ -1,4 +1,4 @@
-"""Run the render deployment: windows of any number of videos, batched.
+"""Run the render deployment, which renders windows of many videos in batches.
 
 A portrait's reference is computed once and cached.
 """
@@ -21,7 +21,7 @@ from xactor_serving.metrics import metrics
 from xactor_serving.replica_messages import PortraitJob, RenderFacts, WindowJob
 from xactor_serving.routing import PortraitRouter
 
-# References that a replica caches.
+# Maximum number of references that a replica caches.
 MAX_REFERENCES = 32
 T = TypeVar("T")
 
@@ -38,8 +38,8 @@ class Render:
     Args:
         model: Model folder or its URI.
         device: auto, cpu or cuda.
-        max_batch: Windows in one forward pass on a GPU. On a CPU a batch is no faster than its windows one by one,
-            and the first window would wait for all: there it is 1.
+        max_batch: Maximum number of windows in one forward pass on a GPU. A CPU renders one window at a time, because
+            a batch is no faster there and delays its first window.
         stuck_s: Seconds of one batch after which the health check fails.
     """
 
@@ -50,11 +50,13 @@ class Render:
             self._renderer.to("cuda", torch.bfloat16)
         else:
             max_batch = 1
+        # Face crops of recent portraits by the portrait's name, the oldest first.
         self._squares: dict[str, np.ndarray] = {}
         self._stuck_s = stuck_s
-        # One pass at a time, always in the same thread, whose memory is warm.
+        # A single thread runs one pass at a time, and reuses the memory that earlier passes have allocated.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="render")
-        self._begun: float | None = None
+        # When the current pass began; None between passes.
+        self._pass_begun: float | None = None
         self._batched.set_max_batch_size(max_batch)  # pyright: ignore
 
     async def facts(self) -> RenderFacts:
@@ -62,15 +64,18 @@ class Render:
         return RenderFacts(image_size=self._renderer.image_size, latent_dim=self._renderer.latent_dim)
 
     async def prepare(self, portrait: PortraitJob) -> None:
-        """Compute the reference of a portrait. The call's multiplexed model id is the portrait's name."""
+        """Compute the reference of a portrait. The caller sets the multiplexed model id to the portrait's name."""
         self._keep(portrait)
         await self._reference(portrait.name)  # pyright: ignore
 
     async def window(self, job: WindowJob) -> np.ndarray:
-        """Return a window's frames, uint8 [W, S, S, 3]. The multiplexed model id is the portrait's name."""
+        """Return a window's frames, uint8 [W, S, S, 3].
+
+        The caller sets the multiplexed model id to the portrait's name.
+        """
         begun = time.monotonic()
         z = torch.tensor(job.z)
-        # Check it here, where a bad window fails alone.
+        # Check before batching, so that an invalid window does not fail its whole batch.
         self._renderer.check(z, job.config)
         self._keep(job.portrait)
         with metrics().queued("render"):
@@ -81,7 +86,8 @@ class Render:
         return frames
 
     def _keep(self, portrait: PortraitJob) -> None:
-        """Keep the square for `_reference`, to which Serve passes the name alone."""
+        """Store the face crop for `_reference`, because Serve passes only the name to it."""
+        # Remove and insert, so that the first entry is the one that was used least recently.
         self._squares.pop(portrait.name, None)
         self._squares[portrait.name] = portrait.square
         if len(self._squares) > 2 * MAX_REFERENCES:
@@ -89,17 +95,17 @@ class Render:
 
     @serve.multiplexed(max_num_models_per_replica=MAX_REFERENCES)
     async def _reference(self, name: str) -> Reference:
-        """Compute a portrait's reference. Serve caches the latest and reports them to the router."""
+        """Compute a portrait's reference. Serve caches the last ones used and reports their names to the router."""
         square = self._squares[name]
         metrics().references.inc()
-        return await self._pass(lambda: self._renderer.reference(square))
+        return await self._in_thread(lambda: self._renderer.reference(square))
 
     @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.005)
     async def _batched(self, jobs: Sequence[tuple[WindowJob, Reference]]) -> list[np.ndarray]:
-        return await self._pass(lambda: self._render(jobs))
+        return await self._in_thread(lambda: self._render(jobs))
 
     def _render(self, jobs: Sequence[tuple[WindowJob, Reference]]) -> list[np.ndarray]:
-        """Render windows, those of one length and one choice of options together."""
+        """Render windows. Those with equal lengths and options share forward passes."""
         groups: dict[object, list[int]] = {}
         for index, (job, _) in enumerate(jobs):
             groups.setdefault((len(job.z), job.config), []).append(index)
@@ -110,27 +116,28 @@ class Render:
             frames |= dict(zip(indices, self._renderer.windows(windows, config), strict=True))
         return [frames[index] for index in range(len(jobs))]
 
-    async def _pass(self, work: Callable[[], T]) -> T:
+    async def _in_thread(self, work: Callable[[], T]) -> T:
         """Run work in the render thread, timed for the health check."""
 
         def timed() -> T:
-            self._begun = time.monotonic()
+            self._pass_begun = time.monotonic()
             try:
                 return work()
             finally:
-                self._begun = None
+                self._pass_begun = None
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, timed)
 
     def check_health(self) -> None:
         """Raise when the replica is stuck. Serve calls this periodically and replaces a replica that raises."""
-        begun = self._begun
-        if begun is not None and (busy_s := time.monotonic() - begun) > self._stuck_s:
+        begun = self._pass_begun
+        busy_s = 0.0 if begun is None else time.monotonic() - begun
+        if busy_s > self._stuck_s:
             raise RuntimeError(f"the renderer has been in one batch for {busy_s:.0f} s")
 
 
 def window_of(job: WindowJob, reference: Reference) -> Window:
-    """Return the renderer's window of a job."""
+    """Convert a job to the renderer's input."""
     return Window(
         reference=reference,
         z=torch.tensor(job.z),

@@ -1,6 +1,6 @@
-"""Messages between the deployments.
+"""Define the messages between the deployments.
 
-A job holds all that its work needs, so that any replica can do it, and another replica can retry it.
+A job holds everything that its work needs, so any replica can do the work, and another replica can retry it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-# A motion replica starts without the renderer's libraries, and a render replica without the motion model's.
+# For type checks only: a motion replica starts without the renderer's libraries, and a render replica without the
+# motion model's.
 if TYPE_CHECKING:
     from xactor.audio import WindowSpec
     from xactor.motion import SamplingConfig
@@ -25,13 +26,13 @@ class MotionFacts:
     latent_dim: int
     """Width D of a motion latent."""
     chunk_frames: int
-    """Frames of a chunk."""
+    """Number of frames in a chunk."""
     history_frames: int
-    """Past frames that the model sees."""
+    """Maximum number of past frames that the model sees."""
     audio_window: int
-    """Frames of sound after a chunk that the model uses."""
+    """w, in frames: frame t of the motion depends on the audio features of frames t-w..t+w."""
     windows: WindowSpec
-    """Windows of the audio features."""
+    """The windows of sound from which the audio features are computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class RenderFacts:
     """Describe the renderer."""
 
     image_size: int
-    """Side of its frames in pixels."""
+    """Side S of the rendered frames, in pixels."""
     latent_dim: int
     """Width D of a motion latent."""
 
@@ -53,33 +54,33 @@ class ChunkJob:
     sampling: SamplingConfig
     """Sampling options of the video."""
     first_frame: int
-    """Number of the chunk's first frame in the video."""
+    """Index of the chunk's first frame in the video."""
     past: np.ndarray
     """Latents before the chunk, float32 [H, D]."""
     samples: np.ndarray
     """Sound, float32 [N], mono, 16 kHz."""
     samples_from: int
-    """Number of the first of `samples` in the video's sound."""
+    """Index of `samples[0]` in the video's sound."""
     known_frames: int
-    """Frame up to which the sound suffices."""
+    """Number of the video's frames, from its start, whose audio features can be computed."""
     ended: bool
-    """Whether the sound is complete. Then the job asks for all remaining frames."""
+    """Whether `samples` reaches the end of the sound. If so, the job asks for all remaining frames."""
     buffered_frames: int
-    """Frames that the viewer can still play. The stream with the fewest steps first."""
+    """Frames that are made but not played yet. The engine steps the streams with the fewest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PortraitJob:
-    """Hold the portrait that windows show."""
+    """Hold the portrait that a video animates."""
 
     name: str
-    """Digest of the pixels."""
+    """Digest of the pixels, which identifies the portrait."""
     square: np.ndarray
-    """The face's square, uint8 [S, S, 3]."""
+    """The face crop, uint8 [S, S, 3]."""
 
     @staticmethod
     def of(square: np.ndarray) -> PortraitJob:
-        """Return the job of a face's square."""
+        """Return the job for a face crop, uint8 [S, S, 3]."""
         return PortraitJob(name=hashlib.sha256(square.tobytes()).hexdigest()[:16], square=square)
 
 
@@ -96,6 +97,6 @@ class WindowJob:
     seed: int
     """Seed of the video."""
     first_frame: int
-    """Number of the window's first frame in the video."""
+    """Index of the window's first frame in the video."""
     config: RenderConfig
     """Rendering options of the video."""

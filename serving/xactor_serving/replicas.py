@@ -20,6 +20,7 @@ from xactor_serving.errors import ServiceError, broken, full, timed_out
 from xactor_serving.metrics import metrics
 from xactor_serving.replica_messages import ChunkJob, MotionFacts, PortraitJob, RenderFacts, WindowJob
 
+# Errors of a call whose replica died, or for which there is no replica.
 _LOST = (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError)
 T = TypeVar("T")
 
@@ -53,9 +54,9 @@ class Replicas:
         pieces: asyncio.Queue[np.ndarray | None] = asyncio.Queue()
         yielded = 0
 
-        async def once() -> None:
+        async def attempt() -> None:
             nonlocal yielded
-            # A retry makes the same latents again: skip those that a failed replica already returned.
+            # A retry makes the same latents again. Skip those that the failed replica has already returned.
             skip = yielded
             call: Any = self._motion.options(stream=True).chunk.remote(job)
             try:
@@ -69,7 +70,8 @@ class Replicas:
                 call.cancel()
             pieces.put_nowait(None)
 
-        work = asyncio.ensure_future(self._retry("motion", once))
+        work = asyncio.ensure_future(self._retry("motion", attempt))
+        # End the loop below after a failure too. `await work` then raises the error.
         work.add_done_callback(lambda _: pieces.put_nowait(None))
         try:
             while (piece := await pieces.get()) is not None:
@@ -86,14 +88,14 @@ class Replicas:
             ServiceError: The reference could not be computed.
         """
 
-        async def once() -> None:
+        async def attempt() -> None:
             call = self._render.options(multiplexed_model_id=portrait.name).prepare.remote(portrait)
             try:
                 await call
             finally:
                 call.cancel()
 
-        await self._retry("render", once)
+        await self._retry("render", attempt)
 
     async def window(self, job: WindowJob) -> np.ndarray:
         """Return a window's frames, uint8 [W, S, S, 3].
@@ -102,35 +104,40 @@ class Replicas:
             ServiceError: The window could not be rendered.
         """
 
-        async def once() -> np.ndarray:
+        async def attempt() -> np.ndarray:
             call = self._render.options(multiplexed_model_id=job.portrait.name).window.remote(job)
             try:
                 return await call
             finally:
                 call.cancel()
 
-        return await self._retry("render", once)
+        return await self._retry("render", attempt)
 
-    async def _retry(self, deployment: str, once: Callable[[], Awaitable[T]]) -> T:
-        """Call with a deadline. Retry on another replica when a replica is lost or full."""
+    async def _retry(self, deployment: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Call a deployment. Retry on another replica when a replica is lost or full.
 
-        def count(state: RetryCallState) -> None:
+        Args:
+            deployment: The deployment's name, for metrics and messages.
+            attempt: Makes one call. Each call has the deadline `call_timeout_s`.
+        """
+
+        def count_retry(state: RetryCallState) -> None:
             metrics().retries.inc(tags={"of": deployment})
 
         retrying = AsyncRetrying(
             retry=retry_if_exception_type((*_LOST, BackPressureError)),
             wait=wait_random_exponential(multiplier=0.05, max=2),
             stop=stop_after_delay(self._retry_s),
-            before_sleep=count,
+            before_sleep=count_retry,
             reraise=True,
         )
 
-        async def timed() -> T:
+        async def timed_attempt() -> T:
             async with asyncio.timeout(self._call_timeout_s):
-                return await once()
+                return await attempt()
 
         try:
-            return await retrying(timed)
+            return await retrying(timed_attempt)
         except BackPressureError as error:
             raise full(f"every {deployment} replica is full") from error
         except _LOST as error:
@@ -138,9 +145,9 @@ class Replicas:
         except TimeoutError as error:
             raise timed_out(f"{deployment} took longer than {self._call_timeout_s:g} s") from error
         except ValueError as error:
-            raise ServiceError(500, "failed", f"the {deployment} model failed: {_line(error)}") from error
+            raise ServiceError(500, "failed", f"the {deployment} model failed: {_one_line(error)}") from error
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     """Return a remote error's message as one line, without its stack."""
     return " ".join(str(getattr(error, "cause", None) or error).split())

@@ -1,4 +1,4 @@
-"""Serve one WebSocket connection: audio in while it is spoken, video out while it is made."""
+"""Serve one WebSocket connection: receive audio while it is spoken, and send video while it is made."""
 
 import asyncio
 import base64
@@ -31,7 +31,7 @@ from xactor_serving.video_options import StreamStart
 from xactor_serving.videos import Videos, count_error
 
 _log = logging.getLogger("ray.serve")
-# Audio that may be ahead of the video. The client waits beyond it.
+# Maximum audio that waits for the motion model. Beyond it the service stops reading, so that the client waits.
 _MAX_AHEAD_SAMPLES = 60 * SAMPLE_RATE_HZ
 # Close codes of the WebSocket protocol.
 _CLOSE_REFUSED, _CLOSE_FAILED = 1008, 1011
@@ -40,9 +40,9 @@ _CLOSE_REFUSED, _CLOSE_FAILED = 1008, 1011
 class StreamSession:
     """Serve one WebSocket connection, see docs/websocket.md.
 
-    Messages in: JSON of `StreamStart`; bytes, PCM16 little endian, 16 kHz, mono; JSON {"type": "end"}.
-    Messages out: JSON {"type": "start", "request_id", "notes"}; bytes; JSON {"type": "end", "frames"}.
-    After an error, {"error": {...}} is sent and the socket closes.
+    The client sends JSON of `StreamStart`, then audio as bytes (PCM16 little endian, 16 kHz, mono), then JSON
+    {"type": "end"}. The service sends JSON {"type": "start", "request_id", "notes"}, then video as bytes, then JSON
+    {"type": "end", "frames"}. After an error it sends {"error": {...}} and closes the socket.
 
     Args:
         videos: Makes the video.
@@ -70,8 +70,9 @@ class StreamSession:
             await self._refuse(count_error(failed), request_id)
 
     async def _serve(self, request_id: str) -> None:
-        start = await self._start()
+        start = await self._receive_start()
         with self._videos.slot(start.key):
+            # Raise for options out of range before the picture is decoded.
             start.configs()
             try:
                 image = base64.b64decode(start.image, validate=True)
@@ -84,6 +85,7 @@ class StreamSession:
             sending = asyncio.create_task(self._send_video(face, start))
             try:
                 await asyncio.wait((receiving, sending), return_when=asyncio.FIRST_EXCEPTION)
+                # Raise the error of the task that failed. Otherwise both are done.
                 for task in (receiving, sending):
                     if task.done():
                         await task
@@ -93,9 +95,9 @@ class StreamSession:
                     task.cancel()
                 await asyncio.gather(receiving, sending, return_exceptions=True)
 
-    async def _start(self) -> StreamStart:
-        """Return the first message, with its key checked."""
-        message = await self._next()
+    async def _receive_start(self) -> StreamStart:
+        """Receive the first message and check its API key."""
+        message = await self._next_message()
         text = message.get("text")
         if text is None:
             raise bad_option("the first message must be JSON with the portrait, got bytes")
@@ -112,7 +114,7 @@ class StreamSession:
         max_samples = int(self._videos.limits.max_seconds * SAMPLE_RATE_HZ)
         while True:
             await self._sound.wait_for_space(_MAX_AHEAD_SAMPLES)
-            message = await self._next()
+            message = await self._next_message()
             if (data := message.get("bytes")) is not None:
                 if len(data) % 2:
                     raise bad_option(f"audio must be PCM16, two bytes a sample, got {len(data)} bytes")
@@ -130,19 +132,20 @@ class StreamSession:
         self._sound.end()
 
     async def _send_video(self, face: asyncio.Future[FaceCrop], start: StreamStart) -> None:
-        begun, first = time.monotonic(), True
+        """Send the fragments as they are made, then the end message, and close the socket."""
+        begun, is_first = time.monotonic(), True
         fragments = self._videos.fragments(face, self._sound, self._track, start)
         async with aclosing(fragments):
             async for data in fragments:
-                if first:
+                if is_first:
                     metrics().first_fragment_s.observe(time.monotonic() - begun)
-                    first = False
+                    is_first = False
                 await self._socket.send_bytes(data)
         await self._socket.send_json({"type": "end", "frames": frame_count(self._sound.received)})
         await self._socket.close()
 
-    async def _next(self) -> dict[str, Any]:
-        """Return the next message."""
+    async def _next_message(self) -> dict[str, Any]:
+        """Receive the next message. Raise if the client disconnects or stays silent for too long."""
         idle_timeout_s = self._videos.limits.idle_timeout_s
         try:
             async with asyncio.timeout(idle_timeout_s):

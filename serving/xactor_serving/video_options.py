@@ -1,4 +1,4 @@
-"""Options of a video over HTTP and WebSocket: those of `xactor animate`, as form fields and as JSON."""
+"""Define the options of a video as form fields (HTTP) and as JSON (WebSocket), equal to those of `xactor animate`."""
 
 from typing import Annotated, Literal
 
@@ -15,7 +15,7 @@ MAX_SEED = 2**63 - 1
 
 
 class VideoOptions(BaseModel):
-    """Choices for one video."""
+    """Hold the options of one video."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -58,7 +58,7 @@ class VideoOptions(BaseModel):
 
 
 class VideoForm(VideoOptions):
-    """Fields of `POST /v1/videos`."""
+    """Hold the form fields of `POST /v1/videos`."""
 
     image: Annotated[UploadFile, Field(description="The portrait: any picture that Pillow reads.")]
     audio: Annotated[UploadFile, Field(description="The speech: any audio or video file that PyAV reads.")]
@@ -69,7 +69,7 @@ class VideoForm(VideoOptions):
 
 
 class StreamStart(VideoOptions):
-    """Fields of the first message on `/v1/stream`."""
+    """Hold the fields of the first message on `/v1/stream`."""
 
     image: Annotated[str, Field(description="The portrait, base64.", max_length=64 * 2**20)]
     sample_rate_hz: Annotated[Literal[16_000], Field(description="Sample rate of the audio.")] = 16_000

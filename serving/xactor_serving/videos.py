@@ -1,4 +1,4 @@
-"""Make videos: decode a request's files, generate the frames, encode them, and bound how many at a time."""
+"""Make videos: decode a request's files, generate and encode the frames, and bound the number of videos in progress."""
 
 import asyncio
 import contextlib
@@ -39,26 +39,26 @@ class Videos:
         self._decoder = Decoder(processes=limits.decode_processes, timeout_s=limits.decode_timeout_s)
         # Videos in progress, by API key.
         self._open: Counter[str] = Counter()
-        self._ending = False
+        self._draining = False
         self._facts: tuple[MotionFacts, RenderFacts] | None = None
 
     async def facts(self) -> tuple[MotionFacts, RenderFacts]:
-        """Return the descriptions of both models. Other weights come with a new ingress, so they are kept."""
+        """Return the descriptions of both models, cached, because other weights are deployed with a new ingress."""
         self._facts = self._facts or await self._replicas.facts()
         return self._facts
 
     async def check_models(self) -> None:
-        """Call both models. Raise what keeps them from an answer."""
+        """Call both models. Raise the error of a model that cannot answer."""
         await self._replicas.facts()
 
     @contextlib.contextmanager
     def slot(self, key: str) -> Iterator[None]:
-        """Take a slot among the videos in progress, for an API key.
+        """Count one video in progress for an API key while the `with` block runs.
 
         Raises:
             ServiceError: No slot is free.
         """
-        if self._ending:
+        if self._draining:
             raise ServiceError(503, "not_ready", "the service is ending", retry_after_s=5)
         if self._open[key] >= self.limits.max_videos_per_key:
             raise too_many(
@@ -72,13 +72,14 @@ class Videos:
             yield
         finally:
             self._open[key] -= 1
+            # Without an entry of 0, `drain` sees an empty counter, and keys do not accumulate.
             if not self._open[key]:
                 del self._open[key]
             metrics().open_videos.set(self._open.total())
 
     async def drain(self) -> None:
         """Refuse new videos and wait for those in progress."""
-        self._ending = True
+        self._draining = True
         while self._open:
             await asyncio.sleep(_DRAIN_POLL_S)
 
@@ -106,18 +107,18 @@ class Videos:
         track: Sound | LiveSound,
         options: VideoOptions,
     ) -> AsyncGenerator[bytes, None]:
-        """Yield the pieces of an mp4, none of them empty.
+        """Yield the pieces of a fragmented mp4. No piece is empty.
 
         Args:
             face: The portrait's face. The motion does not wait for it.
             sound: The sound that the motion follows.
-            track: The same sound, as the video plays it.
+            track: The same sound, for the video's audio track.
             options: Options of the video.
 
         Raises:
             ServiceError: The replicas failed or were too slow.
         """
-        begun, count = time.monotonic(), 0
+        begun, frames_made = time.monotonic(), 0
         # The reference and the file's header are made while the motion is generated.
         portrait = asyncio.ensure_future(self._portrait(face))
         preparing = asyncio.ensure_future(self._prepare(portrait))
@@ -137,10 +138,10 @@ class Videos:
             )
             async with asyncio.timeout(self.limits.video_timeout_s), aclosing(generation.frames()) as pieces:
                 async for frames in pieces:
-                    count += len(frames)
-                    waiting = iter(frames)
+                    frames_made += len(frames)
+                    unencoded = iter(frames)
                     video = await opening
-                    while data := await asyncio.to_thread(self._encode, video, await face, waiting):
+                    while data := await asyncio.to_thread(self._encode, video, await face, unencoded):
                         yield data
             yield await asyncio.to_thread((await opening).end)
         finally:
@@ -148,22 +149,24 @@ class Videos:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        metrics().video_fps.observe(count / (time.monotonic() - begun))
+        metrics().video_fps.observe(frames_made / (time.monotonic() - begun))
 
     @staticmethod
     async def _portrait(face: asyncio.Future[FaceCrop]) -> PortraitJob:
         return PortraitJob.of((await face).square)
 
     async def _prepare(self, portrait: asyncio.Future[PortraitJob]) -> None:
-        # The first window reports the same error.
+        # Ignore an error here: the first window raises the same one.
         with contextlib.suppress(ServiceError):
             await self._replicas.prepare(await portrait)
 
     @staticmethod
     def _encode(video: FragmentedVideo, face: FaceCrop, frames: Iterator[np.ndarray]) -> bytes:
-        """Return the next fragment that the frames complete; empty at their end."""
+        """Take frames until they complete a fragment, and return it. Return b"" if they run out before."""
         for frame in frames:
-            if data := video.add(face.box.paste(face.picture, frame) if len(face.picture) else frame):
+            # The picture is empty unless the face is pasted back.
+            picture = face.box.paste(face.picture, frame) if len(face.picture) else frame
+            if data := video.add(picture):
                 return data
         return b""
 

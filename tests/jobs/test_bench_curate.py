@@ -45,4 +45,4 @@ def test_it_reports_stages_decoding_and_actors(ray_cluster, video_corpus, tmp_pa
     for work in ("tracking", "encoding"):
         assert report[work]["two"] > 0
     assert 0 <= report["encoding"]["waits"] < 1
-    assert "two actors that encode:" in run.stdout
+    assert "encoding: two actors are" in run.stdout

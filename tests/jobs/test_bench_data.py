@@ -23,4 +23,4 @@ def test_it_reports_both_readers_and_the_plan(tmp_path):
     assert all(rate > 0 for rate in found["frames_per_s"].values())
     assert report["plan_of_the_papers_corpus"]["padding"] < 0.05
     assert report["plan_of_the_papers_corpus"]["peak_mb"] < 1000
-    assert "1 reading:" in run.stdout
+    assert "reading processes: 1;" in run.stdout

@@ -21,7 +21,7 @@ NOISE = (
 
 @pytest.fixture
 def steps(tmp_path: Path, monkeypatch) -> Steps:
-    monkeypatch.setattr(_steps, "BEAT_S", 0.1)
+    monkeypatch.setattr(_steps, "MAX_SILENCE_S", 0.1)
     both = [Step(title="Training stage 1", expected_s=60), Step(title="Rendering", expected_s=240)]
     return Steps(both, tmp_path / "demo.log")
 

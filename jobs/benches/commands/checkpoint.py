@@ -11,7 +11,8 @@ from benches.results import BENCHMARKS, save_results
 class BenchCheckpoint:
     """Measure how long a training step waits for a checkpoint.
 
-    Compare saving in the background with saving while the training waits, and with DeepSpeed's own save and a copy.
+    Saving in the background is compared with saving while the training waits, and with DeepSpeed's own save followed by
+    a copy to the storage.
 
     Example: python jobs/bench.py checkpoint --width 1024 --rounds 2
     """
@@ -21,9 +22,9 @@ class BenchCheckpoint:
     layers: int = 17
     """Number of linear layers, at least 1. The defaults make a state of 1.1 GB."""
     rounds: int = 4
-    """Rounds of each kind of saving, taken in turn; one more warms up and is not counted."""
+    """Number of rounds. Each round saves in every way. One more round warms up and is not counted."""
     steps: int = 3
-    """Training steps that are timed while no checkpoint is written, and again while one is."""
+    """Number of training steps that are timed without a save in progress, and again during a save."""
     storage: str | None = None
     """Folder or URI for the checkpoints. By default a temporary folder."""
     output: Path = BENCHMARKS / "checkpoint.json"
@@ -41,11 +42,11 @@ class BenchCheckpoint:
                 steps=self.steps,
             )
         print(
-            f"{figures['state_bytes'] / 1e9:.2f} GB: a step waits {figures['blocked_s']:.2f} s, "
-            f"{figures['blocked_share']:.1%} of a synchronous save ({figures['synchronous_s']:.2f} s), "
-            f"{figures['blocked_share_of_plain']:.1%} of DeepSpeed's save and a copy ({figures['plain_s']:.2f} s); "
-            f"the first wait {figures['first_blocked_s']:.2f} s\n"
-            f"a step takes {figures['step_s']:.2f} s, during a save {figures['step_beside_s']:.2f} s"
+            f"{figures['state_bytes'] / 1e9:.2f} GB: a step waits {figures['blocked_s']:.2f} s for a save, which is "
+            f"{figures['blocked_share']:.1%} of a synchronous save ({figures['synchronous_s']:.2f} s) "
+            f"and {figures['blocked_share_of_plain']:.1%} of DeepSpeed's save and a copy ({figures['plain_s']:.2f} s); "
+            f"at the first save it waits {figures['first_blocked_s']:.2f} s\n"
+            f"a step takes {figures['step_s']:.2f} s, and {figures['step_beside_s']:.2f} s during a save"
         )
         save_results(self.output, figures)
         return 0

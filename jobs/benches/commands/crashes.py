@@ -9,7 +9,7 @@ from statistics import median
 from _checkout import CHECKOUT
 from benches.results import BENCHMARKS, save_results
 
-# A model so small that a run takes seconds.
+# Options for a model that is so small that a run takes seconds.
 SMALL = {
     "model.hidden": 64,
     "model.layers": 2,
@@ -25,22 +25,22 @@ SMALL = {
 
 @dataclass(frozen=True, kw_only=True)
 class BenchCrashes:
-    """Kill trainings at random and compare them with an undisturbed one.
+    """Kill trainings at random moments and compare their results with an undisturbed training.
 
-    Each run gets one `kill -9` (or one SIGTERM) of a random victim at a random moment. Exit status: 0 if every run
-    ended bit by bit as the undisturbed one, 1 if not.
+    In each run one random process gets `kill -9`, or the driver gets SIGTERM, at a random moment. Exit status: 0 if
+    every run ended with the same result as the undisturbed run, bit by bit, 1 if not.
 
     Example: python jobs/bench.py crashes --runs 20
     """
 
     runs: int = 20
-    """Number of runs that are disturbed."""
+    """Number of runs in which a process is killed."""
     seed: int = 0
-    """Seed of the victims and moments; run N draws them from seed + N."""
+    """Seed of the random choices: run N draws its victim and moment from seed + N."""
     steps: int = 60
     """Training steps of each run, at least 5."""
     checkpoint_every: int = 10
-    """Steps between checkpoints."""
+    """Number of steps between checkpoints."""
     shards: str = "demo/corpus/shards"
     """Folder of stage 2's shards."""
     output: Path = BENCHMARKS / "crashes.json"
@@ -67,26 +67,30 @@ class BenchCrashes:
 
             undisturbed, folder = trial("undisturbed")
             undisturbed.run()
-            expected, recoveries, equal = history(folder, self.steps), list[Recovery](), 0
+            expected = history(folder, self.steps)
+            recoveries: list[Recovery] = []
+            equal_runs = 0
             for number in range(self.runs):
                 killed, folder = trial(f"killed-{number}")
                 (recovery,) = killed.run(random_kills(self.seed + number, self.steps))
-                same = history(folder, self.steps) == expected
-                equal += same
+                is_equal = history(folder, self.steps) == expected
+                equal_runs += is_equal
                 recoveries.append(recovery)
-                print(f"{number + 1}/{self.runs}: {recovery}{'' if same else '  DIFFERS'}", flush=True)
-        by_victim: dict[str, list[float]] = {}
+                print(f"{number + 1}/{self.runs}: {recovery}{'' if is_equal else '  DIFFERS'}", flush=True)
+        next_step_s: dict[str, list[float]] = {}
         for recovery in recoveries:
-            by_victim.setdefault(recovery.victim, []).append(recovery.next_step_s)
-        print(f"{equal} of {self.runs} ended as the undisturbed run, bit by bit")
+            next_step_s.setdefault(recovery.victim, []).append(recovery.next_step_s)
+        print(
+            f"{equal_runs} of {self.runs} runs ended with the same result as the undisturbed run, bit by bit"
+        )
         save_results(
             self.output,
             {
                 "runs": self.runs,
-                "equal": equal,
-                "next_step_s": {victim: median(seconds) for victim, seconds in sorted(by_victim.items())},
+                "equal": equal_runs,
+                "next_step_s": {victim: median(seconds) for victim, seconds in sorted(next_step_s.items())},
                 "max_lost_steps": max(recovery.lost_steps for recovery in recoveries),
                 "recoveries": as_json(recoveries),
             },
         )
-        return 0 if equal == self.runs else 1
+        return 0 if equal_runs == self.runs else 1

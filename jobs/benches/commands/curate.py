@@ -13,8 +13,8 @@ from benches.results import BENCHMARKS, save_results
 class BenchCurate:
     """Measure each stage of curation, and how curation and precomputation scale to two actors.
 
-    Compare decoding with PyAV alone, and two actors with one. Every process computes on one thread. The defaults use
-    the demo corpus, without SyncNet.
+    Decoding is compared with PyAV's own loop, and the throughput of two actors with that of one. Every process computes
+    on one thread. The defaults use the demo corpus, without SyncNet.
 
     Example: python jobs/bench.py curate --videos /data/talking --syncnet weights/syncnet_v2.model
     """
@@ -22,20 +22,20 @@ class BenchCurate:
     videos: str = "demo/corpus/clips"
     """Folder of videos."""
     shards: str = "demo/corpus/videos"
-    """Folder of video shards. Its shortest clip is encoded."""
+    """Folder of video shards, whose shortest clip is encoded again and again."""
     syncnet: str = "none"
-    """Folder or file of a SyncNet; `none` leaves its stage out."""
+    """Folder or file of a SyncNet; `none` leaves out the stage that measures lip sync."""
     size_px: int = 512
     """Side of the face crops, in pixels."""
     pieces: int = 12
-    """Pieces of video that the actors track, and shards that they encode; at least 4."""
+    """Number of pieces of video that the actors track, and of shards that they encode; at least 4."""
     rounds: int = 3
-    """Rounds of each comparison; the figures are medians."""
+    """Number of rounds of each comparison. The figures are medians."""
     output: Path = BENCHMARKS / "curate.json"
     """JSON file for the figures."""
 
     def execute(self) -> int:
-        # Set before numpy, OpenCV and torch are imported.
+        # Must be set before numpy, OpenCV and torch are imported.
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[name] = "1"
         import cv2
@@ -51,20 +51,20 @@ class BenchCurate:
             scratch = Path(folder)
             stages, pieces = bench_stages(self.videos, scratch, self.syncnet, self.size_px)
             for row in stages:
-                rate = f"{row['hours_per_core_hour']:8.1f} hours of video a core-hour"
+                rate = f"{row['hours_per_core_hour']:8.1f} hours of video per core-hour"
                 print(f"{row['stage']:6} {rate}", flush=True)
-            first = Path(list_videos(self.videos)[0][0].uri)
-            decoding = bench_decoding(first, self.rounds)
+            first_video = Path(list_videos(self.videos)[0][0].uri)
+            decoding = bench_decoding(first_video, self.rounds)
             print(
-                f"decoding: {decoding['ratio']:.2f} of PyAV alone, {decoding['read_span']:.0f} frames/s",
+                f"decoding: {decoding['ratio']:.2f} times PyAV's speed, {decoding['read_span']:.0f} frames/s",
                 flush=True,
             )
             connect(PY_MODULES)
             tracking = bench_tracking(pieces, scratch, self.pieces, self.rounds)
-            print(f"two actors that track: {tracking['ratio']:.2f} times one", flush=True)
+            print(f"tracking: two actors are {tracking['ratio']:.2f} times as fast as one", flush=True)
             encoding = bench_encoding(self.shards, scratch, self.pieces, self.rounds)
             print(
-                f"two actors that encode: {encoding['ratio']:.2f} times one; "
+                f"encoding: two actors are {encoding['ratio']:.2f} times as fast as one; "
                 f"they wait for pictures {encoding['waits']:.1%} of the time"
             )
         figures = {"stages": stages, "decoding": decoding, "tracking": tracking, "encoding": encoding}

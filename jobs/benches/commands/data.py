@@ -9,9 +9,9 @@ from benches.results import BENCHMARKS, save_results
 
 @dataclass(frozen=True, kw_only=True)
 class BenchData:
-    """Measure the data path against plain webdataset, and the plan of the paper's corpus.
+    """Compare our data stream with plain webdataset, and time the plan of the paper's corpus.
 
-    The planned stream and a webdataset DataLoader read the same shards.
+    Our stream and a webdataset DataLoader read the same shards. A plan is the order of the samples in an epoch.
 
     Example: python jobs/bench.py data --size-gb 0.5 --workers 1 2
     """
@@ -23,13 +23,13 @@ class BenchData:
     audio_layers: int = 3
     """Audio layers L of the synthetic shards."""
     workers: tuple[int, ...] = (1, 2)
-    """Numbers of reading processes; each is one comparison."""
+    """Numbers of reading processes. Each number is one comparison."""
     rounds: int = 3
-    """Rounds of each comparison; the figures are medians."""
+    """Number of rounds of each comparison. The figures are medians."""
     epochs: int = 3
-    """Epochs of each round."""
+    """Number of epochs in each round."""
     budget_frames: int = 4096
-    """Most frames of a batch."""
+    """Maximum number of frames in a batch."""
     output: Path = BENCHMARKS / "data.json"
     """JSON file for the figures."""
 
@@ -52,14 +52,14 @@ class BenchData:
                 )
                 streams.append(row)
                 print(
-                    f"{workers} reading: {row['frames_per_s']['planned_stream']:,.0f} frames/s, webdataset "
-                    f"{row['frames_per_s']['webdataset']:,.0f}: ratio {row['ratio']:.2f}, "
-                    f"{row['times_an_a100_rank']:.0f} times an A100 rank",
+                    f"reading processes: {workers}; our stream {row['frames_per_s']['planned_stream']:,.0f} frames/s, "
+                    f"webdataset {row['frames_per_s']['webdataset']:,.0f} frames/s, ratio {row['ratio']:.2f}; "
+                    f"our stream reads {row['times_an_a100_rank']:.0f} times what one A100 consumes in training",
                     flush=True,
                 )
         print(
-            f"plan of {plan['clips']:,} clips: {plan['seconds']:.2f} s, {plan['peak_mb']:.0f} MB, "
-            f"padding {plan['padding']:.2%}"
+            f"planning an epoch of {plan['clips']:,} clips takes {plan['seconds']:.2f} s and {plan['peak_mb']:.0f} MB; "
+            f"{plan['padding']:.2%} of the frames are padding"
         )
         save_results(self.output, {"plan_of_the_papers_corpus": plan, "streams": streams})
         return 0

@@ -10,9 +10,9 @@ from benches.results import BENCHMARKS, save_results
 
 @dataclass(frozen=True, kw_only=True)
 class BenchDub:
-    """Measure bulk dubbing against a loop of `xactor animate` over the same rows.
+    """Compare the speed of bulk dubbing with a loop of `xactor animate` over the same rows.
 
-    Bulk dubbing runs with one and with two render workers.
+    Bulk dubbing runs once with one render worker and once with two.
 
     Example: python jobs/bench.py dub --model demo/model --rows 12
     """
@@ -20,9 +20,9 @@ class BenchDub:
     model: Path = Path("demo/model")
     """Folder of the model."""
     clips: tuple[Path, ...] = (Path("demo/corpus/clips/test/test-0002.mp4"),)
-    """Videos. Their first frames are the portraits and their sound is the speech; the rows take them in turn."""
+    """Videos whose first frames are the portraits and whose sound is the speech. The rows use them in turn."""
     rows: int = 12
-    """Videos to make, at least 3."""
+    """Number of videos to make, at least 3."""
     motion_steps: int = 10
     """DDIM steps of a chunk of motion, within 1..1000."""
     render_steps: int = 1

@@ -11,27 +11,27 @@ Size = Literal["3M", "15M", "90M", "0.5B", "7B"]
 
 @dataclass(frozen=True, kw_only=True)
 class BenchMotion:
-    """Measure the motion engine: its cache, its batching, its rates and an hour's run.
+    """Measure the motion engine: its cache, its batching, its speed and an hour-long run.
 
-    Weights are random, which takes as long. Models are float32 on a CPU and bfloat16 on a GPU.
+    The weights are random, which does not change the speed. Models are float32 on a CPU and bfloat16 on a GPU.
 
     Example: python jobs/bench.py motion --sizes 3M 15M --steps 10 20 50 --minutes 60
     """
 
     sizes: tuple[Size, ...] = ()
-    """Models whose rates are measured. By default 3M 15M 90M on a CPU and 15M 0.5B 7B on a GPU."""
+    """Sizes of the models for the measurement of speed. By default 3M 15M 90M on a CPU and 15M 0.5B 7B on a GPU."""
     steps: tuple[int, ...] = (10, 20, 50)
-    """DDIM steps of a chunk, for the rates; each within 1..1000."""
+    """Numbers of DDIM steps per chunk for the measurement of speed, each within 1..1000."""
     cache_size: Size | None = None
-    """Model whose cache is measured. By default 90M on a CPU and 7B on a GPU."""
+    """Size of the model for the measurement of the cache. By default 90M on a CPU and 7B on a GPU."""
     batching_size: Size | None = None
-    """Model whose batching is measured. By default 15M on a CPU and 7B on a GPU."""
+    """Size of the model for the measurement of batching. By default 15M on a CPU and 7B on a GPU."""
     streams: int = 8
-    """Streams that are batched, at least 1."""
+    """Number of streams that are batched, at least 1."""
     minutes: int = 60
-    """Minutes of motion whose last is compared with its second; at least 2."""
+    """Minutes of motion in the long run, at least 2. Its last minute is compared with its second one."""
     rounds: int = 3
-    """Rounds of each measurement; the figures are medians."""
+    """Number of rounds of each measurement. The figures are medians."""
     output: Path = BENCHMARKS / "motion.json"
     """JSON file for the figures."""
 
@@ -56,14 +56,14 @@ class BenchMotion:
         rates = self._rates(self.sizes or (("15M", "0.5B", "7B") if gpu else ("3M", "15M", "90M")))
         length = measure_length("3M", minutes=self.minutes, steps=2)
         print(
-            f"{length['minutes']} minutes: a chunk of the last takes {length['late_over_early_s']:.3f} of the second's "
-            f"time and {length['late_over_early_mb']:.3f} of its memory"
+            f"run of {length['minutes']} minutes: compared with minute 2, a chunk of the last minute takes "
+            f"{length['late_over_early_s']:.3f} of the time and {length['late_over_early_mb']:.3f} of the memory"
         )
         save_results(self.output, {"cache": cache, "batching": batching, "rates": rates, "length": length})
         return 0
 
     def _rates(self, sizes: tuple[Size, ...]) -> list[dict[str, Any]]:
-        """Measure every size with every number of steps, plain and (but for the most steps) in four groups."""
+        """Measure every size with every number of steps. Repeat all but the highest number in four groups."""
         from benches.motion import measure_rate
         from xactor.motion import SamplingConfig
 
@@ -85,17 +85,21 @@ class BenchMotion:
 def print_cache(row: dict[str, Any]) -> None:
     print(
         f"cache ({row['size']}): a chunk after {row['context_frames'] - row['chunk_frames']} frames takes "
-        f"{row['cached_s']:.2f} s, {row['uncached_s']:.2f} s without: {row['uncached_over_cached']:.1f} times",
+        f"{row['cached_s']:.2f} s with the cache and {row['uncached_s']:.2f} s without, "
+        f"{row['uncached_over_cached']:.1f} times as long",
         flush=True,
     )
 
 
 def print_batching(batching: dict[str, Any]) -> None:
     print(
-        f"{batching['streams']} streams ({batching['size']}): frames/s, seconds to the first chunk p50, p95"
+        f"{batching['streams']} streams ({batching['size']}): frames/s, and seconds to the first chunk (p50, p95)"
     )
     for way in ("engine", "one_after_another", "whole_batches"):
         row = batching[way]
         firsts = f"{row['first_chunk_p50_s']:>9.2f}{row['first_chunk_p95_s']:>9.2f}"
         print(f"  {way:<18}{row['frames_per_s']:>8.0f}{firsts}")
-    print(f"  throughput over the better: {batching['throughput_over_the_better']:.3f}", flush=True)
+    print(
+        f"  throughput of the engine over the better of the others: {batching['throughput_over_the_better']:.3f}",
+        flush=True,
+    )

@@ -9,26 +9,26 @@ from benches.results import BENCHMARKS, save_results
 
 @dataclass(frozen=True, kw_only=True)
 class BenchRender:
-    """Measure the renderer's frames per second and peak memory against AnimateDiff.
+    """Compare the renderer's frames per second and peak memory with AnimateDiff's.
 
-    Vary the window, the steps and the size, with and without the cached reference. Weights are random, which takes as
-    long.
+    Each combination of window, steps and picture size is measured with and without the cached reference. The weights
+    are random, which does not change the speed.
 
     Example: python jobs/bench.py render --image-sizes 64 128 --steps 4 25
     """
 
     size: Literal["tiny", "sd15"] | None = None
-    """Size of the networks. By default `tiny` on a CPU and `sd15` (that of SD1.5) on a GPU."""
+    """Size of the networks. By default `tiny` on a CPU, and `sd15` (the size of SD1.5) on a GPU."""
     image_sizes: tuple[int, ...] = ()
     """Sides of the pictures, in pixels. By default 64 on a CPU and 512 on a GPU."""
     windows: tuple[int, ...] = (8, 16)
-    """Frames of a window."""
+    """Numbers of frames in a window."""
     steps: tuple[int, ...] = (4, 25)
-    """DDIM steps of a window, each within 1..1000."""
+    """Numbers of DDIM steps per window, each within 1..1000."""
     rounds: int = 3
-    """Rounds of each case; the figures are medians."""
+    """Number of rounds of each measurement. The figures are medians."""
     model: Path | None = None
-    """Folder of a pipeline. With it and an image, whole videos are measured too: memory, speed and seams."""
+    """Folder of a pipeline. If it and an image are given, whole videos are measured too: memory, speed and seams."""
     image: Path | None = None
     """Portrait of the whole videos."""
     seconds: tuple[float, ...] = (20, 120)
@@ -64,7 +64,7 @@ class BenchRender:
         return 0
 
     def _lengths(self) -> list[dict[str, Any]]:
-        """Measure whole videos; none without a model and an image."""
+        """Measure whole videos. Return no rows if the model or the image is missing."""
         from benches.render import measure_lengths
 
         if not (self.model and self.image):
@@ -74,7 +74,8 @@ class BenchRender:
             rows.append(row)
             print(
                 f"{row['seconds']:g} s: {row['peak_mb']:.0f} MB, {row['frames_per_s']:.1f} frames/s, "
-                f"change from frame to frame {row['at_seams']:.2f} at seams, {row['elsewhere']:.2f} elsewhere",
+                f"change from frame to frame: {row['at_seams']:.2f} grey levels at the seams of windows, "
+                f"{row['elsewhere']:.2f} elsewhere",
                 flush=True,
             )
         return rows

@@ -14,16 +14,16 @@ from benches.results import BENCHMARKS, save_results
 if TYPE_CHECKING:
     from benches.serve import Load
 
-# Length of the speech where only the first fragment counts.
-_FIRST_S = 2.0
+# Length of the speech for the time to the first fragment, in seconds.
+_FIRST_FRAGMENT_SPEECH_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchServe:
-    """Measure the service: the time to the first fragment, rising load and memory.
+    """Measure the service: time to the first fragment, throughput under rising load, and memory.
 
-    The time to the first fragment is compared with the bare pipeline's and with an empty graph's. The command starts
-    Ray by itself.
+    The time to the first fragment is compared with that of the pipeline without a service, and with that of an empty
+    graph: the same deployments without models. The command starts its own Ray.
 
     Example: python jobs/bench.py serve --rates 0.25 0.5 1 2 4 --seconds 30 --soak-s 600
     """
@@ -31,23 +31,23 @@ class BenchServe:
     model: Path = Path("demo/model")
     """Folder of the model."""
     clip: Path = Path("demo/corpus/clips/test/test-0001.mp4")
-    """Video. Its first frame is the portrait and its sound is the speech."""
+    """Video whose first frame is the portrait and whose sound is the speech."""
     speech_s: float = 4
-    """Length of the speech under load, in seconds."""
+    """Length of the speech in the requests of the load test, in seconds."""
     rates: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
-    """Requests a second, one after another."""
+    """Rates of the load test, in requests per second. They are measured one after another."""
     seconds: float = 30
-    """Time at each rate, in seconds."""
+    """Duration of each rate, in seconds."""
     requests: int = 40
-    """Requests for the time to the first fragment, taken in turn with the bare pipeline and an empty graph."""
+    """Number of rounds for the first fragment. Each round measures the service, the pipeline and the empty graph."""
     motion_steps: int = 10
     """DDIM steps of a chunk of motion, within 1..1000."""
     render_steps: int = 1
     """DDIM steps of a window of frames, within 1..1000."""
     max_videos: int = 4
-    """Videos that the service makes at a time; it refuses more."""
+    """Maximum number of videos that the service makes concurrently. It refuses more."""
     soak_s: float = 600
-    """Time under the highest rate, in seconds, for the growth of memory; 0 leaves it out."""
+    """Duration of the test for growing memory, at the highest rate, in seconds; 0 leaves it out."""
     output: Path = BENCHMARKS / "serve.json"
     """JSON file for the figures."""
 
@@ -66,8 +66,8 @@ class BenchServe:
         port = free_port()
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         url = f"http://127.0.0.1:{port}"
-        first = self._first_fragments(url)
-        print(json.dumps(first, indent=2), flush=True)
+        first_fragment = self._first_fragments(url)
+        print(json.dumps(first_fragment, indent=2), flush=True)
         load, rows = self._load(self.speech_s), []
         for rate in self.rates:
             rows.append(under_load(url, load, rate=rate, seconds=self.seconds))
@@ -79,7 +79,7 @@ class BenchServe:
             "video_s": load.seconds,
             **self._fields,
             "max_videos": self.max_videos,
-            "first_fragment": first,
+            "first_fragment": first_fragment,
             "load": rows,
             "past_saturation": saturation,
             "soak": soak,
@@ -95,7 +95,7 @@ class BenchServe:
         return {"motion_steps": self.motion_steps, "render_steps": self.render_steps, "render_cfg": 1}
 
     def _load(self, seconds: float) -> "Load":
-        """Return the request that is repeated, with the clip's first seconds of speech."""
+        """Return the request to repeat, with the clip's first `seconds` of speech."""
         from PIL import Image
 
         from benches.serve import Load, wav
@@ -113,7 +113,7 @@ class BenchServe:
         )
 
     def _first_fragments(self, url: str) -> dict[str, float]:
-        """Deploy the service and an empty graph, and measure the time to the first fragment of both."""
+        """Deploy the service and an empty graph, and measure their times to the first fragment."""
         import torch
         from ray import serve
 
@@ -129,16 +129,16 @@ class BenchServe:
         render = serve.get_deployment_handle("render", "xactor").facts.remote().result()
         serve.run(empty_graph(motion, render), name="empty", route_prefix="/empty")
         pipeline = XActorPipeline.from_pretrained(self.model)
-        # Ray gives a replica as many threads as CPUs: the bare pipeline has as many.
+        # Ray gives a replica as many threads as CPUs, so the pipeline gets the same number.
         torch.set_num_threads(max(1, int(arguments.cpus)))
         with tempfile.TemporaryDirectory() as folder:
-            compared = (url, f"{url}/empty", pipeline, self._load(_FIRST_S), Path(folder))
-            # These rounds warm up.
+            compared = (url, f"{url}/empty", pipeline, self._load(_FIRST_FRAGMENT_SPEECH_S), Path(folder))
+            # Warm up. The counted rounds start at portrait 3, because the service has cached the first three.
             added(*compared, rounds=3)
             return added(*compared, rounds=self.requests, first=3)
 
     def _soak(self, url: str, load: "Load") -> dict[str, Any]:
-        """Watch memory under the highest rate."""
+        """Measure how the memory grows at the highest rate."""
         from benches.serve import memory_under_load
 
         part_s = self.soak_s / 10

@@ -11,19 +11,20 @@ from benches.results import BENCHMARKS, save_results
 
 @dataclass(frozen=True, kw_only=True)
 class BenchTrain:
-    """Measure a training step of stage 2, and FlexAttention against SDPA.
+    """Measure a training step of stage 2, and compare FlexAttention with SDPA.
 
-    The training loop's step is compared with the same DeepSpeed engine on one resident batch.
+    The training loop's step is compared with a step of the same DeepSpeed engine on batches that are already on the
+    device.
 
     Example: python jobs/bench.py train --preset tiny --hidden 512 --rounds 4
     """
 
     preset: Literal["tiny", "small", "paper-7b"] = "tiny"
-    """Preset whose model and batch are measured. The weights are random, which takes as long."""
+    """Preset whose model and batch size are used. The weights are random, which does not change the speed."""
     hidden: int | None = None
-    """Another width for the model, a multiple of 64; layers stay, heads and MLP follow. By default the preset's."""
+    """Width of the model, a multiple of 64. The heads and the MLP scale with it. By default the preset's width."""
     rounds: int = 12
-    """Steps that are timed, after one that warms up."""
+    """Number of steps that are timed, after one that warms up."""
     output: Path = BENCHMARKS / "train.json"
     """JSON file for the figures."""
 
@@ -49,10 +50,10 @@ class BenchTrain:
         mfu = "" if loop["mfu"] is None else f", MFU {loop['mfu']:.1%}"
         print(
             f"{loop['parameters'] / 1e6:.1f} M parameters, {loop['frames_per_s']:,.0f} frames/s{mfu}\n"
-            f"a step of the loop takes {loop['ratio']:.3f} of the resident batch's, "
-            f"{loop['data_wait_share']:.1%} of it waiting for data\n"
+            f"a step of the loop takes {loop['ratio']:.3f} times as long as one on resident batches; "
+            f"it waits for data {loop['data_wait_share']:.1%} of the time\n"
             f"FlexAttention takes {attention['flex_over_sdpa']:.2f} of SDPA's time on {attention['device']}"
-            f"{'' if attention['backward'] else ' (forward only: it has no backward there)'}"
+            f"{'' if attention['backward'] else ' (forward only: FlexAttention has no backward pass on a CPU)'}"
         )
         save_results(self.output, {"loop": loop, "attention": attention})
         return 0
