@@ -1,8 +1,8 @@
-"""Messages of the curation pipeline: a video, then pieces of it with the clips in them, and their results.
+"""Define the messages of the curation pipeline: a video, its pieces with their clips, and the results.
 
     Video -> Probed -> Piece -> Piece ... -> Ended
 
-A piece is at most a minute of a video, so that no more work than that is lost with a worker.
+A piece is at most a minute of a video, so that a worker that dies loses the work on at most a minute.
 """
 
 from dataclasses import dataclass, replace
@@ -52,7 +52,7 @@ class Video:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """State what a file's header and first picture say."""
+    """Hold the facts that a file's header and first picture give."""
 
     width: int
     """Width of the upright picture, in pixels."""
@@ -68,7 +68,7 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Fate:
-    """State what became of a clip, or of a whole video: one row of the report."""
+    """Report the result of a clip, or of a whole video, as one row of the report."""
 
     video: str
     """Name of the video."""
@@ -105,7 +105,7 @@ class Fate:
     speech: float | None = None
     """See `Measures`."""
     sync_offset: int | None = None
-    """Frames by which the sound was ahead of the lips. The clip's sound is delayed by them."""
+    """Frames by which the sound was ahead of the lips. The clip's sound is delayed by this number."""
     sync_confidence: float | None = None
     """SyncNet's confidence."""
     sync_distance: float | None = None
@@ -178,7 +178,7 @@ class Clip:
     sync: SyncVerdict | None = None
     """SyncNet's verdict."""
     trimmed: tuple[int, int] | None = None
-    """First and end of the frames of `mp4` that belong to the clip. None: all of them."""
+    """Range (first, end) of the frames of `mp4` that belong to the clip. None: all of them."""
     status: Status = "kept"
     """Result so far."""
     reason: str = ""
@@ -210,7 +210,7 @@ class Piece(Message):
     samples: np.ndarray
     """Sound with SPARE_FRAMES before and after, silent outside the video, float32 [(end - first + 30) x 640]."""
     heard: tuple[int, int]
-    """First and end of the frames of the video that have sound."""
+    """Range (first, end) of the video's frames that have sound."""
     clips: tuple[Clip, ...] = ()
     """Clips found so far."""
 
@@ -232,7 +232,7 @@ class Ended(Message):
     looked_s: float = 0.0
     """Seconds of video that were examined."""
     earlier: bool = False
-    """Whether an earlier run finished it."""
+    """Whether an earlier run finished the piece or the video."""
 
 
 def fate_of(video: Video, facts: Facts | None, status: Status, **more: Any) -> Fate:
@@ -240,8 +240,8 @@ def fate_of(video: Video, facts: Facts | None, status: Status, **more: Any) -> F
 
     Args:
         video: the video.
-        facts: of the video, if it could be probed.
-        status: of the clip or video.
+        facts: facts of the video, None if it could not be probed.
+        status: status of the clip or video.
         more: other fields of the fate.
     """
     known = {"width": facts.width, "height": facts.height, "fps": round(facts.fps, 3)} if facts else {}
