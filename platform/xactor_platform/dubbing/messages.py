@@ -86,7 +86,7 @@ class Dub(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Portrait(Message):
-    """Hold the decoded files of a video that is to be made. See `xactor.faces.Face` for the picture and the box."""
+    """Hold the decoded files of a video that is to be made. See `xactor.decoding.FaceCrop`."""
 
     dub: Dub
     """The video."""

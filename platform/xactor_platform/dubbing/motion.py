@@ -89,7 +89,7 @@ class Perform(DubStage, BatchStage):
         yield from self._segments(performance.message, z)
 
     def _segments(self, message: Portrait, z: np.ndarray) -> Iterator[Segment | SegmentFile]:
-        """Yield the segments of a video, given its latents z [T, D]. A segment from an earlier run is yielded as a file."""
+        """Yield a video's segments, given its latents z [T, D]. Segments that an earlier run made are yielded as files."""
         dub = message.dub
         segment_spans = spans(len(z), self._segment_windows, dub.row.options.rendering())
         count = len(segment_spans)
