@@ -89,7 +89,7 @@ class Perform(DubStage, BatchStage):
         yield from self._segments(performance.message, z)
 
     def _segments(self, message: Portrait, z: np.ndarray) -> Iterator[Segment | SegmentFile]:
-        """Yield a video's segments, given its latents z [T, D]. Segments that an earlier run made are yielded as files."""
+        """Yield a video's segments, given its latents z [T, D]. Segments from an earlier run are yielded as files."""
         dub = message.dub
         segment_spans = spans(len(z), self._segment_windows, dub.row.options.rendering())
         count = len(segment_spans)
