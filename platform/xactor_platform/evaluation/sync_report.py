@@ -143,7 +143,7 @@ def auc(less: np.ndarray, more: np.ndarray) -> float:
 
 
 def _sound(clip: Clip, start: int) -> np.ndarray:
-    """Return the sound of a piece that starts at a frame. Sound that starts later than its pictures is ahead of them."""
+    """Return the sound of a piece from frame `start` on. If its pictures start earlier, the sound is ahead of them."""
     return clip.samples[start * SAMPLES_PER_FRAME : (start + PIECE_FRAMES) * SAMPLES_PER_FRAME]
 
 
