@@ -14,7 +14,7 @@ _MAX_SHARDS_PER_GROUP = 100
 
 
 def assemble(output: str, group: int, keys: list[str], bytes_per_shard: int) -> list[str]:
-    """Write the shards of a group, each whole or not at all, and then the group's report. The report marks the end.
+    """Write each shard of a group atomically, and then the group's report. The report marks the group as finished.
 
     The number of a shard begins with the number of its group: `long-000302.tar` is the third shard of group 3. At the
     end, the saved progress of the group's videos is deleted.

@@ -48,7 +48,7 @@ _STYLE = (
 
 
 def write_fates(place: Location, name: str, fates: Sequence[Fate]) -> None:
-    """Write a table of fates, whole or not at all."""
+    """Write a table of fates atomically."""
     with place.atomic_write(name) as stream:
         pq.write_table(pa.Table.from_pylist([asdict(fate) for fate in fates], SCHEMA), stream)
 

@@ -39,7 +39,7 @@ class Video:
     key: str
     """Unique key made of the file's name and path, valid in the key of a clip."""
     name: str
-    """Path below the folder of all videos, as people know it."""
+    """Path of the video below the folder of all videos, as reports show it."""
     uri: str
     """Path or URI of the file."""
     corpus: str
@@ -59,11 +59,11 @@ class Facts:
     height: int
     """Height of the upright picture, in pixels."""
     fps: float
-    """Frames a second, 0 where the rate varies."""
+    """Frames per second, 0 where the rate varies."""
     rotation: int
     """Rotation of the stored pictures, in degrees."""
     seconds: float
-    """Length."""
+    """Length in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +73,11 @@ class Fate:
     video: str
     """Name of the video."""
     status: Status
-    """Whether the clip is kept."""
+    """Result of the clip or video."""
     reason: str = ""
-    """One word to count by. Empty for kept clips."""
+    """Reason in one word, by which the report counts. Empty for kept clips."""
     detail: str = ""
-    """One sentence. Empty for kept clips."""
+    """Reason in one sentence. Empty for kept clips."""
     clip: str = ""
     """Key of the clip. Empty where the video gave no clip."""
     start_s: float = 0.0
@@ -95,7 +95,7 @@ class Fate:
     height: int = 0
     """Height of the video, in pixels."""
     fps: float = 0.0
-    """Frames a second of the video."""
+    """Frames per second of the video."""
     crop_px: int | None = None
     """See `Measures`."""
     blur: float | None = None
@@ -115,7 +115,7 @@ class Fate:
 
     @property
     def seconds(self) -> float:
-        """Length of the clip."""
+        """Length of the clip in seconds."""
         return self.end_s - self.start_s
 
 
@@ -131,7 +131,7 @@ class Probed(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    """Hold what the gates judge a clip by. None: not measured, because an earlier gate dropped the clip."""
+    """Hold the measures of a clip for the gates. None: not measured, because an earlier gate dropped the clip."""
 
     crop_px: int
     """Side of the face's square in the video, in pixels."""
@@ -140,7 +140,7 @@ class Measures:
     occluded: float | None = None
     """Fraction of the frames in which something covers the face."""
     speech: float | None = None
-    """Range of the sound's level, in dB. Speech has a large one."""
+    """Range of the sound's level, in dB. Speech has a large range."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +172,7 @@ class Clip:
     points: np.ndarray | None = None
     """Outer corners of the eyes and base of the nose, in pixels, float32 [T, 3, 2]."""
     mp4: bytes = b""
-    """The square's pictures, silent."""
+    """The video of the square, without sound."""
     measures: Measures | None = None
     """Measures so far."""
     sync: SyncVerdict | None = None

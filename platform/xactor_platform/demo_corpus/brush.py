@@ -181,6 +181,6 @@ def through(points: np.ndarray, steps: int, closed: bool = False) -> np.ndarray:
 
 
 def step(value: np.ndarray) -> np.ndarray:
-    """Rise smoothly from 0 at 0 to 1 at 1."""
+    """Return a smooth step: 0 for values up to 0, 1 for values from 1 on."""
     value = np.clip(value, 0, 1)
     return value * value * (3 - 2 * value)

@@ -62,7 +62,7 @@ class Done(Message):
     frames: int
     """Frames of the video."""
     seconds: float
-    """Length of the video."""
+    """Length of the video in seconds."""
     made: bool
     """Whether this run made it. False: an earlier run did."""
 
@@ -74,7 +74,7 @@ class Dub(Message):
     row: Row
     """The video's row."""
     digest: str
-    """SHA-256 of all that the video depends on: its files, its options and the model."""
+    """SHA-256 of everything that the video depends on: its files, its options and the model."""
     seconds: float
     """Length of the audio by its header, in seconds. It orders the work and serves to estimate the time left."""
 

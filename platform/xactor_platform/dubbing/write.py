@@ -15,7 +15,7 @@ from xactor_platform.storage.location import Location
 
 
 def write(output: str, dub: Dub, segments: int) -> Done:
-    """Write a video from the files of its segments, whole or not at all, and then delete the files.
+    """Write a video atomically from the files of its segments, and then delete the files.
 
     Raises:
         OSError, ValueError: a file is gone or cannot be written.

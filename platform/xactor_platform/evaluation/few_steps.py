@@ -82,7 +82,8 @@ def compare_steps(
             [sample_motion(model, clip.audio[None], seeds=[seed], config=way)[0].numpy() for clip in clips]
         )
         seconds = time.perf_counter() - begun
-        first = made if first is None else first
+        if first is None:
+            first = made
         apart = ((made - first) / np.where(moves, deviation, 1))[:, moves]
         found.append(
             Way(

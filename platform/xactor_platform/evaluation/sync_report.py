@@ -28,7 +28,7 @@ _SHOWN = 8
 class SyncReport:
     """Hold the figures over pieces of 4 s of held-out clips.
 
-    The sound of each piece is shifted by a drawn number of frames within -10..10.
+    The sound of each piece is shifted by a random number of frames within -10..10.
     """
 
     weights: str
@@ -45,7 +45,7 @@ class SyncReport:
     """Probability that the distance of a window from its own sound is less than one from sound that is shifted by 3 to
     10 frames. Chance is 0.5."""
     auc_pieces: float
-    """The same for the average distance over a piece."""
+    """The same probability for the average distance over a piece."""
     confidence_true: float
     """Mean SynC with the piece's own sound."""
     confidence_swapped: float

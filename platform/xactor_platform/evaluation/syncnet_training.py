@@ -33,7 +33,7 @@ METRICS = "metrics.jsonl"
 # Crops are larger than the model's input by this many pixels, so that each step can cut them at random.
 _SLACK_PX = 4
 _MIN_FRAMES = WINDOW_FRAMES + 1
-# Added under the root, whose slope at 0 is infinite.
+# Added before the square root, whose slope at 0 is infinite.
 _EPSILON = 1e-6
 
 
@@ -80,7 +80,7 @@ class SyncNetTraining:
 
     @property
     def crop_px(self) -> int:
-        """Return the side of the training crops: larger than the model's input, which is cut out at random."""
+        """Return the side of the training crops. The smaller input of the model is cut out of them at random."""
         return self.model.image_size + _SLACK_PX
 
     @property
@@ -106,7 +106,7 @@ class Clip:
 
     @property
     def windows(self) -> int:
-        """Return the number of windows that lie wholly in the clip."""
+        """Return the number of windows that lie completely in the clip."""
         return len(self.cepstra)
 
 
@@ -200,7 +200,7 @@ def draw_batch(clips: Sequence[Clip], config: SyncNetTraining, step: int) -> tup
         crops = clip.crops[start : start + n + WINDOW_FRAMES - 1]
         frames.append(_altered(frames_to_model(crops), side, generator))
         heard = torch.from_numpy(clip.cepstra[start : start + n]).clone()
-        # Louder or softer by up to 10 %: this changes only the first coefficient, the logarithm of the energy.
+        # Change the loudness by up to 10 %. This changes only the first coefficient, the logarithm of the energy.
         heard[:, 0] += 2 * torch.log(0.9 + 0.2 * torch.rand((), generator=generator))
         cepstra.append(heard)
     return torch.stack(frames), torch.stack(cepstra)

@@ -4,7 +4,7 @@
     <parent>/motion_encoder/                 the encoder that made the latents
     <parent>/audio_encoder/                  the encoder that made the features
 
-Each actor writes one shard at a time, whole or not at all. The same call therefore continues an interrupted run: it
+Each actor writes one shard at a time, atomically. The same call therefore continues an interrupted run: it
 writes only the missing shards.
 """
 

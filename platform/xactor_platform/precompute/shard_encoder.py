@@ -122,7 +122,7 @@ class ShardEncoder(BatchStage):
         return ShardResult(shard=message.name, written=False, error=kind + reason)
 
     def make(self, job: ShardJob) -> ShardResult:
-        """Write a motion shard, whole or not at all, unless it already exists."""
+        """Write a motion shard atomically, unless it already exists."""
         index, name = job.index, job.name
         if shard_exists(job.place, name, index):
             return ShardResult(shard=name, written=False)
