@@ -1,6 +1,6 @@
 """Build pipelines that map files through pools of Ray actors: stages, messages, pools, the tally and the bill.
 
-A pipeline needs its messages, its stages, and a driver that takes note of the results:
+A pipeline needs its messages, its stages, and a driver that records the results:
 
     @dataclass(frozen=True, kw_only=True)
     class Measured(Message):
@@ -22,5 +22,6 @@ A pipeline needs its messages, its stages, and a driver that takes note of the r
     for result in pipeline.run(uris):
         tally.add_seconds(result.stage_s)
 
-`run_passes` repeats messages that were lost with their workers. `precompute/latents.py` is the shortest whole example.
+`run_passes` retries messages that were lost because their actors died. `precompute/latents.py` is the shortest complete
+example.
 """

@@ -1,4 +1,4 @@
-"""The bill of a run: the actors' time that it took, and what it made."""
+"""Report the actors' time and the wall-clock time that a run took, with the figures of its pipeline."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +8,10 @@ from xactor_platform.bulk.message import StageSeconds
 
 @dataclass(frozen=True, kw_only=True)
 class Bill:
-    """State what a run made and took."""
+    """Hold the figures and the times of a run."""
 
     figures: dict[str, Any]
-    """Figures of the pipeline's own, by name, as JSON values."""
+    """Figures that only this pipeline has, by name, as JSON values."""
     stage_s: StageSeconds
     """Seconds of actors' time, by stage."""
     wall_s: float
@@ -27,10 +27,10 @@ class Bill:
         return {**self.figures, "stage_s": self.stage_s, "wall_s": self.wall_s}
 
     def stages_line(self, unit: str = "actors' time") -> str:
-        """Return the seconds by stage for people to read.
+        """Return the seconds of each stage in one line for people to read.
 
         Args:
-            unit: names what was timed.
+            unit: whose time was measured.
         """
         stages = "  ".join(f"{name} {seconds:,.1f}" for name, seconds in self.stage_s.items())
         return f"{self.actor_s:,.1f} s of {unit}, by stage: {stages}"

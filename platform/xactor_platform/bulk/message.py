@@ -1,6 +1,7 @@
 """Define the messages that stages pass to each other, and the tables in which Ray Data carries them.
 
-A message is pickled into one column: arrays of any size are safe there, and a stage states the types that it takes.
+A message is pickled into one binary column, so that Ray Data neither converts nor limits its arrays. The annotations of
+a stage's methods state which messages it takes.
 """
 
 import pickle
@@ -20,7 +21,7 @@ class Message:
     """Carry one unit of work, or its result, out of a stage.
 
     Attributes:
-        finished: whether later stages pass the message on unchanged. Subclasses that are results set it.
+        finished: whether later stages pass the message on unchanged. Subclasses that are results set it to True.
     """
 
     finished: ClassVar[bool] = False
@@ -30,7 +31,7 @@ class Message:
 
 
 def pack(message: Any) -> pa.Table:
-    """Return a table of one message."""
+    """Return a table that holds one message."""
     return pa.table({COLUMN: pa.array([pickle.dumps(message, protocol=5)], type=pa.large_binary())})
 
 
@@ -46,5 +47,5 @@ def empty_table() -> pa.Table:
 
 
 def add_seconds(a: StageSeconds, b: StageSeconds) -> StageSeconds:
-    """Return the sum by stage."""
+    """Return the sum of both for each stage."""
     return {name: a.get(name, 0.0) + b.get(name, 0.0) for name in {**a, **b}}

@@ -1,8 +1,8 @@
-"""A pipeline of stages on Ray Data, the passes over what it lost, and the tasks that a driver starts at its end.
+"""Run messages through stages on Ray Data, retry lost messages, and track the tasks that a driver starts for results.
 
     messages -> map_batches(stage 1, its pool) -> map_batches(stage 2, its pool) -> ... -> results
 
-Ray Data grows and shrinks each pool with the work, and holds no more messages than the object store can.
+Ray Data grows and shrinks each pool with the work. It pauses a stage whose output would not fit into the object store.
 """
 
 import warnings
@@ -31,7 +31,7 @@ class Step:
     stage: type[BatchStage]
     """Class of the actors."""
     pool: Pool
-    """Number of actors and CPUs of each."""
+    """Number of actors, and CPUs of each actor."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the stage's constructor."""
     gpus: float = 0
@@ -39,19 +39,20 @@ class Step:
     batch: int = 1
     """Messages that an actor takes at a time."""
     max_in_flight: int | None = None
-    """Most tables that wait at one actor. None: Ray Data's default. All of them are lost if the actor dies twice."""
+    """Maximum number of tables that one actor holds, running or waiting. None is Ray Data's default. If the actor dies
+    twice, all of them are lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """Run messages through steps, one message a block: any actor can take the next one."""
+    """Run messages through steps. Each message is a block of its own, so that any idle actor can take the next one."""
 
     steps: Sequence[Step]
     """Stages in order."""
     start_timeout_s: int
     """Seconds to wait for nodes with room for the first actor of every pool."""
     node_groups: bool = False
-    """Whether each stage runs on the nodes of its node group alone."""
+    """Whether each stage runs only on the nodes of its node group."""
 
     def run(self, messages: Sequence[Any]) -> Generator[Any, None, None]:
         """Yield results as they come, in any order.
@@ -60,7 +61,7 @@ class Pipeline:
         Close the generator to stop the run early.
 
         Raises:
-            TimeoutError: no nodes with room for the first actor of every pool came in time.
+            TimeoutError: the cluster had no room for the first actor of every pool in time.
         """
         with _data_context(self.start_timeout_s):
             tables = self.source(messages)
@@ -79,7 +80,7 @@ class Pipeline:
         """Return the dataset that the first stage reads."""
         return ray.data.from_arrow([pack(message) for message in messages])
 
-    def _map(self, tables: ray.data.Dataset, step: Step, count: int) -> ray.data.Dataset:
+    def _map(self, tables: ray.data.Dataset, step: Step, message_count: int) -> ray.data.Dataset:
         group: dict[str, Any] = {}
         if self.node_groups:
             group["label_selector"] = {NODE_GROUP_LABEL: step.stage.node_group}
@@ -90,7 +91,8 @@ class Pipeline:
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=ray.data.ActorPoolStrategy(
-                min_size=min(step.pool.min, count),
+                # More actors than messages would be idle.
+                min_size=min(step.pool.min, message_count),
                 max_size=step.pool.max,
                 max_tasks_in_flight_per_actor=step.max_in_flight,
             ),
@@ -109,14 +111,15 @@ def run_passes(
     is_finished: Callable[[T], bool],
     say: Callable[[str], None] = lambda line: None,
 ) -> list[T]:
-    """Run messages in passes: each pass repeats those that the passes before it lost. Return what is still lost.
+    """Run messages in passes, and return those that no pass finished. Each later pass runs only unfinished messages.
 
     Args:
         messages: all messages.
-        attempts: most passes.
-        run_pass: runs messages and takes note of their results; called with the number of the pass, from 1.
-        is_finished: tells whether a message needs no other pass.
-        say: is called with a line before each repetition.
+        attempts: maximum number of passes.
+        run_pass: runs messages and records their results. It is called with the messages and the number of the pass,
+            from 1.
+        is_finished: tells whether a message needs no further pass.
+        say: is called with a line of progress before each further pass.
     """
     left = messages
     for attempt in range(1, attempts + 1):
@@ -130,7 +133,7 @@ def run_passes(
 
 
 class PendingTasks(Generic[T]):
-    """Hold the tasks that a driver has started for finished items, and hand them out when they have ended."""
+    """Hold the Ray tasks that a driver has started, each with its item, and yield them when they have ended."""
 
     def __init__(self):
         self._pending: dict[ray.ObjectRef, T] = {}
@@ -140,10 +143,10 @@ class PendingTasks(Generic[T]):
         self._pending[task] = item
 
     def ended(self, *, max_pending: int) -> Iterator[tuple[T, ray.ObjectRef]]:
-        """Yield items and tasks that have ended. Wait while more than `max_pending` tasks are pending."""
+        """Yield each item whose task has ended, with the task. Wait while more than `max_pending` tasks are pending."""
         while self._pending:
-            wait = len(self._pending) > max_pending
-            ended, _ = ray.wait([*self._pending], timeout=None if wait else 0)
+            must_wait = len(self._pending) > max_pending
+            ended, _ = ray.wait([*self._pending], timeout=None if must_wait else 0)
             if not ended:
                 return
             for task in ended:
@@ -151,7 +154,7 @@ class PendingTasks(Generic[T]):
 
 
 def _retry_once() -> dict[str, Any]:
-    """Return options with which a task whose actor died runs once more, not for ever as Ray Data would."""
+    """Return Ray options that retry a task once after its actor died. By default, Ray Data retries without end."""
     return {"max_restarts": -1, "max_task_retries": 1}
 
 
@@ -159,14 +162,14 @@ def _retry_once() -> dict[str, Any]:
 def _data_context(start_timeout_s: int) -> Iterator[None]:
     """Set Ray Data's options for datasets that are built inside the block."""
     context = ray.data.DataContext.get_current().copy()
-    # One message a block.
+    # In bytes. Every message is larger, so each becomes a block of its own.
     context.target_max_block_size = 1
-    # A table that is lost is no error: the driver repeats it in the next pass.
+    # A lost table is not an error: the driver runs its messages again in the next pass.
     context.max_errored_blocks = -1
     context.wait_for_min_actors_s = start_timeout_s
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     with ray.data.DataContext.current(context), warnings.catch_warnings():
-        # Ray 2.60 bounds the retries of a pool's tasks only through `ray_remote_args_fn`, and warns of it.
+        # In Ray 2.60 only the deprecated `ray_remote_args_fn` bounds the retries of a pool's tasks.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         yield

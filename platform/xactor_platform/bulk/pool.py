@@ -12,13 +12,13 @@ class Pool:
     """
 
     min: int = 1
-    """Actors that start with the run, at least 1."""
+    """Number of actors that start with the run, at least 1."""
     max: int = 4
-    """Most actors. Ray Data adds actors while messages wait, and removes idle ones."""
+    """Maximum number of actors. Ray Data adds actors while messages wait, and removes idle ones."""
     cpus: float = 0.5
     """CPUs of each actor. Fractions are allowed."""
     gpus: float = 0
-    """GPUs of each actor. Fractions are allowed. Only stages that hold a model take them."""
+    """GPUs of each actor. Fractions are allowed. Only stages that hold a model use GPUs."""
 
     def __post_init__(self):
         if not 1 <= self.min <= self.max:

@@ -1,4 +1,4 @@
-"""Stages: the actors that a pipeline passes messages through."""
+"""Define stages, the classes of the actors that a pipeline passes messages through."""
 
 import time
 from abc import ABC, abstractmethod
@@ -12,12 +12,12 @@ from xactor_platform.bulk.message import Message, add_seconds, empty_table, pack
 
 
 class BatchStage(ABC):
-    """Take the messages of a table together, and yield the messages that come of them.
+    """Process all messages of a table together, and yield the resulting messages.
 
     Attributes:
-        name: of the stage in bills and metrics.
-        node_group: value of the label `ray.io/node-group` of the nodes that the stage runs on when the pipeline uses
-            node groups. Without one, a cluster could start any of its nodes for the stage.
+        name: name of the stage in bills and metrics.
+        node_group: value of the label `ray.io/node-group` on the nodes that the stage runs on, if the pipeline uses
+            node groups. Without the label, an autoscaler could start a node of any group for the stage.
     """
 
     name: ClassVar[str]
@@ -25,64 +25,65 @@ class BatchStage(ABC):
 
     @abstractmethod
     def run_batch(self, messages: list[Any]) -> Iterator[Message]:
-        """Yield what comes of several messages, each passed through `timed`."""
+        """Yield the results of several messages. Most implementations pass them through `timed`."""
 
     @abstractmethod
     def failed(self, message: Any, error: Exception) -> Message:
         """Return the result of a message whose work raised an error.
 
-        Raise the error again where the message is not at fault: its table is then lost, and the driver retries it in
-        the next pass.
+        Implementations raise the error again if the message did not cause it. Its table is then lost, and the driver
+        retries it in the next pass.
         """
 
-    def timed(self, message: Any, made: Iterable[Message], took_s: float = 0.0) -> Iterator[Message]:
-        """Yield what comes of a message, each result with its seconds; turn an exception into one failure.
+    def timed(self, message: Any, results: Iterable[Message], took_s: float = 0.0) -> Iterator[Message]:
+        """Yield the results of a message with their seconds. An exception becomes one result that reports the failure.
 
-        The first result also carries what earlier stages took for the message.
+        The first result also carries the seconds of earlier stages.
 
         Args:
-            message: the message that is worked on.
-            made: its results. Iterating over it does the work that is timed.
-            took_s: seconds that the message took before.
+            message: the message that is processed.
+            results: its results. Iterating over them does the work that is timed.
+            took_s: seconds that this stage has already spent on the message.
         """
         begun = time.perf_counter() - took_s
-        earlier = message.stage_s if isinstance(message, Message) else {}
+        earlier_s = message.stage_s if isinstance(message, Message) else {}
         try:
-            for one in made:
-                took = {self.name: time.perf_counter() - begun}
-                yield replace(one, stage_s=add_seconds(earlier, took))
-                earlier, begun = {}, time.perf_counter()
+            for result in results:
+                own_s = {self.name: time.perf_counter() - begun}
+                yield replace(result, stage_s=add_seconds(earlier_s, own_s))
+                earlier_s, begun = {}, time.perf_counter()
         except Exception as error:
-            result = self.failed(message, error)
-            yield replace(result, stage_s=add_seconds(earlier, {self.name: time.perf_counter() - begun}))
+            failure = self.failed(message, error)
+            yield replace(failure, stage_s=add_seconds(earlier_s, {self.name: time.perf_counter() - begun}))
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Work on a table of messages as Ray Data passes it. Yield tables of one message each."""
-        waiting = []
+        """Process a table of messages from Ray Data. Yield tables of one message each."""
+        unfinished = []
         for message in unpack(table):
             if isinstance(message, Message) and message.finished:
                 yield pack(message)
             else:
-                waiting.append(message)
-        if waiting:
-            for message in self.run_batch(waiting):
+                unfinished.append(message)
+        if unfinished:
+            for message in self.run_batch(unfinished):
                 yield pack(message)
+        # A call yields at least one table, also for an empty one.
         if not table.num_rows:
             yield empty_table()
 
 
 class Stage(BatchStage):
-    """Take one message after another."""
+    """Process one message at a time."""
 
     @abstractmethod
     def work(self, message: Any) -> Iterable[Message]:
-        """Return what comes of one message. The caller adds the seconds."""
+        """Return the results of one message. The caller adds their seconds."""
 
     def run_batch(self, messages: list[Any]) -> Iterator[Message]:
-        """Work on the messages in order."""
+        """Process the messages in order."""
         for message in messages:
-            yield from self.timed(message, self._made(message))
+            yield from self.timed(message, self._work_lazily(message))
 
-    def _made(self, message: Any) -> Iterator[Message]:
-        """Yield what `work` returns. As a generator, it starts the work inside `timed` also where that is a list."""
+    def _work_lazily(self, message: Any) -> Iterator[Message]:
+        """Yield the results of `work`, which starts only when `timed` iterates over this generator."""
         yield from self.work(message)

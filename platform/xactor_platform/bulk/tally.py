@@ -1,4 +1,4 @@
-"""Counts of a run while it goes on, kept for its bill and published as Ray metrics."""
+"""Count the work of a run in progress, for its bill and as Ray metrics."""
 
 import time
 from collections import defaultdict
@@ -14,16 +14,16 @@ from xactor_platform.bulk.message import StageSeconds
 class Tally:
     """Count what a run has done, estimate when it ends, and publish both as metrics.
 
-    Metrics are given by their full names, so that a search for one finds the pipeline that publishes it.
+    Callers give metrics by their full names, so that a text search for a metric finds the pipeline that publishes it.
 
     Args:
         total: number of items that the run finishes one by one, such as rows.
         stages: names of the stages, in the order of the bill.
         counters: description and labels of each counter, by the metric's name.
-        stage_seconds: metric that counts seconds of actors' time, with the label `stage`.
-        items_left: metric of the items that are not finished.
-        seconds_left: metric of the seconds until the run ends.
-        begun: `time.monotonic()` at the start of the run, by default now.
+        stage_seconds: name of the metric that counts seconds of actors' time, with the label `stage`.
+        items_left: name of the metric of unfinished items.
+        seconds_left: name of the metric of the seconds until the run ends.
+        begun: value of `time.monotonic()` at the start of the run, by default now.
     """
 
     def __init__(
@@ -39,14 +39,15 @@ class Tally:
     ):
         self.total, self.left = total, total
         self.stage_s: StageSeconds = dict.fromkeys(stages, 0.0)
+        # By the name of a counter, followed by the values of its labels.
         self._sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
         self._labels = {name: labels for name, (_, labels) in counters.items()}
         self._counters = {
             name: Counter(name, description, labels) for name, (description, labels) in counters.items()
         }
-        self._stage_s = Counter(stage_seconds, "Seconds of actors' time by stage.", ("stage",))
-        self._left = Gauge(items_left, "Items that are not finished.")
-        self._left_s = Gauge(seconds_left, "Seconds until the run ends, at its pace so far.")
+        self._stage_s_counter = Counter(stage_seconds, "Seconds of actors' time by stage.", ("stage",))
+        self._left_gauge = Gauge(items_left, "Items that are not finished.")
+        self._left_s_gauge = Gauge(seconds_left, "Seconds until the run ends, at its pace so far.")
         self._begun = time.monotonic() if begun is None else begun
         self._pace_begun: float | None = None
         self._work_left = self._work_done = 0.0
@@ -57,31 +58,32 @@ class Tally:
         for stage, seconds in stage_s.items():
             self.stage_s[stage] = self.stage_s.get(stage, 0.0) + seconds
             if seconds > 0:
-                self._stage_s.inc(seconds, {"stage": stage})
+                self._stage_s_counter.inc(seconds, {"stage": stage})
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
         """Add to a counter. An amount of zero changes nothing.
 
         Args:
-            name: of the counter's metric.
-            amount: at least 0.
-            labels: a value for each label of the counter.
+            name: name of the counter's metric.
+            amount: amount to add, at least 0.
+            labels: value of each label of the counter, by label.
         """
         if amount > 0:
             self._sums[name, *(labels[label] for label in self._labels[name])] += amount
             self._counters[name].inc(amount, labels)
 
     def sum(self, name: str, **labels: str) -> float:
-        """Return a counter's sum over all entries that have the given values of labels."""
-        known = self._labels[name]
+        """Return a counter's sum. Only amounts that were added with the given labels count; other labels may vary."""
+        label_names = self._labels[name]
+        # `<=` on items tests whether the given labels are a subset of the entry's labels.
         return sum(
             amount
             for (counter, *values), amount in self._sums.items()
-            if counter == name and labels.items() <= dict(zip(known, values, strict=True)).items()
+            if counter == name and labels.items() <= dict(zip(label_names, values, strict=True)).items()
         )
 
     def start_pace(self, work: float) -> None:
-        """Start the clock of the estimate, once.
+        """Start the clock of the time estimate. Later calls change nothing.
 
         Args:
             work: amount that is left to do, in the unit in which `finish_item` reports it.
@@ -94,8 +96,8 @@ class Tally:
         """Count one item as finished.
 
         Args:
-            expected: how much of the work that was left the item was.
-            done: how much work was done for it, 0 where it failed or already existed.
+            expected: work that the item was expected to need, in the unit of `start_pace`.
+            done: work that was done for the item, 0 if it failed or already existed.
         """
         self.left -= 1
         self._work_left = max(self._work_left - expected, 0.0)
@@ -123,11 +125,11 @@ class Tally:
         """Return the bill up to now.
 
         Args:
-            figures: of the pipeline's own.
+            figures: figures that only this pipeline has, by name.
         """
         return Bill(figures=figures, stage_s=dict(self.stage_s), wall_s=time.monotonic() - self._begun)
 
     def _publish(self) -> None:
-        self._left.set(self.left)
+        self._left_gauge.set(self.left)
         if self.seconds_left is not None:
-            self._left_s.set(self.seconds_left)
+            self._left_s_gauge.set(self.seconds_left)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from xactor_platform.curation.clip_report import write_fates
+from xactor_platform.curation.messages import Fate
 from xactor_platform.curation.video_progress import VideoProgress
 from xactor_platform.data.shards import Shard, encode_members
 from xactor_platform.storage.location import Location
@@ -13,15 +14,15 @@ _MAX_SHARDS_PER_GROUP = 100
 
 
 def assemble(output: str, group: int, keys: list[str], bytes_per_shard: int) -> list[str]:
-    """Write the shards of a group, each whole or not at all, and then its report, with which the group is finished.
+    """Write each shard of a group atomically, and then the group's report. The report marks the group as finished.
 
-    The numbers of a group's shards begin with its own: `long-000302.tar` is the third shard of group 3. The progress
-    of its videos is deleted.
+    The number of a shard begins with the number of its group: `long-000302.tar` is the third shard of group 3. At the
+    end, the saved progress of the group's videos is deleted.
 
     Args:
         output: folder or URI of the shards.
         group: number of the group.
-        keys: of its videos.
+        keys: keys of the group's videos.
         bytes_per_shard: bytes after which a shard is complete.
 
     Returns:
@@ -31,15 +32,17 @@ def assemble(output: str, group: int, keys: list[str], bytes_per_shard: int) -> 
         ValueError: the group does not fit into 100 shards of a split.
     """
     place = Location.parse(output)
-    fates, clips = [], []
+    fates: list[Fate] = []
+    # Key of the video, key of the clip and json of each kept clip.
+    clips_of_split: dict[str, list[tuple[str, str, dict[str, Any]]]] = {split: [] for split in SPLITS}
     for key in keys:
-        some, samples = VideoProgress(output, key).all_results()
-        fates += some
-        split_of = {fate.clip: fate.split for fate in some}
-        clips += [(key, clip, meta, split_of[clip]) for clip, meta in samples]
+        video_fates, samples = VideoProgress(output, key).all_results()
+        fates += video_fates
+        split_of_clip = {fate.clip: fate.split for fate in video_fates}
+        for clip, meta in samples:
+            clips_of_split[split_of_clip[clip]].append((key, clip, meta))
     names = []
-    for split in SPLITS:
-        waiting = [(key, clip, meta) for key, clip, meta, own in clips if own == split]
+    for split, waiting in clips_of_split.items():
         number = 0
         while waiting:
             if number >= _MAX_SHARDS_PER_GROUP:
@@ -63,7 +66,15 @@ def _write_shard(
     waiting: list[tuple[str, str, dict[str, Any]]],
     bytes_per_shard: int,
 ) -> None:
-    """Write clips into a shard until it is complete, and remove them from `waiting`."""
+    """Write clips into a shard until it is complete, and remove them from `waiting`.
+
+    Args:
+        place: folder of the shards.
+        output: its path or URI.
+        name: name of the shard.
+        waiting: key of the video, key of the clip and json of each clip.
+        bytes_per_shard: bytes after which the shard is complete.
+    """
     with Shard(place, name) as shard:
         while waiting and shard.bytes < bytes_per_shard:
             key, clip, meta = waiting.pop(0)

@@ -1,10 +1,10 @@
-"""The report of a run: the fate of every clip in Parquet, and an HTML page with counts and histograms."""
+"""Write the report of a run: the fate of every clip in Parquet, and an HTML page with counts and histograms."""
 
 import html
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -14,18 +14,21 @@ from xactor_platform.curation.messages import Fate
 from xactor_platform.storage.location import Location
 
 REPORT, PAGE = "report.parquet", "report.html"
-_TYPES = {int: pa.int64(), float: pa.float64()}
-_KINDS = get_type_hints(Fate)
-SCHEMA = pa.schema(
-    [
-        (
-            f.name,
-            next((t for kind, t in _TYPES.items() if _KINDS[f.name] in (kind, kind | None)), pa.string()),
-        )
-        for f in fields(Fate)
-    ]
-)
-# Columns that are drawn, and their titles with units.
+# Parquet types of numbers. Every other field of a fate is a string.
+_ARROW_TYPES = {int: pa.int64(), float: pa.float64()}
+
+
+def _arrow_type(annotation: Any) -> pa.DataType:
+    """Return the Parquet type of a field of `Fate`, which may be optional."""
+    for kind, arrow_type in _ARROW_TYPES.items():
+        if annotation in (kind, kind | None):
+            return arrow_type
+    return pa.string()
+
+
+_FIELD_TYPES = get_type_hints(Fate)
+SCHEMA = pa.schema([(f.name, _arrow_type(_FIELD_TYPES[f.name])) for f in fields(Fate)])
+# Columns with a histogram, and the histograms' titles with units.
 _HISTOGRAMS = (
     ("seconds", "length, s"),
     ("crop_px", "side of the face's square in the video, px"),
@@ -45,7 +48,7 @@ _STYLE = (
 
 
 def write_fates(place: Location, name: str, fates: Sequence[Fate]) -> None:
-    """Write a table of fates, whole or not at all."""
+    """Write a table of fates atomically."""
     with place.atomic_write(name) as stream:
         pq.write_table(pa.Table.from_pylist([asdict(fate) for fate in fates], SCHEMA), stream)
 
@@ -58,39 +61,38 @@ def read_fates(place: Location, name: str) -> list[Fate]:
 
 def page(fates: Sequence[Fate], title: str) -> str:
     """Return an HTML page without scripts: counts and hours by reason, and histograms of kept and other clips."""
+
+    def kept_and_frequent_first(item: tuple[tuple[str, str], int]) -> tuple[bool, int]:
+        (status, _), count = item
+        return status != "kept", -count
+
     counts = Counter((fate.status, fate.reason) for fate in fates)
     hours = {key: sum(f.seconds for f in fates if (f.status, f.reason) == key) / 3600 for key in counts}
     rows = "".join(
         f"<tr><td>{status}</td><td>{html.escape(reason)}</td><td class=n>{count:,}</td>"
         f"<td class=n>{hours[status, reason]:,.3f}</td></tr>"
-        for (status, reason), count in sorted(
-            counts.items(), key=lambda item: (item[0][0] != "kept", -item[1])
-        )
+        for (status, reason), count in sorted(counts.items(), key=kept_and_frequent_first)
     )
     weights = sorted({fate.syncnet for fate in fates if fate.syncnet})
-    judged = ", ".join(map(html.escape, weights)) or "none: lip-sync was not judged"
-    pictures = "".join(_histogram(fates, name, label) for name, label in _HISTOGRAMS)
+    shown_weights = ", ".join(map(html.escape, weights)) or "none: lip-sync was not judged"
+    histograms = "".join(_histogram(fates, name, label) for name, label in _HISTOGRAMS)
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
-        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1><p>SyncNet's weights: {judged}</p>"
+        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1><p>SyncNet's weights: {shown_weights}</p>"
         f"<table><tr><th>fate<th>reason<th>clips<th>hours</tr>{rows}</table>"
-        f"<h2>Kept (blue) and not kept (gray)</h2>{pictures}</html>\n"
+        f"<h2>Kept (blue) and not kept (gray)</h2>{histograms}</html>\n"
     )
 
 
 def _histogram(fates: Sequence[Fate], name: str, label: str) -> str:
-    """Return stacked bars as SVG, empty where nothing was measured."""
-    values = {
-        kept: np.array(
-            [
-                v
-                for f in fates
-                if f.clip and (f.status == "kept") == kept and (v := getattr(f, name)) is not None
-            ],
-            float,
-        )
-        for kept in (True, False)
-    }
+    """Return a histogram of one column as SVG with stacked bars, or an empty text if nothing was measured."""
+
+    def measured(kept: bool) -> np.ndarray:
+        """Return the column's values of the clips that are kept, or of those that are not."""
+        column = [getattr(f, name) for f in fates if f.clip and (f.status == "kept") == kept]
+        return np.array([value for value in column if value is not None], float)
+
+    values = {kept: measured(kept) for kept in (True, False)}
     both = np.concatenate([*values.values()])
     if not len(both):
         return ""
@@ -98,19 +100,21 @@ def _histogram(fates: Sequence[Fate], name: str, label: str) -> str:
     edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
     bars = {kept: np.histogram(v, edges)[0] for kept, v in values.items()}
     tallest = max(int((bars[True] + bars[False]).max()), 1)
-    wide, svg = _WIDTH / _BINS, []
+    bar_px, rectangles = _WIDTH / _BINS, []
     for n in range(_BINS):
-        base = float(_HEIGHT)
-        for kept, kind in ((True, "kept"), (False, "not")):
-            tall = bars[kept][n] / tallest * _HEIGHT
-            base -= tall
-            if tall:
-                svg.append(
-                    f'<rect class={kind} x="{n * wide:.1f}" y="{base:.1f}" width="{wide - 1:.1f}" height="{tall:.1f}"/>'
+        # Counted from the top of the picture. Each bar stands on the one before.
+        y = float(_HEIGHT)
+        for kept, style in ((True, "kept"), (False, "not")):
+            height = bars[kept][n] / tallest * _HEIGHT
+            y -= height
+            if height:
+                rectangles.append(
+                    f'<rect class={style} x="{n * bar_px:.1f}" y="{y:.1f}" width="{bar_px - 1:.1f}" '
+                    f'height="{height:.1f}"/>'
                 )
     axis = (
         f'<text x="0" y="{_HEIGHT + 14}">{edges[0]:.3g}</text>'
         f'<text x="{_WIDTH}" y="{_HEIGHT + 14}" text-anchor="end">{edges[-1]:.3g}</text>'
     )
-    drawn = f'<svg width="{_WIDTH}" height="{_HEIGHT + 18}">{"".join(svg)}{axis}</svg>'
-    return f"<figure>{drawn}<figcaption>{html.escape(label)} (highest bar: {tallest})</figcaption></figure>"
+    svg = f'<svg width="{_WIDTH}" height="{_HEIGHT + 18}">{"".join(rectangles)}{axis}</svg>'
+    return f"<figure>{svg}<figcaption>{html.escape(label)} (highest bar: {tallest})</figcaption></figure>"

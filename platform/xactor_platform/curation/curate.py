@@ -1,9 +1,9 @@
-"""A curation run: pass videos through the stages, write their clips into shards, and report on each clip.
+"""Run curation: pass videos through the stages, write their clips into shards, and report on each clip.
 
     probe -> scan -> track -> cut -> sync -> write | assemble
 
-Ray Data runs all but the last. Assembling shards needs all clips of a group of videos, so the driver starts a task for
-each finished group.
+Ray Data runs the stages up to `write`. The shards of a group of videos need all of its clips, so the driver starts an
+`assemble` task when the group's last video is finished.
 """
 
 import json
@@ -35,23 +35,24 @@ from xactor_platform.data.index import load_index
 from xactor_platform.storage.location import Location, check_output
 
 BILL = "bill.json"
+# Maximum number of groups that are assembled concurrently.
 _MAX_ASSEMBLING = 8
 # Videos between two lines of progress.
 _SAY_EVERY = 20
 
 
 class TooManyFailed(ValueError):
-    """Report that more videos are unreadable than allowed. Finished work stays, and the same command continues."""
+    """Report that too many videos are unreadable. Finished work is kept, and the same command continues from it."""
 
 
 def curate(
     config: CurationConfig, *, connect: Callable[[], None], say: Callable[[str], None]
 ) -> CurationResult:
-    """Write shards of all videos that are in none yet.
+    """Write shards of all videos that no shard holds yet.
 
     Args:
-        config: of the run.
-        connect: joins the cluster. It is called once everything else was found valid.
+        config: configuration of the run.
+        connect: joins the cluster. It is called after everything else was found valid.
         say: is called with lines of progress.
 
     Raises:
@@ -72,7 +73,7 @@ class CurationRun:
     """Run curation over videos.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         plan: groups of all videos.
         min_confidence: smallest confidence of SyncNet.
         say: is called with lines of progress.
@@ -87,14 +88,14 @@ class CurationRun:
         self._min_confidence = min_confidence
         self._place = Location.parse(config.output)
         self._group_of = {key: n for n, group in enumerate(plan.groups) for key in group}
-        # Numbers of finished pieces, by the key of their video, for videos that are not finished.
+        # Numbers of the finished pieces of each unfinished video, by the video's key.
         self._pieces: dict[str, set[int]] = {}
         self._finished: set[str] = set()
         self._failed: set[str] = set()
         self._assembling: PendingTasks[int] = PendingTasks()
 
     def make(self, videos: list[Video], refused: list[tuple[str, Fate]]) -> CurationResult:
-        """Write the shards of all videos. Return the result, with the videos that were refused before."""
+        """Write the shards of all videos. Return the result, which also reports the refused videos."""
         try:
             self._make(videos, refused)
         finally:
@@ -107,7 +108,8 @@ class CurationRun:
         self._finished = set(earlier)
         # A group must not wait for videos that an earlier run saw and that do not exist any more.
         listed = {video.key for video in videos} | {key for key, _ in refused}
-        self._left = [set(group) - earlier & set(group) for group in self._groups]
+        # Keys of unfinished videos, by group.
+        self._left = [set(group) - earlier for group in self._groups]
         gone = [key for group in self._left for key in group if key not in listed]
         self._tally = CurationTally(videos=len(listed) + len(gone), earlier=len(earlier & listed))
         for key, fate in refused:
@@ -133,21 +135,20 @@ class CurationRun:
             )
 
     def _run_pass(self, videos: list[Video]) -> None:
-        # Closed, because the pipeline would otherwise go on after an error.
+        # Without closing, the pipeline would continue after an error.
         with closing(self._pipeline().run(videos)) as messages:
             for ended in messages:
                 self._end(ended)
 
     def _pipeline(self) -> Pipeline:
         config, pools, bounds = self._config, self._config.pools, self._config.bounds
-        max_s = {"max_s": bounds.max_s}
         arguments: dict[str, dict[str, Any]] = {
             "probe": {
-                **max_s,
+                "max_s": bounds.max_s,
                 "max_input_bytes": config.max_input_bytes,
                 "max_pixels": bounds.max_pixels,
             },
-            "scan": max_s,
+            "scan": {"max_s": bounds.max_s},
             "track": {},
             "cut": {"gates": config.gates, "size_px": config.size_px},
             "sync": {
@@ -163,20 +164,22 @@ class CurationRun:
             "memory_gib": bounds.memory_gib,
         }
         on_gpu = config.device == "gpu" and config.syncnet != NO_SYNCNET
-        steps = [
-            Step(
+        steps = []
+        for stage in self.stages:
+            pool = getattr(pools, stage.name)
+            needs_gpu = on_gpu and stage.name == "sync"
+            step = Step(
                 stage=stage,
-                pool=(pool := getattr(pools, stage.name)),
+                pool=pool,
                 arguments={**common, **arguments[stage.name]},
-                gpus=(pool.gpus or 1) if on_gpu and stage.name == "sync" else 0,
+                gpus=(pool.gpus or 1) if needs_gpu else 0,
                 max_in_flight=2,
             )
-            for stage in self.stages
-        ]
+            steps.append(step)
         return Pipeline(steps=steps, start_timeout_s=config.start_timeout_s)
 
     def _end(self, ended: Ended) -> None:
-        """Take note of a piece. The last piece finishes its video, and the last video its group."""
+        """Record a finished piece or video. The last piece of a video finishes the video, and likewise for a group."""
         if ended.key in self._finished:
             return
         pieces = self._pieces.setdefault(ended.key, set())
@@ -188,7 +191,8 @@ class CurationRun:
             if fate.status == "failed":
                 self._failed.add(ended.key)
                 self._say(f"{fate.video}: {fate.reason}: {fate.detail}")
-        if not ended.of or len(pieces) == ended.of:
+        is_whole_video = ended.of == 0
+        if is_whole_video or len(pieces) == ended.of:
             self._finish_video(ended.key)
 
     def _finish_video(self, key: str) -> None:
@@ -215,7 +219,7 @@ class CurationRun:
             )
 
     def _finish_assembled(self, *, max_pending: int) -> None:
-        """Wait until at most `max_pending` groups are being assembled, and raise the errors of those that ended."""
+        """Wait until at most `max_pending` groups are being assembled. Raise the error of a group that failed."""
         for group, task in self._assembling.ended(max_pending=max_pending):
             try:
                 ray.get(task)
@@ -231,12 +235,14 @@ class CurationRun:
         """Return the numbers of the groups whose shards are written."""
         try:
             place = Location(REPORTS, self._place.filesystem, f"{self._place.path}/{REPORTS}")
-            return sorted(int(name[:-8]) for name in place.sizes() if name.endswith(".parquet"))
+            return sorted(
+                int(name.removesuffix(".parquet")) for name in place.sizes() if name.endswith(".parquet")
+            )
         except FileNotFoundError:
             return []
 
     def _close(self) -> CurationResult:
-        """Write one report of all groups, its page, the bill and the index."""
+        """Write the report of all groups as a table and as a page, the bill, and the index."""
         fates = [*self._all_fates()]
         write_fates(self._place, REPORT, fates)
         bill = self._tally.bill()

@@ -1,4 +1,4 @@
-"""The configuration of a curation run, which is also its command line."""
+"""Configure a curation run. The fields are also the options of its command line."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -11,24 +11,24 @@ SHORTEST_S, SHORT_S, LONGEST_S = 1.0, 10.0, 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Gates:
-    """Set what a clip must pass. Ours, as the paper names only lip-sync.
+    """Set the gates that a clip must pass. Ours, because the paper names only lip-sync.
 
     Raises:
         ValueError: a value is out of its bounds.
     """
 
     min_crop_px: int = 256
-    """Smallest side of the face's square in the video, at least 32. 256 is enlarged twofold."""
+    """Smallest side of the face's square in the video, at least 32. A square of 256 px is enlarged twofold."""
     max_blur: float = 0.7
-    """Most blur, 0 to 1. 1 lets every clip pass."""
+    """Maximum blur, 0 to 1. 1 lets every clip pass."""
     max_occluded: float = 0.15
     """Largest fraction of frames in which something covers the face, 0 to 1. 1 lets every clip pass. A cover is found
-    by the change that it makes: a dark one nearly always, a hand of the face's own color seldom."""
+    by the change of the picture: a dark object nearly always, a hand in the color of the face seldom."""
     min_speech_db: float = 6.0
     """Smallest range of the sound's level, in dB. Music and noise under speech lower it. 0 lets every clip pass."""
     min_confidence: float | None = None
-    """Smallest confidence of SyncNet. By default 3 for published weights, and for a small model the middle between the
-    confidences that its own report states for true sound and for another's."""
+    """Smallest confidence of SyncNet. The default for published weights is 3. The default for a small model is the mean
+    of two confidences in its own report: with the clip's sound, and with another clip's sound."""
 
     def __post_init__(self):
         if self.min_crop_px < 32:
@@ -42,20 +42,20 @@ class Gates:
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """Bound what one video may take of a machine. The report names the videos that take more.
+    """Limit the resources that one video may use. The report names the videos that exceed a limit.
 
     Raises:
         ValueError: a value is out of its bounds.
     """
 
     max_s: float = 2 * 3600
-    """Longest video, in seconds, at least 1."""
+    """Maximum length of a video in seconds, at least 1."""
     max_pixels: int = 8192 * 4320
-    """Most pixels of a frame, at least 1."""
+    """Maximum number of pixels in a frame, at least 1."""
     memory_gib: float = 4
     """Memory of the process that decodes, in GiB, at least 1."""
     timeout_factor: float = 4
-    """Seconds that a stage may take for each second of video, in addition to 60 s. At least 0."""
+    """Maximum seconds that a stage may take for each second of video, in addition to 60 s. At least 0."""
 
     def __post_init__(self):
         for name, bound in (("max_s", 1), ("max_pixels", 1), ("memory_gib", 1), ("timeout_factor", 0)):
@@ -114,15 +114,15 @@ class CurationConfig:
     seed: int = 0
     """Seed of the choice of speakers."""
     videos_per_shard: int = 64
-    """Most videos of a group of shards, at least 1."""
+    """Maximum number of videos in a group, at least 1. Each group becomes shards of its own."""
     bytes_per_shard: int = 1 << 30
     """Bytes after which a shard is complete, at least 1."""
     max_input_bytes: int = 64 << 30
-    """Most bytes of a video file, at least 1."""
+    """Maximum size of a video file in bytes, at least 1."""
     max_failed: float = 0.5
-    """Largest fraction of unreadable videos, 0 to 1. The run stops beyond it."""
+    """Largest fraction of unreadable videos, 0 to 1. The run stops if more are unreadable."""
     attempts: int = 3
-    """Most attempts at work whose workers die, at least 1."""
+    """Maximum number of attempts at work whose workers die, at least 1."""
     start_timeout_s: int = 900
     """Seconds to wait for nodes, at least 1."""
     gates: Gates = field(default_factory=Gates)
@@ -144,7 +144,7 @@ class CurationConfig:
             raise ValueError(f"max_failed must be within 0..1, got {self.max_failed:g}")
 
     def decisive(self, syncnet: dict[str, Any]) -> dict[str, Any]:
-        """Return the settings that decide the content of the shards, besides the videos.
+        """Return the settings that, together with the videos, determine the content of the shards.
 
         Args:
             syncnet: see `syncnet_facts`.

@@ -1,4 +1,4 @@
-"""The result of a curation run, and its tally."""
+"""Hold the result of a curation run, and count its videos and clips."""
 
 from dataclasses import dataclass
 
@@ -15,14 +15,15 @@ class CurationResult:
     """Hold the result of a curation run."""
 
     bill: Bill
-    """Figures: `videos` in all and `there` (finished by earlier runs); of this run `hours_in`, `hours_kept`, `clips`
-    kept, and `fates`, which counts clips, and videos without any, by reason."""
+    """Its figures are `videos` (all of them), `there` (videos that earlier runs finished) and, for this run alone,
+    `hours_in`, `hours_kept`, `clips` (kept clips) and `fates`. `fates` counts clips by reason; a video that gave no
+    clip counts as one."""
     fates: list[Fate]
-    """Fates of all clips, also of earlier runs."""
+    """Fates of all clips, including those of earlier runs."""
 
     @property
     def failed(self) -> list[Fate]:
-        """Fates of what could not be read."""
+        """Fates of the videos and clips that could not be read."""
         return [fate for fate in self.fates if fate.status == "failed"]
 
     def summary(self) -> list[str]:
@@ -63,7 +64,7 @@ class CurationTally:
         self._fates: dict[str, int] = {}
 
     def add(self, ended: Ended) -> None:
-        """Count a piece or video, unless an earlier run has finished it, and its seconds."""
+        """Add the seconds of a piece or video, and count it unless an earlier run finished it."""
         self._tally.add_seconds(ended.stage_s)
         if ended.earlier:
             return
@@ -86,7 +87,7 @@ class CurationTally:
 
     @property
     def finished(self) -> int:
-        """Number of finished videos, also of earlier runs."""
+        """Number of finished videos, including those of earlier runs."""
         return self._earlier + self._tally.finished
 
     def progress(self) -> str:

@@ -15,8 +15,9 @@ from xactor_platform.curation.messages import Clip, Ended, Fate, Piece, Probed, 
 from xactor_platform.curation.video_progress import VideoProgress
 
 _BASE_TIMEOUT_S = 60
-# Reasons that blame what a video shows, not its file.
+# Reasons that concern the content of a video whose file can be read. It counts as dropped, not as failed.
 _DROPPING_REASONS = {"no_sound", "silent", "no_picture", "too_short"}
+# Function that does a stage's work, in a process of the sandbox. See `_prepare`.
 _sandboxed_work: Callable[[Any], Any]
 
 
@@ -34,7 +35,7 @@ class Unusable(Exception):
 
 
 class CurationStage(Stage):
-    """Work on one video or piece after another.
+    """Process one video or piece at a time.
 
     Args:
         output: folder or URI of the shards, where finished pieces are saved.
@@ -43,8 +44,8 @@ class CurationStage(Stage):
         arguments: passed to `make`.
 
     Attributes:
-        make: returns the function that does the work on one message. It is called once, where the work is done.
-        sandboxed: whether the work decodes untrusted files, and so runs in a sandbox.
+        make: returns the function that processes one message. `make` is called once, in the process that does the work.
+        sandboxed: whether the work decodes untrusted files and therefore runs in a sandbox.
     """
 
     make: ClassVar[Callable[..., Callable[[Any], Any]]]
@@ -53,7 +54,8 @@ class CurationStage(Stage):
     def __init__(self, *, output: str, timeout_factor: float, memory_gib: float, **arguments: Any):
         self._output, self._timeout_factor = output, timeout_factor
         if self.sandboxed:
-            # Ray ends an actor's children before the actor, which would report each of them as it exits.
+            # Ray ends an actor's child processes before the actor. At its exit the actor would print an error for each
+            # of them, so its stderr is then redirected to /dev/null.
             atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)
             self._sandbox = Sandbox(
                 processes=1,
@@ -82,7 +84,7 @@ class CurationStage(Stage):
         return _BASE_TIMEOUT_S + self._timeout_factor * seconds
 
     def failed(self, message: Any, error: Exception) -> Ended | Piece:
-        """Return the message's refusal. Other errors than its own are raised again, for the next pass."""
+        """Return the message as refused if it caused the error. Raise other errors again: the next pass retries it."""
         match error:
             case Unusable():
                 return self.refused(message, error.reason, error.detail)
@@ -95,14 +97,17 @@ class CurationStage(Stage):
         raise error
 
     def refused(self, message: Video | Probed | Piece, reason: str, detail: str) -> Ended | Piece:
-        """Return a piece with all of its clips failed, or the saved end of a video."""
+        """Return a piece whose kept clips have failed. For a video, save its refusal and return its end."""
         if isinstance(message, Piece):
-            clips = tuple(
-                clip if clip.status != "kept" else clip.dropped(reason, detail, "failed")
-                for clip in message.clips or (Clip(first=message.first, end=message.end),)
+            clips = message.clips or (Clip(first=message.first, end=message.end),)
+            failed = tuple(
+                clip.dropped(reason, detail, "failed") if clip.status == "kept" else clip for clip in clips
             )
-            return replace(message, clips=clips)
-        video, facts = (message, None) if isinstance(message, Video) else (message.video, message.facts)
+            return replace(message, clips=failed)
+        if isinstance(message, Video):
+            video, facts = message, None
+        else:
+            video, facts = message.video, message.facts
         status = "dropped" if reason in _DROPPING_REASONS else "failed"
         end_s = facts.seconds if facts else 0.0
         fate = fate_of(video, facts, status, reason=reason, detail=one_line(video, detail), end_s=end_s)
@@ -113,9 +118,9 @@ def clip_fate(piece: Piece, number: int, split: str) -> Fate:
     """Return the fate of a piece's clip.
 
     Args:
-        piece: with its clips.
-        number: of the clip in the piece, from 0.
-        split: of the clip, empty if it is not kept.
+        piece: the piece, with its clips.
+        number: number of the clip in the piece, from 0.
+        split: split of the clip, empty if it is not kept.
     """
     clip = piece.clips[number]
     more: dict[str, Any] = {}
@@ -140,7 +145,7 @@ def clip_fate(piece: Piece, number: int, split: str) -> Fate:
 
 
 def one_line(video: Video, detail: str) -> str:
-    """Return a detail in one line, with the video's name in place of its URI."""
+    """Return a detail as one line, in which the video's name replaces its path or URI."""
     detail = detail.removeprefix(f"{video.uri}: ").replace(video.uri, video.name)
     return " ".join(detail.replace(f"{os.path.dirname(video.uri)}/", "").split())[:500]
 
@@ -151,12 +156,12 @@ def clip_key(piece: Piece, number: int) -> str:
 
 
 def _prepare(make: Callable[..., Callable[[Any], Any]], arguments: dict[str, Any]) -> None:
-    """Make the function once, in a process of the sandbox."""
+    """Make the function that does a stage's work. The sandbox calls this once in its process."""
     global _sandboxed_work
     os.environ["OMP_NUM_THREADS"] = "1"
     _sandboxed_work = make(**arguments)
 
 
 def _do(argument: Any) -> Any:
-    """Call the prepared function, in a process of the sandbox."""
+    """Call the function that `_prepare` made, in a process of the sandbox."""
     return _sandboxed_work(argument)

@@ -1,4 +1,4 @@
-"""Cut clips to the squares around their faces, silent, and apply the gates."""
+"""Cut clips to the square around the face, without sound, and apply the gates."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,10 +18,10 @@ from xactor_platform.curation.video_files import open_video
 from xactor_platform.data.face_video import face_video
 
 _MEASURE_EVERY_FRAMES = 5
-# Blur is measured at most at this size, because enlarging is no blur of the video.
+# Largest size at which blur is measured. A smaller face is not enlarged, because that would look like blur.
 _BLUR_PX = 256
-# Range of a crop that shows the face, in both directions.
-_FACE = (1 / 5, 4 / 5)
+# The face fills this range of a crop, in both directions, as fractions of the side.
+_FACE_RANGE = (1 / 5, 4 / 5)
 
 
 class Cut(CurationStage):
@@ -42,16 +42,16 @@ class Cut(CurationStage):
 
 
 def cut_clip(piece: Piece, clip: Clip, gates: Gates, size_px: int) -> Clip:
-    """Return a clip with its mp4, or dropped by a gate. The cheap gates come first.
+    """Return the clip with its mp4, or as dropped by a gate. The cheap gates come first.
 
     Args:
-        piece: of the clip.
-        clip: with its box and faces.
-        gates: that it must pass.
-        size_px: side of its frames.
+        piece: the clip's piece.
+        clip: a clip with the square and the points of its face.
+        gates: gates that the clip must pass.
+        size_px: side of the clip's frames.
 
     Raises:
-        ValueError: it cannot be decoded.
+        ValueError: the clip cannot be decoded.
     """
     assert clip.box is not None
     clip = _with_cheap_gates(piece, clip, gates)
@@ -76,20 +76,20 @@ def cut_clip(piece: Piece, clip: Clip, gates: Gates, size_px: int) -> Clip:
 
 
 def _with_cheap_gates(piece: Piece, clip: Clip, gates: Gates) -> Clip:
-    """Return a clip with the measures that need no picture, dropped if a gate says so."""
+    """Return the clip with the measures that need no picture, as dropped if it does not pass their gates."""
     assert clip.box is not None
     measures = Measures(crop_px=clip.box.side)
     if clip.box.side < gates.min_crop_px:
-        small = f"the face's square is {clip.box.side} px, at least {gates.min_crop_px} are needed"
-        return replace(clip, measures=measures).dropped("small_face", small)
+        detail = f"the face's square is {clip.box.side} px, at least {gates.min_crop_px} are needed"
+        return replace(clip, measures=measures).dropped("small_face", detail)
     samples = sound_of_clip(piece, clip)
     if max(samples.max(), -samples.min()) < SILENCE:
         return replace(clip, measures=measures).dropped("silent", f"no sample is louder than {SILENCE:g}")
     speech = round(speech_db(samples, SAMPLES_PER_FRAME), 2)
     clip = replace(clip, measures=replace(measures, speech=speech))
     if speech < gates.min_speech_db:
-        steady = f"the sound's level ranges over {speech:.1f} dB, at least {gates.min_speech_db:g} are needed"
-        return clip.dropped("no_speech", steady)
+        detail = f"the sound's level ranges over {speech:.1f} dB, at least {gates.min_speech_db:g} are needed"
+        return clip.dropped("no_speech", detail)
     return clip
 
 
@@ -97,10 +97,11 @@ def sound_of_clip(piece: Piece, clip: Clip, offset_frames: int = 0) -> np.ndarra
     """Return a clip's sound, float32 [frames x 640].
 
     Args:
-        piece: of the clip.
+        piece: the clip's piece.
         clip: the clip.
-        offset_frames: delay of the sound, negative to advance it.
+        offset_frames: frames by which the sound is delayed. A negative number advances it.
     """
+    # The piece's sound starts SPARE_FRAMES before its pictures.
     first = clip.first - piece.first + SPARE_FRAMES - offset_frames
     end = first + clip.end - clip.first
     return piece.samples[first * SAMPLES_PER_FRAME : end * SAMPLES_PER_FRAME]
@@ -110,7 +111,7 @@ class _MeasuredCrops:
     """Measure a clip's crops while they are cut.
 
     Attributes:
-        count: frames so far.
+        count: number of frames cut so far.
     """
 
     def __init__(self):
@@ -134,18 +135,19 @@ class _MeasuredCrops:
         for frame in frames:
             crop = clip.box.cut(frame, size_px)
             if self.count % _MEASURE_EVERY_FRAMES == 0:
-                small = crop if side == size_px else clip.box.cut(frame, side)
-                face = slice(round(_FACE[0] * side), round(_FACE[1] * side))
-                self._blurs.append(blur(small[face, face]))
-                at = (clip.points[self.count] - (clip.box.left, clip.box.top)) * (size_px / clip.box.side)
-                self._thumbnails.append(face_thumbnail(crop, at))
+                blur_crop = crop if side == size_px else clip.box.cut(frame, side)
+                face = slice(round(_FACE_RANGE[0] * side), round(_FACE_RANGE[1] * side))
+                self._blurs.append(blur(blur_crop[face, face]))
+                corner = (clip.box.left, clip.box.top)
+                crop_points = (clip.points[self.count] - corner) * (size_px / clip.box.side)
+                self._thumbnails.append(face_thumbnail(crop, crop_points))
             self.count += 1
             yield crop
 
 
 @contextmanager
 def as_file(mp4: bytes) -> Iterator[str]:
-    """Give the path of a temporary file with the content of a video."""
+    """Write a video's content to a temporary file and yield the path."""
     with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
         file.write(mp4)
         file.flush()

@@ -12,9 +12,9 @@ PLAN = "curate.json"
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """Assign videos to groups, once. Later videos get groups of their own.
+    """Assign each video to a group once. Videos of later runs get groups of their own.
 
-    So the same videos give the same shards, and more videos change no existing shard.
+    Therefore the same videos give the same shards, and additional videos change no existing shard.
     """
 
     groups: list[list[str]]
@@ -25,24 +25,27 @@ class GroupPlan:
         """Read the output's plan, add new videos and save it.
 
         Args:
-            config: of the run.
+            config: configuration of the run.
             syncnet: see `syncnet_facts`.
-            keys: of all videos.
+            keys: keys of all videos.
 
         Raises:
             ValueError: the output was made with other settings.
         """
         place = Location.parse(config.output)
         place.filesystem.create_dir(place.path, recursive=True)
+        # As they will be read back: JSON turns tuples into lists.
         settings = json.loads(json.dumps(config.decisive(syncnet)))
         groups: list[list[str]] = []
         if PLAN in place.sizes():
             with place.open(PLAN) as file:
                 before = json.loads(file.read())
-            if changed := sorted(k for k in settings if settings[k] != before["settings"].get(k)):
-                was, now = (str(found.get(changed[0])) for found in (before["settings"], settings))
+            saved = before["settings"]
+            if changed := sorted(name for name in settings if settings[name] != saved.get(name)):
+                name = changed[0]
                 raise ValueError(
-                    f"{config.output}: was made with another {changed[0]}: {was}, now {now}; choose another output"
+                    f"{config.output}: was made with another {name}: {saved.get(name)}, now {settings[name]}; "
+                    f"choose another output"
                 )
             groups = before["groups"]
         known = {key for group in groups for key in group}

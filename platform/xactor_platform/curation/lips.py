@@ -14,7 +14,7 @@ from xactor_platform.curation.cut import as_file, sound_of_clip
 from xactor_platform.curation.messages import Clip, Piece, SyncVerdict
 
 NO_SYNCNET = "none"
-# Ours: in SyncNet's own report, sound and lips seldom belong together below it.
+# Ours: by SyncNet's own report, sound and lips seldom belong together below this confidence.
 _PUBLISHED_CONFIDENCE = 3.0
 _MIN_FRAMES = 25
 
@@ -23,7 +23,7 @@ class Sync(CurationStage):
     """Judge the clips of a piece. Without a model, pass all of them on."""
 
     name = "sync"
-    # It reads what the stage before it wrote.
+    # The clips that it decodes were encoded by the stage before it, so they are trusted.
     sandboxed = False
 
     @staticmethod
@@ -58,7 +58,7 @@ def _judge_clip(piece: Piece, clip: Clip, model: Any, min_confidence: float) -> 
     if score.confidence < min_confidence:
         low = f"SyncNet's confidence is {score.confidence:.2f}, at least {min_confidence:.2f} is needed"
         return clip.dropped("out_of_sync", low)
-    # Frames whose sound, once delayed, lies before the start or after the end of the recording have none.
+    # The sound will be delayed by the offset. Frames whose sound would then lie outside the recording have no sound.
     first = max(clip.first, piece.heard[0] + score.offset_frames)
     end = min(clip.end, piece.heard[1] + score.offset_frames)
     if end - first < _MIN_FRAMES:
@@ -68,7 +68,7 @@ def _judge_clip(piece: Piece, clip: Clip, model: Any, min_confidence: float) -> 
 
 
 def _score(piece: Piece, clip: Clip, model: Any) -> Any:
-    """Return SyncNet's score of a clip, see `SyncScore`."""
+    """Return SyncNet's score of a clip as a `SyncScore`."""
     from xactor.media import read_frames
     from xactor.metrics.sync import sync
     from xactor.metrics.sync_crop import steady_boxes, sync_crop
@@ -91,21 +91,21 @@ def _score(piece: Piece, clip: Clip, model: Any) -> Any:
 
 
 def load_syncnet(path: str) -> Any:
-    """Load a small model's folder, or the published file. See `SyncNet` for the errors."""
+    """Load SyncNet from a small model's folder, or from the published file. See `SyncNet` for the errors."""
     from xactor.metrics.syncnet import SyncNet, load_published
 
     return SyncNet.from_pretrained(path) if Path(path).is_dir() else load_published(path)
 
 
 def syncnet_facts(path: str, min_confidence: float | None) -> dict[str, Any]:
-    """Return which weights judge, and the smallest confidence that passes. A run's clips depend on both.
+    """Return the weights' name and digest, and the smallest confidence that passes. A run's clips depend on them.
 
     Args:
-        path: of the model, or `none`.
-        min_confidence: None takes the model's default, see `Gates`.
+        path: path of the model, or `none`.
+        min_confidence: smallest confidence. None is the model's default, see `Gates`.
 
     Raises:
-        ValueError: there is no model, or no report of its confidences.
+        ValueError: the model does not exist, or has no report of its confidences.
     """
     if path == NO_SYNCNET:
         return {"weights": None, "min_confidence": 0.0}
@@ -113,12 +113,13 @@ def syncnet_facts(path: str, min_confidence: float | None) -> dict[str, Any]:
         model = load_syncnet(path)
     except FileNotFoundError as error:
         raise ValueError(f"{error}: --syncnet must be a SyncNet's folder or file, or none") from error
-    enough = _default_confidence(path) if min_confidence is None else min_confidence
-    return {"weights": model.weights, "digest": _digest(model), "min_confidence": round(enough, 4)}
+    if min_confidence is None:
+        min_confidence = _default_confidence(path)
+    return {"weights": model.weights, "digest": _digest(model), "min_confidence": round(min_confidence, 4)}
 
 
 def _default_confidence(path: str) -> float:
-    """Return the confidence from which on sound and lips are taken to belong together."""
+    """Return the smallest confidence at which sound and lips are taken to belong together. See `Gates`."""
     if not Path(path).is_dir():
         return _PUBLISHED_CONFIDENCE
     report = Path(path) / "sync.json"

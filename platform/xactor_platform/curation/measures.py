@@ -1,24 +1,31 @@
-"""Measure what the gates judge: blur, covers of the face, and speech in the sound. All are cheap, none is learned."""
+"""Measure a clip for the gates: blur, covers of the face, and speech in the sound. All are cheap and need no model."""
 
 import cv2
 import numpy as np
 
+# Length of the box filter that blurs a picture, in pixels.
 _BLUR_TAPS = 9
 # Side of a face's thumbnail, in pixels.
 _THUMB = 32
-# Places of the eyes' outer corners and of the nose's base in a thumbnail, and its skin that moves little: forehead and
-# nose, the cheeks, and around the mouth.
+# Where the eyes' outer corners and the base of the nose lie in a thumbnail: x, y.
 _PLACES = np.array([(7, 10), (25, 10), (16, 19)], np.float32)
+# Skin of a thumbnail that moves little: the forehead, the cheeks with the nose, and the region around the mouth.
 _SKIN = np.zeros((_THUMB, _THUMB), bool)
 _SKIN[2:7, 8:24] = _SKIN[11:19, 5:27] = _SKIN[19:27, 8:24] = True
+# Rows of these three regions.
 _REGIONS = (slice(2, 7), slice(11, 19), slice(19, 27))
-# Smallest difference of covered skin, in standard deviations of the face, and smallest covered fraction of a region.
-_DEPARTS, _COVERED = 0.7, 0.4
+# A pixel is covered if it differs from its median by more than this, in standard deviations of the face.
+_MIN_DIFFERENCE = 0.7
+# A region is covered if more than this fraction of its skin is covered.
+_MIN_COVERED = 0.4
+# Quieter frames count as this quiet, relative to the loudest frame.
 _FLOOR_DB = -70.0
 
 
 def blur(face: np.ndarray) -> float:
-    """Return the fraction of detail that is missing, 0 (sharp) to 1, by how little the picture changes when blurred.
+    """Return the fraction of detail that is missing, 0 (sharp) to 1.
+
+    The measure blurs the picture once more: the less this changes, the more blurred the picture was.
 
     Args:
         face: uint8 [S, S, 3].
@@ -26,13 +33,13 @@ def blur(face: np.ndarray) -> float:
     After Crete et al. 2007, The blur effect: perception and estimation with a new no-reference perceptual blur metric.
     """
     grey = cv2.cvtColor(face, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    found = []
+    blur_of_axis = []
     for axis, taps in ((0, (1, _BLUR_TAPS)), (1, (_BLUR_TAPS, 1))):
         sharp = np.abs(np.diff(grey, axis=axis))
         soft = np.abs(np.diff(cv2.blur(grey, taps), axis=axis))
         lost = np.maximum(sharp - soft, 0).sum()
-        found.append(1 - lost / max(float(sharp.sum()), 1e-6))
-    return float(max(found))
+        blur_of_axis.append(1 - lost / max(float(sharp.sum()), 1e-6))
+    return float(max(blur_of_axis))
 
 
 def face_thumbnail(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -40,13 +47,13 @@ def face_thumbnail(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
 
     Args:
         picture: uint8 [H, W, 3].
-        points: outer corners of the eyes and base of the nose in it, float32 [3, 2].
+        points: outer corners of the eyes and base of the nose in the picture, float32 [3, 2].
     """
-    lay = cv2.getAffineTransform(points.astype(np.float32), _PLACES)
-    laid = cv2.warpAffine(
-        picture, lay, (_THUMB, _THUMB), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE
+    transform = cv2.getAffineTransform(points.astype(np.float32), _PLACES)
+    aligned = cv2.warpAffine(
+        picture, transform, (_THUMB, _THUMB), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE
     )
-    grey = cv2.GaussianBlur(cv2.cvtColor(laid, cv2.COLOR_RGB2GRAY), (0, 0), 1).astype(np.float32)
+    grey = cv2.GaussianBlur(cv2.cvtColor(aligned, cv2.COLOR_RGB2GRAY), (0, 0), 1).astype(np.float32)
     return (grey - grey.mean()) / max(float(grey.std()), 4.0)
 
 
@@ -54,11 +61,11 @@ def occluded(thumbnails: np.ndarray) -> float:
     """Return the fraction of frames in which a region of the skin differs from its median over the clip.
 
     Args:
-        thumbnails: of the clip's faces, float32 [N, 32, 32].
+        thumbnails: thumbnails of the clip's faces, float32 [N, 32, 32].
     """
-    apart = np.abs(thumbnails - np.median(thumbnails, axis=0)) > _DEPARTS  # [N, 32, 32]
-    covered = [apart[:, rows][:, _SKIN[rows]].mean(axis=1) for rows in _REGIONS]
-    return float((np.max(covered, axis=0) > _COVERED).mean())
+    differs = np.abs(thumbnails - np.median(thumbnails, axis=0)) > _MIN_DIFFERENCE  # [N, 32, 32]
+    covered = [differs[:, rows][:, _SKIN[rows]].mean(axis=1) for rows in _REGIONS]  # 3 x [N]
+    return float((np.max(covered, axis=0) > _MIN_COVERED).mean())
 
 
 def speech_db(samples: np.ndarray, samples_per_frame: int) -> float:
@@ -66,7 +73,7 @@ def speech_db(samples: np.ndarray, samples_per_frame: int) -> float:
 
     Args:
         samples: float32 [N].
-        samples_per_frame: length of a frame.
+        samples_per_frame: samples in a frame.
     """
     frames = samples[: len(samples) // samples_per_frame * samples_per_frame].reshape(-1, samples_per_frame)
     level = 10 * np.log10(np.square(frames).mean(axis=1) + 1e-12)

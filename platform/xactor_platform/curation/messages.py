@@ -1,8 +1,8 @@
-"""Messages of the curation pipeline: a video, then pieces of it with the clips in them, and their results.
+"""Define the messages of the curation pipeline: a video, its pieces with their clips, and the results.
 
     Video -> Probed -> Piece -> Piece ... -> Ended
 
-A piece is at most a minute of a video, so that no more work than that is lost with a worker.
+A piece is at most a minute of a video, so that a worker that dies loses the work on at most a minute.
 """
 
 from dataclasses import dataclass, replace
@@ -39,7 +39,7 @@ class Video:
     key: str
     """Unique key made of the file's name and path, valid in the key of a clip."""
     name: str
-    """Path below the folder of all videos, as people know it."""
+    """Path of the video below the folder of all videos, as reports show it."""
     uri: str
     """Path or URI of the file."""
     corpus: str
@@ -52,32 +52,32 @@ class Video:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """State what a file's header and first picture say."""
+    """Hold the facts that a file's header and first picture give."""
 
     width: int
     """Width of the upright picture, in pixels."""
     height: int
     """Height of the upright picture, in pixels."""
     fps: float
-    """Frames a second, 0 where the rate varies."""
+    """Frames per second, 0 where the rate varies."""
     rotation: int
     """Rotation of the stored pictures, in degrees."""
     seconds: float
-    """Length."""
+    """Length in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fate:
-    """State what became of a clip, or of a whole video: one row of the report."""
+    """Report the result of a clip, or of a whole video, as one row of the report."""
 
     video: str
     """Name of the video."""
     status: Status
-    """Whether the clip is kept."""
+    """Result of the clip or video."""
     reason: str = ""
-    """One word to count by. Empty for kept clips."""
+    """Reason in one word, by which the report counts. Empty for kept clips."""
     detail: str = ""
-    """One sentence. Empty for kept clips."""
+    """Reason in one sentence. Empty for kept clips."""
     clip: str = ""
     """Key of the clip. Empty where the video gave no clip."""
     start_s: float = 0.0
@@ -95,7 +95,7 @@ class Fate:
     height: int = 0
     """Height of the video, in pixels."""
     fps: float = 0.0
-    """Frames a second of the video."""
+    """Frames per second of the video."""
     crop_px: int | None = None
     """See `Measures`."""
     blur: float | None = None
@@ -105,7 +105,7 @@ class Fate:
     speech: float | None = None
     """See `Measures`."""
     sync_offset: int | None = None
-    """Frames by which the sound was ahead of the lips. The clip's sound is delayed by them."""
+    """Frames by which the sound was ahead of the lips. The clip's sound is delayed by this number."""
     sync_confidence: float | None = None
     """SyncNet's confidence."""
     sync_distance: float | None = None
@@ -115,7 +115,7 @@ class Fate:
 
     @property
     def seconds(self) -> float:
-        """Length of the clip."""
+        """Length of the clip in seconds."""
         return self.end_s - self.start_s
 
 
@@ -131,7 +131,7 @@ class Probed(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    """Hold what the gates judge a clip by. None: not measured, because an earlier gate dropped the clip."""
+    """Hold the measures of a clip for the gates. None: not measured, because an earlier gate dropped the clip."""
 
     crop_px: int
     """Side of the face's square in the video, in pixels."""
@@ -140,7 +140,7 @@ class Measures:
     occluded: float | None = None
     """Fraction of the frames in which something covers the face."""
     speech: float | None = None
-    """Range of the sound's level, in dB. Speech has a large one."""
+    """Range of the sound's level, in dB. Speech has a large range."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,13 +172,13 @@ class Clip:
     points: np.ndarray | None = None
     """Outer corners of the eyes and base of the nose, in pixels, float32 [T, 3, 2]."""
     mp4: bytes = b""
-    """The square's pictures, silent."""
+    """The video of the square, without sound."""
     measures: Measures | None = None
     """Measures so far."""
     sync: SyncVerdict | None = None
     """SyncNet's verdict."""
     trimmed: tuple[int, int] | None = None
-    """First and end of the frames of `mp4` that belong to the clip. None: all of them."""
+    """Range (first, end) of the frames of `mp4` that belong to the clip. None: all of them."""
     status: Status = "kept"
     """Result so far."""
     reason: str = ""
@@ -210,7 +210,7 @@ class Piece(Message):
     samples: np.ndarray
     """Sound with SPARE_FRAMES before and after, silent outside the video, float32 [(end - first + 30) x 640]."""
     heard: tuple[int, int]
-    """First and end of the frames of the video that have sound."""
+    """Range (first, end) of the video's frames that have sound."""
     clips: tuple[Clip, ...] = ()
     """Clips found so far."""
 
@@ -232,7 +232,7 @@ class Ended(Message):
     looked_s: float = 0.0
     """Seconds of video that were examined."""
     earlier: bool = False
-    """Whether an earlier run finished it."""
+    """Whether an earlier run finished the piece or the video."""
 
 
 def fate_of(video: Video, facts: Facts | None, status: Status, **more: Any) -> Fate:
@@ -240,8 +240,8 @@ def fate_of(video: Video, facts: Facts | None, status: Status, **more: Any) -> F
 
     Args:
         video: the video.
-        facts: of the video, if it could be probed.
-        status: of the clip or video.
+        facts: facts of the video, None if it could not be probed.
+        status: status of the clip or video.
         more: other fields of the fate.
     """
     known = {"width": facts.width, "height": facts.height, "fps": round(facts.fps, 3)} if facts else {}

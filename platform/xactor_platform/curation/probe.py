@@ -1,4 +1,4 @@
-"""Check by a file's header and first picture whether it can be decoded and is within the bounds."""
+"""Check whether a video can be decoded and is within the bounds, by its header and first picture."""
 
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -38,9 +38,9 @@ def read_facts(uri: str, *, max_input_bytes: int, max_s: float, max_pixels: int)
 
     Args:
         uri: path or URI of the file.
-        max_input_bytes: most bytes of the file.
-        max_s: most seconds.
-        max_pixels: most pixels of a frame.
+        max_input_bytes: maximum size of the file in bytes.
+        max_s: maximum length in seconds.
+        max_pixels: maximum number of pixels in a frame.
 
     Raises:
         Unusable: `too_large`, `too_long`, `no_picture` or `no_sound`.
@@ -76,7 +76,7 @@ def read_facts(uri: str, *, max_input_bytes: int, max_s: float, max_pixels: int)
                 raise ValueError(f"the first picture cannot be decoded ({error.strerror})") from error
         if rotation is None:
             raise Unusable("no_picture", "the video track is empty")
-        # The picture as it is shown: upright, with square pixels.
+        # `read_span` gives the picture as it is shown: upright, with square pixels.
         first = next(islice(read_span(source, 0, 1), 1), None)
     if first is None:
         raise Unusable("no_picture", "the video track is empty")

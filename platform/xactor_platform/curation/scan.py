@@ -1,5 +1,6 @@
 """Cut a video into pieces of one shot and at most a minute each, with their sound."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -19,14 +20,14 @@ SILENCE = 1e-3
 """Largest sample of a silent recording."""
 
 MIN_FRAMES, MAX_FRAMES = round(SHORTEST_S * FPS), round(LONGEST_S * FPS)
-# A long shot is split at its quietest frame among this many.
-_BREATH_FRAMES = 2 * FPS
+# A border between two pieces of a long shot lies at the quietest of this many frames.
+_BORDER_SEARCH_FRAMES = 2 * FPS
 Span = tuple[int, int]
 """Frames (first, end) of a piece."""
 
 
 class Scan(CurationStage):
-    """Cut videos into pieces. Pieces that an earlier run finished are passed on as such."""
+    """Cut videos into pieces. A piece that an earlier run finished is passed on as its result."""
 
     name = "scan"
 
@@ -72,13 +73,13 @@ def read_sound(source: Source, max_s: float) -> np.ndarray:
 
 
 def spans_of(source: Source, samples: np.ndarray, segments: Sequence[Segment], max_s: float) -> list[Span]:
-    """Return the pieces of a video: its shots, within the segments if there are any, split where they are too long.
+    """Return the pieces of a video: the parts of its shots that lie in a segment, split where they are too long.
 
     Args:
         source: the video.
         samples: its sound, float32 [N].
         segments: parts that its dataset selects. Empty: all of the video.
-        max_s: most seconds of pictures.
+        max_s: maximum seconds of pictures.
 
     Raises:
         Unusable: `too_long` or `too_short`.
@@ -94,18 +95,18 @@ def spans_of(source: Source, samples: np.ndarray, segments: Sequence[Segment], m
     starts, count = shot_starts(thumbnails())
     # Sound and pictures seldom end together: use only the time that has both.
     count = min(count, round(len(samples) / SAMPLES_PER_FRAME))
-    shots = [(a, min(b, count)) for a, b in zip(starts, [*starts[1:], count], strict=True) if a < count]
+    ends = [*starts[1:], count]
+    shots = [(start, min(end, count)) for start, end in zip(starts, ends, strict=True) if start < count]
     wanted = [(round(s.start_s * FPS), round(s.end_s * FPS)) for s in segments] or [(0, count)]
-    # The sound may end within the last frame.
+    # The recording may end within the last frame: `sound_between` adds silence.
     heard = sound_between(samples, 0, count)
     loudness = np.square(heard.reshape(count, SAMPLES_PER_FRAME)).mean(axis=1)  # [count]
-    spans = [
-        piece
-        for first, end in wanted
-        for a, b in shots
-        if max(a, first) < min(b, end)
-        for piece in split_shot(max(a, first), min(b, end), loudness)
-    ]
+    spans: list[Span] = []
+    for wanted_first, wanted_end in wanted:
+        for shot_first, shot_end in shots:
+            first, end = max(shot_first, wanted_first), min(shot_end, wanted_end)
+            if first < end:
+                spans += split_shot(first, end, loudness)
     if not spans:
         raise Unusable("too_short", f"{count / FPS:.2f} s of pictures with sound, none of it selected")
     return spans
@@ -115,16 +116,17 @@ def split_shot(first: int, end: int, loudness: np.ndarray) -> list[Span]:
     """Split a long shot into pieces of similar length and at most a minute, at quiet frames.
 
     Args:
-        first: frame of the shot.
-        end: frame after its last one.
-        loudness: of each frame of the video, [frames].
+        first: first frame of the shot.
+        end: frame after the shot's last one.
+        loudness: loudness of each frame of the video, [frames].
     """
     pieces = []
     while end - first > MAX_FRAMES:
-        left = -(-(end - first) // (MAX_FRAMES - _BREATH_FRAMES // 2))
-        about = first + round((end - first) / left)
-        low = max(about - _BREATH_FRAMES // 2, first + MIN_FRAMES)
-        high = min(about + _BREATH_FRAMES // 2, first + MAX_FRAMES)
+        # Number of pieces, rounded up. A border may be half the search range later than planned.
+        left = math.ceil((end - first) / (MAX_FRAMES - _BORDER_SEARCH_FRAMES // 2))
+        planned = first + round((end - first) / left)
+        low = max(planned - _BORDER_SEARCH_FRAMES // 2, first + MIN_FRAMES)
+        high = min(planned + _BORDER_SEARCH_FRAMES // 2, first + MAX_FRAMES)
         border = low + int(np.argmin(loudness[low:high]))
         pieces.append((first, border))
         first = border
@@ -136,8 +138,8 @@ def pieces_of(probed: Probed, spans: list[Span], samples: np.ndarray) -> list[Pi
 
     Args:
         probed: the video.
-        spans: its pieces.
-        samples: its sound, float32 [N].
+        spans: frames of each piece.
+        samples: the video's sound, float32 [N].
     """
     return [_piece(probed, number, spans, samples) for number in range(len(spans))]
 
@@ -146,8 +148,8 @@ def _piece(probed: Probed, number: int, spans: list[Span], samples: np.ndarray) 
     first, end = spans[number]
     clips: tuple[Clip, ...] = ()
     if end - first < MIN_FRAMES:
-        short = f"a shot of {(end - first) / FPS:.2f} s, at least {SHORTEST_S:g} s are needed"
-        clips = (Clip(first=first, end=end).dropped("too_short", short),)
+        detail = f"a shot of {(end - first) / FPS:.2f} s, at least {SHORTEST_S:g} s are needed"
+        clips = (Clip(first=first, end=end).dropped("too_short", detail),)
     return Piece(
         video=probed.video,
         facts=probed.facts,
@@ -164,6 +166,7 @@ def _piece(probed: Probed, number: int, spans: list[Span], samples: np.ndarray) 
 def sound_between(samples: np.ndarray, first: int, end: int) -> np.ndarray:
     """Return the sound of frames first..end, silent where there is none, float32 [(end - first) x 640]."""
     sound = np.zeros((end - first) * SAMPLES_PER_FRAME, np.float32)
+    # `first` and `end` may lie outside the recording.
     inside = samples[max(first, 0) * SAMPLES_PER_FRAME : max(end, 0) * SAMPLES_PER_FRAME]
     at = max(-first, 0) * SAMPLES_PER_FRAME
     sound[at : at + len(inside)] = inside

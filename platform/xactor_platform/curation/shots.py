@@ -6,39 +6,47 @@ from collections.abc import Iterable
 import numpy as np
 
 THUMBNAIL_PX = 64
-# Ours, in levels (of 255) by which thumbnails differ: the smallest difference at a cut, its smallest ratio to the
-# differences around it, and the difference that is always a cut.
-_MIN_CHANGE, _MIN_RATIO, _ALWAYS = 6.0, 5.0, 40.0
-# Frames before and after a cut to which the ratio refers.
-_AROUND = 8
-# Frames before and after a cut that still differ. A camera's flash is shorter.
-_LASTING = 3
-# A dissolve: pictures this many frames apart differ by at least this many levels, and the middle one differs from their
-# mean by at most this fraction of the difference. Something that moves is never the mean of its earlier and later
-# places.
-_DISSOLVE_FRAMES, _DISSOLVE, _UNLIKE_MEAN = 24, 25.0, 0.2
+# Ours: all values below. Differences are mean absolute differences of thumbnails, in levels of 255.
+# Smallest difference of successive frames at a cut.
+_MIN_CHANGE = 6.0
+# Smallest ratio of the difference at a cut to the mean of the differences around it.
+_MIN_RATIO = 5.0
+# A difference this large needs no such ratio.
+_ALWAYS_CUT = 40.0
+# Frames before and after a cut from which that mean is taken.
+_NEARBY_FRAMES = 8
+# Number of frames on each side of a cut: the last of those after it must differ from all of those before it. A camera's
+# flash is shorter.
+_LASTING_FRAMES = 3
+# In a dissolve, two pictures this many frames apart are different shots, and the picture between is their mean.
+_DISSOLVE_FRAMES = 24
+# Smallest difference of the two pictures.
+_MIN_DISSOLVE = 25.0
+# Largest difference of the middle picture from their mean, as a fraction of their difference. A moving object fails
+# this test, because it is not at two places in one picture.
+_MAX_OFF_MEAN = 0.2
 
 
 def shot_starts(thumbnails: Iterable[np.ndarray]) -> tuple[list[int], int]:
     """Return the first frame of each shot, and the number of frames.
 
-    A cut is a change that stands out from those around it and lasts, unlike a gesture or a flash. A dissolve becomes
-    shots of its own, of less than a second each, which are too short to be used.
+    A cut is a change that is much larger than the changes around it, unlike a gesture, and that lasts, unlike a flash.
+    A dissolve becomes shots of its own, of less than a second each, which are too short to be used.
 
     Args:
-        thumbnails: of all frames, uint8 [H, W, 3]. Only the most recent ones are held.
+        thumbnails: thumbnails of all frames, uint8 [H, W, 3]. Only the most recent ones are held in memory.
     """
-    # Change of frame n from the one before.
+    # For each frame n: its difference from frame n - 1.
     change: list[float] = []
-    # Smallest change of frame n + _LASTING - 1 from those before n.
+    # For each frame n: the smallest difference of frame n + _LASTING_FRAMES - 1 from the frames just before n.
     lasting: list[float] = []
-    # Frames that are the mean of one before and one after.
+    # Numbers of the frames that are the mean of an earlier and a later frame.
     mixed: list[int] = []
-    recent: deque[np.ndarray] = deque(maxlen=2 * _LASTING)
+    recent: deque[np.ndarray] = deque(maxlen=2 * _LASTING_FRAMES)
     around: deque[np.ndarray] = deque(maxlen=_DISSOLVE_FRAMES + 1)
     for thumbnail in thumbnails:
         picture = thumbnail.astype(np.int16)
-        # A stream may change its size. That is a cut.
+        # Where a stream changes its size, there is a cut.
         if recent and recent[-1].shape != picture.shape:
             change.append(255.0)
             recent.clear()
@@ -49,33 +57,46 @@ def shot_starts(thumbnails: Iterable[np.ndarray]) -> tuple[list[int], int]:
         around.append(picture)
         if len(around) == around.maxlen and _is_mixed(around):
             mixed.append(len(change) - 1 - _DISSOLVE_FRAMES // 2)
-        if len(recent) > _LASTING:
-            lasting += [255.0] * (len(change) - _LASTING - len(lasting))
-            lasting.append(min(_difference(before, picture) for before in list(recent)[:-_LASTING]))
+        if len(recent) > _LASTING_FRAMES:
+            # Frames at the start or next to a change of size were not compared: a change there counts as lasting.
+            lasting += [255.0] * (len(change) - _LASTING_FRAMES - len(lasting))
+            lasting.append(min(_difference(before, picture) for before in list(recent)[:-_LASTING_FRAMES]))
+    # The last frames have too few frames after them: a change there counts as lasting.
     lasting += change[len(lasting) :]
-    d, stays = np.array(change), np.array(lasting)
-    starts = [0] if len(d) else []
-    for n in np.flatnonzero(d >= _MIN_CHANGE):
-        near = np.concatenate([d[max(n - _AROUND, 1) : n], d[n + 1 : n + 1 + _AROUND]])
-        usual = float(np.mean(near)) if len(near) else 0.0
-        stands_out = d[n] >= _ALWAYS or d[n] >= _MIN_RATIO * usual
-        if n and stands_out and stays[n] >= 0.5 * d[n]:
+    changes, lasting_changes = np.array(change), np.array(lasting)
+    count = len(changes)
+    starts = [0] if count else []
+    for n in np.flatnonzero(changes >= _MIN_CHANGE):
+        before, after = changes[max(n - _NEARBY_FRAMES, 1) : n], changes[n + 1 : n + 1 + _NEARBY_FRAMES]
+        nearby = np.concatenate([before, after])
+        usual = float(np.mean(nearby)) if len(nearby) else 0.0
+        stands_out = changes[n] >= _ALWAYS_CUT or changes[n] >= _MIN_RATIO * usual
+        lasts = lasting_changes[n] >= 0.5 * changes[n]
+        if n and stands_out and lasts:
             starts.append(int(n))
-    return sorted({*starts, *_dissolves(mixed, len(d))}), len(d)
+    return sorted({*starts, *_dissolve_starts(mixed, count)}), count
 
 
 def _is_mixed(around: deque[np.ndarray]) -> bool:
-    """Tell whether the first and the last picture differ, and the middle one is their mean."""
+    """Return whether the first and the last picture differ, and the middle one is about their mean."""
     first, middle, last = around[0], around[len(around) // 2], around[-1]
     across = _difference(first, last)
-    return across >= _DISSOLVE and _difference(2 * middle, first + last) / 2 <= _UNLIKE_MEAN * across
+    return across >= _MIN_DISSOLVE and _difference(2 * middle, first + last) / 2 <= _MAX_OFF_MEAN * across
 
 
-def _dissolves(mixed: list[int], count: int) -> list[int]:
-    """Return the starts of the shots that dissolves become, and of those after them."""
+def _dissolve_starts(mixed: list[int], count: int) -> list[int]:
+    """Return the starts of the short shots that dissolves are cut into, and of the shots that follow the dissolves.
+
+    Args:
+        mixed: numbers of the frames that are the mean of an earlier and a later frame, in order.
+        count: number of frames of the video.
+    """
     half = _DISSOLVE_FRAMES // 2
     starts: list[int] = []
-    for run in np.split(np.array(mixed), np.flatnonzero(np.diff(mixed) > half) + 1) if mixed else []:
+    if not mixed:
+        return starts
+    # Mixed frames that are close to each other belong to one dissolve.
+    for run in np.split(np.array(mixed), np.flatnonzero(np.diff(mixed) > half) + 1):
         first, end = int(run[0]) - half, int(run[-1]) + half + 1
         starts += [*range(first, end, _DISSOLVE_FRAMES), end]
     return [start for start in starts if start < count]

@@ -1,4 +1,4 @@
-"""Follow the main face of a piece, and cut it into clips in which the face stays within one square."""
+"""Follow the main face of a piece, and divide the piece into clips in which the face stays within one square."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -18,13 +18,13 @@ from xactor_platform.curation.video_files import open_video
 
 # Longest side of the pictures. The landmark model sees 256 px, so larger pictures show it no more detail.
 _LONGEST_PX = 960
-# Side of the square that is searched while a face is followed, in sizes of the face's box.
-_ROOM = 2.6
-# Frames between two searches while no face is found.
+# Side of the square that is searched while a face is followed, as a multiple of the face's box.
+_SQUARE_OF_BOX = 2.6
+# While no face is found, every fifth frame is searched.
 _SEARCH_EVERY = 5
-# Most frames without a face that are interpolated.
+# Longest gap without a face that is interpolated, in frames.
 _MAX_GAP = 5
-# Smallest intersection over union of a face with itself one frame later.
+# Smallest intersection over union of the boxes of one face in two successive frames.
 _MIN_OVERLAP = 0.4
 # Landmarks of the eyes' outer corners and of the base of the nose.
 _POINTS = (33, 263, 2)
@@ -61,15 +61,15 @@ def follow(
 ) -> tuple[list[Face | None], float]:
     """Follow the main face.
 
-    A face is searched in the whole picture, and in crops of it where it is small. It is then followed in a square
-    around it, so that other faces may come and go.
+    The face is searched in the whole picture and, for small faces, in crops of the picture. It is then followed within
+    a square around it, so that other faces may come and go.
 
     Args:
         frames: uint8 [H, W, 3].
         landmarker: follows one face.
         searcher: finds several faces.
-        hint: place of the main face as fractions of the picture, if the dataset states it.
-        width: of the video, in pixels.
+        hint: box of the main face as fractions of the picture, if the dataset states it.
+        width: width of the video, in pixels.
 
     Returns:
         The face in each frame, None where there is none, and the pixels of the video for each pixel of a frame.
@@ -85,15 +85,14 @@ def follow(
                 faces.append(None)
                 unseen += 1
                 continue
-        unseen, lost = 0, False
+        unseen = 0
         square = _square_around(last)
         for face in _follow_in_square(chain([frame], frames), square, landmarker):
             faces.append(face)
-            lost = face is None
             if face is None or not _well_inside(face, square):
                 break
-            last = face
-        last = None if lost or faces[-1] is None else faces[-1]
+        # The next square is laid around this face. If it is lost, it is searched again.
+        last = faces[-1]
     return faces, scale
 
 
@@ -101,11 +100,11 @@ def clips_of(faces: Sequence[Face | None], scale: float, first: int) -> Iterator
     """Yield the clips of a piece, or one dropped clip that states why there are none.
 
     Args:
-        faces: in each frame, None where there is none.
+        faces: the face in each frame, None where there is none.
         scale: pixels of the video for each pixel of the faces.
         first: first frame of the piece.
     """
-    runs = list(_steady(faces))
+    runs = list(_steady_runs(faces))
     seen = sum(face is not None for face in faces)
     none = Clip(first=first, end=first + max(len(faces), 1))
     if not runs:
@@ -115,59 +114,67 @@ def clips_of(faces: Sequence[Face | None], scale: float, first: int) -> Iterator
         else:
             yield none.dropped("unsteady", f"{found}, never the same for {SHORTEST_S:g} s in one place")
         return
-    for a, b in runs:
-        known = [n for n in range(a, b) if faces[n] is not None]
-        some = [face for n in known if (face := faces[n]) is not None]
-        square = crop_box(some).scaled(scale)
-        boxes = _interpolate(np.array([face.box for face in some]) * scale, known, a, b)
-        points = np.array([face.points[list(_POINTS), :2] for face in some]).reshape(len(some), -1) * scale
+    for start, end in runs:
+        numbers = [n for n in range(start, end) if faces[n] is not None]
+        found_faces = [face for face in faces[start:end] if face is not None]
+        square = crop_box(found_faces).scaled(scale)
+        boxes = np.array([face.box for face in found_faces]) * scale
+        points = np.array([face.points[list(_POINTS), :2] for face in found_faces]) * scale
+        flat_points = points.reshape(len(found_faces), -1)
         yield Clip(
-            first=first + a,
-            end=first + b,
+            first=first + start,
+            end=first + end,
             box=square,
-            faces=boxes,
-            points=_interpolate(points, known, a, b).reshape(b - a, len(_POINTS), 2),
+            faces=_interpolate(boxes, numbers, start, end),
+            points=_interpolate(flat_points, numbers, start, end).reshape(end - start, len(_POINTS), 2),
         )
 
 
-def _steady(faces: Sequence[Face | None]) -> Iterator[tuple[int, int]]:
-    """Yield runs of at least a second in which the same face is visible and stays within one square."""
-    start, last = None, -1
+def _steady_runs(faces: Sequence[Face | None]) -> Iterator[tuple[int, int]]:
+    """Yield runs (start, end) of at least a second in which the same face is visible and stays within one square."""
+    # First frame of the current run, None between runs, and the last frame with a face.
+    start: int | None = None
+    last = -1
+    # The added None ends the last run.
     for n, face in enumerate([*faces, None]):
-        ended = n == len(faces)
-        if face is not None:
-            before = faces[last] if start is not None else None
-            if before is not None and _overlap(before.box, face.box) < _MIN_OVERLAP:
-                yield from _within_square(faces, start or 0, last + 1)
-                start = n
-            start = n if start is None else start
-            last = n
-        elif start is not None and (ended or n - last > _MAX_GAP):
-            yield from _within_square(faces, start, last + 1)
-            start = None
+        if face is None:
+            at_end = n == len(faces)
+            if start is not None and (at_end or n - last > _MAX_GAP):
+                yield from _runs_within_square(faces, start, last + 1)
+                start = None
+            continue
+        previous = faces[last] if start is not None else None
+        if start is None:
+            start = n
+        elif previous is not None and _overlap(previous.box, face.box) < _MIN_OVERLAP:
+            # This is another face.
+            yield from _runs_within_square(faces, start, last + 1)
+            start = n
+        last = n
 
 
-def _within_square(faces: Sequence[Face | None], a: int, b: int) -> Iterator[tuple[int, int]]:
-    """Yield a run, halved until its face stays within its square, without halves shorter than a second."""
-    if b - a < MIN_FRAMES:
+def _runs_within_square(faces: Sequence[Face | None], start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield a run if its face stays within one square. Otherwise halve the run, and leave out runs under a second."""
+    if end - start < MIN_FRAMES:
         return
-    some = [face for face in faces[a:b] if face is not None]
-    square = crop_box(some)
-    left, top, right, bottom = np.array([face.box for face in some]).T
+    found_faces = [face for face in faces[start:end] if face is not None]
+    square = crop_box(found_faces)
+    left, top, right, bottom = np.array([face.box for face in found_faces]).T
     inside = (left >= square.left) & (right <= square.left + square.side)
     inside &= (top >= square.top) & (bottom <= square.top + square.side)
+    # Ours: a few frames of a fast movement may leave the square.
     if inside.mean() >= 0.98:
-        yield a, b
+        yield start, end
         return
-    middle = (a + b) // 2
-    yield from _within_square(faces, a, middle)
-    yield from _within_square(faces, middle, b)
+    middle = (start + end) // 2
+    yield from _runs_within_square(faces, start, middle)
+    yield from _runs_within_square(faces, middle, end)
 
 
 def _follow_in_square(
     frames: Iterable[np.ndarray], square: CropBox, landmarker: FaceLandmarker
 ) -> Iterator[Face | None]:
-    """Yield the face within a square of each frame, in the frame's pixels. Take no frame ahead."""
+    """Yield the face within a square of each frame, in the frame's pixels. Read no frame ahead of the yielded face."""
     shift: np.ndarray | None = None
 
     def inside() -> Iterator[np.ndarray]:
@@ -185,7 +192,7 @@ def _follow_in_square(
 
 
 def _main_face(faces: list[Face], frame: np.ndarray, hint: Box | None) -> Face | None:
-    """Return the largest of the faces whose middle is in the hint's box, else the largest of all."""
+    """Return the largest face whose middle lies in the hint's box. Without such a face, return the largest of all."""
     if hint:
         height, width = frame.shape[:2]
         left, top, right, bottom = hint
@@ -202,22 +209,22 @@ def _main_face(faces: list[Face], frame: np.ndarray, hint: Box | None) -> Face |
 def _square_around(face: Face) -> CropBox:
     """Return the square that is searched for a face in the next frames."""
     left, top, right, bottom = face.box
-    side = _ROOM * max(right - left, bottom - top)
+    side = _SQUARE_OF_BOX * max(right - left, bottom - top)
     x, y = (left + right) / 2, (top + bottom) / 2
     return CropBox(left=round(x - side / 2), top=round(y - side / 2), side=max(round(side), 1))
 
 
 def _well_inside(face: Face, square: CropBox) -> bool:
-    """Tell whether a face has room to move within the square, and fills enough of it."""
+    """Return whether a face has room to move within the square, and fills enough of it."""
     left, top, right, bottom = face.box
     room = 0.05 * square.side
     inside = left > square.left + room and right < square.left + square.side - room
     inside = inside and top > square.top + room and bottom < square.top + square.side - room
-    return inside and max(right - left, bottom - top) > square.side / _ROOM / 2
+    return inside and max(right - left, bottom - top) > square.side / _SQUARE_OF_BOX / 2
 
 
 def _overlap(a: Box, b: Box) -> float:
-    """Return the intersection over union."""
+    """Return the intersection over union of two boxes."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:
@@ -226,14 +233,14 @@ def _overlap(a: Box, b: Box) -> float:
     return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
-def _interpolate(rows: np.ndarray, known: list[int], a: int, b: int) -> np.ndarray:
-    """Interpolate rows of known frames to frames a..b, float32 [b - a, columns]."""
-    frames = np.arange(a, b)
-    return np.stack([np.interp(frames, known, column) for column in rows.T], axis=1).astype(np.float32)
+def _interpolate(rows: np.ndarray, numbers: list[int], start: int, end: int) -> np.ndarray:
+    """Interpolate the rows of the frames `numbers` to all frames from `start` to `end`, float32 [frames, columns]."""
+    frames = np.arange(start, end)
+    return np.stack([np.interp(frames, numbers, column) for column in rows.T], axis=1).astype(np.float32)
 
 
 def _hint(piece: Piece) -> Box | None:
-    """Return the face's place that the dataset states for the piece's segment."""
+    """Return the face's box that the dataset states for the piece's segment, None if it states none."""
     for segment in piece.video.segments:
         if segment.start_s * FPS - 1 <= piece.first and piece.end <= segment.end_s * FPS + 1:
             return segment.box

@@ -20,7 +20,7 @@ _STEM_CHARS, _DIGEST_CHARS = 48, 10
 
 @contextmanager
 def open_video(uri: str) -> Iterator[Source]:
-    """Give a local path, or an open remote file that is read only where needed.
+    """Yield a local path, or an open remote file of which only the needed parts are read.
 
     Raises:
         ValueError: it cannot be opened.
@@ -50,7 +50,7 @@ def size_of(uri: str) -> int:
 
 
 def list_videos(folder: str) -> tuple[list[Video], list[tuple[str, Fate]]]:
-    """Return the videos of a folder and its subfolders by name, and the keys and fates of those that are refused.
+    """Return the videos of a folder and its subfolders in order of name, and the keys and fates of refused videos.
 
     Raises:
         ValueError: there is no such folder, or no video in it.
@@ -79,6 +79,7 @@ def video_of(folder: str, name: str, *, corpus: str = "folder", speaker: str | N
         corpus: name of the dataset.
         speaker: name of the speaker, by default the name of the video.
     """
+    # Names in reports and keys: characters that cannot be printed, such as control characters, are escaped.
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
     if "://" in folder:
         base, mark, query = folder.partition("?")
@@ -105,9 +106,10 @@ def _local_names(path: str) -> list[str]:
     if not os.path.isdir(path):
         raise ValueError(f"{path}: no such folder")
     found = []
-    for at, folders, files in os.walk(path):
+    for parent, folders, files in os.walk(path):
+        # Changing the list in place keeps os.walk out of hidden folders.
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.relpath(os.path.join(at, name), path) for name in files if _is_video(name)]
+        found += [os.path.relpath(os.path.join(parent, name), path) for name in files if _is_video(name)]
     return found
 
 
@@ -124,7 +126,7 @@ def _is_video(name: str) -> bool:
 
 
 def _bad_link(folder: str, name: str) -> str:
-    """Return why a name is refused: it is a link out of the folder, or no file. Empty if it is accepted."""
+    """Return why a name is refused: a link out of the folder, or no file. Return an empty text for accepted names."""
     path = Path(folder, name)
     try:
         target = path.resolve(strict=True)

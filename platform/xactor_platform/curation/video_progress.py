@@ -1,4 +1,4 @@
-"""Finished work on a video, saved next to the shards until they are written, so that a later run continues from it.
+"""Save finished work on a video next to the shards until they are written, so that a later run continues from it.
 
 .parts/<video>/refused.json     the video gives no clips
 .parts/<video>/spans.json       pieces of the video
@@ -24,7 +24,7 @@ class VideoProgress:
 
     Args:
         output: folder or URI of the shards.
-        key: of the video.
+        key: key of the video.
     """
 
     def __init__(self, output: str, key: str):
@@ -34,12 +34,12 @@ class VideoProgress:
         self._place = Location(f"{output}/{folder}", place.filesystem, f"{place.path}/{folder}")
 
     def refuse(self, fate: Fate) -> Ended:
-        """Save that the video gives no clips. Return its end."""
+        """Save that the video gives no clips. Return the message that reports this."""
         self._write(_REFUSED, asdict(fate))
         return Ended(key=self._key, number=0, of=0, fates=(fate,), looked_s=fate.seconds)
 
     def refused(self) -> Ended | None:
-        """Return the end that `refuse` saved, None if there is none."""
+        """Return the message of an earlier `refuse`, None if there is none."""
         found = self._read(_REFUSED)
         if found is None:
             return None
@@ -56,7 +56,7 @@ class VideoProgress:
         return None if found is None else [(first, end) for first, end in found]
 
     def finish(self, ended: Ended, samples: Mapping[str, tuple[bytes, dict[str, Any]]]) -> None:
-        """Save a piece's clips and then its fates. With the fates the piece is finished.
+        """Save a piece's clips and then its fates. The fates mark the piece as finished.
 
         Args:
             ended: the piece.
@@ -89,7 +89,7 @@ class VideoProgress:
         fates: list[Fate] = []
         samples: list[tuple[str, dict[str, Any]]] = []
         for name in sorted(self._names()):
-            if name[:-5].isdigit() and name.endswith(".json"):
+            if name.endswith(".json") and name.removesuffix(".json").isdigit():
                 found = self._read(name)
                 assert found is not None
                 fates += [Fate(**fate) for fate in found["fates"]]

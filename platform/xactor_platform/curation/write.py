@@ -1,4 +1,4 @@
-"""Add the sound to a piece's clips and save them, with the fate of each."""
+"""Add the sound to a piece's clips, and save each clip with its fate."""
 
 import hashlib
 import tempfile
@@ -56,14 +56,15 @@ class Write(CurationStage):
 
 
 def split_of(clip: Clip, speaker: str, held_out: float, seed: int) -> str:
-    """Return `test` for all clips of a held-out speaker, else `short` or `long` by the length (Paper 4.1).
+    """Return `test` for all clips of a held-out speaker, otherwise `short` or `long` by the length (Paper 4.1).
 
     Args:
         clip: the clip.
-        speaker: its speaker.
+        speaker: speaker of the clip.
         held_out: fraction of the speakers that are held out.
-        seed: of their choice.
+        seed: seed of the choice of held-out speakers.
     """
+    # A number in 0..1 for each speaker that does not depend on the other speakers.
     drawn = hashlib.sha256(f"{seed}/{speaker}".encode()).digest()[:8]
     if int.from_bytes(drawn, "big") / 2**64 < held_out:
         return "test"
@@ -71,7 +72,7 @@ def split_of(clip: Clip, speaker: str, held_out: float, seed: int) -> str:
 
 
 def with_sound(piece: Piece, clip: Clip) -> bytes:
-    """Return a clip's mp4 with its sound in sync. Pictures are encoded again only where the clip was trimmed."""
+    """Return a clip's mp4 with its sound in sync. Only the pictures of a trimmed clip are encoded again."""
     offset = clip.sync.offset_frames if clip.sync else 0
     samples = sound_of_clip(piece, clip, offset)
     with as_file(clip.mp4) as file, tempfile.TemporaryDirectory(prefix="xactor-curate-") as folder:

@@ -1,7 +1,7 @@
 """Paint anti-aliased shapes, strokes, soft tints and smooth lines on a square canvas.
 
-Coordinates run from -1 to 1 over the canvas, x to the right and y down. Colours are RGB in 0..255. What does not move
-is painted `FINE` times finer than the canvas and reduced afterwards.
+Coordinates run from -1 to 1 over the canvas, x to the right and y down. Colours are RGB in 0..255. Parts that do not
+move are painted at `FINE` times the canvas's resolution and reduced afterwards.
 """
 
 import cv2
@@ -21,6 +21,7 @@ def px(value: float) -> float:
 def _fixed(points: np.ndarray, fine: float = 1, at: tuple[int, int] = (0, 0)) -> np.ndarray:
     """Convert canvas points [n, 2] to OpenCV's fixed-point pixels, relative to a patch at `at`."""
     scale = CANVAS_PX * fine / 2 * (1 << _SHIFT)
+    # OpenCV's integer coordinates are centres of pixels, hence the half pixel.
     fixed = points * scale + (scale - (1 << _SHIFT) / 2)
     if at != (0, 0):
         fixed -= (at[0] << _SHIFT, at[1] << _SHIFT)
@@ -28,6 +29,7 @@ def _fixed(points: np.ndarray, fine: float = 1, at: tuple[int, int] = (0, 0)) ->
 
 
 def _colour(colour) -> tuple[float, float, float, float]:
+    """Return an RGB colour as an opaque one for OpenCV."""
     red, green, blue = (float(value) for value in colour)
     return red, green, blue, 255.0
 
@@ -41,21 +43,16 @@ def fill(picture, points, colour, at=(0, 0), alpha: float = 1.0, fine: int = 1) 
         colour: RGB.
         at: corner of `picture` on the canvas in pixels, if it is a patch.
         alpha: opacity, 0..1.
-        fine: pixels of `picture` to a canvas pixel.
+        fine: pixels of `picture` for each canvas pixel, in each direction.
     """
-    shape = [_fixed(points, fine, at)]
+
+    def draw(target, shape):
+        cv2.fillPoly(target, shape, _colour(colour), cv2.LINE_AA, _SHIFT)
+
     if alpha >= 1:
-        cv2.fillPoly(picture, shape, _colour(colour), cv2.LINE_AA, _SHIFT)
-        return
-    _faintly(
-        picture,
-        points,
-        at,
-        fine,
-        2,
-        alpha,
-        lambda p, s: cv2.fillPoly(p, s, _colour(colour), cv2.LINE_AA, _SHIFT),
-    )
+        draw(picture, [_fixed(points, fine, at)])
+    else:
+        _draw_transparent(picture, points, at, fine, margin=2, alpha=alpha, draw=draw)
 
 
 def stroke(picture, points, colour, width: int, at=(0, 0), alpha: float = 1.0, fine: int = 1) -> None:
@@ -67,11 +64,21 @@ def stroke(picture, points, colour, width: int, at=(0, 0), alpha: float = 1.0, f
     if alpha >= 1:
         draw(picture, [_fixed(points, fine, at)])
     else:
-        _faintly(picture, points, at, fine, width + 2, alpha, draw)
+        _draw_transparent(picture, points, at, fine, margin=width + 2, alpha=alpha, draw=draw)
 
 
-def _faintly(picture, points, at, fine, margin, alpha, draw) -> None:
-    """Draw with transparency, and touch only the pixels around the points."""
+def _draw_transparent(picture, points, at, fine, margin, alpha, draw) -> None:
+    """Draw with transparency. Only the pixels around the points are copied and blended, for speed.
+
+    Args:
+        picture: see `fill`.
+        points: see `fill`.
+        at: see `fill`.
+        fine: see `fill`.
+        margin: pixels around the points that `draw` may touch.
+        alpha: see `fill`.
+        draw: function of a picture and shapes that draws without transparency.
+    """
     pixels = (points + 1) * (CANVAS_PX * fine / 2) - np.asarray(at)
     low = np.maximum(pixels.min(axis=0).astype(int) - margin, 0)
     high = pixels.max(axis=0).astype(int) + margin + 1
@@ -85,10 +92,11 @@ def _faintly(picture, points, at, fine, margin, alpha, draw) -> None:
 
 def disc(picture, x: float, y: float, radius: float, colour, at=(0, 0)) -> None:
     """Fill a circle. See `fill`."""
-    one = 1 << _SHIFT
     centre = _fixed(np.array([[x, y]]), 1, at).ravel()
-    size = round(radius * (CANVAS_PX / 2) * one)
-    cv2.circle(picture, (int(centre[0]), int(centre[1])), size, _colour(colour), -1, cv2.LINE_AA, _SHIFT)
+    fixed_radius = round(radius * (CANVAS_PX / 2) * (1 << _SHIFT))
+    cv2.circle(
+        picture, (int(centre[0]), int(centre[1])), fixed_radius, _colour(colour), -1, cv2.LINE_AA, _SHIFT
+    )
 
 
 def cut(picture: np.ndarray, outline: np.ndarray) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
@@ -105,11 +113,13 @@ def cut(picture: np.ndarray, outline: np.ndarray) -> tuple[np.ndarray, tuple[int
 def blend(patch: np.ndarray, over: np.ndarray, mask: np.ndarray) -> None:
     """Paint `over` on a patch in place, weighted by a mask uint8 [h, w]."""
     weight = mask[..., None].astype(np.int32)
+    # 127 makes the integer division round.
     patch[...] = (patch + ((over.astype(np.int32) - patch) * weight + 127) // 255).astype(np.uint8)
 
 
 def tint(picture: np.ndarray, colour, strength: np.ndarray) -> None:
     """Move colours towards `colour` in place, by a strength [H, W] in 0..1. Transparency stays."""
+    # Work only on the box in which the strength is visible.
     rows, columns = np.flatnonzero(strength.max(axis=1) > 2e-3), np.flatnonzero(strength.max(axis=0) > 2e-3)
     if not rows.size or not columns.size:
         return
@@ -122,16 +132,16 @@ def tint(picture: np.ndarray, colour, strength: np.ndarray) -> None:
 
 
 def soft(outline: np.ndarray, blur: float) -> np.ndarray:
-    """Return an outline's inside as a mask [H, W] in 0..1 at the painting's size, blurred by `blur` canvas units."""
+    """Return the area inside an outline as a mask [H, W] in 0..1 of the fine size, blurred by `blur` canvas units."""
     size = CANVAS_PX * FINE
-    # A wide blur needs no fine mask.
+    # A mask with a wide blur has no fine detail, so it is made smaller and enlarged afterwards.
     coarse = 1 if blur < 0.015 else 4
     mask = np.zeros((size // coarse, size // coarse), dtype=np.uint8)
     cv2.fillPoly(mask, [_fixed(outline, FINE / coarse)], 255, cv2.LINE_AA, _SHIFT)
-    soft = mask.astype(np.float32) / 255
+    inside = mask.astype(np.float32) / 255
     if blur:
-        soft = cv2.GaussianBlur(soft, (0, 0), blur * size / coarse / 2)
-    return soft if coarse == 1 else cv2.resize(soft, (size, size), interpolation=cv2.INTER_LINEAR)
+        inside = cv2.GaussianBlur(inside, (0, 0), blur * size / coarse / 2)
+    return inside if coarse == 1 else cv2.resize(inside, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
 def rgba(rgb: np.ndarray) -> np.ndarray:
@@ -141,7 +151,7 @@ def rgba(rgb: np.ndarray) -> np.ndarray:
 
 
 def ellipse(x: float, y: float, radius_x: float, radius_y: float, power: float = 2.0) -> np.ndarray:
-    """Return the outline of an ellipse [48, 2], or of a superellipse for another `power`."""
+    """Return the outline of an ellipse [48, 2]. A `power` other than 2 gives a superellipse."""
     angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     cos, sin = np.cos(angle), np.sin(angle)
     round_x = np.sign(cos) * np.abs(cos) ** (2 / power)
@@ -157,7 +167,8 @@ def mirror(right_half: list[tuple[float, float]]) -> np.ndarray:
 
 
 def through(points: np.ndarray, steps: int, closed: bool = False) -> np.ndarray:
-    """Return a smooth (Catmull-Rom) line through points, with `steps` points between two of them."""
+    """Return a smooth (Catmull-Rom) line through points, with `steps` points from each point to the next."""
+    # Each piece of the line also depends on a point before it and a point after it.
     if closed:
         padded = np.concatenate([points[-1:], points, points[:2]])
     else:
@@ -170,6 +181,6 @@ def through(points: np.ndarray, steps: int, closed: bool = False) -> np.ndarray:
 
 
 def step(value: np.ndarray) -> np.ndarray:
-    """Rise smoothly from 0 at 0 to 1 at 1."""
+    """Return a smooth step: 0 for values up to 0, 1 for values from 1 on."""
     value = np.clip(value, 0, 1)
     return value * value * (3 - 2 * value)

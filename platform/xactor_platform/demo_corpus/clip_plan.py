@@ -1,4 +1,4 @@
-"""Plan the clips of a demo corpus: who speaks what in each, for how long."""
+"""Plan the clips of a demo corpus: the speaker, the speech and the length of each clip."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from xactor.rates import SAMPLE_RATE_HZ
 from xactor_platform.demo_corpus.identity import Identity, held_out_identities, training_identities
 from xactor_platform.demo_corpus.speech import MIN_CLIP_S, cut_recording, recordings, sentences
 
-# Seconds of the held-out clips. The held-out people take turns. One clip is over a minute, to see a long rollout.
+# Lengths of the held-out clips in seconds. One clip is longer than a minute, to show a long rollout.
 HELD_OUT_S = (64.0, 20.0, 12.0, 16.0)
 
 
@@ -28,9 +28,9 @@ class ClipPlan:
     lines: tuple[str, ...] = ()
     """Sentences of synthetic speech, in order."""
     duration_s: float = 0.0
-    """Length of synthetic speech in seconds."""
+    """Length of synthetic speech, in seconds."""
     recording: str | None = None
-    """Path of the recording that is spoken. None is synthetic speech."""
+    """Path of the recording that is spoken. None means synthetic speech."""
     segment: int = 0
     """Number of the recording's segment, see `cut_recording`."""
 
@@ -39,21 +39,23 @@ def plan_synthetic(*, seed: int, train_s: float, held_out_s: float, identities: 
     """Plan the clips of a corpus spoken by the synthetic voice, `train` first.
 
     Args:
-        seed: decides everything.
-        train_s: minimal seconds of speech to train on.
-        held_out_s: minimal seconds of held-out speech.
+        seed: seed of all random choices.
+        train_s: minimum seconds of speech to train on.
+        held_out_s: minimum seconds of held-out speech.
         identities: number of people to train on.
     """
     rng = np.random.Generator(np.random.PCG64([seed, 1]))
     people = training_identities(identities)
     plans: list[ClipPlan] = []
     lines = sentences("train")
-    # Short and long clips are mixed, as in the paper's data. None is over half a minute, so that it fits one context.
+    # Short and long clips are mixed, as in the paper's data. No clip is longer than half a minute, so that each fits
+    # into one context.
     planned = 0.0
     while planned < train_s:
         duration_s = float(rng.choice([8.0, 10.0, 13.0, 17.0, 22.0]))
         duration_s = max(min(duration_s, train_s - planned), MIN_CLIP_S)
         number = len(plans)
+        # The clip speaks as many of these 24 sentences as fit.
         order = tuple(lines[i] for i in rng.permutation(len(lines))[:24])
         plans.append(
             ClipPlan(
@@ -96,9 +98,9 @@ def plan_recordings(
 
     Args:
         speech: folder of the recordings.
-        seed: decides the performances.
-        train_s: seconds of speech to train on.
-        held_out_s: seconds of held-out speech.
+        seed: seed of the performances.
+        train_s: maximum seconds of speech to train on. The last clip may exceed it.
+        held_out_s: maximum seconds of held-out speech. The last clip may exceed it.
         identities: number of people to train on.
 
     Raises:
@@ -109,16 +111,18 @@ def plan_recordings(
         raise ValueError(
             f"{speech}: needs at least 2 recordings, so that one can be held out; found {len(found)}"
         )
-    held_out = {
-        path for i, path in enumerate(found) if i % 6 == 5 or (len(found) < 6 and i == len(found) - 1)
-    }
+    held_out = set(found[5::6])
+    if not held_out:
+        # Of fewer than six recordings, the last one is held out.
+        held_out = {found[-1]}
     plans: list[ClipPlan] = []
     for split, max_s, people in (
         ("train", train_s, training_identities(identities)),
         ("test", held_out_s, held_out_identities()),
     ):
         planned, number = 0.0, 0
-        for path in (p for p in found if (p in held_out) == (split == "test")):
+        paths = [path for path in found if (path in held_out) == (split == "test")]
+        for path in paths:
             for segment, clip in enumerate(cut_recording(path)):
                 if planned >= max_s:
                     break

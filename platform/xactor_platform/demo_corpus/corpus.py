@@ -1,4 +1,4 @@
-"""Make the demo corpus: talking clips with known ground truth, the same from the same seed.
+"""Make the demo corpus: talking clips with known ground truth. The same seed gives the same corpus.
 
     <output>/clips/<split>/<key>.mp4            the clip, 25 fps, with sound
     <output>/clips/<split>/<key>.controls.npy   its control track, float32 [T, 57]
@@ -7,9 +7,9 @@
     <output>/audio_encoder/                     the encoder of the audio features
 
 A clip has the same key everywhere. The motion in `shards` is the fixed embedding of the control track
-(`xactor.controls.embed_controls`), for use without a motion encoder. With one, `jobs/precompute.py` makes the motion
-from `videos`. No face and no sentence of `test` occurs in `train`. In the default ten minutes nearly every clip has
-another face, because a renderer must learn what holds for faces that it never saw.
+(`xactor.controls.embed_controls`), for use without a motion encoder. With a motion encoder, `jobs/precompute.py` makes
+the motion from `videos`. No face and no sentence of `test` occurs in `train`. In the default ten minutes nearly every
+clip has a different face, so that a renderer learns to generalise to new faces.
 """
 
 import json
@@ -54,12 +54,12 @@ class DemoCorpus:
     minutes: dict[str, float]
     """Minutes of video by split."""
     seconds: float
-    """Time that it took."""
+    """Seconds that it took to make the corpus."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Hold the sizes of pictures."""
+    """Hold the sizes of the pictures in a corpus."""
 
     size_px: int
     """Side of a clip's frames in pixels."""
@@ -85,13 +85,13 @@ def make_demo_corpus(
 
     Args:
         output: folder of the corpus.
-        seed: the same seed gives the same bytes.
-        minutes: minimal minutes of speech to train on, over 0 and up to 10,000.
-        held_out_minutes: minimal minutes of held-out speech. The default is 1.9, with one clip of over a minute.
+        seed: seed of the corpus. The same seed gives the same bytes.
+        minutes: minimum minutes of speech to train on, more than 0 and at most 10,000.
+        held_out_minutes: minimum minutes of held-out speech. The default is 1.9, with one clip longer than a minute.
         size_px: side of the clips in pixels, even, at least 32.
         crop_px: side of the face crops in the video shards in pixels, even, at least 32.
         identities: number of people to train on.
-        speech: folder of recordings to speak instead of the synthetic voice. Every sixth is held out.
+        speech: folder of recordings that replace the synthetic voice. Every sixth recording is held out.
         audio_encoder: folder of a Wav2Vec2 model. The default is log-mel features, which need no weights.
         workers: number of processes. The default is the number of cores.
         progress: is called with a line after each clip.
@@ -170,9 +170,9 @@ def make_clip(plan: ClipPlan, folder: Path, sizes: Sizes) -> ClipSamples:
             crops.append(square.cut(picture, sizes.crop_px))
             yield picture
 
-    drawn = {"comment": "drawn by a program"}
+    metadata = {"comment": "drawn by a program"}
     clip = target / f"{plan.key}.mp4"
-    write_video(clip, pictures(), fps=FPS, samples=samples, preset="ultrafast", metadata=drawn)
+    write_video(clip, pictures(), fps=FPS, samples=samples, preset="ultrafast", metadata=metadata)
     np.save(target / f"{plan.key}.controls.npy", controls)
     meta = {
         "frames": len(controls),
@@ -196,29 +196,31 @@ def make_clip(plan: ClipPlan, folder: Path, sizes: Sizes) -> ClipSamples:
 
 
 def hash_seed(seed: tuple[int, ...]) -> int:
-    """Return one number that depends on all the given ones, the same on every machine."""
+    """Return one number that depends on all given numbers. It is the same on every machine."""
     return int(np.random.SeedSequence(list(seed)).generate_state(1)[0])
 
 
 def _make_clips(
     plans: list[ClipPlan], folder: Path, sizes: Sizes, workers: int, progress: Callable[[str], None]
 ) -> Iterator[ClipSamples]:
-    """Yield the clips in the plan's order, made by a pool of processes with one thread each."""
+    """Make the clips in a pool of processes with one thread each. Yield their samples in the order of the plans."""
     if workers == 1:
         for number, plan in enumerate(plans):
             yield make_clip(plan, folder, sizes)
             progress(f"{number + 1}/{len(plans)} clips")
         return
-    # The longest first, so that no core waits for a long clip at the end.
+    # The longest clips are made first, so that no core waits for a long clip at the end.
     order = sorted(range(len(plans)), key=lambda i: -plans[i].duration_s)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(plans)), mp_context=context, initializer=start_worker) as pool:
         futures = {i: pool.submit(make_clip, plans[i], folder, sizes) for i in order}
         try:
             for number, done in enumerate(as_completed(futures.values())):
+                # Raise the error of a clip that failed.
                 done.result()
                 progress(f"{number + 1}/{len(plans)} clips")
             for i in range(len(plans)):
+                # Removing the future frees its clip's memory.
                 yield futures.pop(i).result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

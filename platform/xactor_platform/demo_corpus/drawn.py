@@ -1,7 +1,11 @@
 """Draw people from a seed, and animate them by a control track.
 
-A head is painted once on a canvas (bust.py). For each frame the jaw stretches it, eyes, brows and mouth are drawn on it
-as smooth shapes, and the pose turns the head in front of a still background.
+A head is painted once on a canvas (bust.py). For each frame, the opening jaw stretches the face, eyes, brows and mouth
+are drawn on it as smooth shapes, and the pose turns the head in front of a still background. Ours: all coordinates and
+factors were chosen by eye.
+
+In the methods below, `control` holds a frame's controls by name. `side` is -1 at the left of the picture and 1 at the
+right.
 """
 
 import cv2
@@ -30,7 +34,7 @@ VIEW = (0.0, 0.12, 0.87)
 
 
 class DrawnFace:
-    """Render a drawn person, `size_px` square."""
+    """Render a drawn person in frames of `size_px` x `size_px`."""
 
     def __init__(self, seed: int, size_px: int = 256):
         self.looks = draw_looks(seed)
@@ -38,9 +42,8 @@ class DrawnFace:
         rng = np.random.Generator(np.random.PCG64([seed, 405]))
         side = CANVAS_PX * FINE / 2
         left, top = (round((at + 1 - VIEW[2]) * side) for at in VIEW[:2])
-        wall = paint_wall(self.looks)[
-            top : top + round(2 * VIEW[2] * side), left : left + round(2 * VIEW[2] * side)
-        ]
+        view_px = round(2 * VIEW[2] * side)
+        wall = paint_wall(self.looks)[top : top + view_px, left : left + view_px]
         self._wall = cv2.resize(wall, (size_px, size_px), interpolation=cv2.INTER_AREA)
         self._head = paint_head(self.looks, rng)
         self._pose = PoseMap(
@@ -56,57 +59,57 @@ class DrawnFace:
 
     def render(self, controls: np.ndarray) -> np.ndarray:
         """Render one frame, uint8 [S, S, 3] RGB, from a row of the control track [57]."""
-        c = {name: float(controls[i]) for name, i in INDEX.items()}
+        control = {name: float(controls[i]) for name, i in INDEX.items()}
         head = self._head.copy()
-        self._stretch_jaw(head, c)
-        self._draw_mouth(head, c)
+        self._stretch_jaw(head, control)
+        self._draw_mouth(head, control)
         for side in (-1, 1):
-            self._draw_eye(head, c, side)
-            self._draw_brow(head, c, side)
+            self._draw_eye(head, control, side)
+            self._draw_brow(head, control, side)
         if self.looks.glasses:
             self._draw_glasses(head)
         map_x, map_y = self._pose.maps(controls[INDEX["headPitch"] :])
         turned = cv2.remap(head, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
-        through = cv2.cvtColor(255 - turned[..., 3], cv2.COLOR_GRAY2RGB)
-        return cv2.add(
-            cv2.cvtColor(turned, cv2.COLOR_RGBA2RGB), cv2.multiply(self._wall, through, scale=1 / 255)
-        )
+        # The head's colours are already multiplied by its alpha. The wall shows where the head is transparent.
+        transparency = cv2.cvtColor(255 - turned[..., 3], cv2.COLOR_GRAY2RGB)
+        visible_wall = cv2.multiply(self._wall, transparency, scale=1 / 255)
+        return cv2.add(cv2.cvtColor(turned, cv2.COLOR_RGBA2RGB), visible_wall)
 
-    def _stretch_jaw(self, head: np.ndarray, c: dict[str, float]) -> None:
-        drop = 0.17 * c["jawOpen"]
+    def _stretch_jaw(self, head: np.ndarray, control: dict[str, float]) -> None:
+        """Pull the lower face down, in place."""
+        drop = 0.17 * control["jawOpen"]
         if drop < 1e-3:
             return
-        below, rows = head[self._jaw].copy(), self._rows - drop * self._pull
+        lower_face, source_rows = head[self._jaw].copy(), self._rows - drop * self._pull
         head[self._jaw] = cv2.remap(
-            below, self._columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+            lower_face, self._columns, source_rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
 
-    def _draw_mouth(self, head: np.ndarray, c: dict[str, float]) -> None:
-        k = self.looks
-        # Left and right as seen in the picture: the person's right is at the left.
+    def _draw_mouth(self, head: np.ndarray, control: dict[str, float]) -> None:
+        """Draw the lips, and the inside of the mouth if it is open."""
+        looks = self.looks
+        # Controls of each half of the mouth. Left and right refer to the picture: the person's right is at the left.
         left, right = (
             {
-                n: c[f"mouth{n}{s}"]
-                for n in ("Smile", "Frown", "Stretch", "Dimple", "Press", "UpperUp", "LowerDown")
+                name: control[f"mouth{name}{who}"]
+                for name in ("Smile", "Frown", "Stretch", "Dimple", "Press", "UpperUp", "LowerDown")
             }
-            for s in ("Right", "Left")
+            for who in ("Right", "Left")
         )
-        both = {n: (left[n] + right[n]) / 2 for n in left}
-        round_, funnel = c["mouthPucker"], c["mouthFunnel"]
-        gap = max(0.33 * (c["jawOpen"] - c["mouthClose"]) + 0.05 * funnel - 0.03 * both["Press"], 0.0)
-        rise = 0.035 * both["UpperUp"] + 0.02 * c["mouthShrugUpper"] + 0.015 * funnel
-        full = k.lip_fullness
-        upper = (
-            full
-            * 0.042
-            * (1 - 0.7 * c["mouthRollUpper"] - 0.35 * both["Press"] - 0.2 * both["Smile"] + 0.35 * round_)
-        )
-        lower = (
-            full
-            * 0.055
-            * (1 - 0.6 * c["mouthRollLower"] - 0.35 * both["Press"] - 0.2 * both["Smile"] + 0.3 * round_)
-        )
-        middle = 0.03 * (c["mouthLeft"] - c["mouthRight"]) + 0.04 * (c["jawLeft"] - c["jawRight"])
+        both = {name: (left[name] + right[name]) / 2 for name in left}
+        press, smile = both["Press"], both["Smile"]
+        roll_upper, roll_lower = control["mouthRollUpper"], control["mouthRollLower"]
+        round_, funnel = control["mouthPucker"], control["mouthFunnel"]
+        # How far the mouth is open, how far the upper lip rises, and how thick both lips are.
+        gap = max(0.33 * (control["jawOpen"] - control["mouthClose"]) + 0.05 * funnel - 0.03 * press, 0.0)
+        rise = 0.035 * both["UpperUp"] + 0.02 * control["mouthShrugUpper"] + 0.015 * funnel
+        full = looks.lip_fullness
+        upper = full * 0.042 * (1 - 0.7 * roll_upper - 0.35 * press - 0.2 * smile + 0.35 * round_)
+        lower = full * 0.055 * (1 - 0.6 * roll_lower - 0.35 * press - 0.2 * smile + 0.3 * round_)
+        # x of the mouth's middle, and the two corners.
+        mouth_shift = control["mouthLeft"] - control["mouthRight"]
+        jaw_shift = control["jawLeft"] - control["jawRight"]
+        middle = 0.03 * mouth_shift + 0.04 * jaw_shift
         ends = []
         for side, m in ((-1, left), (1, right)):
             wide = (
@@ -118,8 +121,9 @@ class DrawnFace:
                 - 0.28 * funnel
             )
             sink = -0.085 * m["Smile"] + 0.075 * m["Frown"] + 0.3 * gap + 0.01 * m["Stretch"]
-            ends.append((middle + side * k.mouth_width * max(wide, 0.35), k.mouth_y + sink))
+            ends.append((middle + side * looks.mouth_width * max(wide, 0.35), looks.mouth_y + sink))
         (ax, ay), (bx, by) = ends
+        # The lips' edges, from corner to corner: x, and y of the outer and inner edges of both lips.
         t = np.linspace(0, 1, 25)
         x = ax + (bx - ax) * t
         base = ay + (by - ay) * t
@@ -128,7 +132,7 @@ class DrawnFace:
         flat = np.sqrt(arch)
         # The dent of the upper lip.
         bow = 0.35 * np.exp(-(((t - 0.5) / 0.07) ** 2)) * 0.03
-        line = k.mouth_y + 0.01 * both["Smile"] - rise
+        line = looks.mouth_y + 0.01 * smile - rise
         inner_up = base + (line - base) * flat**0.9
         inner_low = base + (line + gap + 0.03 * both["LowerDown"] + rise * 0.3 - base) * (
             0.55 * flat + 0.45 * arch
@@ -154,28 +158,38 @@ class DrawnFace:
                 self._shade(head, through(bend, 12), min(0.5 * m["Smile"], 0.3), 4)
         opened = np.concatenate([np.stack([x, inner_up], 1), np.stack([x, inner_low], 1)[::-1]])
         whole = np.concatenate([np.stack([x, outer_up], 1), np.stack([x, outer_low], 1)[::-1]])
-        lips = k.lips
+        lips = looks.lips
         fill(head, whole, lips)
         under = np.stack([x, inner_low], 1)[::-1]
         fill(head, np.concatenate([np.stack([x, outer_low], 1), under]), np.clip(lips * 1.1 + 6, 0, 255))
         glow_y = inner_low + (outer_low - inner_low) * 0.45
         stroke(head, np.stack([x, glow_y], 1)[9:16], np.clip(lips * 1.18 + 16, 0, 255), 2)
         if (inner_low - inner_up).max() > 0.006:
-            self._draw_inside(head, opened, x, inner_up, inner_low, gap, c)
+            self._draw_inside(head, opened, x, inner_up, inner_low, gap, control)
         else:
             stroke(head, np.stack([x, (inner_up + inner_low) / 2], 1), lips * 0.5, 2)
 
-    def _draw_inside(self, head, opened, x, inner_up, inner_low, gap, c) -> None:
-        patch, box, mask = cut(head, opened)
+    def _draw_inside(self, head, opened, x, inner_up, inner_low, gap, control) -> None:
+        """Draw the inside of an open mouth: tongue, upper teeth and, if it is wide open, lower teeth.
+
+        Args:
+            head: painted in place.
+            opened: outline of the opening, [n, 2].
+            x: x of the lips' edges, [25].
+            inner_up: y of the upper lip's inner edge, [25].
+            inner_low: y of the lower lip's inner edge, [25].
+            gap: how far the mouth is open.
+            control: controls by name.
+        """
+        patch, at, mask = cut(head, opened)
         inside = patch.copy()
         inside[..., :3] = (58, 18, 22)
-        at = (box[0], box[1])
         middle = float(x.mean())
         tongue_y = float(inner_low.max())
         radius = (x[-1] - x[0]) * 0.34
-        tongue = ellipse(middle, tongue_y + 0.015 - 0.02 * c["mouthPucker"], radius, 0.045 + 0.18 * gap)
+        tongue = ellipse(middle, tongue_y + 0.015 - 0.02 * control["mouthPucker"], radius, 0.045 + 0.18 * gap)
         fill(inside, tongue, (172, 82, 84), at)
-        height = 0.05 + 0.012 * c["mouthSmileLeft"]
+        height = 0.05 + 0.012 * control["mouthSmileLeft"]
         teeth = np.concatenate(
             [np.stack([x, inner_up - 0.01], 1), np.stack([x, inner_up + height * 0.9], 1)[::-1]]
         )[2:-2]
@@ -188,20 +202,22 @@ class DrawnFace:
         stroke(inside, np.stack([x, inner_up + 0.004], 1), (70, 24, 28), 2, at)
         blend(patch, inside, mask)
 
-    def _draw_eye(self, head: np.ndarray, c: dict[str, float], side: int) -> None:
-        k = self.looks
+    def _draw_eye(self, head: np.ndarray, control: dict[str, float], side: int) -> None:
+        """Draw an eye with its lids and lashes."""
+        looks = self.looks
         who = "Right" if side < 0 else "Left"
-        blink = min(c[f"eyeBlink{who}"], 1.0)
-        cheek = c[f"cheekSquint{who}"]
-        squint = c[f"eyeSquint{who}"]
+        blink = min(control[f"eyeBlink{who}"], 1.0)
+        cheek = control[f"cheekSquint{who}"]
+        squint = control[f"eyeSquint{who}"]
         look_x = (
-            c["eyeLookOutLeft"] - c["eyeLookInLeft"]
+            control["eyeLookOutLeft"] - control["eyeLookInLeft"]
             if side > 0
-            else c["eyeLookInRight"] - c["eyeLookOutRight"]
+            else control["eyeLookInRight"] - control["eyeLookOutRight"]
         )
-        look_y = c[f"eyeLookDown{who}"] - c[f"eyeLookUp{who}"]
-        cx, cy, w = side * k.eye_gap, EYES_Y, k.eye_size
-        lid_full = 0.056 * (1 + 0.5 * c[f"eyeWide{who}"] - 0.12 * look_y * (look_y > 0))
+        look_y = control[f"eyeLookDown{who}"] - control[f"eyeLookUp{who}"]
+        cx, cy, w = side * looks.eye_gap, EYES_Y, looks.eye_size
+        # Heights of the upper and of the lower lid's edge. Looking down lowers the upper lid.
+        lid_full = 0.056 * (1 + 0.5 * control[f"eyeWide{who}"] - 0.12 * max(look_y, 0.0))
         low_full = 0.036 * (1 - 0.45 * cheek - 0.35 * squint)
         t = np.linspace(-1, 1, 21)
         x = cx + w * t
@@ -214,71 +230,75 @@ class DrawnFace:
         lower = bottom + (closed - bottom) * blink * 0.9
         lower = np.maximum(lower, upper)
         if blink < 0.93:
-            patch, box, mask = cut(
+            patch, at, mask = cut(
                 head, np.concatenate([np.stack([x, upper], 1), np.stack([x, lower], 1)[::-1]])
             )
             eye = patch.copy()
             eye[..., :3] = (240, 238, 236)
-            at = (box[0], box[1])
+            # The iris with its edge and lower glow, the pupil, and the highlight.
             ix, iy = cx + 0.038 * look_x, cy - 0.008 + 0.026 * look_y
-            disc(eye, ix, iy, 0.052, k.iris * 0.55, at)
-            disc(eye, ix, iy, 0.046, k.iris, at)
-            disc(eye, ix, iy + 0.012, 0.03, np.clip(k.iris * 1.3 + 18, 0, 255), at)
+            disc(eye, ix, iy, 0.052, looks.iris * 0.55, at)
+            disc(eye, ix, iy, 0.046, looks.iris, at)
+            disc(eye, ix, iy + 0.012, 0.03, np.clip(looks.iris * 1.3 + 18, 0, 255), at)
             disc(eye, ix, iy, 0.022, (14, 12, 14), at)
             disc(eye, ix - 0.017, iy - 0.018, 0.0105, (255, 255, 255), at)
             # The lid casts a shadow on the eyeball.
             fill(eye, np.concatenate([np.stack([x, upper - 0.01], 1), np.stack([x, upper + 0.013], 1)[::-1]]),
                   np.array((150, 140, 142)), at, 0.5)  # fmt: skip
             blend(patch, eye, mask)
-        dark = np.clip(k.hair * 0.25, 0, 50)
+        dark = np.clip(looks.hair * 0.25, 0, 50)
         lash = 0.011 + 0.006 * blink
         wing = np.stack([x, upper], 1)
         outer = wing[-1] if side > 0 else wing[0]
         body = np.concatenate([wing, np.stack([x, upper - lash * (1.15 - t**2)], 1)[::-1]])
         fill(head, body, dark)
         stroke(head, np.stack([outer, outer + np.array((side * 0.02, -0.012))]), dark, 2)
-        stroke(head, np.stack([x, lower], 1)[4:-4], k.skin * 0.62, 1)
+        stroke(head, np.stack([x, lower], 1)[4:-4], looks.skin * 0.62, 1)
         crease = np.stack([x, top - 0.03 + 0.03 * blink + 0.012 * squint], 1)[3:-3]
-        stroke(head, crease, k.skin * 0.72, 2)
+        stroke(head, crease, looks.skin * 0.72, 2)
         if cheek > 0.05 or squint > 0.3:
             self._shade(head, np.stack([x, lower + 0.03], 1)[5:-5], min(0.3 * cheek + 0.1 * squint, 0.25), 4)
 
-    def _draw_brow(self, head: np.ndarray, c: dict[str, float], side: int) -> None:
-        k = self.looks
+    def _draw_brow(self, head: np.ndarray, control: dict[str, float], side: int) -> None:
+        """Draw a brow."""
+        looks = self.looks
         who = "Right" if side < 0 else "Left"
-        inner = -0.085 * c["browInnerUp"] + 0.06 * c[f"browDown{who}"]
-        outer = -0.085 * c[f"browOuterUp{who}"] + 0.035 * c[f"browDown{who}"]
-        pinch = 0.03 * c[f"browDown{who}"]
+        inner = -0.085 * control["browInnerUp"] + 0.06 * control[f"browDown{who}"]
+        outer = -0.085 * control[f"browOuterUp{who}"] + 0.035 * control[f"browDown{who}"]
+        pinch = 0.03 * control[f"browDown{who}"]
         points = np.array([
-            (side * (k.eye_gap - 0.105 - pinch), BROWS_Y + 0.03 + inner),
-            (side * (k.eye_gap - 0.02), BROWS_Y - 0.002 + 0.55 * inner + 0.45 * outer),
-            (side * (k.eye_gap + 0.07), BROWS_Y - 0.006 + 0.1 * inner + 0.95 * outer),
-            (side * (k.eye_gap + 0.135), BROWS_Y + 0.04 + 0.75 * outer),
+            (side * (looks.eye_gap - 0.105 - pinch), BROWS_Y + 0.03 + inner),
+            (side * (looks.eye_gap - 0.02), BROWS_Y - 0.002 + 0.55 * inner + 0.45 * outer),
+            (side * (looks.eye_gap + 0.07), BROWS_Y - 0.006 + 0.1 * inner + 0.95 * outer),
+            (side * (looks.eye_gap + 0.135), BROWS_Y + 0.04 + 0.75 * outer),
         ])  # fmt: skip
         spine = through(points, 16)
         t = np.linspace(0, 1, len(spine))
-        half = 0.021 * k.brow_weight * (0.55 + 0.9 * t) * (1 - t**3.5) + 0.002
-        hair = k.hair * 0.75 if k.hair.mean() > 110 else np.clip(k.hair * 0.8 + 4, 0, 255)
+        # Half the brow's thickness along the spine.
+        half = 0.021 * looks.brow_weight * (0.55 + 0.9 * t) * (1 - t**3.5) + 0.002
+        hair = looks.hair * 0.75 if looks.hair.mean() > 110 else np.clip(looks.hair * 0.8 + 4, 0, 255)
         shape = np.concatenate(
             [spine - np.stack([0 * t, half], 1), (spine + np.stack([0 * t, half * 0.8], 1))[::-1]]
         )
         fill(head, shape, hair, alpha=0.9)
 
     def _draw_glasses(self, head: np.ndarray) -> None:
-        k = self.looks
+        """Draw the rings, temples and bridge of the glasses."""
+        looks = self.looks
         for side in (-1, 1):
-            ring = ellipse(side * k.eye_gap, EYES_Y + 0.015, 0.15, 0.125, power=2.8)
+            ring = ellipse(side * looks.eye_gap, EYES_Y + 0.015, 0.15, 0.125, power=2.8)
             stroke(head, np.concatenate([ring, ring[:1]]), (44, 38, 40), 4)
             temple = np.array(
-                [(side * (k.eye_gap + 0.148), EYES_Y - 0.01), (side * k.face_width, EYES_Y - 0.03)]
+                [(side * (looks.eye_gap + 0.148), EYES_Y - 0.01), (side * looks.face_width, EYES_Y - 0.03)]
             )
             stroke(head, temple, (44, 38, 40), 4)
         stroke(
             head,
-            np.array([(-k.eye_gap + 0.15, EYES_Y), (0, EYES_Y - 0.02), (k.eye_gap - 0.15, EYES_Y)]),
+            np.array([(-looks.eye_gap + 0.15, EYES_Y), (0, EYES_Y - 0.02), (looks.eye_gap - 0.15, EYES_Y)]),
             (44, 38, 40),
             4,
         )
 
     def _shade(self, head: np.ndarray, line: np.ndarray, depth: float, width: int) -> None:
+        """Draw a faint dark line of the skin's colour, with opacity `depth`."""
         stroke(head, line, self.looks.skin * (0.62, 0.52, 0.5), width, alpha=depth)

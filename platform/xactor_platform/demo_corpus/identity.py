@@ -15,7 +15,7 @@ from xactor_platform.demo_corpus.speech import Voice
 PHOTO = "astronaut"
 # Faces are detected in pictures of this size.
 DETECTED_PX = 256
-# There is one photograph. It is held out, to see what a renderer makes of a real face that it never saw.
+# The only photograph is held out, to show how a renderer handles a real face that it never saw.
 HELD_OUT = ("drawn-007", PHOTO)
 
 
@@ -43,18 +43,18 @@ def training_identities(count: int) -> list[Identity]:
 
 
 def held_out_identities() -> list[Identity]:
-    """Return a drawn person and the photograph of a real one, which are never trained on."""
+    """Return a drawn person and the photographed person. Both are never trained on."""
     return [Identity(name=HELD_OUT[0], voice=_voice(7)), Identity(name=PHOTO, voice=Voice(shift=1.19))]
 
 
 def render_frame(identity: Identity, controls: np.ndarray, size_px: int = 256) -> np.ndarray:
-    """Render one frame of a person, uint8 [S, S, 3] RGB, from a row of controls [57]. A pure function."""
+    """Render one frame of a person, uint8 [S, S, 3] RGB, from a row of controls [57]. It depends on nothing else."""
     return _face(identity.face_seed, size_px).render(controls)
 
 
 @lru_cache(maxsize=16)
 def find_crop(identity: Identity, size_px: int) -> CropBox | None:
-    """Return the square around a person's face at rest in frames of a size, or None if no face is found."""
+    """Return the square around a person's face at rest, in frames of side `size_px`. None if no face is found."""
     still = render_frame(identity, np.zeros(CONTROL_COUNT, np.float32), size_px)
     faces = _landmarker().detect(cv2.resize(still, (DETECTED_PX, DETECTED_PX)))
     return crop_box(faces[0]).scaled(size_px / DETECTED_PX) if faces else None
@@ -71,8 +71,9 @@ def _landmarker() -> FaceLandmarker:
 
 
 def _voice(seed: int) -> Voice:
-    """Return a voice with a woman's or a man's pitch by the drawn style, slightly different for each person."""
+    """Return a voice with a woman's or a man's pitch, to fit the drawn style. It differs slightly between people."""
     rng = np.random.Generator(np.random.PCG64([seed, 403]))
+    # Places of "long", "bun" and "bob" in `looks.STYLES`.
     high = seed % 6 in (1, 2, 4)
     return Voice(
         shift=float((1.17 if high else 0.97) + rng.uniform(-0.06, 0.06)), pace=float(rng.uniform(0.95, 1.08))

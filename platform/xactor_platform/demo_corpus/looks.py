@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Each colour is a blend of two of these, so that no two people have the same.
+# Each colour of a person is a blend of two of these with added noise, so that no two people have the same colour.
 _SKINS = ((247, 216, 190), (236, 190, 158), (214, 160, 122), (177, 120, 84), (132, 86, 60), (98, 62, 45))
 _HAIRS = (
     (35, 26, 24),
@@ -25,12 +25,15 @@ _WALLS = (
     (176, 192, 214),
     (228, 220, 200),
 )
+# Styles of the hair.
 STYLES = ("short", "long", "bun", "curly", "bob", "bald")
+# Heights (y) of a drawn face's features on the canvas. The mouth varies around its value.
+EYES_Y, BROWS_Y, NOSE_Y, MOUTH_Y = -0.06, -0.215, 0.17, 0.355
 
 
 @dataclass(frozen=True, kw_only=True)
 class Looks:
-    """Hold what distinguishes one drawn person from another. Colours are RGB in 0..255, lengths in canvas units."""
+    """Hold the looks of one drawn person. Colours are RGB in 0..255, lengths are in canvas units."""
 
     skin: np.ndarray
     """Colour of the skin."""
@@ -57,15 +60,15 @@ class Looks:
     eye_size: float
     """Half the width of an eye."""
     brow_weight: float
-    """Thickness of the brows relative to the usual."""
+    """Thickness of the brows, 1 for the usual."""
     nose: float
-    """Width of the nose relative to the usual."""
+    """Width of the nose, 1 for the usual."""
     mouth_y: float
     """Height (y) of the mouth."""
     mouth_width: float
     """Half the width of the mouth."""
     lip_fullness: float
-    """Thickness of the lips relative to the usual."""
+    """Thickness of the lips, 1 for the usual."""
     glasses: bool
     """Whether the person wears glasses."""
     beard: float
@@ -79,6 +82,7 @@ def draw_looks(seed: int) -> Looks:
     rng = np.random.Generator(np.random.PCG64([seed, 404]))
 
     def pick(colours, spread: float = 6) -> np.ndarray:
+        """Draw a blend of two colours, with noise of the deviation `spread`."""
         one, other = rng.integers(len(colours), size=2)
         blend = np.array(colours[one]) + rng.uniform(0, 0.5) * (np.array(colours[other]) - colours[one])
         return np.clip(blend + rng.normal(0, spread, 3), 0, 255)
@@ -113,7 +117,3 @@ def draw_looks(seed: int) -> Looks:
         beard=rng.uniform(0.35, 0.8) if bearded else 0.0,
         freckles=bool(rng.uniform() < 0.3),
     )
-
-
-# Heights (y) of a drawn face's features on the canvas. The mouth varies around its value.
-EYES_Y, BROWS_Y, NOSE_Y, MOUTH_Y = -0.06, -0.215, 0.17, 0.355

@@ -1,8 +1,11 @@
-"""Turn the sound of speech into a face's control track, with a seed for what the sound does not determine.
+"""Turn the sound of speech into a face's control track, with a seed for the motion that the sound does not determine.
 
-Lips and jaw follow the short-time spectrum and nothing else, so they can be learned from the sound. Brows, eyes and
-the amount of head motion follow a slow arousal: loudness and pitch, averaged over about five seconds. Blinks, glances
-and the head's path are drawn from the seed.
+Lips and jaw follow only the short-time spectrum, so a model can learn them from the sound. Brows, eyes and the amount
+of head motion follow the arousal: loudness and pitch, averaged over about five seconds. Blinks, glances and the head's
+path are drawn from the seed. Ours: all factors were chosen by eye.
+
+In the functions below, `sound` holds tracks [T] of the sound by name (see `_sound_tracks`), and `excitement` is the
+arousal [T].
 """
 
 import numpy as np
@@ -15,6 +18,7 @@ _HOP = 160
 _HOPS_PER_FRAME = SAMPLES_PER_FRAME // _HOP
 # Samples of a spectrum, 32 ms.
 _WINDOW = 512
+# Time constant of the arousal, in seconds.
 AROUSAL_S = 5.0
 
 
@@ -23,7 +27,7 @@ def perform(samples: np.ndarray, seed: int) -> np.ndarray:
 
     Args:
         samples: mono sound at 16 kHz, float32 [N].
-        seed: decides blinks, glances, the head's path, and a slight asymmetry of the face.
+        seed: seed of the blinks, the glances, the head's path and a slight asymmetry of the face.
 
     Raises:
         ValueError: the sound is shorter than half a frame.
@@ -32,50 +36,56 @@ def perform(samples: np.ndarray, seed: int) -> np.ndarray:
     if not frames:
         raise ValueError(f"{len(samples)} samples are less than half a frame of {SAMPLES_PER_FRAME}")
     rng = np.random.Generator(np.random.PCG64([seed, 57]))
-    hear = _hear(samples, frames)
-    slow = arousal(hear)
+    sound = _sound_tracks(samples, frames)
+    excitement = arousal(sound)
     face = np.zeros((frames, CONTROL_COUNT))
-    _speak(face, hear, slow)
-    _feel(face, hear, slow, rng)
-    _look(face, slow, rng)
-    _move_head(face, hear, slow, rng)
+    _write_mouth(face, sound, excitement)
+    _write_emotion(face, sound, excitement, rng)
+    _write_gaze(face, excitement, rng)
+    _write_head(face, sound, excitement, rng)
     face[:, : INDEX["headPitch"]] = np.clip(face[:, : INDEX["headPitch"]], 0, 1)
     return face.astype(np.float32)
 
 
-def arousal(hear: dict[str, np.ndarray]) -> np.ndarray:
-    """Return how excited the speaker sounds, [T] in about 0..1: loudness and pitch, decaying over five seconds."""
-    loud = np.clip((hear["level_db"] + 40) / 26, 0, 1.2)
-    pitch = np.clip(hear["pitch"], -1, 1) * (hear["speech"] > 0.4)
+def arousal(sound: dict[str, np.ndarray]) -> np.ndarray:
+    """Return how excited the speaker sounds, [T] in 0..1.2: loudness and pitch, averaged over about five seconds.
+
+    Args:
+        sound: tracks of the sound, see `_sound_tracks`.
+    """
+    loud = np.clip((sound["level_db"] + 40) / 26, 0, 1.2)
+    pitch = np.clip(sound["pitch"], -1, 1) * (sound["speech"] > 0.4)
     heat = 1.15 * loud**1.5 + 0.5 * pitch
     keep = np.exp(-1 / (AROUSAL_S * FPS))
-    # The mean of the first seconds is the initial state: a clip is cut out of a longer talk.
+    # The average starts with the mean of the first seconds, as if the clip were cut out of a longer talk.
     state = float(heat[: int(AROUSAL_S * FPS)].mean())
-    slow = np.empty_like(heat)
+    excitement = np.empty_like(heat)
     for t, value in enumerate(heat):
         state = keep * state + (1 - keep) * value
-        slow[t] = state
-    return np.clip((slow - 0.18) / 0.5, 0, 1.2)
+        excitement[t] = state
+    return np.clip((excitement - 0.18) / 0.5, 0, 1.2)
 
 
-def _hear(samples: np.ndarray, frames: int) -> dict[str, np.ndarray]:
-    """Return the tracks of the sound that the face follows, each [T]: levels, vowel shape, hiss, pitch."""
+def _sound_tracks(samples: np.ndarray, frames: int) -> dict[str, np.ndarray]:
+    """Return the tracks of the sound that the face follows, by name, each [T]: levels, vowel shape, hiss and pitch."""
     power, hops = _spectrogram(samples, frames)  # [hops, 257]
     hz = np.arange(_WINDOW // 2 + 1) * SAMPLE_RATE_HZ / _WINDOW
 
     def band(low: float, high: float) -> np.ndarray:
+        """Return the power between two frequencies, [hops]."""
         return power[:, (hz >= low) & (hz < high)].sum(axis=1)
 
     def centre(low: float, high: float) -> np.ndarray:
+        """Return the mean frequency between two frequencies, weighted by power, [hops]."""
         inside = (hz >= low) & (hz < high)
         return (power[:, inside] * hz[inside]).sum(axis=1) / (power[:, inside].sum(axis=1) + 1e-8)
 
     voiced, hiss = band(90, 1200), band(3500, 8000)
     voiced_db = 10 * np.log10(voiced + 1e-9)
-    # The clip's own loud voice is 0 dB, so that a soft clip opens the mouth nearly as far as a loud one.
+    # Levels are relative to the clip's loudest parts, so that a soft clip opens the mouth nearly as far as a loud one.
     top_db = max(float(np.percentile(voiced_db, 95)), -38.0)
     weight = voiced + 1e-7
-    # Roughly the first formant.
+    # Rough frequencies of the first and the second formant.
     first = _smooth(centre(200, 1100) * weight, 2) / _smooth(weight, 2)
     second_weight = band(1100, 3200) + 1e-8
     second = _smooth(centre(1100, 3200) * second_weight, 2) / _smooth(second_weight, 2)
@@ -92,14 +102,14 @@ def _hear(samples: np.ndarray, frames: int) -> dict[str, np.ndarray]:
     return {name: track[_HOPS_PER_FRAME // 2 :: _HOPS_PER_FRAME][:frames] for name, track in tracks.items()}
 
 
-def _speak(face: np.ndarray, hear: dict[str, np.ndarray], slow: np.ndarray) -> None:
+def _write_mouth(face: np.ndarray, sound: dict[str, np.ndarray], excitement: np.ndarray) -> None:
     """Write the jaw and the lips into the control track [T, 57]."""
-    voice, wide, front, hiss = hear["voice"], hear["open_vowel"], hear["front_vowel"], hear["hiss"]
-    rounded = hear["round_vowel"] * (1 - front) * voice
-    big = 0.85 + 0.3 * np.clip(slow, 0, 1)
-    jaw = big * (0.58 * voice**1.7 * (0.35 + 0.65 * wide)) + 0.05 * hiss * (1 - voice)
-    # Between the sounds of a word the lips touch (p, b, m). In a pause they rest, pressed slightly.
-    speech = hear["speech"]
+    voice, hiss, speech = sound["voice"], sound["hiss"], sound["speech"]
+    open_vowel, front_vowel = sound["open_vowel"], sound["front_vowel"]
+    rounded = sound["round_vowel"] * (1 - front_vowel) * voice
+    jaw_scale = 0.85 + 0.3 * np.clip(excitement, 0, 1)
+    jaw = jaw_scale * (0.58 * voice**1.7 * (0.35 + 0.65 * open_vowel)) + 0.05 * hiss * (1 - voice)
+    # Within speech, the lips touch at quiet moments (p, b, m). In a pause they rest and are pressed slightly.
     closed = np.clip(1 - voice / 0.35, 0, 1) * (1 - 0.8 * hiss)
     touch, rest = closed * speech, closed * (1 - speech)
     _set(face, "jawOpen", jaw + 0.02 * speech)
@@ -108,8 +118,8 @@ def _speak(face: np.ndarray, hear: dict[str, np.ndarray], slow: np.ndarray) -> N
     _set(face, "mouthUpperUp*", 0.28 * jaw + 0.14 * hiss * speech)
     _set(face, "mouthFunnel", 0.5 * rounded * np.clip(jaw / 0.3, 0.3, 1))
     _set(face, "mouthPucker", 0.75 * rounded)
-    _set(face, "mouthStretch*", 0.45 * front * voice)
-    _set(face, "mouthDimple*", 0.15 * front * voice)
+    _set(face, "mouthStretch*", 0.45 * front_vowel * voice)
+    _set(face, "mouthDimple*", 0.15 * front_vowel * voice)
     _set(face, "mouthPress*", 0.35 * touch + 0.22 * rest)
     _set(face, "mouthRollLower", 0.4 * touch + 0.08 * rest)
     _set(face, "mouthRollUpper", 0.22 * touch + 0.05 * rest)
@@ -118,12 +128,14 @@ def _speak(face: np.ndarray, hear: dict[str, np.ndarray], slow: np.ndarray) -> N
     _set(face, "jawForward", 0.08 * hiss * speech)
 
 
-def _feel(face: np.ndarray, hear: dict[str, np.ndarray], slow: np.ndarray, rng: np.random.Generator) -> None:
-    """Write the slow part of acting: brows, cheeks, smile and frown."""
-    lively = np.clip(slow, 0, 1.2)
-    weary = np.clip(0.45 - slow, 0, 0.45) / 0.45
+def _write_emotion(
+    face: np.ndarray, sound: dict[str, np.ndarray], excitement: np.ndarray, rng: np.random.Generator
+) -> None:
+    """Write the part of acting that changes slowly: brows, cheeks, smile and frown."""
+    lively = np.clip(excitement, 0, 1.2)
+    weary = np.clip(0.45 - excitement, 0, 0.45) / 0.45
     # A stressed word lifts the brows for a moment.
-    stress = np.clip(hear["voice"] - _smooth(hear["voice"], 12), 0, 0.5) * (0.2 + 0.6 * lively)
+    stress = np.clip(sound["voice"] - _smooth(sound["voice"], 12), 0, 0.5) * (0.2 + 0.6 * lively)
     stress = _smooth(stress, 2.5)
     _set(face, "browInnerUp", 0.45 * lively**1.2 + 0.25 * weary + 0.6 * stress)
     _set(face, "browOuterUp*", 0.5 * lively**1.2 + 0.7 * stress)
@@ -141,15 +153,16 @@ def _feel(face: np.ndarray, hear: dict[str, np.ndarray], slow: np.ndarray, rng: 
         face[:, INDEX[f"{name}Right"]] *= 1 - lopsided
 
 
-def _look(face: np.ndarray, slow: np.ndarray, rng: np.random.Generator) -> None:
-    """Write blinks, a Poisson process with a lower rate when excited, and glances."""
+def _write_gaze(face: np.ndarray, excitement: np.ndarray, rng: np.random.Generator) -> None:
+    """Write the blinks and the glances. Blinks are a Poisson process whose rate falls with excitement."""
     frames = len(face)
     blink = np.zeros(frames + 16)
+    # How far the lids are closed in each frame of a blink.
     shape = np.array([0.35, 0.9, 1.0, 0.8, 0.45, 0.2, 0.07])
     t = rng.integers(5, 60)
     while t < frames:
         blink[t : t + len(shape)] = np.maximum(blink[t : t + len(shape)], shape)
-        t += int(FPS * (0.7 + rng.exponential(2.3 + 1.2 * slow[t])))
+        t += int(FPS * (0.7 + rng.exponential(2.3 + 1.2 * excitement[t])))
     glance = np.zeros((frames, 2))
     t = 0
     while t < frames:
@@ -160,7 +173,7 @@ def _look(face: np.ndarray, slow: np.ndarray, rng: np.random.Generator) -> None:
     glance = np.stack([_smooth(glance[:, 0], 0.8), _smooth(glance[:, 1], 0.8)], axis=1)
     right, down = np.clip(glance.T, -0.8, 0.8)
     _set(face, "eyeBlink*", 0.92 * blink[:frames] + 0.06 + 0.2 * np.clip(down, 0, 1))
-    # The person's left eye is at the right of the picture, and looks "out" when it looks to the right.
+    # `right` means the right of the picture. The person's left eye is there, so it looks "out" when it looks right.
     _set(face, "eyeLookOutLeft", np.clip(right, 0, 1))
     _set(face, "eyeLookInRight", np.clip(right, 0, 1))
     _set(face, "eyeLookInLeft", np.clip(-right, 0, 1))
@@ -169,15 +182,15 @@ def _look(face: np.ndarray, slow: np.ndarray, rng: np.random.Generator) -> None:
     _set(face, "eyeLookUp*", np.clip(-down, 0, 1))
 
 
-def _move_head(
-    face: np.ndarray, hear: dict[str, np.ndarray], slow: np.ndarray, rng: np.random.Generator
+def _write_head(
+    face: np.ndarray, sound: dict[str, np.ndarray], excitement: np.ndarray, rng: np.random.Generator
 ) -> None:
-    """Write the head's motion: it wanders more when the speaker is excited, nods with the voice, and leans in."""
+    """Write the head's motion. It nods with the voice. With excitement it wanders more and leans towards the viewer."""
     frames = len(face)
-    lively = np.clip(slow, 0, 1.2)
+    lively = np.clip(excitement, 0, 1.2)
     reach = 0.35 + 1.1 * lively
     pitch, yaw, roll, x, y = (_wander(frames, period, rng) for period in (1.6, 2.4, 2.8, 3.5, 3.5))
-    nod = _smooth(hear["voice"], 3) - _smooth(hear["voice"], 14)
+    nod = _smooth(sound["voice"], 3) - _smooth(sound["voice"], 14)
     _set(face, "headPitch", 0.05 * reach * pitch + (0.05 + 0.12 * lively) * nod - 0.06 * (lively - 0.4))
     _set(face, "headYaw", 0.1 * reach * yaw)
     _set(face, "headRoll", 0.05 * reach * roll)
@@ -187,13 +200,17 @@ def _move_head(
 
 
 def _set(face: np.ndarray, name: str, track: np.ndarray) -> None:
-    """Write a track [T] to a control, or with a trailing * to its left and right."""
-    for full in (f"{name[:-1]}Left", f"{name[:-1]}Right") if name.endswith("*") else (name,):
-        face[:, INDEX[full]] = track
+    """Write a track [T] to a control. A trailing * in the name stands for both `Left` and `Right`."""
+    names = [name]
+    if name.endswith("*"):
+        stem = name.removesuffix("*")
+        names = [f"{stem}Left", f"{stem}Right"]
+    for control in names:
+        face[:, INDEX[control]] = track
 
 
 def _spectrogram(samples: np.ndarray, frames: int) -> tuple[np.ndarray, int]:
-    """Return the power [hops, 257] every 10 ms, hop h centred at sample h * 160, and the number of hops."""
+    """Return the power [hops, 257] every 10 ms, and the number of hops. Hop h is centred at sample h * 160."""
     hops = frames * _HOPS_PER_FRAME + _HOPS_PER_FRAME
     padded = np.zeros(hops * _HOP + _WINDOW, dtype=np.float32)
     kept = samples[: len(padded) - _WINDOW // 2]
@@ -205,10 +222,12 @@ def _spectrogram(samples: np.ndarray, frames: int) -> tuple[np.ndarray, int]:
 
 def _pitch(samples: np.ndarray, hops: int) -> np.ndarray:
     """Return octaves above the clip's median pitch [hops], by autocorrelation. 0 if the sound is not voiced."""
+    # Samples of a block, and the periods of 400 Hz and 65 Hz in samples.
     size, low, high = 1024, SAMPLE_RATE_HZ // 400, SAMPLE_RATE_HZ // 65
     padded = np.zeros(hops * _HOP + size, dtype=np.float32)
     kept = samples[: len(padded) - size // 2]
     padded[size // 2 : size // 2 + len(kept)] = kept
+    # Pitch is found at every fourth hop.
     step = 4
     blocks = np.lib.stride_tricks.sliding_window_view(padded, size)[:: _HOP * step] * np.hanning(size)
     spectrum = np.abs(np.fft.rfft(blocks, 2 * size, axis=1)) ** 2
@@ -230,7 +249,7 @@ def _smooth(track: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _wander(frames: int, period_s: float, rng: np.random.Generator) -> np.ndarray:
-    """Return smooth noise around 0 of unit variance, [T]."""
+    """Return smooth noise [T] with mean 0 and unit variance, which moves to and fro in about `period_s`."""
     sigma = period_s * FPS / 4
     extra = int(4 * sigma)
     noise = _smooth(rng.normal(size=frames + 2 * extra), sigma)[extra : extra + frames]

@@ -1,8 +1,9 @@
-"""Turn a flat picture of a head by a pose, with the parallax of a rounded head."""
+"""Turn a flat picture of a head by a pose, with the parallax of a round head."""
 
 import numpy as np
 import torch
 
+# Points of the grid in each direction. Maps are computed at these points and interpolated.
 _GRID = 33
 
 
@@ -10,12 +11,12 @@ class PoseMap:
     """Make maps for `cv2.remap` from poses. Coordinates of the picture run from -1 to 1 in both directions.
 
     Args:
-        centre: x and y of the head's middle, which is the pivot.
+        centre: x and y of the head's middle, around which the head turns.
         radii: horizontal and vertical radius of the head. The face is about `radii[0]` wide on each side.
         source_px: side of the source picture in pixels.
         size_px: side of the resulting picture in pixels.
-        reach: nothing moves beyond so many radii (a photograph's surroundings). None moves everything.
-        view: x and y of the middle of the shown square, and half its side.
+        reach: number of radii beyond which nothing moves, for a photograph whose surroundings stay. None moves all.
+        view: x and y of the middle of the part of the picture that is shown, a square, and half its side.
     """
 
     def __init__(
@@ -31,16 +32,19 @@ class PoseMap:
         axis = np.linspace(-1, 1, _GRID)
         self._x, self._y = np.meshgrid(view[0] + view[2] * axis, view[1] + view[2] * axis)  # [G, G]
         self._centre, self._radii, self._source_px, self._size_px = centre, radii, source_px, size_px
-        # Weights of the grid's points at each pixel's centre, [S, G]. OpenCV's remap would round these positions.
+        # Weights of the grid's points at each pixel's centre, [S, G]. OpenCV's remap could interpolate the grid, but it
+        # rounds the positions.
         inner = (np.arange(size_px) + 0.5) / size_px * (_GRID - 1)
         near = (1 - abs(inner[:, None] - np.arange(_GRID))).clip(0)
         self._near = torch.from_numpy(near.astype(np.float32))
-        self._hold = np.ones_like(self._x)
+        # 1 where the picture moves with the head, 0 where it stays.
+        self._mobility = np.ones_like(self._x)
         if reach is not None:
             away = np.hypot((self._x - centre[0]) / radii[0], (self._y - centre[1]) / radii[1])
-            self._hold = 1 - _smoothstep((away - 1.0) / (reach - 1.0))
+            self._mobility = 1 - _smoothstep((away - 1.0) / (reach - 1.0))
+            # The edge of the picture stays as well.
             edge = np.maximum(abs(self._x), abs(self._y))
-            self._hold *= 1 - _smoothstep((edge - 0.8) / 0.2)
+            self._mobility *= 1 - _smoothstep((edge - 0.8) / 0.2)
 
     def maps(self, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the source x and y of each pixel, float32 [S, S] each, for a pose [6] as in `xactor.controls.POSE`."""
@@ -57,11 +61,10 @@ class PoseMap:
         depth = radius_x * (0.95 * np.sqrt(np.clip(1 - away, 0, 1)) - 0.3)
         dx = (dx - depth * np.sin(yaw)) / np.cos(yaw)
         dy = (dy - depth * np.sin(pitch)) / np.cos(pitch)
-        # Pixels far from the head stay.
-        map_x = self._x + (self._centre[0] + dx - self._x) * self._hold
-        map_y = self._y + (self._centre[1] + dy - self._y) * self._hold
+        map_x = self._x + (self._centre[0] + dx - self._x) * self._mobility
+        map_y = self._y + (self._centre[1] + dy - self._y) * self._mobility
         pixels = (np.stack([map_x, map_y]) + 1) * (self._source_px / 2) - 0.5  # [2, G, G]
-        # torch keeps to the threads it is given. NumPy's BLAS takes all cores in every process.
+        # By torch, which uses only the threads that it is given. NumPy's BLAS uses all cores in every process.
         large = self._near @ torch.from_numpy(pixels.astype(np.float32)) @ self._near.T  # [2, S, S]
         return large[0].numpy(), large[1].numpy()
 

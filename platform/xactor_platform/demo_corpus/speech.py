@@ -1,7 +1,7 @@
 """Make speech for the demo corpus: synthesise it with a packaged neural voice, or cut a user's recordings.
 
-The text is in `sentences_train.txt` and `sentences_test.txt` (ours, no sentence in both). The speaker's arousal varies
-slowly over a clip and changes rate, pitch, loudness and pauses, which the acted face follows.
+The text is in `sentences_train.txt` and `sentences_test.txt` (ours; no sentence is in both). The speaker's arousal
+varies slowly over a clip. It changes rate, pitch, loudness and pauses of the speech, and the face follows these.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import numpy as np
 from xactor.media import read_audio, resample
 from xactor.rates import SAMPLE_RATE_HZ
 
-# Seconds of the shortest clip.
+# Length of the shortest clip, in seconds.
 MIN_CLIP_S = 6.0
 _SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".mp4", ".mkv", ".webm", ".mov"}
 
@@ -23,9 +23,9 @@ class Voice:
     """Configure how one identity sounds."""
 
     shift: float = 1.0
-    """Factor of pitch and formants together."""
+    """Factor of the pitch and of the formants."""
     pace: float = 1.0
-    """Factor of the duration: above 1 is slower."""
+    """Factor of the duration. Values above 1 are slower."""
 
 
 class Synthesiser:
@@ -66,6 +66,7 @@ class Synthesiser:
         sound = np.concatenate([c.audio_float_array for c in self._voice.synthesize(text, config)])
         sound = resample(sound, round(self._rate_hz * shift), SAMPLE_RATE_HZ)
         level = np.sqrt(np.mean(sound**2) + 1e-9)
+        # The level rises from -29 to -20 dB with arousal.
         return (sound * (10 ** ((-29 + 9 * arousal) / 20) / level)).astype(np.float32)
 
 
@@ -76,7 +77,7 @@ def sentences(split: str) -> list[str]:
 
 
 def arousal_course(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the arousal of each of a clip's sentences, [count] in 0..1: a slow swing that builds up or calms down."""
+    """Return the arousal of each sentence of a clip, [count] in 0..1. It swings slowly up and down."""
     start, turn = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 0.9)
     swing = 0.5 + 0.5 * np.sin(start + turn * np.arange(count))
     return np.clip(swing + rng.normal(0, 0.07, count), 0, 1)
@@ -87,8 +88,8 @@ def synthesise(
 ) -> tuple[np.ndarray, list[str]]:
     """Return a clip of the given length, float32 [N] at 16 kHz, and the sentences in it.
 
-    Sentences are taken from `lines` in order, from the first again after the last, with pauses between them. The clip
-    has exactly the given length: like a clip cut out of a talk, it may end within a sentence.
+    Sentences are taken from `lines` in order, with pauses between them. After the last line, the first one follows
+    again. The clip has exactly the given length: like a clip that is cut out of a talk, it may end within a sentence.
     """
     size = round(duration_s * SAMPLE_RATE_HZ)
     course = arousal_course(64, rng)
@@ -104,6 +105,7 @@ def synthesise(
         ]
         spoken.append(text)
     samples = np.concatenate([*sounds, np.zeros(size, np.float32)])[:size]
+    # Fade out over 50 ms, because the clip may end within a word.
     fade = min(size, SAMPLE_RATE_HZ // 20)
     samples[size - fade :] *= np.linspace(1, 0, fade, dtype=np.float32)
     return np.clip(samples, -1, 1), spoken
@@ -120,7 +122,7 @@ def recordings(folder: str | Path) -> list[Path]:
 def cut_recording(source: str | Path, max_s: float = 30.0) -> list[np.ndarray]:
     """Cut a recording into clips of MIN_CLIP_S to `max_s` seconds, each at the quietest moment near its end.
 
-    Each clip is scaled to -23 dB RMS, so that recordings of different levels move a face alike.
+    Each clip is scaled to -23 dB RMS, so that all recordings move a face alike. Silent clips are left out.
     """
     samples = read_audio(source, SAMPLE_RATE_HZ)
     clips = []
@@ -128,6 +130,7 @@ def cut_recording(source: str | Path, max_s: float = 30.0) -> list[np.ndarray]:
     while (len(samples) - start) >= MIN_CLIP_S * SAMPLE_RATE_HZ:
         end = len(samples)
         if end - start > max_s * SAMPLE_RATE_HZ:
+            # Look for the quietest tenth of a second in the last 40 % of the longest clip.
             low, high = start + int(0.6 * max_s * SAMPLE_RATE_HZ), start + int(max_s * SAMPLE_RATE_HZ)
             step = SAMPLE_RATE_HZ // 10
             power = samples[low : high - (high - low) % step].reshape(-1, step) ** 2

@@ -1,4 +1,4 @@
-"""Decode a row's files, in a child process that a bad file may kill."""
+"""Decode a row's files in a child process, so that a bad file cannot kill the actor."""
 
 import atexit
 import os
@@ -17,7 +17,7 @@ class Decode(DubStage, Stage):
 
     Args:
         size: side of the face's square, in pixels.
-        decode_s: most seconds for one file.
+        decode_s: maximum seconds to decode one file.
     """
 
     name = "decode"
@@ -26,7 +26,8 @@ class Decode(DubStage, Stage):
     def __init__(self, *, size: int, decode_s: float):
         self._size = size
         self._pool = DecodingPool(processes=1, timeout_s=decode_s)
-        # Ray ends an actor's children before the actor, which would report at exit that they are gone.
+        # Ray ends an actor's child processes before the actor. At its exit the actor would print an error for each of
+        # them, so its stderr is then redirected to /dev/null.
         atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)
 
     def work(self, message: Dub) -> Iterator[Portrait]:

@@ -1,9 +1,10 @@
-"""A dubbing run: pass rows through the stages, join their segments to videos, and report on each row.
+"""Run dubbing: pass rows through the stages, join their segments to videos, and report on each row.
 
     look | decode -> motion -> render -> encode | write
 
-Ray Data runs all but the last: first the look at all rows, then a pipeline for those that are to be made. Writing a
-video needs all of its segments, which come from any actor, so the driver calls an actor for it.
+Ray Data runs two pipelines: first `look` over all rows, then `decode` to `encode` over the rows whose videos must be
+made. The segments of one video come from different actors, so the driver collects them and has a writer actor join
+them.
 """
 
 import json
@@ -31,6 +32,7 @@ from xactor_platform.dubbing.write import Writer
 from xactor_platform.storage.location import Location, check_output
 
 BILL, SEGMENTS_FOLDER = "bill.json", ".parts"
+# Maximum number of videos that are written concurrently.
 _MAX_WRITING = 4
 
 
@@ -38,8 +40,8 @@ def dub(config: DubConfig, *, connect: Callable[[], None], say: Callable[[str], 
     """Make every video of the manifest that does not exist yet.
 
     Args:
-        config: of the run.
-        connect: joins the cluster. It is called once everything else was found valid.
+        config: configuration of the run.
+        connect: joins the cluster. It is called after everything else was found valid.
         say: is called with lines of progress.
 
     Raises:
@@ -55,11 +57,11 @@ def dub(config: DubConfig, *, connect: Callable[[], None], say: Callable[[str], 
 
 
 class DubRun:
-    """Run one manifest.
+    """Dub the rows of one manifest.
 
     Args:
-        config: of the run.
-        facts: of its model.
+        config: configuration of the run.
+        facts: facts about the run's model.
         say: is called with lines of progress.
     """
 
@@ -67,12 +69,12 @@ class DubRun:
         self._config, self._facts, self._say = config, facts, say
         self._place = Location.parse(config.output)
         self._writing: PendingTasks[Dub] = PendingTasks()
-        # Numbers of finished segments, by the number of their row, for videos that are not complete.
+        # Numbers of the finished segments of each incomplete video, by the number of its row.
         self._segments: dict[int, set[int]] = {}
 
     def make(self, rows: list[Row], refused: list[Failed]) -> DubResult:
-        """Make the videos of all rows, and return the results of all rows and of those refused before."""
-        # An actor, because tasks might each wait for a new process, whose start takes longer than the work.
+        """Make the videos of all rows. Return the results of these rows and of the rows that were refused before."""
+        # An actor, because each task might wait for a new process, which takes longer to start than the work takes.
         self._writer: Any = (
             ray.remote(Writer)
             .options(num_cpus=0, max_concurrency=_MAX_WRITING, max_restarts=-1, max_task_retries=3)
@@ -81,30 +83,36 @@ class DubRun:
         self._results = DubResults(self._config.output, dub_tally(len(rows) + len(refused)), self._say)
         for failed in refused:
             self._results.finish(failed, 0.0)
+        # The longest videos first, so that no long video is left for the end.
         dubs = sorted(self._look(rows), key=lambda dub: (-dub.seconds, dub.row.number))
         self._results.tally.start_pace(sum(dub.seconds for dub in dubs))
         attempts = self._config.attempts
+
+        def run_pass(left: list[Dub], attempt: int) -> None:
+            is_last_retry = attempt == attempts and attempts > 1
+            self._run_pass(left, alone=is_last_retry)
+
         lost = run_passes(
             dubs,
             attempts=attempts,
-            run_pass=lambda left, attempt: self._run_pass(left, alone=attempt == attempts > 1),
+            run_pass=run_pass,
             is_finished=lambda dub: dub.row.number in self._results,
             say=self._say,
         )
-        times = f"{attempts} attempts failed: " if attempts > 1 else ""
+        prefix = f"{attempts} attempts failed: " if attempts > 1 else ""
         for dub in lost:
-            self._results.finish(_lost(dub.row, f"{times}the workers died"), dub.seconds)
+            self._results.finish(_lost(dub.row, f"{prefix}the workers died"), dub.seconds)
         return self._close()
 
     def _look(self, rows: list[Row]) -> list[Dub]:
-        """Return the videos that are to be made."""
+        """Look at all rows. Return the videos that must be made, and finish the other rows."""
         config = self._config
-        look = {
+        arguments = {
             "output": config.output,
             "model": self._facts.fingerprint,
             "max_input_bytes": config.max_input_bytes,
         }
-        pipeline = self._pipeline([Step(stage=Look, pool=config.pools.decode, arguments=look)])
+        pipeline = self._pipeline([Step(stage=Look, pool=config.pools.decode, arguments=arguments)])
         dubs: list[Dub] = []
         seen: set[int] = set()
 
@@ -125,6 +133,7 @@ class DubRun:
         return dubs
 
     def _run_pass(self, dubs: list[Dub], *, alone: bool) -> None:
+        # Each pass reports all segments of its videos again, including those that earlier passes made.
         self._segments.clear()
         by_number = {dub.row.number: dub for dub in dubs}
         for message in self._pipeline(self._steps(alone)).run(dubs):
@@ -140,7 +149,7 @@ class DubRun:
         """Return the steps of a pass.
 
         Args:
-            alone: gives each actor one row at a time, so that a row that kills an actor takes no other row with it.
+            alone: whether each actor has one row at a time. A row that kills its actor then loses no other row.
         """
         config, pools = self._config, self._config.pools
         streams = 1 if alone else config.streams
@@ -168,7 +177,7 @@ class DubRun:
         return Pipeline(steps=steps, start_timeout_s=config.start_timeout_s, node_groups=config.pools.groups)
 
     def _add_segment(self, segment: SegmentFile) -> None:
-        """Take note of a finished segment. Start to write the video with its last one."""
+        """Record a finished segment. If it is the last one of its video, start to write the video."""
         number = segment.dub.row.number
         finished = self._segments.setdefault(number, set())
         if number in self._results or segment.number in finished:
@@ -179,14 +188,14 @@ class DubRun:
             self._writing.add(self._writer.write.remote(segment.dub, segment.of), segment.dub)
 
     def _finish_written(self, *, max_pending: int) -> None:
-        """Take note of videos that were written, until at most `max_pending` are being written."""
+        """Record the videos that were written. Wait while more than `max_pending` are being written."""
         for dub, task in self._writing.ended(max_pending=max_pending):
             try:
                 result = ray.get(task)
             except RayTaskError as error:
                 result = failure(dub.row, error.cause or error)  # pyright: ignore
             except RayError:
-                # The writer died on it, and on three retries: the next pass repeats it.
+                # The writer died on this video and on three retries. The next pass makes the video again.
                 continue
             self._results.tally.add_seconds(result.stage_s)
             self._results.finish(result, dub.seconds)

@@ -1,4 +1,4 @@
-"""The configuration of a bulk dubbing run, which is also its command line."""
+"""Configure a bulk dubbing run. The fields are also the options of its command line."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,7 +12,7 @@ class DubPools:
     """Set the pools of actors. See `Pool`."""
 
     decode: Pool = field(default_factory=Pool)
-    """Actors that decode a row's files. The same sizes serve the first look at all rows."""
+    """Actors that decode a row's files. The pool that first looks at all rows has the same sizes."""
     motion: Pool = field(default_factory=Pool)
     """Actors that hold the motion model."""
     render: Pool = field(default_factory=lambda: Pool(max=16))
@@ -38,7 +38,7 @@ class DubConfig:
     """
 
     manifest: str
-    """Path or URI of the rows: a .jsonl, .csv or .parquet file."""
+    """Path or URI of the file of rows: .jsonl, .csv or .parquet."""
     output: str
     """Folder or URI of the videos."""
     model: str = "demo/model"
@@ -50,17 +50,17 @@ class DubConfig:
     device: Literal["cpu", "gpu"] = "cpu"
     """Device of both models. With gpu, each of their actors has one GPU unless its pool sets another number."""
     streams: int = 8
-    """Performances that a motion actor steps together, at least 1."""
+    """Number of videos whose motion one actor samples together, at least 1."""
     windows: int = 2
-    """Windows that a render actor denoises together, at least 1."""
+    """Number of windows that a render actor denoises together, at least 1."""
     segment_windows: int = 16
-    """Windows of a segment, at least 1. Several actors can render the segments of a longer video."""
+    """Number of windows in a segment, at least 1. Several actors can render the segments of a longer video."""
     attempts: int = 3
-    """Most attempts at a row whose workers die, at least 1."""
+    """Maximum number of attempts at a row whose workers die, at least 1."""
     decode_s: float = 120
-    """Most seconds to decode one of a row's files, at least 1."""
+    """Maximum seconds to decode one of a row's files, at least 1."""
     max_input_bytes: int = 2 << 30
-    """Most bytes of one of a row's files."""
+    """Maximum size of each of a row's files, in bytes."""
     start_timeout_s: int = 900
     """Seconds to wait for nodes, at least 1."""
 

@@ -1,4 +1,4 @@
-"""The results of a dubbing run: a line of results.jsonl for each row, and the run's tally."""
+"""Collect the results of a dubbing run: a line of results.jsonl for each row, and the run's tally."""
 
 import json
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from xactor_platform.storage.location import Location
 RESULTS = "results.jsonl"
 ROWS, VIDEO_SECONDS = "xactor_dub_rows_total", "xactor_dub_video_seconds_total"
 STAGES = ("look", "decode", "motion", "render", "encode", "write")
-# Rows between two writes of the results: an object store's file is written as a whole each time.
+# Rows between two writes of the results. Each write replaces the whole file, as object stores cannot append.
 _SAVE_EVERY = 64
 
 
 class StorageFailed(OSError):
-    """Report that the output cannot be written. Finished videos stay, and the same command continues."""
+    """Report that the output cannot be written. Finished videos are kept, and the same command continues."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,8 @@ class DubResult:
     """Hold the result of a dubbing run."""
 
     bill: Bill
-    """Figures `made`, `there` (videos that already existed) and `failed` count rows; `video_s` is the length of the
-    videos that this run made."""
+    """Its figures `made`, `there` (videos that already existed) and `failed` count rows. `video_s` is the total length
+    of the videos that this run made, in seconds."""
     rows: list[dict[str, Any]]
     """Lines of results.jsonl in order."""
 
@@ -69,28 +69,34 @@ def dub_tally(rows: int) -> Tally:
 
 
 def count_result(tally: Tally, result: Done | Failed, expected_s: float) -> None:
-    """Count a row's end.
+    """Count a row's result.
 
     Args:
-        tally: of the run.
-        result: of the row.
-        expected_s: length that the row's video was expected to have, 0 where none was to be made.
+        tally: tally of the run.
+        result: result of the row.
+        expected_s: expected length of the row's video in seconds, 0 if no video had to be made.
     """
-    done_s = result.seconds if isinstance(result, Done) and result.made else 0.0
-    status = "failed" if isinstance(result, Failed) else "made" if result.made else "there"
+    done_s = 0.0
+    if isinstance(result, Failed):
+        status = "failed"
+    elif result.made:
+        status = "made"
+        done_s = result.seconds
+    else:
+        status = "there"
     tally.add(ROWS, status=status)
     tally.add(VIDEO_SECONDS, done_s)
     tally.finish_item(expected=expected_s, done=done_s)
 
 
 class DubResults:
-    """Collect one result a row, and keep results.jsonl up to date.
+    """Collect one result for each row, and keep results.jsonl up to date.
 
-    The list only reports: each video itself states what it was made from.
+    No later run reads results.jsonl: each video itself states what it was made from.
 
     Args:
         output: folder or URI of the videos.
-        tally: of the run.
+        tally: tally of the run.
         say: is called with lines of progress.
     """
 
@@ -104,10 +110,10 @@ class DubResults:
         return number in self._lines
 
     def finish(self, result: Done | Failed, expected_s: float) -> None:
-        """Take note of a row's result. Later results of the same row change nothing.
+        """Record a row's result. Later results of the same row change nothing.
 
         Args:
-            result: of the row.
+            result: result of the row.
             expected_s: see `count_result`.
 
         Raises:

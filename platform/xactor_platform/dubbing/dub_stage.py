@@ -6,14 +6,15 @@ from typing import Any
 from xactor.decoding import Refused
 from xactor_platform.dubbing.messages import Failed, Row
 
-# Errors that every other row would meet too: the disk is full, or the output may not be written to.
+# Errors that would stop every other row too: the disk is full, or writing to the output is not allowed.
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class DubStage:
     """Turn the errors of a stage into failures of rows.
 
-    Dubbing's stages up to the motion model run on the node group `motion`, those from the renderer on on `render`.
+    If the run uses node groups, the stages up to `motion` run on the node group `motion`, and the other stages on the
+    node group `render`.
     """
 
     def failed(self, message: Any, error: Exception) -> Failed:
@@ -22,7 +23,7 @@ class DubStage:
 
 
 def failure(row: Row, error: BaseException) -> Failed:
-    """Return a row's failure, with its code and the error in one line."""
+    """Return a row's failure: the code of an error, and its message as one line."""
     message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS:
         code = "storage"

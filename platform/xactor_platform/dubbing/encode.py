@@ -1,4 +1,4 @@
-"""Encode a segment's frames into a file. A later run does not make such a segment again."""
+"""Encode a segment's frames into a file. A later run uses the file and does not make the segment again."""
 
 import tempfile
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Look at each row first: compute its digest, read its length, and find a video that already exists."""
+"""Look at each row before the work starts: compute its digest, read its length, and find its video if it exists."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Look(DubStage, Stage):
-    """Read a row's files to compute its digest."""
+    """Read a row's files to compute its digest, and find out whether its video already exists."""
 
     name = "look"
     node_group = "motion"
@@ -36,25 +36,28 @@ class Look(DubStage, Stage):
     model: str
     """Fingerprint of the model."""
     max_input_bytes: int
-    """Most bytes of one file."""
+    """Maximum size of each file, in bytes."""
 
     def work(self, message: Row) -> Iterator[Dub | Done]:
         row = message
-        depends = {"model": self.model, "options": asdict(row.options)}
+        # The digest covers everything that the video depends on.
+        dependencies = {"model": self.model, "options": asdict(row.options)}
         try:
             for kind in ("image", "video", "audio"):
                 if uri := getattr(row, kind):
-                    depends[kind] = _read(kind, uri, lambda uri=uri: file_digest(uri, self.max_input_bytes))
+                    dependencies[kind] = _read(
+                        kind, uri, lambda uri=uri: file_digest(uri, self.max_input_bytes)
+                    )
             seconds = _read("audio", row.audio, lambda: _length_s(row.audio))
         except ValueError as error:
             raise Refused("bad_input", str(error)) from error
-        digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()
         existing = find_video(self.output, row, digest)
         yield existing or Dub(row=row, digest=digest, seconds=seconds)
 
 
 def find_video(output: str, row: Row, digest: str) -> Done | None:
-    """Return a row's video if it exists and was made from exactly what the digest names."""
+    """Return a row's video if it exists and its metadata state the same digest. None: it must be made."""
     place = Location.parse(output)
     path = f"{place.path}/{row.id}.mp4"
     if place.filesystem.get_file_info(path).type != fs.FileType.File:
@@ -71,11 +74,11 @@ def find_video(output: str, row: Row, digest: str) -> Done | None:
 
 
 def _length_s(uri: str) -> float:
-    """Return the length by the file's header, 0 where the header has none. Decoding measures it later."""
+    """Return the length in the file's header, 0 if the header has none. Decoding measures the exact length later."""
     filesystem, path, _ = open_file(uri)
     try:
         with filesystem.open_input_file(path) as file, av.open(file, "r") as container:
-            # True by the mode "r", which the types do not express.
+            # The mode "r" always gives an InputContainer, but the type annotations do not say so.
             assert isinstance(container, InputContainer)
             return (container.duration or 0) / av.time_base
     except (FFmpegError, ValueError) as error:
@@ -83,7 +86,7 @@ def _length_s(uri: str) -> float:
 
 
 def _read(kind: str, uri: str, read: Callable[[], T]) -> T:
-    """Call `read`; begin its error with the kind of the file."""
+    """Call `read`. If it raises an error, put the kind of the file before the message."""
     try:
         return read()
     except ValueError as error:

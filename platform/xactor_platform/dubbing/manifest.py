@@ -15,21 +15,21 @@ from xactor.options import AnimateOptions
 from xactor_platform.dubbing.messages import Failed, Row
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_TEXT = ("id", "image", "video", "audio")
+_TEXT_COLUMNS = ("id", "image", "video", "audio")
 
 
 def read_manifest(uri: str, options: AnimateOptions) -> tuple[list[Row], list[Failed]]:
-    """Read a manifest. Return its valid rows, and the failures of the others.
+    """Read a manifest. Return its valid rows, and the failures of the invalid ones.
 
     A row is invalid if its id cannot name a file or belongs to an earlier row, if a file is not named, or if an option
     does not exist or is out of bounds. Relative paths start at the manifest's folder.
 
     Args:
         uri: path or URI of a .jsonl, .ndjson, .csv or .parquet file.
-        options: defaults of the rows.
+        options: options of rows that do not set their own.
 
     Raises:
-        ValueError: the manifest cannot be read, is of another kind, or has no rows.
+        ValueError: the manifest cannot be read, has another format, or has no rows.
     """
     rows: list[Row] = []
     failed: list[Failed] = []
@@ -38,19 +38,16 @@ def read_manifest(uri: str, options: AnimateOptions) -> tuple[list[Row], list[Fa
     for number, cells in _cells(uri):
         try:
             row = _row(number, cells, options, uri)
+            # Some filesystems do not distinguish upper and lower case, so ids are compared in lower case.
             before = seen.setdefault(row.id.lower(), number)
-            # Compared in lower case: some filesystems do not tell upper from lower case.
             if before != number:
                 raise ValueError(f"id {row.id!r} already belongs to row {before}")
             rows.append(row)
         except ValueError as error:
-            name = cells.get("id") if isinstance(cells, dict) else None
+            found_id = cells.get("id") if isinstance(cells, dict) else None
+            row_id = found_id if isinstance(found_id, str) else None
             message = f"row {number}: {error}"
-            failed.append(
-                Failed(
-                    number=number, id=name if isinstance(name, str) else None, code="bad_row", message=message
-                )
-            )
+            failed.append(Failed(number=number, id=row_id, code="bad_row", message=message))
     if not number:
         raise ValueError(f"{uri}: no rows")
     return rows, failed
@@ -63,7 +60,7 @@ def _row(number: int, cells: Any, options: AnimateOptions, manifest: str) -> Row
     if not isinstance(cells, dict):
         raise ValueError(f"must be a JSON object, got {str(cells)[:40]}")
     cells = {name: value for name, value in cells.items() if value is not None}
-    name, image, video, audio = (cells.pop(name, None) for name in _TEXT)
+    name, image, video, audio = (cells.pop(name, None) for name in _TEXT_COLUMNS)
     if not isinstance(name, str) or not _ID.fullmatch(name):
         raise ValueError(
             f"id must be 1..128 letters, digits, '.', '_' or '-', the first a letter or digit, got {str(name)[:200]!r}"
@@ -79,9 +76,14 @@ def _row(number: int, cells: Any, options: AnimateOptions, manifest: str) -> Row
     # Both raise ValueError for options out of bounds.
     chosen.sampling()
     chosen.rendering()
-    places = (None if path is None else _located(path, manifest) for path in (image, video, audio))
-    image, video, audio = places
-    return Row(number=number, id=name, image=image, video=video, audio=audio or "", options=chosen)
+    return Row(
+        number=number,
+        id=name,
+        image=None if image is None else _located(image, manifest),
+        video=None if video is None else _located(video, manifest),
+        audio=_located(audio, manifest),
+        options=chosen,
+    )
 
 
 def _located(path: str, manifest: str) -> str:
@@ -103,7 +105,7 @@ def _cells(uri: str) -> Iterator[tuple[int, Any]]:
         return
     try:
         if kind == ".csv":
-            text = dict.fromkeys(_TEXT, pa.string())
+            text = dict.fromkeys(_TEXT_COLUMNS, pa.string())
             options = csv.ConvertOptions(column_types=text, strings_can_be_null=True, null_values=[""])
             table = csv.read_csv(io.BytesIO(data), convert_options=options)
         else:

@@ -1,6 +1,8 @@
-"""Messages of the dubbing pipeline: a row's video in one state after another, or the reason why it failed.
+"""Define the messages of the dubbing pipeline: the states of a row's video, or the reason why it failed.
 
-    Row -> Dub | Done;  Dub -> Portrait -> Segment | SegmentFile;  Segment -> RenderedSegment -> SegmentFile
+    Row -> Dub | Done
+    Dub -> Portrait -> Segment | SegmentFile
+    Segment -> RenderedSegment -> SegmentFile
 
 Any stage may return Failed instead.
 """
@@ -60,7 +62,7 @@ class Done(Message):
     frames: int
     """Frames of the video."""
     seconds: float
-    """Length of the video."""
+    """Length of the video in seconds."""
     made: bool
     """Whether this run made it. False: an earlier run did."""
 
@@ -72,19 +74,19 @@ class Dub(Message):
     row: Row
     """The video's row."""
     digest: str
-    """SHA-256 of all that the video depends on: its files, its options and the model."""
+    """SHA-256 of everything that the video depends on: its files, its options and the model."""
     seconds: float
-    """Length of the audio by its header. Orders the work and estimates the time left."""
+    """Length of the audio by its header, in seconds. It orders the work and serves to estimate the time left."""
 
     @property
     def folder(self) -> str:
-        """Folder below the output that holds what is made of the video so far."""
+        """Folder below the output that holds the finished parts of the video."""
         return f".parts/{self.row.id}-{self.digest[:12]}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Portrait(Message):
-    """Hold the decoded files of a video that is to be made. See `xactor.faces.Face` for picture and box."""
+    """Hold the decoded files of a video that is to be made. See `xactor.decoding.FaceCrop`."""
 
     dub: Dub
     """The video."""
@@ -105,7 +107,7 @@ class Portrait(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Segment(Message):
-    """Hold all that frames `first` to `end` of a video are rendered from."""
+    """Hold everything that is needed to render frames `first` to `end` of a video."""
 
     dub: Dub
     """The video."""
@@ -116,7 +118,7 @@ class Segment(Message):
     first: int
     """First frame of the segment."""
     end: int
-    """Frame after its last one."""
+    """Frame after the last one of the segment."""
     total: int
     """Frames of the whole video."""
     z_first: int

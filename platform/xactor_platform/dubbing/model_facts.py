@@ -1,4 +1,4 @@
-"""Facts about a model that are read without loading it: whether it is complete, and its fingerprint."""
+"""Read facts about a model without loading it: whether it is complete, and its fingerprint."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from pyarrow import NativeFile
 from xactor.model_folder import COMPONENTS, config_file
 from xactor_platform.storage.location import Location
 
+# A large file's fingerprint covers this many samples of its bytes.
 _SAMPLE_BYTES, _SAMPLES = 4096, 64
 
 
@@ -17,19 +18,19 @@ class ModelFacts:
     """Describe a pipeline's folder."""
 
     fingerprint: str
-    """SHA-256 of its configs and of samples of its weights."""
+    """SHA-256 of the configs and of samples of the weights."""
     image_size: int
-    """Side of its frames, in pixels."""
+    """Side of the model's frames, in pixels."""
 
 
 def read_model_facts(uri: str) -> ModelFacts:
-    """Read a pipeline's configs, and samples of its weights: training changes all of them.
+    """Read a pipeline's configs and samples of its weights. Samples suffice, because training changes all weights.
 
     Args:
         uri: folder or URI of the pipeline.
 
     Raises:
-        ValueError: it is no pipeline. The error names the component that is missing or does not fit.
+        ValueError: the folder holds no pipeline. The error names the component that is missing or does not fit.
     """
     place = Location.parse(uri)
     try:
@@ -39,10 +40,11 @@ def read_model_facts(uri: str) -> ModelFacts:
     if _json(place, "model_index.json").get("_class_name") != "XActorPipeline":
         raise ValueError(f"{uri}: no pipeline's folder (model_index.json is missing or names another class)")
     configs = _configs(place, uri)
-    made, taken = configs["motion"].get("latent_dim"), configs["unet"].get("latent_dim")
-    if made != taken:
+    motion_dim, renderer_dim = configs["motion"].get("latent_dim"), configs["unet"].get("latent_dim")
+    if motion_dim != renderer_dim:
         raise ValueError(
-            f"{uri}: the motion model's latent_dim is {made}, the renderer's is {taken}; they must be equal"
+            f"{uri}: the motion model's latent_dim is {motion_dim}, the renderer's is {renderer_dim}; "
+            f"they must be equal"
         )
     digest = hashlib.sha256()
     for component in sorted(COMPONENTS):
@@ -51,12 +53,13 @@ def read_model_facts(uri: str) -> ModelFacts:
             digest.update(f"{component}/{info.base_name} {info.size}".encode())
             with place.filesystem.open_input_file(info.path) as file:
                 _digest_samples(file, info.size, digest)
+    # The UNet's sample_size counts latent pixels. All blocks of the VAE but one halve the picture's side.
     vae_scale = 1 << (len(configs["vae"]["block_out_channels"]) - 1)
     return ModelFacts(digest.hexdigest(), int(configs["unet"]["sample_size"]) * vae_scale)
 
 
 def _configs(place: Location, uri: str) -> dict[str, dict]:
-    """Return the components' configs by name. ValueError: a component is missing."""
+    """Return the components' configs by component, without the audio encoder's. ValueError: a component is missing."""
     configs = {}
     for component in COMPONENTS:
         if component == "audio_encoder":
@@ -71,6 +74,7 @@ def _configs(place: Location, uri: str) -> dict[str, dict]:
 
 
 def _digest_samples(file: NativeFile, size: int, digest) -> None:
+    """Add a small file to a digest, or samples of a large file that are spread evenly over it."""
     if size <= _SAMPLE_BYTES * _SAMPLES:
         digest.update(file.read())
         return
@@ -79,7 +83,7 @@ def _digest_samples(file: NativeFile, size: int, digest) -> None:
 
 
 def _json(place: Location, name: str) -> dict:
-    """Return a JSON object, empty where there is no such file or no object in it."""
+    """Return the JSON object of a file. Return an empty one if there is no such file or it holds no object."""
     try:
         with place.open(name) as file:
             found = json.loads(file.read())

@@ -1,4 +1,4 @@
-"""Turn audio into motion, many performances at once in one engine, and cut each into segments."""
+"""Sample motion from audio, for many videos at once in one engine, and cut each video's motion into segments."""
 
 import io
 import time
@@ -19,20 +19,22 @@ from xactor_platform.dubbing.messages import Portrait, Segment, SegmentFile, seg
 from xactor_platform.dubbing.segments import spans
 from xactor_platform.storage.location import Location
 
-# A long video's latents, so that what a later run renders belongs to the same performance.
+# Latents of a video with several segments. A later run renders the missing segments from them, so that they fit the
+# finished ones.
 MOTION_FILE = "motion.npy"
+# Frames that a stream may run ahead of its player. No player waits in a bulk run.
 _NO_LIMIT = 10**9
 
 
 class Perform(DubStage, BatchStage):
-    """Perform audio as motion latents.
+    """Sample motion latents from audio, and cut them into segments.
 
     Args:
         model: folder or URI of a pipeline.
         output: folder or URI of the videos.
         device: cpu or cuda.
-        streams: performances that the engine steps together.
-        segment_windows: windows of a segment.
+        streams: number of videos that the engine steps together.
+        segment_windows: number of windows in a segment.
     """
 
     name = "motion"
@@ -49,25 +51,26 @@ class Perform(DubStage, BatchStage):
         self._output, self._segment_windows = Location.parse(output), segment_windows
 
     def run_batch(self, messages: list[Portrait]) -> Iterator[Message]:
-        """Perform several messages together. Yield the segments of each as soon as it ends.
+        """Sample the motion of several videos together. Yield a video's segments as soon as its motion is complete.
 
-        The performances that a step of the engine moved share its seconds.
+        All videos that are active in a step of the engine share its seconds equally.
         """
         active: list[_Performance] = []
         try:
             for message in messages:
                 begun = time.perf_counter()
-                if (z := self._saved_motion(message)) is not None:
+                z = self._saved_motion(message)
+                if z is None:
+                    active.append(_Performance(message, self._engine, self._encoder))
+                else:
                     took_s = time.perf_counter() - begun
                     yield from self.timed(message, self._segments(message, z), took_s)
-                    continue
-                active.append(_Performance(message, self._engine, self._encoder))
             while active:
                 begun = time.perf_counter()
                 moved = self._engine.step()
                 for performance in active:
-                    performance.listen()
-                assert moved or any(performance.ended for performance in active), "no stream can go on"
+                    performance.exchange()
+                assert moved or any(performance.ended for performance in active), "no stream can continue"
                 took_s = (time.perf_counter() - begun) / len(active)
                 for performance in active:
                     performance.took_s += took_s
@@ -79,29 +82,31 @@ class Perform(DubStage, BatchStage):
                 performance.stream.close()
 
     def _finish(self, performance: "_Performance") -> Iterator[Segment | SegmentFile]:
+        """Yield the segments of a performance that has ended, or raise its error."""
         if performance.error is not None:
             raise performance.error
         z = torch.cat(performance.made).cpu().numpy()
         yield from self._segments(performance.message, z)
 
     def _segments(self, message: Portrait, z: np.ndarray) -> Iterator[Segment | SegmentFile]:
-        """Yield a performance's segments, as files where an earlier run has made those."""
+        """Yield a video's segments, given its latents z [T, D]. Segments from an earlier run are yielded as files."""
         dub = message.dub
-        cut = spans(len(z), self._segment_windows, dub.row.options.rendering())
+        segment_spans = spans(len(z), self._segment_windows, dub.row.options.rendering())
+        count = len(segment_spans)
         existing = self._existing_files(dub.folder)
-        if len(cut) > 1 and MOTION_FILE not in existing:
+        if count > 1 and MOTION_FILE not in existing:
             with self._output.atomic_write(f"{dub.folder}/{MOTION_FILE}") as file:
                 buffer = io.BytesIO()
                 np.save(buffer, z)
                 file.write(buffer.getvalue())
-        for number, span in enumerate(cut):
+        for number, span in enumerate(segment_spans):
             if segment_file_name(number) in existing:
-                yield SegmentFile(dub=dub, number=number, of=len(cut), made=False)
+                yield SegmentFile(dub=dub, number=number, of=count, made=False)
                 continue
             yield Segment(
                 dub=dub,
                 number=number,
-                of=len(cut),
+                of=count,
                 first=span.first,
                 end=span.end,
                 total=len(z),
@@ -114,7 +119,7 @@ class Perform(DubStage, BatchStage):
             )
 
     def _saved_motion(self, message: Portrait) -> np.ndarray | None:
-        """Return the latents that an earlier run saved."""
+        """Return the latents that an earlier run saved, None if there are none."""
         if MOTION_FILE not in self._existing_files(message.dub.folder):
             return None
         with self._output.open(f"{message.dub.folder}/{MOTION_FILE}") as file:
@@ -125,7 +130,10 @@ class Perform(DubStage, BatchStage):
 
 
 class _Performance:
-    """Run one performance in the engine. Features are computed as the engine needs them, so memory stays small."""
+    """Sample one video's motion in the engine.
+
+    Audio features are computed only when the engine needs them, so memory stays small.
+    """
 
     def __init__(self, message: Portrait, engine: MotionEngine, encoder):
         self.message = message
@@ -135,16 +143,21 @@ class _Performance:
         options = message.row.options
         self.stream: MotionStream = engine.open(seed=options.seed, config=options.sampling())
         self._features = encoder.stream(message.samples)
-        self.listen()
+        self.exchange()
 
-    def listen(self) -> None:
-        """Take the latents that were made, and pass on as many features as the next step needs."""
+    def exchange(self) -> None:
+        """Feed the stream as many features as its next step needs, and take the latents that it has made."""
         try:
             while self.stream.needs_audio and not self.stream.done and self.stream.error is None:
                 features = next(self._features, None)
-                self.stream.end() if features is None else self.stream.feed(torch.from_numpy(features))
-            if len(z := self.stream.take()):
+                if features is None:
+                    self.stream.end()
+                else:
+                    self.stream.feed(torch.from_numpy(features))
+            z = self.stream.take()
+            if len(z):
                 self.made.append(z)
+                # Nobody plays the frames. If none are left to play, the engine treats all streams alike.
                 self.stream.played = self.stream.made
         except ValueError as error:
             self.error = error

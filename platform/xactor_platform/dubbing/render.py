@@ -15,7 +15,7 @@ from xactor_platform.dubbing.dub_stage import DubStage
 from xactor_platform.dubbing.messages import RenderedSegment, Segment
 from xactor_platform.dubbing.segments import Span, windows_of_span
 
-# References that an actor keeps: the segments of one portrait come soon after each other.
+# Number of references that an actor keeps. The segments of one portrait come soon after each other.
 _MAX_REFERENCES = 8
 
 
@@ -25,7 +25,7 @@ class Render(DubStage, Stage):
     Args:
         model: folder or URI of a pipeline.
         device: cpu or cuda.
-        windows: windows that are denoised together.
+        windows: number of windows that are denoised together.
     """
 
     name = "render"
@@ -43,15 +43,17 @@ class Render(DubStage, Stage):
         windows = self._plan(message)
         blend = Blend(config)
         frames: list[np.ndarray] = []
+        # Only windows of one length can be denoised together. The last window may be shorter.
         for _, group in groupby(windows, key=lambda window: len(window.z)):
-            alike = list(group)
-            for at in range(0, len(alike), self._windows):
-                for window in self._renderer.windows(alike[at : at + self._windows], config):
+            same_length = list(group)
+            for start in range(0, len(same_length), self._windows):
+                for window in self._renderer.windows(same_length[start : start + self._windows], config):
                     frames += blend.add(window)
         frames += blend.rest()
+        # The first and the last window also cover frames of the neighbouring segments.
         first = windows[0].first_frame
-        own = frames[message.first - first : message.end - first]
-        yield RenderedSegment(segment=message, frames=np.stack(own))
+        segment_frames = frames[message.first - first : message.end - first]
+        yield RenderedSegment(segment=message, frames=np.stack(segment_frames))
 
     def _plan(self, segment: Segment) -> list[Window]:
         """Return the windows of a segment in order."""
@@ -76,10 +78,11 @@ class Render(DubStage, Stage):
         ]
 
     def _reference(self, square: np.ndarray) -> Reference:
-        name = hashlib.sha256(square.tobytes()).hexdigest()
-        if name not in self._references:
-            self._references[name] = self._renderer.reference(square)
+        """Return the reference of a face, uint8 [S, S, 3], from the cache of recently used ones if it is there."""
+        digest = hashlib.sha256(square.tobytes()).hexdigest()
+        if digest not in self._references:
+            self._references[digest] = self._renderer.reference(square)
             if len(self._references) > _MAX_REFERENCES:
                 self._references.popitem(last=False)
-        self._references.move_to_end(name)
-        return self._references[name]
+        self._references.move_to_end(digest)
+        return self._references[digest]

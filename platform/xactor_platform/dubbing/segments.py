@@ -1,4 +1,4 @@
-"""Segments of a video: any actor can render each, and together they equal the video rendered at once."""
+"""Cut a video into segments that different actors can render. Joined, they equal the video rendered at once."""
 
 from dataclasses import dataclass
 
@@ -22,14 +22,16 @@ class Span:
 def spans(frames: int, windows: int, config: RenderConfig) -> list[Span]:
     """Cut a video into segments.
 
-    Neighbours both render the window on their border, so that each segment's frames equal those of the whole video.
+    Two neighbouring segments both render the window at their border, so that their frames equal those of the whole
+    video.
 
     Args:
-        frames: of the video.
-        windows: of a segment. The last segment has up to half as many more.
+        frames: number of frames of the video.
+        windows: number of windows in a segment. The last segment has up to half as many more.
         config: sizes of the windows.
     """
     size = windows * config.stride
+    # A remainder of at most half a segment belongs to the segment before it.
     starts = [first for first in range(0, frames, size) if first == 0 or frames - first > size // 2]
     ends = [*starts[1:], frames]
     return [
@@ -44,7 +46,7 @@ def spans(frames: int, windows: int, config: RenderConfig) -> list[Span]:
 
 
 def windows_of_span(span: Span, frames: int, config: RenderConfig) -> list[tuple[int, int]]:
-    """Return those windows (first, end) of the whole video that a segment consists of."""
+    """Return the windows (first, end) of the whole video that a segment is rendered from."""
     return [
         (first, end)
         for first, end in render_windows(frames, config)

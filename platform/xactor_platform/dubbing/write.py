@@ -15,22 +15,26 @@ from xactor_platform.storage.location import Location
 
 
 def write(output: str, dub: Dub, segments: int) -> Done:
-    """Write a video from the files of its segments, whole or not at all, and delete those files.
+    """Write a video atomically from the files of its segments, and then delete the files.
 
     Raises:
         OSError, ValueError: a file is gone or cannot be written.
     """
     place = Location.parse(output)
     with tempfile.TemporaryDirectory(prefix="xactor-dub-") as folder, local_file(dub.row.audio) as audio:
-        local = []
+        segment_files = []
         for number in range(segments):
             name = segment_file_name(number)
-            local.append(Path(folder, name))
+            segment_files.append(Path(folder, name))
             with place.filesystem.open_input_stream(f"{place.path}/{dub.folder}/{name}") as stream:
-                local[-1].write_bytes(stream.read())
+                segment_files[-1].write_bytes(stream.read())
         video = Path(folder, "video.mp4")
         frames = join_videos(
-            local, video, fps=FPS, samples=Sound.of(audio), metadata=ai_generated(made_from=dub.digest)
+            segment_files,
+            video,
+            fps=FPS,
+            samples=Sound.of(audio),
+            metadata=ai_generated(made_from=dub.digest),
         )
         with place.atomic_write(f"{dub.row.id}.mp4") as target, video.open("rb") as source:
             while block := source.read(1 << 20):

@@ -1,8 +1,8 @@
-"""Score the variants of the paper's Table 2 on shards with known lips, all with the same seeds.
+"""Score the variants of the paper's Table 2 on shards with a known lip opening, all with the same seeds.
 
 The paper scores rendered videos by SyncNet. This module scores the latents themselves, which needs no renderer and no
-published weights: the correlation of sampled with true lip opening (more is better, as for SynC) and the lips' error
-relative to their standard deviation (less is better, as for SynD).
+published weights. It measures the correlation of the sampled lip opening with the true one (higher is better, as for
+SynC), and the error of the lip opening relative to its standard deviation (lower is better, as for SynD).
 """
 
 import json
@@ -27,13 +27,13 @@ class Variant:
     """Describe one row of Table 2."""
 
     name: str
-    """The row's name."""
+    """Name of the row."""
     paper: tuple[float, float]
-    """The paper's SynC and SynD."""
+    """SynC and SynD in the paper's table."""
     train: tuple[str, ...] = ()
-    """Options of the training. Variants with the same options share a model."""
+    """Command-line options of the training. Variants with the same options share a model."""
     sampling: dict[str, Any] = field(default_factory=dict)
-    """Changes to the sampling, by field of `SamplingConfig`."""
+    """Values of `SamplingConfig` that differ from the defaults, by field."""
 
 
 VARIANTS = (
@@ -58,13 +58,13 @@ class Score:
     """Hold the scores of one variant and seed over all held-out frames."""
 
     lips: float
-    """Correlation of sampled with true lip opening."""
+    """Correlation of the sampled lip opening with the true one."""
     error: float
-    """RMS error of the lip opening over its standard deviation."""
+    """RMS error of the lip opening, divided by the standard deviation of the true one."""
     quarters: tuple[float, ...]
     """Correlation of the lip opening in each quarter of the clips."""
     rms: float
-    """Standard deviation of the latents in the last quarter over that of the truth."""
+    """Standard deviation of the latents in the last quarter, divided by that of the true latents."""
 
 
 def training_name(variant: Variant, seed: int) -> str:
@@ -96,17 +96,17 @@ def score_variants(
     Args:
         runs: Folder of the finished trainings.
         shards: URI of the shards.
-        seeds: Seeds; a variant is scored once for each.
+        seeds: Seeds. Each variant is scored once with each seed.
         steps: DDIM steps of a chunk.
-        max_clips: Most clips.
+        max_clips: Maximum number of clips.
         progress: Called with a line after each variant and seed.
 
     Returns:
-        The scores by variant, one for each seed, and the latents [T, D] of the first clip and seed by variant, with
-        those of the `truth`.
+        The scores of each variant, one for each seed, and latents [T, D] of the first clip to show: those that each
+        variant sampled with the first seed, and the true ones as `truth`.
 
     Raises:
-        ValueError: There are no held-out clips, or the longest is shorter than four contexts.
+        ValueError: There are no held-out clips, or the longest clip is shorter than four contexts.
     """
     clips, lips = held_out_clips(shards, max_clips=max_clips)
     motion, truth = [clip.motion for clip in clips], [clip.lips for clip in clips]
@@ -132,40 +132,50 @@ def score_variants(
 def _sample(
     model: MotionTransformer, audios: list[torch.Tensor], *, seed: int, config: SamplingConfig
 ) -> list[np.ndarray]:
-    """Sample recordings of any lengths, [T, L, F] each, together in one engine; return latents [T, D] each."""
+    """Sample several recordings in one engine, given features [T, L, F] of each. Return latents [T, D] of each."""
     engine = MotionEngine(model, max_streams=len(audios), max_batch=len(audios))
     streams = [engine.open(seed=seed, config=config) for _ in audios]
-    made: list[list[torch.Tensor]] = [[] for _ in audios]
+    pieces_of_stream: list[list[torch.Tensor]] = [[] for _ in audios]
     for stream, audio in zip(streams, audios, strict=True):
         stream.feed(audio)
         stream.end()
     while engine.step():
-        for stream, pieces in zip(streams, made, strict=True):
+        for stream, pieces in zip(streams, pieces_of_stream, strict=True):
             pieces.append(stream.take())
+            # The engine pauses streams that are far ahead of what is played.
             stream.played = stream.made
-    return [torch.cat(pieces).numpy() for pieces in made]
+    return [torch.cat(pieces).numpy() for pieces in pieces_of_stream]
 
 
 def _score(sampled: list[np.ndarray], truth: list[np.ndarray], latents: list[np.ndarray], lips) -> Score:
-    read = [lips(z) for z in sampled]
-    together, true = np.concatenate(read), np.concatenate(truth)
+    """Score one variant and seed.
 
-    def part(tracks: list[np.ndarray], number: int) -> np.ndarray:
+    Args:
+        sampled: sampled latents [T, D] of each clip.
+        truth: true lip opening [T] of each clip.
+        latents: true latents [T, D] of each clip.
+        lips: function from latents [T, D] to lip opening [T].
+    """
+    sampled_lips = [lips(z) for z in sampled]
+    all_sampled, all_true = np.concatenate(sampled_lips), np.concatenate(truth)
+
+    def quarter(tracks: list[np.ndarray], number: int) -> np.ndarray:
+        """Return the quarter with this number of all clips together."""
         return np.concatenate([np.array_split(track, QUARTERS)[number] for track in tracks])
 
     return Score(
-        lips=correlation(together, true),
-        error=float(np.sqrt(np.square(together - true).mean()) / true.std()),
-        quarters=tuple(correlation(part(read, n), part(truth, n)) for n in range(QUARTERS)),
-        rms=float(part(sampled, -1).std(0).mean() / part(latents, -1).std(0).mean()),
+        lips=correlation(all_sampled, all_true),
+        error=float(np.sqrt(np.square(all_sampled - all_true).mean()) / all_true.std()),
+        quarters=tuple(correlation(quarter(sampled_lips, n), quarter(truth, n)) for n in range(QUARTERS)),
+        rms=float(quarter(sampled, -1).std(0).mean() / quarter(latents, -1).std(0).mean()),
     )
 
 
 def markdown(scores: dict[str, list[Score]]) -> str:
     """Return the table with the paper's figures: means over the seeds, with their standard deviation.
 
-    `behind` is the mean over the seeds of the full model's lips minus the variant's. Variants share seeds, and those
-    that differ only in the sampling share models.
+    `behind` is the lip correlation of the full model minus that of the variant, as a mean over the seeds. All variants
+    have the same seeds, and variants that differ only in the sampling have the same models.
     """
 
     def spread(values: list[float]) -> str:
@@ -180,8 +190,9 @@ def markdown(scores: dict[str, list[Score]]) -> str:
         rows = scores[variant.name]
         quarters = np.mean([row.quarters for row in rows], axis=0)
         behind = [best.lips - row.lips for best, row in zip(full, rows, strict=True)]
+        behind_cell = "-" if variant.name == FULL else spread(behind)
         lines.append(
-            f"| {variant.name} | {spread([r.lips for r in rows])} | {'-' if rows is full else spread(behind)} "
+            f"| {variant.name} | {spread([r.lips for r in rows])} | {behind_cell} "
             f"| {spread([r.error for r in rows])} "
             f"| {quarters[0]:.2f}, {quarters[-1]:.2f} | {np.mean([r.rms for r in rows]):.2f} "
             f"| {variant.paper[0]} | {variant.paper[1]} |"
@@ -192,6 +203,6 @@ def markdown(scores: dict[str, list[Score]]) -> str:
 def save_report(output: Path, scores: dict[str, list[Score]], facts: dict[str, Any]) -> None:
     """Write report.json and table.md."""
     output.mkdir(parents=True, exist_ok=True)
-    rows = {name: [asdict(score) for score in some] for name, some in scores.items()}
+    rows = {name: [asdict(score) for score in variant_scores] for name, variant_scores in scores.items()}
     (output / "report.json").write_text(json.dumps({**facts, "scores": rows}, indent=2) + "\n")
     (output / "table.md").write_text(markdown(scores))

@@ -1,6 +1,6 @@
-"""Measure whether a long rollout drifts, with a held-out clip's sound repeated again and again.
+"""Measure whether a long rollout drifts: repeat the sound of one held-out clip in rounds.
 
-Every round hears the same sound, so its lips and its latents' statistics can be compared with any other round's.
+Every round hears the same sound, so the lips and the statistics of the latents can be compared between rounds.
 """
 
 import json
@@ -19,7 +19,7 @@ from xactor_platform.training.run.folder import EXPORT
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """Hold the figures of every round."""
+    """Hold the figures of all rounds."""
 
     clip_s: float
     """Length of a round, in seconds."""
@@ -28,9 +28,10 @@ class Drift:
     lips: list[float]
     """Correlation with the true lip opening, by round."""
     off: list[float]
-    """Distance of the latents' mean from the truth's, in the truth's standard deviations (RMS over dimensions)."""
+    """Distance of the mean latent from the true mean, in standard deviations of the true latents (RMS over dimensions),
+    by round."""
     rms: list[float]
-    """Standard deviation of the latents over the truth's, by round."""
+    """Standard deviation of the latents, divided by that of the true latents, by round."""
 
     @property
     def seconds(self) -> float:
@@ -58,19 +59,19 @@ def measure_drift(
     config: SamplingConfig | None = None,
     seed: int = 0,
 ) -> Drift:
-    """Measure one rollout over whole rounds of the longest held-out clip; write drift.json and drift.png to `output`.
+    """Measure a rollout over complete rounds of the longest held-out clip. Write drift.json and drift.png to `output`.
 
     Args:
         run: Local folder of the run.
-        shards: URI of the shards; the `test-` and `val-` ones are used.
+        shards: URI of the shards. Those named `test-*` and `val-*` are used.
         output: Folder for the report.
-        minutes: Length of the rollout at least, in minutes.
+        minutes: Minimum length of the rollout, in minutes.
         config: How motion is sampled.
         seed: Seed of the sampling.
 
     Raises:
-        ValueError: There are no held-out clips, there are fewer than two rounds, or the lip opening of the latents is
-            not known.
+        ValueError: There are no held-out clips, `minutes` gives fewer than two rounds, or the lip opening of the
+            latents is not known.
     """
     config = config or SamplingConfig()
     (clip,), lips = held_out_clips(shards, max_clips=1)
@@ -81,15 +82,16 @@ def measure_drift(
         raise ValueError(f"minutes must be more than {round_minutes:.2f}, one round's, got {minutes:g}")
     model = load_motion_model(Path(run) / EXPORT)
     pieces = list(stream_motion(model, (clip.audio for _ in range(rounds)), seed=seed, config=config))
-    made = np.split(torch.cat(pieces).numpy(), rounds)
+    latents_of_round = np.split(torch.cat(pieces).numpy(), rounds)
     deviation = truth.std(0)
+    # Dimensions that never change have no deviation to measure distances in.
     moves = deviation > 0
     drift = Drift(
         clip_s=len(truth) / FPS,
         steps=config.steps,
-        lips=[correlation(lips(z), clip.lips) for z in made],
-        off=[_rms(((z - truth).mean(0) / deviation)[moves]) for z in made],
-        rms=[float(z.std(0).mean() / deviation.mean()) for z in made],
+        lips=[correlation(lips(z), clip.lips) for z in latents_of_round],
+        off=[_rms(((z - truth).mean(0) / deviation)[moves]) for z in latents_of_round],
+        rms=[float(z.std(0).mean() / deviation.mean()) for z in latents_of_round],
     )
     output.mkdir(parents=True, exist_ok=True)
     (output / "drift.json").write_text(json.dumps(asdict(drift), indent=2) + "\n")

@@ -1,6 +1,6 @@
-"""Compare fewer steps and pipelined denoising with the default's 50 steps.
+"""Compare sampling with fewer steps, and with pipelined denoising, with the default of 50 steps.
 
-Every way of sampling has the same clips and seeds, so that its motion can be compared with the default's.
+Every way of sampling has the same clips and seeds, so that its motion can be compared with that of the default.
 """
 
 import json
@@ -17,7 +17,7 @@ from xactor_platform.evaluation.motion_report import correlation, held_out_clips
 from xactor_platform.training.run.folder import EXPORT
 
 DEFAULT = SamplingConfig().steps
-# Pairs of steps and groups.
+# Pairs of steps and groups. See `Way`.
 WAYS = ((DEFAULT, 1), (20, 1), (10, 1), (20, 4), (10, 4))
 
 
@@ -32,11 +32,11 @@ class Way:
     lips: float
     """Correlation with the true lip opening."""
     rms: float
-    """Standard deviation of the latents over the truth's."""
+    """Standard deviation of the latents, divided by that of the true latents."""
     apart: float
-    """RMS distance of the latents from those of the first way, in the truth's standard deviations."""
+    """RMS distance of the latents from those of the first way, in standard deviations of the true latents."""
     real_time: float
-    """Seconds that a second of motion takes."""
+    """Seconds of computation for each second of motion."""
 
 
 def compare_steps(
@@ -49,29 +49,31 @@ def compare_steps(
     seed: int = 0,
     max_clips: int = 8,
 ) -> list[Way]:
-    """Sample the run's exported model in every way; write few_steps.json to `output`.
+    """Sample the run's exported model in every way. Write few_steps.json to `output`.
 
     Args:
         run: Local folder of the run.
-        shards: URI of the shards; the `test-` and `val-` ones are used.
+        shards: URI of the shards. Those named `test-*` and `val-*` are used.
         output: Folder for the report.
-        ways: Pairs of steps and groups; the others are compared with the first.
-        config: How motion is sampled, but for steps and groups.
+        ways: Pairs of steps and groups. All ways are compared with the first.
+        config: How motion is sampled. Its steps and groups are replaced.
         seed: Seed of the sampling.
-        max_clips: Most held-out clips; the longest are used.
+        max_clips: Maximum number of held-out clips. The longest are used.
 
     Raises:
         ValueError: There are no held-out clips, or the lip opening of the latents is not known.
     """
     clips, lips = held_out_clips(shards, max_clips=max_clips)
-    truth = np.concatenate([clip.motion for clip in clips])
-    true = np.concatenate([clip.lips for clip in clips])
-    deviation = truth.std(0)
+    true_latents = np.concatenate([clip.motion for clip in clips])
+    true_lips = np.concatenate([clip.lips for clip in clips])
+    deviation = true_latents.std(0)
+    # Dimensions that never change have no deviation to measure distances in.
     moves = deviation > 0
     model = load_motion_model(Path(run) / EXPORT)
     found: list[Way] = []
-    default: np.ndarray | None = None
-    # Warm up, as the ways are timed.
+    # Latents of the first way, with which all are compared.
+    first: np.ndarray | None = None
+    # The first call of a process is slow, so warm up before the ways are timed.
     sample_motion(model, clips[0].audio[None, :FPS], seeds=[seed], config=SamplingConfig(steps=1))
     for steps, groups in ways:
         way = replace(config or SamplingConfig(), steps=steps, groups=groups)
@@ -80,13 +82,14 @@ def compare_steps(
             [sample_motion(model, clip.audio[None], seeds=[seed], config=way)[0].numpy() for clip in clips]
         )
         seconds = time.perf_counter() - begun
-        default = made if default is None else default
-        apart = ((made - default) / np.where(moves, deviation, 1))[:, moves]
+        if first is None:
+            first = made
+        apart = ((made - first) / np.where(moves, deviation, 1))[:, moves]
         found.append(
             Way(
                 steps=steps,
                 groups=groups,
-                lips=correlation(lips(made), true),
+                lips=correlation(lips(made), true_lips),
                 rms=float(made.std(0)[moves].mean() / deviation[moves].mean()),
                 apart=float(np.sqrt(np.square(apart).mean())),
                 real_time=seconds / (len(made) / FPS),

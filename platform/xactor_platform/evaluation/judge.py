@@ -1,4 +1,4 @@
-"""Score one video by every metric whose weights are given, with only a few frames in memory at a time."""
+"""Score one video by every metric whose weights are given. Only a few frames are in memory at a time."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ from xactor.metrics.sync_crop import steady_boxes, sync_crop
 from xactor.metrics.syncnet import SyncNet, load_published
 from xactor.portrait import Portrait
 
-# Smaller pictures are enlarged: landmarks and metrics are not made for fewer pixels.
+# Smaller pictures are enlarged, because landmarks and metrics need this many pixels.
 MIN_SIDE_PX = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Name the files of the metrics' networks. A metric without its network is left out."""
+    """Name the files of the metrics' networks. A metric whose network is not given is left out."""
 
     syncnet: Path | None = None
     """The published syncnet_v2.model, or a folder of a small SyncNet, for SynC and SynD."""
@@ -71,7 +71,7 @@ class Judge:
         Args:
             video: The generated video.
             portrait: The portrait that it was made from.
-            truth: The true video, and the square of it that the generated one shows; None without a truth.
+            truth: The true video, and the square of its frames that the generated video shows; None if there is none.
 
         Returns:
             The scores by column, and FVD's statistics of the `made` and the `true` frames.
@@ -80,8 +80,8 @@ class Judge:
             ValueError: A video cannot be read or has no face.
         """
         faces = self._faces(video, None)
-        moves = expressiveness(faces)
-        scores: dict[str, float] = {"Glo": moves.glo, "Exp": moves.exp}
+        expressive = expressiveness(faces)
+        scores: dict[str, float] = {"Glo": expressive.glo, "Exp": expressive.exp}
         scores["length_s"] = length_difference_s(video)
         if self._syncnet:
             found = self._sync(video, faces)
@@ -91,50 +91,57 @@ class Judge:
             if seen := self._landmarker.detect(face):
                 frames = zip(_frames(video, None), faces, strict=True)
                 scores["identity"] = identity_similarity(self._identity, (face, seen[0]), frames).value
-        statistics = {"made": self._watched(video, None)} if self._i3d else {}
+        statistics = {"made": self._video_statistics(video, None)} if self._i3d else {}
         if truth:
             path, box = truth
             true_faces = self._faces(path, box)
-            true_moves = expressiveness(true_faces)
-            scores["DGlo"], scores["DExp"] = abs(moves.glo - true_moves.glo), abs(moves.exp - true_moves.exp)
+            true_expressive = expressiveness(true_faces)
+            scores["DGlo"] = abs(expressive.glo - true_expressive.glo)
+            scores["DExp"] = abs(expressive.exp - true_expressive.exp)
             if self._emotion:
-                scores["DEmo"] = self._emotions_apart((video, None, faces), (path, box, true_faces))
+                scores["DEmo"] = self._emotion_difference((video, None, faces), (path, box, true_faces))
             if self._i3d:
-                statistics["true"] = self._watched(path, box)
+                statistics["true"] = self._video_statistics(path, box)
         return scores, statistics
 
     def _faces(self, video: Path, box: CropBox | None) -> list[Face | None]:
         return list(self._landmarker.follow(_frames(video, box)))
 
     def _sync(self, video: Path, faces: list[Face | None]):
+        """Return SyncNet's score of a video as a `SyncScore`. Missing boxes of the face are interpolated."""
         assert self._syncnet
-        known = np.array([[np.nan] * 4 if face is None else face.box for face in faces])
-        at = np.flatnonzero(np.isfinite(known[:, 0]))
-        boxes = np.stack([np.interp(np.arange(len(known)), at, known[at, side]) for side in range(4)], axis=1)
+        boxes = np.array([[np.nan] * 4 if face is None else face.box for face in faces])  # [T, 4]
+        known = np.flatnonzero(np.isfinite(boxes[:, 0]))
+        numbers = np.arange(len(boxes))
+        boxes = np.stack([np.interp(numbers, known, boxes[known, edge]) for edge in range(4)], axis=1)
         size = self._syncnet.config.image_size
         steady = steady_boxes(boxes)
         crops = (sync_crop(f, b, size) for f, b in zip(_frames(video, None), steady, strict=True))
         return sync(self._syncnet, crops, read_audio(video))
 
-    def _watched(self, video: Path, box: CropBox | None) -> VideoStatistics:
+    def _video_statistics(self, video: Path, box: CropBox | None) -> VideoStatistics:
+        """Return FVD's statistics of a video's frames, or of a square of each frame."""
         assert self._i3d
         statistics = VideoStatistics.of(self._i3d)
         statistics.watch(self._i3d, _frames(video, box))
         return statistics
 
-    def _emotions_apart(self, made: tuple[Any, ...], true: tuple[Any, ...]) -> float:
+    def _emotion_difference(self, made: tuple[Any, ...], true: tuple[Any, ...]) -> float:
+        """Return DEmo of two videos, each given as its path, the square of its frames or None, and its faces."""
         assert self._emotion
-        rows = [
+        made_vectors, true_vectors = (
             emotion_vectors(self._emotion, zip(_frames(video, box), faces, strict=True))
             for video, box, faces in (made, true)
-        ]
-        # Their lengths may differ by a frame.
-        shared = min(map(len, rows))
-        return emotion_difference(*(row[:shared] for row in rows), weights=self._emotion.weights).value
+        )
+        # The lengths of the two videos may differ by a frame.
+        shared = min(len(made_vectors), len(true_vectors))
+        return emotion_difference(
+            made_vectors[:shared], true_vectors[:shared], weights=self._emotion.weights
+        ).value
 
 
 def _frames(video: Path, box: CropBox | None) -> Iterator[np.ndarray]:
-    """Yield a video's frames uint8 [H, W, 3], or a square of each, at least MIN_SIDE_PX a side."""
+    """Yield a video's frames uint8 [H, W, 3], or a square of each. No side is shorter than MIN_SIDE_PX."""
     for frame in read_frames(video):
         if box is not None:
             yield box.cut(frame, max(MIN_SIDE_PX, min(box.side, 512)))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-# Share of the latents' variance. Directions that vary less than a tenth of the rest count for little.
+# Ridge penalty, as a fraction of the latents' total variance. It is not multiplied by the number of samples.
 _RIDGE = 1e-2
 
 
@@ -12,8 +12,8 @@ def fit_linear(known: np.ndarray, wanted: np.ndarray) -> Callable[[np.ndarray], 
     """Fit a ridge regression from latents to values.
 
     Args:
-        known: Latents [N, D].
-        wanted: Their values [N, K].
+        known: Latents [N, D] whose values are known.
+        wanted: Values [N, K] of these latents.
 
     Returns:
         A function from latents [M, D] to values [M, K].

@@ -1,13 +1,13 @@
-"""Report what a motion model has learned: compare sampled with true lip opening on held-out clips.
+"""Report what a motion model has learned: compare the sampled with the true lip opening on held-out clips.
 
-The lip opening of the latents must be known. The fixed embedding (`xactor.controls`) gives it directly. A motion
-encoder's latents need clips whose control track is known: a linear map is fitted on the training clips.
+This needs the lip opening of latents. The fixed embedding (`xactor.controls`) gives it directly. For the latents of a
+motion encoder, a linear map is fitted on training clips whose control track is known.
 """
 
 import io
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,36 +24,37 @@ from xactor_platform.training.run.folder import EXPORT, METRICS, RunFolder
 
 QUARTERS = 4
 _CONTROLS = "controls.npy"
-# Frames of the training clips that the linear map is fitted on, at least.
+# Minimum number of frames of training clips that the linear map is fitted on.
 _FITTED_FRAMES = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
 class MotionReport:
-    """Hold correlations of sampled with true lip opening, over all held-out frames and over one long rollout."""
+    """Hold correlations of the sampled and the true lip opening, over all held-out frames and over one long rollout."""
 
     clips: int
-    """Held-out clips."""
+    """Number of held-out clips."""
     frames: int
     """Frames of all clips."""
     steps: int
     """DDIM steps of a chunk."""
     audio_cfg: float
-    """Guidance of `with_cfg`."""
+    """Audio guidance scale of `with_cfg`, `shuffled` and the rollout."""
     readable: float
-    """Correlation of the true latents' lip opening with the truth: the upper bound. It is 1 for the fixed embedding."""
+    """Correlation of the true lip opening with the one that is read from the true latents. It is the upper bound for
+    the other correlations, and 1 for the fixed embedding."""
     with_cfg: float
     """Correlation with guidance."""
     without_cfg: float
     """Correlation without guidance."""
     shuffled: float
-    """Correlation with the audio of another time; near 0 if the lips follow the audio."""
+    """Correlation if the audio is shifted by half a clip. It is near 0 if the lips follow the audio."""
     rollout_s: float
     """Length of the longest clip, in seconds."""
     quarters: list[float]
     """Correlation in each quarter of the longest clip."""
     rms: float
-    """Standard deviation of the latents in its last quarter over that of the truth."""
+    """Standard deviation of the latents in the last quarter of that clip, divided by that of the true latents."""
 
     def table(self) -> str:
         """Return a table for the terminal."""
@@ -81,15 +82,15 @@ def report_motion(
     seed: int = 0,
     max_clips: int = 8,
 ) -> MotionReport:
-    """Sample the run's exported model on held-out clips; write report.json, loss.png and lips.png to `output`.
+    """Sample the run's exported model on held-out clips. Write report.json, loss.png and lips.png to `output`.
 
     Args:
         run: Local folder of the run.
-        shards: URI of the shards; the `test-` and `val-` ones are used.
+        shards: URI of the shards. Those named `test-*` and `val-*` are used.
         output: Folder for the report.
         config: How motion is sampled.
         seed: Seed of the sampling.
-        max_clips: Most held-out clips; the longest are used.
+        max_clips: Maximum number of held-out clips. The longest are used.
 
     Raises:
         ValueError: There are no held-out clips, or the lip opening of the latents is not known.
@@ -97,15 +98,18 @@ def report_motion(
     config = config or SamplingConfig()
     clips, lips = held_out_clips(shards, max_clips=max_clips)
     model = load_motion_model(Path(run) / EXPORT)
-    plain = SamplingConfig(**{**asdict(config), "audio_cfg": 1.0})
+    without_guidance = replace(config, audio_cfg=1.0)
     latents, truth = [clip.motion for clip in clips], [clip.lips for clip in clips]
     guided, unguided, shuffled = [], [], []
     for clip in clips:
-        other = torch.roll(clip.audio, len(clip.audio) // 2, dims=0)
-        both = sample_motion(model, torch.stack([clip.audio, other]), seeds=[seed, seed], config=config)
+        shifted_audio = torch.roll(clip.audio, len(clip.audio) // 2, dims=0)
+        both = sample_motion(
+            model, torch.stack([clip.audio, shifted_audio]), seeds=[seed, seed], config=config
+        )
         guided.append(both[0].numpy())
         shuffled.append(both[1].numpy())
-        unguided.append(sample_motion(model, clip.audio[None], seeds=[seed], config=plain)[0].numpy())
+        plain = sample_motion(model, clip.audio[None], seeds=[seed], config=without_guidance)
+        unguided.append(plain[0].numpy())
     quarters = [
         correlation(lips(part), true)
         for part, true in zip(
@@ -173,9 +177,9 @@ def held_out_clips(
 
 
 def read_clip(index: Index, row: int) -> tuple[np.ndarray, torch.Tensor]:
-    """Read a whole clip: latents [T, D] and audio features [T, L, F]."""
-    whole = MicroBatch(np.array([row]), np.array([0]), index.frames[row : row + 1])
-    batch = read_batch(index, whole)
+    """Read all frames of a clip: latents [T, D] and audio features [T, L, F]."""
+    all_frames = MicroBatch(np.array([row]), np.array([0]), index.frames[row : row + 1])
+    batch = read_batch(index, all_frames)
     if batch.bad:
         raise ValueError(f"held-out {batch.bad[0]}")
     return batch.motion[0], torch.from_numpy(batch.audio[0])
@@ -216,12 +220,12 @@ def lip_reader(index: Index) -> Callable[[np.ndarray], np.ndarray]:
         lips.append(_controlled_lips(training, int(row)))
         if sum(map(len, z)) >= _FITTED_FRAMES:
             break
-    read = fit_linear(np.concatenate(z), np.concatenate(lips)[:, None])
-    return lambda latents: read(latents)[:, 0]
+    predict = fit_linear(np.concatenate(z), np.concatenate(lips)[:, None])
+    return lambda latents: predict(latents)[:, 0]
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Return Pearson's correlation; 0 if one of the two is constant."""
+    """Return Pearson's correlation, or 0 if one of the two is constant."""
     return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else 0.0
 
 

@@ -1,5 +1,6 @@
 """Pair portraits with sounds, in the self-driven and in the cross-driven setting (Paper 4.1)."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,20 +17,20 @@ class Pair:
     id: str
     """The video's name: letters, digits, `-` and `_`."""
     portrait: Path
-    """A picture, or a video of which one frame is taken."""
+    """A picture, or a video from which one frame is taken."""
     position: float | None
-    """Where the frame lies in the portrait's video, 0..1 of its length; None for a picture."""
+    """Place of that frame in the video, as a fraction 0..1 of the video's length. None for a picture."""
     audio: Path
     """The sound to speak."""
     truth: Path | None
-    """The video that really speaks the sound; None in the cross-driven setting."""
+    """The real video of the person who speaks the sound. None in the cross-driven setting."""
 
 
 def self_driven(ravdess: Path, *, pairs: int, seed: int) -> list[Pair]:
     """Pair a random frame of one clip with the sound of another clip of the same actor, whose video is the truth.
 
-    RAVDESS's layout is `Actor_07/01-01-05-02-01-02-07.mp4`; a first number of 01 means sound and pictures. No clip is
-    spoken twice before every clip is spoken once.
+    RAVDESS's layout is `Actor_07/01-01-05-02-01-02-07.mp4`, where a first number of 01 means sound and pictures. No
+    clip's sound is used a second time before every clip's sound was used once.
 
     Args:
         ravdess: The folder of RAVDESS.
@@ -46,14 +47,15 @@ def self_driven(ravdess: Path, *, pairs: int, seed: int) -> list[Pair]:
     actors: dict[str, list[Path]] = {}
     for clip in sorted(ravdess.glob("Actor_*/01-*.mp4")):
         actors.setdefault(clip.parent.name, []).append(clip)
-    spoken = [(name, clip) for name, clips in actors.items() if len(clips) > 1 for clip in clips]
-    if not spoken:
+    usable = [(name, clip) for name, clips in actors.items() if len(clips) > 1 for clip in clips]
+    if not usable:
         raise ValueError(f"{ravdess}: no actor with two clips (Actor_*/01-*.mp4)")
     rng = np.random.default_rng([seed, 1])
-    order = np.concatenate([rng.permutation(len(spoken)) for _ in range(-(-pairs // len(spoken)))])[:pairs]
+    rounds = math.ceil(pairs / len(usable))
+    order = np.concatenate([rng.permutation(len(usable)) for _ in range(rounds)])[:pairs]
     found = []
-    for number, at in enumerate(order):
-        actor, audio = spoken[int(at)]
+    for number, chosen in enumerate(order):
+        actor, audio = usable[int(chosen)]
         others = [clip for clip in actors[actor] if clip != audio]
         portrait = others[int(rng.integers(len(others)))]
         found.append(
@@ -69,9 +71,9 @@ def self_driven(ravdess: Path, *, pairs: int, seed: int) -> list[Pair]:
 
 
 def cross_driven(images: Path, audios: Path, *, seed: int) -> list[Pair]:
-    """Pair the pictures of a folder with the sounds of another at random, each at most once.
+    """Pair the pictures of one folder at random with the sounds of another, each file at most once.
 
-    The number of pairs is that of the smaller folder.
+    There are as many pairs as there are files in the smaller folder.
 
     Args:
         images: Folder of portraits.

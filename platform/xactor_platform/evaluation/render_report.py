@@ -1,11 +1,11 @@
-"""Report what stage 1 has learned: how near generated frames are to the truth, and what the latents hold.
+"""Report what stage 1 has learned: how close generated frames are to the true ones, and what the latents contain.
 
-Frames are compared on the held-out clips of a folder of video shards. A clip's first frame is the reference; the
-latents are those of the true frames. The regions are those of `xactor.faces.crop`, which frames every face alike.
+Frames are compared on the held-out clips of a folder of video shards. The reference is a clip's first frame, and the
+latents come from the true frames. The regions are those of `xactor.faces.crop`, which frames every face alike.
 
-Latents are probed on drawn people that no training saw, who all act the same controls; only a generator of faces can
-give that. The probe tells whether z names the person, how far the same expression of two people is apart compared with
-two expressions of one person, and whether a linear map reads the controls off z.
+Latents are probed on drawn people that no training saw, who all act the same controls. Only drawn faces make this
+possible. The probe measures three things: whether a linear map can tell the person from z; how far apart one expression
+of two people is, compared with two expressions of one person; and whether a linear map can read the controls from z.
 """
 
 import io
@@ -27,15 +27,20 @@ from xactor_platform.demo_corpus.speech import Voice
 from xactor_platform.evaluation.linear import fit_linear
 
 HEAD = ("headPitch", "headYaw", "headRoll")
+# Clips and columns of faces.png, and the side of its pictures in pixels. Each clip has two rows.
 _SHEET_ROWS, _SHEET_COLUMNS, _SHEET_PX = 6, 7, 96
+# Number of expressions and of drawn people in the probe.
 _EXPRESSIONS, _PEOPLE = 120, 8
-# Seed of the first drawn person that no corpus holds.
+# Seed of the first drawn person of the probe. No corpus holds people with seeds from this one on.
 _UNSEEN = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """Hold the share of the still reference's squared error that generated frames remove; the truth itself has 1."""
+    """Hold the share of the reference's error that the generated frames remove.
+
+    The error is the squared difference from the true frames. The reference is one still frame. A gain of 1 is perfect.
+    """
 
     mouth: float
     """The share in the mouth's region."""
@@ -45,15 +50,15 @@ class Gain:
 
 @dataclass(frozen=True, kw_only=True)
 class Latents:
-    """Hold what z tells, by linear maps fitted on half of the expressions and tested on the other half."""
+    """Hold how well linear maps read z. They are fitted on half of the expressions and tested on the other half."""
 
     people: int
-    """Drawn people."""
+    """Number of drawn people."""
     identity_accuracy: float
-    """Share of the latents whose person the probe names."""
+    """Share of the latents for which the probe names the right person."""
     identity_of_change: float
-    """The same by the change of z since the first expression, which is what moves a portrait. The deviation of that
-    one frame is in all changes."""
+    """The same share for a probe of z minus the first expression's z, which is what moves a portrait. All of a person's
+    changes contain that one frame's deviation from the person's mean."""
     chance: float
     """The accuracy of guessing: 1 / people."""
     lips: float
@@ -61,7 +66,7 @@ class Latents:
     head: float
     """R² of the head's rotation."""
     expression_ratio: float
-    """Mean distance of one expression of two people over that of two expressions of one person."""
+    """Mean distance between one expression of two people, divided by that between two expressions of one person."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +74,7 @@ class RenderReport:
     """Hold the gains of all held-out clips, and what the latents tell."""
 
     clips: dict[str, Gain]
-    """Gains by held-out clip."""
+    """Gains by key of the held-out clip."""
     speakers: dict[str, Gain]
     """Gains by speaker."""
     steps: int
@@ -108,15 +113,15 @@ def report_render(
     max_clips: int = 8,
     seed: int = 0,
 ) -> RenderReport:
-    """Render held-out clips from their own latents; write report.json and faces.png to `output`.
+    """Render held-out clips from their own latents. Write report.json and faces.png to `output`.
 
     Args:
         model: Folder of stage 1's export.
-        videos: URI of video shards; the `test-` and `val-` ones are used.
+        videos: URI of video shards. Those named `test-*` and `val-*` are used.
         output: Folder for the report.
         config: How frames are rendered.
-        windows: Windows of each clip that are rendered, spread over it.
-        max_clips: Most held-out clips; the longest are used.
+        windows: Number of windows that are rendered of each clip. They are spread over the clip.
+        max_clips: Maximum number of held-out clips. The longest are used.
         seed: Seed of the rendering.
 
     Raises:
@@ -134,14 +139,13 @@ def report_render(
         clips[str(index.key[row])] = _gain(found)
         errors.setdefault(str(index.speaker[row]), []).extend(found)
         rows += shown
+    expressions = _expressions(index)
     report = RenderReport(
         clips=clips,
         speakers={name: _gain(found) for name, found in sorted(errors.items())},
         steps=config.steps,
         cfg=config.cfg,
-        latents=probe_latents(renderer, expressions)
-        if (expressions := _expressions(index)) is not None
-        else None,
+        latents=None if expressions is None else probe_latents(renderer, expressions),
     )
     output.mkdir(parents=True, exist_ok=True)
     (output / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
@@ -156,8 +160,9 @@ def _render_clip(
 
     Returns:
         The squared errors of each window (mouth generated, mouth still, face generated, face still), and two rows of
-        pictures for the sheet.
+        pictures for the sheet: true and generated frames.
     """
+    # Frame 0 is the reference, so windows start at frame 1 at the earliest.
     count = min(config.window_frames, int(index.frames[row]) - 1)
     last = int(index.frames[row]) - count
     starts = sorted({round(1 + (last - 1) * (i + 1) / windows) for i in range(windows)})
@@ -169,39 +174,40 @@ def _render_clip(
         for n, p in pictures.items()
     }
     reference = renderer.reference(pictures[0])
-    errors, true_row, made_row = [], [pictures[0]], [pictures[0]]
+    errors, true_row, generated_row = [], [pictures[0]], [pictures[0]]
     for start in starts:
         true = np.stack([pictures[n] for n in range(start, start + count)])
         z = renderer.components.motion_encoder.encode(true)
-        made = renderer.window(reference, z, seed=seed, first_frame=start, config=config)
+        generated = renderer.window(reference, z, seed=seed, first_frame=start, config=config)
         still = np.broadcast_to(pictures[0], true.shape)
         errors.append(
             tuple(
                 _error(picture, true, region)
                 for region in (MOUTH_REGION, FACE_REGION)
-                for picture in (made, still)
+                for picture in (generated, still)
             )
         )
-        at = np.linspace(0, count - 1, (_SHEET_COLUMNS - 1) // len(starts)).astype(int)
-        true_row += list(true[at])
-        made_row += list(made[at])
-    return errors, [true_row, made_row]
+        shown = np.linspace(0, count - 1, (_SHEET_COLUMNS - 1) // len(starts)).astype(int)
+        true_row += list(true[shown])
+        generated_row += list(generated[shown])
+    return errors, [true_row, generated_row]
 
 
-def _error(made: np.ndarray, true: np.ndarray, region: tuple[float, ...]) -> float:
-    """Return the mean squared error in a region, in squared grey levels."""
+def _error(shown: np.ndarray, true: np.ndarray, region: tuple[float, ...]) -> float:
+    """Return the mean squared error of frames [T, S, S, 3] in a region, in squared grey levels."""
     rows, columns = region_pixels(region, true.shape[1])
-    parts = (x[:, rows, columns].astype(np.float64) for x in (made, true))
-    return float(np.mean(np.subtract(*parts) ** 2))
+    difference = shown[:, rows, columns].astype(np.float64) - true[:, rows, columns].astype(np.float64)
+    return float(np.mean(difference**2))
 
 
 def _gain(errors: Sequence[tuple[float, ...]]) -> Gain:
+    """Return the gain of windows, given their errors as `_render_clip` returns them."""
     mouth, still_mouth, face, still_face = np.sum(errors, axis=0)
     return Gain(mouth=float(1 - mouth / still_mouth), face=float(1 - face / still_face))
 
 
 def sheet(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
-    """Draw rows of pictures, each of the same size, one below the other."""
+    """Draw rows of pictures below each other, all pictures in one size."""
     width = max(map(len, rows))
     picture = Image.new("RGB", (width * _SHEET_PX, len(rows) * _SHEET_PX))
     for y, row in enumerate(rows):
@@ -212,32 +218,32 @@ def sheet(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
 
 
 def _expressions(index: Index) -> np.ndarray | None:
-    """Return rows of control tracks spread over the held-out clips, [E, 57]; None if the shards hold none."""
+    """Return the controls [E, 57] of frames spread over the held-out clips, None if the shards hold no controls."""
     if "controls.npy" not in index.offset:
         return None
     tracks = [np.load(io.BytesIO(index.read(row, "controls.npy"))) for row in range(index.samples)]
-    every = np.concatenate(tracks)
-    return every[np.linspace(0, len(every) - 1, _EXPRESSIONS).astype(int)]
+    all_frames = np.concatenate(tracks)
+    return all_frames[np.linspace(0, len(all_frames) - 1, _EXPRESSIONS).astype(int)]
 
 
 def probe_latents(renderer: Renderer, controls: np.ndarray) -> Latents:
     """Probe the latents of drawn people who all act the same expressions, rows of controls [E, 57]."""
     people = [Identity(name=f"drawn-{seed}", voice=Voice()) for seed in range(_UNSEEN, _UNSEEN + _PEOPLE)]
-    # Every second expression is in the fitted half, so that both halves hold all moods.
+    # The maps are fitted on every second expression and tested on the others, so that both halves hold all moods.
     controls = np.concatenate([controls[::2], controls[1::2]])
     expressions, half = len(controls), (len(controls) + 1) // 2
     z = np.stack([_latents_of(renderer, person, controls) for person in people])  # [P, E, D]
-    known, asked = _halves(z, half)
+    fitted_z, tested_z = _halves(z, half)
 
-    wanted = np.column_stack([lip_opening(controls), controls[:, [INDEX[name] for name in HEAD]]])  # [E, 4]
-    both = (np.tile(part, (len(people), 1)) for part in (wanted[:half], wanted[half:]))
-    fitted, true = both
-    guess = fit_linear(known, fitted)(asked)
-    r2 = 1 - ((guess - true) ** 2).sum(0) / ((true - true.mean(0)) ** 2).sum(0)
+    values = np.column_stack([lip_opening(controls), controls[:, [INDEX[name] for name in HEAD]]])  # [E, 4]
+    # All people have the same values: those of the first person's latents, then of the second's and so on.
+    fitted_values, true_values = (np.tile(part, (len(people), 1)) for part in (values[:half], values[half:]))
+    predicted = fit_linear(fitted_z, fitted_values)(tested_z)
+    r2 = 1 - ((predicted - true_values) ** 2).sum(0) / ((true_values - true_values.mean(0)) ** 2).sum(0)
 
     across = [np.linalg.norm(z[i] - z[j], axis=-1).mean() for i in range(len(people)) for j in range(i)]
-    other = np.roll(z, expressions // 3, axis=1)
-    within = np.linalg.norm(z - other, axis=-1).mean()
+    other_expression = np.roll(z, expressions // 3, axis=1)
+    within = np.linalg.norm(z - other_expression, axis=-1).mean()
     return Latents(
         people=len(people),
         identity_accuracy=_named(z, half),
@@ -250,29 +256,32 @@ def probe_latents(renderer: Renderer, controls: np.ndarray) -> Latents:
 
 
 def _halves(z: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split latents [P, E, D] of P people into those to fit on, [P x half, D], and those to test, the rest."""
+    """Split latents [P, E, D] of P people into those to fit, [P x half, D], and those to test, [P x (E - half), D]."""
     return z[:, :half].reshape(-1, z.shape[-1]), z[:, half:].reshape(-1, z.shape[-1])
 
 
 def _named(z: np.ndarray, half: int) -> float:
-    """Return how often a linear probe names the person of the latents [P, E, D] in the second half."""
-    known, asked = _halves(z, half)
+    """Return how often a linear probe names the right person for latents [P, E, D].
+
+    The probe is fitted on the first `half` of each person's latents and tested on the others.
+    """
+    fitted_z, tested_z = _halves(z, half)
     people = np.arange(len(z))
-    votes = fit_linear(known, np.repeat(np.eye(len(z)), half, axis=0))(asked)
+    votes = fit_linear(fitted_z, np.repeat(np.eye(len(z)), half, axis=0))(tested_z)
     return float((votes.argmax(1) == np.repeat(people, z.shape[1] - half)).mean())
 
 
 def _latents_of(renderer: Renderer, person: Identity, controls: np.ndarray) -> np.ndarray:
-    """Return the latents [E, D] of a person's face crops."""
-    size = 4 * renderer.image_size
-    box = find_crop(person, size)
-    frames = [render_frame(person, row, size) for row in controls]
-    crops = [
-        box.cut(frame, renderer.image_size)
-        if box
-        else np.asarray(
-            Image.fromarray(frame).resize((renderer.image_size, renderer.image_size), Image.Resampling.BOX)
-        )
-        for frame in frames
-    ]
+    """Return the latents [E, D] of a person's face crops, one for each row of controls [E, 57]."""
+    crop_px = renderer.image_size
+    frame_px = 4 * crop_px
+    box = find_crop(person, frame_px)
+
+    def crop(frame: np.ndarray) -> np.ndarray:
+        """Cut out the face. If none was found, reduce the whole frame."""
+        if box:
+            return box.cut(frame, crop_px)
+        return np.asarray(Image.fromarray(frame).resize((crop_px, crop_px), Image.Resampling.BOX))
+
+    crops = [crop(render_frame(person, row, frame_px)) for row in controls]
     return renderer.components.motion_encoder.encode(np.stack(crops)).numpy()

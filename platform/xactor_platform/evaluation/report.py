@@ -19,7 +19,7 @@ SELF_DRIVEN = ("SynC ↑", "SynD ↓", "FVD ↓", "DGlo ↓", "DExp ↓", "DEmo 
 CROSS_DRIVEN = ("SynC ↑", "SynD ↓", "Glo ↑", "Exp ↑", *(f"{name} ↑" for name in QUESTIONS))
 # Columns that the paper does not have.
 OURS = ("identity ↑", "length_s")
-# The last row of the paper's Table 1.
+# The paper's own method: the last row of Table 1.
 PAPER = {
     "self-driven": {"SynC": 6.33, "SynD": 7.21, "FVD": 278.3, "DGlo": 0.021, "DExp": 0.005, "DEmo": 0.37},
     "cross-driven": {
@@ -27,19 +27,32 @@ PAPER = {
         "Syn": 0.761, "Div": 0.741, "Emo": 0.720, "VQ": 0.736,
     },
 }  # fmt: skip
+# Rows and columns of frames.png, and the side of its pictures in pixels.
 _SHEET_ROWS, _SHEET_COLUMNS, _SHEET_PX = 8, 8, 128
 
 
 def means(results: list[Judged], totals: Mapping[str, VideoStatistics]) -> dict[str, float]:
-    """Average every column over the videos that have scores; of length_s, which has a sign, average the size."""
+    """Average every column over the videos that have a score in it.
+
+    `length_s` is a difference of lengths with a sign, so its absolute value is averaged.
+
+    Args:
+        results: results of the videos.
+        totals: FVD's statistics of all `made` and of all `true` frames. FVD needs both.
+    """
     columns = {name for judged in results for name in judged.scores}
     found = {}
     for name in sorted(columns):
         values = np.array([judged.scores[name] for judged in results if name in judged.scores])
         found[name] = float(np.abs(values).mean() if name == "length_s" else values.mean())
-    if {"made", "true"} <= set(totals):
+    if _has_fvd(totals):
         found["FVD"] = fvd(totals["made"], totals["true"]).value
     return found
+
+
+def _has_fvd(totals: Mapping[str, VideoStatistics]) -> bool:
+    """Return whether there are statistics of both the generated and the true frames."""
+    return "made" in totals and "true" in totals
 
 
 def table(
@@ -49,13 +62,25 @@ def table(
     notes: list[str],
     votes: Mapping[str, float],
 ) -> str:
-    """Return Table 1's columns in Markdown; `-` marks columns that were not measured."""
+    """Return Table 1's columns in Markdown. `-` marks columns that were not measured.
+
+    Args:
+        setting: `self-driven` or `cross-driven`.
+        found: means by column, without the columns' arrows.
+        weights: names of the weights, by the metrics that use them.
+        notes: lines below the table.
+        votes: shares of a user study by question, empty without one.
+    """
     columns = SELF_DRIVEN if setting == "self-driven" else CROSS_DRIVEN
     columns = (*columns, *OURS)
 
-    def row(name: str, values: Mapping[str, float]) -> str:
-        cells = [f"{values[key]:.4g}" if (key := column.split()[0]) in values else "-" for column in columns]
-        return f"| {name} | " + " | ".join(cells) + " |"
+    def cell(values: Mapping[str, float], column: str) -> str:
+        # Without the arrow of the column's title.
+        name = column.split()[0]
+        return f"{values[name]:.4g}" if name in values else "-"
+
+    def row(title: str, values: Mapping[str, float]) -> str:
+        return f"| {title} | " + " | ".join(cell(values, column) for column in columns) + " |"
 
     lines = [
         f"| {setting} | " + " | ".join(columns) + " |",
@@ -81,16 +106,32 @@ def write_report(
     facts: dict[str, Any],
     votes: Mapping[str, float],
 ) -> str:
-    """Write report.json, table.md and frames.png to `output` and return the table."""
+    """Write report.json, table.md and frames.png to `output`. Return the table.
+
+    Args:
+        setting: `self-driven` or `cross-driven`.
+        pairs: pairs of the evaluation.
+        results: result of each pair.
+        weights: names of the weights, by the metrics that use them, such as `SynC, SynD`.
+        totals: FVD's statistics of all videos together.
+        videos: folder of the generated videos.
+        output: folder of the report.
+        facts: further entries of report.json.
+        votes: shares of a user study by question, empty without one.
+    """
     judged = [result for result in results if not result.error]
     found = means(judged, totals)
     notes = [f"{len(judged)} of {len(results)} videos"]
-    if len(totals) == 2:
+    if _has_fvd(totals):
         notes.append(
             f"FVD over {totals['made'].count} windows of generated and {totals['true'].count} of true frames"
         )
-        notes += [note] if (note := fvd(totals["made"], totals["true"]).note) else []
-    if weights.get("SynC, SynD", "published") != "published" and "syncnet_v2" not in weights["SynC, SynD"]:
+        note = fvd(totals["made"], totals["true"]).note
+        if note:
+            notes.append(note)
+    syncnet = weights.get("SynC, SynD")
+    has_published_syncnet = syncnet is None or syncnet == "published" or "syncnet_v2" in syncnet
+    if not has_published_syncnet:
         notes.append("SynC and SynD are not of the published SyncNet; do not compare them with the paper's")
     text = table(setting, found, weights, notes, votes)
     report = {
@@ -112,7 +153,7 @@ def write_report(
 
 
 def _row(video: Path) -> np.ndarray:
-    """Return frames of a video at even times, next to each other, uint8 [H, W, 3]."""
+    """Return frames at equal intervals of a video, next to each other, uint8 [H, W, 3]."""
     count = sum(1 for _ in read_frames(video))
     wanted = set(np.linspace(0, count - 1, _SHEET_COLUMNS).astype(int).tolist())
     tiles = [
@@ -120,5 +161,6 @@ def _row(video: Path) -> np.ndarray:
         for number, frame in enumerate(read_frames(video))
         if number in wanted
     ]
+    # A video with too few frames gets white tiles.
     tiles += [np.full((_SHEET_PX, _SHEET_PX, 3), 255, np.uint8)] * (_SHEET_COLUMNS - len(tiles))
     return np.concatenate(tiles, axis=1)

@@ -25,12 +25,12 @@ from xactor_platform.evaluation.pairs import Pair
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Name a model that makes the videos, or a folder of ready ones."""
+    """Name a model that makes the videos, or a folder of existing videos. Exactly one of the two is given."""
 
     model: Path | None = None
     """Folder of the model."""
     videos: Path | None = None
-    """Folder of ready videos, <id>.mp4."""
+    """Folder of existing videos, named <id>.mp4."""
     options: AnimateOptions = field(default_factory=AnimateOptions)
     """How the model animates."""
 
@@ -50,7 +50,7 @@ class Judged:
     scores: dict[str, float]
     """Scores by column; empty after an error."""
     error: str | None = None
-    """Why there are no scores."""
+    """Reason why there are no scores. None if there are scores."""
 
 
 def evaluate(
@@ -65,15 +65,15 @@ def evaluate(
 ) -> tuple[list[Judged], dict[str, str], dict[str, VideoStatistics]]:
     """Make and score every pair's video.
 
-    Write videos/<id>.mp4, scores/<id>.json and scores/<id>.pickle to `output`. Existing scores and videos are kept; the
+    Write videos/<id>.mp4, scores/<id>.json and scores/<id>.pickle to `output`. Existing scores and videos are kept. The
     next run retries pairs that failed.
 
     Args:
         pairs: The videos to make.
-        source: The model, or ready videos.
+        source: The model, or existing videos.
         weights: The metrics' networks.
-        output: A folder that every worker sees.
-        actors: Pairs that are worked on at a time.
+        output: A folder that every worker can read and write.
+        actors: Number of pairs that are processed concurrently.
         gpus_per_actor: GPUs that each actor reserves.
         progress: Called with a line after each pair.
 
@@ -131,6 +131,7 @@ class _Worker:
                 self._pipeline.to("cuda", torch.bfloat16)
 
     def judge(self, pair: Pair) -> Judged:
+        """Make and score the video of a pair, and save the scores. A video that cannot be scored gives an error."""
         try:
             portrait = find_portrait(_picture(pair))
             video = self._video(pair, portrait)
@@ -147,6 +148,7 @@ class _Worker:
         return Judged(id=pair.id, scores=scores)
 
     def _video(self, pair: Pair, portrait: Portrait) -> Path:
+        """Return the path of a pair's video. Make the video if it does not exist."""
         if self._source.videos:
             return self._source.videos / f"{pair.id}.mp4"
         path = self._output / "videos" / f"{pair.id}.mp4"
@@ -174,7 +176,7 @@ def _picture(pair: Pair) -> np.ndarray:
 
 
 def _square(video: Path) -> CropBox:
-    """Return the square around the face of a true video's first frame, as a generated video shows it."""
+    """Return the square around the face in a true video's first frame. A generated video shows such a square."""
     return find_portrait(next(read_frames(video))).box
 
 

@@ -1,13 +1,14 @@
 """Make the paper's user study: a static page of videos under blinded names, and the key to the names.
 
-Paper 4.2: 21 participants were shown 10 examples of the cross-driven setting, each a randomised set of all methods'
-videos, and chose the best one by lip sync, motion diversity, emotion alignment and video quality. Table 1's columns
-sum to 1: a method's figure is its share of all choices.
+Paper 4.2: 21 participants saw 10 examples of the cross-driven setting. Each example was a randomised set with one video
+of each method. The participants chose the best video by lip sync, motion diversity, emotion alignment and video
+quality. The columns of Table 1 sum to 1: a method's figure is its share of all choices.
 
-The paper does not say how it asked, how it chose the ten examples, and whether all raters saw one order. Ours: the
-questions below, ten examples drawn by the seed, and an order for every rater. It does not say either whether a rater
-could skip a question: its shares are those of 201, 205, 200 and 201 choices, but 21 raters with 10 examples make 210.
-Ours: nobody can skip, so that all raters have the same weight.
+The paper does not say how it worded the questions, how it chose the ten examples, or whether all raters saw the same
+order. Ours: the questions below, ten examples drawn by the seed, and a different order for every rater.
+
+The paper does not say either whether a rater could skip a question. Its shares come from 201, 205, 200 and 201 choices,
+while 21 raters with 10 examples would give 210. Ours: nobody can skip, so that all raters have the same weight.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ QUESTIONS = {
     "Emo": "In which video do the face's emotions fit the voice best?",
     "VQ": "Which video has the best picture quality?",
 }
-# The page names an example's videos Video A to Video Z.
+# The page calls the videos of an example Video A to Video Z.
 MAX_METHODS = 26
 _PAGE, _PLACE = Path(__file__).with_name("study.html"), "@STUDY@"
 
@@ -38,11 +39,11 @@ class Key:
     """Hold what the page hides from the raters."""
 
     study: str
-    """The study's id, which all its vote files carry."""
+    """Id of the study. All of its vote files contain it."""
     seed: int
     """Seed of the blinded names and of the orders."""
     raters: int
-    """Raters that the page has orders for."""
+    """Number of raters that the page has orders for."""
     methods: tuple[str, ...]
     """Names of the methods."""
     examples: tuple[str, ...]
@@ -59,7 +60,7 @@ class Key:
         """Read a saved key.
 
         Raises:
-            ValueError: The file is of another kind.
+            ValueError: The file is not a study's key.
         """
         try:
             saved = json.loads(path.read_text())
@@ -79,15 +80,15 @@ def make_study(
     raters: int = 21,
     seed: int | None = None,
 ) -> Key:
-    """Write the page's folder, for any static host, and the key outside of it.
+    """Write the page's folder, which any static host can serve, and the key outside of that folder.
 
     Args:
-        methods: Folders of ready videos `<id>.mp4` by method. An example is an id that all of them have.
+        methods: Folder of existing videos `<id>.mp4` of each method. An id is an example if every method has its video.
         page: The page's folder, new or empty.
         key: The key's file.
-        examples: Examples that each rater sees.
-        raters: Raters that the page has orders for.
-        seed: Seed of names and orders; it identifies the videos, so keep it secret. By default it is drawn.
+        examples: Number of examples that each rater sees.
+        raters: Number of raters that the page has orders for.
+        seed: Seed of names and orders. It reveals the videos' methods, so keep it secret. By default a random one.
 
     Raises:
         ValueError: An argument is out of its bounds, or the page's folder is not empty.
@@ -119,7 +120,7 @@ def make_study(
     made.save(key)
     (page / "videos").mkdir(parents=True, exist_ok=True)
     for name, (method, example) in videos.items():
-        # The copy has a new date. The file's metadata stay: they say that the video is AI-generated.
+        # copyfile gives the copy a new date but keeps the metadata in the file, which say that it is AI-generated.
         shutil.copyfile(methods[method] / f"{example}.mp4", page / "videos" / f"{name}.mp4")
     data = {"study": made.study, "questions": QUESTIONS, "orders": orders(made)}
     (page / "index.html").write_text(_PAGE.read_text().replace(_PLACE, json.dumps(data)))
@@ -127,17 +128,17 @@ def make_study(
 
 
 def orders(key: Key) -> list[list[list[str]]]:
-    """Return each rater's examples in the rater's own order, each a list of blinded names in a random order."""
+    """Return each rater's examples in the rater's own order. An example is a list of blinded names in random order."""
     sets = [[name for name, (_, of) in key.videos.items() if of == example] for example in key.examples]
-    found = []
+    orders_of_raters = []
     for rater in range(key.raters):
         rng = np.random.default_rng([key.seed, 2, rater])
-        found.append([rng.permutation(sets[at]).tolist() for at in rng.permutation(len(sets))])
-    return found
+        orders_of_raters.append([rng.permutation(sets[at]).tolist() for at in rng.permutation(len(sets))])
+    return orders_of_raters
 
 
 def common_examples(methods: Mapping[str, Path]) -> list[str]:
-    """Return the ids of which every method has a video.
+    """Return the ids for which every method has a video.
 
     Raises:
         ValueError: A folder does not exist.

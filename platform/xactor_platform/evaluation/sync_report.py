@@ -1,4 +1,4 @@
-"""Report whether a SyncNet tells sound in time from shifted sound and from another clip's, on held-out clips."""
+"""Report how well a SyncNet tells a held-out clip's sound from the same sound shifted and from another clip's sound."""
 
 import json
 from collections.abc import Sequence
@@ -14,12 +14,13 @@ from xactor.randomness import keyed_generator
 from xactor.rates import SAMPLES_PER_FRAME
 from xactor_platform.evaluation.syncnet_training import Clip
 
+# Length of a piece, 4 s.
 PIECE_FRAMES = 100
-# Shifts, in frames, that the model must tell from none.
+# Smallest and largest shift, in frames, that the model must tell from sound in time.
 MIN_SHIFT, MAX_SHIFT = 3, 10
-# Windows that are embedded together.
+# Number of windows that are embedded together.
 _BATCH = 100
-# Pieces in the plot.
+# Number of pieces in the plot.
 _SHOWN = 8
 
 
@@ -27,23 +28,24 @@ _SHOWN = 8
 class SyncReport:
     """Hold the figures over pieces of 4 s of held-out clips.
 
-    The sound of each piece is shifted by a drawn number of frames within -10..10.
+    The sound of each piece is shifted by a random number of frames within -10..10.
     """
 
     weights: str
-    """The model's weights."""
+    """Name of the model's weights."""
     clips: int
-    """Held-out clips that are long enough."""
+    """Number of held-out clips that are long enough."""
     pieces: int
-    """Pieces of 4 s."""
+    """Number of pieces of 4 s."""
     windows: int
-    """Windows of 5 frames in `auc_windows`."""
+    """Number of windows of 5 frames in `auc_windows`."""
     found: float
-    """Share of the pieces whose offset is found to within a frame."""
+    """Share of the pieces whose offset is found with an error of at most one frame."""
     auc_windows: float
-    """How often the distance of a window in time is less than one shifted by 3 to 10 frames; chance is 0.5."""
+    """Probability that the distance of a window from its own sound is less than one from sound that is shifted by 3 to
+    10 frames. Chance is 0.5."""
     auc_pieces: float
-    """The same for the average distance over a piece."""
+    """The same probability for the average distance over a piece."""
     confidence_true: float
     """Mean SynC with the piece's own sound."""
     confidence_swapped: float
@@ -70,18 +72,18 @@ class SyncReport:
 def report_sync(
     model: SyncNet, clips: Sequence[Clip], output: Path | None = None, *, seed: int = 0
 ) -> SyncReport:
-    """Score pieces of clips; write sync.json and sync.png.
+    """Score pieces of clips. Write sync.json and sync.png.
 
     Args:
         model: The SyncNet.
         clips: At least two clips, with crops of the model's `image_size`.
-        output: Folder for the report; None writes nothing.
+        output: Folder for the report. None writes nothing.
         seed: Seed of the shifts.
 
     Raises:
         ValueError: Fewer than two clips are long enough.
     """
-    # Frames of sound before and after a piece.
+    # Frames before and after a piece, for the shifted sound.
     spare = MAX_SHIFT
     long_enough = [clip for clip in clips if len(clip.crops) >= PIECE_FRAMES + 2 * spare]
     if len(long_enough) < 2:
@@ -96,27 +98,30 @@ def report_sync(
     offsets = torch.randint(-spare, spare + 1, (len(pieces),), generator=keyed_generator(seed, "offsets"))
     own, swapped, shifted = [], [], []
     for (number, start), offset in zip(pieces, offsets.tolist(), strict=True):
-        clip, other = long_enough[number], long_enough[(number + 1) % len(long_enough)]
+        clip, other_clip = long_enough[number], long_enough[(number + 1) % len(long_enough)]
         crops = clip.crops[start : start + PIECE_FRAMES]
         own.append(sync(model, crops, _sound(clip, start)))
         shifted.append(sync(model, crops, _sound(clip, start + offset)))
-        elsewhere = start % (len(other.crops) - PIECE_FRAMES)
-        swapped.append(sync(model, crops, _sound(other, elsewhere)))
-    near, off = zip(*(_distances(model, clip) for clip in long_enough), strict=True)
+        # The other clip may be shorter.
+        other_start = start % (len(other_clip.crops) - PIECE_FRAMES)
+        swapped.append(sync(model, crops, _sound(other_clip, other_start)))
+    in_time, off = zip(*(_distances(model, clip) for clip in long_enough), strict=True)
+    is_found = [
+        abs(score.offset_frames - offset) <= 1
+        for score, offset in zip(shifted, offsets.tolist(), strict=True)
+    ]
     curves = np.array([score.curve for score in own])  # [pieces, 31]
-    away = np.abs(np.arange(-MAX_SHIFT_FRAMES, MAX_SHIFT_FRAMES + 1))
+    shifts = np.abs(np.arange(-MAX_SHIFT_FRAMES, MAX_SHIFT_FRAMES + 1))
     report = SyncReport(
         weights=model.weights,
         clips=len(long_enough),
         pieces=len(pieces),
-        windows=sum(map(len, near)),
-        found=float(
-            np.mean([abs(s.offset_frames - o) <= 1 for s, o in zip(shifted, offsets.tolist(), strict=True)])
-        ),
-        auc_windows=auc(np.concatenate(near), np.concatenate(off)),
+        windows=sum(map(len, in_time)),
+        found=float(np.mean(is_found)),
+        auc_windows=auc(np.concatenate(in_time), np.concatenate(off)),
         auc_pieces=auc(
-            curves[:, away == 0].ravel(),
-            curves[:, (away >= MIN_SHIFT) & (away <= MAX_SHIFT)].ravel(),
+            curves[:, shifts == 0].ravel(),
+            curves[:, (shifts >= MIN_SHIFT) & (shifts <= MAX_SHIFT)].ravel(),
         ),
         confidence_true=float(np.mean([score.confidence for score in own])),
         confidence_swapped=float(np.mean([score.confidence for score in swapped])),
@@ -131,14 +136,14 @@ def report_sync(
 
 
 def auc(less: np.ndarray, more: np.ndarray) -> float:
-    """Return how often a value of `less` is less than one of `more`; ties count half."""
+    """Return the probability that a value of `less` is less than a value of `more`. Ties count half."""
     more = np.sort(more)
     below, up_to = np.searchsorted(more, less, "left"), np.searchsorted(more, less, "right")
     return float(1 - (below + up_to).mean() / 2 / len(more))
 
 
 def _sound(clip: Clip, start: int) -> np.ndarray:
-    """Return a piece's sound. If it starts later than the pictures, the sound runs ahead of them."""
+    """Return the sound of a piece from frame `start` on. If its pictures start earlier, the sound is ahead of them."""
     return clip.samples[start * SAMPLES_PER_FRAME : (start + PIECE_FRAMES) * SAMPLES_PER_FRAME]
 
 
@@ -152,9 +157,9 @@ def _distances(model: SyncNet, clip: Clip) -> tuple[np.ndarray, np.ndarray]:
         seen.append(model.see(crops[None].to(model.device))[0])
         heard.append(model.hear(torch.from_numpy(clip.cepstra[first : first + count]).to(model.device)))
     d = torch.cdist(torch.cat(seen), torch.cat(heard)).cpu().numpy()  # [windows, windows]
-    place = np.arange(len(d))
-    apart = np.abs(place[:, None] - place)
-    return d[apart == 0], d[(apart >= MIN_SHIFT) & (apart <= MAX_SHIFT)]
+    numbers = np.arange(len(d))
+    shift = np.abs(numbers[:, None] - numbers)
+    return d[shift == 0], d[(shift >= MIN_SHIFT) & (shift <= MAX_SHIFT)]
 
 
 def _plot(path: Path, scores: dict[str, list[SyncScore]]) -> None:
@@ -163,10 +168,11 @@ def _plot(path: Path, scores: dict[str, list[SyncScore]]) -> None:
 
     figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
     offsets = np.arange(-MAX_SHIFT_FRAMES, MAX_SHIFT_FRAMES + 1)
-    for axes, (title, some) in zip(figure.subplots(1, len(scores), sharey=True), scores.items(), strict=True):
-        for score in some[:_SHOWN]:
+    panels = figure.subplots(1, len(scores), sharey=True)
+    for axes, (title, pieces) in zip(panels, scores.items(), strict=True):
+        for score in pieces[:_SHOWN]:
             axes.plot(offsets, score.curve, color="0.7", linewidth=0.8)
-        axes.plot(offsets, np.mean([score.curve for score in some], axis=0), color="tab:blue", linewidth=2)
+        axes.plot(offsets, np.mean([score.curve for score in pieces], axis=0), color="tab:blue", linewidth=2)
         axes.axvline(0, color="0.85", zorder=0)
         axes.set(title=title, xlabel="offset, frames", ylabel="mean distance")
     figure.savefig(path, dpi=110)

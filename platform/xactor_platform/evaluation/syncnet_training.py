@@ -1,9 +1,9 @@
 """Train a small SyncNet on video shards, for users without the published weights.
 
 Training runs in one process, without a cluster, and takes minutes. The recipe follows SyncNet's paper where it gives
-one (Chung and Zisserman 2016, 3.1): the contrastive loss of its Equation 1, false pairs of the same clip's sound at
-another time, batch normalisation, one change of crop, mirror and colour for all frames of a clip, and a change of
-loudness by 10 %.
+one (Chung and Zisserman 2016, 3.1): the contrastive loss of its Equation 1, false pairs of pictures with the same
+clip's sound at another time, batch normalisation, one random crop, mirroring and change of colour for all frames of a
+clip, and a random change of loudness by up to 10 %.
 """
 
 import json
@@ -30,10 +30,10 @@ from xactor_platform.data.index import Index
 from xactor_platform.training.train_config import at_least
 
 METRICS = "metrics.jsonl"
-# Crops are larger than the model's input by this, to be cut at random.
+# Crops are larger than the model's input by this many pixels, so that each step can cut them at random.
 _SLACK_PX = 4
 _MIN_FRAMES = WINDOW_FRAMES + 1
-# Added under the root, whose slope at 0 is infinite.
+# Added before the square root, whose slope at 0 is infinite.
 _EPSILON = 1e-6
 
 
@@ -48,25 +48,25 @@ class SyncNetTraining:
     model: SyncNetConfig = field(default_factory=small_config)
     """Sizes of the model."""
     minutes: float = 30.0
-    """Most minutes of clips, more than 0. They are kept in memory."""
+    """Maximum minutes of clips, more than 0. All clips are kept in memory."""
     steps: int = 700
     """Training steps, at least 1."""
     seed: int = 0
     """Seed, at least 0. The same seed and number of threads give the same model."""
     runs: int = 6
-    """Runs of successive windows in a step, at least 1."""
+    """Number of runs of successive windows in a step, at least 1."""
     run_windows: int = 24
-    """Windows of a run, more than min_shift."""
+    """Number of windows in a run, more than min_shift."""
     min_shift: int = 2
-    """Frames that a false pair is apart, at least 1. Ours: all such pairs of a run are false pairs, up to a second
-    apart; the paper draws one for each true pair, up to 2 s apart."""
+    """Minimum distance in frames between the pictures and the sound of a false pair, at least 1. Ours: all such pairs
+    of a run are false pairs, up to a second apart. The paper draws one for each true pair, up to 2 s apart."""
     margin: float = 4.0
-    """Distance that a false pair is pushed to, more than 0. Ours: about that of random weights."""
+    """Distance that a false pair is pushed to, more than 0. Ours: about the distance with random weights."""
     learning_rate: float = 2e-3
-    """Learning rate of the first step, more than 0. It falls to a hundredth, as the paper's does. Ours: Adam, and the
-    rate falls along a cosine."""
+    """Learning rate of the first step, more than 0. It falls to a hundredth, as in the paper. Ours: Adam, and a cosine
+    decay."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device; auto is a GPU if there is one."""
+    """Device. auto is a GPU if there is one."""
     threads: int = 2
     """Threads of torch on the CPU, at least 1."""
 
@@ -80,7 +80,7 @@ class SyncNetTraining:
 
     @property
     def crop_px(self) -> int:
-        """Return the side of the training crops: larger than the model's input, which is cut out at random."""
+        """Return the side of the training crops. The smaller input of the model is cut out of them at random."""
         return self.model.image_size + _SLACK_PX
 
     @property
@@ -96,9 +96,9 @@ class Clip:
     key: str
     """The clip's key in the shards."""
     source: str
-    """The clip's source, by its json; "demo" for the demo corpus."""
+    """The clip's source as its json states it, "demo" for the demo corpus."""
     crops: np.ndarray
-    """Face crops uint8 [T, S, S, 3] RGB, as SyncNet sees a face, or a little larger."""
+    """Face crops uint8 [T, S, S, 3] RGB, framed for SyncNet, or a little larger for random crops."""
     samples: np.ndarray
     """Sound float32 [T x 640], mono, 16 kHz."""
     cepstra: np.ndarray
@@ -106,20 +106,20 @@ class Clip:
 
     @property
     def windows(self) -> int:
-        """Return the number of windows that lie wholly in the clip."""
+        """Return the number of windows that lie completely in the clip."""
         return len(self.cepstra)
 
 
 def read_clips(
     index: Index, crop_px: int, *, minutes: float = math.inf, min_frames: int = _MIN_FRAMES
 ) -> list[Clip]:
-    """Read clips of video shards, with their faces cut as SyncNet sees them.
+    """Read clips of video shards, with their faces framed for SyncNet.
 
     Args:
         index: The shards' index.
         crop_px: Side of the crops.
-        minutes: Most minutes of clips.
-        min_frames: Fewest frames of a clip; shorter clips are left out.
+        minutes: Maximum minutes of clips.
+        min_frames: Minimum number of frames of a clip. Shorter clips are left out.
 
     Raises:
         ValueError: The shards hold no videos, a clip cannot be decoded, or no clip is long enough.
@@ -140,11 +140,11 @@ def read_clips(
 def train_syncnet(
     config: SyncNetTraining, clips: Sequence[Clip], progress: Callable[[str], None] = lambda line: None
 ) -> SyncNet:
-    """Train on clips, save the model with its metrics.jsonl and return it, ready to score.
+    """Train on clips, and save the model with its metrics.jsonl. Return the model, ready to score.
 
     Args:
         config: The training's options.
-        clips: Clips with crops of the model's `image_size`, or larger ones, which are then cut at random.
+        clips: Clips whose crops have the side `image_size` of the model, or a larger side: they are then cut at random.
         progress: Called with a line every 50 steps.
     """
     torch.set_num_threads(config.threads)
@@ -183,7 +183,7 @@ def label(clips: Sequence[Clip]) -> str:
 
 
 def draw_batch(clips: Sequence[Clip], config: SyncNetTraining, step: int) -> tuple[Tensor, Tensor]:
-    """Draw a step's R runs of n windows, keyed by (seed, step).
+    """Draw the R runs of n windows of a step. The draw depends only on the seed and the step.
 
     A clip is drawn with a probability proportional to its length.
 
@@ -200,7 +200,7 @@ def draw_batch(clips: Sequence[Clip], config: SyncNetTraining, step: int) -> tup
         crops = clip.crops[start : start + n + WINDOW_FRAMES - 1]
         frames.append(_altered(frames_to_model(crops), side, generator))
         heard = torch.from_numpy(clip.cepstra[start : start + n]).clone()
-        # Louder or softer by up to 10 %: this changes only the first coefficient, the logarithm of the energy.
+        # Change the loudness by up to 10 %. This changes only the first coefficient, the logarithm of the energy.
         heard[:, 0] += 2 * torch.log(0.9 + 0.2 * torch.rand((), generator=generator))
         cepstra.append(heard)
     return torch.stack(frames), torch.stack(cepstra)
@@ -209,25 +209,26 @@ def draw_batch(clips: Sequence[Clip], config: SyncNetTraining, step: int) -> tup
 def contrastive_loss(seen: Tensor, heard: Tensor, *, margin: float, min_shift: int) -> Tensor:
     """Average half of d^2 over true pairs and of relu(margin - d)^2 over false ones (Equation 1 of the paper).
 
-    Ours: every two windows of a run that are `min_shift` frames apart or more are a false pair. All false pairs
-    together have the same weight as all true ones. Windows less far apart are neither.
+    Ours: all pictures and sounds of a run that are at least `min_shift` frames apart form false pairs. All false pairs
+    together have the same weight as all true pairs. Windows that are less far apart form neither.
 
     Args:
         seen: Embeddings of the pictures [R, n, E], of n successive windows.
         heard: Embeddings of the sound [R, n, E].
         margin: Distance that a false pair is pushed to.
-        min_shift: Frames that a false pair is apart, at least.
+        min_shift: Minimum distance of a false pair, in frames.
     """
-    place = torch.arange(seen.shape[1], device=seen.device)
-    apart = (place[:, None] - place).abs()
+    numbers = torch.arange(seen.shape[1], device=seen.device)
+    shift = (numbers[:, None] - numbers).abs()  # [n, n]
     squared = (seen[:, :, None] - heard[:, None]).square().sum(-1)  # [R, n, n]
-    true = squared[:, apart == 0]
-    false = relu(margin - (squared[:, apart >= min_shift] + _EPSILON).sqrt()).square()
+    true = squared[:, shift == 0]
+    false = relu(margin - (squared[:, shift >= min_shift] + _EPSILON).sqrt()).square()
+    # A half from the equation, and a half for the average over the two kinds of pairs.
     return (true.mean() + false.mean()) / 4
 
 
 def _altered(frames: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """Cut frames [3, T, P, P] to `side`, mirror them or not, and move their colours, all frames alike."""
+    """Augment frames [3, T, P, P], all alike: cut them to `side`, mirror them or not, and change their colours."""
     slack = frames.shape[-1] - side
     top, left = torch.randint(slack + 1, (2,), generator=generator).tolist()
     frames = frames[..., top : top + side, left : left + side]
@@ -239,6 +240,7 @@ def _altered(frames: Tensor, side: int, generator: torch.Generator) -> Tensor:
 
 
 def _read_clip(index: Index, row: int, crop_px: int) -> Clip:
+    """Read one clip. Sound that is shorter than the pictures is extended with silence."""
     key, count = str(index.key[row]), int(index.frames[row])
     try:
         with tempfile.NamedTemporaryFile(suffix=".mp4") as file:

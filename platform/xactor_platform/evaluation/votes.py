@@ -17,20 +17,21 @@ class VoteCount:
     """Hold the shares of all methods."""
 
     raters: int
-    """Raters whose votes count."""
+    """Number of raters whose votes count."""
     shares: dict[str, dict[str, float]]
-    """Shares of all choices by method and question; those of a question sum to 1."""
+    """Share of all choices by method and question. The shares of one question sum to 1."""
     errors: dict[str, dict[str, float]]
-    """Standard errors of the shares over raters; empty for a single rater."""
+    """Standard errors of the shares over raters. Empty for a single rater."""
     left_out: tuple[str, ...]
-    """A line with the reason for each file that does not count."""
+    """One line for each file that does not count, with the reason."""
 
     def table(self) -> str:
         """Return the shares in Markdown, with their standard errors."""
 
         def cell(method: str, question: str) -> str:
+            share = f"{self.shares[method][question]:.3f}"
             error = self.errors.get(method, {}).get(question)
-            return f"{self.shares[method][question]:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+            return share if error is None else f"{share} ± {error:.3f}"
 
         lines = [
             f"| {self.raters} raters | " + " | ".join(f"{question} ↑" for question in QUESTIONS) + " |",
@@ -50,7 +51,7 @@ class VoteCount:
 
 
 def count_votes(files: Iterable[Path], key: Key) -> VoteCount:
-    """Count vote files. Leave out files that are foreign, incomplete or a rater's second, and say why.
+    """Count vote files. Leave out files of another study, incomplete files and a rater's second file, and say why.
 
     Args:
         files: Vote files, in any order.
@@ -87,7 +88,7 @@ def read_votes(path: Path) -> dict[str, float]:
     """Read one method's shares by question from its votes.json.
 
     Raises:
-        ValueError: The file is of another kind.
+        ValueError: The file holds something else.
     """
     votes = _json(path)
     if not isinstance(votes, Mapping) or set(votes) != set(QUESTIONS):
@@ -102,8 +103,8 @@ def _read(file: Path, key: Key) -> tuple[int, np.ndarray]:
     """Return the rater's number and the shares [methods, questions] of the rater's choices."""
     ballot = _json(file)
     if not isinstance(ballot, Mapping) or ballot.get("study") != key.study:
-        of = ballot.get("study") if isinstance(ballot, Mapping) else None
-        raise ValueError(f"foreign: it must be of the study {key.study}, got {of!r}")
+        study = ballot.get("study") if isinstance(ballot, Mapping) else None
+        raise ValueError(f"foreign: it must be of the study {key.study}, got {study!r}")
     rater: Any = ballot.get("rater")
     if rater not in range(1, key.raters + 1):
         raise ValueError(f"foreign: rater must be within 1..{key.raters}, got {rater!r}")
@@ -115,7 +116,7 @@ def _read(file: Path, key: Key) -> tuple[int, np.ndarray]:
 
 
 def _choices(rows: Any, key: Key) -> dict[tuple[str, str], str]:
-    """Return the chosen method by example and question, of all examples and questions."""
+    """Return the chosen method for every example and question. The answers must be complete."""
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         raise ValueError("foreign: its votes must be a list of answers by question")
     chosen: dict[tuple[str, str], str] = {}
@@ -140,7 +141,7 @@ def _json(path: Path) -> Any:
 
 
 def _named(figures: np.ndarray, key: Key) -> dict[str, dict[str, float]]:
-    """Return figures [methods, questions] by the names of both."""
+    """Return figures [methods, questions] as dictionaries by method and question."""
     return {
         method: dict(zip(QUESTIONS, row, strict=True))
         for method, row in zip(key.methods, figures.tolist(), strict=True)

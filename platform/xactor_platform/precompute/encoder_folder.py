@@ -9,7 +9,7 @@ def save_encoder(folder: Path, target: str) -> None:
     """Copy an encoder's local folder to a folder or URI. Files that are already there must be the same.
 
     Raises:
-        ValueError: The target holds another encoder, whose shards would lose their encoder.
+        ValueError: the target holds another encoder. Replacing it would leave its shards without their encoder.
     """
     location = Location.parse(target)
     location.filesystem.create_dir(location.path, recursive=True)

@@ -1,10 +1,11 @@
-"""Encode video shards to stage 2's motion shards: latents of the pictures, and features of the sound.
+"""Encode video shards to stage 2's motion shards, which hold latents of the pictures and features of the sound.
 
     <parent>/shards/<split>-000000.tar ...   one shard for each video shard, with the same keys
-    <parent>/motion_encoder/                 encoder that made the latents
-    <parent>/audio_encoder/                  encoder that made the features
+    <parent>/motion_encoder/                 the encoder that made the latents
+    <parent>/audio_encoder/                  the encoder that made the features
 
-Each actor makes one shard at a time, whole or not at all, so the same call again makes the shards that are missing.
+Each actor writes one shard at a time, atomically. The same call therefore continues an interrupted run: it
+writes only the missing shards.
 """
 
 import logging
@@ -37,7 +38,7 @@ from xactor_platform.storage.location import Location, sibling_uri
 
 MOTION_ENCODER, AUDIO_ENCODER = "motion_encoder", "audio_encoder"
 ACTORS = Pool(max=64, cpus=1)
-# Bad samples that an error names.
+# Maximum number of bad samples that an error message names.
 _MAX_NAMED = 5
 FRAMES_ENCODED, CLIPS = "xactor_precompute_frames_total", "xactor_precompute_clips_total"
 logger = logging.getLogger(__name__)
@@ -52,8 +53,8 @@ class PrecomputeResult:
     bad: list[BadSample]
     """Samples that were left out."""
     bill: Bill
-    """Figures: shards `written` now and `kept` from earlier runs; `clips` and `frames` encoded now. Its `stage_s`
-    counts seconds of threads."""
+    """Its figures are the shards `written` now, the shards `kept` from earlier runs, and the `clips` and `frames`
+    encoded now. Its `stage_s` counts seconds of threads, not of actors."""
 
     def summary(self) -> list[str]:
         """Return the bill in lines for people to read."""
@@ -83,18 +84,18 @@ def precompute(
     Args:
         videos: folder or URI of video shards.
         model: folder or URI that holds `motion_encoder/`.
-        output: folder or URI of the motion shards. Both encoders are copied next to it; others are never replaced.
+        output: folder or URI of the motion shards. Both encoders are copied next to it, but never over other encoders.
         audio_encoder: local folder of an audio encoder. None: log-mel features without weights.
-        pool: of the actors. Each decodes on as many threads as it has CPUs. On a cluster with GPUs each has one GPU
-            and its share of the CPUs, unless the pool sets its GPUs.
-        max_bad_fraction: largest fraction of unusable samples, which are left out and logged.
+        pool: pool of actors. Each actor decodes on as many threads as it has CPUs. On a cluster with GPUs each actor
+            gets one GPU and its share of the CPUs, unless the pool sets the GPUs.
+        max_bad_fraction: largest fraction of unusable samples. These samples are left out and logged.
         start_timeout_s: seconds to wait for nodes.
         progress: is called with a line for each shard.
 
     Raises:
-        ValueError, FileNotFoundError: something is invalid, or more samples than the bound are unusable. The latter is
-            raised after all other shards are written.
-        OSError: shards failed, or no nodes came. The same call continues.
+        ValueError, FileNotFoundError: something is invalid, or more samples than allowed are unusable. In the second
+            case, the error is raised after all shards are written.
+        OSError: shards failed, or no nodes became available. The same call continues.
     """
     begun = time.monotonic()
     index = load_index(videos, max_bad_fraction=max_bad_fraction)
@@ -105,10 +106,11 @@ def precompute(
         raise ValueError(f"{output}: the latents need another folder than their videos")
     _place_encoders(model, audio_encoder, output)
     _prepare_output(place, output, index, videos)
-    rows = [
-        own for number in range(len(index.shard_names)) if len(own := np.flatnonzero(index.shard == number))
-    ]
-    jobs = [ShardJob(index=index.subset(own), place=place) for own in rows]
+    jobs = []
+    for number in range(len(index.shard_names)):
+        rows = np.flatnonzero(index.shard == number)
+        if len(rows):
+            jobs.append(ShardJob(index=index.subset(rows), place=place))
     tally = _tally(len(jobs), begun)
     results = _encode(jobs, _pipeline(output, _with_gpus(pool), start_timeout_s), tally, progress)
     _check_results(results, jobs, output)
@@ -147,7 +149,7 @@ def _place_encoders(model: str | Path, audio_encoder: str | Path | None, output:
         trained = Path(folder) / MOTION_ENCODER
         if not (trained / "config.json").exists():
             raise FileNotFoundError(f"{model}: holds no {MOTION_ENCODER}/config.json")
-        # Loaded here, where an invalid encoder fails in one line.
+        # Load the encoder only to report an invalid one here, before any actor starts.
         MotionEncoder.from_pretrained(trained, low_cpu_mem_usage=False)
         sound.save_pretrained(scratch)
         save_encoder(trained, sibling_uri(output, MOTION_ENCODER))
@@ -158,11 +160,11 @@ def _prepare_output(place: Location, output: str, index: Index, videos: str) -> 
     """Create the output's folder and delete its index. ValueError: it holds shards of other videos."""
     place.filesystem.create_dir(place.path, recursive=True)
     existing = place.sizes()
-    strange = sorted({name for name in existing if name.endswith(".tar")} - set(index.shard_names))
-    if strange:
-        raise ValueError(f"{output}: holds shards that {videos} does not have, the first {strange[0]}")
+    foreign = sorted({name for name in existing if name.endswith(".tar")} - set(index.shard_names))
+    if foreign:
+        raise ValueError(f"{output}: holds shards that {videos} does not have, the first {foreign[0]}")
     if INDEX_NAME in existing:
-        # It is made again at the end. Shards that are rewritten may have the same sizes, so it might look valid.
+        # Rewritten shards may have the same sizes, so the old index might look valid. A new one is made at the end.
         place.delete(INDEX_NAME)
 
 
@@ -180,7 +182,7 @@ def _pipeline(output: str, pool: Pool, start_timeout_s: int) -> Pipeline:
 def _encode(
     jobs: list[ShardJob], pipeline: Pipeline, tally: Tally, progress: Callable[[str], None]
 ) -> list[ShardResult]:
-    """Run all jobs and count their results. Results of jobs that were lost are missing."""
+    """Run all jobs and return their results, without those of jobs that were lost. Count the results in the tally."""
     tally.start_pace(len(jobs))
     results: list[ShardResult] = []
     for result in pipeline.run(jobs):
@@ -190,18 +192,18 @@ def _encode(
         tally.add(CLIPS, result.clips, status="done")
         tally.add(CLIPS, len(result.bad), status="bad")
         tally.finish_item(done=result.written)
-        became = result.error or ("written" if result.written else "already exists")
-        progress(f"{len(results)}/{len(jobs)} shards: {result.shard} {became}")
+        outcome = result.error or ("written" if result.written else "already exists")
+        progress(f"{len(results)}/{len(jobs)} shards: {result.shard} {outcome}")
     return results
 
 
 def _with_gpus(pool: Pool) -> Pool:
-    """Return the pool with one GPU an actor, and its share of the CPUs, if the cluster has GPUs now."""
-    have = ray.cluster_resources()
-    gpus = int(have.get("GPU", 0))
+    """Give each actor of the pool one GPU and an equal share of the CPUs, if the cluster has GPUs now."""
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
     if pool.gpus or not gpus:
         return pool
-    return replace(pool, gpus=1, cpus=max(pool.cpus, int(have.get("CPU", 0)) // gpus))
+    return replace(pool, gpus=1, cpus=max(pool.cpus, int(resources.get("CPU", 0)) // gpus))
 
 
 def _check_results(results: list[ShardResult], jobs: list[ShardJob], output: str) -> None:

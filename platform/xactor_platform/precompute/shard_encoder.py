@@ -1,7 +1,6 @@
-"""Encode one video shard after another to a motion shard, as the stage of precomputation.
+"""Encode video shards to motion shards, one after another. This is the only stage of precomputation.
 
-Threads decode the next clips while the encoders work, so that the encoders wait only if all threads together are
-slower.
+Threads decode the next clips while the encoders work. The encoders wait only if all threads together are slower.
 """
 
 import io
@@ -35,16 +34,17 @@ from xactor_platform.data.scan import scan_shard
 from xactor_platform.data.shards import Shard, encode_members
 from xactor_platform.storage.location import Location
 
-# "wait" is the time in which the encoders have no pictures: then more CPUs should decode.
+# "wait" is the time in which the encoders wait for pictures. If it is long, more CPUs should decode.
 STAGES = ("read", "decode", "motion", "sound", "write", "wait")
 CONTROLS = "controls.npy"
-"""Member that is copied from videos that have it: reports compare the latents with these true controls."""
+"""Member that is copied from video samples that have it. Reports compare the latents with these true controls."""
 
 BATCH = 64
-"""Frames, of one clip or several, that are encoded at once."""
+"""Number of frames that are encoded at once. They may belong to several clips."""
 
-# Blocks of BATCH frames that are decoded ahead in each clip, so that a clip of any length takes little memory.
+# Number of blocks of BATCH frames that are decoded ahead in each clip. It bounds the memory for clips of any length.
 _BLOCKS_AHEAD = 2
+# Seconds after which a waiting decoder checks whether its reader has stopped.
 _POLL_S = 0.2
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ class ShardResult(Message):
     frames: int = 0
     """Frames that were encoded now."""
     error: str | None = None
-    """Reason in one line why the shard was not made. None: it exists."""
+    """Reason why the shard was not made, in one line. None: the shard exists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class ShardJob:
     """Name a motion shard that is to be made."""
 
     index: Index
-    """Index of its videos, which are all of one video shard."""
+    """Index of the videos, which all belong to one video shard."""
     place: Location
     """Folder of the motion shards."""
 
@@ -98,7 +98,7 @@ class ShardEncoder(BatchStage):
 
     def __init__(self, *, motion: str, sound: str, decoders: int, device: str):
         if device == "cpu":
-            # There are as many actors as cores.
+            # There are as many actors as cores, so each uses one thread.
             torch.set_num_threads(1)
         with local_copy(motion) as folder:
             self._motion = MotionEncoder.from_pretrained(folder, low_cpu_mem_usage=False).to(device)  # pyright: ignore
@@ -108,7 +108,7 @@ class ShardEncoder(BatchStage):
         self._threads = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
 
     def run_batch(self, messages: list[ShardJob]) -> Iterator[ShardResult]:
-        """Make shards one after another. The threads measure the seconds, by steps of their own."""
+        """Make shards one after another. Their seconds are measured in the threads, by the steps in STAGES."""
         for job in messages:
             try:
                 yield self.make(job)
@@ -122,7 +122,7 @@ class ShardEncoder(BatchStage):
         return ShardResult(shard=message.name, written=False, error=kind + reason)
 
     def make(self, job: ShardJob) -> ShardResult:
-        """Write a motion shard, whole or not at all, unless it already exists."""
+        """Write a motion shard atomically, unless it already exists."""
         index, name = job.index, job.name
         if shard_exists(job.place, name, index):
             return ShardResult(shard=name, written=False)
@@ -148,12 +148,14 @@ class ShardEncoder(BatchStage):
         )
 
     def _decoded(self, index: Index) -> Generator["_Clip"]:
-        """Yield clips in order while threads decode them. The next clips are decoded ahead."""
+        """Yield clips in order while threads decode them. Threads also decode the next clips ahead."""
         ahead: deque[_Clip] = deque()
         rows, ended = iter(range(index.samples)), threading.Event()
+        # One more than there are threads, so that no thread is idle while the first clip is read.
+        max_ahead = self._decoders + 1
         try:
             while True:
-                for row in islice(rows, self._decoders + 1 - len(ahead)):
+                for row in islice(rows, max_ahead - len(ahead)):
                     clip = _Clip(str(index.key[row]), ended)
                     clip.rest = self._threads.submit(clip.decode, index, row)
                     ahead.append(clip)
@@ -165,7 +167,7 @@ class ShardEncoder(BatchStage):
 
     def _encoded(self, clips: Iterator["_Clip"], watch: "Stopwatch") -> Generator["_Clip"]:
         """Yield clips in order once all of their pictures are encoded. A batch may hold pictures of several clips."""
-        # Pictures of one size.
+        # Blocks of pictures without latents, all of one size, each with its clip.
         waiting: deque[tuple[_Clip, np.ndarray]] = deque()
         unfinished: deque[_Clip] = deque()
 
@@ -175,20 +177,23 @@ class ShardEncoder(BatchStage):
             while waiting and room:
                 clip, block = waiting.popleft()
                 if len(block) > room:
+                    # The rest of the block goes into the next batch.
                     waiting.appendleft((clip, block[room:]))
                     block = block[:room]
                 taken.append((clip, block))
                 room -= len(block)
             with watch.timing("motion"):
                 z = self._motion.encode(np.concatenate([block for _, block in taken]), batch=BATCH)
-            for (clip, _), own in zip(taken, z.split([len(block) for _, block in taken]), strict=True):
-                clip.latents.append(own)
-                clip.waiting -= len(own)
+            latents_of_blocks = z.split([len(block) for _, block in taken])
+            for (clip, _), latents in zip(taken, latents_of_blocks, strict=True):
+                clip.latents.append(latents)
+                clip.waiting -= len(latents)
 
         for clip in clips:
             unfinished.append(clip)
             for block in watch.timed("wait", clip.blocks()):
-                if waiting and waiting[0][1].shape[1:] != block.shape[1:]:
+                has_other_size = bool(waiting) and waiting[0][1].shape[1:] != block.shape[1:]
+                if has_other_size:
                     encode_batch()
                 waiting.append((clip, block))
                 clip.waiting += len(block)
@@ -203,19 +208,19 @@ class ShardEncoder(BatchStage):
     def _members(self, clip: "_Clip", watch: "Stopwatch") -> dict[str, Any]:
         """Return a clip's motion sample: latents float16 [T, D], features float16 [T, L, F] and json.
 
-        The pictures decide the length: sound is cut to it, or extended with silence.
+        The sound is cut to the length of the pictures, or extended to it with silence.
 
         Raises:
-            ValueError: the clip cannot be decoded, has no sound, or another number of pictures than its json states.
+            ValueError: the clip cannot be decoded, has no sound, or does not have as many pictures as its json states.
         """
         samples, meta, controls = clip.rest.result()
         z = torch.cat(clip.latents).numpy()  # [T, D]
         if len(z) != meta["frames"]:
             raise ValueError(f"mp4 has {len(z)} frames, its json says {meta['frames']}")
-        spoken = np.zeros(len(z) * SAMPLES_PER_FRAME, np.float32)
-        spoken[: len(samples)] = samples[: len(spoken)]
+        sound = np.zeros(len(z) * SAMPLES_PER_FRAME, np.float32)
+        sound[: len(samples)] = samples[: len(sound)]
         with watch.timing("sound"):
-            features = self._sound.features(spoken).astype(np.float16)
+            features = self._sound.features(sound).astype(np.float16)
         members = {"motion.npy": z.astype(np.float16), "audio.npy": features, "json": latent_meta(meta)}
         return members if controls is None else {**members, CONTROLS: controls}
 
@@ -224,10 +229,10 @@ class _Clip:
     """Decode a clip in a thread, a few blocks of pictures ahead of their reader.
 
     Attributes:
-        rest: what follows the pictures: the sound float32 [N], the json and the controls if there are any. It raises
-            ValueError where the clip cannot be decoded.
-        latents: latents so far.
-        waiting: number of pictures without latents.
+        rest: future of all that is known after the pictures: the sound float32 [N], the json, and the controls or None.
+            It raises ValueError if the clip cannot be decoded.
+        latents: latents of the pictures that are encoded so far.
+        waiting: number of pictures that were read and have no latents yet.
     """
 
     rest: "Future[tuple[np.ndarray, dict[str, Any], np.ndarray | None]]"
@@ -261,7 +266,7 @@ class _Clip:
             self._put(None)
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Yield the pictures, uint8 [at most BATCH, S, S, 3]."""
+        """Yield the pictures in blocks, uint8 [at most BATCH, S, S, 3]."""
         while (block := self._ready.get()) is not None:
             yield block
 
@@ -275,7 +280,7 @@ class _Clip:
 
 
 class Stopwatch:
-    """Measure the seconds of the stages in one thread.
+    """Measure the seconds that one thread spends in each stage.
 
     Attributes:
         stage_s: seconds by stage.
@@ -294,7 +299,7 @@ class Stopwatch:
             self.stage_s[stage] += time.perf_counter() - begun
 
     def timed(self, stage: str, source: Iterator[T]) -> Iterator[T]:
-        """Yield what comes from a source. Count its time as the stage's."""
+        """Yield the items of a source. Count the time that the source takes as the stage's."""
         while True:
             with self.timing(stage):
                 item = next(source, None)
@@ -308,12 +313,12 @@ class Stopwatch:
 
 
 def latent_meta(video: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the json of a motion sample, given that of its video."""
+    """Return the json of a motion sample, given the json of its video sample."""
     return {**video, "motion": "encoder"}
 
 
 def shard_exists(place: Location, name: str, wanted: Index) -> bool:
-    """Tell whether a shard exists, is complete, and was made of exactly these clips by their json."""
+    """Return whether a shard exists, is complete, and was made of exactly these clips, compared by their json."""
     info = place.filesystem.get_file_info(f"{place.path}/{name}")
     if info.type == fs.FileType.NotFound:
         return False

@@ -1,11 +1,11 @@
-"""Make shards from any talking videos, by a landmark model.
+"""Make shards from any talking videos, with the help of a landmark model.
 
-    <output>/                 stage 2's shards: the control track, embedded by the fixed map, and the audio features
+    <output>/                 stage 2's shards: the embedded control track (`embed_controls`) and the audio features
     <output>/report.jsonl     a line for each video
     <parent>/audio_encoder/   the encoder of the audio features, where stage 2's training looks for it
-    <parent>/videos/          stage 1's shards, if crops are wanted: face crops with sound, under the same keys
+    <parent>/videos/          stage 1's shards, only on request: face crops with sound, under the same keys
 
-A video that cannot be used is one line of the report; the job continues.
+If a video cannot be used, its line in the report says why, and the job continues.
 """
 
 import glob
@@ -46,7 +46,7 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class VideoResult:
-    """Hold one video's line of the report."""
+    """Hold the line of one video in the report."""
 
     file: str
     """The video's path."""
@@ -77,7 +77,7 @@ class VideoCorpus:
 
 
 def list_videos(folder_or_pattern: str) -> list[Path]:
-    """Return the videos below a folder, or of a glob pattern, sorted.
+    """Return the videos below a folder, or those that match a glob pattern, sorted.
 
     Raises:
         ValueError: There are none.
@@ -114,10 +114,10 @@ def shards_from_videos(
         landmarks: Landmark model. By default the packaged one.
         crops: Side of the face crops for video shards, in pixels; 0 makes none.
         crops_output: Folder or URI of the video shards. By default `videos` next to `output`.
-        held_out: Videos of the split `test`: a number if >= 1, a share if below 1.
+        held_out: Number of videos in the split `test` if >= 1, fraction of all videos if below 1.
         audio_encoder: Folder of an audio encoder. By default log-mel features, which have no weights.
         seed: Seed of the choice of held-out videos.
-        workers: Processes. By default one a core.
+        workers: Number of processes. By default one per core.
         progress: Called with each video's result.
 
     Raises:
@@ -132,7 +132,7 @@ def shards_from_videos(
         raise ValueError(f"crops_output must be a folder of its own, got {crops_output}")
     files = list_videos(videos)
     splits = _splits(len(files), held_out, seed)
-    # A missing extra or model is an error before any work.
+    # Loading the models here reports a missing extra or file before any work.
     FaceLandmarker(landmarks)
     encoder = load_audio_encoder(audio_encoder) if audio_encoder else LogMelEncoder()
     results = []
@@ -145,9 +145,11 @@ def shards_from_videos(
             landmarks=str(landmarks) if landmarks else None,
             crops=crops,
         )
-        made = _in_pool(files, workers or os.cpu_count() or 1, task)
-        outputs = (output, crops_output if crops else None)
-        for result in _write(zip(files, splits, made, strict=True), *outputs):
+        samples = _in_pool(files, workers or os.cpu_count() or 1, task)
+        written = _write(
+            zip(files, splits, samples, strict=True), output, crops_output=crops_output if crops else None
+        )
+        for result in written:
             results.append(result)
             progress(result)
     with Location.parse(output).atomic_write(REPORT) as stream:
@@ -168,28 +170,30 @@ def _write(
     """Write shards and yield each video's result.
 
     Args:
-        videos: Files with their split, and their samples or the reason why there are none.
+        videos: Each file with its split, and with its samples or the reason why there are none.
         output: Folder or URI of stage 2's shards.
         crops_output: Folder or URI of stage 1's shards; None writes none.
     """
     with ExitStack() as stack:
-        motion, pictures = (
-            {split: stack.enter_context(ShardWriter(place, split, overwrite=True)) for split in SPLITS}
-            if place
-            else {}
-            for place in (output, crops_output)
-        )
-        for number, (file, split, made) in enumerate(videos):
+
+        def open_writers(folder: str) -> dict[str, ShardWriter]:
+            return {
+                split: stack.enter_context(ShardWriter(folder, split, overwrite=True)) for split in SPLITS
+            }
+
+        motion_writers = open_writers(output)
+        crop_writers = open_writers(crops_output) if crops_output else {}
+        for number, (file, split, samples) in enumerate(videos):
             key = f"{number:05d}-{re.sub(r'[^A-Za-z0-9_-]+', '-', file.stem)[:80]}"
-            if isinstance(made, str):
+            if isinstance(samples, str):
                 yield VideoResult(
-                    file=str(file), status="failed", reason=made, frames=0, split=split, key=key
+                    file=str(file), status="failed", reason=samples, frames=0, split=split, key=key
                 )
                 continue
-            motion[split].write(key, made.motion)
-            if made.video is not None:
-                pictures[split].write(key, made.video)
-            frames = made.motion["json"]["frames"]
+            motion_writers[split].write(key, samples.motion)
+            if samples.video is not None:
+                crop_writers[split].write(key, samples.video)
+            frames = samples.motion["json"]["frames"]
             yield VideoResult(file=str(file), status="ok", reason=None, frames=frames, split=split, key=key)
 
 
@@ -203,7 +207,7 @@ def read_video(file: str, encoder_folder: str, landmarks: str | None = None, cro
     if np.abs(samples).max() < 1e-3:
         raise ValueError(f"{file}: the sound is silence")
     faces = list(_landmarker(landmarks).follow(read_frames(file, FPS), FPS))
-    # Sound and pictures seldom end at the same moment: the frames that both have are used.
+    # Sound and pictures seldom end together. Only the time that has both is used.
     frames = min(len(faces), frame_count(len(samples)))
     if frames < MIN_S * FPS:
         raise ValueError(
@@ -229,7 +233,7 @@ def read_video(file: str, encoder_folder: str, landmarks: str | None = None, cro
     if not crops:
         return ClipSamples(motion=motion, video=None)
     box = crop_box([face for face in faces[:frames] if face is not None])
-    # Decoded a second time: a long video's pictures would not fit into memory.
+    # The pictures are decoded a second time, because those of a long video do not fit into memory.
     pictures = (box.cut(picture, crops) for picture in islice(read_frames(file, FPS), frames))
     video = {
         "mp4": face_video(pictures, samples[: frames * SAMPLES_PER_FRAME]),
@@ -240,6 +244,7 @@ def read_video(file: str, encoder_folder: str, landmarks: str | None = None, cro
 
 
 def _splits(count: int, held_out: float, seed: int) -> list[str]:
+    """Draw the split of each of `count` videos. See `shards_from_videos` for `held_out`."""
     if held_out < 0 or (held_out >= 1 and held_out != int(held_out)):
         raise ValueError(f"held_out must be a fraction below 1 or a whole number, got {held_out:g}")
     number = int(held_out) if held_out >= 1 else round(held_out * count)
@@ -247,32 +252,35 @@ def _splits(count: int, held_out: float, seed: int) -> list[str]:
         number = max(number, 1)
     if number >= count and number:
         raise ValueError(f"held_out must leave videos to train on: {number} of {count} would be held out")
+    # 6 separates this draw from other draws with the same seed.
     chosen = set(np.random.Generator(np.random.PCG64([seed, 6])).permutation(count)[:number].tolist())
     return ["test" if i in chosen else "train" for i in range(count)]
 
 
 def _try_video(file: Path, **options) -> ClipSamples | str:
-    """Return the members, or the reason why there are none."""
+    """Return the samples of a video, or the reason why there are none."""
     try:
         return read_video(str(file), **options)
-    # Whatever a strange file does to a decoder is that file's failure.
+    # A damaged file can raise any error in a decoder. Only this file has failed then.
     except Exception as error:
         reason = str(error).removeprefix(f"{file}: ") or type(error).__name__
         return reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
 
 
 def _in_pool(jobs: list, workers: int, work: Callable) -> Iterator[Any]:
-    """Yield results in order. A file that kills its process fails alone; files in flight with it run again."""
+    """Yield results in order. A file that kills its process fails alone.
+
+    A killed process breaks the pool, which does not say which file was to blame. A new pool then runs the next file
+    alone: if it breaks this pool too, it is to blame. After that, the other files run together again.
+    """
     done = 0
-    alone = False
+    run_alone = False
+    context = multiprocessing.get_context("spawn")
     while done < len(jobs):
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
-            1 if alone else min(workers, len(jobs) - done), context, start_worker
-        ) as pool:
-            batch = jobs[done : done + 1] if alone else jobs[done:]
+        batch = jobs[done : done + 1] if run_alone else jobs[done:]
+        with ProcessPoolExecutor(min(workers, len(batch)), context, start_worker) as pool:
             futures = [pool.submit(work, job) for job in batch]
-            alone = False
+            run_alone = False
             for future in futures:
                 try:
                     result = future.result()
@@ -281,7 +289,7 @@ def _in_pool(jobs: list, workers: int, work: Callable) -> Iterator[Any]:
                         done += 1
                         yield "the decoder crashed on it"
                     else:
-                        alone = True
+                        run_alone = True
                     break
                 done += 1
                 yield result

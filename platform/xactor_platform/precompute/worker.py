@@ -1,4 +1,4 @@
-"""Start a process of a pool that has one process a core."""
+"""Set up a process of a pool that has one process per core."""
 
 import os
 import sys
@@ -7,8 +7,8 @@ import sys
 def start_worker() -> None:
     """Limit this process to one thread, so that the processes do not compete for cores, and silence MediaPipe.
 
-    MediaPipe's C++ code logs every graph that it starts, whatever the settings are. Therefore file descriptor 2 goes to
-    /dev/null; Python's own stderr stays.
+    MediaPipe's C++ code logs every graph that it starts, whatever the settings are. Therefore file descriptor 2 is
+    redirected to /dev/null. Python's own stderr is kept.
     """
     import cv2
     import torch

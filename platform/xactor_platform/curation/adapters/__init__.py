@@ -1,6 +1,6 @@
-"""Find the videos, and the parts of them, that published datasets name in their own files. Nothing is downloaded.
+"""Find the videos and parts of videos that the metadata of published datasets name. Nothing is downloaded.
 
-A dataset's videos are found in the folder by their names without suffixes. The report names those that are missing.
+A dataset's videos are found in the folder by their names without suffixes. The report names the missing ones.
 """
 
 from xactor_platform.curation.adapters.celebv_hq import celebv_hq
@@ -24,15 +24,17 @@ def find_videos(folder: str, dataset: str, metadata: str | None) -> Found:
         ValueError: there are no videos, or the metadata is missing or invalid.
     """
     if dataset in ("hdtf", "celebv-hq") and metadata is None:
-        what = "the folder of its *_annotion_time.txt" if dataset == "hdtf" else "its celebvhq_info.json"
-        raise ValueError(f"dataset {dataset} needs --metadata: {what}")
+        needed = "the folder of its *_annotion_time.txt" if dataset == "hdtf" else "its celebvhq_info.json"
+        raise ValueError(f"dataset {dataset} needs --metadata: {needed}")
     existing, refused = list_videos(folder)
     if dataset == "folder":
         return existing, refused
     if dataset == "ravdess":
         found, missing = ravdess(existing), []
+    elif dataset == "hdtf":
+        found, missing = hdtf(existing, metadata or "")
     else:
-        found, missing = (hdtf if dataset == "hdtf" else celebv_hq)(existing, metadata or "")
+        found, missing = celebv_hq(existing, metadata or "")
     if not found:
         raise ValueError(f"{folder}: none of its {len(existing)} videos belongs to {dataset}")
     return sorted(found, key=lambda video: video.key), [*refused, *missing]

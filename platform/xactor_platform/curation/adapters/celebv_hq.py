@@ -3,8 +3,8 @@
     {"clips": {"M2Ohb0FAaJU_1": {"ytb_id": "M2Ohb0FAaJU", "duration": {"start_sec": 81.6, "end_sec": 84.8},
                                  "bbox": {"top": 0.0, "bottom": 0.8, "left": 0.4, "right": 0.8}, ...}}}
 
-Boxes are fractions of the picture, 0 to 1. A clip is found as a file of its own name, if it is cut out already, or in
-the video with its YouTube id.
+Boxes are fractions of the picture, 0 to 1. A clip that is already cut out is found as a file with the clip's name.
+Otherwise the video is found by its YouTube id.
 """
 
 import json
@@ -20,7 +20,7 @@ def celebv_hq(videos: list[Video], metadata: str) -> tuple[list[Video], list[tup
     """Return CelebV-HQ's videos, and the keys and fates of those that are missing.
 
     Args:
-        videos: of the folder.
+        videos: all videos of the folder.
         metadata: path or URI of the json file.
 
     Raises:
@@ -36,9 +36,8 @@ def celebv_hq(videos: list[Video], metadata: str) -> tuple[list[Video], list[tup
     absent: dict[str, tuple[str, Fate]] = {}
     parts: dict[str, list[Segment]] = {}
     for name, source, segment in wanted:
-        about = {"corpus": "celebv-hq", "speaker": source}
-        if cut := pick(existing, [name]):
-            found.append(replace(cut, **about))
+        if cut_out := pick(existing, [name]):
+            found.append(replace(cut_out, corpus="celebv-hq", speaker=source))
         elif pick(existing, [source]):
             parts.setdefault(source, []).append(segment)
         else:

@@ -2,10 +2,10 @@
 
     RD_annotion_time.txt   Radio11.mp4 00:30-01:00 01:30-02:30
     RD_crop_wh.txt         Radio11_0.mp4 412 599 0 599            clip: left, width, top, height
-    RD_resolution.txt      Radio11.mp4 720                        height of the pictures that crops are measured in
+    RD_resolution.txt      Radio11.mp4 720                        height of the pictures to which the crops refer
 
-The subsets are RD, WDA and WRA. A video is found as `RD_Radio11`, `Radio11` or by its YouTube id. If it is cut already,
-its clips are found as `RD_Radio11_0` or `Radio11_0`.
+The subsets are RD, WDA and WRA. A video is found as `RD_Radio11`, `Radio11` or by its YouTube id. If it is already
+cut, its clips are found as `RD_Radio11_0` or `Radio11_0`.
 """
 
 import re
@@ -23,7 +23,7 @@ def hdtf(videos: list[Video], metadata: str) -> tuple[list[Video], list[tuple[st
     """Return HDTF's videos, and the keys and fates of those that are missing.
 
     Args:
-        videos: of the folder.
+        videos: all videos of the folder.
         metadata: folder or URI of the text files.
 
     Raises:
@@ -38,7 +38,7 @@ def hdtf(videos: list[Video], metadata: str) -> tuple[list[Video], list[tuple[st
         raise ValueError(f"{metadata}: holds none of {', '.join(f'{s}_annotion_time.txt' for s in SUBSETS)}")
     for subset, times in tables.items():
         crops, heights, urls = (
-            _optional(f"{folder}/{subset}_{what}.txt") for what in ("crop_wh", "resolution", "video_url")
+            _optional(f"{folder}/{subset}_{table}.txt") for table in ("crop_wh", "resolution", "video_url")
         )
         for name, spans in times.items():
             height = heights.get(name, [])
@@ -46,13 +46,13 @@ def hdtf(videos: list[Video], metadata: str) -> tuple[list[Video], list[tuple[st
                 _segment(name, span, crops.get(f"{name}_{n}", []), height) for n, span in enumerate(spans)
             )
             link = re.search(r"(?:v=|youtu\.be/)([A-Za-z0-9_-]{11})", " ".join(urls.get(name, [])))
-            about = {"corpus": "hdtf", "speaker": f"{subset}_{name}"}
+            origin = {"corpus": "hdtf", "speaker": f"{subset}_{name}"}
             whole = pick(existing, [f"{subset}_{name}", name, *([link[1]] if link else [])])
             if whole:
-                found.append(replace(whole, segments=segments, **about))
+                found.append(replace(whole, segments=segments, **origin))
                 continue
             cut = [pick(existing, [f"{subset}_{name}_{n}", f"{name}_{n}"]) for n in range(len(segments))]
-            found += [replace(clip, **about) for clip in cut if clip]
+            found += [replace(clip, **origin) for clip in cut if clip]
             if not any(cut):
                 absent.append(missing(f"{subset}_{name}", "hdtf"))
     return found, absent
@@ -68,10 +68,15 @@ def _segment(name: str, span: str, crop: list[str], height: list[str]) -> Segmen
         raise ValueError(f"{name}: {span!r} is no time such as 00:30-01:00 ({error})") from error
     if len(crop) != 4 or len(height) != 1 or not all(word.isdigit() for word in (*crop, *height)):
         return Segment(start_s=start, end_s=end)
-    left, width, top, tall = map(int, crop)
-    down = int(height[0])
-    across = down * _ASPECT
-    box = (left / across, top / down, (left + width) / across, (top + tall) / down)
+    left, crop_width, top, crop_height = map(int, crop)
+    picture_height = int(height[0])
+    picture_width = picture_height * _ASPECT
+    box = (
+        left / picture_width,
+        top / picture_height,
+        (left + crop_width) / picture_width,
+        (top + crop_height) / picture_height,
+    )
     return Segment(start_s=start, end_s=end, box=box)
 
 

@@ -9,12 +9,12 @@ from pyarrow import fs
 from xactor_platform.curation.messages import Fate, Video
 from xactor_platform.curation.video_files import key_of
 
-# Names that a dataset's file may give a video. Others, such as paths, are not looked up.
+# Names under which a video is looked up. Other names in a dataset's file, such as paths, are refused.
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 def by_stem(videos: Iterable[Video]) -> dict[str, Video]:
-    """Return videos by their names without folder and suffix, the first of each name."""
+    """Return videos by their names without folder and suffix. The first video of each name counts."""
     found: dict[str, Video] = {}
     for video in videos:
         found.setdefault(os.path.splitext(os.path.basename(video.name))[0], video)
