@@ -17,7 +17,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # Ray announces that it will stop hiding accelerators, otherwise with a FutureWarning.
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 # Ray's workers are as urgent as the tests that run next to them. Ray gives them the lowest priority otherwise.
-os.environ["RAY_worker_niceness"] = "0"
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker has one processor. More threads would wait for each other.
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -139,7 +139,7 @@ class CurationConfig:
         if self.size_px < 32 or self.size_px % 2:
             raise ValueError(f"size_px must be even and >= 32, got {self.size_px}")
         if not 0 <= self.held_out < 1:
-            raise ValueError(f"held_out must be within 0..1, got {self.held_out:g}")
+            raise ValueError(f"held_out must be >= 0 and < 1, got {self.held_out:g}")
         if not 0 <= self.max_failed <= 1:
             raise ValueError(f"max_failed must be within 0..1, got {self.max_failed:g}")
 

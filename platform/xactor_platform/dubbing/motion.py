@@ -58,13 +58,10 @@ class Perform(DubStage, BatchStage):
         active: list[_Performance] = []
         try:
             for message in messages:
-                begun = time.perf_counter()
-                z = self._saved_motion(message)
-                if z is None:
-                    active.append(_Performance(message, self._engine, self._encoder))
+                if MOTION_FILE in self._existing_files(message.dub.folder):
+                    yield from self.timed(message, self._saved_segments(message))
                 else:
-                    took_s = time.perf_counter() - begun
-                    yield from self.timed(message, self._segments(message, z), took_s)
+                    active.append(_Performance(message, self._engine, self._encoder))
             while active:
                 begun = time.perf_counter()
                 moved = self._engine.step()
@@ -118,12 +115,11 @@ class Perform(DubStage, BatchStage):
                 box=message.box,
             )
 
-    def _saved_motion(self, message: Portrait) -> np.ndarray | None:
-        """Return the latents that an earlier run saved, None if there are none."""
-        if MOTION_FILE not in self._existing_files(message.dub.folder):
-            return None
+    def _saved_segments(self, message: Portrait) -> Iterator[Segment | SegmentFile]:
+        """Yield a video's segments, with the latents that an earlier run saved."""
         with self._output.open(f"{message.dub.folder}/{MOTION_FILE}") as file:
-            return np.load(io.BytesIO(file.read()), allow_pickle=False)
+            z = np.load(io.BytesIO(file.read()), allow_pickle=False)
+        yield from self._segments(message, z)
 
     def _existing_files(self, folder: str) -> set[str]:
         return {info.base_name for info in self._output.entries(folder)}

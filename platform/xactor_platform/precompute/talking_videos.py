@@ -128,7 +128,8 @@ def shards_from_videos(
     if crops and (crops < 32 or crops % 2):
         raise ValueError(f"crops must be 0, or even and >= 32, got {crops}")
     crops_output = crops_output or sibling_uri(output, "videos")
-    if crops and Path(crops_output) in (Path(videos).absolute(), Path(output).absolute()):
+    taken = {Path(videos).absolute(), Path(output).absolute()}
+    if crops and Path(crops_output).absolute() in taken:
         raise ValueError(f"crops_output must be a folder of its own, got {crops_output}")
     files = list_videos(videos)
     splits = _splits(len(files), held_out, seed)
