@@ -68,7 +68,7 @@ class AudioEncoder(ABC):
         stream = FeatureStream(self, batch_windows=batch_windows)
         size = batch_windows * self.windows.hop_frames * SAMPLES_PER_FRAME
         ahead = self.windows.right_frames * SAMPLES_PER_FRAME
-        # Each piece completes `batch_windows` windows. The first piece also holds the samples that its last window reads
+        # Each piece completes `batch_windows` windows. The first one also holds the samples that its last window reads
         # after its own frames.
         for piece in np.split(samples, range(size + ahead, len(samples), size)):
             if len(features := stream.feed(piece)):
