@@ -167,11 +167,11 @@ def fvd(made: VideoStatistics, true: VideoStatistics) -> Score:
             f"{true.weights}, stride {true.stride_frames}"
         )
     value = frechet_distance(made.mean, made.covariance, true.mean, true.covariance)
-    smaller_count = min(made.count, true.count)
+    fewest = min(made.count, true.count)
     note = f"windows: {made.count} generated, {true.count} true"
-    if smaller_count <= CLASSES:
-        note += f"; so few span {smaller_count - 1} of {CLASSES} dimensions: compare only with values of the same numbers"
-    return Score(value=value, count=smaller_count, weights=made.weights, note=note)
+    if fewest <= CLASSES:
+        note += f"; so few span {fewest - 1} of {CLASSES} dimensions: compare only with values of the same numbers"
+    return Score(value=value, count=fewest, weights=made.weights, note=note)
 
 
 def frechet_distance(
