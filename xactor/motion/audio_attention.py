@@ -39,8 +39,7 @@ class WindowedAudioAttention(nn.Module):
     windows.
 
     Ours: each position in the window has a learned bias, because attention alone does not know the positions' order.
-        The
-    output projection starts at zero, so that training starts from the loaded backbone.
+    The output projection starts at zero, so that training starts from the loaded backbone.
     """
 
     def __init__(self, hidden: int, audio: int, heads: int, window: int, eps: float):

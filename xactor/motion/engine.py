@@ -55,8 +55,8 @@ class MotionEngine:
                 raise ValueError(f"{name} must be >= 1, got {value}")
         self.model = model.eval()
         self.max_streams, self.max_batch, self.run_ahead_frames = max_streams, max_batch, run_ahead_frames
-        # Open streams in the order in which they were opened, and the slot of each. A slot is two rows of the cache: 2
-        # * slot for the cond branch and 2 * slot + 1 for the uncond branch.
+        # Open streams in the order in which they were opened, and the slot of each. A slot is two rows of the cache:
+        # 2 * slot for the cond branch and 2 * slot + 1 for the uncond branch.
         self._slots: dict[MotionStream, int] = {}
         self._last_was_history = False
         self._cache = HistoryCache(
@@ -227,7 +227,7 @@ def sample_motion(
         config: The sampling options.
     """
     if len(seeds) != len(audio):
-        raise ValueError(f"seeds must be one a recording, {len(audio)}, got {len(seeds)}")
+        raise ValueError(f"seeds must be one per recording, {len(audio)}, got {len(seeds)}")
     engine = MotionEngine(model, max_streams=len(seeds), max_batch=len(seeds))
     streams = [engine.open(seed=seed, config=config) for seed in seeds]
     for stream, features in zip(streams, audio, strict=True):
