@@ -78,8 +78,7 @@ def random_components(
     """Return components of any size from random weights.
 
     Args:
-        image_size: Side of the pictures in pixels. A multiple of 2^n, where the VAE and the UNet halve it
-            n times together.
+        image_size: Side of the pictures in pixels: a multiple of 2^n, if the VAE and the UNet together halve it n times.
         channels: Channels of the UNet's blocks. Each block except the last halves the side of the latents.
         vae_channels: Channels of the VAE's blocks. Each block except the last halves a picture's side.
         encoder_channels: Channels of the motion encoder's blocks.

@@ -32,8 +32,8 @@ class _Clips:
     generators: list[torch.Generator]
     """Random generator of each clip. The results depend on the order of the draws."""
     windows: int
-    """Number of windows per clip: F windows of one frame, or one window of F frames. In total there are N = B x windows,
-    each of W frames."""
+    """Number of windows per clip: F windows of one frame, or one window of F frames. Below, N = B x windows, and
+    each window has W frames."""
 
     @property
     def frames(self) -> int:

@@ -38,4 +38,4 @@ class ObjectiveConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         if not 0 <= self.motion_drop < 1:
-            raise ValueError(f"motion_drop must be within 0..1, got {self.motion_drop}")
+            raise ValueError(f"motion_drop must be >= 0 and < 1, got {self.motion_drop}")
