@@ -40,7 +40,7 @@ class FaceCrop:
     square: np.ndarray
     """The face's square, uint8 [S, S, 3] RGB."""
     picture: np.ndarray
-    """The whole portrait to paste the face back into, uint8 [H, W, 3] RGB; empty, [0, W, 3], without pasting."""
+    """The whole portrait to paste the face back into, uint8 [H, W, 3] RGB; [0, W, 3] if there is no pasting."""
     box: CropBox
     """The face's square in the portrait."""
     notes: tuple[str, ...]

@@ -26,7 +26,7 @@ class AnimateOptions:
     render_cfg: float = 2.5
     """Guidance on the motion, 1..20: how strongly the frames follow it. 1 turns guidance off and halves the work."""
     paste_back: bool = False
-    """Put the face back into the whole picture, which is shrunk to at most 1920 px a side."""
+    """Put the face back into the whole picture, which is shrunk so that no side is longer than 1920 px."""
     max_seconds: float = 3600
     """Refuse audio that is longer than this many seconds."""
 

@@ -72,7 +72,7 @@ def decode(container: InputContainer, stream, source: object) -> Iterator[AudioF
             yield from frames  # type: ignore[misc]
     except FFmpegError as error:
         raise ValueError(f"{source}: corrupt ({error})") from error
-    # One packet is the empty one.
+    # The last packet is empty and can always be decoded.
     all_damaged = damaged > 0 and damaged >= packets - 1
     if damaged > max(_MAX_DAMAGED_PACKETS, packets // 100) or all_damaged:
         raise ValueError(

@@ -178,7 +178,7 @@ class _Conversion:
         self._resampler = self._source = None
 
     def silence(self, samples: int) -> Iterator[np.ndarray]:
-        """Yield silence in blocks of a second, because a file's clock may jump by hours."""
+        """Yield silence in blocks of one second, because a file's clock may jump by hours."""
         for first in range(0, samples, self._rate_hz):
             block = np.zeros((min(self._rate_hz, samples - first), self._channels), np.float32)
             self.made += len(block)

@@ -69,7 +69,7 @@ def _at_constant_rate(
     end: int | None,
     fps: float,
 ) -> Iterator[np.ndarray]:
-    """Yield the pictures of frames `n` to `end`, each converted once."""
+    """Yield the pictures of the frames from `n` up to `end`. Each decoded frame is converted at most once."""
     # The decoded frame that is on the screen until the next one begins, and its picture once that is converted.
     current: VideoFrame | None = None
     shown: np.ndarray | None = None

@@ -33,7 +33,7 @@ def row_count(samples: int) -> int:
 
 
 def mfcc(samples: np.ndarray, first: int = 0, count: int | None = None) -> np.ndarray:
-    """Compute the cepstra of a recording: float32 [count, 13], 100 rows a second.
+    """Compute the cepstra of a recording: float32 [count, 13], 100 rows per second.
 
     Coefficient 0 is the logarithm of the window's energy. A row depends on its own 25 ms and the sample before them.
 

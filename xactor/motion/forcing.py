@@ -23,7 +23,7 @@ class Draw:
     k: Tensor
     """Noise levels 0..1000, int64 [T]."""
     keep: float
-    """1.0 if the sample keeps its audio, 0.0 if it is dropped."""
+    """1.0 if the sample keeps its audio, 0.0 if its audio is dropped."""
 
 
 def draw(
@@ -64,7 +64,7 @@ class ForcingBatch:
     k: Tensor
     """Noise levels of each sample's draw, int64 [B, T]."""
     keep: Tensor
-    """1 where a sample keeps its audio, 0 where it is dropped, [B]."""
+    """1 if the sample keeps its audio, 0 if its audio is dropped, [B]."""
 
     def to(self, device: torch.device | str) -> "ForcingBatch":
         """Return the batch on another device."""

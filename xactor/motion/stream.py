@@ -244,8 +244,8 @@ class MotionStream:
 
     def _embed_audio(self, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Return audio embeddings [n + 2w, A], from w frames before `first` to w past `last`, and which are real."""
-        # Embed here and not in `feed`: rounding depends on the frames that are embedded together, and so on how the
-        # audio would have arrived.
+        # Embed here and not in `feed`, whose pieces may have any length: rounding depends on which frames are embedded
+        # together.
         window, device = self._model.config.audio_window, self._model.device
         frame = torch.arange(first - window, last + window)
         real = (frame >= 0) & (frame < self._audio_stop)
@@ -277,7 +277,7 @@ class _Chunk:
     history_cached: bool
     """Whether the history's keys and values are in the cache."""
     row: int = 0
-    """Row of the plan, which is the number of steps done."""
+    """Row of the plan that the chunk has reached: the number of steps done."""
     clean: int = 0
     """Number of frames that are clean."""
     audio: tuple[Tensor, Tensor] | None = None

@@ -131,7 +131,7 @@ class MotionTransformer(PreTrainedModel):
         )
         self.latent_out = nn.Linear(hidden, config.latent_dim)
         # Ours: a gated skip connection around the backbone. At low noise levels the velocity is nearly the noise
-        # itself, D numbers a frame, which a backbone narrower than D could not carry.
+        # itself, and a backbone narrower than D could not carry its D numbers per frame.
         self.pass_gain = nn.Linear(hidden, config.latent_dim)
         self.pass_out = nn.Linear(config.latent_dim, config.latent_dim, bias=False)
         self.register_buffer("latent_mean", torch.zeros(config.latent_dim))
@@ -174,7 +174,7 @@ class MotionTransformer(PreTrainedModel):
         return z * self.latent_std + self.latent_mean
 
     def embed_audio(self, audio: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Return the embeddings [B, T, A] of audio features [B, T, L, F]. `keep` [B] is 0 where audio is dropped."""
+        """Return the embeddings [B, T, A] of audio features [B, T, L, F]. `keep` [B] is 0 for dropped audio."""
         return self.audio_fusion(audio.to(self.latent_in.weight.dtype), keep)
 
     def enable_checkpointing(self) -> None:

@@ -39,7 +39,7 @@ class Locality(nn.Module):
     """Weaken the attention of a query to keys that are far from the place at which the query looks.
 
     Queries and keys lie in square planes. A query looks at its own place plus a learned offset, so that it can find a
-    part that has moved at the place where it was. With p the place at which the query looks and k the key's place, the
+    moved part at its old place. With p the place at which the query looks and k the key's place, the
     logits get the term -a |p - k|^2. It equals 2 a p.k - a |k|^2 plus a term that all keys share, which the softmax
     ignores. So three more columns of queries and keys compute it.
 

@@ -49,8 +49,8 @@ def start_as_cosines(vae: AutoencoderKL) -> None:
     giving each block its mean colour, and learns the rest: nearest upsampling followed by convolutions cannot invert
     the transform exactly.
 
-    Norms and activations must not change a signal a. So it passes an activation as the pair (a, -a), because
-    silu(a) - silu(-a) = a, and it passes a norm next to large constants.
+    Activations and norms must not change a signal a. For the activations it is stored as the pair (a, -a), because
+    silu(a) - silu(-a) = a. For the norms there are large constants next to it, which fix the norms' scale.
 
     Raises:
         ValueError: The VAE has too few channels.

@@ -44,7 +44,7 @@ class Components:
 
 
 def ddim_scheduler(prediction_type: str = "v_prediction") -> DDIMScheduler:
-    """Return SD1.5's noise schedule, with zero terminal SNR where the prediction allows it (v, not epsilon)."""
+    """Return SD1.5's noise schedule, with zero terminal SNR for v-prediction; epsilon does not allow it."""
     if prediction_type not in ("v_prediction", "epsilon"):
         raise ValueError(f"prediction_type must be v_prediction or epsilon, got {prediction_type!r}")
     return DDIMScheduler(
@@ -78,7 +78,8 @@ def random_components(
     """Return components of any size from random weights.
 
     Args:
-        image_size: Side of the pictures in pixels: a multiple of 2^n, if the VAE and the UNet together halve it n times.
+        image_size: Side of the pictures in pixels: a multiple of 2^n, where n is the number of halvings in the VAE
+            and the UNet together.
         channels: Channels of the UNet's blocks. Each block except the last halves the side of the latents.
         vae_channels: Channels of the VAE's blocks. Each block except the last halves a picture's side.
         encoder_channels: Channels of the motion encoder's blocks.

@@ -24,9 +24,9 @@ def warp(tokens: Tensor, pictures: Tensor) -> Tensor:
     """Move and colour pictures as a change of motion tokens says.
 
     Motion tokens lie in a square grid over the face. The first components of a token belong to its 4 x 4 places. For
-    each place they are the offset to the place that its colour comes from, in 1/32 of the picture's side, and the
-    change of its colour, in 1/4. So z is tied to places before it reaches the UNet. As in FOMM and LIA, the same motion
-    gives the same offsets for every person, because offsets fit more faces than colours do.
+    each place they are the offset to the place that its colour comes from, in units of 1/32 of the picture's side, and
+    the change of its colour, in units of 1/4. So z is tied to places before it reaches the UNet. As in FOMM and LIA,
+    the same motion gives the same offsets for every person, because offsets fit more faces than colours do.
 
     Args:
         tokens: Change of the motion tokens since the pictures, [N, M, C].
