@@ -52,7 +52,7 @@ class DecodingPool:
 
     Args:
         processes: Number of processes.
-        timeout_s: Bound on the time for one file; a process that takes longer is killed.
+        timeout_s: Maximum time for one file. A process that takes longer is killed.
     """
 
     def __init__(self, *, processes: int, timeout_s: float):

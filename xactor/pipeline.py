@@ -154,7 +154,8 @@ class XActorPipeline(DiffusionPipeline):
             seed: The same seed, image and audio give the same video.
             motion: Options of the motion model.
             render: Options of the renderer.
-            paste_back: Put the face back into its picture, which is shrunk to at most 1920 pixels a side.
+            paste_back: Put the face back into its picture, which is shrunk so that no side is longer than 1920
+                pixels.
             max_seconds: Refuse longer audio.
 
         Raises:
@@ -204,7 +205,7 @@ class XActorPipeline(DiffusionPipeline):
             save_directory: The model folder.
             **options: Options of the models, such as `max_shard_size`.
         """
-        # Diffusers' own method leaves out, with a warning, components that are neither its nor transformers'.
+        # Diffusers' own method omits, with a warning, components that are neither diffusers' nor transformers'.
         for name, component in self.components.items():
             component.save_pretrained(Path(save_directory, name), **(options if _is_model(name) else {}))
         self.save_config(save_directory)

@@ -98,9 +98,11 @@ def sized_for_video(picture: np.ndarray) -> np.ndarray:
     """Reduce a picture uint8 [H, W, 3] to a size that h264 accepts: even sides, of at most 1920 px."""
     height, width = picture.shape[:2]
     shrink = min(1.0, PASTE_BACK_SIDE_PX / max(height, width))
+    # Round down to even numbers.
     height, width = (max(2, round(side * shrink) // 2 * 2) for side in (height, width))
     if shrink < 1:
         return np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
+    # Cut off an odd last row or column.
     return np.ascontiguousarray(picture[:height, :width])
 
 

@@ -145,9 +145,7 @@ class RendererUNet(UNetMotionModel):
             reference: Features from `ReferenceUNet.features`, [B, ...] each.
             guess: Latents of the guessed frames, [B, F, C, h, w].
         """
-        tokens = self.motion_proj(z.flatten(0, 1)).unflatten(
-            -1, self.null_motion.shape
-        )  # [B F, M, E], E per token
+        tokens = self.motion_proj(z.flatten(0, 1)).unflatten(-1, self.null_motion.shape)  # [B F, M, E]
         keep = keep.to(tokens.dtype).repeat_interleave(z.shape[1])[:, None, None]  # [B F, 1, 1]
         tokens = keep * self.motion_norm(tokens) + (1 - keep) * self.null_motion  # [B F, M, E]
         out = super().forward(
