@@ -46,6 +46,7 @@ def pick_frames(video: bytes, numbers: Sequence[int], fps: float = FPS) -> Itera
 def _pick(
     container: InputContainer, stream: VideoStream, numbers: Sequence[int], fps: float
 ) -> Iterator[np.ndarray]:
+    """Yield the pictures that are nearest in time to n / fps, for each number n."""
     stream.thread_count = 1
     start_s = origin_s(container)
     usual_s = float(1 / stream.average_rate) if stream.average_rate else 1 / fps

@@ -66,10 +66,10 @@ class Sound:
                 if not is_last:
                     yield from conversion.take(frame)
                     continue
-                # Codecs pad their last block. The container gives the duration of its sound.
                 # A file with any sound gives at least one sample.
                 min_samples = 0 if conversion.made else 1
                 tail = np.concatenate([*conversion.take(frame), *conversion.rest()])
+                # Codecs pad their last block. The container gives the duration of the sound in it.
                 padding_s = frame.samples / frame.sample_rate - (length_s(frame) or np.inf)
                 padding = round(padding_s * sample_rate_hz) if padding_s > 1e-3 else 0
                 yield tail[: max(len(tail) - padding, min_samples)]

@@ -22,8 +22,9 @@ from xactor.rates import FPS, SAMPLE_RATE_HZ
 _AAC_RATES_HZ = frozenset(
     (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)
 )
-# Usual layouts, by the number of channels.
+# The usual layouts of 1 to 6 channels.
 _AAC_LAYOUTS = ("mono", "stereo", "2.1", "4.0", "5.0", "5.1")
+# Other layouts that AAC supports.
 _AAC_OTHER_LAYOUTS = ("3.0", "quad")
 # Samples per channel in an AAC frame.
 _BLOCK = 1024

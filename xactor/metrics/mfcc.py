@@ -28,7 +28,7 @@ _EPSILON = np.finfo(np.float64).eps
 
 
 def row_count(samples: int) -> int:
-    """Return the number of rows of a recording. The last one may reach past its end, where the sound is zero."""
+    """Return the number of rows of a recording. The last row may extend past the end, into zeros."""
     return 1 + max(-(-(samples - _WINDOW) // STEP), 0)
 
 

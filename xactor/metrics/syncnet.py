@@ -101,7 +101,7 @@ def small_config() -> SyncNetConfig:
 
 
 class SyncNet(nn.Module):
-    """Hold the two networks.
+    """Hold the networks of lips and of sound.
 
     Args:
         config: Sizes; None means those of the published model.
@@ -220,8 +220,8 @@ def _fill(model: SyncNet, state: Mapping[str, Tensor], source: str) -> None:
         if n in state and state[n].shape != wanted[n].shape
     ]
     problems = [
-        f"{len(names)} {what}: {', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}"
-        for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", misshaped))
+        f"{len(names)} {problem}: {', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}"
+        for problem, names in (("missing", missing), ("unknown", unknown), ("of another shape", misshaped))
         if names
     ]
     if problems:
