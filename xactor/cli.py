@@ -47,7 +47,7 @@ class Animate:
     output: PathOption = None
     """The .mp4 to write. An existing file is replaced."""
     input: PathOption = None
-    """JSON-lines file in place of the three above: image, audio, output and any options, with underscores."""
+    """JSON-lines file for many videos. A row has image, audio, output and any options, named with underscores."""
     options: Annotated[AnimateOptions, tyro.conf.arg(name="")] = field(default_factory=AnimateOptions)
     """Options for every video. A row's own options override them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -61,8 +61,8 @@ def _signs(seed: int = 2508) -> np.ndarray:
     hadamard = np.ones((1, 1), dtype=np.int8)
     while len(hadamard) < LATENT_DIM:
         hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
-    # Choose columns by sorting random keys: this shuffle does not depend on NumPy's version. Column 0 is all
-    # ones and is left out.
+    # Choose columns by sorting random keys: this shuffle does not depend on NumPy's version. Column 0 is all ones and
+    # is left out.
     columns = 1 + np.argsort(rng.integers(0, 1 << 62, LATENT_DIM - 1))[:CONTROL_COUNT]
     row_signs = rng.integers(0, 2, (LATENT_DIM, 1), dtype=np.int8) * 2 - 1
     return hadamard[:, columns] * row_signs

@@ -17,7 +17,7 @@ COMPONENTS = (
 
 
 def config_file(component: str) -> str:
-    """Return the name of the file that describes a component. The audio encoder may have other files."""
+    """Return the name of a component's config file. An audio encoder may have preprocessor_config.json instead."""
     return "scheduler_config.json" if component.endswith("scheduler") else "config.json"
 
 

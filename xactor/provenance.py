@@ -1,4 +1,4 @@
-"""Machine-readable metadata of generated videos."""
+"""Write and read the machine-readable metadata of generated videos."""
 
 import json
 

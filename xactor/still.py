@@ -18,7 +18,7 @@ _JAW_OPEN = BLENDSHAPES.index("jawOpen")
 def best_still(video: str | Path, landmarker: FaceLandmarker | None = None) -> np.ndarray:
     """Return the frame that scores best as a portrait: a large, sharp face ahead, with open eyes and a closed mouth.
 
-    Two frames a second of the first minute are searched.
+    Two frames per second of the first minute are searched.
 
     Args:
         video: The file.

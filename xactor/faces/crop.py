@@ -35,14 +35,14 @@ class CropBox:
             raise ValueError(f"side must be >= 1, got {self.side}")
 
     def scaled(self, factor: float) -> "CropBox":
-        """Return the same square for the picture resized by a factor."""
+        """Return the same square in the picture after a resize by a factor."""
         left, top, side = (round(value * factor) for value in (self.left, self.top, self.side))
         return CropBox(left=left, top=top, side=max(side, 1))
 
     def cut(self, picture: np.ndarray, size_px: int) -> np.ndarray:
         """Cut the square out of a picture uint8 [H, W, 3] and resize it to uint8 [size_px, size_px, 3].
 
-        Past the picture's border its edge pixels are repeated.
+        Pixels outside the picture repeat its edge.
         """
         rows, above_below = _span(self.top, self.side, picture.shape[0])
         columns, left_right = _span(self.left, self.side, picture.shape[1])

@@ -10,7 +10,7 @@ Ours, since the paper leaves it open:
   anger, contempt; or five of them), then valence and arousal, each clipped to -1..1 as EMONet's own demo does.
 - The difference is the L1 norm (a sum over the vector, 0 to 6) of each frame, averaged over the video. The metric asks
   whether the emotion fits the sound, so an emotion at the wrong time is an error. Both videos have the same frames.
-- A frame where either video shows no face is excluded, and the note gives their number.
+- Frames in which one of the two videos shows no face are excluded, and the note gives their number.
 
 EMONet's crop, from its evaluation: a square around the 68 points of its landmark model, from brows to chin. Its side is
 (width + height) / 1.1 of the points' box. It is resized to 256 x 256, RGB in 0..1.
@@ -91,7 +91,7 @@ class EmoNet(nn.Module):
             self.add_module(f"conv_last{i}", nn.Conv2d(_WIDTH, _WIDTH, 1))
             self.add_module(f"bn_end{i}", nn.BatchNorm2d(_WIDTH))
             self.add_module(f"l{i}", nn.Conv2d(_WIDTH, _LANDMARKS, 1))
-            # Both outputs are added to the next hourglass's input.
+            # These add the features and the heat maps to the next hourglass's input.
             if i < _HOURGLASSES - 1:
                 self.add_module(f"bl{i}", nn.Conv2d(_WIDTH, _WIDTH, 1))
                 self.add_module(f"al{i}", nn.Conv2d(_LANDMARKS, _WIDTH, 1))

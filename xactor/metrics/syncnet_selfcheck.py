@@ -30,7 +30,7 @@ class Figure:
     published: float
     """Value in the reference's README."""
     tolerance: float
-    """Bound on their difference."""
+    """Maximum difference at which the two agree."""
 
     @property
     def agrees(self) -> bool:

@@ -1,4 +1,4 @@
-"""Convert pictures between the layout of files and that of models."""
+"""Convert pictures between the layouts of files and of models."""
 
 import numpy as np
 import torch
