@@ -1,4 +1,4 @@
-"""X-Actor: portraits that act from audio. This package holds the models and imports neither Ray nor DeepSpeed."""
+"""Animate portraits from audio (X-Actor). This package holds the models and imports neither Ray nor DeepSpeed."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from xactor.render import MotionEncoder, ReferenceUNet, RenderConfig, Renderer, RendererUNet
 
 __version__ = "0.1.0"
-"""The one source of the version: the build reads it from here."""
+"""The package's version. The build reads it from this line, so it is written nowhere else."""
 
 __all__ = [
     "LogMelEncoder",
@@ -26,8 +26,9 @@ __all__ = [
     "XActorPipeline",
 ]
 
-# The module that defines each name. model_index.json names components by this package, so that they may move.
-_HOMES = {
+# The module that defines each name. model_index.json names a class as `xactor.<class>`, without its module, so that
+# saved models still load when a class has moved to another module.
+_MODULES = {
     "LogMelEncoder": "xactor.audio.encoder",
     "MotionEncoder": "xactor.render",
     "MotionScheduler": "xactor.motion",
@@ -44,6 +45,6 @@ _HOMES = {
 
 def __getattr__(name: str):
     # Import on first use, so that `import xactor` alone loads neither torch nor diffusers.
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -1,4 +1,4 @@
-"""Write a file or a folder under another name, and rename it once it is complete."""
+"""Write a file or a folder under a temporary name, and rename it when it is complete."""
 
 import shutil
 import uuid
@@ -9,13 +9,14 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(target: str | Path) -> Iterator[Path]:
-    """Give a path next to `target` to write to, and rename it to `target` when the block ends without an error.
+    """Yield a temporary path next to `target`, and rename it to `target` when the block ends without an error.
 
-    A reader sees the old file or the complete new one. If the block raises, what it wrote is deleted and `target`
-    stays as it was. Concurrent writers do not disturb each other: the last one to finish wins.
+    A reader sees either the old file or the complete new one. If the block raises, the temporary path is deleted and
+    `target` stays unchanged. Several writers may run concurrently: the last one to finish wins.
 
     Args:
-        target: a file, existing or not, or a folder that does not exist or is empty. Its parent must exist.
+        target: The file to write, which may exist, or the folder to write, which may exist only if it is empty. The
+            parent folder must exist.
 
     Raises:
         OSError: `target` is a folder that is not empty.

@@ -6,7 +6,7 @@
     xactor --version
 
 Exit status: 0 done, 1 a self-check's figures differ from the published ones, 2 the command cannot run as given, 3 some
-videos could not be made, 130 interrupted. A video appears whole or not at all.
+videos could not be made, 130 interrupted. A video file appears only when it is complete.
 """
 
 import json
@@ -47,11 +47,11 @@ class Animate:
     output: PathOption = None
     """The .mp4 to write. An existing file is replaced."""
     input: PathOption = None
-    """JSON-lines file in place of the three above: image, audio, output and any options, with underscores."""
+    """JSON-lines file for many videos. A row has image, audio, output and any options, named with underscores."""
     options: Annotated[AnimateOptions, tyro.conf.arg(name="")] = field(default_factory=AnimateOptions)
-    """Choices for every video; those of a row come first."""
+    """Options for every video. A row's own options override them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the models compute. `auto` is a GPU if there is one."""
+    """Where the models compute. `auto` uses a GPU if there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +68,14 @@ class Assemble:
 
 @dataclass(frozen=True, kw_only=True)
 class Selfcheck:
-    """Score the reference's own example with its published weights, and compare with the published figures."""
+    """Score SyncNet's published example with its published weights, and compare with the published figures."""
 
     measure: tyro.conf.Positional[Literal["syncnet"]]
     """The measure to check."""
     weights: Path
     """The published weights, syncnet_v2.model."""
     video: Path
-    """The reference's example, data/example.avi."""
+    """The example of the SyncNet repository, data/example.avi."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +89,10 @@ class Item:
     output: Path
     """The mp4."""
     options: AnimateOptions
-    """The choices for it."""
+    """Options of this video."""
 
     def check(self) -> None:
-        """Check what can be known before any work. ValueError: the video cannot be made."""
+        """Check paths and options before any work. Raises ValueError if the video cannot be made."""
         for source in (self.image, self.audio):
             if not source.is_file():
                 raise ValueError(f"{source}: no such file")
@@ -108,7 +108,7 @@ class Item:
         self.options.rendering()
 
 
-# The commands, each with examples for the top of its help.
+# The commands by name: the class of the options, and examples that its help shows first.
 _COMMANDS: dict[str, tuple[Any, str]] = {
     "animate": (
         Animate,
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parse(arguments: list[str]) -> Animate | Assemble | Selfcheck:
-    """Return the command that the arguments give. Help, the version and usage errors exit."""
+    """Parse the arguments to a command. The process exits after help, the version or a usage error."""
     if arguments == ["--version"]:
         print(f"xactor {__version__}")
         sys.exit(0)
@@ -158,7 +158,7 @@ def _parse(arguments: list[str]) -> Animate | Assemble | Selfcheck:
         kind, example = _COMMANDS[arguments[0]]
         description = f"{kind.__doc__}\n\n{example}"
         return tyro.cli(kind, prog=f"xactor {arguments[0]}", description=description, args=arguments[1:])
-    # No command: the help lists them all.
+    # Without a valid command the help lists all commands.
     kinds = {name: kind for name, (kind, _) in _COMMANDS.items()}
     return tyro.extras.subcommand_cli_from_dict(kinds, prog="xactor", description=__doc__, args=arguments)
 
@@ -187,7 +187,7 @@ def animate(command: Animate) -> int:
     else:
         raise ValueError("--image, --audio and --output are needed, or --input")
     pipeline = load(command.model, command.device)
-    failed = sum(not _make(pipeline, where, item) for where, item in items)
+    failed = sum(not _make(pipeline, place, item) for place, item in items)
     if command.input is not None:
         print(f"{len(items) - failed} made, {failed} failed")
     return 3 if failed else 0
@@ -198,24 +198,24 @@ def read_items(path: Path, options: AnimateOptions) -> list[tuple[str, Item | Va
 
     Args:
         path: The file.
-        options: Choices for what a row leaves open.
+        options: Options that apply where a row does not give its own.
 
     Returns:
-        A pair a row: its place, such as "items.jsonl:3: ", and the item or the row's error.
+        One pair per row: its place, such as "items.jsonl:3: ", and its item, or the error in the row.
 
     Raises:
         ValueError: The file has no rows.
     """
     items: list[tuple[str, Item | ValueError]] = []
-    seen: dict[Path, int] = {}
+    row_of_output: dict[Path, int] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue
         try:
             item = _item(line, options)
-            before = seen.setdefault(item.output.resolve(), number)
-            if before != number:
-                raise ValueError(f"{item.output}: row {before} writes it already")
+            first_row = row_of_output.setdefault(item.output.resolve(), number)
+            if first_row != number:
+                raise ValueError(f"{item.output}: row {first_row} writes it already")
             items.append((f"{path}:{number}: ", item))
         except ValueError as error:
             items.append((f"{path}:{number}: ", error))
@@ -225,7 +225,7 @@ def read_items(path: Path, options: AnimateOptions) -> list[tuple[str, Item | Va
 
 
 def load(folder: Path, device: str) -> "XActorPipeline":
-    """Load the model to its device, in bfloat16 on a GPU and in float32 elsewhere."""
+    """Load the model and move it to the device. Its weights are bfloat16 on a GPU and float32 on a CPU."""
     import torch
 
     from xactor.pipeline import XActorPipeline
@@ -240,7 +240,7 @@ def load(folder: Path, device: str) -> "XActorPipeline":
 
 
 def assemble(command: Assemble) -> int:
-    """Write the model folder. Return the exit status."""
+    """Make one model folder from two exports. Return the exit status."""
     from xactor.pipeline import XActorPipeline
 
     _quiet_libraries()
@@ -257,7 +257,7 @@ def assemble(command: Assemble) -> int:
 
 
 def selfcheck(command: Selfcheck) -> int:
-    """Print measured next to published figures. Return 0 if all agree, 1 otherwise."""
+    """Print the measured figures next to the published ones. Return 0 if all agree, 1 otherwise."""
     from xactor.metrics.syncnet import load_published
     from xactor.metrics.syncnet_selfcheck import syncnet_figures
 
@@ -273,13 +273,13 @@ def selfcheck(command: Selfcheck) -> int:
     return 0 if all(figure.agrees for figure in figures) else 1
 
 
-def _make(pipeline: "XActorPipeline", where: str, item: Item | ValueError) -> bool:
-    """Make one video and report it, or its error. Return whether it is made.
+def _make(pipeline: "XActorPipeline", place: str, item: Item | ValueError) -> bool:
+    """Make one video, and print that it is made or why not. Return whether it is made.
 
     Args:
         pipeline: The loaded model.
-        where: Begins the report: the row's place.
-        item: The video, or what is wrong with its row.
+        place: Start of each printed line: the row's place, or empty.
+        item: The video, or the error in its row.
     """
     started = time.monotonic()
     try:
@@ -297,20 +297,20 @@ def _make(pipeline: "XActorPipeline", where: str, item: Item | ValueError) -> bo
             max_seconds=options.max_seconds,
         )
         for note in animation.notes:
-            print(f"{where}{item.image}: {note}", file=sys.stderr)
+            print(f"{place}{item.image}: {note}", file=sys.stderr)
         frames = animation.save(item.output)
     except Exception as error:
-        # No error of one row keeps the others from being made.
+        # An error in one row must not stop the other rows.
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-        print(f"error: {where}{kind}{_one_line(error)}", file=sys.stderr)
+        print(f"error: {place}{kind}{_one_line(error)}", file=sys.stderr)
         _log.debug("%s", item, exc_info=True)
         return False
-    print(f"{where}{item.output}: {frames} frames in {time.monotonic() - started:.1f} s", flush=True)
+    print(f"{place}{item.output}: {frames} frames in {time.monotonic() - started:.1f} s", flush=True)
     return True
 
 
 def _item(line: str, options: AnimateOptions) -> Item:
-    """Parse and check one row. ValueError: the row is not a video that can be made."""
+    """Parse and check one row. Raises ValueError if no video can be made from it."""
     try:
         row: dict[str, Any] = json.loads(line)
     except ValueError as error:
@@ -332,7 +332,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _quiet_libraries() -> None:
-    """Keep the libraries' messages about loading out of the output. Their errors are raised all the same."""
+    """Silence the messages that libraries print while they load models. Errors are still raised."""
     import diffusers
     import transformers
 

@@ -11,7 +11,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     A ValueError or OSError is an error that the user can correct: print its message to stderr and exit with status 2.
 
     Args:
-        main: Returns the exit status; None is 0.
+        main: The main function. It returns the exit status; None means 0.
     """
     try:
         status = main()
@@ -22,5 +22,5 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
 
 
 def print_now(line: str) -> None:
-    """Print a line of progress at once, also where stdout is a pipe."""
+    """Print a progress line and flush it, so that it appears at once even if stdout is a pipe."""
     print(line, flush=True)

@@ -1,11 +1,11 @@
-"""Define the control track, a face's motion as 57 readable numbers a frame, and its fixed map to motion latents.
+"""Define the control track, a face's motion as 57 named numbers per frame, and its fixed map to motion latents.
 
-A row holds MediaPipe's 51 ARKit blendshapes (0..1, without `_neutral`) and six numbers of head pose. A landmark model
-reads it off real video, and the demo corpus is drawn from it.
+A row is one frame: MediaPipe's 51 ARKit blendshapes (0..1, without `_neutral`) and six numbers of head pose. A landmark
+model measures control tracks in real videos, and the faces of the demo corpus are drawn from control tracks.
 
 `embed_controls` replaces a trained motion encoder, for users without stage 1. It is a constant orthogonal map to 512
-numbers, and `decode_controls` is its inverse. Such latents carry no identity and nothing but these 57 numbers, so they
-span 57 of their 512 dimensions.
+numbers, and `decode_controls` is its inverse. Such latents contain these 57 numbers and nothing else, so they carry no
+identity. They span 57 of the 512 dimensions.
 """
 
 import numpy as np
@@ -23,18 +23,18 @@ BLENDSHAPES = (
     "mouthSmileLeft", "mouthSmileRight", "mouthStretchLeft", "mouthStretchRight",
     "mouthUpperUpLeft", "mouthUpperUpRight", "noseSneerLeft", "noseSneerRight",
 )  # fmt: skip
-# Angles in radians; 0 faces the camera. Pitch > 0 looks down, yaw > 0 turns the face towards the picture's right, roll
-# > 0 tilts it clockwise in the picture. Translation in face widths, x to the right and y down, and the log of the
-# face's size. These three are relative to the clip's median.
+# Pitch, yaw and roll are angles in radians; 0 faces the camera. Pitch > 0 looks down, yaw > 0 turns the face towards
+# the picture's right, roll > 0 tilts it clockwise in the picture. headX and headY are the position in face widths, x to
+# the right and y down. headLogScale is the logarithm of the face's size. These three are relative to the clip's median.
 POSE = ("headPitch", "headYaw", "headRoll", "headX", "headY", "headLogScale")
 CONTROLS = BLENDSHAPES + POSE
-# 57
-CONTROL_COUNT = len(CONTROLS)
+CONTROL_COUNT = len(CONTROLS)  # 57
 INDEX = {name: i for i, name in enumerate(CONTROLS)}
 LATENT_DIM = 512
 
-# The change of each control that moves the latents by one unit. It is about a standard deviation in talk, so that all
-# controls weigh alike in a loss over latents. Those of the mouth are smaller, because viewers notice errors there most.
+# The change of a control that moves the latents by one unit, by prefix of the control's name. The longest matching
+# prefix counts. The change is about the control's standard deviation in speech, so that all controls weigh alike in a
+# loss over latents. Mouth controls have smaller values, because viewers notice errors there most.
 _SCALES = {
     "brow": 0.15, "cheek": 0.15, "eyeBlink": 0.2, "eyeLook": 0.15, "eyeSquint": 0.15, "eyeWide": 0.1,
     "jawOpen": 0.07, "jaw": 0.1, "mouth": 0.1, "mouthClose": 0.06, "mouthFunnel": 0.08, "mouthPucker": 0.12,
@@ -44,7 +44,8 @@ _SCALES = {
 
 
 def _scale(name: str) -> float:
-    return _SCALES[max((prefix for prefix in _SCALES if name.startswith(prefix)), key=len)]
+    prefixes = [prefix for prefix in _SCALES if name.startswith(prefix)]
+    return _SCALES[max(prefixes, key=len)]
 
 
 SCALES = np.array([_scale(name) for name in CONTROLS])  # [57]
@@ -53,24 +54,27 @@ SCALES = np.array([_scale(name) for name in CONTROLS])  # [57]
 def _signs(seed: int = 2508) -> np.ndarray:
     """Return 57 orthogonal columns of +1 and -1: int8 [512, 57].
 
-    They are columns of a Hadamard matrix with random rows negated, so that every latent dimension depends on every
-    control. Only integers are used, so that every machine gets the same matrix.
+    They are random columns of a Hadamard matrix in which random rows are negated. Every latent dimension depends on
+    every control. Only integers are used, so that every machine gets the same matrix.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     hadamard = np.ones((1, 1), dtype=np.int8)
     while len(hadamard) < LATENT_DIM:
         hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
+    # Choose columns by sorting random keys: this shuffle does not depend on NumPy's version. Column 0 is all ones and
+    # is left out.
     columns = 1 + np.argsort(rng.integers(0, 1 << 62, LATENT_DIM - 1))[:CONTROL_COUNT]
-    flips = rng.integers(0, 2, (LATENT_DIM, 1), dtype=np.int8) * 2 - 1
-    return hadamard[:, columns] * flips
+    row_signs = rng.integers(0, 2, (LATENT_DIM, 1), dtype=np.int8) * 2 - 1
+    return hadamard[:, columns] * row_signs
 
 
 _MAP = _signs().astype(np.float64)  # [512, 57]
+# Grid points per unit, for `embed_controls`.
 _GRID = float(1 << 24)
 
 
 def embed_controls(controls: np.ndarray) -> np.ndarray:
-    """Return the motion latents z of controls [..., 57]: float32 [..., 512], of about unit variance in talk.
+    """Return the motion latents z of controls [..., 57]: float32 [..., 512], of about unit variance in speech.
 
     The result is bit-equal on every machine: values are rounded to a grid on which sums are exact in any order.
     """
@@ -82,7 +86,7 @@ def embed_controls(controls: np.ndarray) -> np.ndarray:
 def decode_controls(z: np.ndarray) -> np.ndarray:
     """Return the controls of motion latents [..., 512], float32 [..., 57]: the inverse of `embed_controls`.
 
-    In latents that a model made, the component that no control explains is dropped.
+    Latents from a model may have a component that no control explains. It is dropped.
     """
     z = _checked(z, LATENT_DIM, "z")
     return (z @ _MAP * (np.sqrt(CONTROL_COUNT) / LATENT_DIM) * SCALES).astype(np.float32)  # [..., 57]
@@ -95,7 +99,7 @@ def lip_opening(controls: np.ndarray) -> np.ndarray:
 
 
 def _checked(array: np.ndarray, width: int, name: str) -> np.ndarray:
-    """Return the array as float64. ValueError: its last dimension is not `width`, or a number is not finite."""
+    """Return the array as float64. Raises ValueError if its last dimension is not `width` or a number is not finite."""
     array = np.asarray(array, dtype=np.float64)
     if array.ndim < 1 or array.shape[-1] != width:
         raise ValueError(f"{name} must have {width} numbers a frame, got shape {array.shape}")

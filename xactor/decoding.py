@@ -1,4 +1,4 @@
-"""Decode users' pictures, videos and sound in sandboxed processes, away from the process that serves."""
+"""Decode users' pictures, videos and sound in sandboxed processes, apart from the process that serves."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,16 +16,16 @@ from xactor.sandbox import Sandbox, SandboxError
 from xactor.still import best_still
 
 _MEMORY_BYTES = 3 * 2**30
-# A process is replaced after this number of files, against slow leaks in codecs.
+# A process is replaced after this number of files, because codecs may leak memory.
 _MAX_FILES = 200
 T = TypeVar("T")
 
 
 class Refused(ValueError):
-    """A file that is not accepted.
+    """Report a file that is not accepted.
 
     Attributes:
-        code: `bad_input` or `too_large`, for programs.
+        code: Machine-readable reason, `bad_input` or `too_large`.
     """
 
     def __init__(self, code: str, message: str):
@@ -35,12 +35,12 @@ class Refused(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class FaceCrop:
-    """Hold the face of a portrait, cut out."""
+    """Hold the face that was cut out of a portrait."""
 
     square: np.ndarray
     """The face's square, uint8 [S, S, 3] RGB."""
     picture: np.ndarray
-    """The whole portrait to paste the face back into, uint8 [H, W, 3] RGB; [0, W, 3] without pasting back."""
+    """The whole portrait to paste the face back into, uint8 [H, W, 3] RGB; [0, W, 3] if there is no pasting."""
     box: CropBox
     """The face's square in the portrait."""
     notes: tuple[str, ...]
@@ -52,7 +52,7 @@ class DecodingPool:
 
     Args:
         processes: Number of processes.
-        timeout_s: Bound on the time for one file; a process that takes longer is killed.
+        timeout_s: Maximum time for one file. A process that takes longer is killed.
     """
 
     def __init__(self, *, processes: int, timeout_s: float):
@@ -64,7 +64,7 @@ class DecodingPool:
 
         Args:
             audio: File with an audio track.
-            max_seconds: Bound on the sound's length; TooLong is raised past it.
+            max_seconds: Maximum length of the sound. The future raises TooLong if the sound is longer.
         """
         return self._submit(_sound, audio, max_seconds)
 
@@ -74,7 +74,7 @@ class DecodingPool:
         """Decode a picture and cut out its largest face.
 
         Args:
-            image: A picture, or with `from_video` a video whose best frame becomes the portrait.
+            image: A picture, or with `from_video` a video, whose best frame becomes the portrait.
             size: Side of the face's square in pixels.
             paste_back: Return the whole portrait too, at a size that h264 accepts.
             from_video: Treat `image` as a video.
@@ -85,7 +85,7 @@ class DecodingPool:
         return self._sandbox.submit(function, *arguments, timeout_s=self._timeout_s)
 
     def refusal(self, error: BaseException) -> Refused | None:
-        """Return why a file is refused, given the error of its future; None where the file is not to blame."""
+        """Return why a file is refused, given the error of its future; None if the file did not cause the error."""
         match error:
             case TooLong():
                 return Refused("too_large", str(error))
@@ -101,21 +101,21 @@ class DecodingPool:
 
 
 def _sound(audio: Path, max_seconds: float) -> np.ndarray:
-    """Decode a sound in a process of the pool. Raises ValueError that calls the file `audio`."""
-    samples = _naming("audio", audio, lambda: read_audio(audio, max_seconds=max_seconds))
+    """Decode a sound in a process of the pool. Raises ValueError, whose message calls the file `audio`."""
+    samples = _with_users_name("audio", audio, lambda: read_audio(audio, max_seconds=max_seconds))
     if frame_count(len(samples)) < 1:
         raise ValueError(f"audio: {len(samples) / SAMPLE_RATE_HZ * 1000:.0f} ms of sound are too short")
     return samples
 
 
 def _face(image: bytes | Path, size: int, paste_back: bool, from_video: bool) -> FaceCrop:
-    """Decode a face in a process of the pool. Raises ValueError that calls the file `image` or `video`."""
+    """Cut out a face in a process of the pool. Raises ValueError, whose message calls the file `image` or `video`."""
     kind = "video" if from_video else "image"
-    read = best_still if from_video else read_image
-    picture = _naming(kind, image, lambda: read(image))  # pyright: ignore
+    decode = best_still if from_video else read_image
+    picture = _with_users_name(kind, image, lambda: decode(image))  # pyright: ignore
     if paste_back:
         picture = sized_for_video(picture)
-    portrait = _naming(kind, image, lambda: find_portrait(picture))
+    portrait = _with_users_name(kind, image, lambda: find_portrait(picture))
     return FaceCrop(
         square=portrait.box.cut(picture, size),
         picture=picture if paste_back else picture[:0],
@@ -124,12 +124,14 @@ def _face(image: bytes | Path, size: int, paste_back: bool, from_video: bool) ->
     )
 
 
-def _naming(name: str, source: bytes | Path, read: Callable[[], T]) -> T:
-    """Return what `read` returns; its errors call the source by the user's name for it and not by a local path."""
+def _with_users_name(name: str, source: bytes | Path, read: Callable[[], T]) -> T:
+    """Return the result of `read`. In the messages of its errors, replace the local path by the user's name for it."""
 
     def renamed(error: ValueError) -> str:
-        why = str(error).removeprefix(f"{source}: ").removeprefix("the picture: ")
-        return f"{name}: {why if isinstance(source, bytes) else why.replace(str(source), name)}"
+        message = str(error).removeprefix(f"{source}: ").removeprefix("the picture: ")
+        if not isinstance(source, bytes):
+            message = message.replace(str(source), name)
+        return f"{name}: {message}"
 
     try:
         return read()

@@ -1,4 +1,4 @@
-"""Model folders: the components of one, and a local copy of one that lies in an object store. Imports no torch."""
+"""List the components of a model folder, and copy a model from an object store to this node. Imports no torch."""
 
 import hashlib
 import tempfile
@@ -17,14 +17,14 @@ COMPONENTS = (
 
 
 def config_file(component: str) -> str:
-    """Return the name of the file that describes a component. The audio encoder may have another one."""
+    """Return the name of a component's config file. An audio encoder may have preprocessor_config.json instead."""
     return "scheduler_config.json" if component.endswith("scheduler") else "config.json"
 
 
 def local_folder(model: str, *, components: tuple[str, ...]) -> str:
     """Return a local folder with the given components of a model.
 
-    A URI such as s3:// is fetched once a node, to the temporary folder.
+    A model at a URI such as s3:// is copied to the temporary folder, once per node.
 
     Args:
         model: A model folder, as a path or a URI.
@@ -38,7 +38,7 @@ def local_folder(model: str, *, components: tuple[str, ...]) -> str:
         if not folder.is_dir():
             raise ValueError(f"{model}: no such model folder")
     else:
-        # A lone machine needs no pyarrow.
+        # Imported here, because models on local disks must work without pyarrow.
         from pyarrow import fs
 
         name = hashlib.sha256(model.encode()).hexdigest()[:16]
@@ -53,7 +53,7 @@ def local_folder(model: str, *, components: tuple[str, ...]) -> str:
 
 
 def _fetch(source, path: str, target: Path) -> None:
-    """Copy a folder, which appears whole or not at all. An existing target is kept."""
+    """Copy a folder atomically, unless `target` exists. A missing source is ignored: the caller reports it."""
     from pyarrow import fs
 
     if target.is_dir():
@@ -69,9 +69,9 @@ def _fetch(source, path: str, target: Path) -> None:
         try:
             Path(partial).rename(target)
         except OSError:
-            # Another replica may have been first.
+            # Another process on this node may have copied it meanwhile.
             if not target.is_dir():
                 raise
         else:
-            # TemporaryDirectory removes this one.
+            # TemporaryDirectory removes its folder at the end, so the folder must exist.
             Path(partial).mkdir()

@@ -1,4 +1,4 @@
-"""Define the whole pipeline of diffusers: a portrait and speech in, an acted portrait out."""
+"""Define the diffusers pipeline that makes a video from a portrait and speech."""
 
 import json
 from collections.abc import Iterator
@@ -44,21 +44,21 @@ _CLASSES: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Animation:
-    """Hold a video whose frames are computed when they are taken, once."""
+    """Hold a video whose frames are computed while they are read. They can be read only once."""
 
     frames: Iterator[np.ndarray]
     """Frames uint8 [H, W, 3], at 25 fps."""
     frame_count: int
     """Number of frames."""
     sound: Sound | np.ndarray
-    """The audio as it was given."""
+    """The audio as the caller gave it."""
     notes: tuple[str, ...] = ()
     """Remarks on the portrait for the user, such as that it holds several faces."""
 
     def save(self, path: str | Path) -> int:
         """Compute the frames and write an mp4 that says it is AI-generated. Return the number of frames.
 
-        The file appears whole or not at all.
+        The file appears only when it is complete.
         """
         return write_video(path, self.frames, fps=FPS, samples=self.sound, metadata=ai_generated())
 
@@ -66,6 +66,7 @@ class Animation:
 class XActorPipeline(DiffusionPipeline):
     """Animate portraits: `XActorPipeline.from_pretrained(folder)("face.png", "speech.wav").save("out.mp4")`."""
 
+    # Without an order of offloading, diffusers refuses to offload models to the CPU.
     model_cpu_offload_seq = None
 
     def __init__(
@@ -79,7 +80,7 @@ class XActorPipeline(DiffusionPipeline):
         vae: AutoencoderKL,
         scheduler: DDIMScheduler,
     ):
-        """Put loaded components together. ValueError: they do not fit each other."""
+        """Combine loaded components. Raises ValueError if they do not fit together."""
         super().__init__()
         latent_dim = int(unet.config["latent_dim"])
         if motion.config.latent_dim != latent_dim:
@@ -87,10 +88,10 @@ class XActorPipeline(DiffusionPipeline):
                 f"the motion model makes latents of {motion.config.latent_dim} numbers, "
                 f"the renderer takes {latent_dim}"
             )
-        takes = (motion.config.audio_layers, motion.config.audio_dim)
-        if takes != (audio_encoder.layers, audio_encoder.width):
+        audio_layers, audio_dim = motion.config.audio_layers, motion.config.audio_dim
+        if (audio_layers, audio_dim) != (audio_encoder.layers, audio_encoder.width):
             raise ValueError(
-                f"the motion model takes audio features of {takes[0]} layers of {takes[1]}, "
+                f"the motion model takes audio features of {audio_layers} layers of {audio_dim}, "
                 f"the audio encoder makes {audio_encoder.layers} of {audio_encoder.width}"
             )
         self.register_modules(
@@ -115,7 +116,7 @@ class XActorPipeline(DiffusionPipeline):
         render: RenderConfig | None = None,
         paste_back: bool = False,
     ) -> Iterator[np.ndarray]:
-        """Yield the frames as they are made: uint8 [S, S, 3], or the whole picture with `paste_back`.
+        """Yield each frame as soon as it is made: uint8 [S, S, 3], or the whole picture with `paste_back`.
 
         Memory does not grow with the length of the audio.
 
@@ -145,7 +146,7 @@ class XActorPipeline(DiffusionPipeline):
         paste_back: bool = False,
         max_seconds: float | None = None,
     ) -> Animation:
-        """Read and check the inputs. The frames are computed when they are taken, under diffusers' progress bar.
+        """Read and check the inputs. The frames are computed while they are read, under diffusers' progress bar.
 
         Args:
             image: A picture with a face, in any format that Pillow reads.
@@ -153,7 +154,8 @@ class XActorPipeline(DiffusionPipeline):
             seed: The same seed, image and audio give the same video.
             motion: Options of the motion model.
             render: Options of the renderer.
-            paste_back: Put the face back into its picture, which is shrunk to at most 1920 pixels a side.
+            paste_back: Put the face back into its picture, which is shrunk so that no side is longer than 1920
+                pixels.
             max_seconds: Refuse longer audio.
 
         Raises:
@@ -181,17 +183,17 @@ class XActorPipeline(DiffusionPipeline):
 
     @property
     def renderer(self) -> Renderer:
-        """A renderer over the components as they are now."""
+        """Return a renderer that uses the current components."""
         return Renderer(**{name: getattr(self, name) for name in RENDERER_COMPONENTS})
 
     def to(self, *args, **kwargs):
-        """Move and cast the models. The audio encoder only moves: its features are float32, as in training."""
+        """Move and cast the models. The audio encoder is not cast: its features are float32, as in training."""
         super().to(*args, **kwargs)
         self.audio_encoder.to(self.device)
         return self
 
     def register_modules(self, **components):
-        """Register the components, ours by the package: saved folders must survive a move of a module."""
+        """Register the components. Record ours as `xactor.<class>`, so that saved folders survive moved modules."""
         super().register_modules(**components)
         ours = {name: c for name, c in components.items() if type(c).__module__.startswith("xactor.")}
         self.register_to_config(**{name: ("xactor", type(c).__name__) for name, c in ours.items()})
@@ -203,7 +205,7 @@ class XActorPipeline(DiffusionPipeline):
             save_directory: The model folder.
             **options: Options of the models, such as `max_shard_size`.
         """
-        # Diffusers' own method leaves out, with a warning, components that are neither its nor transformers'.
+        # Diffusers' own method omits, with a warning, components that are neither diffusers' nor transformers'.
         for name, component in self.components.items():
             component.save_pretrained(Path(save_directory, name), **(options if _is_model(name) else {}))
         self.save_config(save_directory)
@@ -217,8 +219,8 @@ class XActorPipeline(DiffusionPipeline):
         Args:
             folder: The model folder.
             torch_dtype: Type of the models' weights, except the audio encoder's.
-            **options: Loaded components by name, in place of the folder's. Others go to the models, such as
-                `variant`.
+            **options: Components that are already loaded, by name, which replace the folder's. All other options, such
+                as `variant`, are passed to the models' `from_pretrained`.
 
         Raises:
             ValueError: A component is missing or of another kind. The message names the folder and the component.
@@ -253,8 +255,9 @@ class XActorPipeline(DiffusionPipeline):
 
     @classmethod
     def _assemble(cls, folders: dict[str, Path], torch_dtype: torch.dtype, options: dict[str, Any]):
+        """Load each component from its folder, unless `options` contain it, and build the pipeline."""
         ready = {name: options.pop(name) for name in COMPONENTS if name in options}
-        # Look for all of them before minutes go into loading the first.
+        # Check all folders first, because loading a component may take minutes.
         for name, folder in folders.items():
             if name not in ready and not (folder / name).is_dir():
                 raise ValueError(f"{folder}: the component {name}/ is missing")
@@ -271,7 +274,7 @@ class XActorPipeline(DiffusionPipeline):
 
 
 def _load(folder: Path, name: str, dtype: torch.dtype, options: dict[str, Any]):
-    """Load one component of a model folder. ValueError names the folder and the component."""
+    """Load one component of a model folder. Raises ValueError that names the folder and the component."""
     kind = _CLASSES[name]
     try:
         if name == "audio_encoder":
@@ -280,6 +283,7 @@ def _load(folder: Path, name: str, dtype: torch.dtype, options: dict[str, Any]):
         if not (folder / name / config).is_file():
             raise ValueError(f"{config} is missing")
         if name == "motion":
+            # The options come last, so that they may contain another dtype.
             return load_transformer(folder / name, **{"dtype": dtype, **options})
         return _load_diffusers(kind, folder / name, config, dtype, options)
     except LOADING_ERRORS as error:
@@ -288,8 +292,8 @@ def _load(folder: Path, name: str, dtype: torch.dtype, options: dict[str, Any]):
 
 
 def _load_diffusers(kind: Any, folder: Path, config: str, dtype: torch.dtype, options: dict[str, Any]):
-    """Load a scheduler, or a model in diffusers' format, of a class that the config must name."""
-    # A foreign config would load all the same, into weights left random.
+    """Load a scheduler, or a model in diffusers' format. Its config must name the class `kind`."""
+    # diffusers would also load the config of another class, and would leave the weights random.
     saved = _read_json(folder / config).get("_class_name")
     if saved != kind.__name__:
         raise ValueError(f"{config} must be of a {kind.__name__}, got {saved}")
@@ -316,6 +320,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not JSON ({error})") from error
 
 
-def _describe(source: Any, otherwise: str) -> str:
-    """Return a path as text, and `otherwise` for what has none."""
-    return str(source) if isinstance(source, str | Path) else otherwise
+def _describe(source: Any, fallback: str) -> str:
+    """Return the source's path as text, or `fallback` if the source is not a path."""
+    return str(source) if isinstance(source, str | Path) else fallback

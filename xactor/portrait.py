@@ -1,4 +1,4 @@
-"""Read any picture of a face, turn it upright and find the face that acts."""
+"""Read any picture of a face, turn it upright and find the face to animate."""
 
 import io
 import os
@@ -12,25 +12,27 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from xactor.faces import CropBox, Face, FaceLandmarker, crop_box
 
-# Ours: below Pillow's bound for decompression bombs. A small file must not fill the memory.
+# Ours: just below Pillow's limit for decompression bombs, because a small file may decode to a huge picture.
 MAX_PIXELS = 89_000_000
-# Larger pictures are reduced while reading: no video is larger.
+# Larger pictures are reduced while they are read, because no video is larger.
 MAX_SIDE_PX = 4096
 MIN_SIDE_PX = 32
-# The model does not find faces smaller than about a seventh of the picture. After the whole picture, squares with these
-# fractions of its longer side are searched.
-_CLOSER = (1 / 2, 1 / 4)
+# The landmark model misses faces smaller than about a seventh of the picture. If it finds none in the whole picture,
+# squares of it are searched, whose sides are these fractions of its longer side.
+_SQUARE_FRACTIONS = (1 / 2, 1 / 4)
+# Smaller squares are not searched.
 _MIN_SQUARE_PX = 96
-# Ours: bound on the longer side of a picture that the face is pasted back into. All players decode it.
+# Ours: maximum side of a video with the face pasted back. All players decode this size.
 PASTE_BACK_SIDE_PX = 1920
+# Errors that Pillow raises for damaged files.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error)
-# TIFF: the tag and flag of a page that is a small version of another.
+# TIFF's tag NewSubfileType, and its flag for a page that is a reduced version of another page.
 _NEW_SUBFILE_TYPE, _PREVIEW = 254, 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Portrait:
-    """Hold a picture and the face in it that acts."""
+    """Hold a picture and the face in it to animate."""
 
     picture: np.ndarray
     """The picture, uint8 [H, W, 3] RGB."""
@@ -43,15 +45,15 @@ class Portrait:
 def read_image(source: str | Path | bytes | Image.Image) -> np.ndarray:
     """Read a picture of any format that Pillow reads, upright: uint8 [H, W, 3] RGB.
 
-    Transparent pixels are blended with white, 16 bits become 8, and the first frame of an animation is used. A side
-    longer than 4096 px is reduced to that.
+    Transparent pixels are blended with white, 16 bits become 8, and the first frame of an animation is used. A picture
+    with a side longer than 4096 px is reduced to that length.
 
     Args:
         source: A path, a file's content, or an open picture.
 
     Raises:
-        ValueError: The file is missing, no picture, damaged, a camera's raw file, over 89 megapixels or under 32 px;
-            the message names it.
+        ValueError: The file is missing, is not a picture, is damaged, is a camera's raw file, has more than 89
+            megapixels, or has a side under 32 px. The message names the file.
     """
     if isinstance(source, Image.Image):
         return _decoded(source, "the picture")
@@ -61,8 +63,8 @@ def read_image(source: str | Path | bytes | Image.Image) -> np.ndarray:
             return _decoded(image, name)
     except UnidentifiedImageError as error:
         empty = not source if isinstance(source, bytes) else os.path.getsize(source) == 0
-        what = "it is empty" if empty else "not a picture of any format that Pillow reads"
-        raise ValueError(f"{name}: {what}") from error
+        reason = "it is empty" if empty else "not a picture of any format that Pillow reads"
+        raise ValueError(f"{name}: {reason}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{name}: more than {MAX_PIXELS / 1e6:.0f} megapixels, the maximum") from error
     except FileNotFoundError as error:
@@ -72,7 +74,7 @@ def read_image(source: str | Path | bytes | Image.Image) -> np.ndarray:
 
 
 def find_portrait(picture: np.ndarray, landmarker: FaceLandmarker | None = None) -> Portrait:
-    """Find the portrait in a picture uint8 [H, W, 3] RGB: the largest face, of several.
+    """Find the face to animate in a picture uint8 [H, W, 3] RGB: the largest one.
 
     A face may be as small as a twenty-fifth of the picture's longer side.
 
@@ -93,38 +95,40 @@ def find_portrait(picture: np.ndarray, landmarker: FaceLandmarker | None = None)
 
 
 def sized_for_video(picture: np.ndarray) -> np.ndarray:
-    """Reduce a picture uint8 [H, W, 3] to a size that h264 accepts: even, and at most 1920 px."""
+    """Reduce a picture uint8 [H, W, 3] to a size that h264 accepts: even sides, of at most 1920 px."""
     height, width = picture.shape[:2]
     shrink = min(1.0, PASTE_BACK_SIDE_PX / max(height, width))
+    # Round down to even numbers.
     height, width = (max(2, round(side * shrink) // 2 * 2) for side in (height, width))
     if shrink < 1:
         return np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
+    # Cut off an odd last row or column.
     return np.ascontiguousarray(picture[:height, :width])
 
 
 def search_faces(picture: np.ndarray, landmarker: FaceLandmarker) -> list[Face]:
-    """Find the faces in a picture, the largest first. Where the whole shows none, search ever smaller squares of it."""
+    """Return the faces in a picture, the largest first. If the whole picture shows none, search squares of it."""
     found = landmarker.detect(picture)
-    for fraction in _CLOSER:
+    for fraction in _SQUARE_FRACTIONS:
         side = round(fraction * max(picture.shape[:2]))
         if found or side < _MIN_SQUARE_PX:
             break
-        for top, left in _corners(picture, side):
-            inside = np.ascontiguousarray(picture[top : top + side, left : left + side])
+        for top, left in _square_corners(picture, side):
+            square = np.ascontiguousarray(picture[top : top + side, left : left + side])
             shift = np.array((left, top, 0), np.float32)
-            for face in landmarker.detect(inside):
+            for face in landmarker.detect(square):
                 face = replace(face, points=face.points + shift)
-                # Squares overlap by half, so a face may be found in several. Where it is smaller, it is cut off.
-                same = [
+                # Squares overlap, so several may show the same face, and some may cut it off. Keep the largest.
+                same_face = [
                     other for other in found if _centre_inside(face, other) or _centre_inside(other, face)
                 ]
-                if all(face.area > other.area for other in same):
-                    found = [other for other in found if other not in same] + [face]
+                if all(face.area > other.area for other in same_face):
+                    found = [other for other in found if other not in same_face] + [face]
     return sorted(found, key=lambda face: -face.area)
 
 
-def _corners(picture: np.ndarray, side: int) -> Iterator[tuple[int, int]]:
-    """Yield top and left of squares of a side that cover a picture, each half over the next."""
+def _square_corners(picture: np.ndarray, side: int) -> Iterator[tuple[int, int]]:
+    """Yield (top, left) of squares with a given side in a picture. Neighbours overlap by half."""
     rows, columns = (range(0, max(length - side, 0) + 1, max(side // 2, 1)) for length in picture.shape[:2])
     for top in rows:
         for left in columns:
@@ -132,6 +136,7 @@ def _corners(picture: np.ndarray, side: int) -> Iterator[tuple[int, int]]:
 
 
 def _centre_inside(face: Face, other: Face) -> bool:
+    """Return whether the centre of a face's box lies inside the other face's box."""
     left, top, right, bottom = face.box
     x, y = (left + right) / 2, (top + bottom) / 2
     left, top, right, bottom = other.box
@@ -139,6 +144,7 @@ def _centre_inside(face: Face, other: Face) -> bool:
 
 
 def _decoded(image: Image.Image, name: str) -> np.ndarray:
+    """Return an open picture upright, uint8 [H, W, 3]. Raises ValueError, as `read_image` does."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ValueError(
@@ -149,7 +155,7 @@ def _decoded(image: Image.Image, name: str) -> np.ndarray:
             f"{name}: a camera's raw file, of which only a preview can be read; save it as JPEG or PNG"
         )
     try:
-        # A JPEG is reduced while it is decoded.
+        # Reduces a JPEG while it is decoded, which saves time and memory. Other formats ignore it.
         image.draft("RGB", (MAX_SIDE_PX, MAX_SIDE_PX))
         image.load()
         image = ImageOps.exif_transpose(image)
@@ -164,10 +170,15 @@ def _decoded(image: Image.Image, name: str) -> np.ndarray:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    # One channel of 16 or 32 bits, or of floating-point numbers.
+    # Modes that start with I hold one channel of 16 or 32 bits, mode F one channel of floating-point numbers.
     if image.mode[0] in "IF":
         values = np.asarray(image, np.float32)
-        white = 65_535 if image.mode[0] == "I" else 1 if values.max(initial=0) <= 1 else 255
+        if image.mode[0] == "I":
+            white = 65_535
+        elif values.max(initial=0) <= 1:
+            white = 1
+        else:
+            white = 255
         image = Image.fromarray(np.rint(values.clip(0, white) * (255 / white)).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")

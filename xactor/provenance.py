@@ -1,18 +1,18 @@
-"""Machine-readable metadata of generated videos."""
+"""Write and read the machine-readable metadata of generated videos."""
 
 import json
 
 from xactor import __version__
 
-# IPTC's term for a work that is recorded in part (the sound) and made by a trained model in part (the pictures).
+# IPTC's term for a work of which one part is recorded (the sound) and one is made by a trained model (the pictures).
 _SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 
 
 def ai_generated(*, made_from: str | None = None) -> dict[str, str]:
-    """Return the metadata of an mp4 that says it is AI-generated: JSON in the comment, a tag that every reader shows.
+    """Return mp4 metadata that says the video is AI-generated: JSON in the comment tag, which every reader shows.
 
     Args:
-        made_from: Digest of everything that the video depends on, by which a later run recognises it.
+        made_from: Digest of everything that the video depends on. A later run compares it to recognise the video.
     """
     statement: dict[str, object] = {
         "ai_generated": True,
@@ -25,7 +25,7 @@ def ai_generated(*, made_from: str | None = None) -> dict[str, str]:
 
 
 def made_from(comment: str) -> str | None:
-    """Return the digest in an mp4's comment, or None if it has none."""
+    """Return the digest in an mp4's comment, or None if there is none."""
     try:
         statement = json.loads(comment)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Repeatable results: random numbers by key, which are the same on any machine and in any order."""
+"""Make results repeatable: draw random numbers by key, which are the same on any machine and in any order."""
 
 import hashlib
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 def keyed_generator(*key: str | int) -> torch.Generator:
     """Return a CPU generator that depends on the key alone, for example (seed, epoch, clip, start)."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    # A seed of 63 bits, which fits into a signed integer.
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
@@ -17,10 +18,10 @@ def frame_noise(seed: int, purpose: str, first_frame: int, frames: int, width: i
 
     Args:
         seed: The seed of the video.
-        purpose: Keeps uses of the same seed apart, such as "chunk" and "history".
+        purpose: Name of the use, such as "chunk" or "history". Other uses of the same seed draw other noise.
         first_frame: Absolute number of the first frame.
         frames: Number of frames.
-        width: Numbers a frame.
+        width: Numbers per frame.
     """
     rows = [
         torch.randn(width, generator=keyed_generator(seed, purpose, frame))
@@ -32,7 +33,7 @@ def frame_noise(seed: int, purpose: str, first_frame: int, frames: int, width: i
 def into_own_memory(model: nn.Module) -> None:
     """Copy the weights of a loaded model to memory that torch allocates.
 
-    Weights in a memory-mapped file have another alignment. On a CPU, sums over them round differently from sums over
+    Weights in a memory-mapped file are aligned differently. On a CPU, sums over them round differently from sums over
     the same weights right after training.
     """
     for weight in model.parameters():

@@ -1,13 +1,13 @@
-"""Define the rates of pictures and sound that every room shares. Imports neither torch nor numpy."""
+"""Define the rates of pictures and sound that all packages share. Imports neither torch nor numpy."""
 
 FPS = 25
-"""Video frames a second."""
+"""Video frames per second."""
 
 SAMPLE_RATE_HZ = 16_000
-"""Sound samples a second, mono."""
+"""Sound samples per second, mono."""
 
 SAMPLES_PER_FRAME = SAMPLE_RATE_HZ // FPS
-"""Sound samples a video frame: 640, which is 40 ms."""
+"""Sound samples per video frame: 640, which are 40 ms."""
 
 
 def frame_count(samples: int) -> int:

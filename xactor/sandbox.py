@@ -1,4 +1,4 @@
-"""Run calls on untrusted files in a pool of processes that are bounded in time and memory, and replaceable.
+"""Run calls on untrusted files in a pool of processes with bounded time and memory.
 
 Errors of a call:
 
@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 
 class SandboxError(Exception):
-    """Report a call that broke its bounds. The message continues a sentence such as "the file".
+    """Report a call that broke its bounds. The message is a predicate: put a subject such as "the file" before it.
 
     Attributes:
-        reason: one word to count by.
+        reason: Name of the kind of error, for metrics.
     """
 
     reason: ClassVar[str]
@@ -49,16 +49,16 @@ class Crashed(SandboxError):
 
 
 class Sandbox:
-    """Run functions in processes that may hang, run out of memory or die without harm to the caller.
+    """Run functions in other processes. If these hang, run out of memory or die, the caller is not harmed.
 
-    A process takes one call at a time. One that was killed or died is replaced. All processes end with the process
-    that owns the sandbox, however that ends.
+    A process takes one call at a time. A process that was killed or died is replaced. All processes end when the
+    process that owns the sandbox ends, even if it is killed.
 
     Args:
         processes: Number of processes, and so of concurrent calls.
-        memory_bytes: Bound on the memory that each process may allocate.
+        memory_bytes: Maximum memory that each process may allocate.
         prepare: Function that each process calls once before its first task. It must be picklable.
-        max_calls: Number of calls after which a process is replaced, against slow leaks; 0 means never.
+        max_calls: Number of calls after which a process is replaced, because libraries may leak memory; 0 means never.
 
     Raises:
         ImportError: pebble is not installed.
@@ -72,7 +72,7 @@ class Sandbox:
         prepare: Callable[[], Any] | None = None,
         max_calls: int = 0,
     ):
-        # Optional, because the models alone do not need it.
+        # pebble is optional, because the models alone do not need it.
         try:
             from pebble import ProcessPool
         except ImportError as error:
@@ -83,13 +83,13 @@ class Sandbox:
         self._pool = ProcessPool(
             max_workers=processes,
             max_tasks=max_calls,
-            initializer=_start,
+            initializer=_set_up_process,
             initargs=(memory_bytes, prepare),
             # A fork would copy the locks and the memory of a parent that has threads.
             context=multiprocessing.get_context("spawn"),  # pyright: ignore
         )
-        # The pool starts its processes at the first call. Start now, so that no caller waits for that.
-        self._pool.schedule(_nothing)
+        # The pool starts its processes at the first call. Make that call now, so that no user's call waits for them.
+        self._pool.schedule(_do_nothing)
 
     def submit(self, function: Callable[..., T], *arguments: Any, timeout_s: float) -> Future[T]:
         """Call a function in one of the processes.
@@ -97,11 +97,11 @@ class Sandbox:
         Args:
             function: Picklable function; its arguments and its result are pickled too.
             arguments: Positional arguments of the function.
-            timeout_s: Bound on the call's time, counted from when a process takes the call.
+            timeout_s: Maximum time of the call, counted from the moment at which a process takes it.
 
         Returns:
-            A future that raises TooSlow, TooMuchMemory, Crashed, or what the function raises. Cancelling it kills the
-            process of a call that runs.
+            A future that raises TooSlow, TooMuchMemory, Crashed, or any error of the function. Cancelling the
+            future kills the process that runs the call.
         """
         inner = self._pool.schedule(function, args=arguments, timeout=timeout_s)
         outer: Future[T] = Future()
@@ -109,7 +109,7 @@ class Sandbox:
         def finish(done: Future[T]) -> None:
             if done.cancelled():
                 outer.cancel()
-            # False where the caller has cancelled it.
+            # This is False if the caller has cancelled the future.
             if not outer.set_running_or_notify_cancel():
                 return
             if (error := done.exception()) is None:
@@ -117,8 +117,12 @@ class Sandbox:
             else:
                 outer.set_exception(self._translate(error, timeout_s))
 
+        def forward_cancel(future: Future[T]) -> None:
+            if future.cancelled():
+                inner.cancel()
+
         inner.add_done_callback(finish)
-        outer.add_done_callback(lambda future: inner.cancel() if future.cancelled() else None)
+        outer.add_done_callback(forward_cancel)
         return outer
 
     def close(self) -> None:
@@ -145,21 +149,22 @@ class Sandbox:
         return translated
 
 
-def _start(memory_bytes: int, prepare: Callable[[], Any] | None) -> None:
-    """Bound a new process, tie it to its parent and prepare it."""
+def _set_up_process(memory_bytes: int, prepare: Callable[[], Any] | None) -> None:
+    """Set the limits of a new process, make it end with its parent, and call `prepare`."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    # Write no core dumps.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # Libraries write warnings about damaged files there. Errors are raised instead.
+    # Discard stderr, to which libraries write warnings about damaged files. Errors are raised anyway.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     if prepare is not None:
         prepare()
 
 
 def _end_with_parent() -> None:
-    """Wait for the parent's end, then end this process at once.
+    """Wait until the parent process ends, then end this process at once.
 
-    Linux' PR_SET_PDEATHSIG would not do: it fires when the thread that started this process ends.
+    Linux's PR_SET_PDEATHSIG is no alternative: it fires already when the thread that started this process ends.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -167,5 +172,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     """Do nothing."""

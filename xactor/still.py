@@ -8,17 +8,17 @@ import numpy as np
 from xactor.controls import BLENDSHAPES
 from xactor.faces import Face, FaceLandmarker
 
-# Ours: the rate at which a video is searched, and the bound on searched frames.
+# Ours: the rate at which a video is searched, and the maximum number of searched frames.
 _FPS = 2
 _MAX_FRAMES = 120
-_EYES = [BLENDSHAPES.index(name) for name in ("eyeBlinkLeft", "eyeBlinkRight")]
-_JAW = BLENDSHAPES.index("jawOpen")
+_EYE_BLINKS = [BLENDSHAPES.index(name) for name in ("eyeBlinkLeft", "eyeBlinkRight")]
+_JAW_OPEN = BLENDSHAPES.index("jawOpen")
 
 
 def best_still(video: str | Path, landmarker: FaceLandmarker | None = None) -> np.ndarray:
-    """Return the frame with the largest, sharpest face that looks ahead with open eyes and closed mouth.
+    """Return the frame that scores best as a portrait: a large, sharp face ahead, with open eyes and a closed mouth.
 
-    Two frames a second of the first minute are searched.
+    Two frames per second of the first minute are searched.
 
     Args:
         video: The file.
@@ -37,6 +37,7 @@ def best_still(video: str | Path, landmarker: FaceLandmarker | None = None) -> n
     searched = 0
     for picture in islice(read_frames(video, _FPS), _MAX_FRAMES):
         searched += 1
+        # The largest face, if there is one.
         for face in landmarker.detect(picture)[:1]:
             score = portrait_score(face, picture)
             if best is None or score > best[0]:
@@ -47,16 +48,17 @@ def best_still(video: str | Path, landmarker: FaceLandmarker | None = None) -> n
 
 
 def portrait_score(face: Face, picture: np.ndarray) -> float:
-    """Score a frame as a portrait. Ours: a product, so that no factor makes up for another."""
+    """Score a frame as a portrait. Ours: a product, so that a good factor does not compensate for a bad one."""
     left, top, right, bottom = (round(edge) for edge in face.box)
     height, width = picture.shape[:2]
-    inside = picture[max(top, 0) : min(bottom, height), max(left, 0) : min(right, width)].mean(axis=2)
-    if min(inside.shape) < 4:
+    grey = picture[max(top, 0) : min(bottom, height), max(left, 0) : min(right, width)].mean(axis=2)
+    # Too little of the face is inside the picture.
+    if min(grey.shape) < 4:
         return 0.0
-    # Mean difference of neighbouring pixels in grey levels. A blurred face has about half that of a sharp one.
-    detail = np.abs(np.diff(inside, axis=0)).mean() + np.abs(np.diff(inside, axis=1)).mean()
-    # Cosine of the angle to the camera.
+    # Mean difference of neighbouring pixels in grey levels. A blurred face has about half the detail of a sharp one.
+    detail = np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean()
+    # Cosine of the angle between the face's direction and the camera's.
     ahead = max(float(face.matrix[2, 2] / np.linalg.norm(face.matrix[:3, 2])), 0.0)
-    open_eyes = 1 - face.blendshapes[_EYES].max()
-    closed_mouth = (1 - face.blendshapes[_JAW]) ** 3
+    open_eyes = 1 - face.blendshapes[_EYE_BLINKS].max()
+    closed_mouth = (1 - face.blendshapes[_JAW_OPEN]) ** 3
     return float(np.sqrt(face.area) * detail * ahead**4 * open_eyes * closed_mouth)

@@ -251,5 +251,5 @@ def test_options_out_of_range_are_refused(options, message):
 
 
 def test_seeds_must_be_one_a_recording():
-    with pytest.raises(ValueError, match="seeds must be one a recording, 2, got 1"):
+    with pytest.raises(ValueError, match="seeds must be one per recording, 2, got 1"):
         sample_motion(small_model(), torch.randn(2, 9, 2, 10), seeds=[1])

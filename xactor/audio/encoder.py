@@ -1,6 +1,6 @@
-"""Audio encoders behind one interface: samples in, features [T, L, F] aligned with video frames out.
+"""Define the audio encoders. They share one interface, from samples to features [T, L, F] aligned with video frames.
 
-Every encoder defines its features by fixed windows (windows.py). Precomputation, animation, serving and bulk dubbing
+Every encoder computes its features in fixed windows (windows.py). Precomputation, animation, serving and bulk dubbing
 all use this interface, so their features agree.
 """
 
@@ -27,7 +27,7 @@ class AudioEncoder(ABC):
     windows: WindowSpec
     """The feature windows."""
     layers: int
-    """L, the number of vectors a frame."""
+    """L, the number of vectors per frame."""
     width: int
     """F, the width of a vector."""
 
@@ -59,7 +59,7 @@ class AudioEncoder(ABC):
 
         Args:
             samples: float32 [N], mono, 16 kHz.
-            batch_windows: Windows that are encoded together.
+            batch_windows: Number of windows that are encoded together.
 
         Raises:
             ValueError: The samples are not finite or not one-dimensional, or no longer than half a frame.
@@ -68,6 +68,8 @@ class AudioEncoder(ABC):
         stream = FeatureStream(self, batch_windows=batch_windows)
         size = batch_windows * self.windows.hop_frames * SAMPLES_PER_FRAME
         ahead = self.windows.right_frames * SAMPLES_PER_FRAME
+        # Each piece completes `batch_windows` windows. The first one also holds the samples that its last window reads
+        # after its own frames.
         for piece in np.split(samples, range(size + ahead, len(samples), size)):
             if len(features := stream.feed(piece)):
                 yield features
@@ -86,39 +88,40 @@ class AudioEncoder(ABC):
         """Return the features of some frames, equal to those of the whole recording: float32 [n, L, F].
 
         Args:
-            samples: float32 [N], mono, 16 kHz: the range that `sound_needed` names, or up to the recording's end.
-            first_frame: The first of the frames.
-            last_frame: The frame after the last of them.
+            samples: float32 [N], mono, 16 kHz, from `start` to the end that `sound_needed` returns, or to the end of
+                the recording.
+            first_frame: The first frame to return.
+            last_frame: The frame after the last one to return.
             start: Position in the recording at which `samples` begins.
-            batch_windows: Windows that are encoded together.
+            batch_windows: Number of windows that are encoded together.
         """
         _check(samples)
         spec = self.windows
         indices = range(first_frame // spec.hop_frames, window_count(last_frame, spec))
-        cut = np.stack([cut_window(samples, i, spec, start=start) for i in indices])
+        windows = torch.from_numpy(np.stack([cut_window(samples, i, spec, start=start) for i in indices]))
         with torch.inference_mode():
-            pieces = [self.encode(some).cpu() for some in torch.from_numpy(cut).split(batch_windows)]
+            pieces = [self.encode(batch).cpu() for batch in windows.split(batch_windows)]
         features = torch.cat(pieces).flatten(0, 1).numpy()
         skip = first_frame - indices.start * spec.hop_frames
         return features[skip : skip + last_frame - first_frame]
 
 
 class FeatureStream:
-    """Compute the features of audio that arrives in pieces, equal to the whole recording's.
+    """Compute the features of audio that arrives in pieces. They equal the features of the whole recording.
 
-    A window is encoded as soon as all its audio is there. The memory is that of the samples that one window reads.
+    A window is encoded as soon as all its audio has arrived. Only samples that the next window reads are kept.
     """
 
     def __init__(self, encoder: AudioEncoder, *, batch_windows: int = 16):
         """Start at the beginning of a recording. At most `batch_windows` windows are encoded together."""
         self._encoder, self._batch_windows = encoder, batch_windows
-        # Samples that a later window reads, from sample `_start` of the recording on.
+        # Samples that later windows read. The first of them is sample `_start` of the recording.
         self._samples = np.zeros(0, dtype=np.float32)
         self._start = 0
         self._windows_done = 0
 
     def feed(self, samples: np.ndarray) -> np.ndarray:
-        """Add the next samples. Return the features that are now certain: float32 [n, L, F], n may be 0.
+        """Add the next samples. Return the features of the windows that are now complete: float32 [n, L, F], n >= 0.
 
         Args:
             samples: float32 [N], mono, 16 kHz, any N.
@@ -129,12 +132,12 @@ class FeatureStream:
         _check(samples)
         self._samples = np.concatenate([self._samples, samples])
         spec = self._encoder.windows
-        # Frames whose window has arrived to its last sample.
+        # A window ends `right_frames` after its own frames.
         frames = self._received // SAMPLES_PER_FRAME - spec.right_frames
         return self._encode(max(frames // spec.hop_frames, self._windows_done))
 
     def end(self) -> np.ndarray:
-        """Return the features of the rest, float32 [n, L, F], so that there are round(duration x 25) frames in all.
+        """Return the remaining features, float32 [n, L, F]. In total the stream returns round(duration x 25) frames.
 
         Raises:
             ValueError: The audio is no longer than half a frame.
@@ -153,15 +156,19 @@ class FeatureStream:
         """Samples that have arrived so far."""
         return self._start + len(self._samples)
 
-    def _encode(self, last: int) -> np.ndarray:
-        """Encode the windows up to `last`, and drop samples that no later window reads: float32 [n, L, F]."""
+    def _encode(self, windows_end: int) -> np.ndarray:
+        """Encode the windows before number `windows_end`, and drop samples that no later window reads.
+
+        Returns:
+            float32 [n, L, F].
+        """
         encoder = self._encoder
         pieces = [np.zeros((0, encoder.layers, encoder.width), np.float32)]
-        while self._windows_done < last:
-            batch = range(self._windows_done, min(self._windows_done + self._batch_windows, last))
-            cut = [cut_window(self._samples, i, encoder.windows, start=self._start) for i in batch]
+        while self._windows_done < windows_end:
+            batch = range(self._windows_done, min(self._windows_done + self._batch_windows, windows_end))
+            windows = [cut_window(self._samples, i, encoder.windows, start=self._start) for i in batch]
             with torch.inference_mode():
-                features = encoder.encode(torch.from_numpy(np.stack(cut))).cpu()  # [W, hop, L, F]
+                features = encoder.encode(torch.from_numpy(np.stack(windows))).cpu()  # [W, hop, L, F]
             pieces.append(features.flatten(0, 1).numpy())
             self._windows_done = batch.stop
             needed = max(window_start(self._windows_done, encoder.windows), 0)
@@ -170,16 +177,18 @@ class FeatureStream:
 
 
 class LogMelEncoder(AudioEncoder):
-    """Compute log-mel energies, without any weights: four steps of 10 ms a frame, stacked to one layer of 4 x mels.
+    """Compute log-mel energies, without trained weights.
 
-    Ours, for the `tiny` preset. The paper's features are Wav2Vec2's.
+    The four steps of 10 ms in a frame are joined to one layer of 4 x mels numbers. Ours, for the `tiny` preset. The
+    paper's features are Wav2Vec2's.
     """
 
     STEP = SAMPLES_PER_FRAME // 4
-    """Samples between two analysis windows."""
+    """Samples from the start of one analysis window to the start of the next."""
     WIDTH = 400
     """Samples of an analysis window: 25 ms."""
     FFT = 512
+    """Length of the Fourier transform, in samples."""
 
     def __init__(self, *, mels: int = 40, windows: WindowSpec | None = None):
         """Build the encoder with `mels` mel bands, 1..128."""
@@ -197,7 +206,7 @@ class LogMelEncoder(AudioEncoder):
 
     def encode(self, windows: Tensor) -> Tensor:
         spec = self.windows
-        # The margin centres each analysis window on its step.
+        # Samples of an analysis window before its step and after it, so that the window is centred on the step.
         edge = (self.WIDTH - self.STEP) // 2
         hop = slice(
             spec.left_frames * SAMPLES_PER_FRAME,
@@ -207,7 +216,7 @@ class LogMelEncoder(AudioEncoder):
         cuts = sound.unfold(-1, self.WIDTH, self.STEP) * torch.hann_window(self.WIDTH)  # [W, 4 hop, 400]
         power = torch.fft.rfft(cuts, n=self.FFT).abs().square()  # [W, 4 hop, 257]
         mel = torch.log(power @ self.bank + 1e-4)  # [W, 4 hop, mels]
-        # About zero mean and unit variance on speech.
+        # Scale to about zero mean and unit variance on speech.
         mel = (mel + 4.0) / 4.0
         return mel.view(len(windows), spec.hop_frames, 1, 4 * self.mels)
 
@@ -224,7 +233,8 @@ class LogMelEncoder(AudioEncoder):
 class Wav2Vec2Encoder(AudioEncoder):
     """Return chosen hidden layers of a Wav2Vec2 model, linearly interpolated from its 50 Hz to 25 fps.
 
-    Paper 3.2: "intermediate and output features". The paper leaves open which layers. Ours: the quarters of the depth.
+    Paper 3.2: "intermediate and output features". The paper leaves open which layers. Ours: the layers at one, two,
+    three and four quarters of the depth.
     """
 
     def __init__(self, model, *, layers: tuple[int, ...] | None = None, windows: WindowSpec | None = None):
@@ -232,8 +242,8 @@ class Wav2Vec2Encoder(AudioEncoder):
 
         Args:
             model: The model of transformers.
-            layers: Numbers of the hidden layers in place of the quarters. 0 is the input of the transformer, 1 the
-                output of its first layer.
+            layers: Numbers of other hidden layers to use. 0 is the input of the transformer, 1 the output of its first
+                layer.
             windows: The feature windows.
         """
         depth = model.config.num_hidden_layers
@@ -254,22 +264,23 @@ class Wav2Vec2Encoder(AudioEncoder):
         spec = self.windows
         hidden = self.model(windows.to(self.model.device), output_hidden_states=True).hidden_states
         chosen = torch.stack([hidden[i] for i in self.chosen], dim=2).float()  # [W, n, L, F]
-        at = self._positions().to(chosen.device).clamp(0, chosen.shape[1] - 1)  # [hop]
-        low = at.floor().long()
+        position = self._positions().to(chosen.device).clamp(0, chosen.shape[1] - 1)  # [hop]
+        low = position.floor().long()
         high = (low + 1).clamp(max=chosen.shape[1] - 1)
-        fraction = (at - low).view(1, -1, 1, 1)
-        assert len(at) == spec.hop_frames
+        fraction = (position - low).view(1, -1, 1, 1)
+        assert len(position) == spec.hop_frames
         return chosen[:, low] * (1 - fraction) + chosen[:, high] * fraction  # [W, hop, L, F]
 
     def _positions(self) -> Tensor:
         """Return the positions of the frames' centres, counted in the model's own steps: float [hop]."""
-        stride, field = 1, 1
-        for kernel, step in zip(self.model.config.conv_kernel, self.model.config.conv_stride, strict=True):
-            field += (kernel - 1) * stride
-            stride *= step
+        # Samples between two of the model's steps, and samples that one step sees.
+        step_samples, seen_samples = 1, 1
+        for kernel, stride in zip(self.model.config.conv_kernel, self.model.config.conv_stride, strict=True):
+            seen_samples += (kernel - 1) * step_samples
+            step_samples *= stride
         frame = torch.arange(self.windows.hop_frames) + self.windows.left_frames
         centre = frame * SAMPLES_PER_FRAME + SAMPLES_PER_FRAME / 2
-        return (centre - field / 2) / stride
+        return (centre - seen_samples / 2) / step_samples
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.model.save_pretrained(folder)
@@ -295,7 +306,7 @@ def load_audio_encoder(folder: str | Path, *, layers: tuple[int, ...] | None = N
 
     Args:
         folder: Holds preprocessor_config.json, config.json, or both.
-        layers: Wav2Vec2 layers to use in place of the saved or default ones.
+        layers: Wav2Vec2 layers to use instead of the saved or default ones.
 
     Raises:
         FileNotFoundError: There is no such folder, or it holds neither file.

@@ -1,9 +1,9 @@
-"""Fixed feature windows, which make streamed features equal to the whole file's.
+"""Define fixed feature windows, which make streamed features equal to the whole file's.
 
 The frames of a recording are cut at absolute positions into runs of `hop_frames`. The features of a run are computed
-from one window of audio: the run itself, `left_frames` before it and `right_frames` after it. The window is
-normalised by itself, and nothing else is read. So a feature depends on audio at most `left_frames` back, whoever
-computes it and in whatever pieces the audio arrives, and the cost is linear in the length of the recording.
+from one window of audio: the run itself, `left_frames` before it and `right_frames` after it. Each window is normalised
+on its own, and nothing outside it is read. So the features do not depend on the pieces in which the audio arrives, and
+the cost is linear in the length of the recording.
 """
 
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ class WindowSpec:
     hop_frames: int = 16
     """Frames whose features one window gives, >= 1."""
     left_frames: int = 112
-    """Frames of audio before them in the window, >= 0."""
+    """Frames of audio that the window has before these frames, >= 0."""
     right_frames: int = 2
-    """Frames of audio after them in the window, >= 0."""
+    """Frames of audio that the window has after these frames, >= 0."""
 
     def __post_init__(self):
-        for name, low in (("hop_frames", 1), ("left_frames", 0), ("right_frames", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be >= {low}, got {getattr(self, name)}")
+        for name, minimum in (("hop_frames", 1), ("left_frames", 0), ("right_frames", 0)):
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name} must be >= {minimum}, got {getattr(self, name)}")
 
     @property
     def frames(self) -> int:
@@ -37,13 +37,14 @@ class WindowSpec:
 
 def window_count(frames: int, spec: WindowSpec) -> int:
     """Return the number of windows that cover a recording of this many frames."""
+    # Rounded up.
     return -(-frames // spec.hop_frames)
 
 
 def cut_window(samples: np.ndarray, index: int, spec: WindowSpec, *, start: int = 0) -> np.ndarray:
     """Cut one window out of a recording and normalise it: float32 [spec.frames * SAMPLES_PER_FRAME].
 
-    The samples that exist get zero mean and unit variance (Wav2Vec2's own preprocessing, here per window). Samples
+    The recording's samples get zero mean and unit variance (Wav2Vec2's own preprocessing, here per window). Samples
     before the recording's start or past its end are zero.
 
     Args:
@@ -60,8 +61,8 @@ def cut_window(samples: np.ndarray, index: int, spec: WindowSpec, *, start: int 
     if inside.size:
         sound = inside.astype(np.float64)
         sound = (sound - sound.mean()) / np.sqrt(sound.var() + 1e-7)
-        at = max(-first, 0)
-        window[at : at + sound.size] = sound
+        offset = max(-first, 0)
+        window[offset : offset + sound.size] = sound
     return window
 
 

@@ -1,4 +1,4 @@
-"""Find faces in pictures and videos: landmarks, blendshapes, head pose, and the square that models see."""
+"""Find faces in pictures and videos: landmarks, blendshapes, head pose, and the square crop that models see."""
 
 from xactor.faces.crop import FACE_REGION, MARGIN, MOUTH_REGION, CropBox, crop_box, region_pixels
 from xactor.faces.landmarker import Face, FaceLandmarker

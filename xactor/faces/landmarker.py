@@ -20,11 +20,12 @@ class Face:
     blendshapes: np.ndarray
     """Blendshapes, float32 [51], 0..1, in the order of `xactor.controls.BLENDSHAPES`."""
     matrix: np.ndarray
-    """Transform, float32 [4, 4], from the canonical face to a camera that looks along -z, in cm, x right, y up."""
+    """Transform from MediaPipe's canonical face to the camera, float32 [4, 4], in cm. The camera looks along -z;
+    x points right and y up."""
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of the landmarks in pixels. They may lie past the picture's border."""
+        """Left, top, right and bottom of the landmarks in pixels. They may lie outside the picture."""
         (left, top), (right, bottom) = self.points[:, :2].min(axis=0), self.points[:, :2].max(axis=0)
         return float(left), float(top), float(right), float(bottom)
 
@@ -40,7 +41,7 @@ class FaceLandmarker:
 
     Args:
         model: Another `.task` bundle with blendshapes.
-        max_faces: Bound on the number of faces to find; more take more time.
+        max_faces: Maximum number of faces to find. A larger number takes more time.
 
     Raises:
         ValueError: mediapipe is not installed, or the model cannot be loaded.
@@ -71,9 +72,9 @@ class FaceLandmarker:
             return _faces(task.detect(_image(picture)), picture)
 
     def follow(self, frames: Iterable[np.ndarray], fps: float = FPS) -> Iterator[Face | None]:
-        """Yield the largest face of each frame of a video, None where there is none.
+        """Yield the largest face in each frame of a video, or None if the frame shows none.
 
-        Positions are tracked from frame to frame, which is quicker and steadier than detection in each frame.
+        Positions are tracked from frame to frame, which is faster and steadier than detection in each frame.
         """
         with self._task(self._vision.RunningMode.VIDEO) as task:
             for number, picture in enumerate(frames):
@@ -81,6 +82,7 @@ class FaceLandmarker:
                 yield found[0] if found else None
 
     def _task(self, mode):
+        """Return a new MediaPipe task for single pictures or for successive frames."""
         from mediapipe.tasks.python import BaseOptions
 
         options = self._vision.FaceLandmarkerOptions(
@@ -107,6 +109,7 @@ def _image(picture: np.ndarray):
 
 
 def _faces(result, picture: np.ndarray) -> list[Face]:
+    """Convert MediaPipe's result for a picture to faces, the largest first."""
     height, width = picture.shape[:2]
     faces = []
     for points, shapes, matrix in zip(

@@ -14,11 +14,11 @@ _FACE_WIDTH_CM = 14.0
 def control_track(faces: Sequence[Face | None], *, max_gap_frames: int = 5) -> np.ndarray:
     """Convert faces of successive frames to controls, float32 [T, 57], as in `xactor.controls`.
 
-    The head's place and size are relative to the clip's median.
+    The head's position and size are relative to the clip's median.
 
     Args:
-        faces: Face of each frame, None where there is none.
-        max_gap_frames: Number of successive frames without a face that are interpolated linearly.
+        faces: Face of each frame, or None if the frame shows none.
+        max_gap_frames: Maximum number of successive frames without a face. They are interpolated linearly.
 
     Raises:
         ValueError: There are no frames, no faces, or a longer gap; the message gives the frames' numbers.
@@ -28,27 +28,27 @@ def control_track(faces: Sequence[Face | None], *, max_gap_frames: int = 5) -> n
     found = np.array([face is not None for face in faces])
     if not found.any():
         raise ValueError("no face in any frame")
-    at = np.flatnonzero(found)
-    # Frames just before and after each gap.
-    edges = np.concatenate([[-1], at, [len(faces)]])
-    widest = int(np.diff(edges).argmax())
-    gap = int(edges[widest + 1] - edges[widest] - 1)
+    with_face = np.flatnonzero(found)
+    # A gap lies between two successive numbers. The first and the last one stand for the clip's ends.
+    bounds = np.concatenate([[-1], with_face, [len(faces)]])
+    longest = int(np.diff(bounds).argmax())
+    gap = int(bounds[longest + 1] - bounds[longest] - 1)
     if gap > max_gap_frames:
         raise ValueError(
-            f"no face in frames {edges[widest] + 1} to {edges[widest + 1] - 1} of {len(faces)}; "
+            f"no face in frames {bounds[longest] + 1} to {bounds[longest + 1] - 1} of {len(faces)}; "
             f"at most {max_gap_frames} in a row are interpolated"
         )
     rows = np.stack([_row(face) for face in faces if face is not None])  # [found, 57]
     for name in ("headX", "headY", "headLogScale"):
         rows[:, INDEX[name]] -= np.median(rows[:, INDEX[name]])
     frames = np.arange(len(faces))
-    track = np.stack([np.interp(frames, at, column) for column in rows.T], axis=1)  # [T, 57]
+    track = np.stack([np.interp(frames, with_face, column) for column in rows.T], axis=1)  # [T, 57]
     return track.astype(np.float32)
 
 
 def _row(face: Face) -> np.ndarray:
-    """Return one face's controls, float64 [57], with absolute place and size."""
-    rotation, place = face.matrix[:3, :3].astype(np.float64), face.matrix[:3, 3].astype(np.float64)
+    """Return one face's controls, float64 [57], with absolute position and size."""
+    rotation, position = face.matrix[:3, :3].astype(np.float64), face.matrix[:3, 3].astype(np.float64)
     rotation /= np.linalg.norm(rotation, axis=0)
     forward, up = rotation[:, 2], rotation[:, 1]
     row = np.zeros(CONTROL_COUNT)
@@ -56,7 +56,7 @@ def _row(face: Face) -> np.ndarray:
     row[INDEX["headPitch"]] = -np.arcsin(np.clip(forward[1], -1, 1))
     row[INDEX["headYaw"]] = np.arctan2(forward[0], forward[2])
     row[INDEX["headRoll"]] = np.arctan2(up[0], up[1])
-    row[INDEX["headX"]] = place[0] / _FACE_WIDTH_CM
-    row[INDEX["headY"]] = -place[1] / _FACE_WIDTH_CM
-    row[INDEX["headLogScale"]] = -np.log(max(abs(place[2]), 1e-3))
+    row[INDEX["headX"]] = position[0] / _FACE_WIDTH_CM
+    row[INDEX["headY"]] = -position[1] / _FACE_WIDTH_CM
+    row[INDEX["headLogScale"]] = -np.log(max(abs(position[2]), 1e-3))
     return row

@@ -1,7 +1,7 @@
-"""Read and write files with sound and pictures by PyAV, without a system ffmpeg.
+"""Read and write files with sound and pictures. PyAV does the work, so no ffmpeg has to be installed.
 
-Time 0 is where a player would start the file, for sound and pictures alike, so the two stay in step even if one of them
-begins later.
+Time 0 is where a player starts the file, for sound and pictures alike. So they stay in sync even if one of the two
+tracks begins later.
 """
 
 from xactor.media.fragments import FragmentedVideo

@@ -16,46 +16,49 @@ Source = str | Path | Any
 """A path, or a file that is open for reading and can seek."""
 _log = logging.getLogger(__name__)
 
-# Formats that contain their media. FFmpeg would also open playlists, which name other files and hosts.
+# Only formats that contain their media. FFmpeg would also open playlists, which refer to other files and hosts.
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,flv,asf,ogg,mxf,nut,"
     "wav,w64,mp3,flac,aac,ac3,eac3,aiff,au,amr,caf,wv,ape,tta"
 )
-# Buffer of an open file, which may be remote.
+# Buffer for an open file. It is large, because the file may be remote.
 _BUFFER_BYTES = 1 << 20
-# A file with more damaged packets than this, and more than 1 %, is corrupt. Fewer are gaps.
+# A file is corrupt if more packets than this and more than 1 % are damaged. Fewer are skipped.
 _MAX_DAMAGED_PACKETS = 3
 
 
 @contextmanager
 def open_container(source: Source) -> Iterator[InputContainer]:
     """Open a file for reading. Raises ValueError if it is missing, empty or of an unknown format."""
-    only = {"format_whitelist": _FORMATS}
+    options = {"format_whitelist": _FORMATS}
     try:
         if isinstance(source, str | Path):
-            container = av.open(str(source), container_options=only)
+            container = av.open(str(source), container_options=options)
         else:
             source.seek(0)
-            container = av.open(source, container_options=only, buffer_size=_BUFFER_BYTES)
+            container = av.open(source, container_options=options, buffer_size=_BUFFER_BYTES)
     except (FFmpegError, ValueError) as error:
         if not isinstance(source, str | Path):
             raise ValueError(f"{source}: cannot be decoded ({error})") from error
         if not Path(source).exists():
             raise ValueError(f"{source}: no such file") from error
-        empty = Path(source).is_file() and Path(source).stat().st_size == 0
-        raise ValueError(
-            f"{source}: {'the file is empty' if empty else f'cannot be decoded ({error})'}"
-        ) from error
-    # Follows from the mode, which PyAV's types do not show.
+        if Path(source).is_file() and Path(source).stat().st_size == 0:
+            raise ValueError(f"{source}: the file is empty") from error
+        raise ValueError(f"{source}: cannot be decoded ({error})") from error
+    # A container that is open for reading is an InputContainer, but PyAV's types do not say so.
     assert isinstance(container, InputContainer)
     with container:
         yield container
 
 
 def decode(container: InputContainer, stream, source: object) -> Iterator[AudioFrame | VideoFrame]:
-    """Yield the frames of one stream without a few damaged packets. Raises ValueError if it is corrupt or truncated."""
-    packets = bad = 0
-    last: Exception | None = None
+    """Yield the frames of one stream and skip a few damaged packets.
+
+    Raises:
+        ValueError: The file is corrupt or truncated.
+    """
+    packets = damaged = 0
+    last_error: Exception | None = None
     try:
         # The last packet is empty and flushes the decoder.
         for packet in container.demux(stream):
@@ -63,19 +66,24 @@ def decode(container: InputContainer, stream, source: object) -> Iterator[AudioF
             try:
                 frames = packet.decode()
             except FFmpegError as error:
-                bad, last = bad + 1, error
+                damaged += 1
+                last_error = error
                 continue
             yield from frames  # type: ignore[misc]
     except FFmpegError as error:
         raise ValueError(f"{source}: corrupt ({error})") from error
-    if bad > max(_MAX_DAMAGED_PACKETS, packets // 100) or (bad and bad >= packets - 1):
-        raise ValueError(f"{source}: corrupt ({bad} of {packets} packets cannot be decoded: {last})")
+    # The last packet is empty and can always be decoded.
+    all_damaged = damaged > 0 and damaged >= packets - 1
+    if damaged > max(_MAX_DAMAGED_PACKETS, packets // 100) or all_damaged:
+        raise ValueError(
+            f"{source}: corrupt ({damaged} of {packets} packets cannot be decoded: {last_error})"
+        )
     # An mp4's index gives the number of packets.
     expected = stream.frames if "mp4" in container.format.name else 0
     if packets - 1 < 0.9 * expected:
         raise ValueError(f"{source}: truncated (it ends after {packets - 1} of {expected} packets)")
-    if bad:
-        _log.warning("%s: %d of %d packets could not be decoded and were skipped", source, bad, packets)
+    if damaged:
+        _log.warning("%s: %d of %d packets could not be decoded and were skipped", source, damaged, packets)
 
 
 def origin_s(container: InputContainer) -> float:
@@ -84,5 +92,5 @@ def origin_s(container: InputContainer) -> float:
 
 
 def length_s(frame: AudioFrame | VideoFrame) -> float | None:
-    """Return the frame's duration according to the container; None where it gives none."""
+    """Return the frame's duration according to the container, or None if the container gives none."""
     return float(frame.duration * frame.time_base) if frame.duration and frame.time_base else None

@@ -1,4 +1,4 @@
-"""Encode a video that is watched while it is made, as bytes of a fragmented mp4."""
+"""Encode a video as the bytes of a fragmented mp4, which viewers can watch while it is made."""
 
 import io
 from fractions import Fraction
@@ -12,20 +12,20 @@ from xactor.rates import FPS, SAMPLE_RATE_HZ
 
 
 class FragmentedVideo:
-    """Encode pictures and sound to fragments of an h264 + aac mp4, each as soon as its pictures have arrived.
+    """Encode pictures and sound to fragments of an h264 + aac mp4. A fragment is ready when its pictures have arrived.
 
         video = FragmentedVideo(sound)
         for frame in frames:
             send(video.add(frame))
         send(video.end())
 
-    The encoder holds no pictures back. The object is not thread-safe.
+    The encoder does not delay pictures. The object is not thread-safe.
 
     Args:
-        samples: Float32 [N] mono at `sample_rate_hz`, the sound of a file, or live sound that arrives no later than
-            its pictures.
-        sample_rate_hz: Rate of `samples`, unless they are the sound of a file.
-        fps: Pictures a second.
+        samples: Float32 [N] mono at `sample_rate_hz`, the sound of a file, or live sound. Live sound must arrive no
+            later than its pictures.
+        sample_rate_hz: Rate of `samples`. The sound of a file has its own rate.
+        fps: Pictures per second.
         fragment_frames: Pictures in a fragment.
         crf: Quality of x264: 0 is lossless, larger is worse.
         preset: Preset of x264.
@@ -44,9 +44,9 @@ class FragmentedVideo:
         metadata: dict[str, str] | None = None,
     ):
         self._fps = fps
-        self._out = _Out()
+        self._out = _UntakenBytes()
         options = {
-            # The index waits for the first fragment: only then is the encoder delay of AAC known.
+            # Write the index with the first fragment, because the delay of the AAC encoder is unknown before.
             "movflags": "delay_moov+default_base_moof+skip_trailer",
             "frag_duration": str(fragment_frames * 1_000_000 // fps),
         }
@@ -57,7 +57,7 @@ class FragmentedVideo:
         self._speech = Speech(self._container, samples, sample_rate_hz, fast=False)
 
     def add(self, picture: np.ndarray) -> bytes:
-        """Add a picture uint8 [H, W, 3] and return the bytes that are finished, often none."""
+        """Add a picture uint8 [H, W, 3]. Return the bytes that are finished, which are often none."""
         self._pictures.write(picture)
         self._speech.write(until=Fraction(self._pictures.count, self._fps))
         return self._out.take()
@@ -72,7 +72,7 @@ class FragmentedVideo:
         return self._out.take()
 
 
-class _Out(io.RawIOBase):
+class _UntakenBytes(io.RawIOBase):
     """Keep written bytes until they are taken."""
 
     def __init__(self):

@@ -14,8 +14,8 @@ from xactor.rates import FPS
 def read_frames(source: str | Path, fps: float = FPS) -> Iterator[np.ndarray]:
     """Yield the pictures of a video at a constant rate, uint8 [H, W, 3] RGB.
 
-    Frame n is the picture nearest in time to n / fps, for any rate of the source, also a variable one. The number of
-    frames is round(duration x fps). Pictures are upright where the file gives its rotation.
+    Frame n is the picture nearest in time to n / fps. The source may have any rate, also a variable one. The number of
+    frames is round(duration x fps). Pictures are turned upright if the file gives a rotation.
 
     Raises:
         ValueError: The file cannot be decoded or has no pictures; the message names it.
@@ -29,30 +29,30 @@ def read_frames(source: str | Path, fps: float = FPS) -> Iterator[np.ndarray]:
         start_s = origin_s(container)
         usual_s = float(1 / stream.average_rate) if stream.average_rate else 1 / fps
         n = 0
-        before: VideoFrame | None = None
-        before_s = end_s = 0.0
+        previous: VideoFrame | None = None
+        previous_s = end_s = 0.0
         picture: np.ndarray | None = None
         converter = VideoReformatter()
         for frame in decode(container, stream, source):
             assert isinstance(frame, VideoFrame)
             now_s = end_s if frame.time is None else frame.time - start_s
-            # Up to half way to this frame, the one before is nearer.
-            while before is not None and n / fps < (before_s + now_s) / 2:
-                picture = upright(before, converter) if picture is None else picture
+            # Up to the middle between the two frames, the previous one is nearer.
+            while previous is not None and n / fps < (previous_s + now_s) / 2:
+                picture = upright(previous, converter) if picture is None else picture
                 yield picture
                 n += 1
-            before, before_s, picture = frame, now_s, None
+            previous, previous_s, picture = frame, now_s, None
             end_s = now_s + (length_s(frame) or usual_s)
-        if before is None:
+        if previous is None:
             raise ValueError(f"{source}: the video track is empty")
-        picture = upright(before, converter)
+        picture = upright(previous, converter)
         while n < max(round(end_s * fps), 1):
             yield picture
             n += 1
 
 
 def upright(frame: VideoFrame, converter: VideoReformatter) -> np.ndarray:
-    """Return a decoded picture upright, uint8 [H, W, 3]. Use one converter for a video: to create one takes 2 ms."""
+    """Return a decoded picture upright, uint8 [H, W, 3]. Use one converter per video: creating one takes 2 ms."""
     return turned(converter.reformat(frame, format="rgb24").to_ndarray(), frame.rotation)
 
 

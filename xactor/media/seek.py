@@ -1,4 +1,4 @@
-"""Read some pictures of a video without decoding all that precede them."""
+"""Read some pictures of a video without decoding all pictures before them."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -16,10 +16,11 @@ from xactor.media.container import length_s, origin_s
 from xactor.media.pictures import upright
 from xactor.rates import FPS
 
-# Up to this distance, decoding all pictures in between is as quick as a seek.
-_DECODE_ON_S = 1.0
-# Times before the picture to seek to, in order: an index may lead past the picture by the codec's delay.
-_BACK_S = (0.0, 0.5, 2.0, 8.0)
+# Up to this distance, decoding all pictures in between is as fast as a seek.
+_MAX_DECODE_S = 1.0
+# Seconds before the picture to seek to, tried in this order. A seek may end after the picture by the codec's delay, and
+# the next try must then start earlier.
+_SEEK_BEFORE_S = (0.0, 0.5, 2.0, 8.0)
 
 
 def pick_frames(video: bytes, numbers: Sequence[int], fps: float = FPS) -> Iterator[np.ndarray]:
@@ -31,7 +32,7 @@ def pick_frames(video: bytes, numbers: Sequence[int], fps: float = FPS) -> Itera
         fps: Rate at which frames are numbered.
 
     Raises:
-        ValueError: There is no video, it is damaged before a frame, or too short.
+        ValueError: There is no video track, it is damaged before a requested frame, or it is too short.
     """
     try:
         with av.open(io.BytesIO(video), "r") as container:
@@ -45,36 +46,38 @@ def pick_frames(video: bytes, numbers: Sequence[int], fps: float = FPS) -> Itera
 def _pick(
     container: InputContainer, stream: VideoStream, numbers: Sequence[int], fps: float
 ) -> Iterator[np.ndarray]:
+    """Yield the pictures that are nearest in time to n / fps, for each number n."""
     stream.thread_count = 1
     start_s = origin_s(container)
     usual_s = float(1 / stream.average_rate) if stream.average_rate else 1 / fps
     frames: Iterator[VideoFrame] = iter(())
     converter = VideoReformatter()
-    here: VideoFrame | None = None
-    ahead: VideoFrame | None = None
+    current: VideoFrame | None = None
+    following: VideoFrame | None = None
     for n in numbers:
         due_s = start_s + n / fps
-        if here is None or due_s - _time(here) > _DECODE_ON_S:
+        if current is None or due_s - _time(current) > _MAX_DECODE_S:
             frames = decode_from(container, stream, due_s)
-            here, ahead = next(frames, None), next(frames, None)
-            if here is None:
+            current, following = next(frames, None), next(frames, None)
+            if current is None:
                 raise ValueError("the video track is empty")
-        while ahead is not None and due_s >= (_time(here) + _time(ahead)) / 2:
-            here, ahead = ahead, next(frames, None)
-        if ahead is None:
-            end_s = _time(here) - start_s + (length_s(here) or usual_s)
+        while following is not None and due_s >= (_time(current) + _time(following)) / 2:
+            current, following = following, next(frames, None)
+        # The current picture is the last one.
+        if following is None:
+            end_s = _time(current) - start_s + (length_s(current) or usual_s)
             count = max(round(end_s * fps), 1)
             if n >= count:
                 raise ValueError(f"ends after {count} frames, frame {n} was requested")
-        yield upright(here, converter)
+        yield upright(current, converter)
 
 
 def decode_from(container: InputContainer, stream: VideoStream, due_s: float) -> Iterator[VideoFrame]:
     """Yield the frames from a keyframe no later than `due_s`, or from the beginning."""
     assert stream.time_base is not None
     begin_s = float((stream.start_time or 0) * stream.time_base)
-    for back_s in _BACK_S:
-        at_s = due_s - back_s
+    for before_s in _SEEK_BEFORE_S:
+        at_s = due_s - before_s
         if at_s <= begin_s:
             break
         container.seek(round(at_s / float(stream.time_base)), stream=stream)

@@ -13,18 +13,18 @@ from av.container import InputContainer
 from xactor.media.container import Source, decode, length_s, open_container, origin_s
 from xactor.rates import SAMPLE_RATE_HZ
 
-# A larger step of a file's clock is silence; a smaller one is rounding in the container.
+# A larger gap between the times of two frames is silence; a smaller one is rounding in the container.
 _GAP_S = 0.05
 T = TypeVar("T")
 
 
 class TooLong(ValueError):
-    """The sound is longer than the bound."""
+    """Report sound that is longer than the maximum."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sound:
-    """Refer to the sound of a file. It is read again each time, so an hour takes no memory."""
+    """Refer to the sound of a file. The file is read again each time, so even an hour of sound takes no memory."""
 
     source: Source
     """A path, or an open file that can seek."""
@@ -51,9 +51,11 @@ class Sound:
         with open_container(self.source) as container:
             start_s = origin_s(container)
             conversion = _Conversion(sample_rate_hz, layout)
-            # Output samples that the frames so far amount to. The resampler still holds some of them.
+            # End of the frames so far, in output samples. The resampler still holds some of them.
             taken = 0.0
-            for frame, is_last in _marked(decode(container, container.streams.audio[0], self.source)):
+            for frame, is_last in _with_last_marked(
+                decode(container, container.streams.audio[0], self.source)
+            ):
                 assert isinstance(frame, AudioFrame)
                 due = taken if frame.time is None else round((frame.time - start_s) * sample_rate_hz)
                 if due - taken > _GAP_S * sample_rate_hz:
@@ -64,23 +66,28 @@ class Sound:
                 if not is_last:
                     yield from conversion.take(frame)
                     continue
-                # Codecs pad their last block. The container gives the duration of its sound.
-                before = conversion.made
-                end = np.concatenate([*conversion.take(frame), *conversion.rest()])
-                surplus_s = frame.samples / frame.sample_rate - (length_s(frame) or np.inf)
-                cut = round(surplus_s * sample_rate_hz) if surplus_s > 1e-3 else 0
-                yield end[: max(len(end) - cut, 0 if before else 1)]
-            holds_s, declared_s = taken / sample_rate_hz, _declared_s(container)
-            if holds_s < 0.9 * declared_s:
+                # A file with any sound gives at least one sample.
+                min_samples = 0 if conversion.made else 1
+                tail = np.concatenate([*conversion.take(frame), *conversion.rest()])
+                # Codecs pad their last block. The container gives the duration of the sound in it.
+                padding_s = frame.samples / frame.sample_rate - (length_s(frame) or np.inf)
+                padding = round(padding_s * sample_rate_hz) if padding_s > 1e-3 else 0
+                yield tail[: max(len(tail) - padding, min_samples)]
+            decoded_s, declared_s = taken / sample_rate_hz, _declared_s(container)
+            if decoded_s < 0.9 * declared_s:
                 raise ValueError(
-                    f"{self.source}: corrupt or truncated ({holds_s:.2f} of {declared_s:.2f} s can be decoded)"
+                    f"{self.source}: corrupt or truncated "
+                    f"({decoded_s:.2f} of {declared_s:.2f} s can be decoded)"
                 )
             if not taken:
                 raise ValueError(f"{self.source}: the audio track is empty")
 
 
 class LiveSound:
-    """Iterate over blocks of mono sound that arrive while a video is written, up to those that have arrived."""
+    """Iterate over blocks of mono sound that arrive while a video is written.
+
+    The iteration stops when no block is waiting, and continues after the next `hear`.
+    """
 
     def __init__(self):
         self._blocks: deque[np.ndarray] = deque()
@@ -108,7 +115,7 @@ def read_audio(
     Args:
         source: A path, or an open file that can seek.
         sample_rate_hz: Rate of the returned samples.
-        max_seconds: Bound on the sound's length; None means no bound.
+        max_seconds: Maximum length of the sound; None means no maximum.
 
     Raises:
         TooLong: The sound is longer than `max_seconds`.
@@ -157,20 +164,21 @@ class _Conversion:
             yield from self.rest()
             self._source = source
             self._resampler = av.AudioResampler(format="flt", layout=self._layout, rate=self._rate_hz)
+        # Gaps between times are filled by `silence`, so the resampler must not see the times.
         frame.pts = None
         assert self._resampler is not None
         for out in self._resampler.resample(frame):
             yield self._block(out)
 
     def rest(self) -> Iterator[np.ndarray]:
-        """Yield the samples that the resampler holds."""
+        """Yield the samples that the resampler still holds."""
         if self._resampler is not None:
             for out in self._resampler.resample(None):
                 yield self._block(out)
         self._resampler = self._source = None
 
     def silence(self, samples: int) -> Iterator[np.ndarray]:
-        """Yield silence in blocks of a second, because a file's clock may jump by hours."""
+        """Yield silence in blocks of one second, because a file's clock may jump by hours."""
         for first in range(0, samples, self._rate_hz):
             block = np.zeros((min(self._rate_hz, samples - first), self._channels), np.float32)
             self.made += len(block)
@@ -183,18 +191,19 @@ class _Conversion:
 
 
 def _declared_s(container: InputContainer) -> float:
-    """Return the length of the sound according to the file; 0 where the file does not give it."""
-    # These give a guess from the bit rate.
+    """Return the length of the sound according to the file, or 0 if the file does not give it."""
+    # For these formats FFmpeg guesses the length from the bit rate.
     if container.format.name in ("mp3", "aac"):
         return 0.0
     stream = container.streams.audio[0]
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
+    # The length of the whole file is the sound's only if there is no other track.
     return (container.duration or 0) / av.time_base if len(container.streams) == 1 else 0.0
 
 
-def _marked(frames: Iterator[T]) -> Iterator[tuple[T, bool]]:
-    """Yield each frame, and whether it is the last."""
+def _with_last_marked(frames: Iterator[T]) -> Iterator[tuple[T, bool]]:
+    """Yield each frame, and whether it is the last one."""
     before = next(frames, None)
     for frame in frames:
         assert before is not None

@@ -1,4 +1,4 @@
-"""Read a span of a video at a constant rate, as a player shows it, without decoding all that precedes it."""
+"""Read a span of a video at a constant rate, as a player shows it, without decoding everything before it."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -14,7 +14,7 @@ from xactor.media.pictures import turned
 from xactor.media.seek import decode_from
 from xactor.rates import FPS
 
-# Bound on the aspect ratio of a pixel. A file that states more is wrong about it.
+# Maximum aspect ratio of a pixel. If a file gives a larger one, it is wrong and pixels are square.
 _MAX_STRETCH = 4
 
 
@@ -23,15 +23,16 @@ def read_span(
 ) -> Iterator[np.ndarray]:
     """Yield the frames from `first` up to `end`, fewer if the video ends earlier: uint8 [H, W, 3] RGB.
 
-    Frame n is the picture that a player shows in the middle of it, at (n + 1/2) / fps. So pictures and sound are at
-    most half a frame apart, for any rate of the source, also a variable one. Pictures are upright with square pixels.
+    Frame n is the picture that a player shows in the middle of the frame's time, at (n + 1/2) / fps. So pictures and
+    sound are at most half a frame apart. The source may have any rate, also a variable one. Pictures are upright with
+    square pixels.
 
     Args:
         source: A path, or an open file that can seek.
         first: Number of the first frame.
         end: Number after the last frame; None means the end of the video.
         fps: Rate at which frames are numbered.
-        max_px: Larger pictures are reduced while decoding, which is cheap, so that their longer side has this length.
+        max_px: Maximum of the longer side. Larger pictures are reduced to it while they are decoded, which is cheap.
 
     Raises:
         ValueError: The file cannot be decoded, or has no pictures.
@@ -42,15 +43,14 @@ def read_span(
         stream = container.streams.video[0]
         stream.thread_type, stream.thread_count = "AUTO", 1
         start_s = origin_s(container)
-        frames = (
-            decode_from(container, stream, start_s + (first - 1) / fps)
-            if first
-            else decode(container, stream, source)
-        )
+        if first:
+            # Start one frame early: the picture to show may begin before the frame's own time.
+            frames = decode_from(container, stream, start_s + (first - 1) / fps)
+        else:
+            frames = decode(container, stream, source)
+        converter = _PictureConverter(stream, max_px)
         try:
-            yield from _steady(
-                frames, _Picture(stream, max_px), start_s, usual_s(stream, fps), first, end, fps
-            )
+            yield from _at_constant_rate(frames, converter, start_s, usual_s(stream, fps), first, end, fps)
         except FFmpegError as error:
             raise ValueError(f"{source}: corrupt ({error.strerror})") from error
 
@@ -60,30 +60,38 @@ def usual_s(stream: VideoStream, fps: float = FPS) -> float:
     return float(1 / stream.average_rate) if stream.average_rate else 1 / fps
 
 
-def _steady(
-    frames: Iterator, picture: "_Picture", start_s: float, usual_s: float, n: int, end: int | None, fps: float
+def _at_constant_rate(
+    frames: Iterator,
+    converter: "_PictureConverter",
+    start_s: float,
+    usual_s: float,
+    n: int,
+    end: int | None,
+    fps: float,
 ) -> Iterator[np.ndarray]:
-    here: VideoFrame | None = None
+    """Yield the pictures of the frames from `n` up to `end`. Each decoded frame is converted at most once."""
+    # The decoded frame that is on the screen until the next one begins, and its picture once that is converted.
+    current: VideoFrame | None = None
     shown: np.ndarray | None = None
     until_s = 0.0
     for frame in frames:
         now_s = until_s if frame.time is None else frame.time - start_s
-        while here is not None and (end is None or n < end) and (n + 0.5) / fps < now_s:
-            shown = picture(here) if shown is None else shown
+        while current is not None and (end is None or n < end) and (n + 0.5) / fps < now_s:
+            shown = converter(current) if shown is None else shown
             yield shown
             n += 1
         if end is not None and n >= end:
             return
-        here, shown = frame, None
+        current, shown = frame, None
         until_s = now_s + (length_s(frame) or usual_s)
-    while here is not None and (end is None or n < end) and (n + 0.5) / fps < until_s:
-        shown = picture(here) if shown is None else shown
+    while current is not None and (end is None or n < end) and (n + 0.5) / fps < until_s:
+        shown = converter(current) if shown is None else shown
         yield shown
         n += 1
 
 
-class _Picture:
-    """Convert decoded frames to pictures by one converter: to create one takes 2 ms."""
+class _PictureConverter:
+    """Convert decoded frames to pictures. Creating a converter takes 2 ms, so a video uses one for all its frames."""
 
     def __init__(self, stream: VideoStream, max_px: int | None):
         self._converter, self._max_px = VideoReformatter(), max_px

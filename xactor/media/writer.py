@@ -17,17 +17,18 @@ from xactor.media.container import open_container
 from xactor.media.sound import LiveSound, Sound
 from xactor.rates import FPS, SAMPLE_RATE_HZ
 
-# Rates and layouts that AAC supports. Other rates become 48 kHz; other layouts become the usual one with as many
-# channels, or fewer.
+# Rates and layouts that AAC supports. Other rates become 48 kHz. Other layouts become the usual layout with the same
+# number of channels, or with fewer.
 _AAC_RATES_HZ = frozenset(
     (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)
 )
-# Usual layouts, by the number of channels.
+# The usual layouts of 1 to 6 channels.
 _AAC_LAYOUTS = ("mono", "stereo", "2.1", "4.0", "5.0", "5.1")
+# Other layouts that AAC supports.
 _AAC_OTHER_LAYOUTS = ("3.0", "quad")
 # Samples per channel in an AAC frame.
 _BLOCK = 1024
-# Frames by which decoding is ahead of showing, with x264's usual B-frames.
+# Frames by which decoding is ahead of display, with x264's usual B-frames.
 _REORDERED = 2
 
 
@@ -45,19 +46,19 @@ def write_video(
 ) -> int:
     """Write frames and sound to an h264 + aac mp4 and return the number of frames.
 
-    The index is in front (faststart). The file is written atomically, on one thread, so that equal input gives equal
-    bytes. Neither pictures nor a file's sound are held in memory.
+    The index is at the start of the file (faststart). The file is written atomically, and by one thread, so that equal
+    input gives equal bytes. Neither the pictures nor a file's sound are held in memory.
 
     Args:
         path: The file to write.
         frames: uint8 [H, W, 3]; H and W must be even (yuv420p).
-        fps: Frames a second.
+        fps: Frames per second.
         samples: Float32 [N] mono at `sample_rate_hz`, or the sound of a file, which keeps its rate and channels as far
             as AAC supports them. No samples give a video without an audio track.
-        sample_rate_hz: Rate of `samples`, unless they are the sound of a file.
+        sample_rate_hz: Rate of `samples`. The sound of a file has its own rate.
         crf: Quality of x264: 0 is lossless, larger is worse.
         preset: Preset of x264; "ultrafast" also encodes the sound faster.
-        keyframe_every: Bound on the distance of keyframes in frames; None leaves it to x264.
+        keyframe_every: Maximum number of frames from one keyframe to the next; None leaves it to x264.
         metadata: Tags of the mp4.
     """
     path = Path(path)
@@ -69,8 +70,8 @@ def write_video(
         av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container,
     ):
         container.metadata.update(metadata or {})
-        # Without mbtree, which reads uninitialised memory if the width is no multiple of 128 px, and then encodes
-        # the same frames differently each time.
+        # mbtree is off: it reads uninitialised memory if the width is not a multiple of 128 px, and then encodes the
+        # same frames differently each time.
         options: dict[str, object] = {
             "crf": str(crf),
             "preset": preset,
@@ -83,7 +84,7 @@ def write_video(
         speech = Speech(container, samples, sample_rate_hz, fast=preset == "ultrafast")
         for picture in frames:
             pictures.write(picture)
-            # Interleave with the pictures, so that a player need not seek.
+            # Write sound and pictures of the same time next to each other, so that a player need not seek.
             speech.write(until=Fraction(pictures.count, fps))
         if not pictures.count:
             raise ValueError("a video needs at least one frame, got none")
@@ -93,7 +94,7 @@ def write_video(
 
 
 def remux(source: str | Path, target: str | Path) -> None:
-    """Convert a fragmented mp4 to a plain one with its index in front, without encoding again."""
+    """Convert a fragmented mp4 to a plain one with the index at its start, without encoding again."""
     with (
         av.open(str(source)) as fragmented,
         av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as plain,
@@ -101,6 +102,7 @@ def remux(source: str | Path, target: str | Path) -> None:
         plain.metadata.update({"comment": fragmented.metadata.get("comment", "")})
         tracks = {stream.index: plain.add_stream_from_template(stream) for stream in fragmented.streams}  # pyright: ignore
         for packet in fragmented.demux():
+            # Packets without a time are empty: they end a track.
             if packet.dts is not None:
                 packet.stream = tracks[packet.stream.index]
                 plain.mux(packet)
@@ -115,14 +117,15 @@ def join_videos(
     sample_rate_hz: int = SAMPLE_RATE_HZ,
     metadata: dict[str, str] | None = None,
 ) -> int:
-    """Join silent segments of one video, written alike by `write_video`, add sound and return the number of frames.
+    """Join silent segments of one video, add sound and return the number of frames.
 
-    The pictures are not encoded again. The file is written atomically.
+    `write_video` must have written all segments with the same options. The pictures are not encoded again. The file is
+    written atomically.
 
     Args:
         segments: Files in order.
         target: The file to write.
-        fps: Frames a second.
+        fps: Frames per second.
         samples: See `write_video`.
         sample_rate_hz: See `write_video`.
         metadata: Tags of the mp4.
@@ -143,13 +146,16 @@ def join_videos(
                     track = container.add_stream_from_template(pictures)
                     speech = Speech(container, samples, sample_rate_hz, fast=False)
                 assert pictures.time_base is not None
-                frame = Fraction(1, fps) / pictures.time_base
-                first = round(frames * frame)
+                # Units of the track's clock.
+                frame_ticks = Fraction(1, fps) / pictures.time_base
+                segment_start = round(frames * frame_ticks)
                 for packet in source.demux(pictures):
                     if packet.pts is None:
                         continue
-                    # Short segments have fewer reordered frames than long ones, but decoding times must rise.
-                    packet.pts, packet.dts = packet.pts + first, round((frames - _REORDERED) * frame)
+                    packet.pts += segment_start
+                    # Decoding times must rise, but a short segment reorders fewer frames than a long one. So count them
+                    # over all segments.
+                    packet.dts = round((frames - _REORDERED) * frame_ticks)
                     packet.stream = track
                     container.mux(packet)
                     frames += 1
@@ -193,7 +199,10 @@ class Pictures:
 
 
 class Speech:
-    """Encode the audio track in the codec's blocks. Without sound it has none: some players fail on an empty one."""
+    """Encode the audio track in blocks of the codec's size.
+
+    Without sound there is no audio track, because some players fail on an empty one.
+    """
 
     def __init__(
         self,
@@ -219,8 +228,13 @@ class Speech:
             self._stream = container.add_stream("aac", rate=self._rate_hz, layout=self._layout)  # pyright: ignore
             assert self._stream is not None
             self._stream.options = {"aac_coder": "fast"} if fast else {}
-            each = 64_000 if self._rate_hz <= 24_000 else 128_000 if self._layout == "mono" else 96_000
-            self._stream.bit_rate = each * self._waiting.shape[1]
+            if self._rate_hz <= 24_000:
+                bits_per_channel = 64_000
+            elif self._layout == "mono":
+                bits_per_channel = 128_000
+            else:
+                bits_per_channel = 96_000
+            self._stream.bit_rate = bits_per_channel * self._waiting.shape[1]
             self._stream.codec_context.time_base = Fraction(1, self._rate_hz)
 
     def write(self, until: Fraction | None = None) -> None:

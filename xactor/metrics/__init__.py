@@ -12,7 +12,7 @@ class Score:
     count: int
     """Number of windows, frames or videos; the metric says which."""
     weights: str
-    """Weights of the network: published ones by name, another file by name and digest, or "random weights". Only scores
-    of the same weights are comparable."""
+    """Weights of the network: published ones by name, another file by name and digest, or "random weights". Compare
+    only scores of the same weights."""
     note: str = ""
-    """Remark that the reader of the value needs; empty where there is none."""
+    """Remark that the reader of the value needs, or an empty string."""

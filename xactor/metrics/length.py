@@ -1,7 +1,7 @@
-"""Compute by how much a video's sound is longer than its pictures. A dub must not have a difference.
+"""Compute by how much a video's sound is longer than its pictures. In a dub both must have the same length.
 
-Both are decoded and counted on a player's clock; durations in headers are ignored. A video of round(25 s) frames for s
-seconds of sound differs by at most half a frame, 20 ms.
+Both are decoded and counted on a player's clock. Durations in headers are ignored. A video with round(25 x s) frames
+for s seconds of sound differs by at most half a frame, 20 ms.
 """
 
 from pathlib import Path

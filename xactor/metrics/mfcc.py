@@ -1,7 +1,7 @@
-"""Compute the mel cepstra that SyncNet reads: those of `python_speech_features` 0.6 with its defaults, in segments.
+"""Compute the mel cepstra that SyncNet reads, as `python_speech_features` 0.6 does by default, for any range of rows.
 
-That package needs the whole recording at once, which takes gigabytes for an hour of sound. The numbers are equal; the
-tests compare them.
+That package needs the whole recording at once, which takes gigabytes for an hour of sound. The numbers are the same;
+the tests compare them.
 """
 
 from functools import lru_cache
@@ -15,29 +15,31 @@ COEFFICIENTS = 13
 STEP = SAMPLE_RATE_HZ // 100
 # Rows per video frame at 25 fps.
 ROWS_PER_FRAME = 4
-# Samples of a window: 25 ms, not tapered.
+# Samples of an analysis window: 25 ms, not tapered.
 _WINDOW = 400
 _FFT = 512
 _FILTERS = 26
+# Pre-emphasis subtracts this share of the sample before.
 _EMPHASIS = 0.97
+# Strength of the lifter, which scales up the higher cepstra.
 _LIFTER = 22
 # Replaces zero before a logarithm.
 _EPSILON = np.finfo(np.float64).eps
 
 
 def row_count(samples: int) -> int:
-    """Return the number of rows of a recording. The last one may reach past its end, where the sound is zero."""
+    """Return the number of rows of a recording. The last row may extend past the end, into zeros."""
     return 1 + max(-(-(samples - _WINDOW) // STEP), 0)
 
 
 def mfcc(samples: np.ndarray, first: int = 0, count: int | None = None) -> np.ndarray:
-    """Compute the cepstra of a recording: float32 [count, 13], 100 rows a second.
+    """Compute the cepstra of a recording: float32 [count, 13], 100 rows per second.
 
     Coefficient 0 is the logarithm of the window's energy. A row depends on its own 25 ms and the sample before them.
 
     Args:
-        samples: Float32 [N], mono, 16 kHz, in [-1, 1]. They are rounded to 16 bits, since the reference reads such
-            files.
+        samples: Float32 [N], mono, 16 kHz, in [-1, 1]. They are rounded to 16 bits, because the reference reads files
+            of 16 bits.
         first: Number of the first row.
         count: Number of rows; None means all.
 
@@ -51,13 +53,15 @@ def mfcc(samples: np.ndarray, first: int = 0, count: int | None = None) -> np.nd
     if not 0 <= first < last <= rows:
         raise ValueError(f"rows must be within 0..{rows}, got {first} to {last}")
     start, stop = first * STEP, (last - 1) * STEP + _WINDOW
+    # Pre-emphasis also needs the sample before the first row, if there is one.
     before = min(start, 1)
     needed = samples[start - before : stop].astype(np.float64)
     pcm = np.rint(np.clip(needed * 32768, -32768, 32767))
-    sharp = pcm.copy()
-    sharp[1:] -= _EMPHASIS * pcm[:-1]
+    emphasized = pcm.copy()
+    emphasized[1:] -= _EMPHASIS * pcm[:-1]
+    # Zero past the recording's end.
     sound = np.zeros(stop - start)
-    sound[: len(sharp) - before] = sharp[before:]
+    sound[: len(emphasized) - before] = emphasized[before:]
     windows = np.lib.stride_tricks.sliding_window_view(sound, _WINDOW)[::STEP]  # [count, 400]
     power = np.abs(np.fft.rfft(windows, _FFT)) ** 2 / _FFT  # [count, 257]
     bank, cosines = _tables()
@@ -67,6 +71,7 @@ def mfcc(samples: np.ndarray, first: int = 0, count: int | None = None) -> np.nd
 
 
 def _positive(energy: np.ndarray) -> np.ndarray:
+    """Return energies whose logarithm is finite."""
     return np.where(energy == 0, _EPSILON, energy)
 
 
@@ -75,11 +80,11 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
     """Return the triangular mel filters [257, 26], and the orthonormal cosines times the lifter [26, 13]."""
     top_mel = 2595 * np.log10(1 + SAMPLE_RATE_HZ / 2 / 700)
     edges_hz = 700 * (10 ** (np.linspace(0, top_mel, _FILTERS + 2) / 2595) - 1)
-    # In whole bins.
+    # As whole bins of the transform.
     edges = np.floor((_FFT + 1) * edges_hz / SAMPLE_RATE_HZ)
     low, middle, high = edges[:-2], edges[1:-1], edges[2:]
     bins = np.arange(_FFT // 2 + 1)[:, None]
-    # Where two edges fall on the same bin, that side of the triangle has no bins, and the quotient is not used.
+    # If two edges fall on the same bin, that side of the triangle has no bins, and the division by zero is not used.
     with np.errstate(divide="ignore", invalid="ignore"):
         rising, falling = (bins - low) / (middle - low), (high - bins) / (high - middle)
     inside_left, inside_right = (bins >= low) & (bins < middle), (bins >= middle) & (bins < high)

@@ -4,9 +4,9 @@
     score = sync(model, crops, samples)
     score.offset_frames, score.distance, score.confidence
 
-The protocol is that of github.com/joonson/syncnet_python: embed every SyncNet window of 5 frames, and average over the
-clip the L2 distance to the sound's embedding at each offset from -15 to 15 frames. SynD is the smallest average, SynC
-the median of the averages minus SynD.
+The protocol is that of github.com/joonson/syncnet_python. Embed every SyncNet window of 5 frames. For each offset from
+-15 to 15 frames, average over the clip the L2 distance between the window's embedding and the sound's embedding at that
+offset. SynD is the smallest average. SynC is the median of the averages minus SynD.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ from xactor.metrics.syncnet import WINDOW_FRAMES, WINDOW_ROWS, SyncNet
 from xactor.rates import SAMPLES_PER_FRAME
 
 MAX_SHIFT_FRAMES = 15
-# A recording is silent if no sample is louder.
+# A recording is silent if all samples are below this amplitude.
 _SILENCE = 1e-3
 
 
@@ -36,7 +36,7 @@ class SyncScore:
     distance: float
     """SynD; smaller is better."""
     offset_frames: int
-    """Frames by which the sound is ahead of the lips: > 0 where the sound must be delayed."""
+    """Frames by which the sound is ahead of the lips. If it is positive, the sound must be delayed."""
     windows: int
     """Number of compared SyncNet windows of 5 frames."""
     weights: str
@@ -55,14 +55,14 @@ def sync(
 ) -> SyncScore:
     """Score a clip at 25 fps. Neither frames nor embeddings are kept, so memory does not grow with the clip.
 
-    As in the reference, frames without sound and sound without frames are ignored, so is the last window, and the
-    embeddings past the clip's ends are zero.
+    As in the reference, the following are ignored: frames without sound, sound without frames, and the last window.
+    Embeddings past the clip's ends are zero.
 
     Args:
         model: SyncNet.
         frames: Face crops uint8 [S, S, 3] RGB from `sync_crop`, S the model's `image_size`.
         samples: Float32 [N], mono, 16 kHz, starting with the first frame.
-        max_shift_frames: Offsets from -max_shift_frames to max_shift_frames are compared.
+        max_shift_frames: The largest offset. All offsets from -max_shift_frames to max_shift_frames are compared.
         batch_windows: Number of windows that are computed together; it affects only speed and memory.
 
     Raises:
@@ -82,7 +82,7 @@ def sync(
             distances.end()
     finally:
         model.train(was_training)
-    # Ours: the reference also accepts shorter clips, whose largest offsets compare with zeros only.
+    # Ours: the reference also accepts shorter clips, but then the largest offsets compare with nothing but zeros.
     if distances.windows <= max_shift_frames:
         needed = max_shift_frames + 1 + WINDOW_FRAMES
         had = distances.windows + WINDOW_FRAMES if distances.windows else "fewer than 6"
@@ -115,7 +115,7 @@ def frames_to_model(frames: np.ndarray) -> Tensor:
 class _Distances:
     """Sum the distances of each offset as windows arrive.
 
-    It keeps the embeddings of 2 x max_shift_frames + 1 windows and of a batch.
+    It holds the embeddings of 2 x max_shift_frames + 1 windows and of one batch.
 
     Attributes:
         total: Float64 [2 x max_shift_frames + 1], from the smallest offset to the largest.
@@ -126,9 +126,9 @@ class _Distances:
         self.total = np.zeros(2 * max_shift_frames + 1)
         self.windows = 0
         self._shift = max_shift_frames
-        # Embeddings of lips that are not compared yet.
+        # Embeddings of the lips that are not compared yet.
         self._lips: Tensor | None = None  # [n, E]
-        # Embeddings of sound, from `max_shift_frames` before the first of these lips.
+        # Embeddings of the sound, from `max_shift_frames` before the first of these lips on.
         self._sound: Tensor | None = None  # [m, E]
 
     def add(self, lips: Tensor, sound: Tensor) -> None:
@@ -152,9 +152,9 @@ class _Distances:
         if ready < 1:
             return
         around = self._sound.unfold(0, len(self.total), 1).transpose(1, 2)  # [ready, offsets, E]
-        # Later sound is to the right.
+        # Columns further right compare with later sound.
         distance = pairwise_distance(self._lips[:ready, None], around)  # [ready, offsets]
-        # If lips fit later sound, the sound is late: the offset falls from left to right.
+        # Lips that fit later sound mean late sound, which is a negative offset. So reverse the columns.
         self.total += distance.double().sum(0).flip(0).cpu().numpy()
         self.windows += ready
         self._lips, self._sound = self._lips[ready:], self._sound[ready:]
@@ -179,7 +179,7 @@ def _embeddings(
                 f"frame {number} must be uint8 [{side}, {side}, 3], got {crop.dtype} {list(crop.shape)}"
             )
         waiting.append(crop)
-        # The reference ignores the last window: a window counts once a frame has followed it.
+        # The reference ignores the last window. So embed a window only when another frame has followed it.
         if len(waiting) == batch + WINDOW_FRAMES:
             yield embed(first, waiting[:-1])
             first, waiting = first + batch, waiting[batch:]

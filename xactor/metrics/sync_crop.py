@@ -1,7 +1,7 @@
-"""Cut the square of a face that SyncNet sees: the reference's margin around a face box, shifted down.
+"""Cut the square that SyncNet sees out of a picture: the face's box with the reference's margin, shifted down.
 
-Ours, where it differs from github.com/joonson/syncnet_python: its boxes are S3FD's, ours are the landmarks', which also
-end at the hairline and the chin. A new pixel averages over the area it covers, where OpenCV interpolates four pixels.
+Ours, different from github.com/joonson/syncnet_python: boxes come from landmarks and not from S3FD, but also end at the
+hairline and the chin. A new pixel averages over the area that it covers, while OpenCV interpolates four pixels.
 Pictures do not pass through XviD and JPEG.
 """
 
@@ -13,11 +13,11 @@ from PIL import Image
 from xactor.faces.crop import MARGIN
 
 SYNCNET_PX = 224
-# Margin on the left and on the right, relative to half the face. Below it is twice that, above it is zero.
+# Margin on the left and on the right, relative to half the face. The margin below is twice as large, above it is zero.
 _MARGIN = 0.4
 # Grey level past the picture's border.
 _GREY = 110
-# Length of the median filter over a track.
+# Length of the median filter over a track, in frames.
 _STEADY_FRAMES = 13
 
 Box = Sequence[float] | np.ndarray
@@ -45,15 +45,15 @@ def sync_crop(picture: np.ndarray, box: Box, size_px: int = SYNCNET_PX) -> np.nd
     if not inside.size:
         raise ValueError(f"a face box must meet the picture of {width}x{height} px, got {[*map(float, box)]}")
     square = np.full((side, side, 3), _GREY, np.uint8)
-    down, along = rows.start - y, columns.start - x
-    square[down : down + inside.shape[0], along : along + inside.shape[1]] = inside
+    row, column = rows.start - y, columns.start - x
+    square[row : row + inside.shape[0], column : column + inside.shape[1]] = inside
     if side == size_px:
         return square
     return np.asarray(Image.fromarray(square).resize((size_px, size_px), Image.Resampling.BILINEAR))
 
 
 def face_in_crop(side_px: int) -> tuple[float, float, float, float]:
-    """Return the face's box in one of this project's own square crops, which `crop_box` makes with a margin."""
+    """Return the face's box in a square crop that `crop_box` made with its margin."""
     edge = side_px * (1 - 1 / MARGIN) / 2
     return edge, edge, side_px - edge, side_px - edge
 
@@ -61,7 +61,7 @@ def face_in_crop(side_px: int) -> tuple[float, float, float, float]:
 def steady_boxes(boxes: np.ndarray) -> np.ndarray:
     """Smooth the boxes of a track to squares, float64 [T, 4], by a median over 13 frames of centre and size.
 
-    Ours: a track is mirrored at its ends, where the reference assumes zeros.
+    Ours: past its ends a track is mirrored, while the reference assumes zeros.
 
     Raises:
         ValueError: The boxes are not [T, 4] with T >= 1.

@@ -1,8 +1,8 @@
-"""SyncNet measures whether lips and sound are in sync (Chung and Zisserman 2016, Out of time).
+"""Define SyncNet, which measures whether lips and sound are in sync (Chung and Zisserman 2016, Out of time).
 
-Two networks map 5 frames of a face and 0.2 s of simultaneous sound into one space, where pairs in sync are near.
-The layers and their names are those of github.com/joonson/syncnet_python, so that its published `syncnet_v2.model`
-loads. A small model of narrower layers is for users without published weights.
+Two networks map 5 frames of a face and 0.2 s of simultaneous sound to the same space, where pairs in sync are near each
+other. The layers and their names are those of github.com/joonson/syncnet_python, so that its published
+`syncnet_v2.model` loads. A small model with narrower layers is for users without published weights.
 """
 
 import json
@@ -21,14 +21,14 @@ from xactor.metrics.mfcc import COEFFICIENTS, ROWS_PER_FRAME
 from xactor.metrics.weights import RANDOM, described
 
 WINDOW_FRAMES = 5
-# Rows of cepstra: 0.2 s.
+# Rows of cepstra in a window: 0.2 s.
 WINDOW_ROWS = ROWS_PER_FRAME * WINDOW_FRAMES
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-# Ours: how far down a face crop the mouth is, with room for the jaw.
+# Ours: height of the mouth's centre in a face crop, from the top, as a fraction of the side. The jaw has room below.
 _MOUTH = 0.56
-# Number of tensors that an error names.
+# Maximum number of tensors that an error names.
 _NAMED = 4
-# Layers of a module that was saved whole. Loading one runs no other code.
+# The only classes that may be loaded from a file that holds a whole pickled module.
 _PLAIN_LAYERS = (
     nn.Sequential, nn.Linear, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
     nn.MaxPool2d, nn.MaxPool3d, nn.ReLU, set,
@@ -42,7 +42,7 @@ class SyncNetConfig:
     image_size: int = 224
     """Side of a face crop in pixels."""
     mouth_px: int = 0
-    """Side of the square around the mouth that the network sees of a crop; 0 means all, as in the published model."""
+    """Side of the square around the mouth that the network sees; 0 means the whole crop, as in the published model."""
     stem_stride: int = 2
     """Stride of the first layer over the picture."""
     lip_channels: tuple[int, ...] = (96, 256, 256, 256, 256, 512)
@@ -50,7 +50,7 @@ class SyncNetConfig:
     audio_channels: tuple[int, ...] = (64, 192, 384, 256, 256, 512)
     """Channels of the six convolutions over the sound."""
     embedding: int = 1024
-    """Width of the common space."""
+    """Width of an embedding."""
 
     def __post_init__(self):
         for name in ("lip_channels", "audio_channels"):
@@ -69,13 +69,14 @@ class SyncNetConfig:
 
     @property
     def seen_px(self) -> int:
-        """Side of the square that the network sees of a crop."""
+        """Side of the part of a crop that the network sees."""
         return self.mouth_px or self.image_size
 
     @property
     def last_side(self) -> int:
-        """Side of the features before the last convolution, which spans all of it: 6 for 224 px."""
+        """Side of the features before the last convolution, whose kernel has the same side: 6 for 224 px."""
         side = self.seen_px
+        # The convolutions and poolings that change the side.
         for kernel, stride, padding in ((7, self.stem_stride, 0), (3, 2, 0), (5, 2, 1), (3, 2, 1), (3, 2, 0)):
             side = (side + 2 * padding - kernel) // stride + 1
             if side < 1:
@@ -86,8 +87,8 @@ class SyncNetConfig:
 def small_config() -> SyncNetConfig:
     """Return a small config that trains in minutes on two CPU cores.
 
-    Ours: the same layers over the mouth of a face of 64 px. The paper's network also saw only the mouth; the published
-    model sees the face.
+    Ours: the same layers, applied to the mouth in a face crop of 64 px. SyncNet's paper also uses only the mouth; the
+    published model uses the whole face.
     """
     return SyncNetConfig(
         image_size=64,
@@ -100,7 +101,7 @@ def small_config() -> SyncNetConfig:
 
 
 class SyncNet(nn.Module):
-    """Hold the two networks.
+    """Hold the networks of lips and of sound.
 
     Args:
         config: Sizes; None means those of the published model.
@@ -120,16 +121,16 @@ class SyncNet(nn.Module):
         return next(self.parameters()).device
 
     def see(self, frames: Tensor) -> Tensor:
-        """Embed each 5 frames of face crops float [B, 3, T, S, S], BGR in 0..255: [B, T - 4, E].
+        """Embed every 5 successive frames of face crops float [B, 3, T, S, S], BGR in 0..255: [B, T - 4, E].
 
-        Only the first layer spans time, so successive windows share it. The result equals each window's own.
+        Only the first layer spans time, so one pass serves all windows. The result equals that of single windows.
         """
         lips = self.netcnnlip(self._mouths(frames))  # [B, C, T - 4, 1, 1]
         lips = lips.flatten(2).transpose(1, 2)  # [B, T - 4, C]
         return self.netfclip(lips.flatten(0, 1)).unflatten(0, lips.shape[:2])
 
     def _mouths(self, frames: Tensor) -> Tensor:
-        """Cut the square around the mouth out of crops [B, 3, T, S, S], or return them whole."""
+        """Cut the square around the mouth out of crops [B, 3, T, S, S], or return the whole crops."""
         side, size = frames.shape[-1], self.config.mouth_px or frames.shape[-1]
         top, left = min(round(_MOUTH * side - size / 2), side - size), (side - size) // 2
         return frames[..., top : top + size, left : left + size]
@@ -175,11 +176,11 @@ class SyncNet(nn.Module):
 def load_published(path: str | Path) -> SyncNet:
     """Load a published model like `syncnet_v2.model`, in evaluation mode: a state dict, or a whole pickled module.
 
-    No code of the file is run: torch reads tensors and, of a module, only the layers that SyncNet has.
+    No code from the file runs: torch loads only tensors and, in a module, the classes of layers that SyncNet has.
 
     Raises:
-        ValueError: The file does not exist, torch cannot read it as one of the two, or its tensors are not the
-            published ones; the message names them.
+        ValueError: The file does not exist, torch cannot read it as a state dict or a module, or its tensors are
+            not the published ones; the message names them.
     """
     path = Path(path)
     if not path.is_file():
@@ -199,18 +200,18 @@ def load_published(path: str | Path) -> SyncNet:
 
 
 class _PickledModule(nn.Module):
-    """Stand in for the reference's own class where a module was saved whole."""
+    """Stand in for the reference's own class when a whole module was pickled."""
 
 
 def _names_of_modules() -> list[tuple[type[nn.Module], str]]:
-    """Return the stand-in with each name under which the reference's class may have been imported."""
-    return [(_PickledModule, f"{room}SyncNetModel.S") for room in ("", "syncnet_python.", "syncnet.")]
+    """Return the stand-in together with each name under which the reference's class may have been pickled."""
+    return [(_PickledModule, f"{package}SyncNetModel.S") for package in ("", "syncnet_python.", "syncnet.")]
 
 
 def _fill(model: SyncNet, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy weights strictly by name and shape. Raises ValueError that names missing, unknown or misshaped ones."""
+    """Copy weights strictly by name and shape. Raises ValueError that names wrong tensors."""
     wanted = model.state_dict()
-    # Files from before torch 0.4.1 have no count of batches, and scoring does not need it.
+    # Files that torch < 0.4.1 wrote have no count of batches, and scoring does not need it.
     missing = [n for n in wanted if n not in state and not n.endswith("num_batches_tracked")]
     unknown = [n for n in state if n not in wanted]
     misshaped = [
@@ -219,8 +220,8 @@ def _fill(model: SyncNet, state: Mapping[str, Tensor], source: str) -> None:
         if n in state and state[n].shape != wanted[n].shape
     ]
     problems = [
-        f"{len(names)} {what}: {', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}"
-        for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", misshaped))
+        f"{len(names)} {problem}: {', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}"
+        for problem, names in (("missing", missing), ("unknown", unknown), ("of another shape", misshaped))
         if names
     ]
     if problems:
@@ -233,11 +234,11 @@ def _fill(model: SyncNet, state: Mapping[str, Tensor], source: str) -> None:
 
 def _audio_layers(c: tuple[int, ...]) -> nn.Sequential:
     """Return the layers from cepstra [N, 1, 13, 20] to [N, c[5], 1, 1]."""
-    # The size of the last kernel depends on them.
+    # The last kernel, (5, 4), fits only these sizes.
     assert (COEFFICIENTS, WINDOW_ROWS) == (13, 20)
     return nn.Sequential(
         *_block2d(1, c[0], 3, padding=1),
-        # Does nothing, but the published names count it.
+        # This layer changes nothing, but the published names of later layers count it.
         nn.MaxPool2d(1),
         *_block2d(c[0], c[1], 3, padding=1),
         nn.MaxPool2d(3, stride=(1, 2)),  # [N, c[1], 11, 9]
@@ -276,7 +277,7 @@ def _block2d(
 def _block3d(
     width_in: int, width_out: int, kernel: tuple[int, int, int], *, stride: int = 1, padding: int = 0
 ) -> list[nn.Module]:
-    """Return the layers of a block with stride and padding within a frame, and neither along time."""
+    """Return the layers of a block. Stride and padding apply within a frame, not along time."""
     convolution = nn.Conv3d(
         width_in, width_out, kernel, stride=(1, stride, stride), padding=(0, padding, padding)
     )

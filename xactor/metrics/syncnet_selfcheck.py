@@ -1,4 +1,4 @@
-"""Check SyncNet by the reference's example: compare its scores with those in the reference's README."""
+"""Check SyncNet on the reference's example: compare its scores with those in the reference's README."""
 
 import io
 from collections.abc import Iterable, Iterator
@@ -30,7 +30,7 @@ class Figure:
     published: float
     """Value in the reference's README."""
     tolerance: float
-    """Bound on their difference."""
+    """Maximum difference at which the two agree."""
 
     @property
     def agrees(self) -> bool:
@@ -40,7 +40,7 @@ class Figure:
 def syncnet_figures(model: SyncNet, video: str | Path) -> list[Figure]:
     """Measure the three figures that the reference's README gives for its `data/example.avi`.
 
-    Ours: the tolerances. The JPEG encoder of another ffmpeg and another decoder of the sound change the distances a
+    Ours: the tolerances. Our JPEG encoder and sound decoder are not the reference's. They change the distances a
     little, but never the offset.
 
     Args:
@@ -48,7 +48,7 @@ def syncnet_figures(model: SyncNet, video: str | Path) -> list[Figure]:
         video: The reference's `data/example.avi`.
 
     Raises:
-        ValueError: The file is no video of 224-px face crops with sound; the message names it.
+        ValueError: The file is not a video of 224-px face crops with sound; the message names it.
     """
     frames = compressed_as_in_the_reference(read_frames(video, FPS))
     try:
@@ -65,8 +65,8 @@ def syncnet_figures(model: SyncNet, video: str | Path) -> list[Figure]:
 def compressed_as_in_the_reference(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Yield frames uint8 [H, W, 3] after JPEG compression at the default bit rate of the reference's ffmpeg.
 
-    The published figures include that rate of 200 kbit/s: after a few hundred frames it is visible in pictures of 224
-    px (32 dB).
+    The published figures include the losses of that rate, 200 kbit/s. After a few hundred frames they are visible in
+    pictures of 224 px (32 dB).
     """
     encoder: VideoCodecContext | None = None
     for number, picture in enumerate(frames):

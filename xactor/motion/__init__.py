@@ -30,7 +30,8 @@ __all__ = [
     "stream_motion",
 ]
 
-_HOMES = {
+# The module that defines each name.
+_MODULES = {
     "DiffusionForcing": "xactor.motion.forcing",
     "EngineFull": "xactor.motion.engine",
     "ForcingBatch": "xactor.motion.forcing",
@@ -50,6 +51,6 @@ _HOMES = {
 
 def __getattr__(name: str):
     # Import on first use, so that options and configurations load neither torch nor transformers.
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -1,13 +1,13 @@
-"""Audio conditioning of the motion model: fusion of the encoder's layers, and windowed cross-attention in O(5T)."""
+"""Condition the motion model on audio: fuse the encoder's layers, and attend to the audio in windows, in O(5T)."""
 
 import torch
 from torch import Tensor, nn
 
 
 class AudioFusion(nn.Module):
-    """Fuse the chosen layers of the audio encoder to one embedding a frame: [B, T, L, F] -> [B, T, A].
+    """Fuse the chosen layers of the audio encoder to one embedding per frame: [B, T, L, F] -> [B, T, A].
 
-    Paper 3.2: "fused and projected through a MLP". Dropped audio becomes one learned embedding.
+    Paper 3.2: "fused and projected through a MLP". Audio that is dropped is replaced by one learned embedding.
     """
 
     def __init__(self, layers: int, width: int, out: int):
@@ -21,7 +21,8 @@ class AudioFusion(nn.Module):
 
         Args:
             audio: Features [B, T, L, F].
-            keep: 1 for a row that keeps its audio, 0 for one whose audio is dropped, [B]. None keeps all.
+            keep: 1 for a row that keeps its audio, 0 for a row whose audio is dropped, [B]. None keeps the audio of
+                all.
         """
         embedded = self.mlp(self.norm(audio).flatten(2))  # [B, T, A]
         if keep is None:
@@ -34,11 +35,11 @@ class AudioFusion(nn.Module):
 class WindowedAudioAttention(nn.Module):
     """Let frame t attend to the audio of frames t-w..t+w and to nothing else (Paper 3.2, w = 2).
 
-    The cost is (2w+1) T scores instead of T^2: keys and values are computed once a frame and read through sliding
+    The cost is (2w+1) T scores instead of T^2: keys and values are computed once per frame and read through sliding
     windows.
 
-    Ours: each position in the window has a learned bias, without which the five would have no order. The output
-    projection starts at zero, so that step 0 is the loaded backbone.
+    Ours: each position in the window has a learned bias, because attention alone does not know the positions' order.
+    The output projection starts at zero, so that training starts from the loaded backbone.
     """
 
     def __init__(self, hidden: int, audio: int, heads: int, window: int, eps: float):
@@ -49,7 +50,7 @@ class WindowedAudioAttention(nn.Module):
         self.k_proj = nn.Linear(audio, hidden, bias=False)
         self.v_proj = nn.Linear(audio, hidden, bias=False)
         self.o_proj = nn.Linear(hidden, hidden, bias=False)
-        # Added to the keys and to the values.
+        # Bias of each position in the window, added to the keys and to the values.
         self.place = nn.Parameter(torch.zeros(2 * window + 1, hidden))
 
     def forward(self, x: Tensor, audio: Tensor, audio_real: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ class WindowedAudioAttention(nn.Module):
         Args:
             x: Motion tokens [B, T, H].
             audio: Embeddings [B, T + 2w, A], from w frames before the first token to w past the last.
-            audio_real: bool [B, T + 2w], False past the clip's ends.
+            audio_real: bool [B, T + 2w], False before the clip's start and past its end.
         """
         batch, frames, _ = x.shape
         positions = 2 * self.window + 1
@@ -72,6 +73,6 @@ class WindowedAudioAttention(nn.Module):
         return self.o_proj(attended.flatten(2))
 
     def _windows(self, keys: Tensor) -> Tensor:
-        """Return sliding windows of [B, T + 2w, H], with the bias of each position: [B, T, 2w+1, heads, head_dim]."""
+        """Return sliding windows of [B, T + 2w, H] plus the bias of each position: [B, T, 2w+1, heads, head_dim]."""
         windows = keys.unfold(1, 2 * self.window + 1, 1).transpose(2, 3) + self.place  # [B, T, 2w+1, H]
         return windows.unflatten(-1, (self.heads, self.head_dim))

@@ -1,4 +1,4 @@
-"""Keys and values of the streams' histories, computed once a chunk and read by every DDIM step."""
+"""Cache the keys and values of the streams' histories: computed once per chunk, read by every DDIM step."""
 
 from abc import ABC, abstractmethod
 
@@ -10,9 +10,9 @@ from transformers import Qwen2Config
 class HistoryCache:
     """Hold the keys and values of the histories of all rows. Its memory is allocated once.
 
-    A row is one stream and guidance branch. A row's history ends at position `capacity`, so that rows with histories
-    of different lengths differ only at the beginning when they are read together. Behind it is room for the chunk
-    that is being denoised.
+    A row belongs to one guidance branch of one stream. Every history ends at position `capacity`, so that histories of
+    different lengths, read together, are padded only at their beginning. After that position there is room for the
+    chunk that is being denoised.
     """
 
     def __init__(
@@ -23,8 +23,8 @@ class HistoryCache:
         Args:
             config: The backbone.
             rows: Number of rows.
-            capacity: The longest history, in frames.
-            chunk_frames: The longest chunk, in frames.
+            capacity: Maximum length of a history, in frames.
+            chunk_frames: Maximum length of a chunk, in frames.
             like: A tensor whose dtype and device the cache takes.
         """
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -37,7 +37,7 @@ class HistoryCache:
 
     def clear(self, rows: slice) -> None:
         """Set rows to zero before another stream uses them."""
-        # Masked values are still multiplied by 0, and 0 times NaN is NaN.
+        # Attention multiplies masked values by 0, but 0 times NaN is NaN.
         for keys, values in self.layers:
             keys[rows] = values[rows] = 0
 
@@ -45,7 +45,7 @@ class HistoryCache:
         """Return the view for a pass over the noised histories of neighbouring rows. The pass fills the cache.
 
         Args:
-            rows: The rows, one for each row of the pass.
+            rows: The cache's rows, one for each row of the pass.
             frames: Length of their histories, the same for all.
         """
         return _WritingPass(self, rows, frames)
@@ -54,8 +54,8 @@ class HistoryCache:
         """Return the view for a pass over chunks that continue histories. The pass leaves the cache as it is.
 
         Args:
-            rows: The cache row of each row of the pass, int [B].
-            frames: Length of each one's history, int [B].
+            rows: The cache's row for each row of the pass, int [B].
+            frames: Length of the history of each row, int [B].
         """
         return _ReadingPass(self, rows, frames)
 
@@ -66,7 +66,7 @@ class HistoryPass(ABC):
     frames: Tensor
     """Length of the history that each row continues, int [B]."""
     width: int
-    """Number of history keys of every row, padded at the beginning: that of the longest row."""
+    """Number of history keys per row: the longest history's. Shorter histories are padded at the beginning."""
 
     @abstractmethod
     def update(self, keys: Tensor, values: Tensor, layer: int, *_args, **_kwargs) -> tuple[Tensor, Tensor]:
@@ -74,7 +74,7 @@ class HistoryPass(ABC):
 
         Args:
             keys: Keys of the pass itself, [B, heads, T, d].
-            values: Its values, [B, heads, T, d].
+            values: Values of the pass itself, [B, heads, T, d].
             layer: Number of the layer.
         """
 
@@ -83,6 +83,7 @@ class _WritingPass(HistoryPass):
     def __init__(self, cache: HistoryCache, rows: slice, frames: int):
         self._cache, self._rows = cache, rows
         self._positions = slice(cache.capacity - frames, cache.capacity)
+        # The pass computes the history itself, so no history precedes it.
         self.frames = torch.zeros(rows.stop - rows.start, dtype=torch.long, device=cache.layers[0][0].device)
         self.width = 0
 
@@ -100,9 +101,9 @@ class _ReadingPass(HistoryPass):
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_args, **_kwargs) -> tuple[Tensor, Tensor]:
         first, last = self._cache.capacity - self.width, self._cache.capacity + keys.shape[2]
-        both = []
+        keys_and_values = []
         for cached, new in zip(self._cache.layers[layer], (keys, values), strict=True):
             visible = cached[:, :, first:last].index_select(0, self._rows)
             visible[:, :, self.width :] = new
-            both.append(visible)
-        return both[0], both[1]
+            keys_and_values.append(visible)
+        return keys_and_values[0], keys_and_values[1]

@@ -1,15 +1,16 @@
-"""Run many motion streams at once, each chunk by chunk, for as long as its audio lasts (Paper 3.3.1).
+"""Generate many motion streams at once, each chunk by chunk until its audio ends (Paper 3.3.1).
 
     engine = MotionEngine(model)
     stream = engine.open(seed=0)
-    # Features as they arrive, and stream.end() after the last.
+    # Feed features as they arrive, and call stream.end() after the last ones.
     stream.feed(features)
     while not stream.done:
         engine.step()
         z = stream.take()
 
-One step of the engine is one forward pass. It is either a DDIM step of several streams, each at its own noise level
-and its own frame number, or the pass over one stream's history with which a new chunk begins.
+One step of the engine is one forward pass. It is either one DDIM step of several streams, each with its own noise
+levels and frame numbers, or a history pass: the pass over one stream's history that must precede the steps of a new
+chunk.
 """
 
 from collections.abc import Iterable, Iterator
@@ -44,9 +45,9 @@ class MotionEngine:
 
         Args:
             model: The motion transformer.
-            max_streams: Streams that may be open at once.
-            max_batch: Streams that step together.
-            run_ahead_frames: A stream that has this many frames made and not played pauses.
+            max_streams: Maximum number of open streams.
+            max_batch: Maximum number of streams in one DDIM step.
+            run_ahead_frames: A stream pauses while it has this many frames that are made and not yet played.
         """
         bounds = {"max_streams": max_streams, "max_batch": max_batch, "run_ahead_frames": run_ahead_frames}
         for name, value in bounds.items():
@@ -54,8 +55,8 @@ class MotionEngine:
                 raise ValueError(f"{name} must be >= 1, got {value}")
         self.model = model.eval()
         self.max_streams, self.max_batch, self.run_ahead_frames = max_streams, max_batch, run_ahead_frames
-        # Open streams in the order of their opening, and the slot of each. A slot is two rows of the cache: 2 * slot
-        # for the cond branch and 2 * slot + 1 for the uncond branch.
+        # Open streams in the order in which they were opened, and the slot of each. A slot is two rows of the cache:
+        # 2 * slot for the cond branch and 2 * slot + 1 for the uncond branch.
         self._slots: dict[MotionStream, int] = {}
         self._last_was_history = False
         self._cache = HistoryCache(
@@ -76,22 +77,22 @@ class MotionEngine:
     ) -> MotionStream:
         """Open a stream, which takes part from the next step on.
 
-        A stream may continue one that another engine with the same weights made up to the end of a chunk.
+        It may continue the stream of another engine with the same weights, after the end of a chunk.
 
         Args:
-            seed: A frame's noise depends on (seed, frame number) alone.
+            seed: Seed of the noise. A frame's noise depends only on the seed and the frame number.
             config: The sampling options.
-            first_frame: Number of the first frame to make. The first features to feed are then those of frame
+            first_frame: Number of the first frame to make. The features to feed start at frame
                 `model.config.first_audio_frame(first_frame)`.
-            history: The stored latents before `first_frame`, [n, D]: all of them, or at least as many as the model
-                sees.
+            history: The stored latents of the frames before `first_frame`, [n, D]: all frames, or at least as many as
+                the model sees.
 
         Raises:
-            EngineFull: `max_streams` are open.
+            EngineFull: `max_streams` streams are open.
             ValueError: `history` is too short or has a wrong shape, or its numbers are not finite.
         """
         self._check_history(first_frame, history)
-        # `streams` forgets closed ones first.
+        # Reading `streams` also removes closed streams.
         if len(self.streams) == self.max_streams:
             raise EngineFull(f"at most {self.max_streams} streams may be open at once, and all are")
         slot = min(set(range(self.max_streams)) - set(self._slots.values()))
@@ -108,22 +109,24 @@ class MotionEngine:
 
     @property
     def streams(self) -> list[MotionStream]:
-        """Return the open streams, in the order of their opening."""
+        """Return the open streams, in the order in which they were opened."""
         self._slots = {stream: slot for stream, slot in self._slots.items() if stream.is_open}
         return list(self._slots)
 
     @torch.inference_mode()
     def step(self) -> list[MotionStream]:
-        """Do one forward pass. Return the streams that it moved, none if all wait for audio or for their viewers."""
+        """Run one forward pass. Return the streams that advanced: none if all wait for audio or for their viewers."""
         ready = [s for s in self.streams if s.made - s.played < self.run_ahead_frames and not s.needs_audio]
-        # The sort is stable: the stream that opened first goes first among equals.
+        # The least playback buffer first. The sort is stable, so among equals the stream that was opened first comes
+        # first.
         chosen = sorted(ready, key=lambda s: s.made - s.played)[: self.max_batch]
         for stream in chosen:
             stream.begin_chunk()
         need_history = [s for s in chosen if s.needs_history_pass]
         denoising = [s for s in chosen if not s.needs_history_pass]
-        # A history pass is long: one stream at a time, and the others step in between.
-        self._last_was_history = bool(need_history) and not (self._last_was_history and denoising)
+        # A history pass is long. So it is for one stream at a time, and DDIM steps of other streams run in between.
+        denoising_is_due = self._last_was_history and bool(denoising)
+        self._last_was_history = bool(need_history) and not denoising_is_due
         if self._last_was_history:
             self._cache_history(need_history[0])
             return need_history[:1]
@@ -148,7 +151,7 @@ class MotionEngine:
             raise ValueError("history must be finite, got NaN or infinite numbers")
 
     def _cache_history(self, stream: MotionStream) -> None:
-        """Cache the keys and values of the chunk's noised history, cond and uncond, for all its steps."""
+        """Cache keys and values of the chunk's noised history for all its steps, in the cond and the uncond branch."""
         history = stream.history_input()
         branches = [history.audio]
         if stream.config.audio_cfg != 1:
@@ -168,7 +171,7 @@ class MotionEngine:
         stream.history_cached()
 
     def _denoise(self, streams: list[MotionStream]) -> None:
-        """Do one DDIM step of each stream's chunk, all in one forward pass."""
+        """Run one DDIM step of each stream's chunk, all in one forward pass."""
         steps = [stream.step_input() for stream in streams]
         z_k = pad_sequence([step.z_k for step in steps], batch_first=True)  # [B, T, D]
         levels = pad_sequence([step.levels for step in steps], batch_first=True).to(
@@ -187,7 +190,7 @@ class MotionEngine:
     ) -> Tensor:
         """Return the guided velocity of every stream, float32 [B, T, D]."""
         guided = [row for row, stream in enumerate(streams) if stream.config.audio_cfg != 1]
-        # Rows of the pass: the cond branch of every stream, then the uncond branch of those with guidance.
+        # Rows of the pass: the cond branch of every stream, then the uncond branch of every stream with guidance.
         rows = [*range(len(streams)), *guided]
         audio = [step.audio for step in steps] + [self._uncond(steps[row].audio) for row in guided]
         slots = [2 * self._slots[stream] for stream in streams]
@@ -208,7 +211,7 @@ class MotionEngine:
         return v
 
     def _uncond(self, audio: Tensor) -> Tensor:
-        """Return what stands for dropped audio, in the shape of the embeddings [n, A]."""
+        """Return the learned embedding of dropped audio, in the shape of the embeddings [n, A]."""
         return self.model.audio_fusion.dropped.expand_as(audio)
 
 
@@ -220,11 +223,11 @@ def sample_motion(
     Args:
         model: The motion transformer.
         audio: Features [B, T, L, F] of recordings of the same length.
-        seeds: One a recording. A frame's noise depends on (seed, frame number) alone.
+        seeds: One seed per recording. A frame's noise depends only on the seed and the frame number.
         config: The sampling options.
     """
     if len(seeds) != len(audio):
-        raise ValueError(f"seeds must be one a recording, {len(audio)}, got {len(seeds)}")
+        raise ValueError(f"seeds must be one per recording, {len(audio)}, got {len(seeds)}")
     engine = MotionEngine(model, max_streams=len(seeds), max_batch=len(seeds))
     streams = [engine.open(seed=seed, config=config) for seed in seeds]
     for stream, features in zip(streams, audio, strict=True):
@@ -242,12 +245,12 @@ def sample_motion(
 def stream_motion(
     model: MotionTransformer, audio: Iterable[Tensor], *, seed: int, config: SamplingConfig | None = None
 ) -> Iterator[Tensor]:
-    """Yield the motion of one recording, each piece as soon as its audio is there: stored latents, float32 [n, D].
+    """Yield the motion of one recording, each piece as soon as its audio has arrived: stored latents, float32 [n, D].
 
     Args:
         model: The motion transformer.
         audio: Features [n, L, F] in pieces of any length.
-        seed: A frame's noise depends on (seed, frame number) alone.
+        seed: Seed of the noise. A frame's noise depends only on the seed and the frame number.
         config: The sampling options.
     """
     engine = MotionEngine(model, max_streams=1)
@@ -256,7 +259,10 @@ def stream_motion(
     while not stream.done:
         if not engine.step():
             piece = next(pieces, None)
-            stream.end() if piece is None else stream.feed(piece)
+            if piece is None:
+                stream.end()
+            else:
+                stream.feed(piece)
         elif len(z := stream.take()):
             stream.played = stream.made
             yield z

@@ -1,4 +1,4 @@
-"""Diffusion forcing: the training objective of the motion model, with the ablations of Table 2 (Paper 3.3)."""
+"""Define diffusion forcing, the training objective of the motion model, with the ablations of Table 2 (Paper 3.3)."""
 
 from dataclasses import dataclass
 
@@ -23,25 +23,26 @@ class Draw:
     k: Tensor
     """Noise levels 0..1000, int64 [T]."""
     keep: float
-    """1.0 if the sample keeps its audio, 0.0 if it is dropped."""
+    """1.0 if the sample keeps its audio, 0.0 if its audio is dropped."""
 
 
 def draw(
     key: tuple[str | int, ...], frames: int, latent_dim: int, chunk_frames: int, config: ForcingConfig
 ) -> Draw:
-    """Draw the random choices of one sample. They depend on its key alone, not on rank, batch or step.
+    """Draw the random choices of one sample. They depend only on its key, not on rank, batch or step.
 
     Args:
         key: Identifies the sample: (seed, epoch, clip, start).
         frames: T, the sample's length.
         latent_dim: D, the width of a latent.
-        chunk_frames: Frames a chunk, for one level per chunk.
+        chunk_frames: Frames per chunk, for one noise level per chunk.
         config: The training objective.
     """
     generator = keyed_generator(*key)
     keep = float(torch.rand((), generator=generator) >= config.audio_drop)
     levels = torch.randint(MAX_LEVEL + 1, (frames,), generator=generator)
     if config.noise == "per_chunk":
+        # Each frame takes the level of its chunk's first frame.
         levels = levels[torch.arange(frames) // chunk_frames * chunk_frames]
     return Draw(torch.randn(frames, latent_dim, generator=generator), levels, keep)
 
@@ -55,15 +56,15 @@ class ForcingBatch:
     audio: Tensor
     """Audio features [B, T, L, F]."""
     frames: Tensor
-    """Real lengths, int [B]."""
+    """Lengths without padding, int [B]."""
     weight: Tensor
-    """Weights in the loss, float [B]; 0 for a sample that fills up a step."""
+    """Weights in the loss, float [B]; 0 for a sample that only fills up the batches of a step."""
     eps: Tensor
     """Noise of each sample's draw, [B, T, D]."""
     k: Tensor
     """Noise levels of each sample's draw, int64 [B, T]."""
     keep: Tensor
-    """1 where a sample keeps its audio, 0 where it is dropped, [B]."""
+    """1 if the sample keeps its audio, 0 if its audio is dropped, [B]."""
 
     def to(self, device: torch.device | str) -> "ForcingBatch":
         """Return the batch on another device."""
@@ -73,7 +74,7 @@ class ForcingBatch:
     def build(
         cls, z: Tensor, audio: Tensor, frames: Tensor, weight: Tensor, draws: list[Draw]
     ) -> "ForcingBatch":
-        """Build a batch from padded tensors and one draw a sample, which are padded here."""
+        """Build a batch from padded tensors and one draw per sample. The draws are padded here."""
         width = z.shape[1]
         eps = torch.stack([pad(d.eps, (0, 0, 0, width - len(d.eps))) for d in draws])  # [B, T, D]
         k = torch.stack([pad(d.k, (0, width - len(d.k))) for d in draws])  # [B, T]
@@ -81,7 +82,7 @@ class ForcingBatch:
 
 
 class DiffusionForcing(nn.Module):
-    """Hold model and loss in one module, so that a training engine such as DeepSpeed's wraps both."""
+    """Hold model and loss in one module, so that a training engine such as DeepSpeed's can wrap both."""
 
     def __init__(self, model: MotionTransformer, config: ForcingConfig):
         super().__init__()
@@ -92,7 +93,7 @@ class DiffusionForcing(nn.Module):
     def forward(self, batch: ForcingBatch) -> Tensor:
         """Return the squared error of the velocity, averaged over D and summed over the real frames: a scalar.
 
-        Divide by the number of frames for the mean. Ours: every frame weighs the same, where Equation 3 averages
+        For the mean, divide by the number of frames. Ours: every frame has the same weight, while Equation 3 averages
         per chunk. The two differ only in the short last chunk of a clip.
         """
         model, z = self.model, self.model.standardise(batch.z)
@@ -103,20 +104,20 @@ class DiffusionForcing(nn.Module):
         clean = z if self.forcing.forcing == "teacher" else None
         v = model(z_k, batch.k, audio, audio_real, frames=batch.frames, clean=clean)  # [B, T, D]
         error = (v.float() - target).square().mean(-1)  # [B, T]
-        counts = real_frames(batch.frames, error.shape[1]) * batch.weight[:, None]
-        return (error * counts).sum()
+        weights = real_frames(batch.frames, error.shape[1]) * batch.weight[:, None]  # [B, T]
+        return (error * weights).sum()
 
 
 def pad_to_windows(audio: Tensor, frames: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """Pad the audio of whole clips by w frames at both ends, as the model takes it.
+    """Pad the audio of whole clips by w frames at both ends, as the model needs it.
 
     Args:
         audio: Embeddings [B, T, A].
-        frames: Real lengths, int [B].
+        frames: Lengths without padding, int [B].
         window: w, the reach of the audio window in frames.
 
     Returns:
-        The embeddings [B, T + 2w, A], and bool [B, T + 2w], False past the clips' ends.
+        The embeddings [B, T + 2w, A], and bool [B, T + 2w], False before a clip's start and past its end.
     """
     real = real_frames(frames, audio.shape[1])
     return pad(audio, (0, 0, window, window)), pad(real, (window, window))

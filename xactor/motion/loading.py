@@ -1,4 +1,4 @@
-"""Loading of a motion model from a folder: the transformer with its latents' moments, and the scheduler."""
+"""Load a motion model from a folder: the transformer with its latents' moments, and the scheduler."""
 
 import json
 from pathlib import Path
@@ -21,8 +21,8 @@ def load_motion_model(
 ) -> MotionTransformer:
     """Load the motion model of a model folder or of stage 2's export, ready to sample.
 
-    The latents' moments are part of the transformer. The scheduler has no state: it is only checked to be the one
-    that the engine samples with.
+    The latents' moments are part of the transformer. The scheduler has no state, so it is not returned. It is only
+    checked to be the kind with which the engine samples.
 
     Args:
         folder: Holds motion/ and motion_scheduler/.
@@ -30,11 +30,12 @@ def load_motion_model(
         dtype: Type of the weights.
 
     Raises:
-        ValueError: A component is missing, cut off or of another kind. The message names it.
+        ValueError: A component is missing, truncated or of another kind. The message names it.
     """
     for name in MOTION_COMPONENTS:
         if not Path(folder, name).is_dir():
             raise ValueError(f"{folder}: the component {name}/ is missing")
+    # The component that is being loaded, for the error's message.
     name = "motion_scheduler"
     try:
         MotionScheduler.from_pretrained(Path(folder, name))
@@ -52,9 +53,9 @@ def load_transformer(folder: Path, **options: Any) -> MotionTransformer:
         **options: Options of transformers' `from_pretrained`, such as `dtype`.
 
     Raises:
-        ValueError: The folder holds another model, or weights are missing. Libraries raise other LOADING_ERRORS.
+        ValueError: The folder holds another model, or weights are missing. Libraries may raise other LOADING_ERRORS.
     """
-    # A foreign config would load all the same, into weights left random.
+    # transformers would also load the config of another model, and would leave the weights random.
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type") != MotionTransformerConfig.model_type:
         kind = config.get("model_type", config.get("_class_name"))

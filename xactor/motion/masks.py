@@ -1,4 +1,4 @@
-"""Attention masks as predicates over positions (q, kv): True where q may attend to kv.
+"""Define attention masks as predicates over positions (q, kv). A predicate is True where q may attend to kv.
 
 Positions are frame numbers: ints, or integer tensors that broadcast. The same predicate builds the dense mask of
 SDPA and the `mask_mod` of FlexAttention.
@@ -13,12 +13,12 @@ from xactor.motion.forcing_config import Attention
 
 
 def chunk_causal(q, kv, chunk_frames: int):
-    """Return whether kv is visible: attention is full inside a chunk and causal across chunks (Paper 3.2)."""
+    """Return whether kv is visible to q: attention is full inside a chunk and causal across chunks (Paper 3.2)."""
     return kv // chunk_frames <= q // chunk_frames
 
 
 def visible(q, kv, *, chunk_frames: int, attention: Attention):
-    """Return whether kv is visible in the model's self-attention.
+    """Return whether kv is visible to q in the model's self-attention.
 
     `chunk` is the paper's attention, `causal` the fully causal ablation (Table 2).
     """
@@ -26,7 +26,7 @@ def visible(q, kv, *, chunk_frames: int, attention: Attention):
 
 
 def teacher_visible(q, kv, *, frames: int, chunk_frames: int, attention: Attention):
-    """Return whether kv is visible in teacher forcing, which is one pass over 2 x frames tokens, [clean | noised].
+    """Return whether kv is visible to q in teacher forcing: one pass over 2 x frames tokens, [clean | noised].
 
     A clean frame sees clean frames by the rule of `visible`. A noised frame of chunk c sees the clean frames of the
     chunks before c and the noised frames of c itself.
@@ -48,10 +48,10 @@ def dense_mask(
     """Return the predicate as a mask for SDPA: bool [B or 1, 1, Q, KV].
 
     Args:
-        predicate: The rule of visibility.
+        predicate: Returns whether a key is visible to a query.
         q: Positions of the queries, int [Q], or [B, Q] if they differ between rows.
         kv: Positions of the keys, int [KV] or [B, KV].
-        kv_real: True for keys that are no padding, bool [B, KV].
+        kv_real: True for keys that are not padding, bool [B, KV].
     """
     mask = predicate(q[..., :, None], kv[..., None, :])  # [.., Q, KV]
     mask = mask[:, None] if mask.dim() == 3 else mask[None, None]
@@ -68,7 +68,12 @@ def block_mask(
         seen = predicate(q[b, i], kv[b, j]) if q.dim() == 2 else predicate(q[i], kv[j])
         return seen if kv_real is None else seen & kv_real[b, j]
 
-    batch = len(q) if q.dim() == 2 else None if kv_real is None else len(kv_real)
+    if q.dim() == 2:
+        batch = len(q)
+    elif kv_real is not None:
+        batch = len(kv_real)
+    else:
+        batch = None
     return create_block_mask(mask_mod, batch, None, q.shape[-1], kv.shape[-1], device=str(q.device))
 
 
@@ -77,18 +82,18 @@ def make_mask(implementation: str, predicate, q: Tensor, kv: Tensor, kv_real: Te
 
     Args:
         implementation: `sdpa` or `flex_attention`.
-        predicate: See `dense_mask`, as for q, kv and kv_real.
-        q: Positions of the queries.
-        kv: Positions of the keys.
-        kv_real: True for keys that are no padding.
+        predicate: Returns whether a key is visible to a query.
+        q: Positions of the queries, as in `dense_mask`.
+        kv: Positions of the keys, as in `dense_mask`.
+        kv_real: True for keys that are not padding, as in `dense_mask`.
     """
     makers = {"sdpa": dense_mask, "flex_attention": block_mask}
-    # "eager" is not among them: it would add the booleans to the scores.
+    # "eager" is missing, because it would add the booleans to the scores.
     if implementation not in makers:
         raise ValueError(f"attn_implementation must be one of {', '.join(makers)}, got {implementation!r}")
     return makers[implementation](predicate, q, kv, kv_real)
 
 
 def real_frames(frames: Tensor, width: int) -> Tensor:
-    """Return which of `width` padded positions are real: bool [B, width], from lengths int [B]."""
+    """Return which of `width` positions are real and not padding: bool [B, width], from lengths int [B]."""
     return torch.arange(width, device=frames.device)[None, :] < frames[:, None]

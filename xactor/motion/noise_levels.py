@@ -1,4 +1,7 @@
-"""Names and bounds of noise levels. Imports no torch: command lines and services read this module."""
+"""Define the bounds of noise levels and the names of their schedules.
+
+This module imports no torch, because command lines and services read it.
+"""
 
 from typing import Literal
 

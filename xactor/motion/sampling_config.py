@@ -10,7 +10,7 @@ class SamplingConfig:
     """Configure how a chunk of motion is sampled."""
 
     steps: int = 50
-    """DDIM steps a frame, 1..1000. The paper uses 50."""
+    """DDIM steps per frame, 1..1000. The paper uses 50."""
     audio_cfg: float = 3.0
     """Guidance scale on the audio, 1..20. The paper uses 3. At 1 the uncond branch is not computed."""
     history: History = "linear"

@@ -1,4 +1,4 @@
-"""Noise levels at inference: of the history, and of a chunk at every sampling step (Paper 3.3.1, Table 2)."""
+"""Compute noise levels for inference: the history's, and a chunk's at every sampling step (Paper 3.3.1, Table 2)."""
 
 import torch
 from torch import Tensor
@@ -15,12 +15,12 @@ def history_levels(frames: int, capacity: int, history: History, *, history_leve
     `linear` is the paper's schedule: pure noise (1000) at the far end of the context, falling to 0 next to the
     current chunk. `vanilla` is one level for all frames. `fractional` is a staircase of four steps (Song et al. 2025).
 
-    Ours: the level depends on a frame's distance from the chunk relative to `capacity`, also while the history is
-    still shorter than that.
+    Ours: the level depends on a frame's distance from the chunk relative to `capacity`, even while the history is
+    shorter than `capacity`.
 
     Args:
         frames: Length of the history, 0..capacity.
-        capacity: The longest history that the context holds, in frames.
+        capacity: Maximum length of the history in the context, in frames.
         history: The schedule.
         history_level: The level of `vanilla`, 0..1000; 0 is clean.
     """
@@ -28,14 +28,14 @@ def history_levels(frames: int, capacity: int, history: History, *, history_leve
         raise ValueError(f"history must be within 0..{capacity} frames, got {frames}")
     if not 0 <= history_level <= MAX_LEVEL:
         raise ValueError(f"history_level must be within 0..{MAX_LEVEL}, got {history_level}")
-    # [frames]; the frame just before the chunk has distance 1.
-    distance = torch.arange(frames, 0, -1)
+    # The frame just before the chunk has distance 1.
+    distance = torch.arange(frames, 0, -1)  # [frames]
     if history == "vanilla":
         return torch.full_like(distance, history_level)
     if history == "linear":
         return ((distance - 1) * MAX_LEVEL / max(capacity - 1, 1)).round().long()
     if history == "fractional":
-        # 0..3, so that the nearest quarter is clean.
+        # 0..3. The quarter that is nearest to the chunk has stair 0 and is clean.
         stair = (distance - 1) * _STAIRCASE_STEPS // capacity
         return stair * MAX_LEVEL // (_STAIRCASE_STEPS - 1)
     raise ValueError(f"history must be one of {', '.join(HISTORIES)}, got {history!r}")
@@ -44,22 +44,23 @@ def history_levels(frames: int, capacity: int, history: History, *, history_leve
 def sampling_plan(history: int, chunk: int, capacity: int, config: SamplingConfig) -> Tensor:
     """Return the noise level of every frame at every step: int64 [rows, history + chunk].
 
-    The history keeps its levels. The chunk falls from pure noise (1000) in the first row to clean (0) in `steps`
-    more rows.
+    The history keeps its levels. The chunk's levels fall from pure noise (1000) in the first row to clean (0) in
+    `steps` more rows.
 
-    Ours: with `groups` > 1 denoising is pipelined. The frames fall group by group, each group `group_delay` rows
-    after the one before, so that the first group does not wait for the last. A delay of `steps` needs the least audio
-    ahead of time, a small delay costs the fewest steps. This works because training gives every frame its own level.
+    Ours: with `groups` > 1 denoising is pipelined. The levels fall group by group, each group `group_delay` rows after
+    the previous one, so that the first group is clean before the last. A delay of `steps` needs the least audio ahead
+    of time; a small delay needs the fewest steps. This works because training gives every frame its own level.
 
     Args:
         history: Length of the history in frames.
         chunk: Length of the chunk in frames.
-        capacity: The longest history that the context holds, in frames.
+        capacity: Maximum length of the history in the context, in frames.
         config: The sampling options.
     """
     past = history_levels(history, capacity, config.history, history_level=config.history_level)
-    # [chunk], values 0..groups - 1
-    group = torch.arange(chunk) * config.groups // chunk
+    # Group of each frame, 0..groups - 1.
+    group = torch.arange(chunk) * config.groups // chunk  # [chunk]
+    # By default steps / groups, rounded up.
     delay = config.group_delay or -(-config.steps // config.groups)
     row = torch.arange(config.steps + delay * (config.groups - 1) + 1)
     falling = torch.linspace(MAX_LEVEL, 0, config.steps + 1).round().long()

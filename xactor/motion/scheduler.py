@@ -1,4 +1,4 @@
-"""Define the noise schedule: the forward process, the velocity and the DDIM step. It has no state."""
+"""Define the noise schedule: the forward process, the velocity and the DDIM step, all without state."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ class MotionScheduler:
     """Define variance-preserving diffusion over noise levels k in 0..1000.
 
     k = 0 is clean and k = 1000 is pure noise (zero terminal SNR). The paper leaves the schedule open. Ours: the
-    cosine schedule alpha = cos(pi/2 k/1000), sigma = sin(pi/2 k/1000), on which v-prediction is a rotation.
+    cosine schedule alpha = cos(pi/2 k/1000), sigma = sin(pi/2 k/1000), for which v-prediction is a rotation.
     """
 
     def coefficients(self, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,9 +64,9 @@ class MotionScheduler:
             ValueError: The file describes another scheduler.
         """
         config = json.loads((Path(folder) / CONFIG_FILE).read_text())
-        name = config.get("_class_name"), config.get("schedule"), config.get("max_level")
-        if name != ("MotionScheduler", "cosine", MAX_LEVEL):
+        kind = config.get("_class_name"), config.get("schedule"), config.get("max_level")
+        if kind != ("MotionScheduler", "cosine", MAX_LEVEL):
             raise ValueError(
-                f"scheduler in {folder} must be a cosine MotionScheduler of 1000 levels, got {name}"
+                f"scheduler in {folder} must be a cosine MotionScheduler of 1000 levels, got {kind}"
             )
         return cls()

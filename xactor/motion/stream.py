@@ -1,7 +1,7 @@
-"""One stream of motion: audio features come in, latents come out chunk by chunk (Paper 3.3.1).
+"""Define a stream of motion: audio features come in, latents come out chunk by chunk (Paper 3.3.1).
 
-A stream never calls the model's transformer. It hands the engine the input of its next forward pass and takes the
-result, so that the engine may put several streams into one pass.
+A stream never runs the transformer. It gives the engine the input of its next forward pass and takes the result, so
+that the engine can put several streams into one pass.
 """
 
 from dataclasses import dataclass
@@ -26,14 +26,14 @@ class HistoryInput:
     levels: Tensor
     """Their noise levels, [H]."""
     audio: Tensor
-    """Audio embeddings with w frames around, [H + 2w, A]."""
+    """Audio embeddings with w frames on either side, [H + 2w, A]."""
     audio_real: Tensor
-    """bool [H + 2w], False past the recording's ends."""
+    """bool [H + 2w], False before the recording's start and past its end."""
 
 
 @dataclass(frozen=True)
 class StepInput:
-    """Hold the input of one DDIM step of a chunk: its first n frames, which are those that move."""
+    """Hold the input of one DDIM step of a chunk: its first n frames, whose noise levels have begun to fall."""
 
     z_k: Tensor
     """Noised latents, standardised, [n, D]."""
@@ -42,9 +42,9 @@ class StepInput:
     next_levels: Tensor
     """Their noise levels after the step, [n], on the CPU."""
     audio: Tensor
-    """Audio embeddings with w frames around, [n + 2w, A]."""
+    """Audio embeddings with w frames on either side, [n + 2w, A]."""
     audio_real: Tensor
-    """bool [n + 2w], False past the recording's ends."""
+    """bool [n + 2w], False before the recording's start and past its end."""
     history_frames: int
     """Length of the history that the chunk continues."""
 
@@ -57,10 +57,10 @@ class MotionStream:
     """
 
     made: int
-    """Frames that are generated so far, counted from the recording's start."""
+    """Number of the next frame to make: the frames made so far, counted from the recording's start."""
     played: int
-    """Frames that the viewer has seen. The owner keeps it up to date: the engine steps the stream with the least
-    playback buffered first, and pauses a stream that is far ahead of its viewer."""
+    """Frames that the viewer has seen. The stream's owner must keep this up to date, because the engine first steps the
+    stream with the least playback buffer, and pauses a stream that is far ahead of its viewer."""
     error: Exception | None
     """The error that stopped the stream, or None."""
 
@@ -79,21 +79,22 @@ class MotionStream:
         self.error = None
         self.is_open = True
         self._model = model
-        # By row of the plan: how many frames of a full chunk have begun to fall.
+        # For each row of the plan, the number of frames in a full chunk whose noise levels have begun to fall. The
+        # history does not matter here: its length is 0 and its capacity is any number.
         plan = sampling_plan(0, model.config.chunk_frames, 1, config)
-        self._moving = (plan < MAX_LEVEL).sum(1).tolist()
+        self._moving_frames = (plan < MAX_LEVEL).sum(1).tolist()
         # Features [n, L, F] from frame `_audio_first` on.
         self._audio = torch.zeros(0, model.config.audio_layers, model.config.audio_dim)
         self._audio_first = model.config.first_audio_frame(first_frame)
         self._audio_ended = False
-        # Standardised latents [H, D] before the chunk.
+        # Standardised latents [H, D] of the frames before the chunk.
         self._history = torch.zeros(0, model.config.latent_dim, device=model.device)
         if history is not None:
             self._history = model.standardise(history.to(model.device))[-model.config.history_frames :]
         # Number of the chunk's first frame.
         self._chunk_first = first_frame
         self._chunk: _Chunk | None = None
-        # Latents that are made and not yet taken.
+        # Latents that are made and not yet taken, in order.
         self._ready: list[Tensor] = []
 
     def feed(self, features: Tensor) -> None:
@@ -109,30 +110,30 @@ class MotionStream:
                 f"audio features must be [n, {wanted[0]}, {wanted[1]}], got {list(features.shape)}"
             )
         if self._audio_ended:
-            raise ValueError(f"audio must not follow the stream's end, which is at frame {self._audio_last}")
+            raise ValueError(f"audio must not follow the stream's end, which is at frame {self._audio_stop}")
         if not torch.isfinite(features).all():
             raise ValueError(
-                f"audio features must be finite, got NaN or infinite numbers from frame {self._audio_last} on"
+                f"audio features must be finite, got NaN or infinite numbers from frame {self._audio_stop} on"
             )
         self._audio = torch.cat([self._audio, features.cpu()])
 
     def end(self) -> None:
-        """Declare that no more audio follows.
+        """Declare that no more audio will follow.
 
         Raises:
             ValueError: There was no audio at all.
         """
-        if self._audio_last == 0:
+        if self._audio_stop == 0:
             raise ValueError("the stream is empty: it must be fed audio before it ends")
         self._audio_ended = True
-        if self._chunk is None and self._chunk_first == self._audio_last:
+        if self._chunk is None and self._chunk_first == self._audio_stop:
             self.close()
 
     def take(self) -> Tensor:
         """Return the motion made since the last call: stored latents, float32 [n, D]; n may be 0.
 
         Raises:
-            ValueError: The stream failed, and all that it made before has been taken.
+            ValueError: The stream failed, and all motion from before the failure has been taken.
         """
         if not self._ready and self.error is not None:
             raise self.error
@@ -140,7 +141,7 @@ class MotionStream:
         return torch.cat([torch.zeros(0, self._model.config.latent_dim, device=self._model.device), *taken])
 
     def close(self) -> None:
-        """Take the stream out of its engine before the next step."""
+        """Close the stream. The engine drops it before its next step."""
         self.is_open = False
 
     @property
@@ -150,10 +151,10 @@ class MotionStream:
 
     @property
     def needs_audio(self) -> bool:
-        """Return whether the next step needs more audio than the stream was fed."""
+        """Return whether the next step needs more audio than has been fed."""
         row = 0 if self._chunk is None else self._chunk.row
-        needed = self._chunk_first + self._moving[row + 1] + self._model.config.audio_window
-        return not self._audio_ended and self._audio_last < needed
+        needed = self._chunk_first + self._moving_frames[row + 1] + self._model.config.audio_window
+        return not self._audio_ended and self._audio_stop < needed
 
     @property
     def needs_history_pass(self) -> bool:
@@ -161,7 +162,7 @@ class MotionStream:
         return self._chunk is not None and not self._chunk.history_cached
 
     def begin_chunk(self) -> None:
-        """Begin the next chunk, unless one is begun."""
+        """Begin the next chunk, unless a chunk has begun."""
         if self._chunk is not None:
             return
         history, size = len(self._history), self._model.config.chunk_frames
@@ -175,7 +176,7 @@ class MotionStream:
         )
 
     def history_input(self) -> HistoryInput:
-        """Return the input of the pass over the history as this chunk sees it."""
+        """Return the input of the pass over the history, noised as this chunk sees it."""
         assert self._chunk is not None
         frames = len(self._history)
         first = self._chunk_first - frames
@@ -186,7 +187,7 @@ class MotionStream:
         return HistoryInput(z_k=z_k, levels=levels, audio=audio, audio_real=audio_real)
 
     def history_cached(self) -> None:
-        """Record that the history's keys and values are in the cache for all steps of this chunk."""
+        """Record that the history's keys and values are in the cache, for all steps of this chunk."""
         assert self._chunk is not None
         self._chunk.history_cached = True
 
@@ -194,9 +195,9 @@ class MotionStream:
         """Return the input of the chunk's next DDIM step."""
         chunk = self._chunk
         assert chunk is not None
-        moving = self._moving[chunk.row + 1]
+        moving = self._moving_frames[chunk.row + 1]
         if self._audio_ended:
-            moving = min(moving, self._audio_last - self._chunk_first)
+            moving = min(moving, self._audio_stop - self._chunk_first)
         if chunk.audio is None or len(chunk.audio[0]) != moving + 2 * self._model.config.audio_window:
             chunk.audio = self._embed_audio(self._chunk_first, self._chunk_first + moving)
         return StepInput(
@@ -209,7 +210,7 @@ class MotionStream:
         )
 
     def advance(self, z_k: Tensor) -> None:
-        """Store the result of a DDIM step, and make the frames that came out clean available to `take`.
+        """Store the result of a DDIM step, and make the frames that are now clean available to `take`.
 
         Latents that are not finite stop the stream: see `error`.
 
@@ -218,7 +219,8 @@ class MotionStream:
         """
         chunk = self._chunk
         assert chunk is not None
-        chunk.z_k[: len(z_k)], chunk.row = z_k, chunk.row + 1
+        chunk.z_k[: len(z_k)] = z_k
+        chunk.row += 1
         clean = min(int((chunk.levels[chunk.row] == 0).sum()), len(z_k))
         if clean > chunk.clean:
             z = chunk.z_k[chunk.clean : clean]
@@ -229,21 +231,24 @@ class MotionStream:
             self._ready.append(self._model.destandardise(z))
             self.made += len(z)
             chunk.clean = clean
-        size = len(chunk.z_k)
-        if clean == (min(size, self._audio_last - self._chunk_first) if self._audio_ended else size):
+        frames = len(chunk.z_k)
+        if self._audio_ended:
+            frames = min(frames, self._audio_stop - self._chunk_first)
+        if clean == frames:
             self._finish_chunk(chunk.z_k[:clean])
 
     @property
-    def _audio_last(self) -> int:
-        """The frame after the last one whose features the stream has."""
+    def _audio_stop(self) -> int:
+        """Return the number of the frame after the last one whose features have been fed."""
         return self._audio_first + len(self._audio)
 
     def _embed_audio(self, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Return audio embeddings [n + 2w, A] from w frames before `first` to w past `last`, and which are real."""
-        # Embed here and not in `feed`: the same frames together round the same, however they arrived.
+        """Return audio embeddings [n + 2w, A], from w frames before `first` to w past `last`, and which are real."""
+        # Embed here and not in `feed`, whose pieces may have any length: rounding depends on which frames are embedded
+        # together.
         window, device = self._model.config.audio_window, self._model.device
         frame = torch.arange(first - window, last + window)
-        real = (frame >= 0) & (frame < self._audio_last)
+        real = (frame >= 0) & (frame < self._audio_stop)
         features = self._audio[(frame - self._audio_first).clamp(0, len(self._audio) - 1)]
         return self._model.embed_audio(features.to(device)[None])[0], real.to(device)
 
@@ -255,24 +260,25 @@ class MotionStream:
         self._chunk = None
         keep = max(self._chunk_first - len(self._history) - window, 0)
         self._audio, self._audio_first = self._audio[keep - self._audio_first :].clone(), keep
-        if self._audio_ended and self._chunk_first >= self._audio_last:
+        if self._audio_ended and self._chunk_first >= self._audio_stop:
             self.close()
 
 
 @dataclass
 class _Chunk:
-    """The chunk that is being denoised."""
+    """Hold the chunk that is being denoised."""
 
     history_levels: Tensor
     """Noise levels of the history, [H]."""
     levels: Tensor
-    """Noise levels of its frames by row of the plan, [rows, n]."""
+    """Noise levels of the chunk's frames in each row of the plan, [rows, n]."""
     z_k: Tensor
-    """Its frames, standardised, [n, D], at `row` of the plan."""
+    """The chunk's latents, standardised, [n, D], with the noise levels of row `row`."""
     history_cached: bool
     """Whether the history's keys and values are in the cache."""
     row: int = 0
+    """Row of the plan that the chunk has reached: the number of steps done."""
     clean: int = 0
-    """Frames that have come out clean."""
+    """Number of frames that are clean."""
     audio: tuple[Tensor, Tensor] | None = None
-    """The embeddings around its moving frames, and which are real: see `_embed_audio`."""
+    """Audio embeddings for the moving frames, and which are real: see `_embed_audio`."""

@@ -19,12 +19,12 @@ class MotionTransformerConfig(PreTrainedConfig):
 
     Args:
         backbone: A Qwen2Config, or its dict.
-        latent_dim: D, the width of a motion latent. It must fit the shards.
-        audio_layers: L, the layers of the audio features. It must fit the shards.
-        audio_dim: F, the width of the audio features. It must fit the shards.
+        latent_dim: D, the width of a motion latent. It must match the data shards.
+        audio_layers: L, the layers of the audio features. It must match the data shards.
+        audio_dim: F, the width of the audio features. It must match the data shards.
         audio_width: A, the width of the fused audio embedding.
         chunk_frames: Frames that are denoised together.
-        context_frames: The longest sequence in frames, history and chunk together: a multiple of chunk_frames.
+        context_frames: Maximum length of history and chunk together, in frames: a multiple of chunk_frames.
         audio_window: w, in frames. Frame t attends to the audio of frames t-w..t+w.
         attention: `chunk` (the paper's) or `causal` (Table 2, first row).
     """
@@ -68,11 +68,11 @@ class MotionTransformerConfig(PreTrainedConfig):
 
     @property
     def history_frames(self) -> int:
-        """Return the longest history of a chunk, in frames."""
+        """Return the maximum length of a chunk's history, in frames."""
         return self.context_frames - self.chunk_frames
 
     def first_audio_frame(self, first_frame: int) -> int:
-        """Return the first frame whose audio a stream needs that continues at `first_frame`."""
+        """Return the first frame whose audio is needed by a stream that continues at `first_frame`."""
         return max(first_frame - self.history_frames - self.audio_window, 0)
 
 
@@ -86,7 +86,7 @@ class LevelEmbedding(nn.Module):
 
     def forward(self, k: Tensor) -> Tensor:
         rates = torch.exp(torch.arange(self.sines, device=k.device) * (-math.log(10_000.0) / self.sines))
-        # In float32: bf16 cannot tell 999 from 1000.
+        # Compute in float32, because bf16 cannot tell 999 from 1000.
         angles = k.float()[..., None] * rates  # [B, T, sines]
         waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
         return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
@@ -95,7 +95,7 @@ class LevelEmbedding(nn.Module):
 class MotionTransformer(PreTrainedModel):
     """Predict the velocity from noised latents, their noise levels and audio: v_theta of Equations 2 and 3.
 
-    The backbone is Qwen2 of transformers without its token embedding and head. A windowed audio cross-attention
+    The backbone is transformers' Qwen2 without its token embedding and head. A windowed audio cross-attention
     follows each of its layers. Latents are standardised by `latent_mean` and `latent_std`, the moments of each
     dimension in the training corpus, which are saved with the model.
     """
@@ -114,7 +114,7 @@ class MotionTransformer(PreTrainedModel):
         super().__init__(config)
         qwen = config.backbone
         hidden = qwen.hidden_size
-        # The token embedding is not kept: do not allocate a large one first.
+        # The token embedding is removed below, so do not allocate a large one.
         qwen.vocab_size = 1
         qwen.pad_token_id = qwen.bos_token_id = qwen.eos_token_id = None
         self.backbone = backbone or Qwen2Model(qwen)
@@ -131,7 +131,7 @@ class MotionTransformer(PreTrainedModel):
         )
         self.latent_out = nn.Linear(hidden, config.latent_dim)
         # Ours: a gated skip connection around the backbone. At low noise levels the velocity is nearly the noise
-        # itself, D numbers a frame, which a backbone narrower than D could not carry.
+        # itself, and a backbone narrower than D could not carry its D numbers per frame.
         self.pass_gain = nn.Linear(hidden, config.latent_dim)
         self.pass_out = nn.Linear(config.latent_dim, config.latent_dim, bias=False)
         self.register_buffer("latent_mean", torch.zeros(config.latent_dim))
@@ -141,7 +141,7 @@ class MotionTransformer(PreTrainedModel):
 
     @classmethod
     def from_backbone(cls, folder: str | Path, **sizes) -> "MotionTransformer":
-        """Build a new motion transformer around published Qwen2.5 weights of any size, in transformers' layout.
+        """Build a new motion transformer around published Qwen2.5 weights of any size, in transformers' format.
 
         Args:
             folder: Folder of the published weights.
@@ -174,12 +174,12 @@ class MotionTransformer(PreTrainedModel):
         return z * self.latent_std + self.latent_mean
 
     def embed_audio(self, audio: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Return the embeddings [B, T, A] of audio features [B, T, L, F]. `keep` [B] is 0 where audio is dropped."""
+        """Return the embeddings [B, T, A] of audio features [B, T, L, F]. `keep` [B] is 0 for dropped audio."""
         return self.audio_fusion(audio.to(self.latent_in.weight.dtype), keep)
 
     def enable_checkpointing(self) -> None:
-        """Recompute the backbone's activations in the backward pass: less memory, about a third more time."""
-        # transformers < 5.20 has only the older name.
+        """Recompute the backbone's activations in the backward pass: less memory, but about a third more time."""
+        # transformers < 5.20 has only the second method.
         enable = getattr(self, "activation_checkpointing_enable", None) or self.gradient_checkpointing_enable
         enable()
 
@@ -201,8 +201,8 @@ class MotionTransformer(PreTrainedModel):
             k: Noise levels in 0..1000, [B, T].
             audio: Embeddings from `embed_audio`, [B, T + 2w, A], from w frames before the first latent to w past
                 the last.
-            audio_real: bool [B, T + 2w], False past the clip's ends.
-            frames: Real lengths, int [B]. None means that nothing is padded.
+            audio_real: bool [B, T + 2w], False before the clip's start and past its end.
+            frames: Lengths without padding, int [B]. None means that nothing is padded.
             clean: Clean latents [B, T, D] for teacher forcing. Every chunk sees these as its history.
             history: View of the history cache: either the T latents continue the cached histories, or the pass
                 writes their keys and values to the cache.
@@ -239,7 +239,7 @@ class MotionTransformer(PreTrainedModel):
         return v if clean is None else v[:, width:]
 
     def _zero_init(self) -> None:
-        """Initialise the inserted layers so that they add nothing: step 0 is the loaded backbone."""
+        """Initialise the inserted layers to add nothing, so that training starts from the loaded backbone."""
         for attention in self.audio_attention:
             nn.init.zeros_(attention.o_proj.weight)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
             nn.init.normal_(attention.place, std=0.02)  # pyright: ignore[reportArgumentType]

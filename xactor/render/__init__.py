@@ -34,7 +34,8 @@ __all__ = [
     "render_windows",
 ]
 
-_HOMES = {
+# The module that defines each name.
+_MODULES = {
     "Blend": "xactor.render.windows",
     "Components": "xactor.render.components",
     "Cutter": "xactor.render.windows",
@@ -58,6 +59,6 @@ _HOMES = {
 
 def __getattr__(name: str):
     # Import on first use, so that configurations parse without torch.
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -1,4 +1,4 @@
-"""The attention processors by which the renderer's UNet receives the reference and the motion (Paper 3.1.1)."""
+"""Define the attention processors that give the renderer's UNet the reference and the motion (Paper 3.1.1)."""
 
 import inspect
 import json
@@ -12,11 +12,11 @@ from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor, nn
 
 ReferenceFeatures = dict[str, Tensor]
-"""Features of a reference at every self-attention of the UNet: attention's name to [B, tokens, C]."""
+"""Features of a reference at every self-attention of the UNet: [B, tokens, C] by the attention's name."""
 
 
 class WriteReference:
-    """Run a self-attention of the reference network and leave its input in `bank`."""
+    """Run a self-attention of the reference network and store its input in `bank`."""
 
     def __init__(self, name: str):
         self.name = name
@@ -36,17 +36,18 @@ class WriteReference:
 
 
 class Locality(nn.Module):
-    """Make attention between two square planes fall with the squared distance from the place a token looks at.
+    """Weaken the attention of a query to keys that are far from the place at which the query looks.
 
-    A token looks at its own place plus a learned offset, so it can fetch what has moved from where it was. The term
-    -a |p - k|^2 of the logits is computed by three more columns of queries and keys: it equals 2 a p.k - a |k|^2 plus
-    a term that all keys share.
+    Queries and keys lie in square planes. A query looks at its own place plus a learned offset, so that it can find a
+    moved part at its old place. With p the place at which the query looks and k the key's place, the
+    logits get the term -a |p - k|^2. It equals 2 a p.k - a |k|^2 plus a term that all keys share, which the softmax
+    ignores. So three more columns of queries and keys compute it.
 
     Args:
         heads: Number of attention heads.
         width: Width of the tokens.
         fall: Initial value of a for the first head, in logits per squared distance between neighbouring keys. Each
-            further head starts at an eighth of the one before. The values are learned.
+            further head starts at an eighth of the previous head's value. The values are learned.
     """
 
     def __init__(self, heads: int, width: int, fall: float):
@@ -67,7 +68,7 @@ class Locality(nn.Module):
             Columns of the queries, [B, heads, N, 3], and of the keys, [K, 3].
         """
         query_side, key_side = math.isqrt(hidden_states.shape[1]), math.isqrt(keys)
-        # In distances between keys.
+        # In units of the distance between neighbouring keys.
         place = _places(query_side, hidden_states) * (key_side / query_side)  # [N, 2]
         offset = self.look(hidden_states).unflatten(-1, (-1, 2)).transpose(1, 2)  # [B, heads, N, 2]
         fall = self.fall.abs()[:, None, None]  # [heads, 1, 1]
@@ -80,7 +81,7 @@ class Locality(nn.Module):
 
 
 def _places(side: int, like: Tensor) -> Tensor:
-    """Return the places of a plane's tokens relative to its middle, in distances between them: [side x side, 2]."""
+    """Return the places of a plane's tokens from its middle, in units of their distance: [side x side, 2]."""
     line = torch.arange(side, device=like.device, dtype=like.dtype) - (side - 1) / 2
     return torch.cartesian_prod(line, line)
 
@@ -88,7 +89,7 @@ def _places(side: int, like: Tensor) -> Tensor:
 class ReadReference:
     """Run a self-attention of the UNet over the tokens of a frame and of its reference together.
 
-    Where the attention has a `Locality`, both planes of keys fall with the distance from the same place.
+    If the attention has a `Locality`, it applies to both planes of keys alike.
     """
 
     def __init__(self, name: str):
@@ -129,9 +130,9 @@ class ReadMotion:
 
 
 def _append_reference(own: Tensor, reference: Tensor) -> Tensor:
-    """Append to frames' tokens [B F, N, C] those of their references [B, M, C]: [B F, N + M, C].
+    """Append the tokens of references [B, M, C] to the tokens of their frames [B F, N, C]: [B F, N + M, C].
 
-    The reference is expanded over F and not copied before the concatenation.
+    References are expanded over F, so that only the concatenation copies them.
     """
     own = own.unflatten(0, (len(reference), -1))  # [B, F, N, C]
     reference = reference[:, None].expand(-1, own.shape[1], -1, -1)  # [B, F, M, C]
@@ -142,7 +143,7 @@ def _attend(attn: Any, hidden_states: Tensor, key: Tensor, value: Tensor, *, pla
     """Attend from tokens [B, N, C] to keys and values [B, M, C].
 
     Args:
-        planes: Number of square planes that the keys consist of, for an attention with a `Locality`.
+        planes: Number of square planes in the keys. Only an attention with a `Locality` uses it.
 
     Returns:
         [B, N, C].
@@ -157,7 +158,7 @@ def _attend(attn: Any, hidden_states: Tensor, key: Tensor, value: Tensor, *, pla
             hidden_states, key.shape[2] // planes
         )  # [B, heads, N, 3], [M / planes, 3]
         of_keys = of_keys.repeat(planes, 1).expand(*key.shape[:2], -1, -1)  # [B, heads, M, 3]
-        # The scale of the attention must not apply to these columns.
+        # Undo the scale of the attention for these columns.
         query = torch.cat([query, of_queries * math.sqrt(width)], dim=-1)  # [B, heads, N, C' + 3]
         key, value = torch.cat([key, of_keys], dim=-1), F.pad(value, (0, 3))  # [B, heads, M, C' + 3]
     out = F.scaled_dot_product_attention(query, key, value, scale=width**-0.5)
@@ -166,7 +167,7 @@ def _attend(attn: Any, hidden_states: Tensor, key: Tensor, value: Tensor, *, pla
 
 
 def spatial_blocks(unet: nn.Module) -> list[tuple[str, Any]]:
-    """Return the name and module of each transformer block over a frame's plane, without those over time."""
+    """Return the name and module of each transformer block within a frame. Blocks over time are left out."""
     return [
         (name, module)
         for name, module in unet.named_modules()
@@ -175,8 +176,8 @@ def spatial_blocks(unet: nn.Module) -> list[tuple[str, Any]]:
 
 
 def own_config(model: ConfigMixin) -> str:
-    """Return config.json of a model that takes fewer arguments than its parent: only those that it takes."""
-    taken = inspect.signature(type(model).__init__).parameters
-    config = {name: value for name, value in model.config.items() if name in taken}
+    """Return config.json with only the arguments that the model's own class accepts, since its parent accepts more."""
+    accepted = inspect.signature(type(model).__init__).parameters
+    config = {name: value for name, value in model.config.items() if name in accepted}
     config |= {"_class_name": type(model).__name__, "_diffusers_version": diffusers.__version__}
     return json.dumps(config, indent=2, sort_keys=True) + "\n"

@@ -1,7 +1,7 @@
-"""Augmentation keeps identity out of z: the encoder's frame and the renderer's differ in all but motion (Paper 3.1).
+"""Augment frames to keep identity out of z: the encoder's frame and the renderer's share only motion (Paper 3.1).
 
-X-NeMo varies colour, scale, crop and warp between the driving frame and the target. So the colour or the shape of a
-face in the driving frame tells nothing about the target, and only motion is useful in z.
+X-NeMo varies colour, scale, crop and warp between the driving frame, which the encoder sees, and the target. So the
+colour or the shape of a face in the driving frame says nothing about the target, and only motion is useful in z.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _KNOTS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Bound the random change of pictures. Each value is drawn uniformly up to its bound, in both directions."""
+    """Bound the random change of pictures. Each value is drawn uniformly from -bound to +bound."""
 
     colour: float = 0.25
     """Change of each channel's gain and bias, and of the logarithm of gamma."""
@@ -28,9 +28,9 @@ class AugmentConfig:
     """Shift of each knot of the smooth warp, as a fraction of the picture's side."""
 
 
-# Makes another person of the reference and the target together, by the same change.
+# Changes the reference and the target in the same way, as if they showed another person.
 PERSON = AugmentConfig(colour=0.3, scale=0.12, shift=0.05, warp=0.035)
-# Changes the driving frame in addition.
+# Changes the driving frame once more, by its own draw.
 DRIVING = AugmentConfig(colour=0.4, scale=0.04, shift=0.01, warp=0.02)
 
 
@@ -45,7 +45,7 @@ class Augmentation:
     gamma: Tensor
     """Exponent of the intensities, [1]."""
     offsets: Tensor
-    """Offsets x and y to where each knot's colour comes from, in halves of the side, [2, knots, knots]."""
+    """Offset (x, y) from each knot to the place whose colour it takes, in halves of the side, [2, knots, knots]."""
 
     @classmethod
     def draw(cls, config: AugmentConfig, generator: torch.Generator) -> "Augmentation":
@@ -66,7 +66,7 @@ class Augmentation:
 
 
 def augment(frames: Tensor, changes: list[Augmentation]) -> Tensor:
-    """Change frames [B, F, 3, S, S] in [-1, 1]: each sample by its own change, all of its frames alike."""
+    """Change frames [B, F, 3, S, S] in [-1, 1]. Each sample has its own change, which applies to all of its frames."""
     samples, count = frames.shape[:2]
     size = frames.shape[-2:]
     device, dtype = frames.device, frames.dtype

@@ -1,4 +1,4 @@
-"""Stable Diffusion's VAE, which maps pictures to the latents that the renderer denoises and back (Paper 3.1.1)."""
+"""Use Stable Diffusion's VAE, which maps pictures to the latents that the renderer denoises, and back (Paper 3.1.1)."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 
 
 def reconstruction_loss(vae: AutoencoderKL, pictures: Tensor, generators: list[torch.Generator]) -> Tensor:
-    """Return the loss of the decoder of a VAE from random weights for pictures [B, n, 3, S, S]: [B].
+    """Return the decoder's loss for pictures [B, n, 3, S, S], when a VAE is trained from random weights: [B].
 
     Ours: a little noise on the latents, drawn for each sample, stands for the error that the renderer will leave.
     """
@@ -35,22 +35,22 @@ def reconstruction_loss(vae: AutoencoderKL, pictures: Tensor, generators: list[t
     return error.abs().mean(dim=(1, 2, 3, 4)) + 4 * (error**2).mean(dim=(1, 2, 3, 4))
 
 
-# Constants much larger than a signal of about 1, so that norms hardly change the signal's size. The decoder's is
-# smaller, since the decoder is trained further.
+# Constants much larger than a signal of about 1, so that norms hardly change the signal's size. The decoder's constant
+# is smaller, because the decoder is trained further.
 _ENCODER_CONSTANT, _DECODER_CONSTANT = 30.0, 4.0
 
 
 @torch.no_grad()
 def start_as_cosines(vae: AutoencoderKL) -> None:
-    """Write the transform of JPEG into a VAE: an orthonormal cosine transform of blocks in opponent colours.
+    """Set a VAE's weights to the transform of JPEG: an orthonormal cosine transform of blocks in opponent colours.
 
-    The encoder then needs no training: errors of latents equal errors of pictures, latents of still places stay still,
-    and a block's mean has the largest variance. All of this makes latents easy to denoise. The decoder starts by giving
-    each block its mean colour and learns the rest: nearest upsampling followed by convolutions cannot invert the
-    transform exactly.
+    The encoder then needs no training, and its latents are easy to denoise: an error of latents equals the error of
+    pictures, latents of still places stay still, and a block's mean has the largest variance. The decoder starts by
+    giving each block its mean colour, and learns the rest: nearest upsampling followed by convolutions cannot invert
+    the transform exactly.
 
-    Signals pass norms and activations linearly: each goes as the pair (a, -a) next to constants, and
-    silu(a) - silu(-a) = a.
+    Activations and norms must not change a signal a. For the activations it is stored as the pair (a, -a), because
+    silu(a) - silu(-a) = a. For the norms there are large constants next to it, which fix the norms' scale.
 
     Raises:
         ValueError: The VAE has too few channels.
@@ -58,6 +58,9 @@ def start_as_cosines(vae: AutoencoderKL) -> None:
     encoder, decoder = cast(Any, vae.encoder), cast(Any, vae.decoder)
     widths, coefficients = list(vae.config["block_out_channels"]), int(vae.config["latent_channels"])
     block_px, halvings = 1 << (len(widths) - 1), len(widths) - 1
+    # Channels that each block needs. A block collects the 4 places of each of its channels, starting from 3 colours,
+    # and the last two blocks hold the coefficients. `_pass_as_pairs` needs 4 channels per signal: for the coefficients
+    # in the encoder's last block, and for 3 colours in the decoder's last block, which has the width of the first.
     need = [3 * 4 ** (i + 1) for i in range(halvings - 1)] + [coefficients, 4 * coefficients]
     need[0] = max(need[0], 12)
     too_narrow = any(w < n for w, n in zip(widths, need, strict=False))
@@ -68,45 +71,50 @@ def start_as_cosines(vae: AutoencoderKL) -> None:
         )
     for module in (*encoder.modules(), *decoder.modules()):
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
-            _carry(module)
+            _set_identity(module)
         elif isinstance(module, ResnetBlock2D):
-            _clear(module.conv2)
+            _set_zero(module.conv2)
         elif isinstance(module, Attention):
-            _clear(cast(Any, module.to_out)[0])
+            _set_zero(cast(Any, module.to_out)[0])
     basis = _cosines(block_px, coefficients)  # [L, 3, block, block]
     _write_encoder(encoder, basis, halvings)
     for conv in (vae.quant_conv, vae.post_quant_conv):
-        _carry(cast(Any, conv))
+        _set_identity(cast(Any, conv))
     _write_decoder(decoder, basis)
 
 
 def _write_encoder(encoder: Any, basis: Tensor, halvings: int) -> None:
-    """Write the transform: strided convolutions collect a block's places as channels, the last one transforms them.
+    """Write the encoder's transform.
+
+    Strided convolutions collect a block's places as channels. The last convolution transforms them.
 
     Args:
         basis: The transform, [L, 3, block, block].
         halvings: Number of strided convolutions.
     """
     coefficients = len(basis)
-    _carry(encoder.conv_in)
+    _set_identity(encoder.conv_in)
     for level, down_block in enumerate(encoder.down_blocks[:-1]):
         conv = down_block.downsamplers[0].conv
-        _clear(conv)
+        _set_zero(conv)
         side, last = 1 << level, level == halvings - 1
+        # The kernel's place (y, x) holds a block of side x side places (v, u), for each colour c.
         for y, x, c, v, u in itertools.product(range(2), range(2), range(3), range(side), range(side)):
-            inside, at = (c * side + v) * side + u, (y * side + v, x * side + u)
+            channel_in = (c * side + v) * side + u
+            row, column = y * side + v, x * side + u
             if last:
-                conv.weight[:coefficients, inside, y, x] = basis[:, c, at[0], at[1]]
+                conv.weight[:coefficients, channel_in, y, x] = basis[:, c, row, column]
             else:
-                conv.weight[(c * 2 * side + at[0]) * 2 * side + at[1], inside, y, x] = 1
-    _pairs(
+                channel_out = (c * 2 * side + row) * 2 * side + column
+                conv.weight[channel_out, channel_in, y, x] = 1
+    _pass_as_pairs(
         encoder.down_blocks[-1].resnets[0].conv_shortcut,
         encoder.conv_norm_out,
         encoder.conv_out,
         coefficients,
         _ENCODER_CONSTANT,
     )
-    # The posterior's log variance.
+    # The posterior's log variance: almost no noise.
     encoder.conv_out.bias[coefficients:] = -12.0
 
 
@@ -117,16 +125,16 @@ def _write_decoder(decoder: Any, basis: Tensor) -> None:
         basis: The transform, [L, 3, block, block].
     """
     coefficients = len(basis)
-    _clear(decoder.conv_in)
+    _set_zero(decoder.conv_in)
     # A block's mean colour.
     decoder.conv_in.weight[:3, :, 1, 1] = basis.mean(dim=(2, 3)).T  # [3, L]
     for i in range(coefficients):
         decoder.conv_in.weight[3 + i, i, 1, 1] = 1
     for up_block in decoder.up_blocks[:-1]:
         conv = up_block.upsamplers[0].conv
-        _carry(conv)
+        _set_identity(conv)
         conv.weight += 0.002 * torch.randn_like(conv.weight)
-    _pairs(
+    _pass_as_pairs(
         decoder.up_blocks[-1].resnets[0].conv_shortcut,
         decoder.conv_norm_out,
         decoder.conv_out,
@@ -136,22 +144,25 @@ def _write_decoder(decoder: Any, basis: Tensor) -> None:
 
 
 def _cosines(side: int, count: int) -> Tensor:
-    """Return the lowest orthonormal cosines over a block's places times opponent colours, [count, 3, side, side]."""
+    """Return the first orthonormal cosines over a block's places times opponent colours: [count, 3, side, side]."""
     k = torch.arange(side)
     wave = torch.cos(math.pi * (2 * k + 1) * k[:, None] / (2 * side)) * math.sqrt(2 / side)
     wave[0] = math.sqrt(1 / side)
     colours = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
     colours /= colours.norm(dim=1, keepdim=True)
-    every = torch.einsum("ay,bx,kc->kabcyx", wave, wave, colours).flatten(0, 2)  # [3 side^2, 3, side, side]
-    # Colour varies less and more slowly than brightness.
-    cost = (torch.tensor([0.0, 2.5, 2.5])[:, None, None] + k[:, None] + k).flatten()
-    return every[cost.argsort(stable=True)[:count]]
+    basis = torch.einsum("ay,bx,kc->kabcyx", wave, wave, colours).flatten(0, 2)  # [3 side^2, 3, side, side]
+    # Low frequencies come first. Colour varies less and more slowly than brightness, so its cosines come later.
+    rank = (torch.tensor([0.0, 2.5, 2.5])[:, None, None] + k[:, None] + k).flatten()
+    return basis[rank.argsort(stable=True)[:count]]
 
 
-def _pairs(shortcut: Any, norm: Any, out: Any, count: int, constant: float) -> None:
-    """Pass the first `count` channels through norm, activation and output unchanged."""
-    _clear(shortcut)
-    _clear(out)
+def _pass_as_pairs(shortcut: Any, norm: Any, out: Any, count: int, constant: float) -> None:
+    """Make the first `count` channels pass the shortcut, norm, activation and output unchanged.
+
+    Channel i becomes the channels 4 i and 4 i + 1, with opposite signs. Channels 4 i + 2 and 4 i + 3 hold constants.
+    """
+    _set_zero(shortcut)
+    _set_zero(out)
     for i in range(len(shortcut.weight) // 4):
         shortcut.bias[4 * i + 2], shortcut.bias[4 * i + 3] = constant, -constant
     for i in range(count):
@@ -161,12 +172,12 @@ def _pairs(shortcut: Any, norm: Any, out: Any, count: int, constant: float) -> N
     norm.weight.fill_(constant / math.sqrt(2))
 
 
-def _carry(conv: nn.Conv2d) -> None:
+def _set_identity(conv: nn.Conv2d) -> None:
     """Make a convolution the identity."""
     nn.init.dirac_(conv.weight)
     nn.init.zeros_(cast(nn.Parameter, conv.bias))
 
 
-def _clear(layer: nn.Module) -> None:
+def _set_zero(layer: nn.Module) -> None:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

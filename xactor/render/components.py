@@ -21,9 +21,9 @@ from xactor.render.unet import RendererUNet
 _log = logging.getLogger(__name__)
 
 LATENT_DIM = 512
-# As measured on the demo corpus, whose latents have unit variance.
+# RMS distance of latents from the guess, measured on the demo corpus, whose latents have unit variance.
 GUESS_SPREAD = 0.25
-# diffusers' other way to load needs the package accelerate, which nothing else here needs.
+# Otherwise diffusers needs the package accelerate to load models, and nothing else here needs it.
 _LOADING: Any = {"low_cpu_mem_usage": False}
 
 
@@ -34,17 +34,17 @@ class Components:
     motion_encoder: MotionEncoder
     """E_mot: face crops to motion latents."""
     unet: RendererUNet
-    """The UNet that denoises."""
+    """The UNet that denoises frames."""
     reference_unet: ReferenceUNet
     """The network that gives the features of the portrait."""
     vae: AutoencoderKL
-    """The autoencoder between pictures and the latents that are denoised."""
+    """The autoencoder that maps pictures to latents and back."""
     scheduler: DDIMScheduler
     """Noise schedule and prediction type."""
 
 
 def ddim_scheduler(prediction_type: str = "v_prediction") -> DDIMScheduler:
-    """Return SD1.5's noise schedule, with zero terminal SNR where the prediction allows it (v, not epsilon)."""
+    """Return SD1.5's noise schedule, with zero terminal SNR for v-prediction; epsilon does not allow it."""
     if prediction_type not in ("v_prediction", "epsilon"):
         raise ValueError(f"prediction_type must be v_prediction or epsilon, got {prediction_type!r}")
     return DDIMScheduler(
@@ -78,17 +78,18 @@ def random_components(
     """Return components of any size from random weights.
 
     Args:
-        image_size: Side of the pictures in pixels: a multiple of all halvings by the VAE and the UNet.
-        channels: Channels of the UNet's blocks; each but the last halves the side of the latents.
-        vae_channels: Channels of the VAE's blocks; each but the last halves a picture's side.
+        image_size: Side of the pictures in pixels: a multiple of 2^n, where n is the number of halvings in the VAE
+            and the UNet together.
+        channels: Channels of the UNet's blocks. Each block except the last halves the side of the latents.
+        vae_channels: Channels of the VAE's blocks. Each block except the last halves a picture's side.
         encoder_channels: Channels of the motion encoder's blocks.
         latent_channels: Channels of the VAE's latents.
         layers_per_block: Layers of each of the UNet's blocks.
         heads: Attention heads.
         motion_width: Width of a motion token.
-        motion_tokens: Motion tokens of a frame, a square number.
+        motion_tokens: Number of motion tokens per frame, a square number.
         latent_dim: Width of z.
-        window_frames: Bound on the frames of a window.
+        window_frames: Maximum number of frames in a window.
         prediction_type: `v_prediction` or `epsilon`.
         seed: Seed of the random weights.
     """
@@ -142,12 +143,12 @@ def random_components(
         scheduler=ddim_scheduler(prediction_type),
     )
     start_as_cosines(components.vae)
-    _start_open(components.unet)
-    # The first output says that the guess lacks nothing.
+    _pass_values_on(components.unet)
+    # The first output is zero, which says that the guess is already right: see `predict`.
     if prediction_type == "v_prediction":
         nn.init.zeros_(components.unet.conv_out.weight)
         nn.init.zeros_(components.unet.conv_out.bias)  # pyright: ignore[reportArgumentType]
-    # Both networks start from the same weights, as they do from published ones: then equal features match in attention.
+    # Both networks start from the same weights, as with published weights. So equal features match in attention.
     own = components.reference_unet.state_dict()
     components.reference_unet.load_state_dict(
         {n: w for n, w in components.unet.state_dict().items() if n in own}, strict=False
@@ -155,8 +156,8 @@ def random_components(
     return components
 
 
-def _start_open(unet: RendererUNet) -> None:
-    """Make attention pass on values at full strength: random weights hold nothing that a small start would protect."""
+def _pass_values_on(unet: RendererUNet) -> None:
+    """Initialise attention to pass values on at full strength. Random weights need no protection by a small start."""
     for _, block in spatial_blocks(unet):
         for attention in (block.attn1, block.attn2):
             for layer in (attention.to_v, attention.to_out[0]):
@@ -174,17 +175,17 @@ def published_components(
     prediction_type: str = "v_prediction",
     seed: int = 0,
 ) -> Components:
-    """Return components that start from published weights, each in its published layout.
+    """Return components that start from published weights, which are in their published formats.
 
     The text cross-attention of SD1.5's UNet is dropped, and listed in the log.
 
     Args:
         sd15: Folder of Stable Diffusion 1.5 (`unet/`, `vae/`).
-        animatediff: Folder of AnimateDiff's motion adapter; without it temporal layers start from random weights.
-        vae: Folder of another SD VAE.
+        animatediff: Folder of AnimateDiff's motion adapter. Without it the temporal layers start from random weights.
+        vae: Folder of another SD VAE; None means the one in `sd15`.
         latent_dim: Width of z.
-        motion_tokens: Motion tokens of a frame, a square number.
-        window_frames: Bound on the frames of a window, where no adapter gives it.
+        motion_tokens: Number of motion tokens per frame, a square number.
+        window_frames: Maximum number of frames in a window. An adapter's own maximum replaces it.
         prediction_type: `v_prediction` or `epsilon`.
         seed: Seed of the weights that are random.
 
@@ -217,8 +218,8 @@ def published_components(
     adapter = MotionAdapter.from_pretrained(_folder(animatediff), **_LOADING) if animatediff else None
     unet = RendererUNet(
         **shape,
-        down_block_types=tuple(_over_time(name) for name in config["down_block_types"]),
-        up_block_types=tuple(_over_time(name) for name in config["up_block_types"]),
+        down_block_types=tuple(_temporal_type(name) for name in config["down_block_types"]),
+        up_block_types=tuple(_temporal_type(name) for name in config["up_block_types"]),
         cross_attention_dim=config["cross_attention_dim"],
         num_attention_heads=heads,
         motion_num_attention_heads=adapter.config["motion_num_attention_heads"] if adapter else heads,
@@ -242,13 +243,13 @@ def published_components(
     )
 
 
-def _over_time(name: str) -> str:
-    """Return the name of the block over time for that of a block over the plane."""
+def _temporal_type(name: str) -> str:
+    """Return the type of a UNet block with temporal layers, given the type of the block without them."""
     return name.replace("2D", "Motion")
 
 
 def _folder(*path: str | Path) -> str:
-    """Return a folder of weights. Raises FileNotFoundError where it has no config.json."""
+    """Return a folder of weights. Raises FileNotFoundError if it has no config.json."""
     folder = Path(*path)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no weights in {folder}: config.json is missing")
@@ -267,15 +268,19 @@ def _load(model: nn.Module, weights: dict[str, torch.Tensor], source: str, *, ne
         ValueError: Other weights are missing or have no place in the model.
     """
     own = model.state_dict()
-    text = {name for name in weights if ".attn2." in name or (name not in own and ".norm2." in name)}
-    foreign = [n for n in weights if n not in text and (n not in own or own[n].shape != weights[n].shape)]
+    # ReferenceUNet also lacks the norm before the text cross-attention.
+    dropped = {name for name in weights if ".attn2." in name or (name not in own and ".norm2." in name)}
+    foreign = [n for n in weights if n not in dropped and (n not in own or own[n].shape != weights[n].shape)]
     missing = [n for n in own if n not in weights and not any(name in n for name in new)]
     if foreign or missing:
         raise ValueError(
             f"{source} does not fit {type(model).__name__}: {len(foreign)} foreign weights {foreign[:3]}, "
             f"{len(missing)} missing {missing[:3]}"
         )
-    model.load_state_dict({n: w for n, w in weights.items() if n not in text}, strict=False)
+    model.load_state_dict({n: w for n, w in weights.items() if n not in dropped}, strict=False)
     _log.info(
-        "%s: dropped %d weights of the text cross-attention: %s", source, len(text), ", ".join(sorted(text))
+        "%s: dropped %d weights of the text cross-attention: %s",
+        source,
+        len(dropped),
+        ", ".join(sorted(dropped)),
     )

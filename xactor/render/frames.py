@@ -1,4 +1,4 @@
-"""Convert pictures between the layout of files and that of models."""
+"""Convert pictures between the layouts of files and of models."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 def to_model(frames: np.ndarray | Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Convert uint8 [..., H, W, 3] to [..., 3, H, W] in [-1, 1]."""
     if isinstance(frames, np.ndarray):
-        # torch warns of read-only arrays.
+        # torch warns about read-only arrays. This copies them.
         frames = torch.from_numpy(np.require(frames, requirements="W"))
     frames = frames.to(device)
     return frames.movedim(-1, -3).to(dtype) / 127.5 - 1

@@ -1,7 +1,7 @@
-"""Guess frames by a warp of the portrait before the UNet runs. Ours, after the warping renderers FOMM and LIA.
+"""Guess frames by warping the portrait before the UNet runs. Ours, after the warping renderers FOMM and LIA.
 
-The paper's UNet receives motion by cross-attention alone. A UNet that also sees a guess need not learn to copy a face
-from random weights before it can learn to move one.
+The paper's UNet receives motion only through cross-attention. From random weights, such a UNet must learn to copy a
+face before it can learn to move one. A UNet that also sees a guess need not.
 """
 
 import math
@@ -10,23 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# A motion token stands for CELL x CELL places.
+# A motion token describes CELL x CELL places of the picture.
 CELL = 4
-# Numbers of each place: the offset to where its colour comes from, x and y, and the change of its colour, RGB.
+# Numbers per place: the offset (x, y) to the place that its colour comes from, and the change of its colour (RGB).
 NUMBERS = 5
-# Pixels of a thumbnail per place, along a side.
+# Pixels of a thumbnail per place, along one side.
 _THUMBNAIL_PX = 2
 TOKEN_NUMBERS = NUMBERS * CELL**2
-"""Numbers of a motion token that the guess uses: the token's width must be at least this."""
+"""Number of a motion token's components that the guess uses. A token must be at least this wide."""
 
 
 def warp(tokens: Tensor, pictures: Tensor) -> Tensor:
     """Move and colour pictures as a change of motion tokens says.
 
-    Motion tokens lie in a square grid over the face, and the first numbers of each belong to its 4 x 4 places: the
-    offset to where its colour comes from, in eighths of the picture's side, and the change of its colour, in quarters
-    of [-1, 1]. So z has places before it reaches the UNet. As in FOMM and LIA the same motion gives the same offsets
-    for everyone: offsets fit more faces than colours do.
+    Motion tokens lie in a square grid over the face. The first components of a token belong to its 4 x 4 places. For
+    each place they are the offset to the place that its colour comes from, in units of 1/32 of the picture's side, and
+    the change of its colour, in units of 1/4. So z is tied to places before it reaches the UNet. As in FOMM and LIA,
+    the same motion gives the same offsets for every person, because offsets fit more faces than colours do.
 
     Args:
         tokens: Change of the motion tokens since the pictures, [N, M, C].
@@ -40,7 +40,7 @@ def warp(tokens: Tensor, pictures: Tensor) -> Tensor:
     places = places.unflatten(1, (side, side)).permute(0, 3, 1, 4, 2, 5)  # [N, 5, side, 4, side, 4]
     places = places.flatten(4, 5).flatten(2, 3) / 4  # [N, 5, side * 4, side * 4]
     places = F.interpolate(places, pictures.shape[-2:], mode="bilinear", align_corners=False)  # [N, 5, T, T]
-    # In float32: bf16 would be wrong by up to half a pixel.
+    # Compute the grid in float32: in bf16 it would be wrong by up to half a pixel.
     still = torch.eye(2, 3, device=tokens.device).expand(len(tokens), 2, 3)
     grid = F.affine_grid(still, list(pictures.shape), align_corners=False)  # [N, T, T, 2]
     grid = grid + places[:, :2].movedim(1, -1).float() / 4  # [N, T, T, 2]
@@ -49,5 +49,5 @@ def warp(tokens: Tensor, pictures: Tensor) -> Tensor:
 
 
 def thumbnails(pictures: Tensor, motion_tokens: int) -> Tensor:
-    """Reduce pictures [N, 3, S, S] so that two pixels along a side are one place: [N, 3, T, T]."""
+    """Reduce pictures [N, 3, S, S] so that each place has two pixels along a side: [N, 3, T, T]."""
     return F.adaptive_avg_pool2d(pictures, _THUMBNAIL_PX * CELL * math.isqrt(motion_tokens))

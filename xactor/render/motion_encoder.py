@@ -1,4 +1,4 @@
-"""E_mot encodes a face to one motion latent, which bottleneck and augmentation keep free of identity (Paper 3.1)."""
+"""Define E_mot, which encodes a face to a motion latent. Bottleneck and augmentation remove identity (Paper 3.1)."""
 
 from typing import cast
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from xactor.render.frames import to_model
 
-# Sides of the grids that the last blocks' features are pooled to: they keep where in the face something moves.
+# Sides of the grids to which the last blocks' features are pooled. A grid keeps the place in the face that moves.
 _GRIDS = (8, 8, 4)
 
 
@@ -19,11 +19,11 @@ class MotionEncoder(ModelMixin, ConfigMixin):
     """Encode face crops to mean and log variance of z.
 
     Paper 3.1: "multiscale facial motions into a compact 1D latent". The paper and X-NeMo leave the network open. Ours:
-    strided residual blocks; the outputs of the last three are each pooled to a grid of a few channels, 8 x 8, 8 x 8
-    and 4 x 4, and fused by a linear map.
+    strided residual blocks. The outputs of the last three blocks are pooled to grids of few channels, 8 x 8, 8 x 8 and
+    4 x 4, and fused by a linear map.
 
     Args:
-        image_size: Side of the pictures it encodes, in pixels; others are resized.
+        image_size: Side of the pictures that it encodes, in pixels. Other pictures are resized.
         channels: Channels of each block; each block halves the side.
         latent_dim: Width of z.
     """
@@ -47,12 +47,12 @@ class MotionEncoder(ModelMixin, ConfigMixin):
         self.stem = nn.Conv2d(3, channels[0], 3, padding=1)
         self.stages = nn.ModuleList(_DownBlock(a, b) for a, b in zip(widths, channels, strict=False))
         used = channels[-len(_GRIDS) :]
-        # Each scale keeps about as many numbers as z has.
+        # Channels of each grid, so that a grid has about as many numbers as z.
         kept = [max(latent_dim // grid**2, 1) for grid in _GRIDS]
         self.scales = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(used, kept, strict=True))
         features = sum(width * grid**2 for width, grid in zip(kept, _GRIDS, strict=True))
         self.fuse = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, 2 * latent_dim))
-        # z starts small, so that what it learns soon outweighs its random start. Its noise starts small too: with
+        # z starts small, so that the learned part soon outweighs the random start. Its noise starts small too: with
         # variance 1 the renderer would learn to ignore z.
         head = cast(nn.Linear, self.fuse[-1])
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Compute the loss of stage 1: denoise frames, given a reference and latents of the frames' own motion (Paper 3.1)."""
+"""Compute the loss of stage 1: denoise frames, given a reference and the latents of the frames' motion (Paper 3.1)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,17 +30,18 @@ class _Clips:
     weight: Tensor
     """Weight of each clip [B], 0 or 1."""
     generators: list[torch.Generator]
-    """Generator of each clip. The order of the draws from it is part of the results."""
+    """Random generator of each clip. The results depend on the order of the draws."""
     windows: int
-    """Windows of a clip: F single frames, or one of F frames. N = B x windows, of W frames each."""
+    """Number of windows per clip: F windows of one frame, or one window of F frames. Below, N = B x windows, and
+    each window has W frames."""
 
     @property
     def frames(self) -> int:
         return self.pictures.shape[1] - 1
 
-    def draw(self, draw: Callable[[torch.Generator], Any]) -> list:
-        """Draw once for each of the N windows, from its clip's generator."""
-        return [draw(generator) for generator in self.generators for _ in range(self.windows)]
+    def draw(self, function: Callable[[torch.Generator], Any]) -> list:
+        """Call a drawing function once for each of the N windows, with its clip's generator."""
+        return [function(generator) for generator in self.generators for _ in range(self.windows)]
 
     def weighted_sum(self, loss: Tensor) -> Tensor:
         """Sum the losses of frames [B F] over the clips whose weight is 1."""
@@ -66,12 +67,12 @@ class RenderObjective(nn.Module):
 
     Args:
         motion_encoder: E_mot.
-        unet: The UNet that denoises.
+        unet: The UNet that denoises frames.
         reference_unet: The network that gives the features of the reference.
         vae: The autoencoder.
         scheduler: Noise schedule and prediction type.
         config: Weights of the loss.
-        train_vae: Train the VAE's decoder. The encoder of a VAE from random weights needs no training.
+        train_vae: Train the VAE's decoder. The encoder needs no training, even from random weights.
     """
 
     def __init__(
@@ -116,14 +117,15 @@ class RenderObjective(nn.Module):
         """Return the loss of a phase, summed over the frames of the samples whose weight is 1.
 
         Args:
-            frames: Frames of one clip a sample, uint8 [B, F, S, S, 3]: successive ones in the last phase, single ones
-                in the others.
+            frames: Frames of one clip per sample, uint8 [B, F, S, S, 3]: successive frames in the phase `temporal`,
+                separate frames in the others.
             reference: Another frame of each clip, uint8 [B, S, S, 3].
             weight: Weight of each sample, [B].
-            seeds: Seed of each sample, for everything that is drawn for it.
+            seeds: Seed of each sample, for all of its random draws.
             phase: One of PHASES.
         """
-        clips = self._augmented(frames, reference, weight, seeds, windows=1 if phase == "temporal" else None)
+        windows = 1 if phase == "temporal" else frames.shape[1]
+        clips = self._augmented(frames, reference, weight, seeds, windows)
         phase_loss = {
             "vae": self._vae_loss,
             "motion": self._motion_loss,
@@ -141,25 +143,25 @@ class RenderObjective(nn.Module):
         return (loss * clips.weight).sum() * clips.frames
 
     def _motion_loss(self, clips: _Clips) -> Tensor:
-        """Return the errors of the guess and the price of z, without the UNet."""
+        """Return the error of the guess and the penalties on z. The UNet does not run."""
         motion = self._encode_motion(clips)
         return clips.weighted_sum(self._motion_terms(clips, motion))
 
     def _frames_loss(self, clips: _Clips) -> Tensor:
-        """Return the denoising error of single frames, next to the terms of the motion phase."""
+        """Return the denoising error of single frames plus the terms of the motion phase."""
         motion = self._encode_motion(clips)
         terms = self._motion_terms(clips, motion)
         return clips.weighted_sum(terms + self._denoising_error(clips, motion))
 
     def _temporal_loss(self, clips: _Clips) -> Tensor:
-        """Return the denoising error of windows."""
+        """Return the denoising error of windows plus the divergence of z."""
         motion = self._encode_motion(clips)
         return clips.weighted_sum(self._divergence(motion) + self._denoising_error(clips, motion))
 
     def _augmented(
-        self, frames: Tensor, reference: Tensor, weight: Tensor, seeds: list[tuple], windows: int | None
+        self, frames: Tensor, reference: Tensor, weight: Tensor, seeds: list[tuple], windows: int
     ) -> _Clips:
-        """Flip and augment each clip as if it were of another person, its reference included."""
+        """Flip and augment each clip and its reference alike, as if they showed another person."""
         generators = [keyed_generator(*seed, "render") for seed in seeds]
         device, dtype = self.vae.device, self.vae.dtype
         pictures = torch.cat([reference[:, None], frames], dim=1)  # [B, 1 + F, S, S, 3]
@@ -170,11 +172,11 @@ class RenderObjective(nn.Module):
             pictures=augment(pictures, [Augmentation.draw(PERSON, g) for g in generators]),
             weight=weight.to(device, dtype),
             generators=generators,
-            windows=windows or frames.shape[1],
+            windows=windows,
         )
 
     def _encode_motion(self, clips: _Clips) -> _Motion:
-        """Encode the motion of clips from pictures that are augmented once more, each window by its own draw."""
+        """Encode the motion of clips. Augment the pictures once more for it, each window by its own draw."""
         pictures = clips.pictures[:, 1:].unflatten(1, (clips.windows, -1)).flatten(0, 1)  # [N, W, 3, S, S]
         driving = augment(pictures, clips.draw(lambda g: Augmentation.draw(DRIVING, g)))
         mean, logvar = self.motion_encoder(driving.flatten(0, 1))  # [B F, D]
@@ -192,14 +194,14 @@ class RenderObjective(nn.Module):
         return self.config.kl_weight * 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(1)
 
     def _motion_terms(self, clips: _Clips, motion: _Motion) -> Tensor:
-        """Return the weighted terms of single frames that z learns from without the UNet, [B F]."""
+        """Return the weighted terms of single frames from which z learns without the UNet, [B F]."""
         loss = self._divergence(motion) + self.config.motion_weight * self._guess_error(clips, motion)
         means = motion.mean.unflatten(0, (-1, clips.frames))  # [B, F, D]
         shared = shared_part(torch.cat([motion.origin[:, None], means], dim=1))  # [B]
         return loss + self.config.person_weight * shared.repeat_interleave(clips.frames)
 
     def _guess_error(self, clips: _Clips, motion: _Motion) -> Tensor:
-        """Return the error of thumbnails of the frames, guessed from those of their references, [B F]."""
+        """Return the error of the frames' thumbnails, guessed from the thumbnails of their references, [B F]."""
         reference = self.unet.thumbnails(clips.pictures[:, 0])  # [B, 3, T, T]
         reference = reference.repeat_interleave(clips.frames, dim=0)  # [B F, 3, T, T]
         change = motion.z - motion.origin.repeat_interleave(clips.frames, dim=0)  # [B F, D]
@@ -240,7 +242,7 @@ class RenderObjective(nn.Module):
 
     @torch.no_grad()
     def _guess_latents(self, clips: _Clips, motion: _Motion, keep: Tensor) -> Tensor:
-        """Return the latents of the frames as guessed from their references, [B F, C, h, w].
+        """Return the guessed latents of the frames, made from their references, [B F, C, h, w].
 
         Args:
             keep: False for the windows whose motion is dropped, [N].
@@ -252,19 +254,19 @@ class RenderObjective(nn.Module):
 
 
 def _quarter(clip: Tensor, generator: torch.Generator) -> Tensor:
-    """Cut a random square of half the side out of pictures [..., S, S]: an autoencoder learns enough from it."""
+    """Cut a random square of half the side out of pictures [..., S, S]. An autoencoder learns enough from it."""
     side = clip.shape[-1] // 2
     top, left = torch.randint(0, clip.shape[-1] - side + 1, (2,), generator=generator).tolist()
     return clip[..., top : top + side, left : left + side]
 
 
 def shared_part(z: Tensor) -> Tensor:
-    """Return the share of n latents [B, n, D] that the n have in common: [B], from 0 for none to 1 for all.
+    """Return the share of n latents [B, n, D] that is common to all n: [B], from 0 (nothing) to 1 (everything).
 
-    A share and not an amount, because an amount would shrink with the latents.
+    It is a share and not an amount, because an amount could be reduced by shrinking the latents.
     """
     z = z.float()
     squares = z.square().sum((1, 2))  # [B]
-    # Only products of two different latents: those of noise are zero on average.
+    # Use only products of two different latents, because products of independent noise are zero on average.
     shared = (z.sum(1).square().sum(1) - squares) / (z.shape[1] - 1)  # [B]
     return shared / squares.clamp(min=1e-12)

@@ -6,8 +6,8 @@ from typing import Literal
 Phase = Literal["vae", "motion", "frames", "temporal"]
 """A phase of stage 1.
 
-`vae` trains the autoencoder where it starts from random weights. `motion` trains the motion encoder alone. `frames`
-trains everything but the temporal layers on single frames. `temporal` trains the temporal layers.
+`vae` trains the autoencoder if it starts from random weights. `motion` trains the motion encoder alone. `frames`
+trains everything except the temporal layers, on single frames. `temporal` trains the temporal layers.
 """
 
 PHASES: tuple[Phase, ...] = ("vae", "motion", "frames", "temporal")
@@ -18,20 +18,20 @@ class ObjectiveConfig:
     """Configure the loss of stage 1."""
 
     kl_weight: float = 1e-5
-    """Weight, >= 0, of the KL divergence of z from the standard normal, summed over z, next to the mean squared
-    error."""
+    """Weight, >= 0, of the KL divergence of z from the standard normal, summed over z. The denoising error has
+    weight 1."""
     motion_drop: float = 0.1
     """Probability, 0 <= p < 1, that the motion is dropped, for classifier-free guidance."""
     motion_weight: float = 1.0
-    """Weight, >= 0, of the error of moving a thumbnail of one frame to another by the difference of their z.
+    """Weight, >= 0, of the error of moving the thumbnail of one frame to another frame by the difference of their z.
 
-    This loss shows E_mot from the first step on what moves. The gradient through the UNet does so only once the
-    reference is used, and by then z has collapsed. X-NeMo has a second decoder for the same purpose."""
+    This loss teaches E_mot from the first step what moves. The gradient through the UNet does so only after the UNet
+    uses the reference, and by then z has collapsed. X-NeMo has a second decoder for the same purpose."""
     mouth_weight: float = 2.0
-    """Additional weight, >= 0, of the mouth in that error, where the rest of the face crop has weight 1. The mouth is
-    small, and speech is seen in it."""
+    """Additional weight, >= 0, of the mouth in the error of thumbnails. The whole face crop has
+    weight 1. The mouth is small, but it shows the speech."""
     person_weight: float = 0.003
-    """Weight, >= 0, of the share of z, 0..1, that the frames of a clip have in common: the identity, not the motion."""
+    """Weight, >= 0, of the share of z, 0..1, that all frames of a clip have in common: the identity, not the motion."""
 
     def __post_init__(self):
         for name in ("kl_weight", "motion_weight", "mouth_weight", "person_weight"):

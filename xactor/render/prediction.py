@@ -1,4 +1,4 @@
-"""The renderer predicts by the UNet's output plus what follows from the guess alone."""
+"""Compute the renderer's prediction: the UNet's output plus the prediction that follows from the guess alone."""
 
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
@@ -17,10 +17,11 @@ def predict(
     reference: ReferenceFeatures,
     guess: Tensor,
 ) -> Tensor:
-    """Return the scheduler's prediction for noised latents, [B, F, 4, h, w].
+    """Return the scheduler's prediction for noised latents, [B, F, C, h, w].
 
-    With `guess_spread` s the UNet's output is added to the velocity that is best if latents are normal around the
-    guess with deviation s: the skip connection of Karras et al. 2022 (EDM). With x_t = a x + b eps and g the guess,
+    With `guess_spread` s, the UNet's output is added to the best velocity for latents that are normally distributed
+    around the guess with standard deviation s. This is the skip connection of Karras et al. 2022 (EDM). With
+    x_t = a x + b eps and g the guess,
 
         E[x] = g + a s^2 / (a^2 s^2 + b^2) (x_t - a g),   v = (a x_t - E[x]) / b.
 
@@ -28,9 +29,9 @@ def predict(
 
     Args:
         unet: The UNet; the arguments from `noisy` to `guess` are those of its `forward`.
-        scheduler: Gives the signal's share at each level.
+        scheduler: Gives a^2, the signal's share, at each level.
     """
-    out = unet(noisy, level, z, keep, reference, guess)  # [B, F, 4, h, w]
+    out = unet(noisy, level, z, keep, reference, guess)  # [B, F, C, h, w]
     spread = unet.config["guess_spread"]
     if spread is None:
         return out

@@ -1,4 +1,4 @@
-"""The reference network mirrors the UNet and gives features of the portrait for each of its self-attentions."""
+"""Define the reference network, which gives features of the portrait for each self-attention of the renderer's UNet."""
 
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -53,7 +53,7 @@ class ReferenceUNet(UNet2DConditionModel):
         for name, block in spatial_blocks(self):
             block.attn2 = block.norm2 = None
             block.attn1.set_processor(WriteReference(f"{name}.attn1"))
-        # Nothing after the last self-attention is used.
+        # The output after the last self-attention is not used, so these layers are not trained.
         for layer in (self.conv_norm_out, self.conv_out):
             if layer is not None:
                 layer.requires_grad_(False)
@@ -62,7 +62,7 @@ class ReferenceUNet(UNet2DConditionModel):
         return own_config(self)
 
     def features(self, latents: Tensor) -> ReferenceFeatures:
-        """Return the features of portraits, given their clean latents [B, 4, h, w]."""
+        """Return the features of portraits, given their clean latents [B, C, h, w]."""
         bank: ReferenceFeatures = {}
         self(latents, 0, encoder_hidden_states=None, cross_attention_kwargs={"bank": bank})
         return bank

@@ -1,8 +1,8 @@
 """Render a portrait's features and motion latents to frames, in windows that are independent of each other.
 
-The frames of a window depend only on the reference, its own latents and the video's first one, the seed and its
-absolute frame numbers. So windows may be rendered on any machine, in any order, and again after a failure; and a video
-of any length needs the memory of two.
+The frames of a window depend only on the reference, the window's latents, the video's first latent, the seed and the
+absolute frame numbers. So windows may be rendered on any machine, in any order, and again after a failure. A video of
+any length needs the memory of two windows.
 """
 
 import copy
@@ -28,20 +28,20 @@ from xactor.render.reference import ReferenceUNet
 from xactor.render.unet import RendererUNet
 from xactor.render.windows import Blend, RenderConfig, windows_of
 
-# Frames that the VAE takes together: at 512 px its activations need more memory than the UNet's.
+# Frames that the VAE takes together. At 512 px its activations need more memory than the UNet's.
 _VAE_FRAMES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Hold what is computed of a portrait once, for all of its windows."""
+    """Hold the data that is computed once from a portrait and used for all of its windows."""
 
     features: ReferenceFeatures
     """Features from the reference network."""
     picture: Tensor
     """The portrait, [1, 3, S, S] in [-1, 1]."""
     latents: Tensor
-    """The portrait's latents from the VAE, [1, 4, h, w]."""
+    """The portrait's latents from the VAE, [1, C, h, w]."""
     z: Tensor
     """The portrait's own motion latent, [1, D]."""
 
@@ -59,8 +59,9 @@ class Window:
     first_frame: int
     """Number of the first frame in the video. Noise is keyed by it."""
     origin: Tensor | None = None
-    """The latent [D] that stands for the portrait unmoved: the performance's first one. A motion model imagines another
-    person than the portrait's, and z tells some of that. None: the portrait's own latent, and z is used unchanged."""
+    """Latent [D] at which the portrait does not move: the first latent of the video. A motion model's latents also
+    describe another person a little, so only changes from the first latent are used. None means the portrait's own
+    latent, and z is used unchanged."""
 
     def from_portrait(self) -> "Window":
         """Return the window with the portrait's own latent as its origin."""
@@ -75,7 +76,7 @@ class Renderer:
 
     Args:
         motion_encoder: E_mot.
-        unet: The UNet that denoises.
+        unet: The UNet that denoises frames.
         reference_unet: The network that gives the features of the portrait.
         vae: The autoencoder.
         scheduler: Noise schedule and prediction type.
@@ -121,7 +122,7 @@ class Renderer:
             )
         vae = self.components.vae
         picture = to_model(image[None], vae.device, vae.dtype)  # [1, 3, S, S]
-        latents = encode(vae, picture).to(self.dtype)  # [1, 4, h, w]
+        latents = encode(vae, picture).to(self.dtype)  # [1, C, h, w]
         return Reference(
             features=self.components.reference_unet.features(latents),
             picture=picture,
@@ -144,7 +145,7 @@ class Renderer:
 
     @torch.no_grad()
     def windows(self, windows: Sequence[Window], config: RenderConfig | None = None) -> list[np.ndarray]:
-        """Render N windows of one length, of any videos, in one batch: uint8 [W, S, S, 3] each."""
+        """Render N windows of the same length, from any videos, in one batch: uint8 [W, S, S, 3] each."""
         config = config or RenderConfig()
         for window in windows:
             self.check(window.z, config)
@@ -152,31 +153,32 @@ class Renderer:
         if len(lengths) != 1:
             raise ValueError(f"windows must be alike in length, got {lengths}")
         windows = [window.from_portrait() for window in windows]
-        # The conditional branch uses the motion; the unconditional one does not.
+        # The conditional branch uses the motion. The unconditional branch, needed for guidance only, does not.
         branches = 2 if config.cfg > 1 else 1
-        x = torch.stack([self._noise(window) for window in windows])  # [N, W, 4, h, w]
+        x = torch.stack([self._noise(window) for window in windows])  # [N, W, C, h, w]
         z = torch.stack([window.z for window in windows]).to(self.device, self.dtype)  # [N, W, D]
-        guess = self._guesses(windows, z, branches)  # [branches N, W, 4, h, w]
+        guess = self._guesses(windows, z, branches)  # [branches N, W, C, h, w]
         keep = torch.tensor([1, 0][:branches], device=self.device).repeat_interleave(len(windows))
         z = z.repeat(branches, 1, 1)  # [branches N, W, D]
         features = {
             name: torch.cat([window.reference.features[name] for window in windows] * branches)
             for name in windows[0].reference.features
         }  # [branches N, tokens, C] each
-        # A scheduler's timesteps are state, and other threads may render at the same time.
+        # Copy the scheduler, because timesteps are part of its state and other threads may render at the same time.
         scheduler = copy.deepcopy(self.components.scheduler)
         scheduler.set_timesteps(config.steps)
         for level in scheduler.timesteps.tolist():
             levels = torch.full((len(z),), level, device=self.device)
-            noisy = x.repeat(branches, 1, 1, 1, 1)  # [branches N, W, 4, h, w]
+            noisy = x.repeat(branches, 1, 1, 1, 1)  # [branches N, W, C, h, w]
             out = predict(self.components.unet, scheduler, noisy, levels, z, keep, features, guess)
-            cond, *uncond = out.chunk(branches)  # [N, W, 4, h, w] each
-            guided = uncond[0] + config.cfg * (cond - uncond[0]) if uncond else cond
-            x = scheduler.step(guided, level, x, eta=0.0, return_dict=False)[0]
+            if branches == 2:
+                cond, uncond = out.chunk(2)  # [N, W, C, h, w] each
+                out = uncond + config.cfg * (cond - uncond)
+            x = scheduler.step(out, level, x, eta=0.0, return_dict=False)[0]
         return [self._decode(latents, window) for latents, window in zip(x, windows, strict=True)]
 
     def check(self, z: Tensor, config: RenderConfig) -> None:
-        """Raise ValueError for motion latents or a config that this renderer cannot render."""
+        """Raise ValueError if this renderer cannot render these motion latents with this config."""
         if z.ndim != 2 or z.shape[1] != self.latent_dim:
             raise ValueError(f"z must be [frames, {self.latent_dim}] for this renderer, got {list(z.shape)}")
         if not 1 <= len(z) <= config.window_frames:
@@ -198,12 +200,12 @@ class Renderer:
     ) -> Iterator[np.ndarray]:
         """Yield a video's frames, uint8 [S, S, 3].
 
-        The first frame is the portrait unmoved; the others move it by the change of z since the first. A window is
-        rendered as soon as its latents have arrived. At most two windows are held.
+        The first frame is the unmoved portrait. In the other frames it moves by the change of z since the first frame.
+        A window is rendered as soon as its latents have arrived. At most two windows are held in memory.
 
         Args:
             reference: The portrait.
-            z: Motion latents [T, D], whole or as tensors [n, D] one after another.
+            z: Motion latents, as one tensor [T, D] or as successive tensors [n, D].
             seed: Seed of the video.
             config: Steps, guidance and windows.
         """
@@ -223,7 +225,7 @@ class Renderer:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Renderer":
-        """Load what `save_pretrained` saved. Raises FileNotFoundError that names a missing component."""
+        """Load a renderer that `save_pretrained` saved. Raises FileNotFoundError that names a missing component."""
         classes = {
             "motion_encoder": MotionEncoder,
             "unet": RendererUNet,
@@ -250,7 +252,7 @@ class Renderer:
         return self
 
     def _noise(self, window: Window) -> Tensor:
-        """Return the noise from which a window's frames are denoised, [W, 4, h, w]."""
+        """Return the noise from which a window's frames are denoised, [W, C, h, w]."""
         unet, size = self.components.unet, int(self.components.unet.config["sample_size"])
         shape = (int(unet.config["in_channels"]), size, size)
         frames = range(window.first_frame, window.first_frame + len(window.z))
@@ -260,22 +262,22 @@ class Renderer:
         return torch.stack(noise).to(self.device, self.dtype)
 
     def _guesses(self, windows: Sequence[Window], z: Tensor, branches: int) -> Tensor:
-        """Return guessed latents [branches N, W, 4, h, w]: all conditional ones, then all unconditional ones.
+        """Return guessed latents [branches N, W, C, h, w]: those of the conditional branch first.
 
         Args:
             z: Motion latents of the windows, [N, W, D].
         """
         cond = torch.stack(
             [self._guess(window.reference, own) for window, own in zip(windows, z, strict=True)]
-        )  # [N, W, 4, h, w]
+        )  # [N, W, C, h, w]
         if branches == 1:
             return cond
-        # Without motion the portrait stays unmoved.
-        uncond = torch.stack([window.reference.latents for window in windows])  # [N, 1, 4, h, w]
+        # Without motion the guess is the unmoved portrait.
+        uncond = torch.stack([window.reference.latents for window in windows])  # [N, 1, C, h, w]
         return torch.cat([cond, uncond.expand_as(cond)])
 
     def _guess(self, reference: Reference, z: Tensor) -> Tensor:
-        """Return latents of the portrait as motion latents [W, D] move it, [W, 4, h, w]."""
+        """Return latents of the portrait, moved by motion latents [W, D]: [W, C, h, w]."""
         latents = [
             encode(self.components.vae, self._moved(reference, change))
             for change in (z - reference.z).split(_VAE_FRAMES)
@@ -288,14 +290,15 @@ class Renderer:
         return self.components.unet.guess_motion(change, picture)
 
     def _decode(self, latents: Tensor, window: Window) -> np.ndarray:
-        """Decode latents [W, 4, h, w] to uint8 [W, S, S, 3], a few frames at a time."""
+        """Decode latents [W, C, h, w] to uint8 [W, S, S, 3], a few frames at a time."""
         vae, unet = self.components.vae, self.components.unet
         changes = window.z.to(self.device, self.dtype) - window.reference.z  # [W, D]
         frames = []
-        for some, change in zip(latents.split(_VAE_FRAMES), changes.split(_VAE_FRAMES), strict=True):
-            pictures = decode(vae, some)  # [n, 3, S, S]
+        for part, change in zip(latents.split(_VAE_FRAMES), changes.split(_VAE_FRAMES), strict=True):
+            pictures = decode(vae, part)  # [n, 3, S, S]
             if unet.config["guess_spread"] is not None:
-                # Ours: a small autoencoder loses about as much of the guess as of the frame. Add that loss back.
+                # Ours: a small autoencoder loses about the same details of the guess and of the frame. Add to the
+                # frame what the guess loses.
                 moved = self._moved(window.reference, change)
                 pictures = pictures + moved - decode(vae, encode(vae, moved).to(self.dtype))
             frames.append(from_model(pictures))

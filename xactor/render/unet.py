@@ -1,4 +1,4 @@
-"""The renderer's UNet is SD1.5's with temporal layers, motion cross-attention and reference self-attention."""
+"""Define the renderer's UNet: SD1.5's with temporal layers, motion cross-attention and reference self-attention."""
 
 import math
 from collections.abc import Callable
@@ -23,8 +23,9 @@ from xactor.render.attention import (
 )
 from xactor.render.guess import TOKEN_NUMBERS, thumbnails, warp
 
-# Preferred order for attention over few frames of many places: flash's tiles are many times longer than such sequences.
-_FOR_SHORT = [
+# Preferred backends for attention over few frames at many places. FlashAttention comes second, because its tiles are
+# many times longer than such sequences.
+_BACKENDS_FOR_SHORT = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.CUDNN_ATTENTION,
@@ -35,23 +36,23 @@ _FOR_SHORT = [
 class RendererUNet(UNetMotionModel):
     """Predict the scheduler's target from noised frames, motion latents and a reference (Paper 3.1.1).
 
-    A motion latent becomes several tokens, since attention to a single one could not tell places apart (Ours: a
-    linear map to `motion_tokens` of them, in a square grid over the face). The output projections of the motion
-    cross-attention and of the temporal layers start at zero: step 0 is the loaded UNet with the reference in its
-    self-attention.
+    A motion latent becomes several tokens, because attention to a single token could not tell places apart. Ours: a
+    linear map makes `motion_tokens` tokens, in a square grid over the face. The output projections of the motion
+    cross-attention and of the temporal layers start at zero, so that training starts from the loaded UNet with the
+    reference in its self-attention.
 
-    Next to the noised frames the UNet sees a guess of them, the reference picture moved by `guess_motion` (Ours). The
-    weights of that input start at zero too. A UNet from random weights outputs what the guess lacks; see `predict`.
+    Ours: the UNet also sees a guess of the frames, which is the reference picture moved by `guess_motion`. The weights
+    of that input start at zero too. A UNet from random weights outputs a correction of the guess; see `predict`.
 
     Args:
         latent_dim: Width of z.
-        motion_tokens: Number of tokens that a z becomes, a square number.
+        motion_tokens: Number of tokens into which z is mapped, a square number.
         cross_attention_dim: Width of the motion tokens.
-        locality: Strength of `Locality` for the first head, in the frame, the reference and the grid of motion tokens;
-            None is the published attention. Ours, after ALiBi's slopes: without it, training from random weights takes
-            thousands of steps until the UNet uses the reference.
-        guess_spread: RMS distance of latents from the guess, where the UNet outputs what the guess lacks; None where
-            it outputs the whole prediction, as published weights do.
+        locality: Strength of `Locality` for the first head, in the frame, the reference and the grid of motion tokens.
+            None means the published attention. Ours, after ALiBi's slopes: without it, training from random weights
+            takes thousands of steps until the UNet uses the reference.
+        guess_spread: RMS distance of latents from the guess, if the UNet outputs a correction of the guess. None means
+            that it outputs the whole prediction, as published weights do.
 
     The other arguments are those of diffusers' UNetMotionModel.
     """
@@ -109,7 +110,7 @@ class RendererUNet(UNetMotionModel):
         )
         self.conv_in = _FramesAndGuess(self.conv_in)
         self.motion_proj = nn.Linear(latent_dim, motion_tokens * cross_attention_dim)
-        # A bias of unit variance lets the norm keep the tokens' size.
+        # The bias has unit variance, because without it the norm would scale up the tokens of a small z.
         nn.init.normal_(self.motion_proj.bias)
         self.motion_norm = nn.LayerNorm(cross_attention_dim)
         self.null_motion = nn.Parameter(torch.zeros(motion_tokens, cross_attention_dim))
@@ -134,30 +135,30 @@ class RendererUNet(UNetMotionModel):
         reference: ReferenceFeatures,
         guess: Tensor,
     ) -> Tensor:
-        """Return the prediction for noised latents, [B, F, 4, h, w].
+        """Return the prediction for noised latents, [B, F, C, h, w].
 
         Args:
-            noisy: Noised latents [B, F, 4, h, w].
+            noisy: Noised latents [B, F, C, h, w].
             level: The scheduler's timesteps [B].
             z: Motion latents [B, F, latent_dim].
-            keep: 1 where the motion is used and 0 where it is dropped, for classifier-free guidance, [B].
+            keep: 1 if the motion is used, 0 if it is dropped, for classifier-free guidance, [B].
             reference: Features from `ReferenceUNet.features`, [B, ...] each.
-            guess: Latents of the frames that `guess_motion` gives, [B, F, 4, h, w].
+            guess: Latents of the guessed frames, [B, F, C, h, w].
         """
-        tokens = self.motion_proj(z.flatten(0, 1)).unflatten(-1, self.null_motion.shape)  # [B F, M, C]
+        tokens = self.motion_proj(z.flatten(0, 1)).unflatten(-1, self.null_motion.shape)  # [B F, M, E]
         keep = keep.to(tokens.dtype).repeat_interleave(z.shape[1])[:, None, None]  # [B F, 1, 1]
-        tokens = keep * self.motion_norm(tokens) + (1 - keep) * self.null_motion  # [B F, M, C]
+        tokens = keep * self.motion_norm(tokens) + (1 - keep) * self.null_motion  # [B F, M, E]
         out = super().forward(
-            torch.cat([noisy, guess], dim=2).transpose(1, 2),  # [B, 8, F, h, w]
+            torch.cat([noisy, guess], dim=2).transpose(1, 2),  # [B, 2 C, F, h, w]
             level,
             encoder_hidden_states=tokens,
             cross_attention_kwargs={"reference": reference},
             return_dict=False,
-        )[0]  # [B, 4, F, h, w]
-        return out.transpose(1, 2)  # [B, F, 4, h, w]
+        )[0]  # [B, C, F, h, w]
+        return out.transpose(1, 2)  # [B, F, C, h, w]
 
     def guess_motion(self, change: Tensor, pictures: Tensor) -> Tensor:
-        """Guess what a change of motion latents makes of pictures; see `xactor.render.guess`.
+        """Guess how pictures look after a change of motion latents; see `xactor.render.guess`.
 
         Args:
             change: Change of the motion latents since the pictures, [N, latent_dim].
@@ -166,11 +167,11 @@ class RendererUNet(UNetMotionModel):
         Returns:
             [N, 3, T, T].
         """
-        tokens = F.linear(change, self.motion_proj.weight).unflatten(-1, self.null_motion.shape)  # [N, M, C]
+        tokens = F.linear(change, self.motion_proj.weight).unflatten(-1, self.null_motion.shape)  # [N, M, E]
         return warp(tokens, pictures)
 
     def thumbnails(self, pictures: Tensor) -> Tensor:
-        """Reduce pictures [N, 3, S, S] so that two pixels along a side are one place of `guess_motion`."""
+        """Reduce pictures [N, 3, S, S] so that each place of `guess_motion` has two pixels along a side."""
         return thumbnails(pictures, len(self.null_motion))
 
     def to_json_string(self) -> str:
@@ -182,7 +183,7 @@ class RendererUNet(UNetMotionModel):
 
 
 class _FramesAndGuess(nn.Conv2d):
-    """Add to the UNet's first convolution, which keeps its published names, one over the guess."""
+    """Add a convolution over the guess to the UNet's first convolution, which keeps its published names."""
 
     def __init__(self, published: nn.Conv2d):
         channels, size, padding = published.in_channels, published.kernel_size[0], published.padding
@@ -192,15 +193,15 @@ class _FramesAndGuess(nn.Conv2d):
         _zero(self.guess)
 
     def forward(self, input: Tensor) -> Tensor:
-        frames, guess = input.chunk(2, dim=1)  # [B F, 4, h, w] each
+        frames, guess = input.chunk(2, dim=1)  # [B F, C, h, w] each
         return super().forward(frames) + self.guess(guess)
 
 
 class TemporalLayer(nn.Module):
     """Run AnimateDiff's layer over time, and let a single frame pass unchanged.
 
-    A single frame has no time, and the first phases train without these layers. The submodules are those of the
-    published layer, under its names.
+    Attention over time does nothing useful for a single frame, and the first phases train without these layers. The
+    submodules are those of the published layer and keep their names.
     """
 
     def __init__(self, published: AnimateDiffTransformer3D):
@@ -219,7 +220,7 @@ class TemporalLayer(nn.Module):
     ) -> Tensor:
         """Add attention over time to [B F, C, h, w].
 
-        The signature is diffusers', whose middle block passes all arguments by position. The conditions are unused.
+        The signature is diffusers', whose middle block passes all arguments by position. The conditions are not used.
         """
         if num_frames == 1:
             return hidden_states
@@ -228,8 +229,9 @@ class TemporalLayer(nn.Module):
         x = self.norm(x.permute(0, 2, 1, 3, 4))  # [B, C, F, h, w]
         x = x.permute(0, 3, 4, 2, 1).reshape(batch * height * width, frames, channels)  # [B h w, F, C]
         x = self.proj_in(x)  # [B h w, F, C']
-        # The preference is the whole process's: another thread may run by it meanwhile, which is at most slower.
-        preferred = sdpa_kernel(_FOR_SHORT, set_priority=True) if x.is_cuda else nullcontext()
+        # The preference applies to the whole process. Another thread may run with it meanwhile, which can only be
+        # slower.
+        preferred = sdpa_kernel(_BACKENDS_FOR_SHORT, set_priority=True) if x.is_cuda else nullcontext()
         with preferred:
             for block in self.transformer_blocks:
                 x = block(x)
@@ -241,9 +243,9 @@ class TemporalLayer(nn.Module):
 
 
 class _SplitGEGLU(nn.Module):
-    """Run diffusers' GEGLU by two products, so that both factors are contiguous: a GPU is slow over halves of rows.
+    """Run diffusers' GEGLU as two products, so that both factors are contiguous: a GPU is slow on halves of rows.
 
-    A projection that is not a plain linear layer, such as one with an adapter, is called as it is.
+    A projection that is not a plain linear layer, such as a layer with an adapter, is called unchanged.
     """
 
     def __init__(self, published: GEGLU):
@@ -260,11 +262,11 @@ class _SplitGEGLU(nn.Module):
 
 
 def _replace(model: nn.Module, published: type[nn.Module], ours: Callable[[Any], nn.Module]) -> None:
-    """Replace each published layer by ours, which takes over its submodules, so that weights keep their names."""
+    """Replace each published layer by ours. Ours takes over the submodules, so that weights keep their names."""
     for name, module in list(model.named_modules()):
         if isinstance(module, published):
-            parent, _, own = name.rpartition(".")
-            setattr(model.get_submodule(parent), own, ours(module))
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, ours(module))
 
 
 def _zero(layer: nn.Module) -> None:

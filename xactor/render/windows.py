@@ -1,4 +1,4 @@
-"""Windows of a video: how many frames they have, where they start, and how neighbours blend.
+"""Define the windows of a video: how many frames they have, where they start, and how neighbours blend.
 
 This module imports neither torch nor diffusers: processes that render nothing use it too.
 """
@@ -18,9 +18,9 @@ class RenderConfig:
     """Choose how a video is rendered."""
 
     steps: int = 25
-    """DDIM steps of each window, 1..1000. The paper's is 25."""
+    """DDIM steps per window, 1..1000. The paper uses 25."""
     cfg: float = 2.5
-    """Guidance on the motion, 1..20. The paper's is 2.5; 1 is none."""
+    """Guidance on the motion, 1..20. The paper uses 2.5; 1 means no guidance."""
     window_frames: int = 16
     """Frames that are denoised together, at least 1."""
     overlap_frames: int = 4
@@ -41,18 +41,18 @@ class RenderConfig:
 
     @property
     def stride(self) -> int:
-        """Count the frames from one window's start to the next one's."""
+        """Return the number of frames from the start of one window to the start of the next."""
         return self.window_frames - self.overlap_frames
 
 
 def render_windows(frames: int, config: RenderConfig) -> list[tuple[int, int]]:
-    """Return the windows of a video as (first, end). Each starts a stride after the one before it."""
+    """Return the windows of a video as (first, end). Each window starts one stride after the previous window."""
     starts = range(0, max(frames - config.overlap_frames, 1), config.stride)
     return [(start, min(start + config.window_frames, frames)) for start in starts] if frames else []
 
 
 class Cutter(Generic[Latents]):
-    """Cut latents, as they come, into the windows of `render_windows`: (first frame, latents [W, D]).
+    """Cut latents that arrive in pieces into the windows of `render_windows`: (first frame, latents [W, D]).
 
     Args:
         config: Sizes of the windows.
@@ -74,8 +74,9 @@ class Cutter(Generic[Latents]):
         self._held = held
 
     def rest(self) -> Iterator[tuple[int, Latents]]:
-        """Yield the last window, when no more latents come."""
+        """Yield the last window, when no more latents will come."""
         held, self._held = self._held, None
+        # Up to `overlap_frames` frames are no window of their own: they are the end of the previous one.
         if held is not None and len(held) and (self._first == 0 or len(held) > self._config.overlap_frames):
             yield self._first, held
 
@@ -83,7 +84,7 @@ class Cutter(Generic[Latents]):
 def windows_of(
     pieces: Iterable[Latents], config: RenderConfig, join: Callable[[list[Latents]], Latents]
 ) -> Iterator[tuple[int, Latents]]:
-    """Cut all latents, pieces [n, D], into windows. See `Cutter`."""
+    """Cut all latents, given in pieces [n, D], into windows. See `Cutter`."""
     cutter = Cutter(config, join)
     for piece in pieces:
         yield from cutter.add(piece)
@@ -91,11 +92,11 @@ def windows_of(
 
 
 class Blend:
-    """Join windows in order. Frames that two windows share fade from one to the other."""
+    """Join windows in order. Frames that two windows share fade from the first window to the second."""
 
     def __init__(self, config: RenderConfig):
         self._overlap = config.overlap_frames
-        # The last window's end, which the next one may share.
+        # The last frames of the previous window, which the next window may share.
         self._held: np.ndarray | None = None
 
     def add(self, window: np.ndarray) -> Iterator[np.ndarray]:
