@@ -219,6 +219,9 @@ def read_items(path: Path, options: AnimateOptions) -> list[tuple[str, Item | Va
             items.append((f"{path}:{number}: ", item))
         except ValueError as error:
             items.append((f"{path}:{number}: ", error))
+        # Examples are a path that is too long, or lies in a folder that must not be read.
+        except OSError as error:
+            items.append((f"{path}:{number}: ", ValueError(f"{error.filename}: {error.strerror}")))
     if not items:
         raise ValueError(f"{path}: the file must have at least one row, got none")
     return items

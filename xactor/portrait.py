@@ -128,8 +128,12 @@ def search_faces(picture: np.ndarray, landmarker: FaceLandmarker) -> list[Face]:
 
 
 def _square_corners(picture: np.ndarray, side: int) -> Iterator[tuple[int, int]]:
-    """Yield (top, left) of squares with a given side in a picture. Neighbours overlap by half."""
-    rows, columns = (range(0, max(length - side, 0) + 1, max(side // 2, 1)) for length in picture.shape[:2])
+    """Yield (top, left) of squares with a given side that cover a picture. Neighbours overlap by at least half."""
+    rows, columns = (
+        # The last square ends at the picture's border.
+        sorted({*range(0, max(length - side, 0), max(side // 2, 1)), max(length - side, 0)})
+        for length in picture.shape[:2]
+    )
     for top in rows:
         for left in columns:
             yield top, left

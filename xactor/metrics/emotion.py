@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from xactor.faces import CropBox, Face
 from xactor.metrics import Score
-from xactor.metrics.weights import RANDOM, described
+from xactor.metrics.weights import RANDOM, described, first_line
 
 SIDE_PX = 256
 _LANDMARKS = 68
@@ -200,7 +200,7 @@ def load_emonet(path: str | Path, *, device: torch.device | str = "cpu") -> EmoN
         saved = torch.load(path, map_location="cpu", weights_only=True)
     # A damaged pickle may raise any exception.
     except Exception as error:
-        raise ValueError(f"{path}: not a PyTorch state dict ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{path}: not a PyTorch state dict ({first_line(error)})") from error
     if not isinstance(saved, dict) or not all(isinstance(value, Tensor) for value in saved.values()):
         raise ValueError(f"{path}: not a state dict of tensors, it holds a {type(saved).__name__}")
     state = {str(name).replace("module.", ""): value for name, value in saved.items()}

@@ -21,6 +21,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the error's type if it has no message."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class ScriptedModel:
     """Run the user's own model: a TorchScript file that maps pictures [B, 3, H, W] to vectors [B, K].
 
@@ -39,7 +44,7 @@ class ScriptedModel:
         try:
             self._model: nn.Module = torch.jit.load(path, map_location=device).eval()
         except RuntimeError as error:
-            raise ValueError(f"{path}: not a TorchScript file ({str(error).splitlines()[0]})") from error
+            raise ValueError(f"{path}: not a TorchScript file ({first_line(error)})") from error
         self._path, self._device = path, device
         self.weights = described(path)
 

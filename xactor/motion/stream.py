@@ -121,10 +121,15 @@ class MotionStream:
         """Declare that no more audio will follow.
 
         Raises:
-            ValueError: There was no audio at all.
+            ValueError: There was no audio at all, or it does not reach the first frame to make.
         """
         if self._audio_stop == 0:
             raise ValueError("the stream is empty: it must be fed audio before it ends")
+        if self._audio_stop < self._chunk_first:
+            raise ValueError(
+                f"the audio must reach frame {self._chunk_first}, where the stream continues, "
+                f"it ends at frame {self._audio_stop}"
+            )
         self._audio_ended = True
         if self._chunk is None and self._chunk_first == self._audio_stop:
             self.close()
