@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.models.unets.unet_motion_model import MotionAdapter
-from render_models import awake, small_components
+from render_models import small_components, without_zero_weights
 
 from xactor.render import (
     Blend,
@@ -35,7 +35,7 @@ SMALL = RenderConfig(steps=2, window_frames=6, overlap_frames=2)
 
 @pytest.fixture(scope="module")
 def renderer() -> Renderer:
-    return Renderer(**vars(awake(small_components())))
+    return Renderer(**vars(without_zero_weights(small_components())))
 
 
 @pytest.fixture(scope="module")

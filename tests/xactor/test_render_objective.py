@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from render_models import awake, small_components
+from render_models import small_components, without_zero_weights
 
 from xactor.render import RenderObjective
 from xactor.render.augment import DRIVING, Augmentation, augment
@@ -13,7 +13,7 @@ from xactor.render.objective import ObjectiveConfig, shared_part
 def objective() -> RenderObjective:
     # A large weight, so that this term shows next to the errors.
     config = ObjectiveConfig(person_weight=1.0)
-    return RenderObjective(**vars(awake(small_components())), config=config, train_vae=True)
+    return RenderObjective(**vars(without_zero_weights(small_components())), config=config, train_vae=True)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_a_phase_trains_its_own_group(objective, clips, phase):
 def test_the_reference_network_trains(clips):
     """The gradient of the loss passes the UNet's self-attention and reaches the reference's features."""
     frames, reference, seeds = clips
-    objective = RenderObjective(**vars(awake(small_components())))
+    objective = RenderObjective(**vars(without_zero_weights(small_components())))
     objective(frames[:, :1], reference, torch.ones(3), seeds, "frames").backward()
     assert objective.reference_unet.conv_in.weight.grad.abs().sum() > 0
     assert not objective.parameter_groups()["vae"]
