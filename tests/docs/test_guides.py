@@ -136,13 +136,13 @@ def trained(inputs: Path, cluster: LocalCluster) -> Path:
     return inputs
 
 
-def test_one_gpu_ends_with_a_video(trained: Path):
+def test_the_commands_of_one_gpu_md_make_a_video(trained: Path):
     assert (trained / "out.mp4").stat().st_size > 0
     assert (trained / "model" / "model_index.json").exists()
     assert (trained / "report" / "render" / "report.json").exists()
 
 
-def test_cluster_ends_with_dubbed_videos(trained: Path, cluster: LocalCluster, tmp_path: Path):
+def test_the_commands_of_cluster_md_make_dubbed_videos(trained: Path, cluster: LocalCluster, tmp_path: Path):
     data = tmp_path / "talking"
     data.mkdir()
     (data / "raw").symlink_to(trained / "videos")

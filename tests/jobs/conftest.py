@@ -16,11 +16,11 @@ def bare_cluster(tmp_path_factory) -> Iterator[LocalCluster]:
     folder = tmp_path_factory.mktemp("machine")
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
-    ours = next(p for p in sys.path if p.endswith("site-packages"))
-    (theirs,) = (folder / "lib").glob("python3*/site-packages")
+    dependencies = next(p for p in sys.path if p.endswith("site-packages"))
+    (site_packages,) = (folder / "lib").glob("python3*/site-packages")
     # This .pth file adds the folder with the dependencies. The project's own .pth file, which lies in that folder, has
     # no effect: Python ignores .pth files in a folder that a .pth file adds.
-    (theirs / "dependencies.pth").write_text(f"{ours}\n")
+    (site_packages / "dependencies.pth").write_text(f"{dependencies}\n")
     code = "import ray, deepspeed, importlib.util as u; print(u.find_spec('xactor'), u.find_spec('xactor_platform'))"
     with pytest.MonkeyPatch.context() as patch:
         # PYTHONPATH may contain the project.

@@ -144,7 +144,7 @@ def test_help_shows_examples_optional_presets_and_a_text_for_every_option(
         (1, ["--data.shards", "/nowhere"], "/nowhere: no such folder"),
     ],
 )
-def test_bad_input_is_one_clear_line(stage, arguments, says, tmp_path, monkeypatch, capsys):
+def test_bad_input_ends_with_one_clear_line(stage, arguments, says, tmp_path, monkeypatch, capsys):
     """The job runs in this process, because a new process needs seconds for its imports.
 
     The job checks its input before it joins Ray.

@@ -31,6 +31,11 @@ def babble(seconds: float, seed: int = 0) -> np.ndarray:
 class Talker:
     """Draw a person who speaks.
 
+    Args:
+        number: Which of three people.
+        seed: Seed of the sound and of the movements.
+        seconds: Length of the sound.
+
     Attributes:
         frames: uint8 [T, S, S, 3] at 25 fps.
         samples: Float32 [T x 640] at 16 kHz.

@@ -41,7 +41,7 @@ def encoder(request):
     return Wav2Vec2Encoder(tiny_wav2vec2(), windows=SPEC)
 
 
-def test_shape_and_frame_count(encoder):
+def test_features_have_one_row_for_each_frame(encoder):
     samples = speechlike(3.33)
     features = encoder.features(samples)
     assert features.shape == (frame_count(len(samples)), encoder.layers, encoder.width)
@@ -125,7 +125,7 @@ def test_wav2vec2_convolutions_land_on_their_frame():
     torch.testing.assert_close(centres, expected.float())
 
 
-def test_save_and_load(encoder, tmp_path):
+def test_a_saved_encoder_gives_the_same_features(encoder, tmp_path):
     encoder.save_pretrained(tmp_path)
     again = load_audio_encoder(tmp_path)
     samples = speechlike(2.0)

@@ -115,7 +115,7 @@ def test_every_weight_gets_a_gradient():
         assert weight.grad.any(), name
 
 
-def test_history_levels():
+def test_history_levels_of_each_kind():
     assert history_levels(5, 5, "linear").tolist() == [1000, 750, 500, 250, 0]
     assert history_levels(2, 5, "linear").tolist() == [250, 0]
     assert history_levels(3, 5, "vanilla", history_level=200).tolist() == [200] * 3
@@ -130,7 +130,7 @@ def test_history_levels():
     groups=st.integers(1, 60),
     history=st.sampled_from(["linear", "vanilla", "fractional"]),
 )
-def test_a_plan_ends_clean_and_never_rises(frames, steps, groups, history):
+def test_noise_levels_of_a_plan_end_at_zero_and_never_rise(frames, steps, groups, history):
     groups = min(groups, steps)
     plan = sampling_plan(frames, 64, 448, SamplingConfig(steps=steps, history=history, groups=groups))
     assert plan.shape[1] == frames + 64

@@ -24,7 +24,7 @@ def test_chunk_mask_is_full_inside_and_causal_across():
     assert seen == ["xx....", "xx....", "xxxx..", "xxxx..", "xxxxxx", "xxxxxx"]
 
 
-def test_causal_mask():
+def test_causal_mask_hides_later_frames():
     seen = drawing(lambda q, kv: visible(q, kv, chunk_frames=2, attention="causal"), 4)
     assert seen == ["x...", "xx..", "xxx.", "xxxx"]
 
@@ -217,7 +217,7 @@ def test_qwen_2_5_has_the_published_size():
     assert abs(backbone / 6.53e9 - 1) < 0.005
 
 
-def test_save_and_load(tmp_path):
+def test_a_saved_model_gives_the_same_output(tmp_path):
     model = small_model()
     model.set_latent_statistics(torch.arange(32.0), torch.linspace(0.5, 2, 32))
     model.save_pretrained(tmp_path)

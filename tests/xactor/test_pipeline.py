@@ -70,7 +70,7 @@ def test_a_loaded_pipeline_animates_as_the_saved_one(pipeline, portrait):
 
 
 @pytest.mark.slow
-def test_streamed_frames_equal_the_whole(pipeline, portrait):
+def test_streamed_frames_equal_those_made_in_one_piece(pipeline, portrait):
     """Features, latents and frames that are passed on in pieces equal those that are made in one piece."""
     samples = voice(1.6)
     features = pipeline.audio_encoder.features(samples)
@@ -165,7 +165,7 @@ def test_exports_of_both_stages_make_a_pipeline(model_folder, portrait, pipeline
 
 
 @pytest.mark.slow
-def test_models_are_cast_and_the_audio_encoder_is_not(model_folder, portrait):
+def test_models_are_cast_but_the_audio_encoder_is_not(model_folder, portrait):
     pipeline = XActorPipeline.from_pretrained(model_folder, torch_dtype=torch.bfloat16)
     assert {pipeline.motion.dtype, pipeline.unet.dtype, pipeline.vae.dtype} == {torch.bfloat16}
     samples = voice(0.2)

@@ -150,7 +150,7 @@ class TestReading:
         with pytest.raises(ValueError, match=f"{name}: {message}"):
             read_image(path)
 
-    def test_a_folder_is_named(self, tmp_path):
+    def test_a_folder_in_place_of_a_picture_is_named(self, tmp_path):
         with pytest.raises(ValueError, match="cannot be read"):
             read_image(tmp_path)
 

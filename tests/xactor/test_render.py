@@ -103,7 +103,7 @@ def test_a_window_depends_only_on_itself(renderer, portrait, z):
     assert (other != second).any()
 
 
-def test_a_performance_starts_from_the_portrait_unmoved(renderer, portrait, z):
+def test_a_performance_starts_from_the_unmoved_portrait(renderer, portrait, z):
     """Only the change of the latents since the first frame counts, so latents of another person act alike."""
     reference = renderer.reference(portrait)
     video = np.stack(list(renderer.render(reference, z, seed=3, config=SMALL))).astype(int)
@@ -351,11 +351,11 @@ def test_an_untrained_unet_equals_the_published_one_without_its_text(tmp_path):
                 torch.nn.init.zeros_(parameter)
     x, level = torch.randn(1, 1, 4, 8, 8), torch.tensor([400])
     with torch.no_grad():
-        ours = components.unet.eval()(
+        found = components.unet.eval()(
             x, level, torch.randn(1, 1, 512), torch.ones(1), None, torch.randn_like(x)
         )
-        theirs = plain(x[:, 0], level, torch.zeros(1, 1, 80)).sample
-    torch.testing.assert_close(ours[:, 0], theirs, rtol=1e-4, atol=1e-4)
+        expected = plain(x[:, 0], level, torch.zeros(1, 1, 80)).sample
+    torch.testing.assert_close(found[:, 0], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_weights_of_another_architecture_are_named(tmp_path):

@@ -43,7 +43,7 @@ STEADY = [Fraction(n, 25) for n in range(80)]
         ("late.mp4", [1 + t for t in STEADY], {"g": "25"}),
     ],
 )
-def test_any_picked_frame_equals_the_one_read(tmp_path, name, times, options):
+def test_picked_frames_equal_those_of_a_full_read(tmp_path, name, times, options):
     video = write(tmp_path / name, times, **options)
     all_frames = list(read_frames(tmp_path / name))
     assert len(all_frames) > 70

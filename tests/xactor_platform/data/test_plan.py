@@ -51,10 +51,10 @@ def test_every_frame_is_in_exactly_one_sample(corpus, config, epoch):
     plan = plan_epoch(lengths, shard, config, epoch)
     spans = sorted(samples_of(batch for step in steps_of(plan) for batch in step))
     for row, frames in enumerate(lengths):
-        mine = [(start, start + n) for r, start, n in spans if r == row]
-        assert mine[0][0] == 0
-        assert mine[-1][1] == frames
-        assert all(end == start for (_, end), (start, _) in pairwise(mine))
+        own = [(start, start + n) for r, start, n in spans if r == row]
+        assert own[0][0] == 0
+        assert own[-1][1] == frames
+        assert all(end == start for (_, end), (start, _) in pairwise(own))
 
 
 @given(corpora(), configs(), st.integers(0, 3))
@@ -102,8 +102,8 @@ def test_any_number_of_ranks_runs_the_same_steps(corpus, config):
     for step in steps_of(plan):
         for ranks in (n for n in range(1, config.micro_batches + 1) if config.micro_batches % n == 0):
             dealt = [rank_micro_batches(step, rank, ranks) for rank in range(ranks)]
-            assert {len(mine) for mine in dealt} == {config.micro_batches // ranks}
-            assert sorted(samples_of(b for mine in dealt for b in mine)) == sorted(samples_of(step))
+            assert {len(own) for own in dealt} == {config.micro_batches // ranks}
+            assert sorted(samples_of(b for own in dealt for b in own)) == sorted(samples_of(step))
             # In each turn the ranks' micro-batches cost about the same: a later turn's costliest micro-batch costs at
             # most as much as an earlier turn's cheapest.
             turns = [[batch.padded_frames for batch in turn] for turn in zip(*dealt, strict=True)]

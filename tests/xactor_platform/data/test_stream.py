@@ -59,8 +59,10 @@ def test_a_batch_holds_each_samples_frames_padded_with_zeros(corpus, sample):
     batch = read_batch(index, micro_batch(index, (1, 8, 32), (0, 0, 5), (6, 64, 6)))
     assert batch.motion.shape == (3, 32, 6)
     assert batch.audio.shape == (3, 32, 2, 5)
-    assert batch.motion.dtype == batch.audio.dtype == np.float32
-    assert batch.mask.sum(1).tolist() == batch.frames.tolist() == [32, 5, 6]
+    assert batch.motion.dtype == np.float32
+    assert batch.audio.dtype == np.float32
+    assert batch.frames.tolist() == [32, 5, 6]
+    assert batch.mask.sum(1).tolist() == [32, 5, 6]
     for b, (row, start, frames) in enumerate([(1, 8, 32), (0, 0, 5), (6, 64, 6)]):
         wrote = sample(LENGTHS[row], seed=row)
         np.testing.assert_array_equal(batch.motion[b, :frames], wrote["motion.npy"][start : start + frames])
@@ -157,7 +159,8 @@ class TestOnRay:
             LatentReader(index), CONFIG, rank=0, ranks=1, start=Cursor(), steps=steps
         ) as stream:
             got = list(stream)
-        assert len(got) == len(want) == steps * CONFIG.micro_batches
+        assert len(want) == steps * CONFIG.micro_batches
+        assert len(got) == len(want)
         for batch, (step, plain) in zip(got, want, strict=True):
             assert samples_of(batch) == samples_of(plain)
             assert (batch.cursor, batch.step_frames) == (step.cursor, step.frames)
@@ -178,7 +181,7 @@ class TestOnRay:
         dealt = [run(rank, ranks) for rank in range(ranks)]
         assert sorted(s for mine in dealt for s in mine) == sorted(run(0, 1))
 
-    def test_resumed_equals_uninterrupted(self, index):
+    def test_a_resumed_stream_equals_an_uninterrupted_one(self, index):
         def run(start, steps):
             with PlannedStream(
                 LatentReader(index), CONFIG, rank=1, ranks=2, start=start, steps=steps

@@ -301,7 +301,7 @@ def folder(tmp_path_factory) -> Path:
 
 class TestVideos:
     @pytest.mark.slow
-    def test_good_clips_become_shards_and_bad_ones_a_line_each(self, folder, tmp_path):
+    def test_good_clips_become_shards_and_each_bad_clip_a_line_of_the_report(self, folder, tmp_path):
         results = []
         made = videos.shards_from_videos(
             str(folder), str(tmp_path / "shards"), crops=64, held_out=0, workers=2, progress=results.append

@@ -96,7 +96,7 @@ def test_all_kinds_of_manifests_hold_the_same_rows(tmp_path):
         ("{", "not JSON"),
     ],
 )
-def test_a_bad_row_is_one_failed_row(tmp_path, row, says):
+def test_a_bad_row_fails_and_the_other_row_is_read(tmp_path, row, says):
     good = {"id": "good", "image": "a.png", "audio": "a.wav"}
     rows, failed = read_manifest(write_manifest(tmp_path / "m.jsonl", [good, row]), FAST)
     assert [r.id for r in rows] == ["good"]
@@ -302,7 +302,7 @@ def actors_of(stage: str) -> list[int]:
 # The default suite has a similar test in test_dubbing_cluster.py, which kills a whole node.
 @pytest.mark.soak
 @pytest.mark.cluster
-def test_killed_workers_cost_nothing_but_time(ray_cluster, model, media, tmp_path):
+def test_killed_workers_lose_no_video(ray_cluster, model, media, tmp_path):
     """Kill render and motion actors during a run."""
     rows = [{"id": f"k{n}", "image": "face.png", "audio": "3.wav", "render_steps": 6} for n in range(8)]
     config = config_of(write_manifest(media / "kill.jsonl", rows), tmp_path / "out", model, segment_windows=2)
@@ -312,9 +312,9 @@ def test_killed_workers_cost_nothing_but_time(ray_cluster, model, media, tmp_pat
     def kill() -> None:
         for name in ("Render", "Perform"):
             while not ended.is_set():
-                begun = any((tmp_path / "out" / ".parts").glob("*/*"))
+                has_begun = any((tmp_path / "out" / ".parts").glob("*/*"))
                 alive = actors_of(name)
-                if begun and alive:
+                if has_begun and alive:
                     os.kill(alive[0], signal.SIGKILL)
                     killed.append(name)
                     break
@@ -335,7 +335,7 @@ def test_killed_workers_cost_nothing_but_time(ray_cluster, model, media, tmp_pat
 
 
 @pytest.mark.cluster
-def test_nodes_that_never_come_end_the_run(ray_cluster, model, media, tmp_path):
+def test_a_run_ends_if_its_nodes_never_start(ray_cluster, model, media, tmp_path):
     rows = [{"id": "w", "image": "face.png", "audio": "1.wav"}]
     config = config_of(write_manifest(media / "wait.jsonl", rows), tmp_path / "out", model, start_timeout_s=1)
     # The pools ask for node groups, which this cluster does not have.

@@ -67,7 +67,7 @@ def row(media: Path, name: str, audio: str, number: int = 1, **options) -> Row:
 
 
 @pytest.mark.slow
-def test_the_stages_make_what_animate_makes(stages, model, media, tmp_path):
+def test_the_stages_make_the_same_videos_as_animate(stages, model, media, tmp_path):
     output, all_stages = stages
     asked = [row(media, "a", "3.wav", seed=5), row(media, "b", "1.wav", number=2, paste_back=True)]
     files = run_stages(all_stages, asked)
@@ -98,8 +98,8 @@ def test_the_stages_make_what_animate_makes(stages, model, media, tmp_path):
         assert len(theirs) == done.frames
         # The frames were equal before the segments were encoded separately. Neighbouring frames differ more.
         errors = [np.abs(a.astype(int) - b).mean() for a, b in zip(ours, theirs, strict=True)]
-        other = [np.abs(a.astype(int) - b).mean() for a, b in zip(ours[1:], theirs, strict=False)]
-        assert np.mean(errors) < 0.5 * np.mean(other), (np.mean(errors), np.mean(other))
+        to_neighbours = [np.abs(a.astype(int) - b).mean() for a, b in zip(ours[1:], theirs, strict=False)]
+        assert np.mean(errors) < 0.5 * np.mean(to_neighbours), (np.mean(errors), np.mean(to_neighbours))
         np.testing.assert_array_equal(read_audio(path), read_audio(tmp_path / "animate.mp4"))
         with av.open(str(path)) as container:
             assert json.loads(container.metadata["comment"])["ai_generated"] is True

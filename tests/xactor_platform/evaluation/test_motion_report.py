@@ -149,7 +149,7 @@ def test_drift_is_measured(tmp_path, monkeypatch):
     assert drift.lips[0] == pytest.approx(1)
 
 
-def test_correlation_is_pearsons():
+def test_correlation_is_pearsons_coefficient():
     a = np.sin(np.arange(50.0))
     assert correlation(a, 3 * a + 1) == pytest.approx(1)
     assert correlation(a, -a) == pytest.approx(-1)

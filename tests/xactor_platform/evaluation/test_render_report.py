@@ -31,7 +31,7 @@ def test_the_gain_is_relative_to_the_still_pictures_error():
 
 
 @pytest.mark.slow
-def test_a_report_of_held_out_people(tmp_path):
+def test_the_report_covers_held_out_people(tmp_path):
     corpus = make_demo_corpus(
         tmp_path / "corpus",
         minutes=0.1,

@@ -139,11 +139,11 @@ def test_activations_equal_those_that_torch_tracks(size, checkpointing):
     samples = 2 if size == "small" else 16
     sizes, frames = sizes_of(config, SHAPE), samples * config.context_frames
     given = {"checkpointing": checkpointing}
-    ours = frames * (
+    estimated = frames * (
         activations(sizes, config.context_frames, **given) + peak_layer(sizes, config.context_frames, **given)
     )
     measured = measured_activations(config, samples, fake=size == "wide", **given)
-    assert ours == pytest.approx(measured, rel=0.1)
+    assert estimated == pytest.approx(measured, rel=0.1)
 
 
 def test_memory_falls_with_every_stage_and_with_ranks(paper):
@@ -254,7 +254,7 @@ def streamed(corpus, *, store: Store, seconds_per_frame: float = 5e-4, ranks: in
     )
 
 
-def test_a_fast_store_keeps_up_and_reads_what_is_trained_on(corpus):
+def test_ranks_do_not_wait_for_a_fast_store(corpus):
     facts = streamed(corpus, store=Store())
     assert facts.data_wait < 0.01
     # Each of a node's eight ranks trains on at most 4096 frames per step of 2.1 s.

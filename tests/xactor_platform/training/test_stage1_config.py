@@ -57,10 +57,12 @@ def test_presets_survive_json(preset):
 
 
 def test_sizes_of_a_new_renderer_are_the_defaults_of_random_components():
-    ours = {f.name: f.default for f in fields(RendererConfig)}
-    theirs = {n: p.default for n, p in inspect.signature(random_components).parameters.items() if n in ours}
-    assert len(theirs) == 12
-    assert {n: ours[n] for n in theirs} == {**theirs, "window_frames": 16}
+    defaults = {f.name: f.default for f in fields(RendererConfig)}
+    random_defaults = {
+        n: p.default for n, p in inspect.signature(random_components).parameters.items() if n in defaults
+    }
+    assert len(random_defaults) == 12
+    assert {n: defaults[n] for n in random_defaults} == {**random_defaults, "window_frames": 16}
 
 
 def test_the_paper_preset_has_the_papers_figures():

@@ -66,7 +66,7 @@ def test_the_lease_of_a_killed_driver_on_this_machine_is_free(run, tmp_path):
 
 
 def test_a_lease_of_another_machine_is_free_once_nobody_renews_it(run):
-    theirs = {
+    other_lease = {
         "holder": "x",
         "host": "elsewhere",
         "boot": "y",
@@ -75,13 +75,13 @@ def test_a_lease_of_another_machine_is_free_once_nobody_renews_it(run):
         "since": "then",
         "beats": 3,
     }
-    run.write_text(LEASE, json.dumps(theirs))
+    run.write_text(LEASE, json.dumps(other_lease))
     started = time.monotonic()
     with lease(run) as holder:
         assert time.monotonic() - started >= 2.0
         assert is_held(run, holder)
-    run.write_text(LEASE, json.dumps(theirs))
-    beating = threading.Timer(0.5, lambda: run.write_text(LEASE, json.dumps(theirs | {"beats": 4})))
+    run.write_text(LEASE, json.dumps(other_lease))
+    beating = threading.Timer(0.5, lambda: run.write_text(LEASE, json.dumps(other_lease | {"beats": 4})))
     beating.start()
     with pytest.raises(RunIsTaken, match="process 7 on elsewhere since then"):
         lease(run).__enter__()
@@ -97,7 +97,7 @@ def test_a_lease_that_was_taken_over_is_not_taken_back(run):
     assert json.loads(run.read_text(LEASE) or "") == {"holder": "another"}
 
 
-def test_a_file_asks_a_run_to_stop_and_only_rank_0_looks(run, tmp_path):
+def test_a_file_stops_a_run_and_only_rank_0_looks_for_it(run, tmp_path):
     first, second = Notices(run, 0), Notices(run, 1)
     assert not first.stop(first.flags())
     run.write_text(ASK, "")
