@@ -68,7 +68,7 @@ def test_every_private_module_is_in_the_list():
     for room in ("platform", "serving", "jobs", "xactor"):
         for path in (ROOT / room).rglob("*.py"):
             used |= _private_modules(path)
-    # The fake provider's class is named by a string with its module.
+    # A string names the fake provider's class together with its module.
     modules = {name.removesuffix(".FakeMultiNodeProvider") for name in used}
     assert modules == set(PRIVATE_NAMES)
 

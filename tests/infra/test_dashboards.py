@@ -102,7 +102,7 @@ class Prometheus:
         return answer["data"]
 
     def values(self, expression: str) -> list[float]:
-        """Return the finite values that a panel over all the time since the start would draw."""
+        """Return the finite values that a panel would draw for all the time since the start."""
         for name, value in {"$__rate_interval": "60s", "$run": ".+"}.items():
             expression = expression.replace(name, value)
         found = self.get("query_range", query=expression, start=self.since, end=time.time(), step=1)

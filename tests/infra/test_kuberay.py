@@ -293,6 +293,7 @@ def test_network_allows_only_the_named_ports():
         ),
     }
     assert frozenset({("xactor/client", "true")}) in opened[8000]
+    # The dashboard and its jobs, Serve, three ports of metrics, and Redis or the GCS.
     assert opened.keys() == {"all", 8265, 8000, 8080, 44217, 44227, 6379}
 
 

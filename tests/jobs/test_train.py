@@ -1,4 +1,4 @@
-"""Run the trainers as a user does: by plain python, and submitted to clusters with and without this code."""
+"""Test the trainers as users run them: with plain python, and submitted to clusters with and without this code."""
 
 import os
 import re

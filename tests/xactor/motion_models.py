@@ -1,4 +1,4 @@
-"""Small motion models for tests, in the layout of the real ones."""
+"""Build small motion models for tests, in the layout of the real ones."""
 
 import torch
 

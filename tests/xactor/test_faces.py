@@ -20,7 +20,7 @@ def face(jaw: float = 0.0, matrix: np.ndarray | None = None) -> Face:
 
 
 def turned(axis: int, angle: float) -> np.ndarray:
-    """Return the matrix of a face turned about x, y or z: axes right, up and towards the viewer."""
+    """Return the matrix of a face turned about x, y or z, which point right, up and towards the viewer."""
     cos, sin = np.cos(angle), np.sin(angle)
     matrix = np.eye(4, dtype=np.float32)
     a, b = [(1, 2), (2, 0), (0, 1)][axis]

@@ -125,7 +125,7 @@ def test_an_unmoved_portrait_is_guessed_unchanged(renderer, portrait):
 
 
 def test_the_guess_leaves_an_unmoved_picture_in_place_in_bf16():
-    """Coordinates in bf16 would be half a pixel off at the edges of 512 px; an unmoved picture must stay unmoved."""
+    """Coordinates in bf16 would be half a pixel off at the edges of 512 px, and an unmoved picture would move."""
     unet = small_components().unet.to(torch.bfloat16)
     picture = torch.randn(1, 3, 512, 512, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     with torch.no_grad():
@@ -246,7 +246,7 @@ def test_a_motion_token_changes_and_moves_its_own_places():
         # The place covers rows 6 and 7 and columns 8 and 9 of 16 x 16.
         assert change[0, 2].argmax() in (6 * 16 + 8, 6 * 16 + 9, 7 * 16 + 8, 7 * 16 + 9)
         places.zero_()
-        places[:, 0] = 4.0 * 4 * 2 / 16  # everything comes from one thumbnail's pixel to the right
+        places[:, 0] = 4.0 * 4 * 2 / 16  # each pixel comes from its right neighbour in the thumbnail
         moved = unet.guess_motion(torch.eye(32)[5:6], picture)
     torch.testing.assert_close(moved[..., :-1], still[..., 1:])
 

@@ -32,7 +32,7 @@ def replicas(kind: str) -> list[int]:
 
 
 def while_loaded(service: Service, face: bytes, act: Callable[[], None]) -> list[requests.Response]:
-    """Start three videos, call `act` during them, and return their answers."""
+    """Start three videos, call `act` while they are made, and return their answers."""
 
     def ask(seed: int) -> requests.Response:
         options = {**FAST, "motion_steps": 12}

@@ -18,7 +18,7 @@ from xactor_serving.routing import PortraitRouter
     request_router_config=RequestRouterConfig(request_router_class=PortraitRouter),
 )
 class Keeper:
-    """Return which replica caches a name, after a wait."""
+    """Return the id of the replica that caches a name, after a wait."""
 
     @serve.multiplexed(max_num_models_per_replica=100)
     async def kept(self, _: str) -> str:

@@ -141,7 +141,7 @@ def test_a_tally_estimates_the_time_left_from_the_work_that_was_done(monkeypatch
     assert tally.time_left() == ""
     tally.start_pace(40.0)
     now[0] += 30
-    # This item took no work.
+    # This item took no work, so it says nothing about the pace.
     tally.finish_item(expected=10, done=0)
     assert tally.seconds_left is None
     tally.finish_item(expected=10, done=10)

@@ -53,31 +53,32 @@ def test_a_flash_and_a_beep_stay_together_within_half_a_frame(talkers, tmp_path,
     frames = np.repeat(talkers[1].frames[:1], len(times), axis=0)
     sound = np.zeros(int(3.6 * 16_000), np.float32)
     tone = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(2400) / 16_000)
-    lit = []
-    for flash in FLASHES:
-        shown = [n for n, time in enumerate(times) if flash <= time < flash + 0.15]
+    beeps_s = []
+    for flash_s in FLASHES:
+        shown = [n for n, time in enumerate(times) if flash_s <= time < flash_s + 0.15]
         frames[shown, :24, :24] = 255
-        lit.append(float(times[shown[0]]))
-        at = round(lit[-1] * 16_000)
-        sound[at : at + len(tone)] = tone
+        # The beep starts with the first bright picture.
+        beeps_s.append(float(times[shown[0]]))
+        first_sample = round(beeps_s[-1] * 16_000)
+        sound[first_sample : first_sample + len(tone)] = tone
     # The corner is black in every picture without a flash.
-    flashes = np.flatnonzero(frames[:, 0, 0].min(axis=1) == 255)
-    frames[~np.isin(np.arange(len(times)), flashes), :24, :24] = 0
+    bright_pictures = np.flatnonzero(frames[:, 0, 0].min(axis=1) == 255)
+    frames[~np.isin(np.arange(len(times)), bright_pictures), :24, :24] = 0
     turned = np.rot90(frames, -1, axes=(1, 2)) if rate == "rotated" else frames
     write_timed(tmp_path / "v.mp4", turned, times, sound, rotation=90 if rate == "rotated" else 0)
     clip, fate = curate_one_clip(tmp_path / "v.mp4", tmp_path)
     assert fate.status == "kept", fate
     corner = np.array([picture[2:8, 2:8].mean() for picture in read_frames(clip)])
     bright = corner > (corner.max() + corner.min()) / 2
-    seen = [n / 25 for n in range(1, len(bright)) if bright[n] and not bright[n - 1]]
+    seen_s = [n / 25 for n in range(1, len(bright)) if bright[n] and not bright[n - 1]]
     # One value per millisecond. A beep starts after at least 20 ms of silence.
     is_loud = np.abs(read_audio(clip)).reshape(-1, 16).max(axis=1) > 0.2
-    heard = [n / 1000 for n in range(20, len(is_loud)) if is_loud[n] and not is_loud[n - 20 : n].any()]
-    assert len(seen) == len(FLASHES)
-    assert len(heard) == len(FLASHES)
+    heard_s = [n / 1000 for n in range(20, len(is_loud)) if is_loud[n] and not is_loud[n - 20 : n].any()]
+    assert len(seen_s) == len(FLASHES)
+    assert len(heard_s) == len(FLASHES)
     # Half a frame is 20 ms. The measured start of a beep is up to 2 ms off.
-    assert np.abs(np.array(seen) - heard).max() <= 0.020 + 0.002
-    assert np.abs(np.array(heard) - lit).max() <= 0.002 + 0.001
+    assert np.abs(np.array(seen_s) - heard_s).max() <= 0.020 + 0.002
+    assert np.abs(np.array(heard_s) - beeps_s).max() <= 0.002 + 0.001
 
 
 @pytest.mark.parametrize(("missing", "frames"), [(0, 50), (201, 50), (401, 49), (1001, 48)])
@@ -104,7 +105,7 @@ def test_shots_begin_at_cuts_and_not_at_flashes_or_gestures():
     scenes = [rng.integers(0, 255, (36, 64, 3)) for _ in range(3)]
     frames = [scenes[0]] * 30 + [scenes[1]] * 40 + [scenes[2]] * 3 + [scenes[0]] * 30
     moving = [np.clip(f + rng.integers(-4, 5, f.shape), 0, 255).astype(np.uint8) for f in frames]
-    # Frame 15 is a flash. From frame 40 on, a hand comes up.
+    # Frame 15 is a flash. From frame 40 to 59, a hand comes up.
     moving[15] = np.full_like(moving[0], 255)
     for n in range(40, 60):
         moving[n] = moving[n].copy()

@@ -37,7 +37,7 @@ def read(reader, rows, starts, *, epoch=0, step=0):
 
 
 def spoil(index, row, begin, data=b"\0" * 64):
-    """Overwrite a section of a video in its shard, from the fraction `begin` of its length on."""
+    """Overwrite a part of a video in its shard. `begin` is where the part begins, as a fraction of the length."""
     offset, length = int(index.offset["mp4"][row]), int(index.length["mp4"][row])
     with (Path(index.location.path) / index.shard_names[index.shard[row]]).open("r+b") as file:
         file.seek(offset + int(begin * length))

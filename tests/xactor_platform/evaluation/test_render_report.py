@@ -19,7 +19,7 @@ def test_a_probe_names_people_only_if_their_latents_differ():
     own = 0.1 * rng.normal(size=(4, 60, 16))
     assert _named(motion + people + own, 30) > 0.95
     assert _named(motion + own, 30) < 0.5
-    # Without the first frame's latents nothing distinguishes the four people.
+    # The change since the first frame is the same for all four people, so every name is a guess.
     z = motion + people
     assert _named(z - z[:, :1], 30) == pytest.approx(0.25, abs=0.1)
 

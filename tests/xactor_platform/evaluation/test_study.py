@@ -202,7 +202,7 @@ def test_files_that_do_not_count_are_named_in_one_line_each(study, tmp_path):
 
 
 class Browser:
-    """Drive a headless Chromium by WebDriver's own protocol as a person does: by keys and by what is read aloud."""
+    """Drive a headless Chromium over the WebDriver protocol, like a person with a keyboard and a screen reader."""
 
     def __init__(self, driver: str, downloads: Path):
         options = {
@@ -243,7 +243,7 @@ class Browser:
         raise AssertionError(f"no way by Tab to {condition}")
 
     def heard(self, selector: str) -> list[tuple[str, str]]:
-        """Return role and name of the matching elements that are shown, as a screen reader gets them."""
+        """Return the role and the name of each matching element that is shown, as a screen reader gets them."""
         found = self._call("POST", "/elements", {"using": "css selector", "value": selector})
         urls = [f"/element/{reference[ELEMENT]}" for reference in found]
         return [
@@ -286,7 +286,7 @@ def _answers(port: int) -> bool:
 
 @pytest.fixture
 def hosted(study) -> Iterator[str]:
-    """Serve the page on a static host."""
+    """Serve the page with a static web server, and yield its URL."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, format, *args):

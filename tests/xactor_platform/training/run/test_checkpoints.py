@@ -28,7 +28,7 @@ class Engine:
         self.checkpoint_engine: object = "DeepSpeed's own"
 
     def save_checkpoint(self, folder: str, *, tag: str, client_state: dict, save_latest: bool) -> None:
-        # A snapshot must not copy a tensor twice that occurs twice.
+        # This tensor occurs several times, and a snapshot must copy it once.
         state = {"module": {"weight": self.weight}, "alike": [self.weight, self.weight], **client_state}
         self.checkpoint_engine.save(state, f"{folder}/{tag}/part_{self.rank}.pt")  # pyright: ignore
 
@@ -55,7 +55,7 @@ def saver_of(
 
 
 def save(checkpoints: Checkpoints, step: int, score: float | None = None) -> None:
-    """Save a checkpoint by both ranks."""
+    """Save a checkpoint from both ranks."""
     savers = [saver_of(checkpoints, rank) for rank in range(RANKS)]
     for rank, saver in enumerate(savers):
         saver.save(Engine(torch.full((8,), float(step)), rank), step, {"step": step}, score)
