@@ -1,4 +1,4 @@
-"""Check that the rooms keep apart: names, imports, and what each process loads."""
+"""Check that the rooms, which are the top-level folders, stay separate in names, imports and what a process loads."""
 
 import subprocess
 import sys
@@ -33,6 +33,7 @@ def test_the_import_contracts_of_pyproject_hold():
 
 @pytest.mark.slow
 def test_xactor_imports_neither_ray_nor_deepspeed_nor_pebble():
+    # The import of a module that is None in sys.modules fails.
     run_python(
         "import sys, pkgutil, importlib, xactor\n"
         "missing = ('ray', 'deepspeed', 'webdataset', 'pebble', 'xactor_platform', 'xactor_serving')\n"
@@ -42,7 +43,7 @@ def test_xactor_imports_neither_ray_nor_deepspeed_nor_pebble():
 
 
 def test_processes_that_only_read_and_write_media_do_not_import_torch():
-    """Many such processes run at the same time. Torch would take most of their memory and of their start."""
+    """Many such processes run at the same time. Torch would take most of their memory and of their start-up time."""
     stages = [f"xactor_platform.dubbing.{name}" for name in ("look", "decode", "encode", "write")]
     run_python(
         f"import importlib, sys\nfor name in {['xactor.decoding', *stages]}: importlib.import_module(name)\n"

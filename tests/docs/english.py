@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOMS = ("xactor", "platform", "serving", "jobs", "tests")
-# A sentence that opens with one of these words is not an imperative, and its subject comes late or never.
+# A sentence that opens with one of these words is not an imperative, and its subject comes late or is missing.
 _OPENERS = (
     "what of how where in that which who whom whose when as by with from for on at to between beside until because so "
     "whether after before during inside per than if while"
@@ -64,7 +64,7 @@ class Findings:
 
 
 def opens_on_a_fragment(docstring: str) -> bool:
-    """Return whether the first sentence is no sentence, or has its subject late."""
+    """Return whether the first sentence has no verb, or opens with a word that delays its subject."""
     sentence = re.split(r"(?<=[.:])\s|\n\n", docstring.strip(), maxsplit=1)[0]
     word = re.split(r"[\s,;]+", sentence.strip("`\"'([ "))[0].strip("`.,:;()").lower()
     return word in FRAGMENT_OPENERS or (word in ARTICLES and not VERB.search(sentence))
@@ -86,7 +86,7 @@ def examine(files: Sequence[Path]) -> Findings:
                     f"{place}: {line.strip()}" for line in docstring.splitlines() if TWO_NAMES.match(line)
                 ]
             if isinstance(node, ast.ClassDef) and not file.parts[0].startswith("tests"):
-                findings.fields += [f"{file}:{line}" for line in _undocumented(node)]
+                findings.fields += [f"{file}:{line}" for line in _undocumented_fields(node)]
     return findings
 
 
@@ -98,21 +98,21 @@ def python_files(paths: Sequence[str]) -> list[Path]:
     return sorted(found)
 
 
-def _undocumented(node: ast.ClassDef) -> Iterator[str]:
+def _undocumented_fields(node: ast.ClassDef) -> Iterator[str]:
     """Yield the public fields of a public dataclass that have no docstring below them and no line under `Args:`."""
     decorated = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
     if not decorated or node.name.startswith("_"):
         return
-    described = ast.get_docstring(node) or ""
+    class_docstring = ast.get_docstring(node) or ""
     for statement, below in zip(node.body, [*node.body[1:], None], strict=True):
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             continue
         name = statement.target.id
         if name.startswith("_") or "ClassVar" in ast.unparse(statement.annotation):
             continue
-        has_own = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-        listed = re.search(rf"^\s+{name}(, \w+)*\s*(\(.*\))?: ", described, re.M)
-        if not (has_own or listed):
+        has_docstring_below = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+        is_in_args = re.search(rf"^\s+{name}(, \w+)*\s*(\(.*\))?: ", class_docstring, re.M)
+        if not (has_docstring_below or is_in_args):
             yield f"{statement.lineno}: {node.name}.{name}"
 
 

@@ -43,7 +43,7 @@ def test_each_name_has_its_own_line(findings: Findings):
         ("`None` where there is none.", False),
     ],
 )
-def test_fragments_are_told_from_sentences(docstring: str, fragment: bool):
+def test_fragments_are_distinguished_from_sentences(docstring: str, fragment: bool):
     assert opens_on_a_fragment(docstring) is fragment
 
 

@@ -1,7 +1,8 @@
 """Run every command of one-gpu.md and cluster.md, in their order, on small inputs.
 
-A command runs as it is written, followed by options for small models. Downloads are replaced by small checkpoints in
-the published layout. SD1.5's and Qwen's layouts have tests of their own: here the presets start from nothing.
+A command runs as it is written, followed by options for small models. Instead of downloading weights, the test writes
+small checkpoints in the published layout. Stage 1 and stage 2 start from random weights here: other tests load the
+layouts of SD1.5 and Qwen.
 """
 
 import os
@@ -19,7 +20,7 @@ from PIL import Image
 from xactor_platform.cluster.local import LocalCluster, local_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
-# Commands that the installation of these tests has already carried out.
+# Commands that were run when the tests' environment was installed.
 SET_UP = {"make setup", "source .venv/bin/activate"}
 RANK = "--scale.ranks 1 --scale.device cpu --scale.cpus-per-rank 0.5 --scale.threads 1 --scale.start-timeout-s 60 "
 STEPS = "--train.micro-batches 1 --train.warmup-steps 1 --train.evaluate-frames 16 --train.no-gradient-checkpointing "
@@ -27,8 +28,9 @@ POOLS = " ".join(
     f"--pools.{stage}.max 1 --pools.{stage}.cpus 0.3"
     for stage in ("probe", "scan", "track", "cut", "sync", "write")
 )
-# The options that make a command small, by the command's start. The last value of an option counts.
-SMALL: Mapping[str, str] = {
+# Options that make a command small. They are appended to every command that contains the key. An option that is given
+# twice has its last value.
+SMALL_OPTIONS: Mapping[str, str] = {
     "python jobs/shards_from_videos.py": "--workers 1 --crops 64 --held-out 1",
     "python jobs/curate.py": f"--syncnet none --size-px 64 --gates.min-crop-px 64 {POOLS}",
     "python jobs/train_stage1.py": RANK
@@ -53,7 +55,7 @@ SMALL: Mapping[str, str] = {
     "xactor animate": "--motion-steps 1 --render-steps 1",
 }
 
-# On a busy machine each of the commands takes a minute.
+# On a busy machine each command takes about a minute.
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 
@@ -64,10 +66,12 @@ def commands(page: str) -> list[str]:
     return [" ".join(line.split()) for line in lines if line.strip()]
 
 
-def small(command: str) -> str:
+def with_small_options(command: str) -> str:
     """Return the command with the options that make it small."""
-    starts = [start for start in SMALL if start in command]
-    return f"{command} {SMALL[starts[0]]}" if starts else command
+    for part, options in SMALL_OPTIONS.items():
+        if part in command:
+            return f"{command} {options}"
+    return command
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +82,7 @@ def cluster(tmp_path_factory) -> Iterator[LocalCluster]:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
-    """Return a folder with what a reader has: videos, a portrait, speech and small published weights."""
+    """Return a folder with the files that a reader of the guides has: videos, a portrait, speech and small weights."""
     from skimage.data import astronaut
     from sounds import write_sound
     from talkers import Talker
@@ -114,27 +118,31 @@ def run(command: str, folder: Path, env: Mapping[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def trained(inputs: Path, cluster: LocalCluster) -> Path:
-    """Return the folder after every command of one-gpu.md. Its jobs join the cluster, which saves time."""
+    """Run every command of one-gpu.md in the folder of `inputs`, and return that folder.
+
+    The jobs join one running cluster, which saves the time to start a cluster for each job.
+    """
     (inputs / "jobs").symlink_to(ROOT / "jobs")
     env = {**cluster.env, "RAY_ADDRESS": cluster.address}
     for command in commands("one-gpu.md"):
         if command in SET_UP:
             continue
         if command.startswith("hf download"):
+            # Nothing is downloaded: `inputs` wrote small checkpoints into weights/.
             words = shlex.split(command)
             assert words[words.index("--local-dir") + 1].startswith("weights/")
             continue
-        run(small(command), inputs, env)
+        run(with_small_options(command), inputs, env)
     return inputs
 
 
-def test_one_gpu_ends_with_a_video(trained: Path):
+def test_the_commands_of_one_gpu_md_make_a_video(trained: Path):
     assert (trained / "out.mp4").stat().st_size > 0
     assert (trained / "model" / "model_index.json").exists()
     assert (trained / "report" / "render" / "report.json").exists()
 
 
-def test_cluster_ends_with_dubbed_videos(trained: Path, cluster: LocalCluster, tmp_path: Path):
+def test_the_commands_of_cluster_md_make_dubbed_videos(trained: Path, cluster: LocalCluster, tmp_path: Path):
     data = tmp_path / "talking"
     data.mkdir()
     (data / "raw").symlink_to(trained / "videos")
@@ -152,8 +160,8 @@ def test_cluster_ends_with_dubbed_videos(trained: Path, cluster: LocalCluster, t
                 (tmp_path / "exports" / stage).symlink_to(data / "runs" / stage / "export")
             run(command, tmp_path, cluster.env)
             continue
-        # A submitted job finds relative paths in the cluster machine's ~/xactor.
-        line = small(command).replace(" weights/", f" {weights}/")
-        run(line, ROOT, {**cluster.env, "DATA": str(data)})
+        # On a real cluster, a submitted job finds weights/ in ~/xactor of its machine. Here it is an absolute path.
+        local_command = with_small_options(command).replace(" weights/", f" {weights}/")
+        run(local_command, ROOT, {**cluster.env, "DATA": str(data)})
     assert (data / "dubbed" / "one.mp4").stat().st_size > 0
     assert (tmp_path / "model" / "model_index.json").exists()

@@ -64,10 +64,10 @@ def test_readme_is_short():
 
 
 def test_every_metric_is_documented():
-    """Compare the names in dashboards and code with the page of operations."""
+    """Check that docs/operations.md names every metric of the dashboards and of the code."""
     documented = set(re.findall(r"xactor_[a-z_]+", (ROOT / "docs" / "operations.md").read_text()))
-    for line in (ROOT / "infra" / "grafana").glob("*.json"):
-        for name in re.findall(r"ray_(xactor_[a-z_]+)", line.read_text()):
+    for dashboard in (ROOT / "infra" / "grafana").glob("*.json"):
+        for name in re.findall(r"ray_(xactor_[a-z_]+)", dashboard.read_text()):
             assert re.sub(r"_(bucket|sum|count)$", "", name) in documented, name
     for room in ("platform", "serving"):
         for file in (ROOT / room).rglob("*.py"):

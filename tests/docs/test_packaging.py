@@ -1,4 +1,4 @@
-"""Check that the core dependencies are enough, packages are typed, and no message names a stranger's package."""
+"""Check that the core dependencies are enough, packages are typed, and no text installs somebody else's package."""
 
 import re
 import subprocess
@@ -12,38 +12,44 @@ ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 
-# Runs `xactor animate` where only modules of the core dependencies, of theirs, and of Python can be imported.
+# Runs `xactor animate` where only Python's own modules, the core dependencies and their dependencies can be imported.
 ANIMATE = '''
 import importlib.metadata as metadata, re, sys
 from importlib.machinery import PathFinder
 from packaging.requirements import Requirement
 
-def closure(requirements):
+def normalised(name):
+    return re.sub("[-_.]+", "-", name).lower()
+
+def with_dependencies(requirements):
     found, queue = set(), [Requirement(line) for line in requirements]
     while queue:
-        each = queue.pop()
-        name = re.sub("[-_.]+", "-", each.name).lower()
-        if name in found or (each.marker and not each.marker.evaluate({"extra": ""})):
+        requirement = queue.pop()
+        name = normalised(requirement.name)
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if name in found or not applies:
             continue
         found.add(name)
         queue += [Requirement(line) for line in metadata.requires(name) or []]
     return found
 
-core = closure(sys.argv[1].split("|")) | {"xactor", "xactor-ray"}
+core = with_dependencies(sys.argv[1].split("|")) | {"xactor", "xactor-ray"}
 owners = metadata.packages_distributions()
-plain = lambda name: re.sub("[-_.]+", "-", name).lower()
 
 class OnlyCore(PathFinder):
-    """Find nothing, neither modules nor metadata, of other distributions."""
+    """Hide the modules and the metadata of all other distributions."""
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        distributions = {plain(each) for each in owners.get(name.partition(".")[0], ())}
-        return None if distributions and not distributions & core else super().find_spec(name, path, target)
+        distributions = {normalised(owner) for owner in owners.get(name.partition(".")[0], ())}
+        if distributions and not distributions & core:
+            return None
+        return super().find_spec(name, path, target)
 
     @classmethod
     def find_distributions(cls, context=metadata.DistributionFinder.Context()):
-        return (each for each in super().find_distributions(context) if plain(each.name) in core)
+        found = super().find_distributions(context)
+        return (distribution for distribution in found if normalised(distribution.name) in core)
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = OnlyCore
 from xactor.cli import main
@@ -90,7 +96,7 @@ def test_no_extra_repeats_a_core_dependency():
 
 
 def test_no_text_names_a_distribution_that_is_not_ours():
-    """The name `xactor` on PyPI is another project's, so `pip install xactor` would install a stranger's code."""
+    """The name `xactor` on PyPI belongs to another project, so `pip install xactor` would install foreign code."""
     suffixes = {".py", ".md", ".toml", ".yaml", ".yml", ".html", ".txt"}
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for line in tracked.splitlines():

@@ -18,13 +18,13 @@ def validator(kind: str) -> jsonschema.Draft202012Validator:
         definition = yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     schema = next(v["schema"]["openAPIV3Schema"] for v in definition["spec"]["versions"] if v["name"] == "v1")
     strict = _strict(schema)
-    # The API server checks its own metadata.
+    # The definition leaves the fields of `metadata` to the API server, so `_strict` would refuse all of them.
     strict["properties"]["metadata"] = {"type": "object"}
     return jsonschema.Draft202012Validator(strict)
 
 
 def _strict(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema with unknown fields refused. The API server would drop them, and most are misspelt."""
+    """Return the schema with unknown fields refused. Most are misspelt, and the API server would drop them silently."""
     schema = dict(schema)
     if schema.pop("x-kubernetes-int-or-string", False):
         schema.pop("type", None)

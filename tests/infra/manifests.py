@@ -1,4 +1,4 @@
-"""Read the files of infra/, with their placeholders filled."""
+"""Read the files of infra/ and fill in their placeholders."""
 
 import copy
 import functools
@@ -19,7 +19,7 @@ FILLED = {
     "REDIS_PASSWORD": "password",
 }
 
-# vCPUs, GiB of memory and GPUs of the instance types, from AWS's pages.
+# vCPUs, GiB of memory and GPUs by instance type, from AWS's documentation.
 INSTANCES = {"m6i.2xlarge": (8, 32, 0), "p4d.24xlarge": (96, 1152, 8), "p4de.24xlarge": (96, 1152, 8)}
 
 
@@ -46,7 +46,10 @@ def resources() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def cluster_specs() -> dict[str, dict[str, Any]]:
-    """Return the spec of every Ray cluster by its file's name, whatever custom resource it is in."""
+    """Return the spec of every Ray cluster by the name of its file.
+
+    It is a RayCluster's own spec, or a part of the spec of a RayJob or RayService.
+    """
     fields = {"RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
     return {
         name: document["spec"][fields[document["kind"]]] if document["kind"] in fields else document["spec"]
@@ -75,10 +78,10 @@ def launched(
     from ray.autoscaler.v2.utils import ResourceRequestUtil
     from ray.core.generated.common_pb2 import LabelSelectorOperator
 
-    within = LabelSelectorOperator.LABEL_OPERATOR_IN
+    is_in = LabelSelectorOperator.LABEL_OPERATOR_IN
     requests = [
         ResourceRequestUtil.make(
-            wanted, label_selectors=[[(key, within, [value]) for key, value in selector.items()]]
+            wanted, label_selectors=[[(key, is_in, [value]) for key, value in selector.items()]]
         )
         for wanted, selector in demands
     ]

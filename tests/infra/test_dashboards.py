@@ -1,4 +1,4 @@
-"""Test that every query of the dashboards finds data in Prometheus, which scrapes a cluster by infra/prometheus.yml."""
+"""Test that every query of the dashboards finds data in a Prometheus server that runs with infra/prometheus.yml."""
 
 import gzip
 import itertools
@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ SCRAPE = manifests.ROOT / "infra" / "prometheus.yml"
 DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
 STEPS, RUN = 6, "dashboards"
 # Ray's processes report every ten seconds, and a rate needs two reports.
-FOUND_S = 90.0
+FIND_TIMEOUT_S = 90.0
 
 PANELS = [
     (name, panel)
@@ -49,10 +49,11 @@ def test_grafana_can_show_the_dashboard(name):
     assert len(ids) == len(set(ids))
     taken: set[tuple[int, int]] = set()
     for panel in dashboard["panels"]:
-        at = panel["gridPos"]
-        cells = set(itertools.product(range(at["x"], at["x"] + at["w"]), range(at["y"], at["y"] + at["h"])))
-        assert not cells & taken, panel["title"]
-        assert at["x"] + at["w"] <= 24, panel["title"]
+        place = panel["gridPos"]
+        right, bottom = place["x"] + place["w"], place["y"] + place["h"]
+        cells = set(itertools.product(range(place["x"], right), range(place["y"], bottom)))
+        assert not cells & taken, f"{panel['title']} overlaps another panel"
+        assert right <= 24, f"{panel['title']} is wider than Grafana's grid of 24 columns"
         taken |= cells
 
 
@@ -84,10 +85,14 @@ def test_prometheus_accepts_the_scrape_config():
 
 
 class Prometheus:
-    """Query a server. `since` is the Unix time of its start."""
+    """Query a server.
 
-    def __init__(self, url: str, again):
-        self._url, self._again = url, again
+    Attributes:
+        since: Unix time in seconds at which the tests began to use the server.
+    """
+
+    def __init__(self, url: str, record_once: Callable[[], None]):
+        self._url, self._record_once = url, record_once
         self.since = time.time()
         self._deadline: float | None = None
 
@@ -97,7 +102,7 @@ class Prometheus:
         return answer["data"]
 
     def values(self, expression: str) -> list[float]:
-        """Return the values that a panel over the whole time would draw, without NaN and infinity."""
+        """Return the finite values that a panel would draw for all the time since the start."""
         for name, value in {"$__rate_interval": "60s", "$run": ".+"}.items():
             expression = expression.replace(name, value)
         found = self.get("query_range", query=expression, start=self.since, end=time.time(), step=1)
@@ -105,16 +110,16 @@ class Prometheus:
         return [value for value in values if math.isfinite(value)]
 
     def find(self, expression: str) -> list[float]:
-        """Return `values`, and wait for the first while the cluster works. All waits share one deadline."""
-        self._deadline = self._deadline or time.monotonic() + FOUND_S
+        """Record metrics until `values` finds some, and return those. All calls share one deadline."""
+        self._deadline = self._deadline or time.monotonic() + FIND_TIMEOUT_S
         while not (values := self.values(expression)) and time.monotonic() < self._deadline:
-            self._again()
+            self._record_once()
             time.sleep(1.0)
         return values
 
 
 @pytest.fixture(scope="module")
-def prometheus(ray_cluster, work, tmp_path_factory) -> Iterator[Prometheus]:
+def prometheus(ray_cluster, record_metrics, tmp_path_factory) -> Iterator[Prometheus]:
     binary = shutil.which("prometheus")
     if binary is None:
         pytest.skip("prometheus is not installed (Debian's package prometheus)")
@@ -123,7 +128,7 @@ def prometheus(ray_cluster, work, tmp_path_factory) -> Iterator[Prometheus]:
     from xactor_platform.cluster.local import free_port
 
     folder = tmp_path_factory.mktemp("prometheus")
-    # In Ray's own format. Its own file lists other clusters of this machine too.
+    # Ray writes such a file too, but Ray's file may list other clusters of this machine.
     agents = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes()]
     (folder / "nodes.json").write_text(json.dumps([{"labels": {"job": "ray"}, "targets": agents}]))
     config = yaml.safe_load(SCRAPE.read_text())
@@ -141,7 +146,7 @@ def prometheus(ray_cluster, work, tmp_path_factory) -> Iterator[Prometheus]:
             assert server.poll() is None, (folder / "log").read_text()[-2000:]
             assert time.monotonic() < deadline, "Prometheus did not start in 30 s"
             time.sleep(0.1)
-        yield Prometheus(f"http://{url}", work)
+        yield Prometheus(f"http://{url}", record_metrics)
     finally:
         server.terminate()
         server.wait(20)
@@ -155,8 +160,11 @@ def _is_ready(url: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def work(ray_cluster) -> Iterator[Any]:
-    """Start processes that record the metrics of serving, dubbing and GPU training; yield a call that records once."""
+def record_metrics(ray_cluster) -> Iterator[Callable[[], None]]:
+    """Start processes that can record the metrics of serving, dubbing and GPU training.
+
+    Yield a function that makes each of them record once.
+    """
     import ray
     from ray import serve
 
@@ -164,7 +172,7 @@ def work(ray_cluster) -> Iterator[Any]:
 
     @serve.deployment(ray_actor_options={"num_cpus": 0.1})
     class Serving:
-        """Record what a replica would for one video."""
+        """Record the metrics that a replica records for one video."""
 
         def __call__(self) -> None:
             from xactor_serving.metrics import metrics
@@ -174,9 +182,9 @@ def work(ray_cluster) -> Iterator[Any]:
             recorded.chunk_s.observe(0.4)
             recorded.window_s.observe(0.2)
             recorded.video_fps.observe(31.0)
-            for of in ("motion", "render"):
-                recorded.batch_size.observe(2, {"of": of})
-                recorded.retries.inc(tags={"of": of})
+            for model in ("motion", "render"):
+                recorded.batch_size.observe(2, {"of": model})
+                recorded.retries.inc(tags={"of": model})
             recorded.references.inc()
             recorded.windows.inc(3)
             recorded.errors.inc(tags={"code": "full"})
@@ -203,8 +211,8 @@ def work(ray_cluster) -> Iterator[Any]:
             count_result(self._tally, Failed(number=2, id=None, code="bad_row", message="no audio"), 2.0)
 
     @ray.remote(num_cpus=0.1)
-    class Gpu:
-        """Record two ranks on GPUs. Only ranks on GPUs know their MFU."""
+    class GpuTraining:
+        """Record the metrics of two ranks on GPUs: ranks on CPUs do not report MFU."""
 
         def __init__(self):
             from xactor_platform.training.run.telemetry import Telemetry
@@ -218,20 +226,23 @@ def work(ray_cluster) -> Iterator[Any]:
 
     serve.start(http_options={"host": "127.0.0.1", "port": free_port()})
     serving = serve.run(Serving.bind(), name="recording", route_prefix="/recording")
-    dubbing, gpu = Dubbing.remote(), Gpu.remote()
+    dubbing, gpu = Dubbing.remote(), GpuTraining.remote()
 
-    def again() -> None:
+    def record_once() -> None:
         calls = serving.remote()
         ray.get([dubbing.record.remote(), gpu.record.remote()])
         calls.result()
 
-    yield again
+    yield record_once
     serve.shutdown()
 
 
 @pytest.fixture(scope="module")
-def run_folder(prometheus, work, tmp_path_factory) -> Path:
-    """Return the folder of a training on two ranks that Prometheus scraped, with a trace and TensorBoard's files."""
+def run_folder(prometheus, record_metrics, tmp_path_factory) -> Path:
+    """Train on two ranks while Prometheus scrapes them, and return the run's folder.
+
+    The folder has a trace and TensorBoard's files.
+    """
     from xactor_platform.data.shards import ShardWriter
     from xactor_platform.training.launch import train
     from xactor_platform.training.stage2_config import LatentDataConfig, MotionConfig, Stage2Config
@@ -246,9 +257,9 @@ def run_folder(prometheus, work, tmp_path_factory) -> Path:
                 audio = generator.standard_normal((24, 2, 5)).astype(np.float16)
                 meta = {"frames": 24, "fps": 25, "speaker": "s"}
                 writer.write(f"{split}-{i:02d}", {"motion.npy": motion, "audio.npy": audio, "json": meta})
-    work()
+    record_metrics()
     (folder / RUN).mkdir()
-    (folder / RUN / "profile").write_text("2")
+    (folder / RUN / "profile").write_text("2")  # asks for a trace of two steps
     sizes = {"hidden": 32, "layers": 2, "heads": 2, "kv_heads": 1, "mlp": 48, "audio_width": 16}
     train(
         Stage2Config(
@@ -286,9 +297,10 @@ def test_run_has_a_trace_and_tensorboard_files(run_folder, trained):
 
 
 @pytest.mark.cluster
-def test_prometheus_has_what_the_run_wrote(trained, prometheus):
+def test_prometheus_has_the_values_that_the_run_wrote(trained, prometheus):
     last = trained[-1]
-    shown = {
+    # The name of each metric, and its column in metrics.jsonl.
+    columns = {
         "loss": "loss",
         "held_out_loss": "held_out_loss",
         "grad_norm": "grad_norm",
@@ -300,7 +312,7 @@ def test_prometheus_has_what_the_run_wrote(trained, prometheus):
         "frames_per_second": "frames_per_s",
         "skipped_steps": "skipped",
     }
-    for name, column in shown.items():
+    for name, column in columns.items():
         values = prometheus.find(f'ray_xactor_train_{name}{{run="{RUN}"}}')
         assert values, name
         assert values[-1] == pytest.approx(last[column], rel=1e-6), name
@@ -308,7 +320,7 @@ def test_prometheus_has_what_the_run_wrote(trained, prometheus):
     assert frames[-1] == sum(row["frames"] for row in trained)
     for name in ("step_seconds", "data_wait_seconds", "memory_bytes"):
         assert prometheus.find(f'ray_xactor_train_{name}{{run="{RUN}", rank="0"}}'), name
-        # Another rank's metrics of the short run end with its process, which may be before the next scrape.
+        # The short run's second rank may have ended before the next scrape, so look at the two ranks of `gpu`.
         assert max(prometheus.find(f'count by (run) (ray_xactor_train_{name}{{run="gpu"}})')) == 2, name
     memory = prometheus.find(f'ray_xactor_train_memory_bytes{{run="{RUN}"}}')
     assert 50e6 < min(memory) < 5e9
@@ -339,5 +351,7 @@ def test_every_metric_is_shown(name, trained, prometheus):
         if metric.startswith(f"ray_xactor_{name}_")
     }
     assert ours
-    text = " ".join(target["expr"] for of, panel in PANELS if of == name for target in panel["targets"])
-    assert not {metric for metric in ours if metric not in text}
+    queries = " ".join(
+        target["expr"] for dashboard, panel in PANELS if dashboard == name for target in panel["targets"]
+    )
+    assert not {metric for metric in ours if metric not in queries}

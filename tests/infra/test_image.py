@@ -1,4 +1,4 @@
-"""Test infra/image: it lints, and contains what the project needs."""
+"""Test that infra/image lints and contains everything that the project needs."""
 
 import re
 import shutil
@@ -15,7 +15,8 @@ from xactor_platform.training.train_config import TrainConfig
 
 IMAGE = manifests.ROOT / "infra" / "image"
 TEXT = (IMAGE / "Dockerfile").read_text()
-STEPS = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", TEXT, flags=re.M)).splitlines()
+# The Dockerfile's instructions, one per element: comments are removed and continued lines are joined.
+INSTRUCTIONS = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", TEXT, flags=re.M)).splitlines()
 PYPROJECT = tomllib.loads((manifests.ROOT / "pyproject.toml").read_text())
 
 
@@ -27,24 +28,29 @@ def test_dockerfile_lints():
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_base_is_pinned_and_user_is_the_pods():
-    (base,) = [step.split()[1] for step in STEPS if step.startswith("FROM ")]
+def test_base_image_is_pinned_and_user_matches_the_pods():
+    (base,) = [instruction.split()[1] for instruction in INSTRUCTIONS if instruction.startswith("FROM ")]
     assert re.fullmatch(r"python:3\.11\.\d+-slim-bookworm", base)
-    (user,) = [step.split()[1] for step in STEPS if step.startswith("USER ")]
+    (user,) = [instruction.split()[1] for instruction in INSTRUCTIONS if instruction.startswith("USER ")]
     for spec in manifests.cluster_specs().values():
         for template in manifests.templates(spec).values():
-            assert template["spec"]["securityContext"]["runAsUser"] == int(user) != 0
+            assert template["spec"]["securityContext"]["runAsUser"] == int(user)
+    assert int(user) != 0
 
 
 def test_every_installation_is_constrained():
-    for step in STEPS:
-        if "pip install" in step:
-            assert "--constraint constraints.txt" in step or "--no-deps" in step, step
+    for instruction in INSTRUCTIONS:
+        if "pip install" in instruction:
+            assert "--constraint constraints.txt" in instruction or "--no-deps" in instruction, instruction
 
 
-def test_dependencies_are_the_projects():
-    """Run the Dockerfile's own code that prints the dependencies."""
-    (code,) = [re.search(r'python -c "(.*?)" *\|', step)[1] for step in STEPS if "tomllib" in step]
+def test_dependencies_match_pyproject():
+    """Run the Python code in the Dockerfile that prints the dependencies."""
+    (code,) = [
+        re.search(r'python -c "(.*?)" *\|', instruction)[1]
+        for instruction in INSTRUCTIONS
+        if "tomllib" in instruction
+    ]
     printed = subprocess.run(
         [sys.executable, "-c", code],
         cwd=manifests.ROOT,
@@ -57,7 +63,12 @@ def test_dependencies_are_the_projects():
 
 
 def test_all_code_is_copied():
-    sources = [source for step in STEPS if step.startswith("COPY ") for source in step.split()[1:-1]]
+    sources = [
+        source
+        for instruction in INSTRUCTIONS
+        if instruction.startswith("COPY ")
+        for source in instruction.split()[1:-1]
+    ]
     rules = (IMAGE / "Dockerfile.dockerignore").read_text().splitlines()
     for source in sources:
         assert (manifests.ROOT / source).exists(), source
@@ -70,7 +81,7 @@ def test_all_code_is_copied():
 
 def test_ray_starts_in_the_folder_of_the_code():
     """Jobs are found by relative paths, in the image and in the files that start Ray."""
-    (folder,) = [step.split()[1] for step in STEPS if step.startswith("WORKDIR ")]
+    (folder,) = [instruction.split()[1] for instruction in INSTRUCTIONS if instruction.startswith("WORKDIR ")]
     for file, spec in manifests.cluster_specs().items():
         for group, template in manifests.templates(spec).items():
             assert template["spec"]["containers"][0]["workingDir"] == folder, (file, group)
@@ -81,5 +92,6 @@ def test_ray_starts_in_the_folder_of_the_code():
         assert starts[0].startswith(f"cd {folder.replace('/home/ray', '~')} && ray start"), starts[0]
 
 
-def test_deepspeed_needs_no_operator():
+def test_deepspeed_uses_the_adam_of_torch():
+    """DeepSpeed would otherwise compile its own operator on each node."""
     assert deepspeed_config(TrainConfig(), ranks=1, bf16=True)["optimizer"]["params"]["torch_adam"]

@@ -18,6 +18,7 @@ from ray.serve.schema import ServeDeploySchema
 from xactor_platform.dubbing.dub_config import DubConfig
 from xactor_platform.storage.location import absolute
 
+# Pairs of a file's name and an object in it.
 OBJECTS = list(manifests.resources())
 CUSTOM = [pair for pair in OBJECTS if pair[1]["apiVersion"] == "ray.io/v1"]
 CORE = [pair for pair in OBJECTS if pair[1]["apiVersion"] != "ray.io/v1"]
@@ -45,13 +46,13 @@ def pods():
 
 
 @pytest.mark.parametrize("pair", CUSTOM, ids=name_of)
-def test_kuberay_accepts_it(pair):
+def test_kuberay_accepts_the_object(pair):
     errors = crd_schema.validator(pair[1]["kind"]).iter_errors(pair[1])
     assert not [f"{error.json_path}: {error.message[:200]}" for error in errors]
 
 
 @pytest.mark.parametrize("pair", CORE, ids=name_of)
-def test_kubernetes_accepts_it(pair):
+def test_kubernetes_accepts_the_object(pair):
     kubernetes = pytest.importorskip("kubernetes_validate")
     kubernetes.validate(pair[1], KUBERNETES, strict=True)
 
@@ -66,7 +67,7 @@ def test_objects_share_a_namespace_and_have_unique_names():
 
 
 @pytest.mark.parametrize("file", SPECS)
-def test_groups_match_the_launchers(file):
+def test_groups_match_ray_cluster_yaml(file):
     """Ray's autoscaler reads the same groups, labels and priorities as in ray_cluster.yaml."""
     launcher = manifests.launcher_config()["available_node_types"]
     for name, group in autoscaling(file)["available_node_types"].items():
@@ -74,7 +75,8 @@ def test_groups_match_the_launchers(file):
             assert group["resources"]["CPU"] == 0
             continue
         assert group["labels"] == launcher[name]["labels"]
-        assert group.get("priority") == launcher[name].get("priority") or file.startswith("train")
+        if not file.startswith("train"):
+            assert group.get("priority") == launcher[name].get("priority")
         assert group["resources"]["GPU"] <= launcher[name]["resources"]["GPU"]
 
 
@@ -89,9 +91,10 @@ def test_autoscaler_starts_the_selected_group(file, group):
     assert manifests.launched(config, [demand]) == {group: 1}
 
 
-def test_all_but_training_scale_by_autoscaler_v2():
+def test_every_cluster_except_training_uses_autoscaler_v2():
     for file, spec in SPECS.items():
-        fixed = all(g["replicas"] == g["minReplicas"] == g["maxReplicas"] for g in spec["workerGroupSpecs"])
+        sizes = [{g["replicas"], g["minReplicas"], g["maxReplicas"]} for g in spec["workerGroupSpecs"]]
+        fixed = all(len(different) == 1 for different in sizes)
         assert fixed == file.startswith("train")
         assert spec.get("enableInTreeAutoscaling", False) != fixed
         assert fixed or spec["autoscalerOptions"]["version"] == "v2"
@@ -104,7 +107,7 @@ def test_ray_has_the_pinned_version_and_needs_the_token():
         assert spec["authOptions"] == {"mode": "token", "secretName": "ray-token"}
 
 
-def test_long_lived_clusters_survive_their_head():
+def test_long_lived_clusters_survive_the_loss_of_their_head():
     for file, document in CUSTOM:
         assert ("gcsFaultToleranceOptions" in SPECS[file]) == (document["kind"] != "RayJob")
 
@@ -128,7 +131,7 @@ def test_requests_equal_limits():
 
 
 def test_pods_fit_their_nodes():
-    """A node holds a pod for each of its GPUs, with a tenth of its memory left to the system."""
+    """A node holds as many pods as its GPUs allow, and keeps a CPU and a tenth of its memory for the system."""
     instances = {
         name: g["node_config"]["InstanceType"]
         for name, g in manifests.launcher_config()["available_node_types"].items()
@@ -136,11 +139,11 @@ def test_pods_fit_their_nodes():
     for file, group, template in pods():
         cpus, gib, gpus = manifests.INSTANCES[instances[group]]
         limits = template["spec"]["containers"][0]["resources"]["limits"]
-        on_a_node = gpus / limits["nvidia.com/gpu"] if gpus else 1
+        pods_per_node = gpus / limits["nvidia.com/gpu"] if gpus else 1
         sidecar = 0.5 if group == "head" else 0
-        assert on_a_node == int(on_a_node), (file, group)
-        assert on_a_node * quantity(limits["cpu"]) + sidecar <= cpus - 1, (file, group)
-        assert on_a_node * quantity(limits["memory"]) <= 0.9 * gib * UNITS["Gi"], (file, group)
+        assert pods_per_node == int(pods_per_node), (file, group)
+        assert pods_per_node * quantity(limits["cpu"]) + sidecar <= cpus - 1, (file, group)
+        assert pods_per_node * quantity(limits["memory"]) <= 0.9 * gib * UNITS["Gi"], (file, group)
 
 
 def test_object_store_has_shared_memory_within_the_limit():
@@ -165,12 +168,12 @@ def test_nothing_runs_as_root():
 
 
 def test_pods_of_a_group_are_equal_in_every_file():
-    """They differ in labels, the API's keys, their weights and the autoscaler's rights alone."""
+    """Only labels, API keys, weights and the autoscaler's rights may differ."""
     seen = {}
     for file, group, template in pods():
         pod = {k: v for k, v in template["spec"].items() if k != "automountServiceAccountToken"}
-        text = re.sub(r"weights/xactor", "weights", yaml.safe_dump(pod))
-        pod = yaml.safe_load(text)
+        # The weights are in weights/xactor in some files and in weights in others.
+        pod = yaml.safe_load(yaml.safe_dump(pod).replace("weights/xactor", "weights"))
         pod["containers"][0].pop("env", None)
         assert seen.setdefault(group, pod) == pod, (file, group)
         assert template["metadata"]["labels"]["app.kubernetes.io/instance"] == file.removesuffix(".yaml")
@@ -185,10 +188,11 @@ def test_weights_are_copied_where_the_container_reads_them():
         assert target.removeprefix("/home/ray/xactor/") == fetch["args"][0].removeprefix("s3://bucket/")
 
 
-def test_grace_exceeds_serves_drain_and_fits_spots_notice():
+def test_grace_period_covers_draining_and_fits_the_spot_notice():
     drains = [d["graceful_shutdown_timeout_s"] for d in application()["deployments"]]
     for file, group, template in pods():
         grace = template["spec"]["terminationGracePeriodSeconds"]
+        # AWS ends a spot instance two minutes after its notice. 30 s are left after draining.
         assert max(*drains, DEFAULT_GRACEFUL_SHUTDOWN_TIMEOUT_S) + 30 <= grace <= 120, (file, group)
 
 
@@ -204,7 +208,7 @@ def test_serve_accepts_the_application_and_replicas_have_nodes():
         assert group["maxReplicas"] * gpus >= scale["max_replicas"]
 
 
-def test_applications_builder_exists():
+def test_the_builder_of_the_application_exists():
     module, builder = application()["import_path"].split(":")
     assert callable(getattr(importlib.import_module(module), builder))
 
@@ -256,13 +260,11 @@ def test_budgets_protect_heads_and_training():
         matched = [b for b in budgets if b["spec"]["selector"]["matchLabels"].items() <= own.items()]
         assert len(matched) <= 1, (file, group)
         assert matched or group != "head", (file, group)
-        worker = next(
-            (g for g in SPECS[file]["workerGroupSpecs"] if g["groupName"] == group), {"minReplicas": 1}
-        )
+        min_pods = {g["groupName"]: g["minReplicas"] for g in SPECS[file]["workerGroupSpecs"]} | {"head": 1}
         for budget in matched:
-            kept[budget["metadata"]["name"]] += worker["minReplicas"]
+            kept[budget["metadata"]["name"]] += min_pods[group]
             if file.startswith("train"):
-                assert budget["spec"]["minAvailable"] == worker["minReplicas"]
+                assert budget["spec"]["minAvailable"] == min_pods[group]
     assert all(0 < b["spec"]["minAvailable"] <= kept[b["metadata"]["name"]] for b in budgets)
 
 
@@ -291,6 +293,7 @@ def test_network_allows_only_the_named_ports():
         ),
     }
     assert frozenset({("xactor/client", "true")}) in opened[8000]
+    # The dashboard and its jobs, Serve, three ports of metrics, and Redis or the GCS.
     assert opened.keys() == {"all", 8265, 8000, 8080, 44217, 44227, 6379}
 
 
@@ -334,17 +337,17 @@ def secret_keys(tree):
 
 
 def test_readme_names_existing_files_and_the_schemas_version():
-    text = README
-    for path in re.findall(r"\binfra/[\w./-]+\w", text):
+    for path in re.findall(r"\binfra/[\w./-]+\w", README):
         assert (manifests.ROOT / path).exists(), path
-    for name in re.findall(r"\bput ([\w-]+)", text):
+    for name in re.findall(r"\bput ([\w-]+)", README):
         assert (manifests.KUBERAY / f"{name}.yaml").is_file(), name
     schemas = (crd_schema.CRDS / "README.md").read_text()
-    (version,) = set(re.findall(r"--version (\d+\.\d+\.\d+)", text))
+    (version,) = set(re.findall(r"--version (\d+\.\d+\.\d+)", README))
     assert f"KubeRay v{version}," in schemas
-    assert f"--version {KUBERNETES} " in text
+    assert f"--version {KUBERNETES} " in README
 
 
+# The jobs that the README submits, as lists of words.
 SUBMITTED = [
     shlex.split(found.replace("$BUCKET", "bucket"))
     for found in re.findall(
@@ -355,7 +358,7 @@ SUBMITTED = [
 
 @pytest.mark.parametrize("command", SUBMITTED, ids=lambda command: command[1])
 def test_readme_commands_parse(command, monkeypatch):
-    """Each job of the README exists and accepts its options."""
+    """Each job that the README submits exists and accepts its options."""
     assert command[0] == "python"
     job = manifests.ROOT / command[1]
     # `--help` after valid options prints the help. An unknown option exits with 2.

@@ -23,7 +23,7 @@ def groups() -> dict[str, dict]:
     return manifests.launcher_config()["available_node_types"]
 
 
-def test_rays_loader_accepts_it():
+def test_rays_launcher_accepts_the_config():
     validate_config(prepare_config(manifests.launcher_config()))
 
 
@@ -83,7 +83,7 @@ def aws(monkeypatch, tmp_path):
     moto = pytest.importorskip("moto", reason="moto and boto3 are not installed")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "fake")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "fake")
-    # The launcher writes its key pair there.
+    # The launcher writes its key pair into the home folder.
     monkeypatch.setenv("HOME", str(tmp_path))
     with moto.mock_aws():
         from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
@@ -103,8 +103,8 @@ def test_instance_types_match_aws(aws):
         assert group["resources"].get("memory", 0) <= gib << 30
 
 
-def test_launcher_bootstraps(aws):
-    """Run Ray's whole bootstrap: it adds subnets, security groups and a key pair; profiles and images are ours."""
+def test_launcher_bootstraps_the_config(aws):
+    """Run Ray's whole bootstrap. It adds subnets, security groups and a key pair, and keeps our profiles and images."""
     config = prepare_config(manifests.launcher_config())
     for name, group in aws.bootstrap_config(config)["available_node_types"].items():
         node = group["node_config"]

@@ -16,13 +16,14 @@ def bare_cluster(tmp_path_factory) -> Iterator[LocalCluster]:
     folder = tmp_path_factory.mktemp("machine")
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
-    ours = next(p for p in sys.path if p.endswith("site-packages"))
-    (theirs,) = (folder / "lib").glob("python3*/site-packages")
-    # Python ignores .pth files in a folder that a .pth file adds, such as the project's own.
-    (theirs / "dependencies.pth").write_text(f"{ours}\n")
+    dependencies = next(p for p in sys.path if p.endswith("site-packages"))
+    (site_packages,) = (folder / "lib").glob("python3*/site-packages")
+    # This .pth file adds the folder with the dependencies. The project's own .pth file, which lies in that folder, has
+    # no effect: Python ignores .pth files in a folder that a .pth file adds.
+    (site_packages / "dependencies.pth").write_text(f"{dependencies}\n")
     code = "import ray, deepspeed, importlib.util as u; print(u.find_spec('xactor'), u.find_spec('xactor_platform'))"
     with pytest.MonkeyPatch.context() as patch:
-        # It may name this code.
+        # PYTHONPATH may contain the project.
         patch.delenv("PYTHONPATH", raising=False)
         found = subprocess.run([python, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
         assert found.stdout.split()[-2:] == ["None", "None"], found.stdout

@@ -1,4 +1,4 @@
-"""The bench of curation runs by its command and reports every measurement."""
+"""Test that the command of the curation bench runs and reports every measurement."""
 
 import json
 import os
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.soak
 @pytest.mark.cluster
-def test_it_reports_stages_decoding_and_actors(ray_cluster, video_corpus, tmp_path):
+def test_report_has_stages_decoding_and_actors(ray_cluster, video_corpus, tmp_path):
     face = render_frame(held_out_identities()[1], np.zeros(CONTROL_COUNT, np.float32), 192)
     sound = np.random.default_rng(0).normal(0, 0.1, 16_000 * 2).astype(np.float32)
     write_video(tmp_path / "videos" / "face.mp4", [face] * 50, samples=sound)

@@ -1,4 +1,4 @@
-"""The bench of the renderer measures every kind of case and whole videos."""
+"""Test that the bench of the renderer measures every kind of case and whole videos."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Submitted jobs make training shards from raw video, from a bucket into a bucket."""
+"""Test that submitted jobs read raw videos from a bucket and write training shards into a bucket."""
 
 import json
 import time
@@ -29,20 +29,20 @@ def upload(file: Path, uri: str) -> None:
         target.write(file.read_bytes())
 
 
-def values(cluster: LocalCluster, family: str, wanted: dict[str, float]) -> dict[str, float]:
-    """Return a family's values by the label `status`, as soon as they are as wanted, or the last ones."""
+def metric_values(cluster: LocalCluster, family: str, wanted: dict[str, float]) -> dict[str, float]:
+    """Wait until a metric family's values by the label `status` are as wanted, at most METRICS_S. Return the values."""
     seen: dict[str, float] = {}
     deadline = time.monotonic() + METRICS_S
     while seen != wanted and time.monotonic() < deadline:
         time.sleep(0.5)
-        for found in families(cluster):
+        for found in metric_families(cluster):
             if found.name == f"ray_{family}":
                 seen = {sample.labels.get("status", ""): sample.value for sample in found.samples}
     return seen
 
 
-def families(cluster: LocalCluster) -> list[Metric]:
-    """Return all metrics of the cluster's agents now; none if they are too busy to answer."""
+def metric_families(cluster: LocalCluster) -> list[Metric]:
+    """Return the current metrics of the cluster's agents, or none if an agent is too busy to answer."""
     try:
         nodes = requests.get(f"{cluster.dashboard}/api/prometheus/sd", timeout=10).json()
         agents = [agent for node in nodes for agent in node["targets"]]
@@ -64,7 +64,7 @@ def test_submitted_jobs_make_shards_from_a_bucket_into_a_bucket(bare_cluster, bu
     for stage in ("probe", "scan", "track", "cut", "sync", "write"):
         options += [f"--pools.{stage}.max", "1", f"--pools.{stage}.cpus", "0.4"]
     command = ["python", "jobs/curate.py", "--videos", raw, "--output", videos, "--syncnet", "none", *options]
-    # `ray job submit` ends with 1 whatever a failed job ended with: 3 here, for the broken video.
+    # The job ends with 3, because one video is broken. `ray job submit` ends with 1 for every failed job.
     assert bare_cluster.submit(command, working_dir=ROOT) == 1
     index = load_index(videos)
     assert index.samples == 1
@@ -73,7 +73,7 @@ def test_submitted_jobs_make_shards_from_a_bucket_into_a_bucket(bare_cluster, bu
         bill = json.loads(file.read())
     assert (bill["videos"], bill["fates"]) == (2, {"kept": 1, "unreadable": 1})
     wanted = {"kept": 1, "failed": 1}
-    assert values(bare_cluster, "xactor_curate_clips", wanted) == wanted
+    assert metric_values(bare_cluster, "xactor_curate_clips", wanted) == wanted
 
     torch.manual_seed(0)
     encoder = MotionEncoder(image_size=32, channels=(8, 8, 16), latent_dim=32)
@@ -84,4 +84,4 @@ def test_submitted_jobs_make_shards_from_a_bucket_into_a_bucket(bare_cluster, bu
     assert made.shard_names == index.shard_names
     assert (list(made.key), list(made.frames)) == (list(index.key), list(index.frames))
     wanted = {"": float(made.frames.sum())}
-    assert values(bare_cluster, "xactor_precompute_frames", wanted) == wanted
+    assert metric_values(bare_cluster, "xactor_precompute_frames", wanted) == wanted

@@ -1,4 +1,4 @@
-"""Check that the demo's steps are quiet and alive and estimate the remaining time."""
+"""Check that the demo's steps hide library messages, show progress and estimate the remaining time."""
 
 import sys
 from pathlib import Path
@@ -26,7 +26,7 @@ def steps(tmp_path: Path, monkeypatch) -> Steps:
     return Steps(both, tmp_path / "demo.log")
 
 
-def test_output_holds_titles_progress_and_results_but_no_library(steps, tmp_path, capsys):
+def test_output_shows_titles_progress_and_results_but_no_library_messages(steps, tmp_path, capsys):
     steps.next()
     assert steps.run([sys.executable, "-c", NOISE]) == 0
     printed = capsys.readouterr().out
@@ -38,7 +38,7 @@ def test_output_holds_titles_progress_and_results_but_no_library(steps, tmp_path
     assert "Feedback manager" in (tmp_path / "demo.log").read_text()
 
 
-def test_results_are_shown_without_news_of_libraries(steps, capsys):
+def test_results_are_shown_without_library_messages(steps, capsys):
     steps.next()
     code = "print('WARNING: x'); print('Latents of 8 people'); import sys; print('hidden', file=sys.stderr)"
     assert steps.run([sys.executable, "-c", code], results=True) == 0

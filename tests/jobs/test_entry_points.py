@@ -1,4 +1,4 @@
-"""Every command answers --help with an example and a text for every option; every job says how to submit it."""
+"""Test that --help of every command has an example and describes every option, and that jobs say how to submit them."""
 
 import ast
 import os
@@ -16,7 +16,7 @@ from report import REPORTS
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = sorted(path for path in (ROOT / "jobs").glob("*.py") if not path.name.startswith("_"))
-# Jobs that work on the machine where they are called: they start their own cluster, or need none.
+# Jobs that are not submitted: they start a cluster of their own, or need none.
 LOCAL = {"bench", "demo", "local_cluster"}
 PAGE = runpy.run_path(str(ROOT / "docs" / "generate_commands.py"))
 COMMANDS = list(PAGE["commands"]())
@@ -38,7 +38,7 @@ def unchanged_process() -> Iterator[None]:
 
 
 def options(text: str) -> dict[str, str]:
-    """Parse a command's help: what each option says, without its default, by the option's name."""
+    """Return the description of each option in a command's help, without its default, by the option's name."""
     found: dict[str, str] = {}
     name = None
     for line in text.splitlines():
@@ -51,10 +51,10 @@ def options(text: str) -> dict[str, str]:
         else:
             name = None
     default = r"\((default|required|optional|unset|repeatable)\b.*"
-    return {name: re.sub(default, "", said).strip() for name, said in found.items()}
+    return {name: re.sub(default, "", description).strip() for name, description in found.items()}
 
 
-def test_the_parser_of_help_texts_sees_an_option_without_a_text():
+def test_options_returns_an_empty_text_for_an_option_without_one():
     text = "\n".join(
         [
             "usage: x [-h]",
@@ -73,7 +73,7 @@ def test_help_has_an_example_and_a_text_for_every_option(command):
     _, _, described = text.partition("\n\n")
     program = command[0] if command[0].startswith("xactor") else f"python {command[0]}"
     assert re.search(rf"{program}\b", described), f"no example in\n{text}"
-    assert not [name for name, said in options(described).items() if not said], text
+    assert not [name for name, description in options(described).items() if not description], text
 
 
 def test_the_page_of_commands_has_all_benches_and_reports():
@@ -84,12 +84,12 @@ def test_the_page_of_commands_has_all_benches_and_reports():
 @pytest.mark.parametrize(
     "command", [*BENCHES.values(), *REPORTS.values()], ids=lambda command: command.module
 )
-def test_the_list_of_subcommands_has_their_own_first_lines(command):
+def test_summary_of_a_subcommand_is_the_first_line_of_its_docstring(command):
     assert (command.load().__doc__ or "").splitlines()[0] == command.summary
 
 
-def test_help_of_benches_waits_for_no_heavy_import():
-    """Their help must come within a second, so it imports neither torch nor Ray."""
+def test_help_of_benches_imports_no_heavy_package():
+    """Help must appear within a second, so it imports neither torch nor Ray nor NumPy."""
     code = (
         "import runpy, sys\n"
         "for words in [[], *([name] for name in sys.argv[1:])]:\n"
@@ -109,7 +109,7 @@ def test_help_of_benches_waits_for_no_heavy_import():
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
-def test_its_docstring_is_its_command(job):
+def test_docstring_of_a_job_has_its_command(job):
     tree = ast.parse(job.read_text())
     docstring = ast.get_docstring(tree) or ""
     submitted = "" if job.stem in LOCAL else "ray job submit --working-dir . -- "

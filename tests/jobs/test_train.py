@@ -1,4 +1,4 @@
-"""Run the trainers as a user does: by plain python, and submitted to clusters with and without this code."""
+"""Test the trainers as users run them: with plain python, and submitted to clusters with and without this code."""
 
 import os
 import re
@@ -24,7 +24,7 @@ SMALL = [
 
 
 def write_shards(folder: Path) -> None:
-    """Write twelve clips to train on and two held out, of latents of width 8."""
+    """Write shards of 12 training clips and 2 held-out clips, with motion latents of width 8."""
     generator = np.random.default_rng(0)
     for split, clips in (("train", 12), ("test", 2)):
         with ShardWriter(str(folder), split) as writer:
@@ -42,7 +42,8 @@ def shards(tmp_path_factory) -> str:
     return str(folder)
 
 
-# Soak: the jobs are alike, stage 2's is submitted below, and stage 1's training has its own tests.
+# This is a soak test because others cover most of it: the similar job of stage 2 is submitted below, and the training
+# of stage 1 has its own tests.
 @pytest.mark.soak
 @pytest.mark.cluster
 def test_stage_1_runs_by_plain_python(video_corpus, tmp_path):
@@ -79,7 +80,7 @@ def test_stage_2_runs_submitted_to_a_cluster_that_lacks_this_code(shards, tmp_pa
 
 @pytest.fixture
 def code_folder(tmp_path, monkeypatch) -> Path:
-    """Make a folder with this code and a small demo corpus the current one, as the image does before `ray start`."""
+    """Change to a folder with this code and a small demo corpus, as the image does before `ray start`."""
     for room in ("jobs", "xactor", "platform", "serving"):
         (tmp_path / room).symlink_to(ROOT / room)
     write_shards(tmp_path / "demo" / "corpus" / "shards")
@@ -87,9 +88,9 @@ def code_folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.timeout(1200)  # all 300 steps of tiny
+@pytest.mark.timeout(1200)  # the preset tiny trains for 300 steps
 @pytest.mark.cluster
-def test_the_shortest_submit_works_on_a_cluster_that_was_started_in_the_codes_folder(code_folder):
+def test_the_shortest_submit_works_on_a_cluster_that_started_in_the_folder_of_the_code(code_folder):
     with local_cluster(cpus=3, log=code_folder / "ray.log") as cluster:
         line = "ray job submit -- python jobs/train_stage2.py"
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -147,8 +148,11 @@ def test_help_shows_examples_optional_presets_and_a_text_for_every_option(
         (1, ["--data.shards", "/nowhere"], "/nowhere: no such folder"),
     ],
 )
-def test_bad_input_is_one_clear_line(stage, arguments, says, tmp_path, monkeypatch, capsys):
-    """Run in this process, since a new one takes seconds to import. Ray is not joined before the input is right."""
+def test_bad_input_ends_with_one_clear_line(stage, arguments, says, tmp_path, monkeypatch, capsys):
+    """The job runs in this process, because a new process needs seconds for its imports.
+
+    The job checks its input before it joins Ray.
+    """
     monkeypatch.setattr(sys, "argv", [f"train_stage{stage}.py", *arguments, "--run.storage", str(tmp_path)])
     monkeypatch.setattr(sys, "path", [str(ROOT / "jobs"), *sys.path])
     monkeypatch.chdir(ROOT)

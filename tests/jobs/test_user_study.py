@@ -1,4 +1,4 @@
-"""The user study's job makes a page of ready videos and counts votes, with the right exit status."""
+"""Test that the job of the user study makes a page of ready videos and counts votes, with the right exit status."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-def test_from_ready_videos_to_each_methods_votes(tmp_path):
+def test_ready_videos_become_a_page_and_votes_are_counted_by_method(tmp_path):
     for method in ("ours", "sonic"):
         (tmp_path / method).mkdir()
         (tmp_path / method / "000-hello.mp4").write_bytes(method.encode())
@@ -47,5 +47,6 @@ def test_from_ready_videos_to_each_methods_votes(tmp_path):
     assert "| 1 raters | Syn ↑ | Div ↑ | Emo ↑ | VQ ↑ |" in counted.stdout
     shares = json.loads((tmp_path / "counted" / "sonic" / "votes.json").read_text())
     assert shares == {"Syn": 1, "Div": 1, "Emo": 1, "VQ": 1}
+    # A second file of the same rater is left out, which the exit status reports.
     (votes / "votes-1 (1).json").write_text(json.dumps(ballot))
     assert run(*counting).returncode == 3

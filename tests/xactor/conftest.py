@@ -1,4 +1,4 @@
-"""Fixtures that the tests share: a saved pipeline, a portrait and speech."""
+"""Provide what the tests share: a saved pipeline, a portrait and speech."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ from hypothesis import settings
 from PIL import Image
 from sounds import write_sound
 
-# A busy machine must not fail a property test.
+# A time limit for each example would fail property tests on a busy machine.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory) -> Path:
-    # Most tests here need no pipeline: import it late.
+    # The import takes seconds, and most tests here need no pipeline.
     from pipelines import small_pipeline
 
     folder = tmp_path_factory.mktemp("model") / "small"

@@ -1,4 +1,4 @@
-"""Small motion models for tests, in the layout of the real ones."""
+"""Build small motion models for tests, in the layout of the real ones."""
 
 import torch
 
@@ -22,7 +22,7 @@ SIZES = {
 
 
 def small_model(seed: int = 0, **changes) -> MotionTransformer:
-    """Build a model whose weights are all random, also those that start at zero and would hide what is behind them."""
+    """Build a model with only random weights. Weights that start at zero would hide the layers that they multiply."""
     torch.manual_seed(seed)
     model = MotionTransformer(MotionTransformerConfig(backbone=dict(QWEN), **{**SIZES, **changes})).eval()
     with torch.no_grad():

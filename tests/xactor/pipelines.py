@@ -1,4 +1,4 @@
-"""Whole pipelines for tests: small components with random weights."""
+"""Build whole pipelines for tests, from small components with random weights."""
 
 import torch
 from motion_models import small_model

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-# The reference's layers: names of tensors with a bias and, for batch normalisation, with running statistics.
+# Shapes of the weights of the published layers. Each layer has a bias too.
 LAYERS = {
     "netcnnaud.0": [64, 1, 3, 3],
     "netcnnaud.4": [192, 64, 3, 3],
@@ -23,6 +23,7 @@ LAYERS = {
     "netfclip.0": [512, 512],
     "netfclip.3": [1024, 512],
 }
+# Widths of the published batch normalisations.
 NORMS = {
     "netcnnaud.1": 64,
     "netcnnaud.5": 192,
@@ -42,7 +43,10 @@ NORMS = {
 
 
 def published_state() -> dict[str, torch.Tensor]:
-    """Return random tensors of the published names and shapes, without batch counts, as in an old file."""
+    """Return random tensors with the published names and shapes.
+
+    `num_batches_tracked` is missing, as in files of old versions of PyTorch.
+    """
     generator = torch.Generator().manual_seed(0)
     state = {}
     for name, shape in LAYERS.items():

@@ -6,7 +6,7 @@ from xactor.render import Components, random_components
 
 
 def small_components(**options) -> Components:
-    """Return components of 32 px from random weights."""
+    """Return components for pictures of 32 px, with random weights."""
     sizes = {
         "image_size": 32,
         "channels": (16, 32),
@@ -17,8 +17,8 @@ def small_components(**options) -> Components:
     return random_components(**{**sizes, **options}, motion_width=80, motion_tokens=4, latent_dim=32)
 
 
-def awake(components: Components) -> Components:
-    """Make random what starts at zero, so that motion and time have an effect in a test."""
+def without_zero_weights(components: Components) -> Components:
+    """Replace the weights that start at zero by random ones, so that motion and time have an effect in a test."""
     torch.manual_seed(1)
     for parameter in [*components.unet.parameters(), *components.vae.parameters()]:
         if not parameter.any():

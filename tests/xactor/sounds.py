@@ -1,4 +1,4 @@
-"""Audio files of many kinds for tests, written by PyAV."""
+"""Make sounds for tests, and write audio files of many kinds with PyAV."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def write_sound(
     codec: str = "pcm_s16le",
     samples: np.ndarray | None = None,
 ) -> Path:
-    """Write an audio file of the suffix's format. Each channel is a little quieter than the one before."""
+    """Write an audio file in the format of its suffix. Each channel is a little quieter than the one before."""
     samples = voice(seconds, rate_hz) if samples is None else samples
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate_hz, layout=layout)
@@ -31,7 +31,7 @@ def write_sound(
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound), format="fltp", layout=layout)
         frame.sample_rate = rate_hz
         resampler = av.AudioResampler(format=stream.format, layout=layout, rate=rate_hz, frame_size=960)
-        for part in (frame, None):
+        for part in (frame, None):  # None flushes the resampler
             for block in resampler.resample(part):
                 container.mux(stream.encode(block))
         container.mux(stream.encode(None))

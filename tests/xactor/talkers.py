@@ -15,7 +15,7 @@ SIDE, SECONDS = 160, 4
 
 
 def babble(seconds: float, seed: int = 0) -> np.ndarray:
-    """Return a sound like speech, without a synthesiser: syllables of a buzzing voice, float32 [N] at 16 kHz."""
+    """Return syllables of a buzzing voice, which sound like speech, float32 [N] at 16 kHz."""
     rng = np.random.default_rng(seed)
     time = np.arange(int(seconds * 16_000)) / 16_000
     pitch = 120 + 25 * np.sin(2 * np.pi * 0.3 * time)
@@ -30,6 +30,11 @@ def babble(seconds: float, seed: int = 0) -> np.ndarray:
 
 class Talker:
     """Draw a person who speaks.
+
+    Args:
+        number: Which of three people.
+        seed: Seed of the sound and of the movements.
+        seconds: Length of the sound.
 
     Attributes:
         frames: uint8 [T, S, S, 3] at 25 fps.
@@ -65,7 +70,7 @@ def write_timed(
         speech.close()
 
 
-def at_rate(talker: Talker, times: list[Fraction]) -> np.ndarray:
+def frames_at(talker: Talker, times: list[Fraction]) -> np.ndarray:
     """Return the talker's frames at the given times."""
     return talker.frames[[min(int(time * 25), len(talker.frames) - 1) for time in times]]
 
@@ -85,12 +90,12 @@ def write_good(folder: Path, a: Talker, b: Talker) -> None:
         "variable": [Fraction(n, 100) for n in range(SECONDS * 100) if n % 7 in (0, 2, 3)],
     }
     for name, times in rates.items():
-        write_timed(folder / f"{name}.mp4", at_rate(a, times), times, a.samples)
+        write_timed(folder / f"{name}.mp4", frames_at(a, times), times, a.samples)
     times = [Fraction(n, 25) for n in range(len(a.frames))]
     turned = np.rot90(a.frames, -1, axes=(1, 2))  # the file's display matrix turns it back
     write_timed(folder / "rotated.mp4", turned, times, a.samples, rotation=90)
-    for name, who in (("plain", a), ("photo", b)):
-        write_video(folder / f"{name}.mp4", who.frames, samples=who.samples)
+    for name, talker in (("plain", a), ("photo", b)):
+        write_video(folder / f"{name}.mp4", talker.frames, samples=talker.samples)
     frames, samples = np.concatenate([a.frames, b.frames]), np.concatenate([a.samples, b.samples])
     write_video(folder / "two shots.mp4", frames, samples=samples)
     write_video(folder / "early.mp4", a.frames, samples=delayed(a.samples, -4))
@@ -99,7 +104,7 @@ def write_good(folder: Path, a: Talker, b: Talker) -> None:
 
 
 def write_faults(folder: Path, a: Talker, b: Talker) -> None:
-    """Write videos of which curation must keep nothing."""
+    """Write videos that curation must reject."""
     write_video(folder / "swapped.mp4", a.frames, samples=b.samples)
     wall = np.random.default_rng(0).integers(90, 110, (SIDE, SIDE, 3), dtype=np.uint8)
     write_video(folder / "wall.mp4", [wall] * len(a.frames), samples=a.samples)
@@ -115,8 +120,8 @@ def write_faults(folder: Path, a: Talker, b: Talker) -> None:
     (folder / "truncated.mp4").write_bytes(good[: len(good) // 2])
     damaged = bytearray(good)
     rng = np.random.default_rng(1)
-    for at in rng.integers(len(good) // 4, len(good), 4000):
-        damaged[at] = rng.integers(256)
+    for position in rng.integers(len(good) // 4, len(good), 4000):
+        damaged[position] = rng.integers(256)
     (folder / "corrupt.mp4").write_bytes(bytes(damaged))
     (folder / "empty.mp4").touch()
     (folder / "list.mp4").write_text("ffconcat version 1.0\nfile 'plain.mp4'\n")

@@ -1,4 +1,4 @@
-"""Files and folders appear complete or not at all."""
+"""Test that files and folders appear complete or not at all."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Test the audio features: fixed windows make streamed features equal to the whole file's."""
+"""Test the audio features. Their windows are fixed, so streamed features equal those of the whole file."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def encoder(request):
     return Wav2Vec2Encoder(tiny_wav2vec2(), windows=SPEC)
 
 
-def test_shape_and_frame_count(encoder):
+def test_features_have_one_row_for_each_frame(encoder):
     samples = speechlike(3.33)
     features = encoder.features(samples)
     assert features.shape == (frame_count(len(samples)), encoder.layers, encoder.width)
@@ -60,7 +60,7 @@ def test_a_prefix_has_the_whole_files_features(encoder):
         np.testing.assert_allclose(prefix[:settled], features[:settled], atol=1e-5)
 
 
-def test_batching_of_windows_changes_nothing(encoder):
+def test_the_batch_size_does_not_change_the_features(encoder):
     samples = speechlike(4.0)
     np.testing.assert_allclose(
         encoder.features(samples, batch_windows=1), encoder.features(samples, batch_windows=5), atol=1e-5
@@ -83,7 +83,7 @@ def test_audio_in_pieces_has_the_features_of_the_whole(encoder, piece_samples):
         made.append(stream.feed(piece))
         received += len(piece)
         certain = (received // 640 - SPEC.right_frames) // SPEC.hop_frames * SPEC.hop_frames
-        # All final features are returned at once, and none that may still change.
+        # Features are returned as soon as they are final, and not earlier.
         assert sum(map(len, made)) == max(certain, 0)
         assert stream._samples.nbytes <= 4 * 640 * (SPEC.frames + SPEC.hop_frames) + 4 * piece_samples
     made.append(stream.end())
@@ -104,28 +104,28 @@ def test_a_bad_piece_of_audio_leaves_the_stream_unchanged(encoder):
 def test_a_feature_does_not_depend_on_distant_audio(encoder):
     """A feature depends on sound at most left_frames back and one window ahead."""
     a, b = speechlike(6.0), speechlike(6.0)
-    b[: 16_000 // 2] = 0.0
-    reach = (12 + SPEC.left_frames) // SPEC.hop_frames + 1
-    first_clear = reach * SPEC.hop_frames + SPEC.hop_frames
-    np.testing.assert_array_equal(encoder.features(a)[first_clear:], encoder.features(b)[first_clear:])
+    b[: 16_000 // 2] = 0.0  # the sound of frames 0 to 12
+    last_affected_window = (12 + SPEC.left_frames) // SPEC.hop_frames + 1
+    first_equal = (last_affected_window + 1) * SPEC.hop_frames
+    np.testing.assert_array_equal(encoder.features(a)[first_equal:], encoder.features(b)[first_equal:])
     assert not np.array_equal(encoder.features(a)[:12], encoder.features(b)[:12])
 
 
 def test_a_burst_lands_on_its_frame():
     sound = 0.01 * np.random.default_rng(1).standard_normal(16_000 * 4).astype(np.float32)
-    sound[40 * 640 + 160 : 40 * 640 + 480] *= 50
+    sound[40 * 640 + 160 : 40 * 640 + 480] *= 50  # the middle half of frame 40
     assert LogMelEncoder(mels=16, windows=SPEC).features(sound).mean(axis=(1, 2)).argmax() == 40
 
 
 def test_wav2vec2_convolutions_land_on_their_frame():
     encoder = Wav2Vec2Encoder(tiny_wav2vec2(), layers=(0,), windows=SPEC)
-    # The stride of Wav2Vec2, and half its receptive field.
+    # In samples: Wav2Vec2's stride is 320, half of its receptive field is 200, and a video frame lasts 640.
     centres = encoder._positions() * 320 + 200
     expected = (torch.arange(SPEC.hop_frames) + SPEC.left_frames) * 640 + 320
     torch.testing.assert_close(centres, expected.float())
 
 
-def test_save_and_load(encoder, tmp_path):
+def test_a_saved_encoder_gives_the_same_features(encoder, tmp_path):
     encoder.save_pretrained(tmp_path)
     again = load_audio_encoder(tmp_path)
     samples = speechlike(2.0)
@@ -175,8 +175,8 @@ def test_bad_folders_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("first", "last"), [(0, 3), (0, 40), (7, 8), (8, 16), (29, 75), (60, 75)])
-def test_features_of_some_frames_are_those_of_the_whole(first, last):
-    """Only the audio that those frames depend on is given."""
+def test_features_of_some_frames_equal_the_whole_files(first, last):
+    """The encoder gets only the audio that these frames depend on."""
     samples = speechlike(3)
     encoder = Wav2Vec2Encoder(tiny_wav2vec2(), windows=SPEC)
     first_sample, last_sample = sound_needed(first, last, SPEC)

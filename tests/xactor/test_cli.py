@@ -33,7 +33,10 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 @pytest.fixture
 def run(model_folder, portrait_file, tmp_path, capsys):
-    """Return a function that runs `xactor animate` on audio: its status, the output and what was printed."""
+    """Return a function that runs `xactor animate` on an audio file.
+
+    The function returns the exit status, the output's path and the printed text.
+    """
 
     def animate(audio, *options, image=portrait_file, output="out/video.mp4", model=model_folder):
         target = tmp_path / output
@@ -50,7 +53,10 @@ def run(model_folder, portrait_file, tmp_path, capsys):
 
 
 def frames_and_sound(path: Path) -> tuple[int, float, int, str]:
-    """Check what holds for every output. Return its frames, the audio's seconds, sample rate and channels."""
+    """Check the properties that all outputs share.
+
+    Return the number of frames, and the audio's seconds, sample rate and channel layout.
+    """
     data = path.read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")
     with av.open(str(path)) as container:
@@ -123,13 +129,14 @@ def test_silence_and_50_ms_of_audio_make_videos(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_seed_makes_the_video_and_the_face_can_go_back(run, speech_file, portrait_file):
+def test_the_seed_decides_the_video_and_paste_back_keeps_the_picture_size(run, speech_file, portrait_file):
     made = {}
     for name, options in (("a", []), ("b", []), ("c", ["--seed", "1"]), ("d", ["--paste-back"])):
         status, output, printed = run(speech_file, *options, output=f"{name}/video.mp4")
         assert status == 0, printed.err
         made[name] = output.read_bytes()
-    assert made["a"] == made["b"] != made["c"]
+    assert made["a"] == made["b"]
+    assert made["a"] != made["c"]
     with av.open(str(output)) as container, Image.open(portrait_file) as picture:
         video = container.streams.video[0]
         assert (video.width, video.height) == picture.size
@@ -153,6 +160,11 @@ def empty(path: Path) -> Path:
     return path
 
 
+def text_file(path: Path) -> Path:
+    path.write_text("hello")
+    return path
+
+
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [
@@ -160,7 +172,7 @@ def empty(path: Path) -> Path:
         ("bad.flac", corrupt, "corrupt or truncated"),
         ("empty.wav", empty, "the file is empty"),
         ("tiny.wav", lambda path: write_sound(path, 0.01), "10 ms of audio are too short"),
-        ("text.wav", lambda path: (path.write_text("hello"), path)[1], "cannot be decoded"),
+        ("text.wav", text_file, "cannot be decoded"),
     ],
 )
 def test_bad_audio_is_a_one_line_error_and_leaves_nothing(run, tmp_path, name, make, message):
@@ -172,7 +184,7 @@ def test_bad_audio_is_a_one_line_error_and_leaves_nothing(run, tmp_path, name, m
     assert message in line
 
 
-def test_audio_past_the_bound_is_a_one_line_error(run, speech_file):
+def test_too_long_audio_is_a_one_line_error(run, speech_file):
     status, _, printed = run(speech_file, "--max-seconds", "1")
     assert status == 3
     assert printed.err.strip() == f"error: {speech_file}: longer than 1 s, the maximum"
@@ -240,7 +252,7 @@ def test_usage_errors_come_before_any_work(
     assert message in line
 
 
-def test_an_output_never_replaces_what_it_is_made_from(run, portrait_file, tmp_path, capsys):
+def test_an_output_never_replaces_its_input(run, portrait_file, tmp_path, capsys):
     write_video(tmp_path / "talk.mp4", [np.zeros((32, 32, 3), np.uint8)] * 10, samples=voice(0.4))
     talk = str(tmp_path / "talk.mp4")
     with pytest.raises(SystemExit) as exit_:
@@ -255,7 +267,7 @@ def test_a_folder_without_a_model_is_a_usage_error(run, speech_file, tmp_path):
     assert "no model folder" in printed.err
 
 
-def test_rows_fail_alone(model_folder, portrait_file, tmp_path, capsys):
+def test_bad_rows_fail_without_affecting_the_others(model_folder, portrait_file, tmp_path, capsys):
     sound = write_sound(tmp_path / "a.wav", 0.2)
     good = {"image": str(portrait_file), "audio": str(sound)}
     rows = [
@@ -307,7 +319,7 @@ def test_an_interrupted_run_leaves_nothing(model_folder, portrait_file, tmp_path
         "--output",
         tmp_path / "out" / "a.mp4",
     ]
-    # A test run in the background ignores SIGINT, and its children inherit that.
+    # If the tests run in the background, this process and its children ignore SIGINT.
     code = "import signal, xactor.cli; signal.signal(signal.SIGINT, signal.default_int_handler); xactor.cli.main()"
     command = [sys.executable, "-c", code, "animate", *map(str, paths), *QUICK]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -381,7 +393,7 @@ except SystemExit:
     assert done.returncode == 0, done.stderr
     above, _, options = done.stdout.partition("options ─")
     assert f"\n    xactor {command} " in above
-    # Options begin at the box's left edge; the other lines go on with a description.
+    # An option begins at the left edge of tyro's box. Its other lines are indented.
     flags = options.split("\n│ -")[2:]
     assert len(flags) >= 2
     for flag in flags:

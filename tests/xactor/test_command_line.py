@@ -1,4 +1,4 @@
-"""A command ends with its status, and with one line and status 2 after an error that the user can correct."""
+"""Test how a command ends: with its status, or with one line and status 2 after an error that the user can correct."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def test_a_defect_keeps_its_traceback():
 
 
 @pytest.mark.parametrize("status", [None, 0, 3])
-def test_the_status_is_mains(status):
+def test_the_exit_status_is_the_return_value_of_main(status):
     with pytest.raises(SystemExit) as ended:
         run_command(lambda: status)
     assert ended.value.code == status

@@ -20,7 +20,7 @@ def face(jaw: float = 0.0, matrix: np.ndarray | None = None) -> Face:
 
 
 def turned(axis: int, angle: float) -> np.ndarray:
-    """Return the matrix of a face turned about x, y or z: axes right, up and towards the viewer."""
+    """Return the matrix of a face turned about x, y or z, which point right, up and towards the viewer."""
     cos, sin = np.cos(angle), np.sin(angle)
     matrix = np.eye(4, dtype=np.float32)
     a, b = [(1, 2), (2, 0), (0, 1)][axis]
@@ -47,14 +47,14 @@ def test_short_gaps_are_interpolated_linearly():
         ([face()] + [None] * 6, "no face in frames 1 to 6 of 7"),
     ],
 )
-def test_longer_gaps_are_named(faces, reason):
+def test_longer_gaps_are_refused(faces, reason):
     with pytest.raises(ValueError, match=reason):
         control_track(faces)
 
 
 def test_pose_has_the_documented_signs():
-    # A turn about the axis to the right moves the nose down, about the axis up to the right, and a negative one about
-    # the axis to the viewer turns the face clockwise.
+    # A positive turn about x, which points right, moves the nose down. One about y, which points up, moves the nose to
+    # the right. A negative turn about z, which points at the viewer, turns the face clockwise.
     for axis, angle, name in ((0, 0.2, "headPitch"), (1, 0.3, "headYaw"), (2, -0.1, "headRoll")):
         row = control_track([face(matrix=turned(axis, angle))])[0]
         assert row[INDEX[name]] == pytest.approx(abs(angle), abs=1e-5)
@@ -77,7 +77,7 @@ def test_a_missing_mediapipe_is_named(monkeypatch):
         FaceLandmarker()
 
 
-def test_a_file_that_is_no_model_is_named(tmp_path):
+def test_an_invalid_landmark_model_is_named(tmp_path):
     with pytest.raises(ValueError, match="no such landmark model"):
         FaceLandmarker(tmp_path / "missing.task")
     (tmp_path / "bad.task").write_bytes(b"not a bundle")
@@ -85,14 +85,16 @@ def test_a_file_that_is_no_model_is_named(tmp_path):
         FaceLandmarker(tmp_path / "bad.task").detect(np.zeros((64, 64, 3), np.uint8))
 
 
-def test_a_photograph_has_its_face_and_a_wall_has_none():
+def test_a_face_is_found_in_a_photograph_and_none_on_a_wall():
     astronaut = pytest.importorskip("skimage.data").astronaut()
     landmarker = FaceLandmarker()
     faces = landmarker.detect(astronaut)
     assert len(faces) == 1
     left, top, right, bottom = faces[0].box
-    assert 160 < left < 200 < 250 < right < 290
-    assert 50 < top < 90 < 160 < bottom < 195
+    assert 160 < left < 200
+    assert 250 < right < 290
+    assert 50 < top < 90
+    assert 160 < bottom < 195
     assert faces[0].points.shape == (478, 3)
     assert landmarker.detect(np.full((200, 200, 3), 128, np.uint8)) == []
 

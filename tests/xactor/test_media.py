@@ -28,7 +28,10 @@ def grey(level: int, height: int = 64, width: int = 48) -> np.ndarray:
 
 
 def timed_video(path, times_s: list[Fraction], *, rotation: int = 0) -> None:
-    """Write a silent video whose frame i is shown at times_s[i]; its grey level is 4 times its time in 25ths."""
+    """Write a silent video whose frame i is shown at times_s[i].
+
+    A frame's grey level is its time in hundredths of a second, modulo 256.
+    """
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = 48, 64, "yuv420p"
@@ -46,7 +49,7 @@ def timed_video(path, times_s: list[Fraction], *, rotation: int = 0) -> None:
 
 
 @pytest.mark.parametrize("samples", [777, 16_000, 33_000, 48_001])
-def test_a_video_is_read_at_the_length_it_was_written(tmp_path, samples):
+def test_a_video_is_read_with_the_length_that_was_written(tmp_path, samples):
     frames = max(1, round(samples / 640))
     sound = tone(samples)
     assert write_video(tmp_path / "a.mp4", (grey(i * 3) for i in range(frames)), samples=sound) == frames
@@ -101,7 +104,7 @@ def test_bad_frames_are_refused(tmp_path, frames, message):
 
 
 @pytest.mark.parametrize("rate", [Fraction(30_000, 1001), Fraction(50), Fraction(10), Fraction(25)])
-def test_any_rate_becomes_the_nearest_frames_at_25(tmp_path, rate):
+def test_a_video_of_any_rate_is_read_as_its_nearest_frames_at_25_fps(tmp_path, rate):
     times = [Fraction(i) / rate for i in range(int(2 * rate))]
     timed_video(tmp_path / "a.mp4", times)
     seen = [float(picture[50, 40, 0]) for picture in read_frames(tmp_path / "a.mp4")]
@@ -127,7 +130,7 @@ def test_rotated_videos_are_read_upright(tmp_path, rotation):
     assert picture.shape[:2] == ((64, 48) if rotation == 180 else (48, 64))
     upright = np.rot90(stored.to_ndarray(format="rgb24"), round(stored.rotation / 90))
     assert np.array_equal(picture, upright)
-    # The display matrix turns counter-clockwise: the mark moves from the upper left to the lower left first.
+    # The display matrix turns counter-clockwise: 90 degrees move the mark from the upper left to the lower left.
     corner = {90: (-5, 5), 180: (-5, -5), 270: (5, -5)}[rotation]
     assert picture[corner][0] > 200
 
@@ -151,7 +154,7 @@ def test_any_sound_becomes_mono_at_16_khz(tmp_path, layout, rate_hz, codec, suff
         frame = av.AudioFrame.from_ndarray(sound, format="fltp", layout=layout)
         frame.sample_rate = rate_hz
         resampler = av.AudioResampler(format=stream.format, layout=layout, rate=rate_hz, frame_size=960)
-        for part in (frame, None):
+        for part in (frame, None):  # None flushes the resampler
             for block in resampler.resample(part):
                 container.mux(stream.encode(block))
         container.mux(stream.encode(None))
@@ -207,7 +210,10 @@ def test_errors_name_the_file_and_the_cause(tmp_path):
 
 
 def fragments(frames: int, samples: np.ndarray, *, live: bool) -> list[bytes]:
-    """Return the fragments of a video whose pictures turn white with frame 25; the last comes from its end."""
+    """Return the fragments of a video whose pictures turn white at frame 25.
+
+    There is one item per picture, which may be empty, and a last one from the end of the video.
+    """
     track = LiveSound() if live else samples
     video = FragmentedVideo(track, metadata={"comment": "made"})
     pieces = []
@@ -219,13 +225,12 @@ def fragments(frames: int, samples: np.ndarray, *, live: bool) -> list[bytes]:
 
 
 @pytest.mark.parametrize("live", [False, True])
-def test_fragments_come_while_a_video_is_made_and_play_in_step(tmp_path, live):
+def test_fragments_come_early_and_keep_sound_and_pictures_in_sync(tmp_path, live):
     samples = np.zeros(75 * 640, np.float32)
     samples[16_000:16_400] = 0.9 * np.sin(np.arange(400) / 3)  # one second in, as the pictures turn white
     pieces = fragments(75, samples, live=live)
-    assert (
-        next(number for number, piece in enumerate(pieces) if piece) <= 11
-    )  # a window of 12 pictures is enough
+    first_fragment = next(number for number, piece in enumerate(pieces) if piece)
+    assert first_fragment <= 11  # after a window of 12 pictures
     assert sum(bool(piece) for piece in pieces) >= 8
     path, plain = tmp_path / "fragments.mp4", tmp_path / "plain.mp4"
     path.write_bytes(b"".join(pieces))
@@ -240,9 +245,9 @@ def test_fragments_come_while_a_video_is_made_and_play_in_step(tmp_path, live):
             assert container.streams.video[0].codec_context.pix_fmt == "yuv420p"
     for one, other in zip(read_frames(path), read_frames(plain), strict=True):
         np.testing.assert_array_equal(one, other)
-    index = plain.read_bytes()
-    assert 0 < index.find(b"moov") < index.find(b"mdat")
-    assert b"moof" not in index
+    data = plain.read_bytes()
+    assert 0 < data.find(b"moov") < data.find(b"mdat")
+    assert b"moof" not in data
 
 
 def test_a_video_in_fragments_needs_a_picture():

@@ -1,4 +1,4 @@
-"""Test DEmo: EMONet against numbers of the published code, its checkpoints' layout, the crop and the difference."""
+"""Test DEmo: EMONet compared with the published code, its checkpoints' layout, the crop and the difference."""
 
 import hashlib
 from collections.abc import Iterator
@@ -137,12 +137,12 @@ def face(left: float, top: float, side: float) -> Face:
         (left + side, top),
         (left + side, top + side),
     ]
-    points[10, 1] = top - 100  # the hairline is not among the 68
+    points[10, 1] = top - 100  # the hairline, which is not among EMONet's 68 landmarks
     return Face(points=points, blendshapes=np.zeros(51, np.float32), matrix=np.eye(4, dtype=np.float32))
 
 
-def test_the_crop_is_emonets():
-    """The crop has the landmarks' middle, and its side is the sum of their box's sides / 1.1."""
+def test_the_crop_equals_emonets():
+    """The crop has the middle of the landmarks' box. Its side is the box's width plus its height, divided by 1.1."""
     y, x = np.mgrid[:256, :256].astype(np.uint8)
     frame = np.stack([x, y, x], axis=-1)
     made = emotion_picture(frame, face(left=100, top=80, side=44))
@@ -164,18 +164,18 @@ def test_the_crop_of_a_real_face_shows_all_of_it(portrait_file):
 
 
 class OwnModel(nn.Module):
-    """Return a user's own model: the mean of each colour, twice."""
+    """Stand in for a user's own model: return the mean of each colour, twice."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3)).repeat(1, 2)
 
 
-class Wrong(nn.Module):
+class OneNumberModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((1, 2, 3))
 
 
-class Sick(nn.Module):
+class InfiniteModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3)) / 0
 
@@ -186,7 +186,7 @@ def scripted(path: Path, model: nn.Module) -> ScriptedModel:
 
 
 def grey(*levels: int | None) -> Iterator[tuple[np.ndarray, Face | None]]:
-    """Return frames of one grey; None is a frame without a face."""
+    """Yield a frame of each grey level with its face. The level None gives a black frame without a face."""
     for level in levels:
         frame = np.full((64, 64, 3), level or 0, np.uint8)
         yield frame, None if level is None else face(left=20, top=20, side=20)
@@ -212,8 +212,8 @@ def test_a_users_own_model_sees_frames_in_order_for_any_batch_size(tmp_path):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (Wrong(), r"must return vectors \[1, K\], got \[1\]"),
-        (Sick(), "returned NaN or infinite numbers"),
+        (OneNumberModel(), r"must return vectors \[1, K\], got \[1\]"),
+        (InfiniteModel(), "returned NaN or infinite numbers"),
         (nn.Linear(7, 2), r"does not accept pictures \[1, 3, 256, 256\]"),
     ],
 )
@@ -223,7 +223,7 @@ def test_a_users_own_model_that_does_not_fit_is_named(tmp_path, model, reason):
     assert "\n" not in str(refusal.value)
 
 
-def test_files_that_are_no_models_are_named(tmp_path):
+def test_missing_and_invalid_model_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"own.pt: no such model"):
         ScriptedModel(tmp_path / "own.pt")
     (tmp_path / "own.pt").write_bytes(b"text")

@@ -1,4 +1,4 @@
-"""Test FVD: I3D against the published code, the Fréchet distance against other formulas, and streams of windows."""
+"""Test FVD: I3D compared with the published code, the Fréchet distance with other formulas, and streams of windows."""
 
 import os
 import pickle
@@ -20,6 +20,7 @@ with_weights = pytest.mark.skipif(
     not WEIGHTS.is_file(), reason=f"no I3D weights at {WEIGHTS} (XACTOR_REAL_DATA)"
 )
 
+# The names of I3D's Inception blocks, and of the convolutions in each.
 MIXED = ["3b", "3c", "4b", "4c", "4d", "4e", "4f", "5b", "5c"]
 UNITS = [
     *(f"Branch_{branch}" for branch in ("0/Conv3d_0a_1x1", "1/Conv3d_0a_1x1", "1/Conv3d_0b_3x3")),
@@ -47,24 +48,27 @@ def numbers(text: str) -> torch.Tensor:
 def random_weights() -> dict:
     """Return a tree of reproducible numbers with the published names and shapes."""
     rng = np.random.default_rng(0)
-    own = I3D().features
+    features = I3D().features
 
-    def unit(place: str) -> tuple[dict, dict]:
-        o, i, *kernel = own.get_submodule(place).conv.weight.shape
-        scale = np.sqrt(2 / (i * np.prod(kernel)))
+    def unit(name: str) -> tuple[dict, dict]:
+        """Return the parameters and the statistics of a convolution with its batch normalisation."""
+        channels, in_channels, *kernel = features.get_submodule(name).conv.weight.shape
+        scale = np.sqrt(2 / (in_channels * np.prod(kernel)))
         params = {
-            "Conv_0": {"kernel": np.float32(scale * rng.standard_normal((*kernel, i, o)))},
-            "BatchNorm_0": {"bias": np.float32(0.1 * rng.standard_normal(o))},
+            "Conv_0": {"kernel": np.float32(scale * rng.standard_normal((*kernel, in_channels, channels)))},
+            "BatchNorm_0": {"bias": np.float32(0.1 * rng.standard_normal(channels))},
         }
-        mean, var = 0.1 * rng.standard_normal((1, 1, 1, 1, o)), rng.uniform(0.5, 1.5, (1, 1, 1, 1, o))
+        mean = 0.1 * rng.standard_normal((1, 1, 1, 1, channels))
+        var = rng.uniform(0.5, 1.5, (1, 1, 1, 1, channels))
         return params, {"BatchNorm_0": {"mean": np.float32(mean), "var": np.float32(var)}}
 
     params, stats = {}, {}
     for name in ("Conv3d_1a_7x7", "Conv3d_2b_1x1", "Conv3d_2c_3x3"):
         params[name], stats[name] = unit(name)
     for name in (f"Mixed_{letter}" for letter in MIXED):
-        units = {place: unit(f"{name}.{place}") for place in UNITS}
-        params[name], stats[name] = ({p: u[side] for p, u in units.items()} for side in (0, 1))
+        units = {branch: unit(f"{name}.{branch}") for branch in UNITS}
+        params[name] = {branch: unit_params for branch, (unit_params, _) in units.items()}
+        stats[name] = {branch: unit_stats for branch, (_, unit_stats) in units.items()}
     kernel = np.float32(0.1 * rng.standard_normal((1, 1, 1, 1024, CLASSES)))
     bias = np.float32(rng.standard_normal(CLASSES))
     params["Logits/Conv3d_0c_1x1"] = {"Conv_0": {"kernel": kernel, "bias": bias}}
@@ -105,6 +109,8 @@ def test_i3d_with_the_published_weights():
 
 
 class Harmful:
+    """Make a folder when it is unpickled."""
+
     def __reduce__(self):
         return os.mkdir, ("harm",)
 
@@ -149,7 +155,7 @@ def test_missing_weights_are_named(tmp_path):
 
 @pytest.mark.parametrize("shape", [(512, 512), (40, 61), (224, 224), (1, 300)])
 def test_frames_are_resized_as_tensorflow_1_did(shape):
-    """Pixel n lies at n x H / 224, between two pixels of the frame; the last one repeats."""
+    """Pixel n is interpolated at n x H / 224 between two pixels of the frame, whose last pixel repeats."""
     picture = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
     made = preprocess(picture)
     assert made.shape == (3, 224, 224)
@@ -184,24 +190,25 @@ def test_windows_begin_a_stride_apart_and_are_yielded_when_complete(stride, firs
     made = [window[0, :, 0, 0] for window in windows(frames, stride_frames=stride)]
     numbers = [torch.round((window + 1) * 127.5).int().tolist() for window in made]
     assert numbers == [list(range(first, first + 16)) for first in firsts]
+    # The first window reads no frame after its own 16.
     stream = iter(frames)
     next(windows(stream))
     assert len(list(stream)) == 41 - 16
 
 
 def test_merged_statistics_equal_those_of_all_videos():
-    """The values are far from zero, where raw sums of squares would lose digits."""
+    """The logits are far from zero, so that sums of their squares would lose digits."""
     logits = np.random.default_rng(0).standard_normal((90, CLASSES)) * np.linspace(0, 3, CLASSES) + 1e6
     parts = [VideoStatistics("some") for _ in range(3)]
     for part, rows in zip(parts, np.split(logits, [7, 8]), strict=True):
         for piece in np.array_split(rows, 4):
             part.add(piece)
-    empty = VideoStatistics("some")
+    merged = VideoStatistics("some")
     for part in (*parts, VideoStatistics("some")):
-        empty.merge(pickle.loads(pickle.dumps(part)))  # as it comes from a worker
-    assert empty.count == 90
-    np.testing.assert_allclose(empty.mean, logits.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(empty.covariance, np.cov(logits.T), atol=1e-7)
+        merged.merge(pickle.loads(pickle.dumps(part)))  # workers send pickles
+    assert merged.count == 90
+    np.testing.assert_allclose(merged.mean, logits.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(merged.covariance, np.cov(logits.T), atol=1e-7)
 
 
 def gaussian(seed: int, dimensions: int, samples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -211,7 +218,7 @@ def gaussian(seed: int, dimensions: int, samples: int) -> tuple[np.ndarray, np.n
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_frechet_distance_is_the_formula_with_scipys_matrix_root(seed):
+def test_frechet_distance_equals_the_formula_with_scipys_matrix_root(seed):
     linalg = pytest.importorskip("scipy.linalg")
     (mean_a, a), (mean_b, b) = gaussian(seed, 24, 500), gaussian(seed + 10, 24, 300)
     root = linalg.sqrtm(a @ b)
@@ -220,17 +227,17 @@ def test_frechet_distance_is_the_formula_with_scipys_matrix_root(seed):
     assert frechet_distance(mean_b, b, mean_a, a) == pytest.approx(wanted, rel=1e-9)
 
 
-def test_frechet_distance_of_diagonal_gaussians_is_the_closed_form():
+def test_frechet_distance_of_diagonal_gaussians_equals_the_closed_form():
     rng = np.random.default_rng(0)
     (a, b), (mean_a, mean_b) = rng.uniform(0, 4, (2, CLASSES)), rng.standard_normal((2, CLASSES))
-    a[:100] = b[300:] = 0  # ranks of their own
+    a[:100] = b[300:] = 0  # neither covariance has full rank
     wanted = ((mean_a - mean_b) ** 2).sum() + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
     assert frechet_distance(mean_a, np.diag(a), mean_b, np.diag(b)) == pytest.approx(wanted, rel=1e-12)
 
 
 @pytest.mark.parametrize("samples", [2, 30, 399, 700])
 def test_frechet_distance_is_exact_for_any_rank(samples):
-    """The trace equals the sum of singular values of X Y^T of the samples, without any covariance."""
+    """Compute the trace of the root without covariances: as the sum of the singular values of X Y^T."""
     rng = np.random.default_rng(samples)
     x, y = (rng.standard_normal((samples, CLASSES)) * np.geomspace(1e-3, 30, CLASSES) for _ in range(2))
     (a, b), (mean_a, mean_b) = (np.cov(x.T), np.cov(y.T)), (x.mean(0), y.mean(0))
@@ -240,7 +247,7 @@ def test_frechet_distance_is_exact_for_any_rank(samples):
     assert frechet_distance(mean_a, a, mean_a, a) == pytest.approx(0, abs=1e-9 * np.trace(a))
 
 
-def test_fvd_says_how_many_windows_and_when_they_are_few():
+def test_fvd_notes_the_number_of_windows_and_whether_it_is_too_small():
     rng, sides = np.random.default_rng(0), [VideoStatistics("some") for _ in range(3)]
     for side, count, shift in zip(sides, (500, 450, 12), (0, 0.5, 0.5), strict=True):
         side.add(rng.standard_normal((count, CLASSES)) + shift)
@@ -250,13 +257,15 @@ def test_fvd_says_how_many_windows_and_when_they_are_few():
     few = fvd(sides[2], sides[0])
     assert few.count == 12
     assert "so few span 11 of 400 dimensions" in few.note
-    assert few.value > score.value > 400 * 0.5**2
+    assert few.value > score.value
+    assert score.value > 400 * 0.5**2
 
 
 def test_statistics_of_different_kinds_are_refused():
-    one, other, apart = VideoStatistics("a"), VideoStatistics("b"), VideoStatistics("a", stride_frames=8)
+    one = VideoStatistics("a")
+    other_weights, other_stride = VideoStatistics("b"), VideoStatistics("a", stride_frames=8)
     one.add(np.zeros((1, CLASSES)))
-    for bad in (other, apart):
+    for bad in (other_weights, other_stride):
         with pytest.raises(ValueError, match="do not mix: a, stride 16; "):
             one.merge(bad)
         with pytest.raises(ValueError, match="needs statistics of equal weights and stride"):
@@ -273,7 +282,7 @@ def test_statistics_of_different_kinds_are_refused():
 
 
 @pytest.mark.slow
-def test_workers_that_watch_videos_apart_agree_with_one_that_watches_all(random_file):
+def test_merged_workers_equal_one_worker_that_watches_all_videos(random_file):
     i3d = load_i3d(random_file)
     together, first, second = (VideoStatistics.of(i3d) for _ in range(3))
     assert together.watch(i3d, video(40)) == 2  # 8 frames are left over
@@ -281,7 +290,8 @@ def test_workers_that_watch_videos_apart_agree_with_one_that_watches_all(random_
     first.watch(i3d, video(40), batch_windows=1)
     second.watch(i3d, video(16, seed=1))
     first.merge(second)
-    assert first.count == together.count == 3
+    assert together.count == 3
+    assert first.count == 3
     np.testing.assert_allclose(first.mean, together.mean, atol=1e-3)
     assert fvd(first, together).value == pytest.approx(0, abs=1e-5 * np.trace(together.covariance))
 

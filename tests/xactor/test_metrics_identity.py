@@ -1,6 +1,7 @@
-"""Test identity: alignment to ArcFace's template, the user's own models, and dlib's on real faces."""
+"""Test identity: alignment to ArcFace's template, a user's own models, and dlib's model on real faces."""
 
 import os
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -42,16 +43,16 @@ def face(scale: float = 1.0, angle: float = 0.0, shift: tuple[float, float] = (0
 
 
 @pytest.mark.parametrize(("scale", "angle"), [(0.3, 0.0), (1.0, 0.7), (4.0, -2.9)])
-def test_a_face_that_was_moved_is_brought_back(scale, angle):
+def test_similarity_moves_a_face_back_to_the_template(scale, angle):
     found = similarity(five_points(face(scale, angle, (40, -9))), ARCFACE_TEMPLATE)
     back = five_points(face(scale, angle, (40, -9))) @ found[:, :2].T + found[:, 2]
     np.testing.assert_allclose(back, ARCFACE_TEMPLATE, atol=1e-4)
 
 
-def test_no_other_similarity_is_nearer_and_none_is_a_mirror_image():
+def test_the_similarity_is_the_nearest_and_never_mirrors():
     rng = np.random.default_rng(0)
     for _ in range(20):
-        points = rng.uniform(0, 100, (5, 2))  # random, so also mirrored ones
+        points = rng.uniform(0, 100, (5, 2))  # some of them are nearer to the template's mirror image
         best = similarity(points, ARCFACE_TEMPLATE)
         assert np.linalg.det(best[:, :2]) > 0
         np.testing.assert_allclose(best[:, 0], [best[1, 1], -best[0, 1]])
@@ -59,10 +60,10 @@ def test_no_other_similarity_is_nearer_and_none_is_a_mirror_image():
         def error(a: float, b: float, x: float, y: float, points: np.ndarray = points) -> float:
             return ((points @ [[a, b], [-b, a]] + [x, y] - ARCFACE_TEMPLATE) ** 2).sum()
 
-        own = np.array([best[0, 0], best[1, 0], *best[:, 2]])
-        least = error(*own)
+        parameters = np.array([best[0, 0], best[1, 0], *best[:, 2]])
+        min_error = error(*parameters)
         for step in rng.normal(0, [0.05, 0.05, 1, 1], (30, 4)):
-            assert error(*(own + step)) > least
+            assert error(*(parameters + step)) > min_error
 
 
 def test_landmarks_in_one_place_are_refused():
@@ -71,8 +72,8 @@ def test_landmarks_in_one_place_are_refused():
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(0.7, (20, 10)), (1.3, (30, 5)), (6.0, (40, -30))])
-def test_a_chip_shows_its_place_in_the_frame(scale, shift):
-    """The frame's colours are its coordinates. A large frame is averaged first."""
+def test_a_chip_shows_the_right_place_of_the_frame(scale, shift):
+    """The red and green of a frame's pixel are its coordinates. A large frame is averaged before it is sampled."""
     side = round(150 * max(scale, 1))
     y, x = np.mgrid[:side, :side] * (250 / side)
     frame = np.stack([x, y, np.full_like(x, 7)], axis=-1).round().astype(np.uint8)
@@ -93,10 +94,10 @@ def test_a_real_faces_points_are_near_the_template(portrait_file):
     frame = np.asarray(Image.open(portrait_file))
     (found,) = FaceLandmarker(max_faces=1).detect(frame)
     points = five_points(found)
-    to = similarity(points, ARCFACE_TEMPLATE)
-    apart = np.linalg.norm(points @ to[:, :2].T + to[:, 2] - ARCFACE_TEMPLATE, axis=1)
+    transform = similarity(points, ARCFACE_TEMPLATE)
+    apart = np.linalg.norm(points @ transform[:, :2].T + transform[:, 2] - ARCFACE_TEMPLATE, axis=1)
     assert apart.max() < 10  # px of 112: this face is turned and smiles, the template does neither
-    assert to[0, 0] > 0  # upright
+    assert transform[0, 0] > 0  # upright
 
 
 def test_frames_may_be_views_of_others_and_read_only():
@@ -118,7 +119,7 @@ class Colours(nn.Module):
 
 
 def coloured(*colours: tuple[int, int, int] | None) -> Iterator[tuple[np.ndarray, Face | None]]:
-    """Return frames of one colour; None is a frame without a face."""
+    """Yield a frame of each colour with its face. The colour None gives a black frame without a face."""
     for colour in colours:
         yield np.full((112, 112, 3), colour or 0, np.uint8), face() if colour else None
 
@@ -140,7 +141,8 @@ def test_a_users_own_model_is_given_rgb_from_minus_1_to_1(arcface):
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_the_score_is_the_mean_cosine_of_frames_with_faces(arcface, batch):
     (portrait,) = coloured((255, 0, 0))  # (1, -1, -1)
-    frames = [(255, 0, 0), None, (0, 255, 255), (255, 255, 0), None]  # the same, its opposite, (1, 1, -1)
+    # The embeddings are the portrait's, its negative, and (1, 1, -1).
+    frames = [(255, 0, 0), None, (0, 255, 255), (255, 255, 0), None]
     score = identity_similarity(arcface, portrait, coloured(*frames), batch_frames=batch)
     assert score.value == pytest.approx((1 - 1 + 1 / 3) / 3, abs=1e-6)
     assert score.count == 3
@@ -173,8 +175,8 @@ def test_bad_dlib_weights_are_named(tmp_path):
         DlibModel(tmp_path / "bad.dat")
 
 
-def test_dlib_is_named_where_it_is_missing(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "dlib", None)
+def test_a_missing_dlib_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dlib", None)
     with pytest.raises(ValueError, match=r"needs dlib: run pip install '\.\[identity\]'"):
         DlibModel()
 
@@ -189,18 +191,18 @@ def test_dlib_recognises_a_face_at_another_size_and_angle(portrait_file):
     chips = np.stack([model.align(*pair) for pair in pairs])
     assert chips.shape == (2, 150, 150, 3)
     (again,) = landmarker.detect(chips[0])
-    # Places of the outer eye corners and of the nose's foot in dlib's template.
+    # The outer eye corners and the lower end of the nose in dlib's template.
     wanted = [(37, 46), (111, 46), (74, 88)]
     np.testing.assert_allclose(again.points[[33, 263, 2], :2], wanted, atol=8)
     score = identity_similarity(model, pairs[0], [pairs[1]])
     assert score.value > 0.97
-    # dlib's own criterion: two faces closer than 0.6 are of one person.
+    # dlib's own criterion: two faces with a distance below 0.6 belong to one person.
     first, second = model.embed(chips)
     assert torch.dist(first, second) < 0.4
 
 
 @pytest.mark.skipif(not (REAL / "talking").is_dir(), reason=f"no real clips in {REAL} (XACTOR_REAL_DATA)")
-def test_dlib_finds_one_persons_frames_nearer_than_anothers():
+def test_dlib_finds_a_persons_frames_nearer_than_those_of_others():
     model, landmarker = dlib_model(), FaceLandmarker(max_faces=1)
     clips = []
     for clip in sorted((REAL / "talking").glob("*.mp4"))[:5]:

@@ -1,4 +1,4 @@
-"""Test the length difference against videos of known lengths."""
+"""Test the length difference on videos of known lengths."""
 
 import numpy as np
 import pytest
@@ -19,9 +19,8 @@ def video(path, frames: int, sound_s: float):
 )
 def test_decoded_lengths_are_compared(tmp_path, frames, sound_s, difference_s):
     found = length_difference_s(video(tmp_path / "a.mp4", frames, sound_s))
-    assert found == pytest.approx(
-        difference_s, abs=0.041
-    )  # a frame; aac's last packet is padded to 64 ms at 16 kHz
+    # Within a frame: AAC's last packet is padded to 64 ms at 16 kHz.
+    assert found == pytest.approx(difference_s, abs=0.041)
 
 
 def test_silence_counts_and_an_empty_file_is_named(tmp_path):

@@ -1,4 +1,4 @@
-"""Test cepstra against their formulas, against python_speech_features, and in segments."""
+"""Compare cepstra with their formulas, with python_speech_features, and with cepstra of segments."""
 
 import math
 
@@ -11,18 +11,18 @@ from xactor.metrics.sync import cepstra_windows
 
 
 def cepstra_by_definition(pcm: np.ndarray, row: int) -> np.ndarray:
-    """Compute one row from the formulas: a window of 25 ms, a plain Fourier sum, triangles, a plain cosine sum."""
-    sharp = [pcm[n] - 0.97 * pcm[n - 1] if n else pcm[0] for n in range(160 * row, 160 * row + 400)]
+    """Compute one row from the formulas: a window of 25 ms, a Fourier sum, triangular filters and a cosine sum."""
+    window = range(160 * row, 160 * row + 400)
+    emphasized = [pcm[i] - 0.97 * pcm[i - 1] if i > 0 else pcm[0] for i in window]
     n = np.arange(400)
-    power = [abs(np.sum(sharp * np.exp(-2j * np.pi * k * n / 512))) ** 2 / 512 for k in range(257)]
+    power = [abs(np.sum(emphasized * np.exp(-2j * np.pi * k * n / 512))) ** 2 / 512 for k in range(257)]
     mels = [i / 27 * 2595 * math.log10(1 + 8000 / 700) for i in range(28)]
     edges = [math.floor(513 * 700 * (10 ** (mel / 2595) - 1) / 16000) for mel in mels]
     logs = []
     for low, middle, high in zip(edges[:-2], edges[1:-1], edges[2:], strict=True):
         rising = sum(power[k] * (k - low) / (middle - low) for k in range(low, middle))
-        logs.append(
-            math.log(rising + sum(power[k] * (high - k) / (high - middle) for k in range(middle, high)))
-        )
+        falling = sum(power[k] * (high - k) / (high - middle) for k in range(middle, high))
+        logs.append(math.log(rising + falling))
     cepstra = []
     for c in range(13):
         total = sum(value * math.cos(math.pi * c * (2 * j + 1) / 52) for j, value in enumerate(logs))
@@ -42,11 +42,11 @@ def test_cepstra_equal_their_formulas():
 
 @pytest.mark.parametrize("samples", [1, 400, 401, 560, 561, 16_123])
 def test_cepstra_equal_those_of_python_speech_features(samples):
-    theirs = pytest.importorskip("python_speech_features")
+    reference = pytest.importorskip("python_speech_features")
     given = sound(26)[:samples].clip(-1, 1)
-    given[4000:9000] = 0  # silence: zero needs a logarithm too
+    given[4000:9000] = 0  # silence, whose energy of zero has no logarithm
     pcm = np.rint(given * 32768).astype(np.int16)
-    np.testing.assert_allclose(mfcc(given), theirs.mfcc(pcm, 16_000), atol=1e-4)
+    np.testing.assert_allclose(mfcc(given), reference.mfcc(pcm, 16_000), atol=1e-4)
 
 
 def test_cepstra_of_segments_equal_those_of_the_whole():

@@ -14,7 +14,8 @@ def numbered(height: int, width: int) -> np.ndarray:
 
 
 def test_the_crop_has_the_references_margin():
-    # A face 80 wide and 100 high at (100, 90): half is 50, so 70 px to each side, 50 above and 90 below.
+    # The face is 80 px wide and 100 px high, and its middle is (100, 90). Half of its larger side is 50 px, so the crop
+    # reaches 70 px to the left and right, 50 px up and 90 px down.
     crop = sync_crop(numbered(200, 200), (60, 40, 140, 140), 140)
     assert crop.shape == (140, 140, 3)
     assert crop[0, 0].tolist() == [30, 40, 0]
@@ -22,7 +23,7 @@ def test_the_crop_has_the_references_margin():
     assert sync_crop(numbered(200, 200), (60, 40, 140, 140)).shape == (224, 224, 3)
 
 
-def test_beyond_the_border_it_is_grey():
+def test_the_crop_is_grey_beyond_the_border():
     crop = sync_crop(numbered(120, 120), (0, 0, 100, 100), 140)
     assert crop[0, 0].tolist() == [110, 110, 110]  # 20 px to the left of the picture
     assert crop[0, 20].tolist() == [0, 0, 0]
@@ -30,7 +31,7 @@ def test_beyond_the_border_it_is_grey():
     assert crop[120, 139].tolist() == [110, 110, 110]
 
 
-def test_our_own_crops_show_the_same(tmp_path):
+def test_the_crop_of_our_own_crop_equals_the_direct_one(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
     picture = np.kron(picture, np.ones((20, 20, 1), np.uint8))
     face = (120.0, 110.0, 280.0, 270.0)
@@ -38,7 +39,7 @@ def test_our_own_crops_show_the_same(tmp_path):
     own = CropBox(left=200 - side // 2, top=190 - side // 2, side=side).cut(picture, 512)
     direct = sync_crop(picture, face).astype(int)
     through = sync_crop(own, face_in_crop(512)).astype(int)
-    # All but the lowest rows, which reach past our square; the blocks' edges are blurred otherwise.
+    # The lowest rows reach past our own crop. The median ignores the blocks' edges, which are blurred differently.
     assert np.median(np.abs(direct - through)[:210]) <= 1
 
 

@@ -29,12 +29,15 @@ def published_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small() -> SyncNet:
-    """Return a random model with statistics of its inputs, so that it distinguishes windows."""
+    """Return a random model whose batch normalisations know the statistics of its inputs.
+
+    Without the statistics it would hardly distinguish windows.
+    """
     torch.manual_seed(0)
     model = SyncNet(small_config())
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
-            module.momentum = 1.0
+            module.momentum = 1.0  # one batch replaces the statistics
     with torch.no_grad():
         model.see(frames_to_model(crops(24))[None])
         model.hear(torch.from_numpy(cepstra_windows(sound(24), 0, 18)))
@@ -60,7 +63,7 @@ def test_names_and_shapes_are_the_published_ones():
     assert {name: list(value.shape) for name, value in state.items()} == wanted
 
 
-def test_a_file_of_the_published_layout_loads_whole(published_file):
+def test_a_file_of_the_published_layout_loads_completely(published_file):
     model = load_published(published_file)
     state, saved = model.state_dict(), published_state()
     assert all(torch.equal(state[name], value) for name, value in saved.items())
@@ -72,7 +75,7 @@ def test_a_file_of_the_published_layout_loads_whole(published_file):
 
 
 class S(nn.Module):
-    """Stand in for the reference's class, which a whole pickled module names."""
+    """Stand in for the reference's class S, which is named in the pickle of a whole module."""
 
     def __init__(self):
         super().__init__()
@@ -82,18 +85,18 @@ class S(nn.Module):
 
 
 def test_a_module_that_was_saved_whole_loads_too(tmp_path, monkeypatch):
-    room = types.ModuleType("SyncNetModel")
+    module = types.ModuleType("SyncNetModel")
     monkeypatch.setattr(S, "__module__", "SyncNetModel")
-    room.S = S  # pyright: ignore[reportAttributeAccessIssue]
-    monkeypatch.setitem(sys.modules, "SyncNetModel", room)
+    module.S = S  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "SyncNetModel", module)
     whole = S()
     torch.save(whole, tmp_path / "whole.model")
-    monkeypatch.delitem(sys.modules, "SyncNetModel")  # it is missing where the file is read
+    monkeypatch.delitem(sys.modules, "SyncNetModel")  # our code does not have the reference's module
     loaded = load_published(tmp_path / "whole.model").state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in whole.state_dict().items())
 
 
-class Runs:
+class FolderMaker:
     """Make a folder when an unsafe unpickler loads it."""
 
     def __init__(self, folder):
@@ -104,7 +107,7 @@ class Runs:
 
 
 def test_a_file_that_would_run_code_is_refused(tmp_path):
-    torch.save({**published_state(), "more": Runs(tmp_path / "made")}, tmp_path / "bad.model")
+    torch.save({**published_state(), "more": FolderMaker(tmp_path / "made")}, tmp_path / "bad.model")
     with pytest.raises(ValueError, match=r"bad.model: not a state dict or module that torch loads safely"):
         load_published(tmp_path / "bad.model")
     assert not (tmp_path / "made").exists()
@@ -160,14 +163,17 @@ def test_a_saved_folder_gives_the_same_model(tmp_path, small):
 def test_the_small_model_sees_only_the_mouth(small):
     pictures = crops(5)
     elsewhere = pictures.copy()
-    elsewhere[:, :20], elsewhere[:, 52:], elsewhere[:, :, :16], elsewhere[:, :, 48:] = 0, 0, 0, 0
+    elsewhere[:, :20] = 0  # above the mouth, below it, and to its left and right
+    elsewhere[:, 52:] = 0
+    elsewhere[:, :, :16] = 0
+    elsewhere[:, :, 48:] = 0
     seen, same = (small.see(frames_to_model(given)[None]) for given in (pictures, elsewhere))
     assert torch.equal(seen, same)
-    elsewhere[:, 40, 32] ^= 255
+    elsewhere[:, 40, 32] ^= 255  # a pixel of the mouth
     assert not torch.equal(seen, small.see(frames_to_model(elsewhere)[None]))
 
 
-def test_a_folder_that_is_no_syncnet_is_named(tmp_path, small):
+def test_an_invalid_syncnet_folder_is_refused(tmp_path, small):
     with pytest.raises(FileNotFoundError, match=r"config.json is missing"):
         SyncNet.from_pretrained(tmp_path)
     small.save_pretrained(tmp_path)
@@ -198,28 +204,32 @@ def test_impossible_sizes_are_refused(sizes, reason):
 
 
 class Loudness(SyncNet):
-    """Compare the brightness of five frames with the loudness of 0.2 s, without learning."""
+    """Embed the brightness of five frames, and the loudness of 0.2 s, without training."""
 
     def __init__(self):
         super().__init__(small_config(), weights="by construction")
 
     def see(self, frames):
-        return _twice(frames.mean(dim=(1, 3, 4)).unfold(1, 5, 1).mean(-1) / 10)
+        return _with_negative(frames.mean(dim=(1, 3, 4)).unfold(1, 5, 1).mean(-1) / 10)
 
     def hear(self, cepstra):
-        return _twice(cepstra[:, 0].mean(-1) - 5)
+        return _with_negative(cepstra[:, 0].mean(-1) - 5)
 
 
-def _twice(x: torch.Tensor) -> torch.Tensor:
+def _with_negative(x: torch.Tensor) -> torch.Tensor:
     return torch.stack([x, -x], dim=-1)
 
 
 def bright_and_loud(frames: int, ahead: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return a clip whose brightness follows its loudness without repeating, with its sound `ahead`."""
-    level = np.random.default_rng(3).uniform(3, 14, frames + 64)  # of the energy's logarithm
+    """Return a clip whose brightness follows its loudness, with the sound `ahead` frames early.
+
+    The loudness never repeats.
+    """
+    level = np.random.default_rng(3).uniform(3, 14, frames + 64)  # logarithm of the energy
     seen = np.rint((level[32 : frames + 32] - 5) * 10).clip(0, 255).astype(np.uint8)
     spoken = level[32 + ahead : frames + 32 + ahead]
-    # Energy of pre-emphasised white noise: 400 samples, 257 of 512 powers, each divided by 512.
+    # The energy of pre-emphasised white noise is 200 (1 + 0.97^2) times that of a sample: of the 512 powers of 400
+    # samples, each divided by 512, 257 are summed.
     loudness = np.exp(spoken / 2) / np.sqrt(200 * (1 + 0.97**2))
     noise = np.random.default_rng(4).standard_normal(640 * frames)
     samples = (np.repeat(loudness, 640) * noise / 32768).astype(np.float32)
@@ -234,13 +244,17 @@ def test_sound_that_is_ahead_has_a_positive_offset(ahead):
     assert score.weights == "by construction"
     assert score.windows == 135
     assert len(score.curve) == 31
-    assert score.distance == min(score.curve) == score.curve[MAX_SHIFT_FRAMES + ahead]
+    assert score.distance == min(score.curve)
+    assert score.distance == score.curve[MAX_SHIFT_FRAMES + ahead]
     assert score.confidence == pytest.approx(sorted(score.curve)[15] - score.distance)
     assert score.confidence > 0.8
 
 
 def by_the_reference(model: SyncNet, pictures: np.ndarray, samples: np.ndarray) -> list[float]:
-    """Compute the curve, from the smallest offset to the largest, by separate windows and one matrix of distances."""
+    """Compute the curve of distances as the reference does, from separate windows and for all offsets at once.
+
+    The curve begins with the smallest offset.
+    """
     windows = min(len(pictures), len(samples) // 640) - 5
     rows = mfcc(samples)
     seen = [model.see(frames_to_model(pictures[i : i + 5])[None])[0, 0] for i in range(windows)]
@@ -319,11 +333,12 @@ def test_the_selfcheck_reports_disagreement(published_file, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert ended.value.code == 1
     assert "syncnet_v2.model (sha256 " in lines[0]
+    # The third word from the end is the published figure.
     assert [line.split()[-3:-2] for line in lines[2:]] == [["3.000"], ["5.353"], ["10.021"]]
     assert sum("DISAGREES" in line for line in lines) >= 2
 
 
-def test_the_selfcheck_names_what_it_cannot_use(published_file, tmp_path, capsys):
+def test_the_selfcheck_names_unusable_input(published_file, tmp_path, capsys):
     video = tmp_path / "example.mp4"
     write_video(video, crops(24), samples=sound(24))
     for weights, reason in (
@@ -342,7 +357,7 @@ def test_a_figure_agrees_within_its_tolerance():
     assert Figure(**{**vars(figure), "measured": 5.12}).agrees
 
 
-def test_the_references_jpegs_change_little_and_keep_the_place():
+def test_the_references_jpegs_change_pictures_little_and_do_not_shift_them():
     y, x = np.mgrid[:64, :64]
     pictures = [np.stack([x * 3, y * 3, x + y], axis=-1).astype(np.uint8)] * 5
     seen = list(compressed_as_in_the_reference(pictures))

@@ -1,4 +1,4 @@
-"""Test the engine: streams that step together equal each alone, and bad ones do not harm the others."""
+"""Test the engine: streams that step together equal the same streams alone, and a bad stream harms no other."""
 
 import pytest
 import torch
@@ -19,11 +19,12 @@ def speech(frames: int, seed: int) -> torch.Tensor:
 
 
 def alone(model, number: int, frames: int) -> torch.Tensor:
+    """Return the latents of stream `number`, sampled without other streams."""
     return sample_motion(model, speech(frames, number)[None], seeds=[number], config=CONFIGS[number % 4])[0]
 
 
 def drain(engine: MotionEngine, streams: list[MotionStream], limit: int = 2000) -> list[torch.Tensor]:
-    """Step until nothing moves. Return what each stream made meanwhile."""
+    """Step until no stream can step. Return the latents that each stream made."""
     made = [[stream.take()] for stream in streams]
     for _ in range(limit):
         if not engine.step():
@@ -69,7 +70,7 @@ def test_closing_a_stream_within_a_chunk_leaves_the_others_unchanged():
     for _ in range(3):
         engine.step()
     dropped.close()
-    # It takes the closed stream's slot.
+    # The new stream takes the slot of the closed one.
     newcomer = engine.open(seed=2, config=CONFIGS[2])
     newcomer.feed(speech(30, 2))
     newcomer.end()
@@ -129,7 +130,7 @@ def test_the_stream_whose_viewer_waits_first_steps_first():
     for stream in (ahead, behind):
         stream.feed(speech(40, 0))
     while ahead.made < 8:
-        # Among equals the stream that opened first goes first.
+        # Neither viewer waits longer than the other, so the stream that opened first steps first.
         assert engine.step() == [ahead]
     assert engine.step() == [behind]
     ahead.played = 8
@@ -153,7 +154,7 @@ def test_memory_does_not_grow_with_the_length():
     engine = MotionEngine(small_model())
     stream = engine.open(seed=0, config=SamplingConfig(steps=1))
 
-    def held() -> int:
+    def bytes_held() -> int:
         tensors = [value for value in vars(stream).values() if isinstance(value, torch.Tensor)]
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
@@ -161,13 +162,13 @@ def test_memory_does_not_grow_with_the_length():
     for number in range(40):
         stream.feed(speech(8, number))
         drain(engine, [stream])
-        sizes.append(held())
+        sizes.append(bytes_held())
     assert stream.made > 300
     assert len(set(sizes[10:])) == 1
 
 
 def test_pipelined_frames_come_early_and_with_little_audio():
-    """The first group is clean after `steps` passes, and needs the audio of its own frames and two more."""
+    """The first group has two frames. It is clean after `steps` passes, and needs the audio of two more frames."""
     model, config = small_model(), SamplingConfig(steps=4, groups=4, group_delay=4)
     engine, audio = MotionEngine(model), speech(30, 3)
     stream = engine.open(seed=3, config=config)
@@ -192,15 +193,16 @@ def test_sizes_below_1_are_refused(name):
 
 @pytest.mark.parametrize("number", range(4))
 def test_a_stream_continues_in_another_engine(number):
-    """Its history and its audio are its whole state."""
+    """The state of a stream is its history and its audio, and nothing else."""
     model, frames, chunk = small_model(), 45, 8
     whole = alone(model, number, frames)
     for first in (8, 24, 40):
         engine = MotionEngine(model)
         stream = engine.open(seed=number, config=CONFIGS[number], first_frame=first, history=whole[:first])
-        heard = model.config.first_audio_frame(first)
-        assert heard == max(first - 24 - 2, 0)
-        stream.feed(speech(frames, number)[heard : first + chunk + 2])
+        # The history has at most 24 frames, and a frame attends to the audio of 2 frames before and after it.
+        first_audio = model.config.first_audio_frame(first)
+        assert first_audio == max(first - 24 - 2, 0)
+        stream.feed(speech(frames, number)[first_audio : first + chunk + 2])
         if first + chunk + 2 >= frames:
             stream.end()
         [made] = drain(engine, [stream])
@@ -224,7 +226,7 @@ def test_a_history_that_does_not_fit_is_refused():
 
 
 def test_a_stream_does_not_see_what_another_left_in_the_cache():
-    """Fresh memory and failed streams may leave NaN in the cache, and masks do not keep NaN out."""
+    """New memory and failed streams may leave NaN in the cache, and a mask does not keep NaN out."""
     model = small_model()
     engine = MotionEngine(model, max_streams=2)
     for keys, values in engine._cache.layers:

@@ -1,5 +1,7 @@
 """Test the scheduler, the draws of diffusion forcing, the plans of noise levels, and sampling."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -40,7 +42,7 @@ def test_a_step_with_the_true_velocity_lands_on_the_next_level(k, k_next):
     torch.testing.assert_close(stepped, scheduler.add_noise(z, eps, k_next), atol=1e-5, rtol=1e-5)
 
 
-def test_scheduler_saves_and_refuses_foreign_ones(tmp_path):
+def test_a_saved_scheduler_loads_and_a_foreign_one_is_refused(tmp_path):
     MotionScheduler().save_pretrained(tmp_path)
     assert isinstance(MotionScheduler.from_pretrained(tmp_path), MotionScheduler)
     (tmp_path / "scheduler_config.json").write_text('{"_class_name": "DDIMScheduler"}')
@@ -57,12 +59,13 @@ def test_a_draw_depends_on_its_key_alone():
     assert not torch.equal(a.eps, other.eps)
 
 
-def test_levels_by_frame_and_by_chunk():
+def test_noise_levels_are_drawn_by_frame_or_by_chunk():
     per_frame = draw(KEY, 64, 8, 16, ForcingConfig()).k
     assert len(per_frame.unique()) > 32
     per_chunk = draw(KEY, 70, 8, 16, ForcingConfig(noise="per_chunk")).k
     assert [len(part.unique()) for part in per_chunk.split(16)] == [1] * 5
     assert len(per_chunk.unique()) > 2
+    # A tenth of the draws drop the audio.
     drops = [draw((0, 0, str(i), 0), 4, 8, 4, ForcingConfig()).keep for i in range(2000)]
     assert abs(drops.count(0.0) / 2000 - 0.1) < 0.03
 
@@ -87,14 +90,14 @@ def test_loss_of_a_batch_is_the_sum_of_each_alone(forcing):
     alone = 0.0
     for row, n in enumerate((20, 13)):
         one = ForcingBatch(**{name: value[row : row + 1] for name, value in vars(both).items()})
-        one = ForcingBatch(
+        unpadded = ForcingBatch(
             one.z[:, :n], one.audio[:, :n], one.frames, one.weight, one.eps[:, :n], one.k[:, :n], one.keep
         )
-        alone += objective(one)
+        alone += objective(unpadded)
     torch.testing.assert_close(objective(both), alone, atol=1e-4, rtol=1e-5)
 
 
-def test_weight_0_counts_for_nothing_and_keeps_the_graph():
+def test_samples_of_weight_0_add_nothing_and_keep_the_graph():
     objective = DiffusionForcing(small_model(), ForcingConfig())
     loss = objective(batch_of([20, 13], weight=[0.0, 0.0]))
     loss.backward()
@@ -112,7 +115,7 @@ def test_every_weight_gets_a_gradient():
         assert weight.grad.any(), name
 
 
-def test_history_levels():
+def test_history_levels_of_each_kind():
     assert history_levels(5, 5, "linear").tolist() == [1000, 750, 500, 250, 0]
     assert history_levels(2, 5, "linear").tolist() == [250, 0]
     assert history_levels(3, 5, "vanilla", history_level=200).tolist() == [200] * 3
@@ -127,11 +130,12 @@ def test_history_levels():
     groups=st.integers(1, 60),
     history=st.sampled_from(["linear", "vanilla", "fractional"]),
 )
-def test_a_plan_ends_clean_and_never_rises(frames, steps, groups, history):
+def test_noise_levels_of_a_plan_end_at_zero_and_never_rise(frames, steps, groups, history):
     groups = min(groups, steps)
     plan = sampling_plan(frames, 64, 448, SamplingConfig(steps=steps, history=history, groups=groups))
     assert plan.shape[1] == frames + 64
-    assert len(plan) == steps + 1 + (groups - 1) * -(-steps // groups)
+    group_delay = math.ceil(steps / groups)
+    assert len(plan) == steps + 1 + (groups - 1) * group_delay
     assert (plan[steps, frames : frames + 64 // groups] == 0).all()
     # Earlier frames are never noisier than later ones.
     assert (plan[:, frames:].diff(dim=1) >= 0).all()
@@ -143,7 +147,7 @@ def test_a_plan_ends_clean_and_never_rises(frames, steps, groups, history):
 
 
 def uncached(model, audio, seed: int, config: SamplingConfig):
-    """Sample by the definition: history and chunk pass together through the model at every step, without a cache."""
+    """Sample by the definition, without a cache: each step passes the history and the chunk through the model."""
     size, window = model.config.chunk_frames, model.config.audio_window
     capacity = model.config.context_frames - size
     scheduler, total = MotionScheduler(), audio.shape[0]
@@ -155,6 +159,7 @@ def uncached(model, audio, seed: int, config: SamplingConfig):
         history = scheduler.add_noise(z[start:first], past_eps, plan[0, : first - start])
         chunk = frame_noise(seed, "chunk", first, last - first, z.shape[1])
         for k, k_next in zip(plan[:-1], plan[1:], strict=True):
+            # Later groups of the chunk may still be pure noise. They take no part yet.
             moving = int((k_next[first - start :] < 1000).sum())
             k, k_next = k[: first - start + moving], k_next[first - start :][:moving]
             rows = [t if 0 <= t < total else None for t in range(start - window, first + moving + window)]
@@ -169,8 +174,8 @@ def uncached(model, audio, seed: int, config: SamplingConfig):
                 branches.append(model(z_k, k[None], around[None], real)[0, first - start :])
             cond, uncond = branches
             guided = uncond + config.audio_cfg * (cond - uncond)
-            fallen = scheduler.step(guided, chunk[:moving], k[first - start :], k_next)
-            chunk = torch.cat([fallen, chunk[moving:]])
+            stepped = scheduler.step(guided, chunk[:moving], k[first - start :], k_next)
+            chunk = torch.cat([stepped, chunk[moving:]])
         z = torch.cat([z, chunk])
     return model.destandardise(z)
 
@@ -227,7 +232,7 @@ def test_a_chunk_comes_as_soon_as_its_audio_is_there():
         assert fed == min(8 * (number + 1) + ahead, 45)
 
 
-def test_guidance_of_1_is_the_cond_branch():
+def test_guidance_of_1_equals_the_conditional_branch():
     model, audio = small_model(), torch.randn(1, 20, 2, 10)
     one = sample_motion(model, audio, seeds=[1], config=SamplingConfig(steps=3, audio_cfg=1))
     near = sample_motion(model, audio, seeds=[1], config=SamplingConfig(steps=3, audio_cfg=1.0001))
@@ -250,6 +255,6 @@ def test_options_out_of_range_are_refused(options, message):
         SamplingConfig(**options)
 
 
-def test_seeds_must_be_one_a_recording():
+def test_each_recording_needs_its_seed():
     with pytest.raises(ValueError, match="seeds must be one per recording, 2, got 1"):
         sample_motion(small_model(), torch.randn(2, 9, 2, 10), seeds=[1])

@@ -11,8 +11,12 @@ from xactor.motion.masks import dense_mask, make_mask, teacher_visible, visible
 
 
 def drawing(predicate, size: int) -> list[str]:
-    at = torch.arange(size)
-    return ["".join("x" if seen else "." for seen in row) for row in dense_mask(predicate, at, at)[0, 0]]
+    """Draw a mask with one string per query: `x` is a visible key, `.` a hidden one."""
+    positions = torch.arange(size)
+    return [
+        "".join("x" if seen else "." for seen in row)
+        for row in dense_mask(predicate, positions, positions)[0, 0]
+    ]
 
 
 def test_chunk_mask_is_full_inside_and_causal_across():
@@ -20,7 +24,7 @@ def test_chunk_mask_is_full_inside_and_causal_across():
     assert seen == ["xx....", "xx....", "xxxx..", "xxxx..", "xxxxxx", "xxxxxx"]
 
 
-def test_causal_mask():
+def test_causal_mask_hides_later_frames():
     seen = drawing(lambda q, kv: visible(q, kv, chunk_frames=2, attention="causal"), 4)
     assert seen == ["x...", "xx..", "xxx.", "xxxx"]
 
@@ -40,6 +44,7 @@ def test_teacher_mask_shows_clean_history_and_own_noised_chunk():
 
 
 def forward(model, frames: int = 20, batch: int = 2, seed: int = 0, lengths=None, **kwargs):
+    """Run the model on random inputs. Return the output and the inputs (z, k, audio, real)."""
     g = torch.Generator().manual_seed(seed)
     z = torch.randn(batch, frames, 32, generator=g).to(model.device)
     k = torch.randint(1001, (batch, frames), generator=g).to(model.device)
@@ -62,7 +67,7 @@ def compare_flex_with_sdpa(device: str, *, teacher: bool):
 
 @pytest.mark.slow
 def test_flex_attention_equals_sdpa():
-    # Without teacher forcing: torch 2.13's CPU kernel gives NaN on its mask.
+    # Only without teacher forcing: torch 2.13's CPU kernel returns NaN for the mask of teacher forcing.
     compare_flex_with_sdpa("cpu", teacher=False)
 
 
@@ -74,8 +79,8 @@ def test_flex_attention_equals_sdpa_on_a_gpu(teacher):
 
 
 @pytest.mark.parametrize("teacher", [False, True])
-def test_mask_forms_agree(teacher):
-    at = torch.arange(20)
+def test_dense_and_block_masks_agree(teacher):
+    positions = torch.arange(20)
     real = torch.arange(20)[None] < torch.tensor([20, 9])[:, None]
 
     def predicate(q, kv):
@@ -83,8 +88,8 @@ def test_mask_forms_agree(teacher):
             return teacher_visible(q, kv, frames=10, chunk_frames=4, attention="chunk")
         return visible(q, kv, chunk_frames=8, attention="chunk")
 
-    dense = make_mask("sdpa", predicate, at, at, real)
-    block = make_mask("flex_attention", predicate, at, at, real)
+    dense = make_mask("sdpa", predicate, positions, positions, real)
+    block = make_mask("flex_attention", predicate, positions, positions, real)
     for b in range(2):
         for q in range(0, 20, 3):
             for kv in range(20):
@@ -117,8 +122,8 @@ def test_windowed_audio_attention_equals_masked_full_attention():
     torch.testing.assert_close(got, module.o_proj(expected.flatten(2)), atol=1e-5, rtol=1e-5)
 
 
-def test_audio_reaches_two_frames_around_and_the_chunk():
-    """A change in the audio of frame 12 moves the frames whose window holds it, and their and later chunks."""
+def test_audio_affects_the_frames_around_it_and_their_chunks():
+    """A change in the audio of frame 12 affects all chunks from the first one with a frame whose window holds it."""
     model = small_model()
     before, (z, k, audio, real) = forward(model)
     audio = audio.clone()
@@ -131,7 +136,7 @@ def test_audio_reaches_two_frames_around_and_the_chunk():
     assert not torch.equal(after[:, 10:15], before[:, 10:15])
 
 
-def test_a_later_chunk_never_reaches_an_earlier_one():
+def test_a_later_chunk_never_affects_an_earlier_one():
     model = small_model()
     before, (z, k, audio, real) = forward(model)
     z = z.clone()
@@ -146,7 +151,7 @@ def test_padding_changes_nothing(teacher):
     model = small_model()
     lengths = torch.tensor([20, 13])
     clean = torch.randn(2, 20, 32) if teacher else None
-    out, (z, k, audio, real) = forward(model, lengths=lengths, clean=clean)
+    _, (z, k, audio, real) = forward(model, lengths=lengths, clean=clean)
     real = real.clone()
     real[:, :2] = False
     for row, n in enumerate(lengths.tolist()):
@@ -163,8 +168,8 @@ def test_padding_changes_nothing(teacher):
         torch.testing.assert_close(out[row, :n], alone[0], atol=1e-5, rtol=1e-5)
 
 
-def test_teacher_forcing_equals_one_forward_a_chunk():
-    """One pass over 2T tokens equals the definition: chunk c noised, the clean chunks before it at level 0."""
+def test_teacher_forcing_equals_one_forward_pass_per_chunk():
+    """One pass over 2T tokens equals the definition: chunk c is noised, and the chunks before it are clean."""
     model = small_model()
     clean = torch.randn(2, 24, 32)
     out, (z, k, audio, real) = forward(model, frames=24, clean=clean)
@@ -177,7 +182,7 @@ def test_teacher_forcing_equals_one_forward_a_chunk():
 
 
 @pytest.mark.parametrize("max_shard_size", ["5GB", "100KB"])
-def test_step_0_is_the_loaded_backbone(tmp_path, max_shard_size):
+def test_an_untrained_model_equals_its_loaded_backbone(tmp_path, max_shard_size):
     """The published layout is a Qwen2ForCausalLM folder with one or several safetensors files."""
     torch.manual_seed(3)
     published = Qwen2ForCausalLM(Qwen2Config(**QWEN, vocab_size=500)).eval()
@@ -189,15 +194,15 @@ def test_step_0_is_the_loaded_backbone(tmp_path, max_shard_size):
     hidden = []
     model.backbone.norm.register_forward_hook(lambda module, args, out: hidden.append(out))
     model(z, k, audio, real)
-    at = torch.arange(24)
-    mask = dense_mask(lambda q, kv: visible(q, kv, chunk_frames=8, attention="chunk"), at, at)
+    positions = torch.arange(24)
+    mask = dense_mask(lambda q, kv: visible(q, kv, chunk_frames=8, attention="chunk"), positions, positions)
     inputs = model.latent_in(z) + model.level(k)
     expected = published.model(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
     torch.testing.assert_close(hidden[0], expected, atol=1e-5, rtol=1e-5)
     assert not any("embed_tokens" in name or "lm_head" in name for name in model.state_dict())
 
 
-def test_qwen_2_5_sizes_are_the_published_ones():
+def test_qwen_2_5_has_the_published_size():
     """The 7B's backbone has 6.53 G parameters without its token embedding (7.07 G with) and head."""
     with torch.device("meta"):
         qwen = Qwen2Config(
@@ -212,7 +217,7 @@ def test_qwen_2_5_sizes_are_the_published_ones():
     assert abs(backbone / 6.53e9 - 1) < 0.005
 
 
-def test_save_and_load(tmp_path):
+def test_a_saved_model_gives_the_same_output(tmp_path):
     model = small_model()
     model.set_latent_statistics(torch.arange(32.0), torch.linspace(0.5, 2, 32))
     model.save_pretrained(tmp_path)
@@ -262,6 +267,7 @@ def test_foreign_backbones_are_refused(tmp_path):
     wrong = tmp_path / "short"
     Qwen2Model(Qwen2Config(**{**QWEN, "num_hidden_layers": 2}, vocab_size=10)).save_pretrained(wrong)
     config = (wrong / "config.json").read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3')
+    # Transformers refuses three layers with a list of two layer types, so the list is hidden.
     (wrong / "config.json").write_text(config.replace('"layer_types"', '"_layer_types"'))
     with pytest.raises(ValueError, match="lacks weights"):
         MotionTransformer.from_backbone(wrong, **SIZES)

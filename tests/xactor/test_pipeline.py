@@ -63,15 +63,15 @@ def test_a_loaded_pipeline_animates_as_the_saved_one(pipeline, portrait):
     samples = voice(0.5)
     saved = list(small_pipeline().animate(portrait, samples, seed=3, **QUICK))
     loaded = list(pipeline.animate(portrait, samples, seed=3, **QUICK))
-    # 12.5 frames round to the even number.
+    # 0.5 s are 12.5 frames, which round to the even number.
     assert len(loaded) == 12
     assert np.array_equal(saved, loaded)
     assert not np.array_equal(loaded, list(pipeline.animate(portrait, samples, seed=4, **QUICK)))
 
 
 @pytest.mark.slow
-def test_streamed_frames_equal_the_whole(pipeline, portrait):
-    """Audio, motion and frames that are passed on in pieces equal each of them made whole."""
+def test_streamed_frames_equal_those_made_in_one_piece(pipeline, portrait):
+    """Features, latents and frames that are passed on in pieces equal those that are made in one piece."""
     samples = voice(1.6)
     features = pipeline.audio_encoder.features(samples)
     z = sample_motion(pipeline.motion, torch.from_numpy(features)[None], seeds=[0], config=QUICK["motion"])[0]
@@ -111,7 +111,8 @@ def test_calling_reads_files_and_saves_a_video(pipeline, portrait_file, speech_f
 def test_samples_may_replace_a_file(pipeline, portrait_file):
     animation = pipeline(portrait_file, voice(0.2), **QUICK)
     frames = list(animation.frames)
-    assert len(frames) == animation.frame_count == 5
+    assert animation.frame_count == 5
+    assert len(frames) == 5
     assert all(frame.shape == (64, 64, 3) and frame.dtype == np.uint8 for frame in frames)
 
 
@@ -121,11 +122,12 @@ def test_diffusers_progress_bar_counts_frames(pipeline, portrait_file, capsys):
         list(pipeline(portrait_file, voice(0.2), **QUICK).frames)
     finally:
         pipeline.set_progress_bar_config(disable=True)
-    assert "speaking: 100%" in (bar := capsys.readouterr().err)
+    bar = capsys.readouterr().err
+    assert "speaking: 100%" in bar
     assert "5/5" in bar
 
 
-def test_pasted_back_frames_are_the_picture_around_the_face(pipeline, portrait_file):
+def test_pasted_back_frames_equal_the_picture_outside_of_the_face(pipeline, portrait_file):
     animation = pipeline(portrait_file, voice(0.2), paste_back=True, **QUICK)
     picture = read_image(portrait_file)
     box = find_portrait(picture).box
@@ -136,7 +138,7 @@ def test_pasted_back_frames_are_the_picture_around_the_face(pipeline, portrait_f
         assert not np.array_equal(frame, picture)
 
 
-def test_large_and_odd_pictures_become_what_h264_takes(pipeline, portrait_file):
+def test_large_and_odd_pictures_get_a_size_that_h264_supports(pipeline, portrait_file):
     with Image.open(portrait_file) as photograph:
         face = np.asarray(photograph.crop((110, 0, 330, 220)).resize((1001, 1001)))
     picture = np.pad(face, ((0, 0), (700, 800), (0, 0)), mode="edge")
@@ -163,7 +165,7 @@ def test_exports_of_both_stages_make_a_pipeline(model_folder, portrait, pipeline
 
 
 @pytest.mark.slow
-def test_models_are_cast_and_the_audio_encoder_is_not(model_folder, portrait):
+def test_models_are_cast_but_the_audio_encoder_is_not(model_folder, portrait):
     pipeline = XActorPipeline.from_pretrained(model_folder, torch_dtype=torch.bfloat16)
     assert {pipeline.motion.dtype, pipeline.unet.dtype, pipeline.vae.dtype} == {torch.bfloat16}
     samples = voice(0.2)
@@ -190,15 +192,15 @@ def test_a_missing_component_is_named(model_folder, tmp_path, name):
 def test_a_foreign_component_is_named(model_folder, tmp_path, name):
     folder = shutil.copytree(model_folder, tmp_path / "model")
     shutil.rmtree(folder / name)
-    other = (
-        "scheduler" if name == "motion_scheduler" else "motion_scheduler" if name == "scheduler" else "vae"
+    foreign = {"motion_scheduler": "scheduler", "scheduler": "motion_scheduler", "vae": "unet"}.get(
+        name, "vae"
     )
-    shutil.copytree(model_folder / (other if name != "vae" else "unet"), folder / name)
+    shutil.copytree(model_folder / foreign, folder / name)
     with pytest.raises(ValueError, match=f"{folder}: the component {name}/ is no "):
         XActorPipeline.from_pretrained(folder)
 
 
-def test_weights_cut_off_or_left_out_are_named(model_folder, tmp_path):
+def test_truncated_and_missing_weights_are_named(model_folder, tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(model_folder, tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Test pictures of every kind, and the faces in them, on a real photograph."""
+"""Test that pictures of every kind are read and that their faces are found, on a real photograph."""
 
 import io
 import struct
@@ -42,11 +42,11 @@ def difference(one: np.ndarray, other: np.ndarray) -> float:
 
 class TestReading:
     @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "JPEG"])
-    def test_formats(self, head, kind):
+    def test_every_format_is_read(self, head, kind):
         assert difference(read_image(encoded(head, kind)), np.asarray(head)) < 4
 
     @pytest.mark.parametrize("source", ["path", "str", "bytes", "image"])
-    def test_sources(self, head, tmp_path, source):
+    def test_every_kind_of_source_is_read(self, head, tmp_path, source):
         path = tmp_path / "face.png"
         head.save(path)
         given = {"path": path, "str": str(path), "bytes": path.read_bytes(), "image": head}[source]
@@ -81,8 +81,9 @@ class TestReading:
         assert tuple(read_image(encoded(palette, "PNG", transparency=clear))[5, 5]) == (255, 255, 255)
 
     @pytest.mark.parametrize("orientation", range(1, 9))
-    def test_it_is_upright(self, head, orientation):
-        back = {
+    def test_pictures_are_turned_upright(self, head, orientation):
+        # The turn that undoes each orientation of EXIF.
+        undo = {
             2: Image.Transpose.FLIP_LEFT_RIGHT,
             3: Image.Transpose.ROTATE_180,
             4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -91,10 +92,10 @@ class TestReading:
             7: Image.Transpose.TRANSVERSE,
             8: Image.Transpose.ROTATE_270,
         }
-        held = head.transpose(back[orientation]) if orientation in back else head
+        stored = head.transpose(undo[orientation]) if orientation in undo else head
         exif = Image.Exif()
         exif[0x0112] = orientation
-        assert np.array_equal(read_image(encoded(held, "PNG", exif=exif)), np.asarray(head))
+        assert np.array_equal(read_image(encoded(stored, "PNG", exif=exif)), np.asarray(head))
 
     @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
     def test_the_first_frame_of_an_animation_is_used(self, head, kind):
@@ -111,16 +112,16 @@ class TestReading:
     def test_too_many_pixels_are_refused_before_they_are_decoded(self, tmp_path):
         path = tmp_path / "bomb.png"
         data = bytearray(encoded(Image.new("L", (64, 64)), "PNG"))
-        for side in (9_500, 20_000):  # only the header lies; Pillow refuses the second itself
+        for side in (9_500, 20_000):  # false sizes in the header; Pillow itself refuses the second
             data[16:24] = struct.pack(">II", side, side)
-            path.write_bytes(data + b"")
-            _mend_header(path)
+            path.write_bytes(data)
+            _correct_checksum(path)
             with pytest.raises(ValueError, match=r"bomb\.png: .*89 megapixels"):
                 read_image(path)
         with pytest.raises(ValueError, match="10000x9000 px are more than 89 megapixels"):
             read_image(Image.new("1", (10_000, 9_000)))
 
-    def test_too_small_is_refused(self, tmp_path):
+    def test_a_too_small_picture_is_refused(self, tmp_path):
         path = tmp_path / "dot.png"
         Image.new("RGB", (1, 1)).save(path)
         with pytest.raises(ValueError, match=r"dot\.png: sides must be at least 32 px, got 1x1"):
@@ -142,14 +143,14 @@ class TestReading:
             ("missing.jpg", None, "no such file"),
         ],
     )
-    def test_other_files_are_named(self, tmp_path, name, content, message):
+    def test_files_that_are_not_pictures_are_named(self, tmp_path, name, content, message):
         path = tmp_path / name
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(ValueError, match=f"{name}: {message}"):
             read_image(path)
 
-    def test_a_folder_is_named(self, tmp_path):
+    def test_a_folder_in_place_of_a_picture_is_named(self, tmp_path):
         with pytest.raises(ValueError, match="cannot be read"):
             read_image(tmp_path)
 
@@ -160,7 +161,7 @@ class TestReading:
             read_image(path)
 
 
-def _mend_header(path: Path) -> None:
+def _correct_checksum(path: Path) -> None:
     """Correct the checksum of a PNG's first chunk."""
     import zlib
 
@@ -170,18 +171,18 @@ def _mend_header(path: Path) -> None:
 
 
 class TestPortrait:
-    def test_a_photograph(self, astronaut, landmarker):
+    def test_the_face_of_a_photograph_is_found(self, astronaut, landmarker):
         found = find_portrait(astronaut, landmarker)
         assert found.notes == ()
         middle = found.box.left + found.box.side / 2, found.box.top + found.box.side / 2
         assert middle == pytest.approx((225, 124), abs=6)
         assert found.box.side == pytest.approx(180, abs=12)
 
-    def test_no_face(self, landmarker):
+    def test_a_picture_without_a_face_is_refused(self, landmarker):
         with pytest.raises(ValueError, match="no face is found in the picture of 300x200 px"):
             find_portrait(np.full((200, 300, 3), 128, np.uint8), landmarker)
 
-    def test_the_larger_of_two_faces(self, head, landmarker):
+    def test_the_larger_of_two_faces_is_used(self, head, landmarker):
         both = np.full((300, 480, 3), 200, np.uint8)
         both[20:276, 200:456] = head
         both[60:220, 10:170] = head.resize((160, 160))
@@ -189,7 +190,7 @@ class TestPortrait:
         assert found.box.left > 190
         assert found.notes == ("2 faces are found, the largest is used",)
 
-    def test_a_face_at_the_border(self, astronaut, landmarker):
+    def test_a_face_at_the_border_is_noted(self, astronaut, landmarker):
         cut = np.ascontiguousarray(astronaut[:, 205:])  # at her right eye
         found = find_portrait(cut, landmarker)
         assert "past the picture's border" in found.notes[0]
@@ -199,7 +200,7 @@ class TestPortrait:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("place", [(900, 1400), (1500, 100), (260, 700)])
-    def test_a_face_small_in_a_large_picture(self, head, landmarker, place):
+    def test_a_small_face_in_a_large_picture_is_found(self, head, landmarker, place):
         large = np.full((1800, 2400, 3), 160, np.uint8)
         top, left = place
         large[top : top + 256, left : left + 256] = head
@@ -234,6 +235,7 @@ class TestCropBox:
         expected = np.interp(20 + (np.arange(size) + 0.5) * 160 / size - 0.5, np.arange(200), x)
         middle = slice(size // 4, -size // 4)
         assert abs((small.mean(axis=(0, 2)) - expected)[middle].mean()) < 0.4
+        # Averaging over (160 / size)^2 pixels divides the noise, whose deviation is 20, by 160 / size.
         assert (small - expected[None, :, None])[:, middle].std() < 20 / (160 / size) * 1.6
 
     def test_a_cut_square_pasted_back_gives_the_picture(self, astronaut):
@@ -253,15 +255,15 @@ class TestCropBox:
         assert not pasted.any()
 
     @pytest.mark.parametrize("corner", [(-30, -30), (90, 70), (-200, 0), (300, 300)])
-    def test_it_may_reach_past_the_border(self, corner):
+    def test_a_box_may_reach_past_the_border(self, corner):
         picture = np.random.default_rng(1).integers(0, 255, (100, 120, 3), np.uint8)
         box = CropBox(left=corner[0], top=corner[1], side=60)
         assert box.cut(picture, 32).shape == (32, 32, 3)
         assert box.paste(picture, np.zeros((32, 32, 3), np.uint8)).shape == picture.shape
 
-    def test_it_follows_a_resized_picture(self):
+    def test_a_box_is_scaled_with_its_picture(self):
         assert CropBox(left=-8, top=20, side=100).scaled(0.5) == CropBox(left=-4, top=10, side=50)
 
-    def test_a_side_is_checked(self):
+    def test_a_side_below_1_is_refused(self):
         with pytest.raises(ValueError, match="side must be >= 1, got 0"):
             CropBox(left=0, top=0, side=0)

@@ -1,4 +1,4 @@
-"""Test the renderer: its windows, its components from random weights, its published layouts."""
+"""Test the renderer: its windows, its components with random weights, and the published layouts that it reads."""
 
 import itertools
 import logging
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.models.unets.unet_motion_model import MotionAdapter
-from render_models import awake, small_components
+from render_models import small_components, without_zero_weights
 
 from xactor.render import (
     Blend,
@@ -35,7 +35,7 @@ SMALL = RenderConfig(steps=2, window_frames=6, overlap_frames=2)
 
 @pytest.fixture(scope="module")
 def renderer() -> Renderer:
-    return Renderer(**vars(awake(small_components())))
+    return Renderer(**vars(without_zero_weights(small_components())))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_an_overlap_fades_from_one_window_to_the_next():
 
 
 @pytest.mark.parametrize("cfg", [1.0, 2.5])
-def test_windows_batched_equal_each_alone(renderer, portrait, z, cfg):
+def test_batched_windows_equal_each_alone(renderer, portrait, z, cfg):
     config = RenderConfig(steps=2, cfg=cfg, window_frames=6, overlap_frames=2)
     windows = [
         Window(reference=renderer.reference(picture), z=z[at : at + 5], seed=at, first_frame=2 * at)
@@ -103,8 +103,8 @@ def test_a_window_depends_only_on_itself(renderer, portrait, z):
     assert (other != second).any()
 
 
-def test_a_performance_starts_from_the_portrait_unmoved(renderer, portrait, z):
-    """Only the change of latents since the first one counts, whoever they are of."""
+def test_a_performance_starts_from_the_unmoved_portrait(renderer, portrait, z):
+    """Only the change of the latents since the first frame counts, so latents of another person act alike."""
     reference = renderer.reference(portrait)
     video = np.stack(list(renderer.render(reference, z, seed=3, config=SMALL))).astype(int)
     of_another = np.stack(list(renderer.render(reference, z + 2.0, seed=3, config=SMALL)))
@@ -112,10 +112,8 @@ def test_a_performance_starts_from_the_portrait_unmoved(renderer, portrait, z):
     from_portrait = torch.cat([reference.z, reference.z + z[1:6] - z[0]])
     window = renderer.window(reference, from_portrait, seed=3, first_frame=0, config=SMALL)
     assert np.abs(video[:4] - window[:4]).max() <= 1
-    assert (
-        np.abs(video[:4] - renderer.window(reference, z[:6], seed=3, first_frame=0, config=SMALL)[:4]).max()
-        > 1
-    )
+    without_portrait = renderer.window(reference, z[:6], seed=3, first_frame=0, config=SMALL)
+    assert np.abs(video[:4] - without_portrait[:4]).max() > 1
 
 
 def test_an_unmoved_portrait_is_guessed_unchanged(renderer, portrait):
@@ -126,8 +124,8 @@ def test_an_unmoved_portrait_is_guessed_unchanged(renderer, portrait):
     torch.testing.assert_close(guess, reference.latents.expand_as(guess), rtol=1e-4, atol=1e-4)
 
 
-def test_the_guess_keeps_places_apart_in_bf16():
-    """Coordinates in bf16 would be half a pixel off at the edges of 512 px; an unmoved picture must stay unmoved."""
+def test_the_guess_leaves_an_unmoved_picture_in_place_in_bf16():
+    """Coordinates in bf16 would be half a pixel off at the edges of 512 px, and an unmoved picture would move."""
     unet = small_components().unet.to(torch.bfloat16)
     picture = torch.randn(1, 3, 512, 512, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     with torch.no_grad():
@@ -195,7 +193,7 @@ def test_options_out_of_range_are_named(options, says):
         RenderConfig(**options)
 
 
-def test_a_vae_from_random_weights_is_a_cosine_transform_that_keeps_errors():
+def test_a_vae_from_random_weights_is_a_cosine_transform_that_keeps_differences():
     """Differences of latents are as large as those of pictures, up to the share of the omitted coefficients."""
     vae = small_components().vae
     generator = torch.Generator().manual_seed(0)
@@ -210,7 +208,8 @@ def test_a_vae_from_random_weights_is_a_cosine_transform_that_keeps_errors():
     grey = smooth.sum(1, keepdim=True) / 3**0.5
     torch.testing.assert_close(latents[:, :1], F.avg_pool2d(grey, 2) * 2, rtol=0.01, atol=0.01)
     coarse = F.interpolate(F.avg_pool2d(smooth, 2), scale_factor=2.0)
-    assert (decoded - coarse).abs().mean() < 0.1 < (decoded - smooth.flip(0)).abs().mean()
+    assert (decoded - coarse).abs().mean() < 0.1
+    assert (decoded - smooth.flip(0)).abs().mean() > 0.1
     with pytest.raises(ValueError, match=r"needs blocks of at least \(12, 32\) channels, got \(8, 16\)"):
         small_components(vae_channels=(8, 16))
 
@@ -244,16 +243,20 @@ def test_a_motion_token_changes_and_moves_its_own_places():
         places[1, 4, 3, 0] = 4.0  # token 1 of 2 x 2, its lowest left place of 4 x 4: blue
         change = unet.guess_motion(torch.eye(32)[5:6], picture) - still
         assert change[0, :2].abs().max() < 1e-5
+        # The place covers rows 6 and 7 and columns 8 and 9 of 16 x 16.
         assert change[0, 2].argmax() in (6 * 16 + 8, 6 * 16 + 9, 7 * 16 + 8, 7 * 16 + 9)
         places.zero_()
-        places[:, 0] = 4.0 * 4 * 2 / 16  # everything comes from one thumbnail's pixel to the right
+        places[:, 0] = 4.0 * 4 * 2 / 16  # each pixel comes from its right neighbour in the thumbnail
         moved = unet.guess_motion(torch.eye(32)[5:6], picture)
     torch.testing.assert_close(moved[..., :-1], still[..., 1:])
 
 
 @pytest.mark.parametrize("step", [0, 300, 999])
-def test_a_unet_of_output_zero_predicts_from_the_guess(step):
-    """The prediction is the best one for latents normal around the guess: a regression over many draws."""
+def test_a_unet_that_outputs_zero_predicts_from_the_guess(step):
+    """The prediction is the best one for latents that are normally distributed around the guess.
+
+    The test compares it with a linear regression over many draws.
+    """
     components = small_components()
     spread, count = components.unet.config["guess_spread"], 200_000
     generator = torch.Generator().manual_seed(0)
@@ -280,7 +283,7 @@ def test_a_unet_of_output_zero_predicts_from_the_guess(step):
 
 
 def test_random_weights_render_the_portrait_moved_by_z():
-    """One DDIM step from pure noise gives the guess before training, without the loss of the VAE."""
+    """One DDIM step of an untrained renderer gives the guess, which has not lost detail in the VAE."""
     renderer = Renderer(**vars(small_components()))
     portrait = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
     reference = renderer.reference(portrait)
@@ -326,9 +329,8 @@ def test_published_weights_load_by_their_names(tmp_path, caplog):
     folder = published(tmp_path)
     with caplog.at_level(logging.INFO, logger="xactor.render.components"):
         components = published_components(folder / "sd15", animatediff=folder / "animatediff")
-    assert (
-        "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight" in caplog.text
-    )  # dropped, and listed
+    # The weights of the text attention are dropped, and the log lists them.
+    assert "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight" in caplog.text
     unet = UNet2DConditionModel.from_pretrained(folder / "sd15" / "unet", low_cpu_mem_usage=False)
     adapter = MotionAdapter.from_pretrained(folder / "animatediff", low_cpu_mem_usage=False)
     name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight"
@@ -339,8 +341,8 @@ def test_published_weights_load_by_their_names(tmp_path, caplog):
     assert components.vae.config["scaling_factor"] == 0.18215
 
 
-def test_step_0_is_the_published_unet_without_its_text(tmp_path):
-    """A single frame without reference gives what SD1.5's UNet gives whose text attention outputs zero."""
+def test_an_untrained_unet_equals_the_published_one_without_its_text(tmp_path):
+    """Compare a frame without a reference with the output of SD1.5's UNet whose text attention is set to zero."""
     components = published_components(published(tmp_path) / "sd15")
     plain = UNet2DConditionModel.from_pretrained(tmp_path / "sd15" / "unet", low_cpu_mem_usage=False).eval()
     for name, layer in plain.named_modules():
@@ -349,11 +351,11 @@ def test_step_0_is_the_published_unet_without_its_text(tmp_path):
                 torch.nn.init.zeros_(parameter)
     x, level = torch.randn(1, 1, 4, 8, 8), torch.tensor([400])
     with torch.no_grad():
-        ours = components.unet.eval()(
+        found = components.unet.eval()(
             x, level, torch.randn(1, 1, 512), torch.ones(1), None, torch.randn_like(x)
         )
-        theirs = plain(x[:, 0], level, torch.zeros(1, 1, 80)).sample
-    torch.testing.assert_close(ours[:, 0], theirs, rtol=1e-4, atol=1e-4)
+        expected = plain(x[:, 0], level, torch.zeros(1, 1, 80)).sample
+    torch.testing.assert_close(found[:, 0], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_weights_of_another_architecture_are_named(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from render_models import awake, small_components
+from render_models import small_components, without_zero_weights
 
 from xactor.render import RenderObjective
 from xactor.render.augment import DRIVING, Augmentation, augment
@@ -11,9 +11,9 @@ from xactor.render.objective import ObjectiveConfig, shared_part
 
 @pytest.fixture(scope="module")
 def objective() -> RenderObjective:
-    # A large weight, so that this term shows next to the errors.
+    # The weight is large, so that this term is visible next to the errors.
     config = ObjectiveConfig(person_weight=1.0)
-    return RenderObjective(**vars(awake(small_components())), config=config, train_vae=True)
+    return RenderObjective(**vars(without_zero_weights(small_components())), config=config, train_vae=True)
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +43,17 @@ def test_a_phase_trains_its_own_group(objective, clips, phase):
     objective.zero_grad()
     objective(frames[:, : 4 if phase == "temporal" else 1], reference, torch.ones(3), seeds, phase).backward()
     groups = objective.parameter_groups()
-    moved = {
+    gradient_count = {
         name: sum(p.grad is not None and bool(p.grad.any()) for p in group) for name, group in groups.items()
     }
-    assert moved[phase] > 0.8 * len(groups[phase])
+    assert gradient_count[phase] > 0.8 * len(groups[phase])
     if phase == "temporal":
         layers = [layer.proj_out.weight.grad for layer in objective.unet.temporal_layers()]
         assert all(gradient is not None and gradient.any() for gradient in layers)
     else:
-        assert moved["temporal"] == 0
+        assert gradient_count["temporal"] == 0
     if phase != "vae":
-        assert moved["vae"] == 0
+        assert gradient_count["vae"] == 0
     trained = [id(p) for group in groups.values() for p in group]
     assert len(trained) == len(set(trained))
     reached = {id(p) for p in objective.parameters() if p.grad is not None and p.grad.any()}
@@ -63,13 +63,13 @@ def test_a_phase_trains_its_own_group(objective, clips, phase):
 def test_the_reference_network_trains(clips):
     """The gradient of the loss passes the UNet's self-attention and reaches the reference's features."""
     frames, reference, seeds = clips
-    objective = RenderObjective(**vars(awake(small_components())))
+    objective = RenderObjective(**vars(without_zero_weights(small_components())))
     objective(frames[:, :1], reference, torch.ones(3), seeds, "frames").backward()
     assert objective.reference_unet.conv_in.weight.grad.abs().sum() > 0
     assert not objective.parameter_groups()["vae"]
 
 
-def test_the_shared_part_of_latents_is_a_share():
+def test_shared_part_is_the_fraction_of_latents_that_frames_have_in_common():
     z = torch.randn(200, 5, 64, generator=torch.Generator().manual_seed(0))
     near = {"atol": 0.02, "rtol": 0}
     torch.testing.assert_close(shared_part(z).mean(), torch.tensor(0.0), **near)
@@ -80,7 +80,7 @@ def test_the_shared_part_of_latents_is_a_share():
 
 
 def test_the_mouth_weighs_more_in_the_motion_encoders_loss(clips):
-    """The mouth weighs three times as much; a difference elsewhere weighs less in return."""
+    """An error at the mouth weighs three times as much, and an error elsewhere weighs less in return."""
     _, _, seeds = clips
 
     def loss(rows: slice, mouth_weight: float) -> float:

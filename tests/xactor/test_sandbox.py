@@ -1,4 +1,4 @@
-"""The sandbox bounds its calls in time and memory, survives their crashes and ends with its owner."""
+"""Test that the sandbox limits the time and memory of calls, survives their crashes and ends with its owner."""
 
 import os
 import signal
@@ -49,13 +49,13 @@ def sandbox():
         ("raise", 20, ValueError, "no good"),
     ],
 )
-def test_a_bad_call_is_told_apart_and_the_next_one_works(sandbox, task, timeout_s, error, says):
+def test_each_kind_of_failure_has_its_error_and_the_next_call_works(sandbox, task, timeout_s, error, says):
     with pytest.raises(error, match=says):
         sandbox.submit(work, task, timeout_s=timeout_s).result()
     assert sandbox.submit(work, "done", timeout_s=60).result() == "well done"
 
 
-def test_reasons_differ():
+def test_each_error_has_its_own_reason():
     reasons = {kind.reason for kind in SandboxError.__subclasses__()}
     assert reasons == {"too_slow", "too_much_memory", "crashed"}
 
@@ -82,7 +82,7 @@ def test_processes_outlive_the_thread_that_made_the_sandbox():
 
 
 def test_processes_end_with_their_owner():
-    """A call that runs is no reason to stay: the owner is killed, and nobody waits for the result."""
+    """A process ends even during a call, because nobody is left who waits for the result."""
     code = (
         "import os, time\n"
         "from xactor.sandbox import Sandbox\n"

@@ -1,4 +1,4 @@
-"""Test that frames picked by number equal those read from the beginning."""
+"""Test that frames that are picked by their numbers equal those of a reader that starts at the beginning."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +12,7 @@ from xactor.media.seek import pick_frames
 
 
 def write(path: Path, times: list[Fraction], **options: str) -> bytes:
-    """Return the content of a video of noise with pictures at the given times in seconds."""
+    """Write a video of noise with pictures at the given times in seconds, and return its bytes."""
     generator = np.random.default_rng(0)
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=25)
@@ -43,15 +43,15 @@ STEADY = [Fraction(n, 25) for n in range(80)]
         ("late.mp4", [1 + t for t in STEADY], {"g": "25"}),
     ],
 )
-def test_any_picked_frame_equals_the_one_read(tmp_path, name, times, options):
+def test_picked_frames_equal_those_of_a_full_read(tmp_path, name, times, options):
     video = write(tmp_path / name, times, **options)
-    all_of_them = list(read_frames(tmp_path / name))
-    assert len(all_of_them) > 70
-    for n, expected in enumerate(all_of_them):
+    all_frames = list(read_frames(tmp_path / name))
+    assert len(all_frames) > 70
+    for n, expected in enumerate(all_frames):
         np.testing.assert_array_equal(next(pick_frames(video, [n])), expected, err_msg=f"frame {n}")
-    for some in ([0, 1, 2, 40, 41], [5, 69], list(range(30, 60))):
-        for n, got in zip(some, pick_frames(video, some), strict=True):
-            np.testing.assert_array_equal(got, all_of_them[n], err_msg=f"frame {n} of {some}")
+    for numbers in ([0, 1, 2, 40, 41], [5, 69], list(range(30, 60))):
+        for n, got in zip(numbers, pick_frames(video, numbers), strict=True):
+            np.testing.assert_array_equal(got, all_frames[n], err_msg=f"frame {n} of {numbers}")
 
 
 def test_undecodable_content_is_named(tmp_path):

@@ -1,4 +1,4 @@
-"""Test that a written video's track is the file's own sound, for any rate and channels."""
+"""Test that a written video has the sound of its audio file, for any rate and channels."""
 
 import av
 import numpy as np
@@ -33,15 +33,17 @@ def test_rate_and_channels_are_kept_as_far_as_aac_supports_them(
     source = write_sound(tmp_path / f"a.{suffix}", 1.23, rate_hz=rate_hz, layout=layout, codec=codec)
     sound = Sound.of(source)
     frames = round(1.23 * 25)
+    kept_rate_hz, kept_layout = kept
     assert write_video(tmp_path / "a.mp4", [PICTURE] * frames, samples=sound) == frames
     with av.open(str(tmp_path / "a.mp4")) as container:
         stream = container.streams.audio[0]
         assert (stream.rate, stream.layout.name, stream.codec_context.name) == (*kept, "aac")
         assert container.streams.video[0].frames == frames
-    before, after = track(source, kept[1], kept[0]), track(tmp_path / "a.mp4", kept[1], kept[0])
-    assert abs(len(after) - len(before)) <= 0.04 * kept[0]
+    before = track(source, kept_layout, kept_rate_hz)
+    after = track(tmp_path / "a.mp4", kept_layout, kept_rate_hz)
+    assert abs(len(after) - len(before)) <= 0.04 * kept_rate_hz
     for channel in range(before.shape[1]):
-        if kept[1] == "5.1" and channel == 3:  # the low-frequency channel cannot hold this sound
+        if kept_layout == "5.1" and channel == 3:  # the low-frequency channel cannot hold this sound
             continue
         n = min(len(before), len(after))
         assert np.corrcoef(before[:n, channel], after[:n, channel])[0, 1] > 0.95
@@ -54,7 +56,7 @@ def test_channels_stay_in_their_places(tmp_path):
     assert right / left == pytest.approx(0.5, abs=0.02)
 
 
-def test_a_files_sound_equals_the_same_samples_given(tmp_path):
+def test_sound_from_a_file_equals_the_same_sound_from_samples(tmp_path):
     source = write_sound(tmp_path / "a.wav", 1.5, codec="pcm_f32le")
     write_video(tmp_path / "file.mp4", [PICTURE] * 38, samples=Sound.of(source))
     write_video(tmp_path / "samples.mp4", [PICTURE] * 38, samples=voice(1.5))
@@ -78,7 +80,7 @@ def test_a_corrupt_stream_is_named(tmp_path, codec, suffix, damage):
     half = len(data) // 2
     noise = np.random.default_rng(0).integers(0, 256, len(data) - half, dtype=np.uint8).tobytes()
     source.write_bytes(data[:half] + (noise if damage == "noise" else b""))
-    if (suffix, damage) == ("mp3", "cut"):  # an mp3 does not give its length, so what remains is complete
+    if (suffix, damage) == ("mp3", "cut"):  # an mp3 does not say its length, so the rest is a complete file
         assert len(read_audio(source)) == pytest.approx(48_000, abs=2_000)
     else:
         with pytest.raises(ValueError, match=rf"bad\.{suffix}: (corrupt|cannot be decoded)"):

@@ -1,4 +1,4 @@
-"""Test that a span of a video holds what a player shows, from any start, and that playlists are refused."""
+"""Test that a span of a video has the frames that a player shows, from any start, and that playlists are refused."""
 
 from fractions import Fraction
 
@@ -11,7 +11,7 @@ from xactor.media.container import open_container
 
 
 def write(path, times: list[Fraction], *, stretch: Fraction | None = None, rotation: int = 0) -> None:
-    """Write a video whose frame i is shown at times[i] and shows its number, see `number_in`."""
+    """Write a video whose frame i is shown at times[i], in seconds. `number_in` reads i from the picture."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=25)
         video.width, video.height, video.pix_fmt = 64, 32, "yuv420p"
@@ -45,31 +45,32 @@ RATES = {
 
 
 @pytest.mark.parametrize("times", RATES.values(), ids=RATES.keys())
-def test_a_frame_is_the_picture_shown_in_its_middle(tmp_path, times):
+def test_a_frame_is_the_picture_that_a_player_shows_at_the_frames_middle(tmp_path, times):
     write(tmp_path / "a.mp4", times)
     seen = [number_in(picture) for picture in read_span(tmp_path / "a.mp4")]
-    began = times[0]  # a player starts with the first picture, as there is no sound
+    started = times[0]  # a player starts with the first picture, as there is no sound
     for n, number in enumerate(seen):
-        middle = began + Fraction(2 * n + 1, 50)
+        middle = started + Fraction(2 * n + 1, 50)
+        # The file's times are rounded, so two pictures are possible where one ends at the middle.
         shown = {
-            max(i for i, time in enumerate(times) if time <= middle + by)
-            for by in (-Fraction(1, 10_000), Fraction(1, 10_000))
+            max(i for i, time in enumerate(times) if time <= middle + rounding)
+            for rounding in (-Fraction(1, 10_000), Fraction(1, 10_000))
         }
         assert number in shown, n
     # An event is seen at most half a frame early or late.
     for i, time in enumerate(times):
         if i in seen and i:
-            assert abs(seen.index(i) / 25 - float(time - began)) <= 0.0201
+            assert abs(seen.index(i) / 25 - float(time - started)) <= 0.0201
 
 
 @pytest.mark.parametrize("name", ["25", "29.97", "uneven"])
-def test_a_span_equals_that_of_the_whole_video(tmp_path, name):
+def test_a_span_equals_the_same_frames_of_the_whole_video(tmp_path, name):
     write(tmp_path / "a.mp4", RATES[name])
     everything = list(read_span(tmp_path / "a.mp4"))
     for first, end in ((0, 10), (1, 3), (37, 61), (len(everything) - 3, len(everything) + 9)):
         part = list(read_span(tmp_path / "a.mp4", first, end))
         assert np.array_equal(part, everything[first:end])
-    with (tmp_path / "a.mp4").open("rb") as file:  # like a remote file
+    with (tmp_path / "a.mp4").open("rb") as file:  # a file object, as a remote file is
         assert np.array_equal(list(read_span(file, 5, 9)), everything[5:9])
         assert np.array_equal(list(read_span(file, 7, 8)), everything[7:8])
 

@@ -33,7 +33,10 @@ def sample() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Callable[..., str]:
-    """Return a function that writes clips of given lengths with keys `<split>-<number>`, and returns the folder."""
+    """Return a function that writes shards of clips of given lengths and returns their folder.
+
+    The keys are `<split>-<number>`.
+    """
 
     def write(lengths: Sequence[int], split: str = "train", samples_per_shard: int = 8) -> str:
         folder = str(tmp_path / "shards")
@@ -47,13 +50,13 @@ def corpus(tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory) -> str:
-    """Write the corpus of small_run. Tests that change it copy it first."""
+    """Write the corpus of small_run and return its folder. A test that changes the corpus copies it first."""
     return small_run.write_corpus(str(tmp_path_factory.mktemp("corpus") / "shards"))
 
 
 @pytest.fixture(scope="session")
 def whole_run(ray_cluster, shards, tmp_path_factory):
-    """Train an uninterrupted run on two ranks, `whole`, for comparison. Give its storage and result."""
+    """Train the run `whole` on two ranks without interruption, for comparison. Return its storage and result."""
     from xactor_platform.training.launch import train
 
     storage = tmp_path_factory.mktemp("runs")
@@ -71,7 +74,7 @@ def model(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def media(tmp_path_factory) -> Path:
-    """Write face.png, bust.mp4 with that face, 1.wav to 4.wav of 1 to 4 s, and unreadable files."""
+    """Return a folder with face.png, bust.mp4 with that face, 1.wav to 4.wav of 1 to 4 s, and unusable files."""
     from xactor.controls import CONTROL_COUNT
     from xactor_platform.demo_corpus.identity import held_out_identities, render_frame
 

@@ -1,4 +1,4 @@
-"""Proxy an object store, and fail as networks and stores do, decided by a seed."""
+"""Forward requests to an object store, and make some of them fail as networks and stores do. A seed decides which."""
 
 import contextlib
 import random
@@ -14,12 +14,12 @@ SLOW_S = 0.2
 
 
 class FaultyProxy:
-    """Forward connections to a port of this machine, and make the fraction `rate` of the requests fail.
+    """Forward connections to a port of this machine, and make a fraction of the requests fail.
 
     Attributes:
         rate: fraction of requests that fail. It may be changed.
         gone: if true, every connection is cut.
-        cut_at: number, from 0, of the following requests whose response is cut. None cuts no particular one.
+        cut_at: number of requests from now on before the one whose response is cut. None cuts no particular response.
         faults: number of faults by kind.
     """
 
@@ -71,7 +71,7 @@ class FaultyProxy:
                         return
                     if fault == "slow":
                         threading.Event().wait(SLOW_S)
-                    else:
+                    else:  # the answer is cut
                         cut.set()
                 server.sendall(data)
 

@@ -14,7 +14,7 @@ os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-    # The lost node counts as alive for some seconds. Ranks are requested of it for so long, then fewer are.
+    # Ray counts the lost node as alive for some seconds and requests ranks on it. After this timeout it requests fewer.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "25",
 }
 
@@ -29,8 +29,8 @@ from xactor_platform.training.run.folder import METRICS, RunFolder
 LOSE_AFTER = 8
 
 
-def main(shards: str, storage: str, steps: str, then: str) -> None:
-    comes_back = then == "comes-back"
+def main(shards: str, storage: str, steps: str, lost_node: str) -> None:
+    comes_back = lost_node == "comes-back"
     port = free_port()
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     head = {
@@ -44,8 +44,12 @@ def main(shards: str, storage: str, steps: str, then: str) -> None:
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, logging_level="WARNING")
     folder = RunFolder(storage, "run")
+    # The new node is another process: Cluster.add_node sets signal handlers, which only the main thread may do.
+    start_command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=2"]
+    start_command += [f"--object-store-memory={256 << 20}"]
+    new_nodes: list[subprocess.Popen] = []
 
-    def lose() -> None:
+    def lose_a_node() -> None:
         while not any(row["step"] >= LOSE_AFTER for row in folder.read_lines(METRICS)):
             time.sleep(0.05)
         cluster.remove_node(nodes[1], allow_graceful=False)
@@ -54,13 +58,9 @@ def main(shards: str, storage: str, steps: str, then: str) -> None:
         if comes_back:
             while not any(row["attempt"] > 1 for row in folder.read_lines(METRICS)):
                 time.sleep(0.05)
-            new_nodes.append(subprocess.Popen([*start, f"--address={cluster.address}"]))
+            new_nodes.append(subprocess.Popen([*start_command, f"--address={cluster.address}"]))
 
-    # Cluster.add_node sets signal handlers, which only the main thread may do.
-    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=2"]
-    start += [f"--object-store-memory={256 << 20}"]
-    new_nodes: list[subprocess.Popen] = []
-    threading.Thread(target=lose, daemon=True).start()
+    threading.Thread(target=lose_a_node, daemon=True).start()
     scale = {"ranks": 4, "min_ranks": 1, "cpus_per_rank": 1, "start_timeout_s": 60}
     scale |= {"resize_s": 3 if comes_back else 600, "collective_timeout_s": 120, "max_failures": 3}
     intervals = {"evaluate_every": 0, "checkpoint_every": 50 if comes_back else 4}

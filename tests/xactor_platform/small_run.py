@@ -16,7 +16,7 @@ BAD_CLIP = "train-004"
 
 
 def write_corpus(folder: str) -> str:
-    """Write forty clips to train on, one of them with a NaN, and four held-out clips, with latents of width 6."""
+    """Write 40 training clips, one of them with a NaN, and 4 held-out clips, with latents of width 6."""
     generator = np.random.default_rng(0)
     for split, clips in (("train", 40), ("test", 4)):
         with ShardWriter(folder, split, samples_per_shard=10) as writer:
@@ -32,6 +32,7 @@ def write_corpus(folder: str) -> str:
     index = load_index(folder)
     row = index.key.tolist().index(BAD_CLIP)
     with (Path(folder) / index.shard_names[index.shard[row]]).open("r+b") as file:
+        # Skip the first 33 float16 numbers.
         file.seek(int(index.offset["motion.npy"][row] + index.header["motion.npy"][row]) + 2 * 33)
         file.write(np.float16(np.nan).tobytes())
     return folder
@@ -40,7 +41,10 @@ def write_corpus(folder: str) -> str:
 def config_of(
     shards: str, storage: Path | str, name: str, *, scale: dict[str, Any] | None = None, **train
 ) -> Stage2Config:
-    """Return a config with two ranks, and an evaluation and a checkpoint every twelve steps, unless overridden."""
+    """Return a config with two ranks, and an evaluation and a checkpoint every twelve steps.
+
+    `scale` and `train` override single values.
+    """
     scales = {"ranks": 2, "cpus_per_rank": 0.5, "start_timeout_s": 5, "max_failures": 0, **(scale or {})}
     options = {"steps": STEPS, "evaluate_every": EVERY, "checkpoint_every": EVERY, "log_samples": True}
     options |= {"micro_batches": 4, "budget_frames": 96, "warmup_steps": 2, "learning_rate": 1e-2, **train}
@@ -55,7 +59,7 @@ def config_of(
 
 
 def options_of(config: Stage2Config) -> dict[str, Any]:
-    """Return a config as options of `jobs/train_stage2.py tiny`."""
+    """Return the options of `jobs/train_stage2.py tiny` that give this config."""
     given, preset = as_dict(config), as_dict(tiny())
     return {
         f"{section}.{name}".replace("_", "-"): value

@@ -24,7 +24,7 @@ class Service:
     def post(
         self, *, stream_response: bool = False, headers: dict[str, str] | None = None, **fields
     ) -> requests.Response:
-        """Post a form to /v1/videos. Values that are bytes are sent as files."""
+        """Post a form to /v1/videos. Values that are bytes or tuples are sent as files."""
         files = {name: value for name, value in fields.items() if isinstance(value, bytes | tuple)}
         data = {name: value for name, value in fields.items() if name not in files}
         return requests.post(
@@ -41,7 +41,7 @@ class Service:
 
 
 def speech(seconds: float, rate_hz: int = 16_000, seed: int = 0) -> np.ndarray:
-    """Return PCM16 [N], noise whose volume rises and falls three times a second."""
+    """Return noise whose volume rises and falls three times a second, PCM16 [N]."""
     time = np.arange(round(seconds * rate_hz)) / rate_hz
     noise = np.random.default_rng(seed).standard_normal(len(time))
     return (3000 * noise * (1 + np.sin(2 * np.pi * 3 * time))).astype("<i2")

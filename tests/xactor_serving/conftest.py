@@ -25,7 +25,7 @@ def model(tmp_path_factory) -> str:
     return str(folder)
 
 
-# Of the package and not of the session: other tests need the cluster's CPUs.
+# The scope is the package and not the session, because other tests need the cluster's CPUs.
 @pytest.fixture(scope="package")
 def serving(ray_cluster) -> Iterator[str]:
     """Start Ray Serve on a free port."""

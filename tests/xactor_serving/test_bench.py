@@ -1,4 +1,4 @@
-"""`jobs/bench.py serve` measures the service itself, here for a few seconds."""
+"""Test that `jobs/bench.py serve` measures a running service, for a few seconds."""
 
 import io
 
@@ -26,7 +26,7 @@ def test_a_load_is_measured(service, load):
     assert 0 <= row["fragments_on_time"] <= 1
 
 
-def test_new_portraits_look_alike(load):
+def test_new_portraits_differ_and_look_alike(load):
     portraits = [np.asarray(Image.open(io.BytesIO(load.of_another(n).image))).astype(int) for n in range(64)]
     assert len({portrait.tobytes() for portrait in portraits}) == 64
     assert max(np.abs(portrait - portraits[0]).max() for portrait in portraits) <= 7
@@ -41,7 +41,7 @@ def test_excess_requests_are_refused_and_memory_is_watched(service, load):
     assert row["late_over_early"] == row["late_mib"] / row["early_mib"]
 
 
-def test_throughput_past_its_peak():
+def test_throughput_past_its_peak_is_compared_with_the_peak():
     rates = [(10.0, {200: 4}), (20.0, {200: 8}), (15.0, {200: 6, 503: 9}), (18.0, {200: 7, 0: 1})]
     rows = [{"frames_per_s": rate, "statuses": statuses} for rate, statuses in rates]
     assert held_up(rows) == {

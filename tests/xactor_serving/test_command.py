@@ -111,7 +111,9 @@ def test_flags_reach_the_application(tmp_path):
 )
 def test_replicas_share_gpus_so_that_all_fit(gpus, replicas, share):
     assert gpu_share(gpus, replicas) == share
-    assert not gpus or int(1 / share) * gpus >= replicas
+    if gpus:
+        replicas_per_gpu = int(1 / share)
+        assert replicas_per_gpu * gpus >= replicas
 
 
 @pytest.mark.cluster
@@ -141,7 +143,7 @@ def test_service_answers_until_sigterm_and_finishes_its_videos(model, face, tmp_
             form = {"image": face, "audio": wav(4)}
             answer = requests.post(f"{url}/v1/videos", files=form, data=FAST, stream=True, timeout=60)
             assert answer.status_code == 200
-            # A video is in progress, and is finished.
+            # The service finishes the video that is in progress.
             process.send_signal(signal.SIGTERM)
             assert len(frames(answer.content, tmp_path)) == 100
             assert process.wait(120) == 0

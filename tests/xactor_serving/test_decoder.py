@@ -1,4 +1,4 @@
-"""Test the decoding of uploads in processes of their own, and the refusals."""
+"""Test that uploads are decoded in separate processes, and that bad ones are refused."""
 
 import asyncio
 import re
@@ -30,7 +30,7 @@ def sound_of(decoder: Decoder, folder, audio: bytes, *, max_seconds: float = 5) 
     return asyncio.run(decoder.sound(folder / "audio", max_seconds=max_seconds))
 
 
-def test_portrait(decoder, face):
+def test_a_portrait_is_decoded(decoder, face):
     found = face_of(decoder, face, paste_back=True)
     assert found.square.shape == (64, 64, 3)
     assert found.picture.shape == (256, 256, 3)
@@ -38,12 +38,12 @@ def test_portrait(decoder, face):
     assert len(face_of(decoder, face).picture) == 0
 
 
-def test_sound(decoder, tmp_path):
+def test_a_sound_is_decoded_at_16_khz(decoder, tmp_path):
     assert abs(len(sound_of(decoder, tmp_path, wav(1.5, 44_100))) - 24_000) < 20
 
 
 def bomb() -> bytes:
-    """Return a png of 30,000 x 30,000 px in a few kilobytes."""
+    """Return a small PNG file whose header claims 30,000 x 30,000 px."""
     small = bytearray(png(np.zeros((1, 1, 3), np.uint8)))
     small[16:24] = (30_000).to_bytes(4, "big") * 2
     small[29:33] = zlib.crc32(bytes(small[12:29])).to_bytes(4, "big")
@@ -66,7 +66,7 @@ def flat() -> bytes:
     ],
     ids=["empty", "text", "bomb", "no face", "one pixel"],
 )
-def test_bad_pictures(decoder, image, says):
+def test_bad_pictures_are_refused(decoder, image, says):
     with pytest.raises(ServiceError) as error:
         face_of(decoder, image)
     assert error.value.status == 400
@@ -84,7 +84,7 @@ def test_bad_pictures(decoder, image, says):
     ],
     ids=["empty", "damaged", "short", "long"],
 )
-def test_bad_sounds(decoder, tmp_path, audio, status, says):
+def test_bad_sounds_are_refused(decoder, tmp_path, audio, status, says):
     with pytest.raises(ServiceError) as error:
         sound_of(decoder, tmp_path, audio)
     assert error.value.status == status
@@ -92,7 +92,7 @@ def test_bad_sounds(decoder, tmp_path, audio, status, says):
     assert str(tmp_path) not in error.value.message
 
 
-def test_slow_file_is_killed_and_the_next_one_decoded(face, tmp_path):
+def test_decoding_of_a_slow_file_is_stopped_and_the_next_file_is_decoded(face, tmp_path):
     decoder = Decoder(processes=1, timeout_s=0.001)
     try:
         with pytest.raises(ServiceError) as error:

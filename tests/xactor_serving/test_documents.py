@@ -1,4 +1,4 @@
-"""Test that docs/http-api.md and docs/websocket.md describe the service, with their own clients."""
+"""Test that docs/http-api.md and docs/websocket.md describe the service, and that the clients in them work."""
 
 import asyncio
 import re

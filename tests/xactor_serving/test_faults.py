@@ -32,7 +32,7 @@ def replicas(kind: str) -> list[int]:
 
 
 def while_loaded(service: Service, face: bytes, act: Callable[[], None]) -> list[requests.Response]:
-    """Start three videos, call `act` during them, and return their answers."""
+    """Start three videos, call `act` while they are made, and return their answers."""
 
     def ask(seed: int) -> requests.Response:
         options = {**FAST, "motion_steps": 12}
@@ -48,7 +48,7 @@ def while_loaded(service: Service, face: bytes, act: Callable[[], None]) -> list
 
 @pytest.mark.parametrize("kind", ["render", "motion"])
 def test_work_of_a_killed_replica_is_retried(service, face, tmp_path, kind):
-    """Every frame arrives; a viewer notices a pause at most."""
+    """Every frame arrives. A viewer notices a pause at most."""
     victims = replicas(kind)
     assert len(victims) == {"render": 2, "motion": 1}[kind]
     answers = while_loaded(service, face, lambda: os.kill(victims[0], signal.SIGKILL))
@@ -77,14 +77,14 @@ def test_killed_ingress_cuts_its_connections_and_is_replaced(service, face):
 
     for answer in while_loaded(service, face, kill):
         with pytest.raises(requests.RequestException):
-            # The connection breaks, so that no client takes the video for a whole one.
+            # The connection breaks, so no client takes the video for a complete one.
             assert not answer.content
     wait_for_replicas(service, "ingress")
     assert service.post(image=face, audio=wav(0.4), **FAST).status_code == 200
 
 
 def test_new_weights_drop_no_request(serving, face, tmp_path, tmp_path_factory):
-    """Replace a model while videos are made: they are complete, and the next one comes from the new model."""
+    """Replace a model while videos are made. They are complete, and the next video comes from the new model."""
     from pipelines import small_pipeline
 
     folders = [tmp_path_factory.mktemp(name) for name in ("old", "new")]
@@ -96,10 +96,14 @@ def test_new_weights_drop_no_request(serving, face, tmp_path, tmp_path_factory):
         pipeline.save_pretrained(folder)
     name = "updated"
     updated = run(serving, str(folders[0]), name)
+
+    def replace_model() -> None:
+        run(serving, str(folders[1]), name)
+
     try:
         asked = {"image": face, "audio": wav(2), **FAST}
         before = updated.post(**asked).content
-        answers = while_loaded(updated, face, lambda: run(serving, str(folders[1]), name) and None)
+        answers = while_loaded(updated, face, replace_model)
         for answer in answers:
             assert answer.status_code == 200
             assert len(frames(answer.content, tmp_path)) == 150
@@ -125,11 +129,10 @@ VALUES = st.one_of(
 @given(data=st.data())
 def test_malformed_bodies_get_documented_errors(service, face, data):
     """Send forms with the schema's fields, each missing, valid or arbitrary."""
-    schema = service_schema(service)
     form: list[tuple] = []
-    for name in schema:
-        right = {"image": face, "audio": wav(0.05)}.get(name, str(FAST.get(name, "1")).encode())
-        value = data.draw(st.one_of(st.none(), VALUES, st.just(right)), label=name)
+    for name in form_fields(service):
+        valid = {"image": face, "audio": wav(0.05)}.get(name, str(FAST.get(name, "1")).encode())
+        value = data.draw(st.one_of(st.none(), VALUES, st.just(valid)), label=name)
         if value is None:
             continue
         content = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
@@ -143,21 +146,22 @@ def test_malformed_bodies_get_documented_errors(service, face, data):
     assert set(answer.json()["error"]) == {"code", "message", "request_id"}
 
 
-_SCHEMAS: dict[str, list[str]] = {}
+_FORM_FIELDS: dict[str, list[str]] = {}
 
 
-def service_schema(service: Service) -> list[str]:
-    if service.url not in _SCHEMAS:
+def form_fields(service: Service) -> list[str]:
+    """Return the fields of the form in the service's schema, which is read once."""
+    if service.url not in _FORM_FIELDS:
         schema = service.get("/openapi.json").json()
         [form] = [part for name, part in schema["components"]["schemas"].items() if name == "VideoForm"]
-        _SCHEMAS[service.url] = list(form["properties"])
-    return _SCHEMAS[service.url]
+        _FORM_FIELDS[service.url] = list(form["properties"])
+    return _FORM_FIELDS[service.url]
 
 
-# Two replicas start in it, on a machine that is busy already.
+# Two replicas start during the test, on a machine that is busy already.
 @pytest.mark.timeout(900)
 def test_each_deployment_scales_with_its_own_load(serving, model, face):
-    """Scale rendering alone, then motion alone, by Serve's own status."""
+    """Load rendering alone, then motion alone, and count the replicas in Serve's own status."""
     from ray import serve
 
     scaling = run(serving, model, "scaling", motion_replicas=0, render_replicas=0)

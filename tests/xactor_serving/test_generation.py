@@ -72,7 +72,7 @@ class LocalReplicas:
         )
 
     def whole(self, samples: np.ndarray) -> np.ndarray:
-        """Return the pipeline's own frames."""
+        """Return the frames that the pipeline itself makes."""
         features = (torch.from_numpy(piece) for piece in self.pipeline.audio_encoder.stream(samples))
         z = stream_motion(self.pipeline.motion, features, seed=5, config=SAMPLING)
         return np.stack(list(self.renderer.render(self.reference, z, seed=5, config=RENDERING)))
@@ -93,13 +93,13 @@ async def collect(generation: Generation) -> np.ndarray:
 
 
 def alike(one: np.ndarray, other: np.ndarray) -> bool:
-    """Return whether frames are equal but for the order of floating-point sums."""
+    """Return whether frames are equal up to rounding, which depends on the order of floating-point sums."""
     return one.shape == other.shape and int(np.abs(one.astype(int) - other).max()) <= 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.03, 0.3, 1.63])
-def test_video_equals_the_pipelines(local, seconds):
+def test_video_equals_that_of_the_pipeline(local, seconds):
     samples = sound(seconds)
     made = asyncio.run(collect(local.generation(SoundBuffer.whole(samples))))
     assert len(made) == round(len(samples) / 640)
@@ -142,7 +142,7 @@ def test_closing_frees_the_stream_and_its_windows(local):
     assert len(local.windows) < 15  # of 42
 
 
-def test_slow_viewer_bounds_the_work_ahead(local):
+def test_work_ahead_of_a_slow_viewer_is_bounded(local):
     async def watch() -> list[int]:
         async with aclosing(local.generation(SoundBuffer.whole(sound(10))).frames()) as frames:
             await anext(frames)
@@ -157,18 +157,18 @@ def test_slow_viewer_bounds_the_work_ahead(local):
 
 
 def test_no_other_work_competes_with_the_first_window(local):
-    begun: list[str] = []
+    started: list[str] = []
 
     async def window(job: WindowJob) -> np.ndarray:
-        begun.append(f"window {job.first_frame}")
+        started.append(f"window {job.first_frame}")
         if job.first_frame == 0:
-            before = list(begun)
+            before = list(started)
             await asyncio.sleep(0.5)  # time for many chunks
-            assert begun == before
+            assert started == before
         return await local.window(job)
 
     async def chunk(job: ChunkJob):
-        begun.append(f"chunk {job.first_frame}")
+        started.append(f"chunk {job.first_frame}")
         async for piece in local.thread.chunk(job):
             yield piece
 
@@ -176,13 +176,13 @@ def test_no_other_work_competes_with_the_first_window(local):
         generation = local.generation(SoundBuffer.whole(sound(2)), make_window=window, make_chunk=chunk)
         async with aclosing(generation.frames()) as pieces:
             count = len(await anext(pieces))
-            before = list(begun)
-            await asyncio.sleep(0.5)  # while the viewer receives them
-            assert begun == before
+            before = list(started)
+            await asyncio.sleep(0.5)  # while the viewer receives the first frames
+            assert started == before
             return count + sum([len(frames) async for frames in pieces])
 
     assert asyncio.run(watch()) == 50
-    assert len(begun) > 8
+    assert len(started) > 8
 
 
 def test_reference_is_computed_during_the_motion(local):
@@ -249,7 +249,7 @@ def test_frames_before_a_failure_are_shown(local):
     assert asyncio.run(watch()) == 12  # of 16 frames of motion, windows 0..8 and 6..14 are complete
 
 
-def test_bad_chunk_fails_alone(local):
+def test_bad_sound_fails_only_its_own_video(local):
     async def both():
         good = collect(local.generation(SoundBuffer.whole(sound(1))))
         nan = np.full(16_000, np.nan, np.float32)
@@ -266,9 +266,14 @@ def test_bad_chunk_fails_alone(local):
 def test_stuck_model_fails_its_health_check(model, monkeypatch):
     """Serve calls check_health periodically and replaces a replica that raises."""
     replica = Motion.func_or_class(model, device="cpu", max_streams=1, max_batch=1, stuck_s=0.2)
-    engine, stuck = replica._worker._engine, threading.Event()
+    engine, released = replica._worker._engine, threading.Event()
     step = engine.step
-    monkeypatch.setattr(engine, "step", lambda: (stuck.wait(30), step())[1])
+
+    def stuck_step():
+        released.wait(30)
+        return step()
+
+    monkeypatch.setattr(engine, "step", stuck_step)
     config = engine.model.config
     job = ChunkJob(
         seed=0,
@@ -289,7 +294,7 @@ def test_stuck_model_fails_its_health_check(model, monkeypatch):
                 await asyncio.sleep(0.05)
         with pytest.raises(RuntimeError, match="the motion model has been in one step for"):
             replica.check_health()
-        stuck.set()
+        released.set()
         return await made
 
     replica.check_health()

@@ -30,10 +30,12 @@ def page(browser, service):
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     outside: list[str] = []
-    page.on(
-        "request",
-        lambda r: None if r.url.startswith((service.url, "blob:", "data:")) else outside.append(r.url),
-    )
+
+    def note_outside(request) -> None:
+        if not request.url.startswith((service.url, "blob:", "data:")):
+            outside.append(request.url)
+
+    page.on("request", note_outside)
     page.set_default_timeout(60_000)
     page.goto(service.url + "/")
     yield page

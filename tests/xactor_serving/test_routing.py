@@ -18,7 +18,7 @@ from xactor_serving.routing import PortraitRouter
     request_router_config=RequestRouterConfig(request_router_class=PortraitRouter),
 )
 class Keeper:
-    """Return which replica caches a name, after a wait."""
+    """Return the id of the replica that caches a name, after a wait."""
 
     @serve.multiplexed(max_num_models_per_replica=100)
     async def kept(self, _: str) -> str:
@@ -32,7 +32,7 @@ class Keeper:
 
 @serve.deployment(ray_actor_options={"num_cpus": 0})
 class Video:
-    """Make many calls at a time within one request, whose id they share."""
+    """Make many concurrent calls within one request. All calls have the id of the request."""
 
     def __init__(self, keeper: DeploymentHandle):
         self._keeper = keeper
@@ -54,28 +54,28 @@ def keeper(video):
     return serve.get_deployment_handle("Keeper", "keeper")
 
 
-def of(keeper: DeploymentHandle, name: str) -> DeploymentHandle:
+def handle_for(keeper: DeploymentHandle, name: str) -> DeploymentHandle:
     return keeper.options(multiplexed_model_id=name)
 
 
 def test_later_calls_follow_the_first(keeper):
-    first = [of(keeper, f"p{n}").remote().result() for n in range(12)]
+    first = [handle_for(keeper, f"p{n}").remote().result() for n in range(12)]
     # New names go to any replica.
     assert len(set(first)) == 2
     for n in range(12):
         name = f"q{n}"
-        assert len({of(keeper, name).remote().result() for _ in range(3)}) == 1
-    assert [of(keeper, f"p{n}").remote().result() for n in range(12)] == first
+        assert len({handle_for(keeper, name).remote().result() for _ in range(3)}) == 1
+    assert [handle_for(keeper, f"p{n}").remote().result() for n in range(12)] == first
 
 
-def test_calls_beyond_the_replicas_room_go_elsewhere(keeper):
-    busy = of(keeper, "busy")
+def test_calls_beyond_the_capacity_of_a_replica_go_to_another(keeper):
+    busy = handle_for(keeper, "busy")
     warm = busy.remote().result()
     calls = [busy.remote(1.0) for _ in range(3)]
     assert sorted(call.result() == warm for call in calls) == [False, True, True]
 
 
 def test_no_call_of_a_request_is_lost(video):
-    # The replicas have room for four calls at a time.
+    # Together, the two replicas accept four concurrent calls.
     answers = [video.remote(f"v{n}", 12) for n in range(3)]
     assert [len(answer.result()) for answer in answers] == [12, 12, 12]

@@ -1,4 +1,4 @@
-"""Test the service over HTTP and WebSocket: equal frames in every answer, and every error in the one format."""
+"""Test the service over HTTP and WebSocket: all answers have equal frames, and all errors have the same format."""
 
 import asyncio
 import base64
@@ -19,8 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 pytestmark = pytest.mark.cluster
 
 
-def wrong(answer: requests.Response, status: int, code: str) -> str:
-    """Check the format of an error and return its message."""
+def check_error(answer: requests.Response, status: int, code: str) -> str:
+    """Check that an answer is the given error in the documented format, and return the error's message."""
     assert answer.status_code == status, answer.text
     error = answer.json()["error"]
     assert set(error) == {"code", "message", "request_id"}
@@ -58,11 +58,11 @@ def test_paste_back_returns_the_whole_picture(service, face, tmp_path):
 
 
 def test_first_fragment_arrives_long_before_the_last(service, face):
-    begun = time.monotonic()
+    started = time.monotonic()
     answer = service.post(image=face, audio=wav(12), stream_response=True, **FAST)
     first_s, last_s, size = None, 0.0, 0
     for data in answer.iter_content(None):
-        last_s = time.monotonic() - begun
+        last_s = time.monotonic() - started
         first_s = first_s or last_s
         size += len(data)
     assert first_s is not None
@@ -71,12 +71,12 @@ def test_first_fragment_arrives_long_before_the_last(service, face):
 
 def test_bad_fields_are_refused(service, face):
     sound = wav(0.4)
-    assert wrong(service.post(image=b"no picture", audio=sound), 400, "bad_input").startswith("image: ")
-    assert wrong(service.post(image=face, audio=b"no sound"), 400, "bad_input").startswith("audio: ")
-    assert "20 s" in wrong(service.post(image=face, audio=wav(21)), 413, "too_large")
-    assert "audio" in wrong(service.post(image=face), 422, "bad_option")
-    assert "image" in wrong(service.post(audio=sound), 422, "bad_option")
-    assert "image" in wrong(service.post(image="text", audio=sound), 422, "bad_option")
+    assert check_error(service.post(image=b"no picture", audio=sound), 400, "bad_input").startswith("image: ")
+    assert check_error(service.post(image=face, audio=b"no sound"), 400, "bad_input").startswith("audio: ")
+    assert "20 s" in check_error(service.post(image=face, audio=wav(21)), 413, "too_large")
+    assert "audio" in check_error(service.post(image=face), 422, "bad_option")
+    assert "image" in check_error(service.post(audio=sound), 422, "bad_option")
+    assert "image" in check_error(service.post(image="text", audio=sound), 422, "bad_option")
     for name, value in {
         "motion_steps": "0",
         "render_steps": "many",
@@ -87,33 +87,33 @@ def test_bad_fields_are_refused(service, face):
         "paste_back": "perhaps",
         "surprise": "1",
     }.items():
-        message = wrong(service.post(image=face, audio=sound, **{name: value}), 422, "bad_option")
+        message = check_error(service.post(image=face, audio=sound, **{name: value}), 422, "bad_option")
         assert message.startswith(f"{name}: ")
 
 
 def test_bad_forms_are_refused(service, face):
     url = f"{service.url}/v1/videos"
-    assert "application/json" in wrong(requests.post(url, json={}, timeout=60), 415, "wrong_type")
-    assert "no content type" in wrong(requests.post(url, timeout=60), 415, "wrong_type")
+    assert "application/json" in check_error(requests.post(url, json={}, timeout=60), 415, "wrong_type")
+    assert "no content type" in check_error(requests.post(url, timeout=60), 415, "wrong_type")
     doubled = [("image", face), ("audio", wav(0.4)), ("audio", wav(0.4))]
-    message = wrong(requests.post(url, files=doubled, timeout=60), 422, "bad_option")
+    message = check_error(requests.post(url, files=doubled, timeout=60), 422, "bad_option")
     assert message == "audio: given more than once"
     broken = requests.post(
         url, data=b"--x\r\nnonsense", headers={"content-type": "multipart/form-data; boundary=x"}, timeout=60
     )
-    assert "image: Field required" in wrong(broken, 422, "bad_option")
+    assert "image: Field required" in check_error(broken, 422, "bad_option")
     huge = begin_upload(service, 10**12)
     assert huge.startswith("HTTP/1.1 413")
     assert "a request may hold at most 256 MiB" in huge
 
 
 def test_unknown_paths_and_methods_are_refused(service):
-    wrong(service.get("/v2"), 404, "not_found")
-    wrong(service.get("/v1/videos"), 405, "wrong_method")
+    check_error(service.get("/v2"), 404, "not_found")
+    check_error(service.get("/v1/videos"), 405, "wrong_method")
 
 
 def begin_upload(service: Service, size: int) -> str:
-    """Send the head of a form of `size` bytes and nothing more; return the answer."""
+    """Send only the beginning of a form of `size` bytes, and return the answer."""
     parts = urlsplit(service.url)
     with socket.create_connection((parts.hostname, parts.port), timeout=60) as connection:
         head = f"POST {parts.path}/v1/videos HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n"
@@ -135,10 +135,11 @@ def test_stalled_upload_times_out(service):
     "clients", [24, pytest.param(400, marks=pytest.mark.soak)], ids=["24 clients", "400 clients"]
 )
 def test_disconnected_clients_free_their_slots(service, face, clients):
-    """Disconnect after the first bytes, and before them; then every slot is free again."""
+    """Let clients disconnect before or after the first bytes of the answer. Then every slot is free again."""
 
     def leave(number: int) -> None:
         try:
+            # Connect within 10 s. Every second client leaves if the answer does not begin within 50 ms.
             timeout = (10, 0.05 if number % 2 else 60)
             answer = requests.post(
                 f"{service.url}/v1/videos",
@@ -155,13 +156,16 @@ def test_disconnected_clients_free_their_slots(service, face, clients):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(leave, range(clients)))
     deadline = time.monotonic() + 60
-    while (open_now := gauge(service, "xactor_serve_videos_open")) and time.monotonic() < deadline:
+    open_videos = gauge(service, "xactor_serve_videos_open")
+    while open_videos and time.monotonic() < deadline:
         time.sleep(1)
-    assert open_now == 0
+        open_videos = gauge(service, "xactor_serve_videos_open")
+    assert open_videos == 0
     assert service.post(image=face, audio=wav(0.4), **FAST).status_code == 200
 
 
 def gauge(service: Service, name: str) -> float:
+    """Return the sum of a metric's samples."""
     return sum(
         sample.value
         for family in text_string_to_metric_families(service.get("/metrics").text)
@@ -196,7 +200,7 @@ def test_metrics_of_all_replicas_parse_as_prometheus(service, face):
     assert all(name.startswith("xactor_serve_") for name in families)
 
 
-def test_health_and_schema(service):
+def test_health_and_schema_are_served(service):
     assert service.get("/healthz").json() == {"status": "ok"}
     schema = service.get("/openapi.json").json()
     post = schema["paths"]["/v1/videos"]["post"]
@@ -208,7 +212,7 @@ def test_health_and_schema(service):
 
 
 def test_huge_headers_are_refused(service):
-    # The larger one may not get past Serve's proxy, which then answers itself.
+    # Serve's proxy may refuse the larger header before it reaches the service.
     for size in (2**17, 2**20):
         answer = service.get("/healthz", headers={"X-Long": "a" * size})
         assert 400 <= answer.status_code < 500
@@ -250,7 +254,7 @@ async def converse(service: Service, messages: list[str | bytes]) -> list[str | 
                 async for message in connection:
                     received.append(message)
         except websockets.ConnectionClosedError:
-            # The close code names the reason.
+            # The service closes the connection with the code of an error, which its last message describes.
             pass
         finally:
             sending.cancel()
@@ -271,7 +275,7 @@ def test_websocket_makes_the_frames_of_the_whole_file(service, face, tmp_path):
         whole = frames(service.post(image=face, audio=sound, **FAST).content, tmp_path)
         return float(np.abs(np.stack(live).astype(int) - np.stack(whole)).mean())
 
-    # Sums in another order round differently, and the encoder amplifies that.
+    # Floating-point sums in another order round differently, and the video encoder amplifies the difference.
     assert distance(wav(2.1)) < 0.1 * distance(wav(2.1, seed=1))
 
 
@@ -291,9 +295,10 @@ def test_websocket_makes_the_frames_of_the_whole_file(service, face, tmp_path):
     ids=["bytes first", "no json", "no image", "odd", "text", "no sound", "rate", "long", "silence"],
 )
 def test_bad_websocket_messages_are_refused(service, face, messages, code, expected):
-    known = {"START": start(face), "RATE": start(face, sample_rate_hz=44_100)}
+    # The parameters have these names in place of messages with the portrait.
+    placeholders = {"START": start(face), "RATE": start(face, sample_rate_hz=44_100)}
     received = asyncio.run(
-        converse(service, [known.get(m, m) if isinstance(m, str) else m for m in messages])
+        converse(service, [placeholders.get(m, m) if isinstance(m, str) else m for m in messages])
     )
     error = json.loads(received[-1])["error"]
     assert error["code"] == code
@@ -312,14 +317,14 @@ def locked(serving, model):
     delete("locked")
 
 
-def test_every_route_but_page_and_health_needs_a_key(locked, face):
+def test_every_route_except_the_page_and_health_needs_a_key(locked, face):
     sound = wav(0.4)
     assert locked.get("/").status_code == 200
     assert locked.get("/healthz").status_code == 200
     for given in (None, "Bearer wrong", "sesame", "Bearer"):
         headers = {"Authorization": given} if given else None
-        wrong(locked.post(image=face, audio=sound, headers=headers, **FAST), 401, "bad_key")
-        wrong(locked.get("/metrics", headers=headers), 401, "bad_key")
+        check_error(locked.post(image=face, audio=sound, headers=headers, **FAST), 401, "bad_key")
+        check_error(locked.get("/metrics", headers=headers), 401, "bad_key")
     assert (
         locked.post(image=face, audio=sound, headers={"Authorization": "Bearer open"}, **FAST).status_code
         == 200
@@ -333,7 +338,7 @@ def test_websocket_key_is_in_the_first_message(locked, face):
     assert json.loads(asyncio.run(converse(locked, messages))[-1]) == {"type": "end", "frames": 10}
 
 
-def test_one_key_has_its_own_limit(locked, face):
+def test_each_key_has_a_limit_of_its_own(locked, face):
     def ask(_) -> requests.Response:
         return locked.post(image=face, audio=wav(4), headers={"Authorization": "Bearer sesame"}, **FAST)
 
@@ -342,5 +347,5 @@ def test_one_key_has_its_own_limit(locked, face):
     refused = [answer for answer in answers if answer.status_code != 200]
     assert 1 <= len(refused) <= 3
     for answer in refused:
-        wrong(answer, 429, "too_many")
+        check_error(answer, 429, "too_many")
         assert int(answer.headers["Retry-After"]) > 0

@@ -1,4 +1,4 @@
-"""An upload that is too large for Ray names the folder that makes it so, in one line."""
+"""Test that an upload that is too large for Ray is refused with one line, which names the largest folder."""
 
 import os
 from types import SimpleNamespace
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import RuntimeEnvSetupError
 
-from xactor_platform.cluster import connect as module
+from xactor_platform.cluster import connect as connect_module
 from xactor_platform.cluster.local import LocalCluster
 from xactor_platform.cluster.upload import SUBMIT_MAX_BYTES, check_upload
 
@@ -57,13 +57,13 @@ def test_modules_that_are_too_large_are_named(checkout, monkeypatch):
     def refuse(**options):
         raise RuntimeEnvSetupError("Failed to upload module")
 
-    # The session's own Ray and environment stay as they are.
-    monkeypatch.setattr(module, "ray", SimpleNamespace(init=refuse, shutdown=lambda: None))
+    # The patches keep the test session's own Ray and environment unchanged.
+    monkeypatch.setattr(connect_module, "ray", SimpleNamespace(init=refuse, shutdown=lambda: None))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setenv("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    monkeypatch.setattr(module, "PY_MODULES_MAX_BYTES", 3 << 20)
+    monkeypatch.setattr(connect_module, "PY_MODULES_MAX_BYTES", 3 << 20)
     with pytest.raises(ValueError, match=r"too large to upload to Ray: .*weights/ with 3\.0 MiB"):
-        module.connect([str(checkout)])
-    monkeypatch.setattr(module, "PY_MODULES_MAX_BYTES", 4 << 20)
+        connect_module.connect([str(checkout)])
+    monkeypatch.setattr(connect_module, "PY_MODULES_MAX_BYTES", 4 << 20)
     with pytest.raises(RuntimeEnvSetupError):
-        module.connect([str(checkout)])
+        connect_module.connect([str(checkout)])

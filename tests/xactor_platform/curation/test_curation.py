@@ -32,7 +32,7 @@ from xactor_platform.data.index import load_index
 from xactor_platform.evaluation.syncnet_training import Clip as SyncClip
 from xactor_platform.evaluation.syncnet_training import SyncNetTraining, train_syncnet
 
-# `talkers` is imported where it is used: workers import this file, and cannot import that one.
+# Functions import `talkers` themselves: Ray's workers import this file, but cannot import `talkers`.
 
 TINY = SyncNetConfig(
     image_size=64,
@@ -43,8 +43,10 @@ TINY = SyncNetConfig(
     embedding=8,
 )
 MIN_CONFIDENCE = 0.4
-"""Of the model below, which gives about 0.8 for the clips' own sound and 0.2 for another's."""
+"""The model below has a confidence of about 0.8 for a clip's own sound and of 0.2 for another clip's."""
 
+# `talkers.write_good` writes this many videos. One of them has two shots and gives two clips.
+GOOD_VIDEOS, GOOD_CLIPS = 9, 10
 OFFSETS = {"early.mp4": 4, "below/late.mkv.mp4": -9}
 FATES = {
     "swapped.mp4": "out_of_sync",
@@ -77,7 +79,7 @@ def videos(talkers, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def syncnet(talkers, tmp_path_factory) -> str:
-    """Train a SyncNet that has learned these two people's words by heart, and nothing else."""
+    """Train a SyncNet that has learned only the clips of the two talkers, by heart."""
     landmarker = FaceLandmarker(max_faces=1)
     clips = []
     for number, talker in enumerate(talkers):
@@ -111,7 +113,9 @@ def config_of(videos: Path | str, output: Path | str, syncnet: str = "none", **c
 
 
 def run(config: CurationConfig, lines: list[str] | None = None):
-    return curate(config, connect=lambda: None, say=(lines if lines is not None else []).append)
+    if lines is None:
+        lines = []
+    return curate(config, connect=lambda: None, say=lines.append)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +129,9 @@ def curated(ray_cluster, videos, syncnet, tmp_path_factory):
 def by_video(fates: list[Fate]) -> dict[str, list[Fate]]:
     found: dict[str, list[Fate]] = {}
     for fate in fates:
-        found.setdefault(fate.video.encode().decode("unicode_escape"), []).append(fate)
+        # Fates name videos with their unprintable characters escaped, such as a newline.
+        name = fate.video.encode().decode("unicode_escape")
+        found.setdefault(name, []).append(fate)
     return found
 
 
@@ -134,7 +140,7 @@ def shards_of(folder: Path | str) -> dict[str, bytes]:
 
 
 @pytest.mark.cluster
-def test_every_fault_meets_its_fate_and_no_good_clip_is_lost(curated, videos):
+def test_every_fault_is_found_and_no_good_clip_is_lost(curated, videos):
     _, result, lines = curated
     fates = by_video(result.fates)
     files = {str(path.relative_to(videos)) for path in videos.rglob("*.mp4")}
@@ -169,17 +175,23 @@ def test_the_shards_hold_square_faces_with_the_sound_that_belongs_to_them(curate
         pictures = list(read_frames(file))
         assert {picture.shape for picture in pictures} == {(96, 96, 3)}
         sound = read_audio(file)
-        assert len(pictures) == meta["frames"] == round(len(sound) / 640) == index.frames[row]
+        assert len(pictures) == meta["frames"]
+        assert round(len(sound) / 640) == meta["frames"]
+        assert index.frames[row] == meta["frames"]
         assert (meta["source"], meta["fps"], meta["speaker"]) == (fate.video, 25, fate.speaker)
-        assert meta["sync_confidence"] == fate.sync_confidence > MIN_CONFIDENCE
-        # The sound is where the lips speak it, as in the talker whose frames these are.
+        assert meta["sync_confidence"] == fate.sync_confidence
+        assert meta["sync_confidence"] > MIN_CONFIDENCE
+        # The sound must fit the frames: compare it with the sound of the talker whose frames the clip has. The second
+        # talker is in the photo and in the second of the two shots, which starts at frame 100.
         first = round(fate.start_s * 25)
-        who = talkers[1] if "photo" in fate.video or first >= 100 else talkers[0]
-        at = first - 100 if first >= 100 else first
+        is_second_shot = first >= 100
+        talker = talkers[1] if "photo" in fate.video or is_second_shot else talkers[0]
+        if is_second_shot:
+            first -= 100
+        margin = 15 * 640  # samples at both ends that are not compared
+        middle = sound[margin:-margin]
         lags = {
-            lag: np.corrcoef(
-                sound[9600:-9600], shifted(who.samples, at * 640 + 9600 + lag * 640, len(sound) - 19200)
-            )[0, 1]
+            lag: np.corrcoef(middle, shifted(talker.samples, (first + lag) * 640 + margin, len(middle)))[0, 1]
             for lag in range(-10, 11)
         }
         best = max(lags, key=lambda lag: lags[lag])
@@ -187,6 +199,7 @@ def test_the_shards_hold_square_faces_with_the_sound_that_belongs_to_them(curate
 
 
 def shifted(samples: np.ndarray, first: int, count: int) -> np.ndarray:
+    """Return `count` samples from the sample `first` on, with silence before and after the sound."""
     padded = np.concatenate([np.zeros(16_000, np.float32), samples, np.zeros(32_000, np.float32)])
     return padded[first + 16_000 : first + 16_000 + count]
 
@@ -203,18 +216,19 @@ def test_the_report_and_the_bill_count_all_clips(curated):
     assert "<svg" in text
     assert "<script" not in text
     bill = json.loads(Path(config.output, "bill.json").read_text())
-    assert bill["videos"] == len(FATES) + 9
+    assert bill["videos"] == len(FATES) + GOOD_VIDEOS
     assert bill == result.bill.as_json()
-    assert (bill["clips"], bill["fates"]["kept"]) == (10, 10)
-    assert bill["hours_kept"] == pytest.approx(40 / 3600, rel=0.05)
+    assert (bill["clips"], bill["fates"]["kept"]) == (GOOD_CLIPS, GOOD_CLIPS)
+    # Each good clip has about 4 s.
+    assert bill["hours_kept"] == pytest.approx(GOOD_CLIPS * 4 / 3600, rel=0.05)
     assert set(bill["stage_s"]) == {"probe", "scan", "track", "cut", "sync", "write"}
     assert all(seconds > 0 for seconds in bill["stage_s"].values())
     assert not Path(config.output, ".parts").exists()
     assert not list(Path(config.output).rglob("*.partial"))
 
 
-class Counting(Track):
-    """Log the pieces that it starts, next to the output."""
+class LoggingTrack(Track):
+    """Log the pieces that are started, in a file next to the output."""
 
     def work(self, message):
         with Path(self._output).with_name("begun").open("a") as log:
@@ -222,13 +236,13 @@ class Counting(Track):
         return super().work(message)
 
 
-class CountedRun(CurationRun):
+class LoggedRun(CurationRun):
     """Run curation with a tracking stage that logs."""
 
-    stages = tuple(Counting if stage is Track else stage for stage in CurationRun.stages)
+    stages = tuple(LoggingTrack if stage is Track else stage for stage in CurationRun.stages)
 
 
-class InterruptedRun(CountedRun):
+class InterruptedRun(LoggedRun):
     """Stop the driver when half of the pieces are finished."""
 
     def _end(self, ended: Ended) -> None:
@@ -237,31 +251,37 @@ class InterruptedRun(CountedRun):
             raise KeyboardInterrupt
 
 
-def counted(config: CurationConfig, kind: type[CurationRun] = CountedRun):
+def run_logged(config: CurationConfig, kind: type[CurationRun] = LoggedRun):
+    """Run curation with the given class, as `curate` does."""
     found, refused = find_videos(config.videos, "folder", None)
     facts = syncnet_facts(config.syncnet, config.gates.min_confidence)
     plan = GroupPlan.update(config, facts, [*(video.key for video in found), *(key for key, _ in refused)])
     return kind(config, plan, facts["min_confidence"], lambda line: None).make(found, refused)
 
 
-def begun(config: CurationConfig) -> list[tuple[str, int]]:
-    """Return the pieces that were started, each with the process that did so."""
+def started_pieces(config: CurationConfig) -> list[tuple[str, int]]:
+    """Return the pieces that were started, each with the id of the process that started it."""
     log = Path(config.output).with_name("begun")
     lines = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
     return [(line[0], int(line[1])) for line in lines if len(line) == 2]
 
 
 @contextlib.contextmanager
-def a_worker_is_killed(config: CurationConfig) -> Iterator[list[int]]:
-    """Kill the process that started a piece last, once two pieces are started. Give the list that will name it."""
+def kill_a_worker(config: CurationConfig) -> Iterator[list[int]]:
+    """Kill the process that started the latest piece, once two pieces have started.
+
+    Yield a list, to which the id of the killed process is appended.
+    """
     killed: list[int] = []
     ended = threading.Event()
 
     def kill() -> None:
         while not ended.wait(0.05) and not killed:
-            if len(started := begun(config)) >= 2:
-                killed.append(started[-1][1])
-                os.kill(killed[0], signal.SIGKILL)
+            started = started_pieces(config)
+            if len(started) >= 2:
+                _, process = started[-1]
+                killed.append(process)
+                os.kill(process, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -273,44 +293,44 @@ def a_worker_is_killed(config: CurationConfig) -> Iterator[list[int]]:
 
 
 @pytest.mark.cluster
-def test_cut_short_and_then_with_a_killed_worker_it_ends_as_undisturbed(curated, tmp_path):
-    """Stop the driver of one run and kill a worker of the next. The bytes are the same; at most one piece is redone."""
+def test_an_interrupted_run_and_a_killed_worker_give_the_same_output(curated, tmp_path):
+    """Stop the driver of one run, and kill a worker of the run that continues it. At most one piece is repeated."""
     first, *_ = curated
     config = replace(first, output=str(tmp_path / "out"))
     with pytest.raises(KeyboardInterrupt):
-        counted(config, InterruptedRun)
-    before = {piece for piece, _ in begun(config)}
-    finished = {
+        run_logged(config, InterruptedRun)
+    started_before = {piece for piece, _ in started_pieces(config)}
+    finished_before = {
         f"{path.parent.name}-{int(path.stem)}"
         for path in Path(config.output).glob(".parts/*/*.json")
         if path.stem.isdigit()
     }
-    shards = {name: Path(config.output, name).stat().st_mtime_ns for name in shards_of(config.output)}
-    assert before & finished
+    times_before = {name: Path(config.output, name).stat().st_mtime_ns for name in shards_of(config.output)}
+    assert started_before & finished_before
     Path(config.output).with_name("begun").unlink()
-    with a_worker_is_killed(config) as killed:
-        result = counted(config)
+    with kill_a_worker(config) as killed:
+        result = run_logged(config)
     assert killed
-    pieces = [piece for piece, _ in begun(config)]
+    pieces = [piece for piece, _ in started_pieces(config)]
     assert len(pieces) - len(set(pieces)) <= 1
-    assert not set(pieces) & finished
+    assert not set(pieces) & finished_before
     assert shards_of(config.output) == shards_of(first.output)
     assert len(shards_of(config.output)) >= 2
-    assert all(Path(config.output, name).stat().st_mtime_ns == then for name, then in shards.items())
-    assert len(result.fates) == len(FATES) + 10
+    assert all(Path(config.output, name).stat().st_mtime_ns == time for name, time in times_before.items())
+    assert len(result.fates) == len(FATES) + GOOD_CLIPS
     assert (Path(config.output, REPORT)).read_bytes() == Path(first.output, REPORT).read_bytes()
 
     Path(config.output).with_name("begun").unlink()
-    again = counted(config)
+    again = run_logged(config)
     assert again.bill.figures["there"] == again.bill.figures["videos"]
-    assert begun(config) == []
+    assert started_pieces(config) == []
     with pytest.raises(ValueError, match="was made with another size_px: 96, now 128; choose another output"):
         run(replace(config, size_px=128))
 
 
 @pytest.mark.cluster
-def test_more_videos_leave_the_shards_that_are_there(curated, videos, syncnet, bucket):
-    """Also test reading from and writing to an object store."""
+def test_more_videos_leave_existing_shards_unchanged(curated, videos, syncnet, bucket):
+    """This run also reads from and writes to an object store."""
     from pyarrow import fs
 
     raw, out = bucket.format("raw"), bucket.format("out")
@@ -351,12 +371,12 @@ def test_too_many_bad_videos_end_the_run(ray_cluster, videos, tmp_path):
     ("changes", "says"),
     [
         ({"size_px": 63}, "size_px must be even and >= 32, got 63"),
-        ({"held_out": 1.0}, "held_out must be within 0..1, got 1"),
+        ({"held_out": 1.0}, "held_out must be >= 0 and < 1, got 1"),
         ({"max_failed": 2}, "max_failed must be within 0..1, got 2"),
         ({"attempts": 0}, "attempts must be >= 1, got 0"),
     ],
 )
-def test_settings_that_cannot_be(changes, says):
+def test_invalid_settings_are_refused(changes, says):
     with pytest.raises(ValueError, match=says):
         CurationConfig(**changes)
 

@@ -1,4 +1,4 @@
-"""Test that published datasets' own files name the videos, and the parts of them, that are examined."""
+"""Test that the files of published datasets determine which videos, and which parts of them, are examined."""
 
 import json
 from pathlib import Path
@@ -30,15 +30,15 @@ def test_hdtf_names_parts_of_videos_and_where_the_face_is(tmp_path):
     (meta / "WDA_video_url.txt").write_text("BarackObama_000 https://www.youtube.com/watch?v=abcdefghij0\n")
     videos = touch(tmp_path / "v", "RD_Radio11.mp4", "sub/abcdefghij0.webm", "Radio2_0.mp4", "holiday.mp4")
     found, missing = find_videos(videos, "hdtf", str(meta))
-    by = {video.speaker: video for video in found}
-    assert by.keys() == {"RD_Radio11", "RD_Radio2", "WDA_BarackObama_000"}
+    by_speaker = {video.speaker: video for video in found}
+    assert by_speaker.keys() == {"RD_Radio11", "RD_Radio2", "WDA_BarackObama_000"}
     assert {video.corpus for video in found} == {"hdtf"}
-    first, second = by["RD_Radio11"].segments
+    first, second = by_speaker["RD_Radio11"].segments
     assert first == Segment(start_s=30, end_s=60, box=(412 / 1280, 0, 1011 / 1280, 599 / 720))
     assert second == Segment(start_s=3690, end_s=3750)
-    # This video is cut already.
-    assert by["RD_Radio2"].segments == ()
-    assert by["WDA_BarackObama_000"].name == "sub/abcdefghij0.webm"
+    # The file of this video is a cut clip already.
+    assert by_speaker["RD_Radio2"].segments == ()
+    assert by_speaker["WDA_BarackObama_000"].name == "sub/abcdefghij0.webm"
     assert [(fate.video, fate.status, fate.reason) for _, fate in missing] == [
         ("WDA_Gone", "dropped", "missing")
     ]
@@ -73,13 +73,13 @@ def test_celebv_hq_names_faces_in_parts_of_videos(tmp_path):
     (tmp_path / "info.json").write_text(json.dumps({"meta_info": {}, "clips": info}))
     videos = touch(tmp_path / "v", "abc.mp4", "def_0.mp4", "other.mp4")
     found, missing = find_videos(videos, "celebv-hq", str(tmp_path / "info.json"))
-    by = {video.speaker: video for video in found}
-    assert by.keys() == {"abc", "def"}
-    assert [(s.start_s, s.end_s, s.box) for s in by["abc"].segments] == [
+    by_speaker = {video.speaker: video for video in found}
+    assert by_speaker.keys() == {"abc", "def"}
+    assert [(s.start_s, s.end_s, s.box) for s in by_speaker["abc"].segments] == [
         (1.5, 4.5, (0.4, 0.1, 0.9, 0.8)),
         (9, 12, (0.4, 0.1, 0.9, 0.8)),
     ]
-    assert by["def"].segments == ()
+    assert by_speaker["def"].segments == ()
     assert {(fate.video, fate.reason) for _, fate in missing} == {
         ("gone", "missing"),
         ("../../etc/passwd", "bad_name"),
@@ -95,7 +95,7 @@ def test_celebv_hq_names_faces_in_parts_of_videos(tmp_path):
             find_videos(videos, "celebv-hq", str(tmp_path / "info.json"))
 
 
-def test_ravdess_is_known_by_its_names(tmp_path):
+def test_ravdess_videos_are_recognised_by_their_names(tmp_path):
     talks = ("Actor_07/01-01-05-02-01-02-07.mp4", "Actor_24/01-02-01-01-02-01-24.mp4")
     others = ("Actor_07/02-01-05-02-01-02-07.mp4", "Actor_07/01-01-09-02-01-02-07.mp4", "Actor_07/a.mp4")
     found, missing = find_videos(touch(tmp_path, *talks, *others), "ravdess", None)

@@ -21,7 +21,7 @@ from xactor_platform.curation.video_progress import VideoProgress
 from xactor_platform.curation.write import Write, split_of
 
 
-def through(video: Path, tmp_path: Path, **gates) -> tuple[Path, Fate]:
+def curate_one_clip(video: Path, tmp_path: Path, **gates) -> tuple[Path, Fate]:
     """Pass a video with one clip through the stages' functions, without SyncNet. Return the clip's path and fate."""
     asked = Video(key="k", name=video.name, uri=str(video), corpus="c", speaker="s")
     facts = read_facts(str(video), max_input_bytes=1 << 30, max_s=100, max_pixels=1 << 20)
@@ -53,27 +53,32 @@ def test_a_flash_and_a_beep_stay_together_within_half_a_frame(talkers, tmp_path,
     frames = np.repeat(talkers[1].frames[:1], len(times), axis=0)
     sound = np.zeros(int(3.6 * 16_000), np.float32)
     tone = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(2400) / 16_000)
-    lit = []
-    for flash in FLASHES:
-        shown = [n for n, time in enumerate(times) if flash <= time < flash + 0.15]
+    beeps_s = []
+    for flash_s in FLASHES:
+        shown = [n for n, time in enumerate(times) if flash_s <= time < flash_s + 0.15]
         frames[shown, :24, :24] = 255
-        lit.append(float(times[shown[0]]))
-        at = round(lit[-1] * 16_000)
-        sound[at : at + len(tone)] = tone
-    frames[~np.isin(np.arange(len(times)), np.flatnonzero(frames[:, 0, 0].min(axis=1) == 255)), :24, :24] = 0
+        # The beep starts with the first bright picture.
+        beeps_s.append(float(times[shown[0]]))
+        first_sample = round(beeps_s[-1] * 16_000)
+        sound[first_sample : first_sample + len(tone)] = tone
+    # The corner is black in every picture without a flash.
+    bright_pictures = np.flatnonzero(frames[:, 0, 0].min(axis=1) == 255)
+    frames[~np.isin(np.arange(len(times)), bright_pictures), :24, :24] = 0
     turned = np.rot90(frames, -1, axes=(1, 2)) if rate == "rotated" else frames
     write_timed(tmp_path / "v.mp4", turned, times, sound, rotation=90 if rate == "rotated" else 0)
-    clip, fate = through(tmp_path / "v.mp4", tmp_path)
+    clip, fate = curate_one_clip(tmp_path / "v.mp4", tmp_path)
     assert fate.status == "kept", fate
     corner = np.array([picture[2:8, 2:8].mean() for picture in read_frames(clip)])
     bright = corner > (corner.max() + corner.min()) / 2
-    seen = [n / 25 for n in range(1, len(bright)) if bright[n] and not bright[n - 1]]
-    # One value a millisecond.
-    heard_in = np.abs(read_audio(clip)).reshape(-1, 16).max(axis=1) > 0.2
-    heard = [n / 1000 for n in range(20, len(heard_in)) if heard_in[n] and not heard_in[n - 20 : n].any()]
-    assert len(seen) == len(heard) == len(FLASHES)
-    assert np.abs(np.array(seen) - heard).max() <= 0.020 + 0.002
-    assert np.abs(np.array(heard) - lit).max() <= 0.002 + 0.001
+    seen_s = [n / 25 for n in range(1, len(bright)) if bright[n] and not bright[n - 1]]
+    # One value per millisecond. A beep starts after at least 20 ms of silence.
+    is_loud = np.abs(read_audio(clip)).reshape(-1, 16).max(axis=1) > 0.2
+    heard_s = [n / 1000 for n in range(20, len(is_loud)) if is_loud[n] and not is_loud[n - 20 : n].any()]
+    assert len(seen_s) == len(FLASHES)
+    assert len(heard_s) == len(FLASHES)
+    # Half a frame is 20 ms. The measured start of a beep is up to 2 ms off.
+    assert np.abs(np.array(seen_s) - heard_s).max() <= 0.020 + 0.002
+    assert np.abs(np.array(heard_s) - beeps_s).max() <= 0.002 + 0.001
 
 
 @pytest.mark.parametrize(("missing", "frames"), [(0, 50), (201, 50), (401, 49), (1001, 48)])
@@ -100,7 +105,7 @@ def test_shots_begin_at_cuts_and_not_at_flashes_or_gestures():
     scenes = [rng.integers(0, 255, (36, 64, 3)) for _ in range(3)]
     frames = [scenes[0]] * 30 + [scenes[1]] * 40 + [scenes[2]] * 3 + [scenes[0]] * 30
     moving = [np.clip(f + rng.integers(-4, 5, f.shape), 0, 255).astype(np.uint8) for f in frames]
-    # A flash, and a hand that comes up.
+    # Frame 15 is a flash. From frame 40 to 59, a hand comes up.
     moving[15] = np.full_like(moving[0], 255)
     for n in range(40, 60):
         moving[n] = moving[n].copy()
@@ -111,23 +116,23 @@ def test_shots_begin_at_cuts_and_not_at_flashes_or_gestures():
 
 
 @pytest.mark.parametrize("length", [8, 25, 50])
-def test_no_clip_holds_a_part_of_a_dissolve(length):
+def test_no_clip_contains_part_of_a_dissolve(length):
     rng = np.random.default_rng(0)
     before, after = (rng.integers(0, 255, (36, 64, 3)) for _ in range(2))
     share = np.concatenate([np.zeros(60), np.arange(1, length + 1) / (length + 1), np.ones(60)])
     frames = [before * (1 - mix) + after * mix for mix in share]
     noisy = (np.clip(frame + rng.integers(-4, 5, frame.shape), 0, 255).astype(np.uint8) for frame in frames)
     starts, count = shot_starts(noisy)
-    long = [(a, b) for a, b in zip(starts, [*starts[1:], count], strict=True) if b - a >= 25]
-    assert len(long) == 2
-    for first, end in long:
+    clips = [(a, b) for a, b in zip(starts, [*starts[1:], count], strict=True) if b - a >= 25]
+    assert len(clips) == 2
+    for first, end in clips:
         assert len(set(share[first:end].round())) == 1
-        # Nobody sees so little of the other shot, and little else is lost.
+        # A share of the other shot below 0.2 is hardly visible, and not many frames of the own shot are lost.
         assert np.abs(share[first:end] - share[first:end].round()).max() < 0.2
         assert end - first >= 40
 
 
-def test_the_measures_tell_bad_from_good(talkers):
+def test_the_measures_distinguish_bad_from_good(talkers):
     import cv2
 
     face = talkers[1].frames[0]
@@ -150,14 +155,18 @@ def test_the_measures_tell_bad_from_good(talkers):
 
 
 def test_a_speakers_clips_are_all_held_out_or_none_is():
-    clips = [Clip(first=0, end=249), Clip(first=0, end=250)]
-    held = {name: [split_of(clip, name, 0.3, 0) for clip in clips] for name in map(str, range(300))}
-    assert {tuple(splits) for splits in held.values()} == {("test", "test"), ("short", "long")}
-    assert 60 < sum(splits == ["test", "test"] for splits in held.values()) < 120
-    assert held == {name: [split_of(clip, name, 0.3, 0) for clip in clips] for name in held}
+    clips = [Clip(first=0, end=249), Clip(first=0, end=250)]  # a long clip has at least 10 s
+    splits_by_speaker = {
+        name: [split_of(clip, name, 0.3, 0) for clip in clips] for name in map(str, range(300))
+    }
+    assert {tuple(splits) for splits in splits_by_speaker.values()} == {("test", "test"), ("short", "long")}
+    assert 60 < sum(splits == ["test", "test"] for splits in splits_by_speaker.values()) < 120
+    assert splits_by_speaker == {
+        name: [split_of(clip, name, 0.3, 0) for clip in clips] for name in splits_by_speaker
+    }
 
 
-def test_keys_are_plain_and_each_files_own(tmp_path):
+def test_keys_are_plain_and_unique(tmp_path):
     names = ["a.mp4", "b/a.mp4", "A.mp4", "ä ö.mp4", "../x.mp4", "." * 300 + ".mp4"]
     keys = [key_of(name) for name in names]
     assert len({key.lower() for key in keys}) == len(names)

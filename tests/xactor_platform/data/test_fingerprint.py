@@ -1,4 +1,4 @@
-"""A run resumes only on the corpus that it began with."""
+"""Test that a run resumes only on the corpus that it began with."""
 
 import shutil
 
@@ -8,7 +8,7 @@ from xactor_platform.data.fingerprint import fingerprint, refuse_changed_corpus
 from xactor_platform.data.index import load_index
 
 
-def test_the_same_corpus_is_known_again_and_another_is_named(corpus):
+def test_the_same_corpus_is_accepted_and_a_changed_one_is_refused(corpus):
     folder = corpus([20, 30, 40, 50, 60], samples_per_shard=2)
     before = fingerprint(load_index(folder))
     assert list(before) == ["train-000000.tar", "train-000001.tar", "train-000002.tar"]
@@ -19,7 +19,7 @@ def test_the_same_corpus_is_known_again_and_another_is_named(corpus):
         refuse_changed_corpus(before, fingerprint(load_index(folder)), folder)
 
 
-def test_missing_and_new_shards_are_named_the_first_of_many():
+def test_missing_and_new_shards_are_named_up_to_five_of_them():
     before = {f"train-{i:06d}.tar": "a" for i in range(9)}
     with pytest.raises(
         ValueError, match=r"8 missing \(train-000001\.tar, .*train-000005\.tar, \.\.\.\); 1 new \(x\.tar\)"

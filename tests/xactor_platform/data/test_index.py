@@ -1,8 +1,9 @@
-"""The index finds all samples, is rebuilt when it is stale, and names every kind of bad shard in one line."""
+"""Test that the index finds all samples, is rebuilt when it is stale, and names every kind of bad shard in one line."""
 
 import io
 import json
 import logging
+import math
 import tarfile
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def members_of(key: str, sample: dict) -> list[tuple[str, bytes]]:
     ]
 
 
-def test_rows_say_what_each_sample_is_and_where(corpus, sample):
+def test_the_index_describes_and_locates_each_sample(corpus, sample):
     index = load_index(corpus([5, 9, 3], samples_per_shard=2))
     assert index.samples == 3
     assert index.key.tolist() == ["train-0000", "train-0001", "train-0002"]
@@ -83,26 +84,31 @@ def test_the_stored_index_equals_the_scan(corpus):
     )
 
 
-def test_the_shards_are_scanned_once_and_again_when_they_change(corpus, monkeypatch):
+def test_shards_are_scanned_again_only_when_they_change(corpus, monkeypatch):
     folder = corpus([5, 9, 3], samples_per_shard=2)
     assert load_index(folder).samples == 3
     scans = []
     scan = index_module.scan_shard
-    monkeypatch.setattr(index_module, "scan_shard", lambda *a: scans.append(a[1]) or scan(*a))
+
+    def logged_scan(*arguments):
+        scans.append(arguments[1])
+        return scan(*arguments)
+
+    monkeypatch.setattr(index_module, "scan_shard", logged_scan)
     load_index(folder)
     assert scans == []
-    # One shard more.
+    # A shard is added.
     corpus([5, 9], split="val")
     assert load_index(folder).samples == 5
     assert len(scans) == 3
-    # One shard fewer.
+    # A shard is removed.
     (Path(folder) / "train-000001.tar").unlink()
     assert load_index(folder).samples == 4
     (Path(folder) / "index.parquet").write_bytes(b"not parquet")
     assert load_index(folder).samples == 4
 
 
-def test_held_out_shards_are_apart_by_name(corpus):
+def test_held_out_shards_are_recognised_by_their_names(corpus):
     corpus([5, 9])
     corpus([4], split="test")
     index = load_index(corpus([7], split="val"))
@@ -127,7 +133,7 @@ def test_a_folder_that_cannot_be_written_is_indexed_each_time(corpus, monkeypatc
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_a_folder_that_another_tool_wrote(tmp_path, sample, form):
+def test_a_folder_that_another_tool_wrote_is_indexed(tmp_path, sample, form):
     key = "deep/folder/" + "x" * (130 if form != tarfile.USTAR_FORMAT else 60)
     members = members_of(key, sample(5)) + members_of("short", sample(7)) + [("README", b"not a sample")]
     write_tar(tmp_path / "shards-0.tar", members, form)
@@ -136,7 +142,7 @@ def test_a_folder_that_another_tool_wrote(tmp_path, sample, form):
     np.testing.assert_array_equal(np.load(io.BytesIO(index.read(0, "motion.npy"))), sample(5)["motion.npy"])
 
 
-def test_a_folder_that_plain_webdataset_wrote(tmp_path, sample):
+def test_a_folder_that_plain_webdataset_wrote_is_indexed(tmp_path, sample):
     with TarWriter(str(tmp_path / "part-0.tar")) as tar:
         tar.write({"__key__": "clip", **sample(5)})
         tar.write({"__key__": "another", **sample(6)})
@@ -145,7 +151,7 @@ def test_a_folder_that_plain_webdataset_wrote(tmp_path, sample):
     np.testing.assert_array_equal(np.load(io.BytesIO(index.read(1, "audio.npy"))), sample(6)["audio.npy"])
 
 
-def test_a_folder_of_videos(tmp_path):
+def test_a_folder_of_videos_is_indexed(tmp_path):
     with ShardWriter(str(tmp_path), "train") as writer:
         writer.write("clip", {"mp4": b"a video", "json": {"frames": 50, "fps": 25}})
     index = load_index(str(tmp_path))
@@ -155,7 +161,7 @@ def test_a_folder_of_videos(tmp_path):
         index.frame_shape  # noqa: B018
 
 
-def test_missing_and_empty_folders(tmp_path):
+def test_missing_and_empty_folders_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         load_index(str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match=r"no \.tar among 0 files"):
@@ -168,16 +174,19 @@ def test_missing_and_empty_folders(tmp_path):
 
 
 def without(name):
+    """Return a function that removes a member from a sample."""
     return lambda sample: {k: v for k, v in sample.items() if k != name}
 
 
-def having(**members):
+def with_members(**members):
+    """Return a function that sets members of a sample. An argument's underscores stand for dots."""
     changed = {name.replace("_", "."): value for name, value in members.items()}
     return lambda sample: sample | changed
 
 
 def meta(**fields):
-    return having(json={"frames": 5, "fps": 25} | fields)
+    """Return a function that sets a sample's json, with some fields changed."""
+    return with_members(json={"frames": 5, "fps": 25} | fields)
 
 
 BAD = [
@@ -187,19 +196,22 @@ BAD = [
     (meta(fps=30), "json: fps must be 25, got 30"),
     (meta(frames=None), "json: frames must be a whole number >= 1, got None"),
     (meta(frames=6), "motion.npy has 5 frames, its json says 6"),
-    (having(audio_npy=np.zeros((4, 2, 5), np.float16)), "audio.npy has 4 frames, its json says 5"),
-    (having(motion_npy=np.zeros((5, 6))), "motion.npy: dtype must be float16 or float32, got <f8"),
+    (with_members(audio_npy=np.zeros((4, 2, 5), np.float16)), "audio.npy has 4 frames, its json says 5"),
+    (with_members(motion_npy=np.zeros((5, 6))), "motion.npy: dtype must be float16 or float32, got <f8"),
     (
-        having(motion_npy=np.zeros((5, 6, 1), np.float16)),
+        with_members(motion_npy=np.zeros((5, 6, 1), np.float16)),
         r"motion.npy: must have 2 axes of at least 1, got shape",
     ),
     (
-        having(motion_npy=np.zeros((5, 7), np.float16)),
+        with_members(motion_npy=np.zeros((5, 7), np.float16)),
         r"has motion \[7\] float16 and .*, the corpus motion \[6\]",
     ),
-    (having(audio_npy=np.zeros((5, 2, 5), np.float32)), r"has .*\[2, 5\] float32 per frame, the corpus"),
     (
-        having(motion_npy=np.asfortranarray(np.zeros((5, 6), np.float16))),
+        with_members(audio_npy=np.zeros((5, 2, 5), np.float32)),
+        r"has .*\[2, 5\] float32 per frame, the corpus",
+    ),
+    (
+        with_members(motion_npy=np.asfortranarray(np.zeros((5, 6), np.float16))),
         "motion.npy: is stored in Fortran order",
     ),
 ]
@@ -217,12 +229,12 @@ def test_a_bad_sample_stops_the_run_or_is_left_out_within_the_bound(tmp_path, sa
     index = load_index(str(tmp_path), max_bad_fraction=0.4)
     assert index.key.tolist() == ["good", "fine"]
     assert [b.key for b in index.bad] == ["bad"]
-    # The stored index lists them too.
+    # The stored index lists the bad samples too.
     with pytest.raises(ValueError, match=r"at most 0\.2 \(max_bad_fraction\)"):
         load_index(str(tmp_path), max_bad_fraction=0.2)
 
 
-def test_members_that_are_not_what_their_names_say(tmp_path, sample):
+def test_members_with_wrong_contents_are_reported(tmp_path, sample):
     good = members_of("good", sample(5))
     spoiled = members_of("a", sample(5)) + members_of("b", sample(5)) + members_of("c", sample(5))
     spoiled[0] = ("a.motion.npy", b"no array")
@@ -235,7 +247,7 @@ def test_members_that_are_not_what_their_names_say(tmp_path, sample):
     assert reasons["c"] == "audio.npy: holds 218 bytes, its header says 228"
 
 
-def test_keys_that_come_twice(tmp_path, sample):
+def test_repeated_keys_are_reported(tmp_path, sample):
     once = members_of("x", sample(5))
     write_tar(tmp_path / "a.tar", [*once, *members_of("y", sample(5)), *members_of("x", sample(5))])
     write_tar(tmp_path / "b.tar", members_of("y", sample(5)) + members_of("z", sample(5)))
@@ -247,7 +259,7 @@ def test_keys_that_come_twice(tmp_path, sample):
     ]
 
 
-def test_members_that_do_not_stand_together(tmp_path, sample):
+def test_a_sample_whose_members_are_not_adjacent_is_reported(tmp_path, sample):
     x, y = members_of("x", sample(5)), members_of("y", sample(5))
     write_tar(tmp_path / "a.tar", [*x[:1], *y, *x[1:]])
     index = load_index(str(tmp_path), max_bad_fraction=0.9)
@@ -256,13 +268,15 @@ def test_members_that_do_not_stand_together(tmp_path, sample):
 
 
 @pytest.mark.parametrize("cut", [100, 600, 3000, 3584, 4000, -600, -10, 0])
-def test_of_a_truncated_shard_the_whole_samples_stay(corpus, cut):
+def test_the_complete_samples_of_a_truncated_shard_are_kept(corpus, cut):
     folder = corpus([5, 6, 7, 8])
     shard = Path(folder) / "train-000000.tar"
     whole, data = load_index(folder), shard.read_bytes()
     ends = np.max([whole.offset[m] + whole.length[m] for m in whole.offset], axis=0)
-    # At 0 only the end marker is lost.
-    end = cut if cut > 0 else -(-int(ends[-1]) // 512) * 512 + cut
+    # Members are padded to blocks of 512 bytes. A cut of 0 or less counts from the end of the last member: at 0 only
+    # the end marker is lost.
+    padded_end = math.ceil(int(ends[-1]) / 512) * 512
+    end = cut if cut > 0 else padded_end + cut
     shard.write_bytes(data[:end])
     with pytest.raises(ValueError, match=rf"train-000000.tar: .*truncated: .*{end}"):
         load_index(folder)
@@ -275,7 +289,7 @@ def test_of_a_truncated_shard_the_whole_samples_stay(corpus, cut):
     assert "truncated" in index.bad[0].reason
 
 
-def test_a_shard_of_no_bytes_or_of_nonsense(tmp_path, sample):
+def test_empty_and_invalid_shards_are_reported(tmp_path, sample):
     write_tar(tmp_path / "a.tar", members_of("x", sample(5)))
     (tmp_path / "empty.tar").write_bytes(b"")
     (tmp_path / "nonsense.tar").write_bytes(b"\x07" * 2048)

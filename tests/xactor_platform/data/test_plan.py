@@ -1,4 +1,4 @@
-"""A plan drops nothing, repeats nothing, stays within its budget, and is the same for every number of ranks."""
+"""Test that a plan has every frame once, stays within its budget, and is the same for every number of ranks."""
 
 import time
 from dataclasses import replace
@@ -32,6 +32,7 @@ def configs(draw):
 
 
 def samples_of(batches):
+    """Return the row, the start and the number of frames of every sample. Fillers are left out."""
     return [
         (int(row), int(start), int(frames))
         for batch in batches
@@ -50,14 +51,14 @@ def test_every_frame_is_in_exactly_one_sample(corpus, config, epoch):
     plan = plan_epoch(lengths, shard, config, epoch)
     spans = sorted(samples_of(batch for step in steps_of(plan) for batch in step))
     for row, frames in enumerate(lengths):
-        mine = [(start, start + n) for r, start, n in spans if r == row]
-        assert mine[0][0] == 0
-        assert mine[-1][1] == frames
-        assert all(end == start for (_, end), (start, _) in pairwise(mine))
+        own = [(start, start + n) for r, start, n in spans if r == row]
+        assert own[0][0] == 0
+        assert own[-1][1] == frames
+        assert all(end == start for (_, end), (start, _) in pairwise(own))
 
 
 @given(corpora(), configs(), st.integers(0, 3))
-def test_whole_samples_are_as_many_as_fit_and_share_no_frame(corpus, config, epoch):
+def test_a_clip_has_as_many_whole_samples_as_fit_without_overlap(corpus, config, epoch):
     lengths, shard = corpus
     config = replace(config, whole=True)
     if lengths.max() < config.context_frames:
@@ -74,7 +75,7 @@ def test_whole_samples_are_as_many_as_fit_and_share_no_frame(corpus, config, epo
         assert not starts or (starts[0] >= 0 and starts[-1] + config.context_frames <= frames)
 
 
-def test_whole_samples_reach_every_frame_in_time():
+def test_whole_samples_reach_every_frame_over_the_epochs():
     lengths, config = np.array([37]), PlanConfig(micro_batches=1, context_frames=16, whole=True)
     seen = set()
     for epoch in range(60):
@@ -101,15 +102,16 @@ def test_any_number_of_ranks_runs_the_same_steps(corpus, config):
     for step in steps_of(plan):
         for ranks in (n for n in range(1, config.micro_batches + 1) if config.micro_batches % n == 0):
             dealt = [rank_micro_batches(step, rank, ranks) for rank in range(ranks)]
-            assert {len(mine) for mine in dealt} == {config.micro_batches // ranks}
-            assert sorted(samples_of(b for mine in dealt for b in mine)) == sorted(samples_of(step))
-            # The micro-batches of one turn are neighbours in cost: no turn's cheapest costs more than an earlier one's.
+            assert {len(own) for own in dealt} == {config.micro_batches // ranks}
+            assert sorted(samples_of(b for own in dealt for b in own)) == sorted(samples_of(step))
+            # In each turn the ranks' micro-batches cost about the same: a later turn's costliest micro-batch costs at
+            # most as much as an earlier turn's cheapest.
             turns = [[batch.padded_frames for batch in turn] for turn in zip(*dealt, strict=True)]
             assert all(min(earlier) >= max(later) for earlier, later in pairwise(turns))
 
 
 @given(corpora(), configs())
-def test_a_plan_depends_on_its_arguments_alone(corpus, config):
+def test_a_plan_depends_only_on_its_arguments(corpus, config):
     once, again = plan_epoch(*corpus, config, 2), plan_epoch(*corpus, config, 2)
     for name in ("row", "start", "frames", "edges"):
         np.testing.assert_array_equal(getattr(once, name), getattr(again, name))
@@ -126,8 +128,11 @@ def test_epochs_and_seeds_differ():
             (PlanConfig(seed=1, budget_frames=512, context_frames=64), 0),
         )
     ]
-    assert orders[0] != orders[1] != orders[2] != orders[0]
-    assert {row for row, _, _ in orders[0]} == {row for row, _, _ in orders[1]} == set(range(200))
+    assert orders[0] != orders[1]
+    assert orders[1] != orders[2]
+    assert orders[2] != orders[0]
+    for order in orders[:2]:
+        assert {row for row, _, _ in order} == set(range(200))
 
 
 def test_the_batches_mix_differently_each_epoch():

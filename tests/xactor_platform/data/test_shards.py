@@ -1,4 +1,4 @@
-"""Shards are read by other readers, have the same bytes in every run, and are complete or absent."""
+"""Test that other readers can read shards, that every run writes the same bytes, and that no shard is incomplete."""
 
 import io
 import json
@@ -18,7 +18,7 @@ def test_webdatasets_own_reader_reads_the_samples(corpus, sample):
     names = sorted(p.name for p in Path(folder).iterdir())
     assert names == ["train-000000.tar", "train-000001.tar"]
     read = []
-    # Opened here, because webdataset leaves its files to the garbage collector.
+    # The test opens the files, because webdataset leaves its own to the garbage collector.
     for name in names:
         with (Path(folder) / name).open("rb") as stream:
             read += group_by_keys(tar_file_expander([{"url": name, "stream": stream}]))
@@ -51,7 +51,7 @@ def test_a_shard_is_whole_or_absent(tmp_path, sample):
     assert [p.name for p in tmp_path.iterdir()] == ["train-000000.tar"]
 
 
-def test_a_shard_also_ends_by_bytes(tmp_path):
+def test_a_shard_also_ends_at_a_number_of_bytes(tmp_path):
     with ShardWriter(str(tmp_path), "train", bytes_per_shard=1000) as writer:
         for i in range(4):
             writer.write(f"clip{i}", {"mp4": bytes(600), "json": {"frames": 5, "fps": 25}})
@@ -67,13 +67,13 @@ def test_earlier_shards_are_kept_or_replaced_as_a_whole(tmp_path, sample):
         FileExistsError, match=r"already holds 1 shards of 'train', the first train-000000\.tar"
     ):
         ShardWriter(str(tmp_path), "train").__enter__()
-    # Another split whose name begins alike.
+    # A split whose name begins with that of the first one is another split.
     with ShardWriter(str(tmp_path), "train-b") as writer:
         writer.write("other", sample(4))
 
 
-def test_the_index_of_earlier_shards_goes_with_them(tmp_path):
-    # A tar is padded: both have the same size.
+def test_the_index_of_replaced_shards_is_replaced_too(tmp_path):
+    # A tar is padded, so both have the same size and the size does not show that the index is stale.
     for text in ("short", "rather longer"):
         with ShardWriter(str(tmp_path), "train", overwrite=True) as writer:
             writer.write("clip", {"mp4": bytes(9), "json": {"frames": 4, "fps": 25, "text": text}})
@@ -109,7 +109,7 @@ def test_a_key_that_would_be_cut_is_refused(tmp_path, sample, key):
         ({"audio.npy": np.full((4, 1, 1), np.nan, np.float16)}, "clip: audio.npy holds NaN or infinity"),
     ],
 )
-def test_a_sample_that_no_reader_would_take_is_refused(tmp_path, sample, change, message):
+def test_a_sample_that_readers_would_refuse_is_refused(tmp_path, sample, change, message):
     with ShardWriter(str(tmp_path), "train") as writer, pytest.raises(ValueError, match=message):
         writer.write("clip", sample(4) | change)
 

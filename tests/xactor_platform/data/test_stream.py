@@ -1,4 +1,4 @@
-"""The stream yields the plan's micro-batches in the plan's order for any number of ranks, and never hangs."""
+"""Test that the stream yields the plan's micro-batches in order for any number of ranks, and never hangs."""
 
 import threading
 import time
@@ -34,6 +34,7 @@ CONFIG = PlanConfig(micro_batches=4, budget_frames=64, context_frames=32, shuffl
 
 
 def micro_batch(index, *spans):
+    """Return a micro-batch of samples that are given by row, start and number of frames."""
     row, start, frames = map(np.array, zip(*spans, strict=True))
     return MicroBatch(row, start, frames)
 
@@ -45,7 +46,7 @@ def samples_of(batch):
 
 
 def expected(index, config, rank, ranks, start, steps):
-    """Return what a rank should see, read here without Ray."""
+    """Return the steps and batches that a rank should get, read without Ray."""
     return [
         (step, read_batch(index, mine))
         for step in islice(planned_steps(index.frames, index.shard, config, start), steps)
@@ -58,8 +59,10 @@ def test_a_batch_holds_each_samples_frames_padded_with_zeros(corpus, sample):
     batch = read_batch(index, micro_batch(index, (1, 8, 32), (0, 0, 5), (6, 64, 6)))
     assert batch.motion.shape == (3, 32, 6)
     assert batch.audio.shape == (3, 32, 2, 5)
-    assert batch.motion.dtype == batch.audio.dtype == np.float32
-    assert batch.mask.sum(1).tolist() == batch.frames.tolist() == [32, 5, 6]
+    assert batch.motion.dtype == np.float32
+    assert batch.audio.dtype == np.float32
+    assert batch.frames.tolist() == [32, 5, 6]
+    assert batch.mask.sum(1).tolist() == [32, 5, 6]
     for b, (row, start, frames) in enumerate([(1, 8, 32), (0, 0, 5), (6, 64, 6)]):
         wrote = sample(LENGTHS[row], seed=row)
         np.testing.assert_array_equal(batch.motion[b, :frames], wrote["motion.npy"][start : start + frames])
@@ -92,7 +95,7 @@ def test_float32_members_are_read_as_they_are(tmp_path, sample):
 
 
 def spoil(index, row, member, value=np.inf):
-    """Overwrite one number of a member in its shard."""
+    """Overwrite the eleventh float16 number of a member in its shard."""
     with (Path(index.location.path) / index.shard_names[index.shard[row]]).open("r+b") as file:
         file.seek(int(index.offset[member][row] + index.header[member][row]) + 2 * 10)
         file.write(np.float16(value).tobytes())
@@ -127,7 +130,7 @@ def test_a_shard_that_vanished_or_changed_is_named(corpus):
     assert "the index says" in reasons[2]
 
 
-def test_an_arena_lends_a_buffer_again_only_when_nobody_holds_it():
+def test_an_arena_reuses_a_buffer_only_when_nobody_holds_it():
     arena = Arena()
     first = arena.take((4, 5))
     view, place = first[1:], first.ctypes.data
@@ -141,7 +144,7 @@ def test_an_arena_lends_a_buffer_again_only_when_nobody_holds_it():
 class TestOnRay:
     @pytest.fixture(autouse=True)
     def small_blocks(self, ray_cluster, monkeypatch):
-        """Test several micro-batches a block and several blocks an execution, so that every boundary is crossed."""
+        """Make blocks of several micro-batches and executions of several blocks, so that all boundaries are crossed."""
         monkeypatch.setattr(stream_module, "BLOCK_BYTES", 3 * 64 * 32)
         monkeypatch.setattr(stream_module, "SEGMENT_BLOCKS", 5)
 
@@ -149,14 +152,15 @@ class TestOnRay:
     def index(self, corpus):
         return load_index(corpus(LENGTHS, samples_per_shard=3))
 
-    def test_it_gives_the_plans_batches_over_epochs_and_executions(self, index):
+    def test_the_stream_yields_the_plans_batches_over_epochs_and_executions(self, index):
         steps = 3 * plan_epoch(index.frames, index.shard, CONFIG, 0).steps
         want = expected(index, CONFIG, 0, 1, Cursor(), steps)
         with PlannedStream(
             LatentReader(index), CONFIG, rank=0, ranks=1, start=Cursor(), steps=steps
         ) as stream:
             got = list(stream)
-        assert len(got) == len(want) == steps * CONFIG.micro_batches
+        assert len(want) == steps * CONFIG.micro_batches
+        assert len(got) == len(want)
         for batch, (step, plain) in zip(got, want, strict=True):
             assert samples_of(batch) == samples_of(plain)
             assert (batch.cursor, batch.step_frames) == (step.cursor, step.frames)
@@ -177,7 +181,7 @@ class TestOnRay:
         dealt = [run(rank, ranks) for rank in range(ranks)]
         assert sorted(s for mine in dealt for s in mine) == sorted(run(0, 1))
 
-    def test_resumed_equals_uninterrupted(self, index):
+    def test_a_resumed_stream_equals_an_uninterrupted_one(self, index):
         def run(start, steps):
             with PlannedStream(
                 LatentReader(index), CONFIG, rank=1, ranks=2, start=start, steps=steps
@@ -200,7 +204,7 @@ class TestOnRay:
             bad = [b for batch in stream for b in batch.bad]
         assert [(b.key, b.reason) for b in bad] == [(index.key[3], "holds NaN or infinity")]
 
-    def test_a_folder_that_plain_webdataset_wrote(self, tmp_path, sample):
+    def test_a_folder_that_plain_webdataset_wrote_is_streamed(self, tmp_path, sample):
         with TarWriter(str(tmp_path / "part-0.tar")) as tar:
             for i, frames in enumerate(LENGTHS):
                 tar.write({"__key__": f"clip{i}", **sample(frames, seed=i)})
@@ -227,18 +231,18 @@ class TestOnRay:
         with pytest.raises(StopIteration):
             next(stream)
 
-    def test_reading_ahead_rests_while_the_training_is_busy(self, index, monkeypatch):
+    def test_reading_ahead_takes_little_cpu_time_while_the_training_is_busy(self, index, monkeypatch):
         monkeypatch.setattr(stream_module, "SEGMENT_BLOCKS", 500)
         reader = LatentReader(index)
-        small = reader.read
+        read = reader.read
 
-        # So that the read-ahead is soon full.
-        def large(requests):
+        def read_large(requests):
+            """Add 1 MiB to each batch, so that the read-ahead is soon full."""
             return [
-                Raw({**raw.arrays, "more": np.zeros(1 << 20, np.uint8)}, raw.bad) for raw in small(requests)
+                Raw({**raw.arrays, "more": np.zeros(1 << 20, np.uint8)}, raw.bad) for raw in read(requests)
             ]
 
-        reader.read = large
+        reader.read = read_large
         busy = []
         with PlannedStream(reader, CONFIG, rank=0, ranks=1, start=Cursor(), steps=400) as stream:
             for _ in range(6):
@@ -247,10 +251,10 @@ class TestOnRay:
                 started = time.process_time()
                 time.sleep(1)
                 busy.append(time.process_time() - started)
-        # Fraction of a core. Without the limit the loop takes a whole core.
+        # `busy` has fractions of a core. Without its limit, the read-ahead would take a whole core.
         assert np.median(busy) < 0.4, busy
 
-    def test_it_flows_beside_workers_that_hold_all_but_one_cpu(self, index):
+    def test_one_free_cpu_is_enough_for_the_stream(self, index):
         group = placement_group([{"CPU": 3}])
         ray.get(group.ready())
         try:
@@ -261,7 +265,7 @@ class TestOnRay:
         finally:
             remove_placement_group(group)
 
-    def test_without_a_cpu_to_read_on_it_says_so_at_the_start(self, index):
+    def test_no_free_cpu_is_reported_at_the_start(self, index):
         group = placement_group([{"CPU": 4}])
         ray.get(group.ready())
         message = r"no CPU came free .* in 1 s: reading needs 1, Ray has 4, of which 0 free and 4 held"

@@ -1,4 +1,4 @@
-"""Pictures from video shards are the drawn frames, and a damaged video makes only its own samples bad."""
+"""Test that video shards yield the frames that were drawn, and that a damaged video spoils only its own samples."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +37,7 @@ def read(reader, rows, starts, *, epoch=0, step=0):
 
 
 def spoil(index, row, begin, data=b"\0" * 64):
-    """Overwrite a section of a video in its shard, from the fraction `begin` of its length on."""
+    """Overwrite a part of a video in its shard. `begin` is where the part begins, as a fraction of the length."""
     offset, length = int(index.offset["mp4"][row]), int(index.length["mp4"][row])
     with (Path(index.location.path) / index.shard_names[index.shard[row]]).open("r+b") as file:
         file.seek(offset + int(begin * length))
@@ -51,7 +51,7 @@ def spoil(index, row, begin, data=b"\0" * 64):
     seed=st.integers(0, 5),
     data=st.data(),
 )
-def test_targets_begin_in_the_sample_and_the_reference_is_a_second_off_where_it_can(
+def test_targets_begin_in_the_sample_and_the_reference_is_a_second_away_if_possible(
     frames, clip, stills, seed, data
 ):
     frames = min(frames, clip)
@@ -71,7 +71,7 @@ def test_targets_begin_in_the_sample_and_the_reference_is_a_second_off_where_it_
     assert distance(reference) >= min(MIN_REFERENCE_DISTANCE, max(map(distance, range(clip))))
 
 
-def test_a_draw_hangs_on_its_key_alone():
+def test_a_draw_depends_only_on_its_key():
     def draws(*key):
         return draw_frames(key, 100, 16, 500, 1).tolist()
 
@@ -84,14 +84,14 @@ def test_a_draw_hangs_on_its_key_alone():
     assert not [r for r in references if 100 - 9 < r < 116 + 9]
 
 
-def test_stills_are_of_all_the_clip():
+def test_stills_come_from_the_whole_clip():
     many = [draw_frames((0, epoch, "a", 100), 100, 16, 500, 4)[:-1] for epoch in range(40)]
     assert np.min(many) < 50
     assert np.max(many) > 450
 
 
 @pytest.mark.parametrize("stills", [None, 1, 4])
-def test_the_pictures_are_those_of_the_videos(video_corpus, stills):
+def test_the_pictures_equal_the_frames_of_the_videos(video_corpus, stills):
     folder, clips = video_corpus([60, 80, 40])
     index = load_index(folder)
     request, batch = read(reader_of(index, stills=stills), [2, 0, 1], [8, 0, 50])
@@ -115,7 +115,7 @@ def test_pictures_of_another_size_are_averaged(video_corpus):
     assert batch.targets.shape == (1, 16, 64, 64, 3)
 
 
-def test_an_object_stores_parallel_reads_give_the_same(video_corpus):
+def test_an_object_stores_parallel_reads_give_the_same_pictures(video_corpus):
     folder, _ = video_corpus([60, 80])
     index = load_index(folder)
     remote = fs.SubTreeFileSystem(str(Path(folder).parent), fs.LocalFileSystem())
@@ -142,7 +142,7 @@ def test_a_video_that_cannot_be_used_weighs_nothing_and_is_named(video_corpus):
     assert batch.bad[0].reason.startswith("cannot be read:")
 
 
-def test_latents_are_no_videos(corpus):
+def test_shards_of_latents_are_refused(corpus):
     with pytest.raises(ValueError, match="holds latents, not videos"):
         reader_of(load_index(corpus([20])))
 
@@ -163,6 +163,7 @@ def test_the_stream_gives_the_plans_pictures_also_after_a_resume(ray_cluster, vi
 
     whole = run(Cursor(), 0, 0, 1)
     assert len(whole) == steps * CONFIG.micro_batches
+    # Two stills per sample until `switch`, and then 16 frames.
     assert [len(b[3][0]) for b in whole] == [2] * 2 * switch + [16] * 4
     for number, step in zip(
         range(steps), planned_steps(index.frames, index.shard, CONFIG, Cursor()), strict=False

@@ -1,4 +1,5 @@
-"""The demo corpus depends on its seed alone and holds out people; lips follow the sound; real clips become shards."""
+"""Test that the demo corpus depends only on its seed and holds out people, that its lips follow the sound, and that
+real clips become shards."""
 
 import io
 import json
@@ -35,7 +36,7 @@ REAL = Path(os.environ.get("XACTOR_REAL_DATA", CHECKOUT.parent / "shared" / "dat
 
 
 def babble(seconds: float, seed: int = 0) -> np.ndarray:
-    """Return sound like speech, made without a synthesiser: syllables of a buzzing voice, float32 [N] at 16 kHz."""
+    """Return syllables of a buzzing voice, which sound like speech, float32 [N] at 16 kHz."""
     rng = np.random.default_rng(seed)
     time = np.arange(int(seconds * 16_000)) / 16_000
     pitch = 120 + 25 * np.sin(2 * np.pi * 0.3 * time)
@@ -90,9 +91,12 @@ class TestDemoCorpus:
                 clip = corpus.folder / "clips" / split / f"{key}.mp4"
                 track = np.load(clip.with_suffix(".controls.npy"))
                 frames = sample["json"]["frames"]
-                assert frames == len(track) == len(sample["motion.npy"]) == len(sample["audio.npy"])
-                assert frames == sum(1 for _ in read_frames(clip)) == frame_count(len(read_audio(clip)))
-                assert sample["motion.npy"].dtype == sample["audio.npy"].dtype == np.float16
+                for member in (track, sample["motion.npy"], sample["audio.npy"]):
+                    assert len(member) == frames
+                assert sum(1 for _ in read_frames(clip)) == frames
+                assert frame_count(len(read_audio(clip))) == frames
+                assert sample["motion.npy"].dtype == np.float16
+                assert sample["audio.npy"].dtype == np.float16
                 assert np.abs(decode_controls(sample["motion.npy"]) - track).max() < 1e-3
         index = load_index(str(corpus.shards))
         assert index.samples == sum(corpus.clips.values())
@@ -114,10 +118,10 @@ class TestDemoCorpus:
                 assert crops.shape == (sample["json"]["frames"], 48, 48, 3)
                 with av.open(face) as container:
                     keyframes = [p.pts * p.time_base * 25 for p in container.demux(video=0) if p.is_keyframe]
-                # Seeking is cheap.
+                # Each second has a keyframe, which makes seeking cheap.
                 assert {0, 25, 50, 75, 100, 125} <= set(keyframes)
                 whole = np.stack([box.cut(frame, 48) for frame in read_frames(clip)])
-                # Both are lossy encodings.
+                # Both videos are lossy.
                 assert np.abs(crops - whole).mean() < 6
 
     @pytest.mark.slow
@@ -154,13 +158,14 @@ class TestDemoCorpus:
         assert sum(p.duration_s for p in test) >= 90
         assert max(p.duration_s for p in test) >= 60
         assert all(6 <= p.duration_s <= 66 for p in plans)
-        assert len({p.key for p in plans}) == len({p.seed for p in plans}) == len(plans)
+        assert len({p.key for p in plans}) == len(plans)
+        assert len({p.seed for p in plans}) == len(plans)
         assert {p.identity.name for p in test} == {"drawn-007", "astronaut"}
         assert len({p.identity.name for p in train}) == len(train)
         assert not set(speech.sentences("train")) & set(speech.sentences("test"))
 
     @pytest.mark.slow
-    def test_recordings_that_a_user_names_are_spoken(self, tmp_path):
+    def test_a_users_recordings_are_spoken(self, tmp_path):
         for i in range(3):
             write_video(
                 tmp_path / "in" / f"{i}.mp4", [np.zeros((32, 32, 3), np.uint8)] * 3, samples=babble(7, i)
@@ -188,7 +193,7 @@ class TestDemoCorpus:
 
 
 class TestPerformance:
-    def test_it_is_a_function_of_sound_and_seed(self):
+    def test_a_performance_depends_only_on_sound_and_seed(self):
         sound = babble(4)
         assert np.array_equal(performance.perform(sound, 1), performance.perform(sound, 1))
         other = performance.perform(sound, 2)
@@ -197,7 +202,7 @@ class TestPerformance:
         assert np.array_equal(performance.perform(sound, 1)[:, mouth], other[:, mouth])
 
     @pytest.mark.parametrize("samples", [320 + 1, 640, 16_000, 16_000 * 3 + 333])
-    def test_it_is_as_long_as_the_sound(self, samples):
+    def test_a_performance_is_as_long_as_the_sound(self, samples):
         track = performance.perform(babble(4)[:samples], 0)
         assert track.shape == (frame_count(samples), CONTROL_COUNT)
         assert np.isfinite(track).all()
@@ -225,30 +230,33 @@ class TestPerformance:
 @pytest.mark.slow
 def test_no_two_people_look_alike():
     faces = [
-        render_frame(who, controls(), 64)[8:56, 12:52].astype(int)
-        for who in [held_out_identities()[0], *training_identities(48)]
+        render_frame(identity, controls(), 64)[8:56, 12:52].astype(int)
+        for identity in [held_out_identities()[0], *training_identities(48)]
     ]
     for i, face in enumerate(faces):
         nearest = min(np.abs(face - other).mean() for j, other in enumerate(faces) if j != i)
+        # The first face is the held-out one, which must differ more.
         assert nearest > (15 if i == 0 else 10)
 
 
-def test_a_face_is_found_in_what_is_drawn():
-    for who in [*training_identities(6), *held_out_identities()]:
-        box = find_crop(who, 128)
+def test_a_face_is_found_in_every_drawn_frame():
+    for identity in [*training_identities(6), *held_out_identities()]:
+        box = find_crop(identity, 128)
         assert box is not None
-        # A frame shows about the square that is cut out.
+        # The crop is about the whole frame.
         assert 112 < box.side < 138
-        assert abs(box.left) < 10 > abs(box.top)
+        assert abs(box.left) < 10
+        assert abs(box.top) < 10
 
 
 @pytest.mark.parametrize("identity", [*training_identities(1), *held_out_identities()], ids=lambda i: i.name)
 class TestFaces:
     def region(self, picture: np.ndarray, top: float, bottom: float) -> np.ndarray:
+        """Return the rows from `top` to `bottom`, as shares of the height, without a fifth at each side."""
         side = len(picture)
         return picture[int(top * side) : int(bottom * side), side // 5 : -side // 5].astype(int)
 
-    def test_a_face_acts(self, identity: Identity):
+    def test_a_face_follows_its_controls(self, identity: Identity):
         still = render_frame(identity, controls(), 128)
         assert still.shape == (128, 128, 3)
         assert np.array_equal(still, render_frame(identity, controls(), 128))
@@ -256,19 +264,17 @@ class TestFaces:
         mouth, brow = ((0.55, 0.95), (0.2, 0.5))
         assert np.abs(self.region(opened, *mouth) - self.region(still, *mouth)).mean() > 4
         assert np.abs(self.region(opened, *brow) - self.region(still, *brow)).mean() < 0.5
-        # The mouth's hollow is dark.
-        within = slice(70, 105), slice(52, 76)
-        assert (opened[within].sum(axis=2) < 190).sum() > (still[within].sum(axis=2) < 190).sum() + 20
+        # The inside of an open mouth is dark.
+        mouth_pixels = slice(70, 105), slice(52, 76)
+        dark_opened = (opened[mouth_pixels].sum(axis=2) < 190).sum()
+        dark_still = (still[mouth_pixels].sum(axis=2) < 190).sum()
+        assert dark_opened > dark_still + 20
         for acted in (
             controls(eyeBlinkLeft=1, eyeBlinkRight=1),
             controls(browInnerUp=0.8, browOuterUpLeft=0.8, browOuterUpRight=0.8),
         ):
-            assert (
-                np.abs(
-                    self.region(render_frame(identity, acted, 128), *brow) - self.region(still, *brow)
-                ).max()
-                > 40
-            )
+            moved = render_frame(identity, acted, 128)
+            assert np.abs(self.region(moved, *brow) - self.region(still, *brow)).max() > 40
         assert np.abs(render_frame(identity, controls(headYaw=0.25), 128).astype(int) - still).mean() > 1.5
 
 
@@ -295,19 +301,21 @@ def folder(tmp_path_factory) -> Path:
 
 class TestVideos:
     @pytest.mark.slow
-    def test_good_clips_become_shards_and_bad_ones_a_line_each(self, folder, tmp_path):
+    def test_good_clips_become_shards_and_each_bad_clip_a_line_of_the_report(self, folder, tmp_path):
         results = []
         made = videos.shards_from_videos(
             str(folder), str(tmp_path / "shards"), crops=64, held_out=0, workers=2, progress=results.append
         )
-        # Training looks there for the encoder of the features.
+        # Training looks for the encoder of the features in the folder next to the shards.
         assert find_audio_encoder(str(tmp_path / "shards"), None) == str(tmp_path / "audio_encoder")
         report = [
             json.loads(line) for line in (tmp_path / "shards" / "report.jsonl").read_text().splitlines()
         ]
-        assert [vars(one) for one in results] == [vars(one) for one in made.results] == report
+        assert [vars(one) for one in results] == report
+        assert [vars(one) for one in made.results] == report
         reasons = {Path(row["file"]).stem: row["reason"] for row in report}
-        assert reasons.pop("good 0") is reasons.pop("good 1") is None
+        assert reasons.pop("good 0") is None
+        assert reasons.pop("good 1") is None
         expected = {
             "wall": "no face in any frame",
             "silence": "silence",
@@ -325,19 +333,21 @@ class TestVideos:
         for name, sample in found.items():
             truth = np.load(folder / f"{name}.npy")
             seen = decode_controls(sample["motion.npy"])
-            assert len(seen) == len(sample["audio.npy"]) == len(truth) == 50
+            for member in (seen, sample["audio.npy"], truth):
+                assert len(member) == 50
             # A landmark model recovers the controls that the pictures were made from.
             assert np.corrcoef(lip_opening(seen), lip_opening(truth))[0, 1] > 0.75
             assert np.corrcoef(seen[:, INDEX["headYaw"]], truth[:, INDEX["headYaw"]])[0, 1] > 0.5
         motion, pictures = load_index(str(tmp_path / "shards")), load_index(str(tmp_path / "videos"))
-        assert list(motion.key) == list(pictures.key) == list(shard)
+        assert list(motion.key) == list(shard)
+        assert list(pictures.key) == list(shard)
         face = tmp_path / "face.mp4"
         for row in range(2):
             face.write_bytes(pictures.read(row, "mp4"))
             crops = np.stack(list(read_frames(face)))
             assert crops.shape == (50, 64, 64, 3)
             assert frame_count(len(read_audio(face))) == 50
-            # A clip shows about the square that is cut out.
+            # The crop is about the whole frame of 192 px.
             box = CropBox(**pictures.read_meta(row)["crop"])
             assert 180 < box.side < 205
             clip = read_frames(folder / f"{pictures.speaker[row]}.mp4")
@@ -349,12 +359,12 @@ class TestVideos:
         with pytest.raises(ValueError, match=f"crops must be 0, or even and >= 32, got {crops}"):
             videos.shards_from_videos(str(folder), str(tmp_path), crops=crops)
 
-    def test_crops_do_not_come_among_the_videos(self, folder, tmp_path):
+    def test_crops_must_not_be_written_among_the_videos(self, folder, tmp_path):
         with pytest.raises(ValueError, match="crops_output must be a folder of its own"):
             videos.shards_from_videos(str(folder), str(tmp_path), crops=64, crops_output=str(folder))
 
     @pytest.mark.slow
-    def test_the_exit_code_of_the_job(self, folder, tmp_path):
+    def test_the_job_ends_with_2_for_no_videos_and_3_for_failed_ones(self, folder, tmp_path):
         def job(*arguments: str) -> subprocess.CompletedProcess:
             command = [sys.executable, "jobs/shards_from_videos.py", *arguments]
             return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
@@ -388,7 +398,8 @@ class TestVideos:
         LogMelEncoder().save_pretrained(tmp_path)
         motion = videos.read_video(str(clip), str(tmp_path)).motion
         opening = lip_opening(decode_controls(motion["motion.npy"]))
-        assert motion["json"]["frames"] == len(opening) == len(motion["audio.npy"])
+        assert len(opening) == motion["json"]["frames"]
+        assert len(motion["audio.npy"]) == motion["json"]["frames"]
         assert opening.std() > 0.05
 
 

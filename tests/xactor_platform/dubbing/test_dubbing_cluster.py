@@ -1,4 +1,4 @@
-"""Test bulk dubbing on a cluster whose nodes, processes of this machine, Ray's own autoscaler starts and stops."""
+"""Test bulk dubbing on a cluster whose nodes are processes of this machine. Ray's autoscaler starts and stops them."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from xactor.media import read_frames
 from xactor_platform.cluster.local import WorkerGroup, local_cluster
 
 ROOT = Path(__file__).parents[3]
-# A node has room for one model's actor, and for all actors that read or write files.
+# A node has room for one actor of a model, or for all actors that read and write files.
 POOLS = ["--pools.groups"]
 for stage, cpus, max_actors in (
     ("decode", 0.2, 2),
@@ -27,12 +27,17 @@ for stage, cpus, max_actors in (
     POOLS += [f"--pools.{stage}.cpus", str(cpus), f"--pools.{stage}.max", str(max_actors)]
 
 
-def kill_a_node(group: str, head_pid_before: set[int]) -> bool:
-    """Kill a worker node of a group with all its processes, as if its machine were gone. Return whether one was."""
+def kill_a_node(group: str, other_raylets: set[int]) -> bool:
+    """Kill a worker node of a group with all its processes, as if its machine were gone. Return whether one was found.
+
+    Args:
+        group: The node group.
+        other_raylets: Process ids of the raylets that are not this test's, which are left alone.
+    """
     for process in psutil.process_iter(["name", "cmdline"]):
         line = " ".join(process.info["cmdline"] or [])
         if process.info["name"] == "raylet" and f'"ray.io/node-group":"{group}"' in line.replace(" ", ""):
-            if process.pid in head_pid_before:
+            if process.pid in other_raylets:
                 continue
             family = [process, *process.children(recursive=True)]
             for one in family:
@@ -55,7 +60,7 @@ def kill_a_node(group: str, head_pid_before: set[int]) -> bool:
         pytest.param(200, 3, 2, id="200 rows, 2 nodes killed", marks=pytest.mark.soak),
     ],
 )
-def test_render_nodes_come_with_the_work_and_go(model, media, tmp_path, rows, nodes, kills):
+def test_render_nodes_start_with_the_work_and_stop_after_it(model, media, tmp_path, rows, nodes, kills):
     items = [
         {
             "id": f"r{n:03d}",
@@ -73,7 +78,7 @@ def test_render_nodes_come_with_the_work_and_go(model, media, tmp_path, rows, no
     )
     groups = {"motion": WorkerGroup(cpus=1, max_nodes=1), "render": WorkerGroup(cpus=1, max_nodes=nodes)}
     seen: list[Counter[str]] = []
-    others = {p.pid for p in psutil.process_iter(["name"]) if p.info["name"] == "raylet"}
+    other_raylets = {p.pid for p in psutil.process_iter(["name"]) if p.info["name"] == "raylet"}
     with local_cluster(cpus=1, groups=groups, idle_s=3, log=tmp_path / "cluster.log") as cluster:
         assert not cluster.worker_nodes()
         command = [
@@ -91,19 +96,17 @@ def test_render_nodes_come_with_the_work_and_go(model, media, tmp_path, rows, no
             try:
                 while job.poll() is None:
                     seen.append(cluster.worker_nodes())
-                    if (
-                        kills
-                        and any((tmp_path / "out").glob(".parts/*/*.mp4"))
-                        and seen[-1]["render"] == nodes
-                    ):
-                        kills -= kill_a_node("render", others)
+                    is_rendering = any((tmp_path / "out").glob(".parts/*/*.mp4"))
+                    may_kill = kills > 0 and is_rendering and seen[-1]["render"] == nodes
+                    if may_kill and kill_a_node("render", other_raylets):
+                        kills -= 1
                     time.sleep(0.3)
             finally:
                 job.kill()
         deadline = time.monotonic() + 60
         while cluster.worker_nodes() and time.monotonic() < deadline:
             time.sleep(0.3)
-        assert not cluster.worker_nodes(), "the nodes stay"
+        assert not cluster.worker_nodes(), "idle nodes were not stopped"
     assert job.returncode == 0, (tmp_path / "job.log").read_text()[-3000:]
     assert kills == 0, "no node was killed"
     assert max(count["render"] for count in seen) == nodes

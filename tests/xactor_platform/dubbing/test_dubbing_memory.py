@@ -1,4 +1,4 @@
-"""Test that bulk dubbing takes no more memory for more rows. The models take no time, everything else is real."""
+"""Test that bulk dubbing needs no more memory for more rows. Only the models are fakes, which take no time."""
 
 import json
 
@@ -25,7 +25,7 @@ MIB = 1 << 20
 
 
 class InstantMotion(Perform, Stage):
-    """Perform latents of zeros."""
+    """Make latents of zeros."""
 
     def __init__(self, *, output: str, segment_windows: int, **_):
         self._output, self._segment_windows = Location.parse(output), segment_windows
@@ -49,7 +49,7 @@ class InstantRender(Render):
 
 
 class MemoryLog:
-    """Note the memory of this process and of the object store, in MiB, each time that a row ends."""
+    """Log the memory of this process and of the object store, in MiB, each time that a row ends."""
 
     def __init__(self, monkeypatch):
         self.driver: list[float] = []
@@ -80,7 +80,9 @@ class MemoryLog:
         pytest.param(5000, 200, id="5000 rows", marks=pytest.mark.soak),
     ],
 )
-def test_memory_is_flat(ray_cluster, model, media, tmp_path, monkeypatch, rows, settled):
+def test_memory_does_not_grow_with_the_number_of_rows(
+    ray_cluster, model, media, tmp_path, monkeypatch, rows, settled
+):
     monkeypatch.setattr(dub, "Perform", InstantMotion)
     monkeypatch.setattr(dub, "Render", InstantRender)
     manifest = media / f"flat-{rows}.jsonl"
@@ -106,5 +108,5 @@ def test_memory_is_flat(ray_cluster, model, media, tmp_path, monkeypatch, rows, 
     for name, seen in (("driver", log.driver), ("object store", log.store)):
         before, after = max(seen[:settled]), max(seen[settled:])
         print(f"{name}: {before:.0f} MiB up to row {settled}, {after:.0f} MiB up to row {rows}")
-        # The rows after those make more than the store could hold, or three times as much as it held.
+        # The frames of the later rows are more than the store could hold, or three times as many as it held before.
         assert after < 1.3 * before + 40, f"{name}: {before:.0f} MiB up to row {settled}, {after:.0f} after"

@@ -1,5 +1,6 @@
-"""Table 2 trains the right runs, samples every variant and is written with means and spreads."""
+"""Test that table 2 trains the right runs, samples every variant and is written with means and spreads."""
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -64,7 +65,7 @@ def trained(tmp_path_factory):
     shape = load_index(shards).frame_shape
     for number, (name, config) in enumerate(configs().items()):
         model = build_model(replace(config.model, **SMALL, context_frames=CONTEXT), shape, seed=number)
-        # A new model is silent: all variants would be alike.
+        # An untrained model outputs zeros, so all variants would be alike.
         with torch.no_grad():
             for weight in model.parameters():
                 weight.add_(0.05 * torch.randn_like(weight))
@@ -81,7 +82,7 @@ def sampled(trained):
     return scores, shown, lines
 
 
-def test_rows_that_only_sample_differently_share_a_training():
+def test_variants_that_differ_only_in_sampling_share_a_training():
     found = configs()
     assert set(found) == {
         f"{name}-{seed}"
@@ -101,9 +102,8 @@ def test_every_variant_is_sampled_in_its_own_way(sampled):
     assert list(scores) == names
     assert list(shown) == ["truth", *names]
     assert all(z.shape == (4 * CONTEXT + 3, 512) and np.isfinite(z).all() for z in shown.values())
-    for one, name in enumerate(shown):
-        for other in list(shown)[one + 1 :]:
-            assert np.abs(shown[name] - shown[other]).max() > 1e-3, (name, other)
+    for name, other in itertools.combinations(shown, 2):
+        assert np.abs(shown[name] - shown[other]).max() > 1e-3, (name, other)
     for rows in scores.values():
         assert len(rows) == len(SEEDS)
         assert rows[0] != rows[1]
@@ -115,7 +115,7 @@ def test_every_variant_is_sampled_in_its_own_way(sampled):
     assert [line.split(":")[0] for line in lines] == [f"{n}, seed {s}" for s in SEEDS for n in names]
 
 
-def test_the_full_model_is_the_papers_sampling(trained, sampled):
+def test_the_full_model_is_sampled_as_in_the_paper(trained, sampled):
     shards, runs = trained
     index = load_index(shards)
     z, audio = read_clip(index, int(index.frames.argmax()))

@@ -1,4 +1,4 @@
-"""The evaluation pairs clips, scores ready videos once, names failures and writes Table 1's columns."""
+"""Test that the evaluation pairs clips, scores ready videos once, names failures and writes Table 1's columns."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,8 @@ def test_pairs_speak_another_clip_of_the_same_actor(ravdess):
     assert len({pair.id for pair in pairs}) == 9
     for pair in pairs:
         assert pair.portrait.parent == pair.audio.parent
-        assert pair.portrait != pair.audio == pair.truth
+        assert pair.portrait != pair.audio
+        assert pair.audio == pair.truth
         assert pair.position is not None
         assert 0 <= pair.position < 1
     # Every clip is spoken once before one is spoken again.
@@ -67,7 +68,9 @@ def test_pictures_and_sounds_are_matched_once(tmp_path):
         (tmp_path / "audios" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "audios" / name).touch()
     pairs = cross_driven(tmp_path / "images", tmp_path / "audios", seed=0)
-    assert len(pairs) == len({p.portrait for p in pairs}) == len({p.audio for p in pairs}) == 2
+    assert len(pairs) == 2
+    assert len({p.portrait for p in pairs}) == 2
+    assert len({p.audio for p in pairs}) == 2
     with pytest.raises(ValueError, match="no such folder"):
         cross_driven(tmp_path / "images", tmp_path / "nowhere", seed=0)
     with pytest.raises(ValueError, match=r"no file that ends in \.jpg"):
@@ -82,7 +85,7 @@ def test_ready_videos_are_scored_once_and_failures_are_named(ray_cluster, ravdes
     pairs = self_driven(ravdess, pairs=3, seed=0)
     ready, output = tmp_path / "ready", tmp_path / "out"
     ready.mkdir()
-    # The truth itself, as a perfect model would make it; the third video is missing.
+    # The first two videos are the truth itself, as a perfect model would make them. The third video is missing.
     for pair in pairs[:2]:
         assert pair.truth is not None
         box = find_portrait(next(read_frames(pair.truth))).box
@@ -103,7 +106,7 @@ def test_ready_videos_are_scored_once_and_failures_are_named(ray_cluster, ravdes
     assert "random" in used["SynC, SynD"]
     assert not totals
     for result in results[:2]:
-        # It is the same video, encoded a second time.
+        # The generated video is the true one, encoded a second time.
         assert result.scores["DGlo"] < 0.2 * result.scores["Glo"]
         assert result.scores["DExp"] < 0.2 * result.scores["Exp"]
         assert abs(result.scores["length_s"]) < 0.07
@@ -141,7 +144,7 @@ def test_the_table_has_the_papers_columns_and_marks_those_not_measured():
     assert text.rstrip().endswith("- a note")
 
 
-def test_a_source_is_a_model_or_videos():
+def test_a_source_is_either_a_model_or_videos():
     for given in ({}, {"model": Path("a"), "videos": Path("b")}):
         with pytest.raises(ValueError, match="either a model or a folder of videos"):
             Source(**given)

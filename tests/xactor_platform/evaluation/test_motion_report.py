@@ -1,4 +1,4 @@
-"""The reports on a motion model recognise an untrained model and drift, and need held-out clips."""
+"""Test that the reports on a motion model recognise an untrained model and drift, and need held-out clips."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def write_clips(
         controls[:, INDEX["jawOpen"]] = 0.5 + 0.5 * np.sin(np.arange(frames))
         audio = generator.standard_normal((frames, 1, 6)).astype(np.float16)
         motion = embed_controls(controls)
-        # Another mean and another scale, and noise that has nothing to do with the lips.
+        # An encoder's latents have another mean and scale, and noise that does not depend on the lips.
         if encoder:
             motion = (
                 0.2 * motion
@@ -84,7 +84,7 @@ def test_latents_whose_lip_opening_is_unknown_are_refused(tmp_path, truth):
         report_motion(str(tmp_path / "run"), shards, tmp_path / "report")
 
 
-def test_it_needs_held_out_clips(tmp_path):
+def test_the_report_needs_held_out_clips(tmp_path):
     write_clips(str(tmp_path), "train")
     with pytest.raises(ValueError, match="no held-out shards"):
         report_motion("run", str(tmp_path), tmp_path / "report")
@@ -99,7 +99,7 @@ def test_a_long_rollout_is_reported_by_round(tmp_path):
     drift = measure_drift(run, shards, tmp_path / "report", minutes=0.17, config=few)
     assert drift.seconds == pytest.approx(3 * 3.6)
     assert [len(values) for values in (drift.lips, drift.off, drift.rms)] == [3, 3, 3]
-    # The model has learned nothing.
+    # The model is untrained.
     assert max(map(abs, drift.lips)) < 0.5
     assert json.loads((tmp_path / "report" / "drift.json").read_text())["rms"] == drift.rms
     assert (tmp_path / "report" / "drift.png").stat().st_size > 5000
@@ -114,14 +114,15 @@ def test_fewer_steps_are_compared_with_the_first_way(tmp_path):
     write_untrained(tmp_path / "run", shards)
     folder = tmp_path / "run" / "export"
     model = load_motion_model(folder)
-    # A new model is silent: all ways would be alike.
+    # An untrained model outputs zeros, so all ways would be alike.
     torch.nn.init.normal_(model.latent_out.weight, std=0.1)
     model.save_pretrained(folder / "motion")
     ways = compare_steps(
         str(tmp_path / "run"), shards, tmp_path / "report", ways=((4, 1), (4, 1), (2, 1), (4, 2))
     )
     first, again, fewer, pipelined = ways
-    assert first.apart == again.apart == 0
+    assert first.apart == 0
+    assert again.apart == 0
     assert fewer.apart > 0
     assert pipelined.apart > 0
     assert all(way.real_time > 0 and abs(way.lips) < 0.5 for way in ways)
@@ -134,13 +135,13 @@ def test_fewer_steps_are_compared_with_the_first_way(tmp_path):
 
 
 def test_drift_is_measured(tmp_path, monkeypatch):
-    """The rollout is the truth, whose mean moves by a deviation a round and whose motion shrinks."""
+    """Replace the rollout by the truth, with a mean that moves by a deviation each round and a motion that shrinks."""
     shards = str(tmp_path / "shards")
     write_clips(shards, "test")
     write_untrained(tmp_path / "run", shards)
     truth, _ = read_clip(load_index(shards).held_out(), 0)
-    wandering = [(truth - truth.mean(0)) / (n + 1) + truth.mean(0) + n * truth.std(0) for n in range(3)]
-    made = [torch.from_numpy(np.concatenate(wandering).astype(np.float32))]
+    rounds = [(truth - truth.mean(0)) / (n + 1) + truth.mean(0) + n * truth.std(0) for n in range(3)]
+    made = [torch.from_numpy(np.concatenate(rounds).astype(np.float32))]
     monkeypatch.setattr("xactor_platform.evaluation.drift.stream_motion", lambda *_, **__: iter(made))
     drift = measure_drift(str(tmp_path / "run"), shards, tmp_path / "report", minutes=0.17)
     assert drift.off == pytest.approx([0, 1, 2], abs=1e-3)
@@ -148,7 +149,7 @@ def test_drift_is_measured(tmp_path, monkeypatch):
     assert drift.lips[0] == pytest.approx(1)
 
 
-def test_correlation_is_pearsons():
+def test_correlation_is_pearsons_coefficient():
     a = np.sin(np.arange(50.0))
     assert correlation(a, 3 * a + 1) == pytest.approx(1)
     assert correlation(a, -a) == pytest.approx(-1)

@@ -1,4 +1,4 @@
-"""The user study's page hides the methods, works by keyboard, and its votes are counted."""
+"""Test that the page of the user study hides the methods and works by keyboard, and that its votes are counted."""
 
 import functools
 import http.server
@@ -31,7 +31,7 @@ TAB, SPACE, ENTER, DOWN, BACKSPACE = "\ue004", " ", "\ue007", "\ue015", "\ue003"
 
 @pytest.fixture(scope="module")
 def methods(tmp_path_factory) -> dict[str, Path]:
-    """Make folders of three videos each, of which two have the same ids in all folders."""
+    """Make a folder of three videos for each method. Two of the videos have the same ids in all folders."""
     root = tmp_path_factory.mktemp("methods")
     for shade, method in enumerate(METHODS):
         for number, example in enumerate(("000-anger", "001-joy", f"002-{method}-alone")):
@@ -58,8 +58,8 @@ def embedded(page: Path) -> dict[str, Any]:
 
 
 def ballot(key: Key, rater: int, choose: dict[str, str]) -> dict[str, Any]:
-    """Return a vote file as the page writes it, of a rater who chooses one method by question in all examples."""
-    names = {of: name for name, of in key.videos.items()}
+    """Return a vote file as the page writes it. The rater chooses the same method for a question in all examples."""
+    names = {method_and_example: name for name, method_and_example in key.videos.items()}
     rows = [{q: names[choose[q], example] for q in QUESTIONS} for example in key.examples]
     return {"study": key.study, "rater": rater, "votes": rows}
 
@@ -75,7 +75,8 @@ def test_the_page_has_all_videos_and_does_not_name_the_methods(methods, study):
     page, key = study
     data = embedded(page)
     assert set(data) == {"study", "questions", "orders"}
-    assert list(data["questions"]) == list(QUESTIONS) == ["Syn", "Div", "Emo", "VQ"]
+    assert list(QUESTIONS) == ["Syn", "Div", "Emo", "VQ"]
+    assert list(data["questions"]) == list(QUESTIONS)
     assert {p.name for p in page.rglob("*") if p.is_file()} == {
         "index.html",
         *(f"{n}.mp4" for n in key.videos),
@@ -97,7 +98,7 @@ def test_orders_depend_on_the_seed_and_on_the_rater(methods, study, tmp_path):
     found = embedded(page)["orders"]
     assert found == orders(key)
     assert len(found) == RATERS
-    # Every video comes once, and those of an example come together.
+    # An order shows every video once, and the videos of an example together.
     for order in found:
         assert sorted(name for names in order for name in names) == sorted(key.videos)
         assert all(len({key.videos[name][1] for name in names}) == 1 for names in order)
@@ -164,7 +165,7 @@ def test_shares_and_standard_errors_go_into_table_1(study, tmp_path):
     assert "| xactor | 1.000 | 1.000 | 1.000 | 1.000 |" in single.table()
 
 
-def test_files_that_do_not_count_are_named_in_a_line_each(study, tmp_path):
+def test_files_that_do_not_count_are_named_in_one_line_each(study, tmp_path):
     _, key = study
     good = ballot(key, 1, dict.fromkeys(QUESTIONS, "xactor"))
     rows = good["votes"]
@@ -201,7 +202,7 @@ def test_files_that_do_not_count_are_named_in_a_line_each(study, tmp_path):
 
 
 class Browser:
-    """Drive a headless Chromium by WebDriver's own protocol as a person does: by keys and by what is read aloud."""
+    """Drive a headless Chromium over the WebDriver protocol, like a person with a keyboard and a screen reader."""
 
     def __init__(self, driver: str, downloads: Path):
         options = {
@@ -242,7 +243,7 @@ class Browser:
         raise AssertionError(f"no way by Tab to {condition}")
 
     def heard(self, selector: str) -> list[tuple[str, str]]:
-        """Return role and name of the matching elements that are shown, as a screen reader gets them."""
+        """Return the role and the name of each matching element that is shown, as a screen reader gets them."""
         found = self._call("POST", "/elements", {"using": "css selector", "value": selector})
         urls = [f"/element/{reference[ELEMENT]}" for reference in found]
         return [
@@ -285,7 +286,7 @@ def _answers(port: int) -> bool:
 
 @pytest.fixture
 def hosted(study) -> Iterator[str]:
-    """Serve the page on a static host."""
+    """Serve the page with a static web server, and yield its URL."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, format, *args):
@@ -304,7 +305,7 @@ def test_a_rater_needs_only_the_keyboard_and_the_votes_count(study, hosted, brow
     browser.open(hosted)
     assert browser.heard("input") == [("spinbutton", "Your rater number:")]
     browser.tab_to("here.id === 'rater'")
-    # The study has four raters.
+    # The study has four raters, so rater 9 does not see an example.
     browser.press("9", ENTER)
     assert browser.run("return document.getElementById('example').hidden")
     browser.press(BACKSPACE, "2", ENTER)
@@ -321,14 +322,15 @@ def test_a_rater_needs_only_the_keyboard_and_the_votes_count(study, hosted, brow
         ) == [f"videos/{name}.mp4" for name in order]
         for place, question in enumerate(QUESTIONS):
             browser.tab_to(f"here.name === '{question}'")
+            # The space bar chooses the first video, and each arrow down the next one.
             browser.press(SPACE, *[DOWN] * (place % 3))
             chosen.append({"question": question, "name": order[place % 3]})
-            # The rater leaves and comes back by a link.
+            # The rater leaves the page and returns by a link.
             if question == "Div" and number == 1:
                 browser.open(f"{hosted}?rater=2")
                 assert browser.run("return document.activeElement.textContent") == "Example 2 of 2"
                 assert browser.run("return document.querySelectorAll(':checked').length") == 2
-            # One question has no answer yet.
+            # VQ has no answer yet, so `Next` moves the focus to it.
             if question == "Emo":
                 browser.tab_to("here.textContent === 'Next'")
                 browser.press(ENTER)
@@ -350,7 +352,7 @@ def test_a_rater_needs_only_the_keyboard_and_the_votes_count(study, hosted, brow
     assert count_votes([file], key).raters == 1
 
 
-def test_answers_are_each_raters_own_and_can_be_changed(study, hosted, browser):
+def test_each_rater_has_separate_answers_and_can_change_them(study, hosted, browser):
     _, key = study
     first = "document.querySelectorAll('fieldset').forEach(f => f.querySelector('input').click())"
     following = "document.querySelector('#example button:not([type])').click()"
@@ -363,7 +365,7 @@ def test_answers_are_each_raters_own_and_can_be_changed(study, hosted, browser):
     assert not browser.heard("#back")
     browser.open(f"{hosted}?rater=3")
     assert browser.run(checked) == []
-    # 99 is none of the four raters: the page asks for the number.
+    # The four raters have no number 99, so the page asks for the number.
     browser.open(f"{hosted}?rater=99")
     assert browser.heard("input") == [("spinbutton", "Your rater number:")]
 

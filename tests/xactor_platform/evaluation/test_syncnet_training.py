@@ -1,6 +1,7 @@
-"""A small SyncNet learns, is reproducible and is saved; the report recognises an untrained one."""
+"""Test that a small SyncNet learns, is reproducible and is saved, and that the report recognises an untrained one."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +38,7 @@ TINY = SyncNetConfig(
 def talking(frames: int, seed: int, side: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """Draw a dark mouth that is as open as the noise is loud: uint8 [frames, side, side, 3], float32 [640 frames]."""
     generator = np.random.default_rng(seed)
-    level = np.repeat(generator.uniform(0, 1, -(-frames // 3)), 3)[:frames]
+    level = np.repeat(generator.uniform(0, 1, math.ceil(frames / 3)), 3)[:frames]
     y, x = np.mgrid[:side, :side] / side
     opening = 0.02 + 0.14 * level[:, None, None]
     mouth = (np.abs(y - 0.56) < opening) & (np.abs(x - 0.5) < 0.2)  # [frames, side, side]
@@ -75,13 +76,13 @@ def config(output: Path, **changes) -> SyncNetTraining:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[SyncNetTraining, SyncNet, list[Clip]]:
-    # At 120 steps it just begins to learn, and CPUs differ; by 250 steps it has learned on all.
+    # After 120 steps the model only begins to learn, and CPUs differ. After 250 steps it has learned on all of them.
     made = config(tmp_path_factory.mktemp("model"), steps=250)
     clips = [talking_clip(150, seed) for seed in range(3)]
     return made, train_syncnet(made, clips), clips
 
 
-def test_its_loss_falls_and_it_finds_what_is_shifted(trained):
+def test_the_loss_falls_and_the_model_finds_shifted_sound(trained):
     made, model, _ = trained
     losses = [json.loads(line)["loss"] for line in (made.output / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 250
@@ -89,7 +90,7 @@ def test_its_loss_falls_and_it_finds_what_is_shifted(trained):
     unseen = talking_clip(120, seed=9, side=64)
     samples = unseen.samples
     assert abs(sync(model, unseen.crops, samples).offset_frames) <= 1
-    # Five frames of silence come first: the sound is late.
+    # Five frames of silence at the beginning make the sound late.
     late = np.concatenate([np.full(5 * 640, 1e-4, np.float32), samples])
     assert abs(sync(model, unseen.crops, late).offset_frames + 5) <= 1
 
@@ -97,7 +98,8 @@ def test_its_loss_falls_and_it_finds_what_is_shifted(trained):
 def test_a_saved_model_scores_the_same(trained):
     made, model, _ = trained
     loaded = SyncNet.from_pretrained(made.output)
-    assert loaded.weights == model.weights == "small, trained on the demo corpus"
+    assert model.weights == "small, trained on the demo corpus"
+    assert loaded.weights == model.weights
     pictures, samples = talking(40, seed=5)
     assert sync(loaded, pictures, samples) == sync(model, pictures, samples)
     assert torch.equal(
@@ -115,7 +117,7 @@ def test_the_same_seed_gives_the_same_model(tmp_path):
     assert not torch.equal(a.netfclip[3].weight, other.netfclip[3].weight)
 
 
-def test_one_change_for_all_frames_of_a_run(tmp_path):
+def test_all_frames_of_a_run_are_augmented_alike(tmp_path):
     still = talking_clip(60, seed=0)
     still = replace(still, crops=np.repeat(still.crops[:1], 60, axis=0))
     frames, cepstra = draw_batch([still], config(tmp_path), step=0)
@@ -136,16 +138,16 @@ def test_the_loss_is_equation_1_over_all_pairs_of_a_run():
     for run in range(2):
         for i in range(6):
             for j in range(6):
-                d = (seen[run, i] - heard[run, j]).norm().item()
+                distance = (seen[run, i] - heard[run, j]).norm().item()
                 if i == j:
-                    near.append(d**2)
+                    near.append(distance**2)
                 elif abs(i - j) >= 2:
-                    far.append(max(3.0 - d, 0) ** 2)
+                    far.append(max(3.0 - distance, 0) ** 2)
     wanted = (np.mean(near) + np.mean(far)) / 4
     assert contrastive_loss(seen, heard, margin=3.0, min_shift=2).item() == pytest.approx(wanted, rel=1e-4)
 
 
-def test_clips_are_read_from_shards_as_syncnet_sees_faces(videos):
+def test_clips_are_read_from_shards_with_syncnets_crop(videos):
     index = load_index(videos)
     clips = read_clips(index.training(), 68)
     assert [(clip.key, len(clip.crops), clip.windows) for clip in clips] == [
@@ -160,7 +162,7 @@ def test_clips_are_read_from_shards_as_syncnet_sees_faces(videos):
         read_clips(index.training(), 68, min_frames=51)
 
 
-def test_other_clips_are_not_named_as_the_demos(tmp_path):
+def test_weights_from_other_clips_are_not_named_after_the_demo(tmp_path):
     clips = [replace(talking_clip(60, 0), source="interview.mov")]
     model = train_syncnet(config(tmp_path, steps=1), clips)
     assert model.weights == "small, trained on 1 clips of another corpus"
@@ -169,13 +171,13 @@ def test_other_clips_are_not_named_as_the_demos(tmp_path):
 def test_the_report_recognises_an_untrained_model(tmp_path, trained):
     clips = [talking_clip(240, seed, side=64) for seed in (20, 21)]
     torch.manual_seed(0)
-    nothing = report_sync(SyncNet(TINY).eval(), clips)
-    something = report_sync(trained[1], clips, tmp_path)
-    assert (something.clips, something.pieces, something.windows) == (2, 4, 470)
-    assert nothing.auc_windows == pytest.approx(0.5, abs=0.05)
-    assert something.auc_windows > 0.8
-    assert something.found == 1
-    assert something.confidence_true > something.confidence_swapped
+    untrained_report = report_sync(SyncNet(TINY).eval(), clips)
+    trained_report = report_sync(trained[1], clips, tmp_path)
+    assert (trained_report.clips, trained_report.pieces, trained_report.windows) == (2, 4, 470)
+    assert untrained_report.auc_windows == pytest.approx(0.5, abs=0.05)
+    assert trained_report.auc_windows > 0.8
+    assert trained_report.found == 1
+    assert trained_report.confidence_true > trained_report.confidence_swapped
     assert json.loads((tmp_path / "sync.json").read_text())["found"] == 1
     with Image.open(tmp_path / "sync.png") as plot:
         assert plot.width > 500

@@ -1,4 +1,4 @@
-"""Test encoding video shards to motion shards: the encoders' own output, the same bytes twice, only what is missing."""
+"""Test that video shards become motion shards with the encoders' output, equal bytes in each run, and no work twice."""
 
 import io
 import os
@@ -73,6 +73,7 @@ def videos(tmp_path_factory, clips) -> str:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, videos, model, ray_cluster) -> Path:
+    """Encode the videos, and return the folder of the motion shards."""
     shards = tmp_path_factory.mktemp("made") / "shards"
     result = precompute(videos, model, str(shards))
     assert result.bad == []
@@ -91,7 +92,7 @@ def array(index: Index, row: int, member: str) -> np.ndarray:
     return np.load(io.BytesIO(index.read(row, member)), allow_pickle=False)
 
 
-def test_latents_and_features_are_the_encoders_own(made, videos, model, clips, tmp_path):
+def test_latents_and_features_equal_the_encoders_output(made, videos, model, clips, tmp_path):
     index, source = load_index(str(made)), load_index(videos)
     assert index.shard_names == source.shard_names
     assert list(index.key) == list(source.key)
@@ -106,7 +107,7 @@ def test_latents_and_features_are_the_encoders_own(made, videos, model, clips, t
         stored = array(index, row, "motion.npy")
         assert stored.dtype == np.float16
         assert np.abs(stored - z).max() < 1e-3 * np.abs(z).max()
-        # The pictures differ, and so do their latents.
+        # The clip's pictures differ, so its latents must differ too.
         assert z.std(axis=0).max() > 1e-2
         assert np.array_equal(
             array(index, row, "audio.npy"), sound.features(read_audio(file)).astype(np.float16)
@@ -115,12 +116,12 @@ def test_latents_and_features_are_the_encoders_own(made, videos, model, clips, t
         assert index.read(row, "controls.npy") == source.read(row, "controls.npy")
 
 
-def test_the_encoder_comes_with_its_latents(made, model):
+def test_the_encoder_is_copied_next_to_its_latents(made, model):
     for file in (model / "motion_encoder").iterdir():
         assert (made.parent / "motion_encoder" / file.name).read_bytes() == file.read_bytes()
 
 
-def test_two_runs_write_the_same_bytes_and_a_restart_only_what_is_missing(
+def test_two_runs_write_the_same_bytes_and_a_restart_writes_only_missing_shards(
     made, videos, model, tmp_path, ray_cluster
 ):
     shards = tmp_path / "shards"
@@ -141,7 +142,8 @@ def test_two_runs_write_the_same_bytes_and_a_restart_only_what_is_missing(
     assert len(lines) == 3
     for name in names:
         assert (shards / name).read_bytes() == (made / name).read_bytes()
-        assert ((shards / name).stat().st_mtime_ns == before[name]) == (name == names[1])
+        was_kept = (shards / name).stat().st_mtime_ns == before[name]
+        assert was_kept == (name == names[1])
 
 
 @pytest.fixture
@@ -152,7 +154,7 @@ def worker(made) -> ShardEncoder:
 
 @pytest.fixture(scope="module")
 def one_shard(tmp_path_factory, clips) -> Index:
-    """Write all clips into one shard, and among them one that cannot be decoded."""
+    """Write all clips into one shard, and a clip that cannot be decoded between them."""
     folder = tmp_path_factory.mktemp("one") / "videos"
     with ShardWriter(str(folder), "train") as writer:
         for key, mp4, frames in (
@@ -165,18 +167,19 @@ def one_shard(tmp_path_factory, clips) -> Index:
     return load_index(str(folder))
 
 
-def test_batches_reach_over_clips_and_a_bad_clip_spoils_none(worker, one_shard, made, tmp_path, monkeypatch):
+def test_batches_span_clips_and_a_bad_clip_spoils_no_other(worker, one_shard, made, tmp_path, monkeypatch):
     sizes = []
-    together = worker._motion.encode
+    encode = worker._motion.encode
 
-    def counted(frames, **options):
+    def logged_encode(frames, **options):
         sizes.append(len(frames))
-        return together(frames, **options)
+        return encode(frames, **options)
 
-    monkeypatch.setattr(worker._motion, "encode", counted)
+    monkeypatch.setattr(worker._motion, "encode", logged_encode)
     (result,) = worker.run_batch([ShardJob(index=one_shard, place=Location.parse(str(tmp_path)))])
     assert (result.written, result.clips, result.frames, result.error) == (True, 3, sum(FRAMES), None)
     assert [bad.key for bad in result.bad] == ["c"]
+    # The clips' 164 frames in batches of 64.
     assert sizes == [64, 64, 36]
     alone, made_together = load_index(str(made)), load_index(str(tmp_path))
     assert list(made_together.key) == ["a", "b", "d"]
@@ -189,21 +192,21 @@ def test_batches_reach_over_clips_and_a_bad_clip_spoils_none(worker, one_shard, 
 
 
 def test_clips_are_decoded_while_others_are_encoded(worker, one_shard, tmp_path, monkeypatch):
-    """Let the encoder wait, in its first batch, until the decoding of a clip outside that batch has begun."""
-    begun = threading.Event()
-    read, encoded = Index.read, worker._motion.encode
+    """Let the encoder wait in its first batch until the reading of a clip outside of that batch has begun."""
+    next_clip_begun = threading.Event()
+    read, encode = Index.read, worker._motion.encode
 
-    def noted(index, row, member):
+    def noted_read(index, row, member):
         if index.key[row] == "b":
-            begun.set()
+            next_clip_begun.set()
         return read(index, row, member)
 
-    def waits(frames, **options):
-        assert begun.wait(60)
-        return encoded(frames, **options)
+    def waiting_encode(frames, **options):
+        assert next_clip_begun.wait(60)
+        return encode(frames, **options)
 
-    monkeypatch.setattr(Index, "read", noted)
-    monkeypatch.setattr(worker._motion, "encode", waits)
+    monkeypatch.setattr(Index, "read", noted_read)
+    monkeypatch.setattr(worker._motion, "encode", waiting_encode)
     (result,) = worker.run_batch([ShardJob(index=one_shard, place=Location.parse(str(tmp_path)))])
     assert result.written
 
@@ -216,12 +219,12 @@ def test_a_shard_that_fails_leaves_nothing_and_no_thread_behind(worker, one_shar
     (result,) = worker.run_batch([ShardJob(index=one_shard, place=Location.parse(str(tmp_path)))])
     assert (result.written, result.error) == (False, "[Errno 28] No space left on device")
     assert not list(tmp_path.iterdir())
-    # It returns, because no thread waits for room.
+    # This call returns only if no thread waits for room in a queue.
     worker._threads.shutdown(wait=True)
 
 
-def test_a_worker_that_dies_costs_no_other_shard(videos, model, made, tmp_path, ray_cluster, monkeypatch):
-    """Let one video kill its worker twice. Without it, the same call makes what is missing."""
+def test_a_worker_that_dies_loses_no_other_shard(videos, model, made, tmp_path, ray_cluster, monkeypatch):
+    """Let one shard kill its worker at every attempt. Once it no longer does, the same call makes the missing shard."""
     deadly = tmp_path / "deadly"
     deadly.write_text("")
 
@@ -272,7 +275,7 @@ def test_latents_of_two_encoders_are_not_mixed(made, videos, tmp_path, ray_clust
         precompute(videos, tmp_path, str(made))
 
 
-def test_what_cannot_work_is_named(made, videos, model, tmp_path, ray_cluster):
+def test_unusable_folders_are_named(made, videos, model, tmp_path, ray_cluster):
     with pytest.raises(ValueError, match="holds latents, not videos"):
         precompute(str(made), model, str(tmp_path / "shards"))
     with pytest.raises(ValueError, match="need another folder"):
@@ -281,8 +284,8 @@ def test_what_cannot_work_is_named(made, videos, model, tmp_path, ray_cluster):
         precompute(videos, tmp_path, str(tmp_path / "shards"))
 
 
-def test_the_job_on_a_cluster(videos, model, made, tmp_path, ray_cluster):
-    """Test that the job joins by the address alone, and that relative paths start at the job's folder."""
+def test_the_job_runs_on_a_cluster(videos, model, made, tmp_path, ray_cluster):
+    """The job joins a cluster by its address alone, and relative paths start at the job's working folder."""
     command = [sys.executable, CHECKOUT / "jobs" / "precompute.py", "--videos", videos, "--model", str(model)]
     done = subprocess.run(
         [*command, "--output", "out/shards"],

@@ -1,7 +1,8 @@
-"""Estimates agree with torch's memory tracker and with DeepSpeed's engine and estimators."""
+"""Test that estimates agree with torch's memory tracker and with DeepSpeed's engine and estimators."""
 
 import contextlib
 import json
+import math
 import runpy
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def paper():
     return sizes_of(paper_7b().model, SHAPE)
 
 
-def test_the_papers_model_is_counted_without_its_memory(paper):
+def test_the_papers_model_is_counted_without_allocating_it(paper):
     assert 7.2e9 < paper.parameters < 7.8e9
     assert 0.8 < paper.backbone / paper.parameters < 0.95
 
@@ -52,14 +53,14 @@ def test_a_counted_model_has_as_many_parameters_as_a_built_one():
 
 
 @pytest.mark.parametrize("ranks", [2, 8, 16, 64, 1024])
-def test_states_of_7b_are_deepspeeds_own_estimate(paper, ranks):
+def test_states_of_7b_equal_deepspeeds_own_estimate(paper, ranks):
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
-    nodes, gpus = -(-ranks // 8), min(ranks, 8)
+    nodes, gpus = math.ceil(ranks / 8), min(ranks, 8)
     _, zero2 = estimate_zero2_model_states_mem_needs(paper.parameters, gpus, nodes, cpu_offload=False)
     assert sum(states(paper.parameters, ranks=ranks, stage=2)) == pytest.approx(zero2, rel=0.1)
-    # Gathered weights of the largest layer are not states.
+    # DeepSpeed's estimate for stage 3 includes the gathered weights of the largest layer, which are not states.
     largest_layer = 0
     _, zero3, _ = estimate_zero3_model_states_mem_needs(
         paper.parameters, largest_layer, gpus, nodes, cpu_offload=False, cpu_offload_params=False
@@ -68,7 +69,7 @@ def test_states_of_7b_are_deepspeeds_own_estimate(paper, ranks):
 
 
 @pytest.mark.slow
-def test_states_are_what_a_deepspeed_engine_holds(tmp_path):
+def test_states_equal_the_bytes_that_a_deepspeed_engine_holds(tmp_path):
     ranks = 2
     commands = [
         [sys.executable, str(ENGINE), str(r), str(ranks), str(tmp_path / "meet")] for r in range(ranks)
@@ -90,10 +91,13 @@ def test_states_are_what_a_deepspeed_engine_holds(tmp_path):
 
 
 def measured_activations(config: MotionConfig, samples: int, *, checkpointing: bool, fake: bool) -> float:
-    """Return the peak bytes besides weights of a forward and backward pass in bf16, as torch tracks them.
+    """Return the peak memory of a forward and backward pass in bf16 without the weights, in bytes, as torch tracks it.
 
     Args:
-        fake: with tensors that have sizes and no memory.
+        config: The model.
+        samples: Samples of the batch.
+        checkpointing: Whether activations are checkpointed.
+        fake: Whether the tensors have only sizes and no memory.
     """
     from torch.distributed._tools.mem_tracker import MemTracker
 
@@ -128,18 +132,18 @@ def measured_activations(config: MotionConfig, samples: int, *, checkpointing: b
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("size", ["small", "wide"])
-def test_activations_are_what_torch_tracks(size, checkpointing):
-    """Compare a small model, and three layers of the paper's widths with tensors that have no memory."""
+def test_activations_equal_those_that_torch_tracks(size, checkpointing):
+    """Compare a small model, and three layers of the paper's size, whose tensors have no memory."""
     config = SMALL if size == "small" else replace(paper_7b().model, layers=3)
-    # So many that the activations outgrow the gradients at the end.
+    # With fewer samples, the gradients at the end would need more memory than the activations.
     samples = 2 if size == "small" else 16
     sizes, frames = sizes_of(config, SHAPE), samples * config.context_frames
     given = {"checkpointing": checkpointing}
-    ours = frames * (
+    estimated = frames * (
         activations(sizes, config.context_frames, **given) + peak_layer(sizes, config.context_frames, **given)
     )
     measured = measured_activations(config, samples, fake=size == "wide", **given)
-    assert ours == pytest.approx(measured, rel=0.1)
+    assert estimated == pytest.approx(measured, rel=0.1)
 
 
 def test_memory_falls_with_every_stage_and_with_ranks(paper):
@@ -150,7 +154,7 @@ def test_memory_falls_with_every_stage_and_with_ranks(paper):
         memory(paper, ranks=64, stage=2, **options).total < memory(paper, ranks=16, stage=2, **options).total
     )
     fits = memory(paper, ranks=16, stage=2, **options)
-    # The paper trained it there.
+    # The paper trained the model on 16 A100.
     assert fits.total < MACHINES["A100"].memory_bytes
     assert memory(paper, ranks=16, stage=2, **(options | {"checkpointing": False})).total > 80 * 2**30
 
@@ -168,7 +172,7 @@ def test_arguments_out_of_bounds_are_refused(paper):
 # --- time ---------------------------------------------------------------------------------------------------------
 
 
-def test_flops_are_what_torch_counts():
+def test_flops_equal_those_that_torch_counts():
     from torch.utils.flop_counter import FlopCounterMode
 
     config = replace(paper_7b().model, layers=2)
@@ -250,11 +254,13 @@ def streamed(corpus, *, store: Store, seconds_per_frame: float = 5e-4, ranks: in
     )
 
 
-def test_a_fast_store_keeps_up_and_reads_what_is_trained_on(corpus):
+def test_ranks_do_not_wait_for_a_fast_store(corpus):
     facts = streamed(corpus, store=Store())
     assert facts.data_wait < 0.01
-    # Each of a node's eight ranks trains at most 4096 frames in 2.1 s.
-    assert 0.5 < facts.node_bytes_s / (8 * 4096 * 7168 / (4096 * 5e-4 + 0.1)) < 1.02
+    # Each of a node's eight ranks trains on at most 4096 frames per step of 2.1 s.
+    step_s = 4096 * 5e-4 + 0.1
+    max_bytes_s = 8 * 4096 * 7168 / step_s
+    assert 0.5 < facts.node_bytes_s / max_bytes_s < 1.02
 
 
 def test_ranks_wait_for_a_slow_store(corpus):
@@ -262,9 +268,9 @@ def test_ranks_wait_for_a_slow_store(corpus):
     # Each rank has four reading tasks of 2 MB/s and trains on 14 MB/s.
     assert slow.data_wait > 0.3
     assert slow.node_bytes_s < 8 * 4 * 2e6 * 1.05
-    hesitant = streamed(corpus, store=Store(request_s=3.0))
-    assert hesitant.data_wait > streamed(corpus, store=Store()).data_wait
-    assert hesitant.first_s > 3
+    late = streamed(corpus, store=Store(request_s=3.0))
+    assert late.data_wait > streamed(corpus, store=Store()).data_wait
+    assert late.first_s > 3
 
 
 def test_a_node_without_a_cpu_for_reading_is_refused(corpus):

@@ -1,4 +1,4 @@
-"""Sibling URIs, atomic writes and uploads of folders in a location."""
+"""Test sibling URIs, atomic writes and uploads of folders in a location."""
 
 import os
 
@@ -54,7 +54,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     assert (tmp_path / "run" / "a" / "config.json").read_bytes() == b"old"
 
 
-def test_an_upload_removes_what_a_killed_one_left(tmp_path):
+def test_an_upload_removes_the_files_of_a_killed_one(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     (source / "weights").write_bytes(b"1")

@@ -1,4 +1,4 @@
-"""Transient storage errors are retried until a timeout; permanent ones are raised at once."""
+"""Test that transient storage errors are retried until a timeout, and that permanent ones are raised at once."""
 
 import errno
 

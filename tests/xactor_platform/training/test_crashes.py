@@ -1,4 +1,4 @@
-"""Kill a training wherever it can die, and compare its end with that of an undisturbed one, bit by bit."""
+"""Test that a training whose processes are killed gives the same result as an uninterrupted one, bit by bit."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trial_of(cluster: LocalCluster, shards, tmp_path_factory):
-    """Make the trial and the folder of a run by its name."""
+    """Return a function that makes the trial and the folder of a run from its name."""
     storage = tmp_path_factory.mktemp("runs")
 
     def make(name: str) -> tuple[Trial, RunFolder]:
@@ -56,18 +56,18 @@ def assert_the_same(folder: RunFolder, whole_run) -> None:
 
 
 @pytest.mark.cluster
-# The training starts several times, on a machine that may be busy.
+# The training starts several times, which takes minutes on a busy machine.
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "victims",
     [
-        # With a driver its controller dies too.
+        # Without the controller, which dies when the driver is killed.
         ("worker", "data", "driver", "stop"),
         pytest.param(VICTIMS, marks=pytest.mark.soak),
     ],
     ids=["most", "all"],
 )
-def test_killed_in_every_place_it_ends_as_if_nothing_had_been(trial_of, whole_run, victims):
+def test_a_training_whose_processes_are_killed_equals_an_uninterrupted_one(trial_of, whole_run, victims):
     kills = [Kill(victim=victim, after_step=7 + 10 * n) for n, victim in enumerate(victims)]
     trial, folder = trial_of(f"killed-{len(victims)}")
     recoveries = trial.run(kills)
@@ -85,14 +85,14 @@ def test_killed_in_every_place_it_ends_as_if_nothing_had_been(trial_of, whole_ru
 @pytest.mark.soak
 @pytest.mark.cluster
 @pytest.mark.parametrize("seed", range(20))
-def test_killed_at_random_it_ends_as_if_nothing_had_been(trial_of, whole_run, seed):
+def test_a_training_that_is_killed_at_random_equals_an_uninterrupted_one(trial_of, whole_run, seed):
     trial, folder = trial_of(f"random-{seed}")
     (recovery,) = trial.run(random_kills(seed, STEPS))
     assert recovery.resumed_from >= recovery.checkpoint, recovery
     assert_the_same(folder, whole_run)
 
 
-def test_the_same_seed_kills_the_same():
+def test_the_same_seed_gives_the_same_kills():
     assert random_kills(3, 60, 4) == random_kills(3, 60, 4)
     assert {kill.victim for seed in range(30) for kill in random_kills(seed, 60)} == set(VICTIMS)
     assert all(1 <= kill.after_step < 57 for seed in range(30) for kill in random_kills(seed, 60))

@@ -1,4 +1,4 @@
-"""Go on with fewer ranks when a node is lost, and grow a cluster from no nodes for a training."""
+"""Test that a training continues when a node is lost, and that a cluster without worker nodes grows for a training."""
 
 import subprocess
 import sys
@@ -22,18 +22,18 @@ from xactor_platform.training.run.run_log import last_attempts
 HERE, ROOT = Path(__file__).resolve().parents[1], Path(__file__).resolve().parents[3]
 
 
-# Clusters start in it, which takes minutes on a busy machine.
+# The test starts a cluster, which takes minutes on a busy machine.
 @pytest.mark.timeout(1800)
 @pytest.mark.cluster
 @pytest.mark.parametrize(
     ("node", "steps", "then"),
     [
-        # One of the three CPUs reads data.
+        # Three CPUs are left, and one of them reads data.
         ("stays-away", 40, [2]),
         pytest.param("comes-back", 3000, [2, 4], marks=pytest.mark.soak),
     ],
 )
-def test_a_lost_node_costs_ranks_and_not_the_run(shards, tmp_path, node, steps, then):
+def test_a_run_continues_with_fewer_ranks_when_a_node_is_lost(shards, tmp_path, node, steps, then):
     script = [sys.executable, str(HERE / "lost_node.py"), shards, str(tmp_path), str(steps), node]
     run = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
@@ -47,11 +47,11 @@ def test_a_lost_node_costs_ranks_and_not_the_run(shards, tmp_path, node, steps, 
     assert [size for size, _ in groupby(sizes)] == [4, *then]
     rows = last_attempts(folder.read_lines(METRICS), steps)
     assert [row["step"] for row in rows] == list(range(1, steps + 1))
-    # It checks that no sample is trained on twice in an epoch.
+    # `history` checks that no sample is trained on twice in an epoch.
     history(folder, steps)
 
 
-# Clusters start in it, which takes minutes on a busy machine.
+# The test starts a cluster, which takes minutes on a busy machine.
 @pytest.mark.timeout(1800)
 @pytest.mark.cluster
 @pytest.mark.parametrize("shrinks", [False, pytest.param(True, marks=pytest.mark.soak)])
@@ -73,7 +73,7 @@ def test_a_cluster_grows_from_no_node_for_a_training_and_shrinks_after_it(shards
         )
         assert run.returncode == 0, run.stdout + run.stderr
         assert "done: step 3" in run.stdout
-        # Our request is withdrawn at once; Ray Data's own last for three minutes.
+        # The training withdraws its request for nodes at its end. Ray Data's requests last for three minutes.
         if shrinks:
             deadline = time.monotonic() + 300
             while cluster.worker_nodes() and time.monotonic() < deadline:
@@ -85,16 +85,16 @@ def test_a_cluster_grows_from_no_node_for_a_training_and_shrinks_after_it(shards
     ("reserved", "cpus", "ranks"),
     [
         ([4, 4], 9, 8),
-        # One CPU must be left, and 7 ranks do not share a step of 16.
+        # One CPU must be left for reading data, and 7 ranks cannot share a step of 16 micro-batches.
         ([4, 4], 8, 4),
         ([4, 3], 8, 4),
         ([3], 4, 2),
         ([1], 1, 0),
-        # Never more than were requested.
+        # The scaling config requests at most 8 ranks.
         ([20], 40, 8),
     ],
 )
-def test_ranks_are_rounded_down_to_what_shares_a_step(monkeypatch, reserved, cpus, ranks):
+def test_ranks_are_rounded_down_to_a_number_that_can_share_a_step(monkeypatch, reserved, cpus, ranks):
     monkeypatch.setattr(elastic, "ray", SimpleNamespace(cluster_resources=lambda: {"CPU": cpus}))
     scaling = ray.train.ScalingConfig(num_workers=(1, 8), resources_per_worker={"CPU": 1})
     policy = SharedSteps(scaling, PlanConfig(micro_batches=16), data_cpus=1)

@@ -1,4 +1,4 @@
-"""Keep the start of a training short: no process imports what it does not need."""
+"""Test that no process of a training imports a large package that it does not need, so that it starts quickly."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ LOADED = "import sys; print(*[name for name in {names!r} if name in sys.modules]
 
 
 def loaded(code: str, *names: str) -> list[str]:
-    """Return those of the modules that a new process has after running the code."""
+    """Return which of the named modules are loaded in a new process after the code has run."""
     command = [sys.executable, "-c", f"{code}\n{LOADED.format(names=names)}"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr

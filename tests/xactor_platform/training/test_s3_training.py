@@ -1,4 +1,4 @@
-"""Keep shards and checkpoints in an S3 store, through a network that fails."""
+"""Test that shards and checkpoints work in an S3 store behind a network that fails."""
 
 from pathlib import Path
 from urllib.parse import quote
@@ -36,7 +36,7 @@ def proxy(moto):
 
 @pytest.fixture(scope="module")
 def bucket(proxy) -> str:
-    """Give a bucket's URI with the options that pyarrow needs to reach it."""
+    """Return a bucket's URI with the options that pyarrow needs to reach it."""
     endpoint = quote(f"127.0.0.1:{proxy.port}", safe="")
     options = f"scheme=http&region=us-east-1&allow_bucket_creation=true&endpoint_override={endpoint}"
     uri = f"s3://key:secret@bucket?{options}"
@@ -46,7 +46,7 @@ def bucket(proxy) -> str:
 
 @pytest.fixture
 def faulty(proxy):
-    """Make many of the requests fail from now on."""
+    """Make many requests fail during the test."""
     proxy.faults.clear()
     proxy.rate = RATE
     yield proxy
@@ -55,7 +55,7 @@ def faulty(proxy):
 
 @pytest.fixture(scope="module")
 def in_bucket(bucket, shards) -> str:
-    """Copy the corpus into the bucket."""
+    """Copy the corpus into the bucket, and return its URI."""
     uri = child_uri(bucket, "shards")
     place = Location.parse(uri)
     fs.copy_files(shards, place.path, destination_filesystem=place.filesystem)
@@ -71,7 +71,7 @@ def manifest_of(checkpoints: Checkpoints, step: int) -> Manifest:
         score=None,
         config={},
         packages={},
-        files=checkpoints.wait_for_ranks(step, 1, "t", 30),
+        files=checkpoints.wait_for_ranks(step, ranks=1, token="t", timeout_s=30),
     )
 
 
@@ -83,7 +83,7 @@ def test_checkpoints_and_an_index_survive_a_bad_network(bucket, in_bucket, shard
     checkpoints = Checkpoints(RunFolder(child_uri(bucket, "runs"), "parts"), keep=2)
     weight = torch.randn(300_000, generator=torch.Generator().manual_seed(0))
     for step in range(1, 5):
-        checkpoints.write_rank(step, 0, "t", {"state/part.pt": {"weight": weight * step}})
+        checkpoints.write_rank(step, 0, token="t", files={"state/part.pt": {"weight": weight * step}})
         checkpoints.commit(manifest_of(checkpoints, step))
     complete = checkpoints.complete()
     assert [manifest.step for manifest in complete] == [4, 3]
@@ -96,9 +96,9 @@ def test_checkpoints_and_an_index_survive_a_bad_network(bucket, in_bucket, shard
 
 
 @pytest.mark.parametrize("request_number", range(4))
-def test_a_listing_that_is_cut_hides_nothing(in_bucket, shards, proxy, request_number):
+def test_a_listing_whose_response_was_cut_is_complete(in_bucket, shards, proxy, request_number):
     expected = Location.parse(shards).sizes()
-    # By chance, some of the cuts are within the headers.
+    # A response arrives in pieces of varying sizes, so some of the ten cuts fall within its headers.
     for _ in range(10):
         proxy.cut_at = request_number
         assert Location.parse(in_bucket).sizes() == expected
@@ -106,7 +106,7 @@ def test_a_listing_that_is_cut_hides_nothing(in_bucket, shards, proxy, request_n
 
 
 @pytest.mark.slow
-def test_a_store_that_is_gone_is_named(bucket, proxy):
+def test_an_unreachable_store_is_named(bucket, proxy):
     folder = RunFolder(child_uri(bucket, "runs"), "gone", storage_timeout_s=0)
     proxy.gone = True
     with pytest.raises(
@@ -119,13 +119,13 @@ def test_a_store_that_is_gone_is_named(bucket, proxy):
 
 
 @pytest.mark.cluster
-def test_a_run_in_a_bucket_equals_one_here(ray_cluster, bucket, in_bucket, shards, faulty, tmp_path):
+def test_a_run_in_a_bucket_equals_a_local_one(ray_cluster, bucket, in_bucket, shards, faulty, tmp_path):
     storage = child_uri(bucket, "runs")
-    often = {"steps": 9, "evaluate_every": 0, "checkpoint_every": 3}
-    result = train(config_of(in_bucket, storage, "run", **often))
+    settings = {"steps": 9, "evaluate_every": 0, "checkpoint_every": 3}
+    result = train(config_of(in_bucket, storage, "run", **settings))
     assert sum(faulty.faults.values()) >= 10, faulty.faults
     faulty.rate = 0.0
-    train(config_of(shards, tmp_path, "run", **often))
+    train(config_of(shards, tmp_path, "run", **settings))
     run, local = RunFolder(storage, "run"), RunFolder(str(tmp_path), "run")
     for name, columns in (
         ("metrics.jsonl", ("step", "loss", "grad_norm")),

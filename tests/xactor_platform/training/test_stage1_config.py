@@ -56,14 +56,16 @@ def test_presets_survive_json(preset):
         refuse_changes(saved, as_dict(replace(config, train=replace(config.train, frames_steps=7))), "runs/x")
 
 
-def test_a_renderer_from_nothing_is_the_one_that_xactor_renders_by_default():
-    ours = {f.name: f.default for f in fields(RendererConfig)}
-    theirs = {n: p.default for n, p in inspect.signature(random_components).parameters.items() if n in ours}
-    assert len(theirs) == 12
-    assert {n: ours[n] for n in theirs} == {**theirs, "window_frames": 16}
+def test_sizes_of_a_new_renderer_are_the_defaults_of_random_components():
+    defaults = {f.name: f.default for f in fields(RendererConfig)}
+    random_defaults = {
+        n: p.default for n, p in inspect.signature(random_components).parameters.items() if n in defaults
+    }
+    assert len(random_defaults) == 12
+    assert {n: defaults[n] for n in random_defaults} == {**random_defaults, "window_frames": 16}
 
 
-def test_the_papers_figures():
+def test_the_paper_preset_has_the_papers_figures():
     config = paper()
     assert (config.train.steps, config.scale.ranks, config.train.micro_batches) == (120_000, 8, 8)
     assert config.model.image_size == 512

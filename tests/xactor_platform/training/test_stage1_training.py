@@ -1,4 +1,4 @@
-"""Train stage 1 with Ray Train and DeepSpeed ZeRO-2: phases, resume, ranks, a bad video, averages and sheets."""
+"""Test training of stage 1 with Ray Train and DeepSpeed ZeRO-2: phases, resuming, ranks, a bad video and averages."""
 
 import json
 import os
@@ -30,13 +30,13 @@ from xactor_platform.training.stage1_config import (
 from xactor_platform.training.train_config import RunConfig, ScaleConfig
 
 VAE_STEPS, MOTION_STEPS, FRAMES_STEPS, STEPS = 4, 2, 8, 18
-# The half lies in the frames phase.
+# The first half of an interrupted run ends in the frames phase.
 EVERY, HALF = 6, 9
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Use one thread, as the ranks do: more would wait for each other in operations as small as these."""
+    """Use one thread, as the ranks do. In such small operations, more threads would only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -45,7 +45,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def videos(video_corpus) -> str:
-    """Write fourteen clips to train on, of which one is damaged, and four held out."""
+    """Write 14 training clips, one of which is damaged, and 4 held-out clips."""
     folder, _ = video_corpus([30, 40, 50, 64] * 3 + [20, 90], samples_per_shard=5)
     video_corpus([40, 50, 30, 60], "test", folder=folder)
     index = load_index(folder)
@@ -108,27 +108,28 @@ def checkpoint(storage: Path, name: str, step: int) -> dict:
 
 @pytest.fixture(scope="module")
 def whole_run(ray_cluster, videos, tmp_path_factory):
-    """Train an uninterrupted run on two ranks. Give its storage and result."""
+    """Train a run on two ranks without interruption. Return its storage and result."""
     storage = tmp_path_factory.mktemp("runs")
     return storage, train(config_of(videos, storage, "whole"))
 
 
 @pytest.fixture(scope="module")
 def half_a_run(ray_cluster, videos, tmp_path_factory) -> Path:
-    """Train half a run, which ends in the frames phase. Give its folder, to be copied."""
+    """Train the first half of a run, and return its folder. Tests copy the folder."""
     storage = tmp_path_factory.mktemp("runs")
     train(config_of(videos, storage, "half", steps=HALF))
     return storage / "half"
 
 
 @pytest.mark.cluster
-def test_a_run_leaves_what_it_should(whole_run, videos):
+def test_a_run_writes_metrics_sheets_and_an_export(whole_run, videos):
     storage, result = whole_run
     metrics = rows(storage, "whole")
     assert [r["step"] for r in metrics] == list(range(1, STEPS + 1))
     phases = ["vae"] * VAE_STEPS + ["motion"] * MOTION_STEPS + ["frames"] * FRAMES_STEPS
     assert [r["phase"] for r in metrics] == phases + ["temporal"] * (STEPS - len(phases))
-    # Two micro-batches of two windows: two stills of each, then all of their eight frames.
+    # A step has two micro-batches of two windows. It uses two stills of each window, which are 8 frames, and in the
+    # last phase all eight frames of each window, which are 32.
     full = [r["frames"] for r in metrics if r["frames"] in (8, 32)]
     assert len(full) >= STEPS - 2
     assert [r["step"] for r in metrics if "held_out_loss" in r] == [6, 12, 18]
@@ -179,7 +180,7 @@ def test_every_good_window_is_trained_on_once_an_epoch_and_the_bad_video_is_name
 
 
 @pytest.mark.cluster
-def test_only_the_phases_own_parameters_move_and_averages_take_over_where_it_ends(whole_run):
+def test_a_phase_changes_only_its_own_parameters_and_ends_with_their_averages(whole_run):
     storage, result = whole_run
     states = {step: checkpoint(storage, "whole", step) for step in (6, 12, 18)}
     models = {step: state["module"] for step, state in states.items()}
@@ -189,36 +190,38 @@ def test_only_the_phases_own_parameters_move_and_averages_take_over_where_it_end
     assert temporal
     assert vae
 
-    def moved(first: int, last: int) -> set[str]:
+    def changed(first: int, last: int) -> set[str]:
         return {n for n, value in models[first].items() if not torch.equal(value, models[last][n])}
 
-    # Four steps trained the VAE, which then took its averages over bit by bit; two trained the motion encoder.
+    # Step 6: four steps trained the VAE, whose weights were then replaced by their averages, bit by bit. Two steps
+    # trained the motion encoder.
     names = [n for n, _ in build_objective(config_of("", storage, "x")).named_parameters()]
-    own = [n for n in names if n in vae]
+    vae_names = [n for n in names if n in vae]
     averages = states[6]["stage"]["averages"]["vae"]
-    assert len(own) == len(averages)
-    for name, average in zip(own, averages, strict=True):
+    assert len(vae_names) == len(averages)
+    for name, average in zip(vae_names, averages, strict=True):
         torch.testing.assert_close(models[6][name], average, rtol=0, atol=0)
-    # In six steps on frames, the renderer and the motion encoder change, and the temporal layers do not.
-    assert not moved(6, 12) & (vae | temporal)
-    assert moved(6, 12) & encoder
-    assert {n for n in moved(6, 12) if n.startswith("reference_unet.")}
-    # In two more on frames and four on windows, the VAE stays frozen.
-    assert moved(12, 18) & temporal
-    assert not moved(12, 18) & vae
-    # The export holds the averages of the last phase, not the weights of the last step.
+    # Steps 7 to 12 train on frames: the renderer and the motion encoder change, and the temporal layers do not.
+    assert not changed(6, 12) & (vae | temporal)
+    assert changed(6, 12) & encoder
+    assert {n for n in changed(6, 12) if n.startswith("reference_unet.")}
+    # Steps 13 to 18 train on frames and then on windows: the temporal layers change, and the VAE stays frozen.
+    assert changed(12, 18) & temporal
+    assert not changed(12, 18) & vae
+    # The export has the averages of the last phase, not the weights of the last step.
     exported = Renderer.from_pretrained(result.export).components.unet.state_dict()
     assert any(
         not torch.equal(exported[n.removeprefix("unet.")], models[18][n])
         for n in temporal
         if n.startswith("unet.")
     )
-    encoder = MotionEncoder.from_pretrained(Path(result.export) / "motion_encoder").state_dict()
-    for name, value in encoder.items():
+    exported_encoder = MotionEncoder.from_pretrained(Path(result.export) / "motion_encoder").state_dict()
+    for name, value in exported_encoder.items():
         assert torch.equal(value, models[18][f"motion_encoder.{name}"]), name
 
 
-# Soak: the test below resumes with one rank, and test_crashes kills stage 2.
+# This is a soak test because others cover most of it: the next test resumes with one rank, and test_crashes.py kills
+# and resumes stage 2.
 @pytest.mark.soak
 @pytest.mark.cluster
 def test_a_resumed_run_equals_the_uninterrupted_one(whole_run, half_a_run, videos, tmp_path):
@@ -240,8 +243,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(whole_run, half_a_run, video
 
 
 @pytest.mark.cluster
-def test_one_rank_goes_on_with_the_steps_of_two(whole_run, half_a_run, videos, tmp_path):
-    """Resume from a checkpoint of two ranks within a phase, which has parameters that never had a gradient."""
+def test_one_rank_continues_a_run_of_two(whole_run, half_a_run, videos, tmp_path):
+    """Resume from a checkpoint of two ranks within a phase, when some parameters never had a gradient."""
     storage, _ = whole_run
     shutil.copytree(half_a_run, tmp_path / "one")
     train(config_of(videos, tmp_path, "one", ranks=1))
@@ -258,7 +261,7 @@ def test_one_rank_goes_on_with_the_steps_of_two(whole_run, half_a_run, videos, t
     assert bad[0] == bad[1]
 
 
-def test_what_cannot_be_trained_on_is_named(videos, corpus, tmp_path):
+def test_unusable_shards_and_models_are_named(videos, corpus, tmp_path):
     config = config_of(videos, tmp_path, "x")
     with pytest.raises(ValueError, match="holds latents, not videos"):
         train(replace(config, data=VideoDataConfig(shards=corpus([20, 30]))))
@@ -284,26 +287,30 @@ def test_what_cannot_be_trained_on_is_named(videos, corpus, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_one_phase_at_a_time_learns_with_a_warm_up_of_its_own(videos):
+def test_each_phase_trains_its_own_groups_after_its_own_warm_up(videos):
     config = config_of(videos, Path("x"), "x", temporal_learning_rate=3e-4, vae_learning_rate=2e-3)
     stage = Stage1(config, {}, load_index(videos), rank=0, ranks=1, device=torch.device("cpu"))
     rates = np.array([stage.rates(step) for step in range(STEPS)])  # [steps, groups]
     starts = np.cumsum([0, VAE_STEPS, MOTION_STEPS, FRAMES_STEPS])
     frames = slice(starts[2], starts[3])
+    # In the frames phase the motion encoder and the frames group are trained, in the others only their own group.
     assert (np.delete(rates, frames, axis=0) > 0).sum(1).tolist() == [1] * (STEPS - FRAMES_STEPS)
     assert ((rates[frames] > 0) == [False, True, True, False]).all()
     assert rates.max(0) == pytest.approx([2e-3, 1e-3, 1e-3, 3e-4])
+    # In the frames phase the motion encoder has a tenth of its learning rate.
     assert rates[frames, 1].max() == pytest.approx(1e-4)
     for group, first in enumerate(starts):
         assert rates[first + 1, group] == pytest.approx(2 * rates[first, group])
     groups = stage.parameter_groups()
-    for step, group in ((0, 0), (1, 0)):
+    vae, *others = groups
+    for step in (0, 1):
         stage.begin(step)
-        assert [all(p.requires_grad for p in g) for g in groups] == [n == group for n in range(4)]
-        assert not any(p.requires_grad for n, g in enumerate(groups) if n != group for p in g)
+        assert all(p.requires_grad for p in vae)
+        assert [all(p.requires_grad for p in group) for group in others] == [False] * 3
+        assert not any(p.requires_grad for group in others for p in group)
 
 
-def test_averages_follow_the_parameters_and_are_put_in_and_out():
+def test_averages_follow_the_parameters_and_replace_them_for_a_while():
     parameter = nn.Parameter(torch.zeros(2))
     averages = Averages([parameter], decay=0.5)
     expected = 0.0
@@ -322,34 +329,33 @@ def test_averages_follow_the_parameters_and_are_put_in_and_out():
     assert torch.equal(again.state()[0], averages.state()[0])
 
 
-def test_gradient_checkpointing_changes_nothing():
+def test_gradient_checkpointing_gives_the_same_gradients():
     grads = []
     for checkpointing in (False, True):
         config = config_of("", Path("x"), "x", gradient_checkpointing=checkpointing)
         objective = build_objective(config)
         generator = torch.Generator().manual_seed(0)
         frames = torch.randint(0, 256, (1, 4, 32, 32, 3), generator=generator, dtype=torch.uint8)
-        # The temporal layers start with zero output.
+        # The temporal layers start with an output of zero, which would hide gradients.
         with torch.no_grad():
             for layer in objective.unet.temporal_layers():
                 nn.init.normal_(layer.proj_out.weight, std=0.1, generator=generator)
         loss = objective(frames, frames[:, 0], torch.ones(1), [(0, 0, "a", 0)], "temporal")
         loss.backward()
         grads.append({n: p.grad for n, p in objective.named_parameters() if p.grad is not None})
-    plain, saving = grads
-    assert plain.keys() == saving.keys()
+    plain, checkpointed = grads
+    assert plain.keys() == checkpointed.keys()
     assert any("reference_unet" in name for name in plain)
     for name, grad in plain.items():
-        torch.testing.assert_close(saving[name], grad, msg=name)
+        torch.testing.assert_close(checkpointed[name], grad, msg=name)
 
 
 def test_published_weights_render_at_the_configured_size(tmp_path):
-    cross = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
     UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(16, 32),
-        down_block_types=cross[0],
-        up_block_types=cross[1],
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,
         norm_num_groups=8,
         attention_head_dim=2,
@@ -367,9 +373,16 @@ def test_published_weights_render_at_the_configured_size(tmp_path):
         RendererConfig(sd15=str(tmp_path), image_size=32, window_frames=8),
         replace(config.model, vae=str(tmp_path / "vae"), vae_channels=(16, 32, 64)),
     ):
-        o = build_objective(replace(config, model=model, train=replace(config.train, vae_steps=0)))
-        groups = o.parameter_groups()
+        objective = build_objective(replace(config, model=model, train=replace(config.train, vae_steps=0)))
+        groups = objective.parameter_groups()
         assert not groups["vae"]
         assert groups["frames"]
-        assert o.vae.config["block_out_channels"] == [16, 32]
-        assert Renderer(o.motion_encoder, o.unet, o.reference_unet, o.vae, o.scheduler).image_size == 32
+        assert objective.vae.config["block_out_channels"] == [16, 32]
+        renderer = Renderer(
+            objective.motion_encoder,
+            objective.unet,
+            objective.reference_unet,
+            objective.vae,
+            objective.scheduler,
+        )
+        assert renderer.image_size == 32

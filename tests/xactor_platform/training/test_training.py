@@ -1,4 +1,4 @@
-"""Train stage 2 with Ray Train and DeepSpeed ZeRO-2: resume, ranks, bad samples, and a run's files."""
+"""Test training of stage 2 with Ray Train and DeepSpeed ZeRO-2: resuming, ranks, bad samples, and a run's files."""
 
 import contextlib
 import json
@@ -33,25 +33,25 @@ from xactor_platform.training.train_config import RunConfig, ScaleConfig, TrainC
 
 
 def trained_on(storage: Path, name: str) -> dict[int, list]:
-    """Return the samples of each step, of all ranks, of the last attempt."""
+    """Return the samples of each step, over all ranks, from the last attempt at the step."""
     logged = rows(storage, name, "samples.jsonl")
-    last = {
-        step: max(r["attempt"] for r in logged if r["step"] == step) for step in {r["step"] for r in logged}
-    }
+    last_attempt: dict[int, int] = {}
+    for r in logged:
+        last_attempt[r["step"]] = max(r["attempt"], last_attempt.get(r["step"], 0))
     steps: dict[int, list] = {}
     for r in logged:
-        if r["attempt"] == last[r["step"]]:
+        if r["attempt"] == last_attempt[r["step"]]:
             steps.setdefault(r["step"], []).extend(map(tuple, r["samples"]))
     return {step: sorted(samples) for step, samples in sorted(steps.items())}
 
 
 @pytest.mark.cluster
-def test_a_run_leaves_what_the_design_says(whole_run, shards):
+def test_a_run_writes_metrics_checkpoints_and_an_export(whole_run, shards):
     storage, result = whole_run
     metrics = rows(storage, "whole")
     assert [r["step"] for r in metrics] == list(range(1, STEPS + 1))
-    named = "step epoch loss lr grad_norm frames padding step_s data_wait_s frames_per_s mfu skipped"
-    assert all(set(named.split()) <= set(r) for r in metrics)
+    columns = "step epoch loss lr grad_norm frames padding step_s data_wait_s frames_per_s mfu skipped"
+    assert all(set(columns.split()) <= set(r) for r in metrics)
     evaluated = {r["step"]: r["held_out_loss"] for r in metrics if "held_out_loss" in r}
     assert list(evaluated) == list(range(EVERY, STEPS + 1, EVERY))
     assert evaluated[STEPS] < 0.9 * evaluated[EVERY]
@@ -80,12 +80,12 @@ def test_every_sample_is_trained_on_once_an_epoch(whole_run, shards):
         frames: dict[str, int] = {}
         for key, _, count in first:
             frames[key] = frames.get(key, 0) + count
-        assert len(frames) == 39
+        assert len(frames) == 39  # all training clips but the bad one
         assert BAD_CLIP not in frames
 
 
 @pytest.mark.cluster
-def test_a_run_goes_on_with_other_ranks_and_past_a_corrupt_checkpoint(whole_run, shards, tmp_path):
+def test_a_run_continues_with_other_ranks_and_skips_a_corrupt_checkpoint(whole_run, shards, tmp_path):
     storage, _ = whole_run
     last, options = 24, {"checkpoint_every": 4, "keep_best": 0}
     train(config_of(shards, tmp_path, "parts", steps=8, **options))
@@ -115,7 +115,7 @@ def test_a_run_goes_on_with_other_ranks_and_past_a_corrupt_checkpoint(whole_run,
 
 
 @pytest.mark.cluster
-def test_a_sample_with_nan_is_skipped_within_the_bound_and_else_stops_the_run(whole_run, shards, tmp_path):
+def test_a_sample_with_nan_is_skipped_within_the_bound_and_stops_the_run_past_it(whole_run, shards, tmp_path):
     storage, _ = whole_run
     assert all(np.isfinite(r["loss"]) for r in rows(storage, "whole"))
     config = config_of(shards, tmp_path, "nan", scale={"ranks": 1})
@@ -126,7 +126,7 @@ def test_a_sample_with_nan_is_skipped_within_the_bound_and_else_stops_the_run(wh
 
 
 @pytest.mark.cluster
-def test_too_few_cpus_for_the_data_to_flow(ray_cluster, shards, tmp_path):
+def test_too_few_cpus_for_reading_data_are_refused(ray_cluster, shards, tmp_path):
     config = config_of(shards, tmp_path, "greedy")
     config = replace(config, scale=ScaleConfig(ranks=4, cpus_per_rank=1, start_timeout_s=1))
     with pytest.raises(ValueError, match=r"has 4 CPUs, but 4 ranks of 1 and 1 for reading data need 5"):
@@ -147,8 +147,8 @@ def test_a_run_does_not_change_its_config_or_resume_from_nothing(whole_run, shar
 
 
 @pytest.mark.cluster
-def test_a_run_goes_on_only_with_its_own_corpus_checkpoint_and_driver(whole_run, shards, tmp_path):
-    """Refuse all of it before anything starts."""
+def test_a_run_resumes_only_with_its_own_corpus_checkpoint_and_driver(whole_run, shards, tmp_path):
+    """Each case is refused before the training starts."""
     storage, _ = whole_run
     run = tmp_path / "run"
     shutil.copytree(storage / "whole", run)
@@ -158,14 +158,14 @@ def test_a_run_goes_on_only_with_its_own_corpus_checkpoint_and_driver(whole_run,
         pytest.raises(RunIsTaken, match=r"is being trained by process \d+ on"),
     ):
         train(config)
-    about = json.loads((run / "config.json").read_text())
-    first = next(name for name in about["corpus"] if name.startswith("train-"))
-    (run / "config.json").write_text(json.dumps(about | {"corpus": about["corpus"] | {first: "another"}}))
+    saved = json.loads((run / "config.json").read_text())
+    first = next(name for name in saved["corpus"] if name.startswith("train-"))
+    (run / "config.json").write_text(json.dumps(saved | {"corpus": saved["corpus"] | {first: "another"}}))
     with pytest.raises(
         ValueError, match=rf"differs from the corpus that this run began with: shards 1 changed \({first}\)"
     ):
         train(config)
-    (run / "config.json").write_text(json.dumps(about))
+    (run / "config.json").write_text(json.dumps(saved))
     path = run / f"checkpoint-{STEPS:08d}" / "manifest.json"
     manifest = json.loads(path.read_text())
     other = manifest["config"] | {"model": manifest["config"]["model"] | {"layers": 5}}
@@ -197,7 +197,7 @@ def test_a_checkpoint_of_another_model_stops_a_run(whole_run, shards, tmp_path):
 
 @pytest.mark.cluster
 def test_too_many_lost_steps_stop_a_run(ray_cluster, shards, tmp_path):
-    # A rate at which everything overflows.
+    # At this learning rate all gradients overflow.
     hot = {"learning_rate": 1e30, "clip_norm": 1e30, "max_skipped_steps": 3}
     config = config_of(shards, tmp_path, "hot", scale={"ranks": 1}, **hot)
     with pytest.raises(
@@ -209,10 +209,11 @@ def test_too_many_lost_steps_stop_a_run(ray_cluster, shards, tmp_path):
     assert [r["step"] for r in lost] == list(range(1, len(lost) + 1))
 
 
-# Soak: Ray Train waits long for a rank that hangs. test_health has the same without Ray Train.
+# This is a soak test because Ray Train waits long for a rank that hangs. test_health.py tests the same without Ray
+# Train.
 @pytest.mark.soak
 @pytest.mark.cluster
-def test_a_rank_that_hangs_is_named_and_costs_no_row(ray_cluster, shards, tmp_path):
+def test_a_rank_that_hangs_is_named_and_no_row_is_lost(ray_cluster, shards, tmp_path):
     config = config_of(shards, tmp_path, "hung", steps=4000, checkpoint_every=2, evaluate_every=0)
     config = replace(config, scale=replace(config.scale, collective_timeout_s=5))
 
@@ -222,7 +223,7 @@ def test_a_rank_that_hangs_is_named_and_costs_no_row(ray_cluster, shards, tmp_pa
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 if " ".join(process.cmdline()).startswith("ray::RayTrainWorker"):
-                    # It hangs, and Ray sees nothing wrong with it.
+                    # The suspended process hangs, but Ray sees nothing wrong with it.
                     process.suspend()
                     return
 
@@ -237,10 +238,10 @@ def test_a_rank_that_hangs_is_named_and_costs_no_row(ray_cluster, shards, tmp_pa
     assert Checkpoints(RunFolder(str(tmp_path), "hung")).complete()[0].step >= 4
 
 
-def test_what_cannot_be_trained_on_is_named(shards, tmp_path):
+def test_unusable_folders_are_named(shards, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         train(config_of(str(tmp_path / "nowhere"), tmp_path, "x"))
-    # Nobody can write there.
+    # Nobody can write to /proc.
     with pytest.raises(OSError, match=r"/proc/runs"):
         train(config_of(shards, Path("/proc/runs"), "x"))
     config = config_of(shards, tmp_path, "x")
@@ -282,7 +283,7 @@ def test_presets_survive_json(preset):
         Stage2Config.from_dict({**saved, "train": {**saved["train"], "colour": 1}})
 
 
-def test_the_papers_figures():
+def test_the_paper_preset_has_the_papers_figures():
     config = paper_7b()
     assert (config.train.steps, config.train.learning_rate, config.scale.ranks) == (66_000, 1e-4, 16)
     assert (config.model.chunk_frames, config.model.context_frames, config.forcing.audio_drop) == (
@@ -292,7 +293,7 @@ def test_the_papers_figures():
     )
 
 
-def test_only_what_may_change_changes():
+def test_a_run_accepts_only_changes_of_some_settings():
     before = asdict(tiny())
     refuse_changes(before, {**before, "scale": {**before["scale"], "ranks": 1}}, "runs/x")
     refuse_changes(before, {**before, "train": {**before["train"], "steps": 9}}, "runs/x")
@@ -309,7 +310,7 @@ def test_the_learning_rate_warms_up_and_falls():
     assert learning_rate(99, replace(train, schedule="constant")) == 1.0
 
 
-def test_a_log_goes_on_after_a_line_cut_short(tmp_path):
+def test_a_log_continues_after_a_truncated_line(tmp_path):
     folder = RunFolder(str(tmp_path), "run")
     log = RunLog(folder, "metrics.jsonl")
     log.write({"step": 1})
@@ -322,7 +323,7 @@ def test_a_log_goes_on_after_a_line_cut_short(tmp_path):
     assert folder.read_lines("metrics.jsonl") == [{"step": 1}, {"step": 2}]
 
 
-def test_an_export_replaces_the_one_before_whole(tmp_path):
+def test_an_export_replaces_all_files_of_the_earlier_one(tmp_path):
     folder = RunFolder(str(tmp_path), "run")
     for text in ("old", "new"):
         source = tmp_path / text

@@ -1,4 +1,4 @@
-"""Write, verify, keep and drop checkpoints, also in a storage that fails for a while."""
+"""Test that checkpoints are written, verified, kept and dropped, also in a storage that fails for a while."""
 
 import errno
 import json
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from xactor_platform.storage.retries import StorageUnavailable
-from xactor_platform.training.run import checkpoints as module
+from xactor_platform.training.run import checkpoints as checkpoints_module
 from xactor_platform.training.run.checkpoints import MANIFEST, Checkpoints, Corrupt, Manifest
 from xactor_platform.training.run.endings import TrainingStopped
 from xactor_platform.training.run.folder import RunFolder
@@ -28,6 +28,7 @@ class Engine:
         self.checkpoint_engine: object = "DeepSpeed's own"
 
     def save_checkpoint(self, folder: str, *, tag: str, client_state: dict, save_latest: bool) -> None:
+        # This tensor occurs several times, and a snapshot must copy it once.
         state = {"module": {"weight": self.weight}, "alike": [self.weight, self.weight], **client_state}
         self.checkpoint_engine.save(state, f"{folder}/{tag}/part_{self.rank}.pt")  # pyright: ignore
 
@@ -54,7 +55,7 @@ def saver_of(
 
 
 def save(checkpoints: Checkpoints, step: int, score: float | None = None) -> None:
-    """Save a checkpoint by both ranks."""
+    """Save a checkpoint from both ranks."""
     savers = [saver_of(checkpoints, rank) for rank in range(RANKS)]
     for rank, saver in enumerate(savers):
         saver.save(Engine(torch.full((8,), float(step)), rank), step, {"step": step}, score)
@@ -73,7 +74,7 @@ def loaded(checkpoints: Checkpoints, manifest: Manifest, target: Path) -> dict:
     return torch.load(target / "state" / "part_1.pt", weights_only=False)
 
 
-def test_what_was_saved_comes_back(run, tmp_path):
+def test_a_saved_checkpoint_is_loaded(run, tmp_path):
     checkpoints = Checkpoints(run)
     save(checkpoints, 3, score=0.5)
     (manifest,) = checkpoints.complete()
@@ -85,7 +86,7 @@ def test_what_was_saved_comes_back(run, tmp_path):
     assert state["step"] == 3
 
 
-def test_a_snapshot_is_a_copy_and_its_memory_is_used_again():
+def test_a_snapshot_is_a_copy_and_its_memory_is_reused():
     weight = torch.arange(4.0)
     engine, snapshot = Engine(weight), HostSnapshot()
     first = snapshot.take(engine, {"step": 1, "stage": {"averages": [weight * 2]}})
@@ -101,7 +102,7 @@ def test_a_snapshot_is_a_copy_and_its_memory_is_used_again():
     assert engine.checkpoint_engine == "DeepSpeed's own"
 
 
-def test_without_all_parts_there_is_no_checkpoint(run):
+def test_a_checkpoint_needs_the_files_of_all_ranks(run):
     checkpoints = Checkpoints(run)
     save(checkpoints, 1)
     alone = saver_of(checkpoints, 0, timeout_s=0.1)
@@ -110,7 +111,7 @@ def test_without_all_parts_there_is_no_checkpoint(run):
         TimeoutError, match=r"checkpoint-00000002: ranks \[1\] did not write their files in 0\.1 s"
     ):
         alone.wait()
-    # The note of an earlier start does not count, although it exists.
+    # Rank 1 has a note with its files from an earlier start, which does not count.
     late = saver_of(checkpoints, 1, token="earlier")
     late.save(Engine(torch.zeros(8), 1), 2, {}, None)
     late.wait()
@@ -122,7 +123,7 @@ def test_without_all_parts_there_is_no_checkpoint(run):
     assert not (Path(run.location.path) / "checkpoint-00000002").exists()
 
 
-def test_what_comes_before_the_manifest_decides(run):
+def test_an_error_before_the_commit_prevents_the_checkpoint(run):
     def taken_over() -> None:
         raise TrainingStopped("another one goes on")
 
@@ -136,7 +137,7 @@ def test_what_comes_before_the_manifest_decides(run):
     assert steps(checkpoints) == []
 
 
-def test_the_newest_and_the_best_stay(run):
+def test_the_newest_and_the_best_checkpoints_are_kept(run):
     checkpoints = Checkpoints(run, keep=2, keep_best=1)
     for step, score in ((1, 0.9), (2, 0.1), (3, None), (4, 0.5), (5, 0.4)):
         save(checkpoints, step, score)
@@ -146,22 +147,25 @@ def test_the_newest_and_the_best_stay(run):
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "gone"])
-def test_what_is_not_as_written_is_named(run, tmp_path, harm):
+def test_a_damaged_file_is_named(run, tmp_path, harm):
     checkpoints = Checkpoints(run)
     save(checkpoints, 1)
     (manifest,) = checkpoints.complete()
     part = Path(run.location.path) / manifest.folder / "state" / "part_1.pt"
     data = bytearray(part.read_bytes())
     data[len(data) // 2] ^= 1
-    {"flip": lambda: part.write_bytes(data), "cut": lambda: part.write_bytes(data[:99]), "gone": part.unlink}[
-        harm
-    ]()
+    if harm == "flip":
+        part.write_bytes(data)
+    elif harm == "cut":
+        part.write_bytes(data[:99])
+    else:
+        part.unlink()
     says = {"flip": "another SHA-256", "cut": "has 99 bytes, its manifest says", "gone": "is missing"}[harm]
     with pytest.raises(Corrupt, match=rf"state/part_1\.pt {says}|state/part_1\.pt has {says}"):
         checkpoints.fetch(manifest, tmp_path / "node")
 
 
-def test_files_of_an_earlier_start_do_not_mix_with_a_checkpoint(run, tmp_path):
+def test_files_of_an_earlier_start_are_not_part_of_a_checkpoint(run, tmp_path):
     checkpoints = Checkpoints(run)
     save(checkpoints, 1)
     (manifest,) = checkpoints.complete()
@@ -169,7 +173,7 @@ def test_files_of_an_earlier_start_do_not_mix_with_a_checkpoint(run, tmp_path):
     loaded(checkpoints, manifest, tmp_path / "node")
 
 
-def test_a_manifest_cut_short_is_said_aloud_and_one_of_a_newer_version_is_refused(run, capsys):
+def test_a_truncated_manifest_is_reported_and_one_of_a_newer_version_is_refused(run, capsys):
     checkpoints = Checkpoints(run)
     save(checkpoints, 1)
     save(checkpoints, 2)
@@ -181,30 +185,31 @@ def test_a_manifest_cut_short_is_said_aloud_and_one_of_a_newer_version_is_refuse
     assert "CORRUPT checkpoint" in capsys.readouterr().out
     path.write_text(json.dumps(whole | {"format": 7, "colour": "blue"}))
     with pytest.raises(
-        ValueError, match=rf"checkpoint-00000003 has format 7, this version reads up to {module.FORMAT}"
+        ValueError,
+        match=rf"checkpoint-00000003 has format 7, this version reads up to {checkpoints_module.FORMAT}",
     ):
         checkpoints.complete()
 
 
-def test_a_full_disk_costs_no_checkpoint_and_no_row(run, monkeypatch):
+def test_a_full_disk_loses_no_checkpoint_and_no_row(run, monkeypatch):
     """Fill the disk for two writes, and later for good."""
-    checkpoints, full = Checkpoints(run), SimpleNamespace(left=0)
+    checkpoints, disk = Checkpoints(run), SimpleNamespace(failures_left=0)
     save(checkpoints, 1)
     log = RunLog(run, "metrics.jsonl")
     log.write({"step": 1})
-    really = torch.save
+    torch_save = torch.save
 
-    def write(*args):
-        if full.left:
-            full.left -= 1
+    def failing_save(*args):
+        if disk.failures_left:
+            disk.failures_left -= 1
             raise OSError(errno.ENOSPC, "No space left on device")
-        return really(*args)
+        return torch_save(*args)
 
-    monkeypatch.setattr(torch, "save", write)
+    monkeypatch.setattr(torch, "save", failing_save)
     retrying = Checkpoints(RunFolder(run.storage.path, "run", storage_timeout_s=5), keep=9)
-    full.left = 2
+    disk.failures_left = 2
     save(retrying, 2)
-    full.left = 10**9
+    disk.failures_left = 10**9
     with pytest.raises(StorageUnavailable, match="No space left on device"):
         save(checkpoints, 3)
     assert steps(checkpoints) == [2, 1]
@@ -223,16 +228,16 @@ def test_a_full_disk_costs_no_checkpoint_and_no_row(run, monkeypatch):
     assert [row["step"] for row in run.read_lines("metrics.jsonl")] == [1, 2, 3]
 
 
-def test_training_goes_on_while_a_checkpoint_is_written_and_hears_of_its_end(run):
-    told: list[Saved] = []
+def test_a_checkpoint_is_written_in_the_background_and_its_end_is_reported(run):
+    reported: list[Saved] = []
     checkpoints = Checkpoints(run)
-    first, second = (saver_of(checkpoints, rank, committed=told.append) for rank in range(RANKS))
+    first, second = (saver_of(checkpoints, rank, committed=reported.append) for rank in range(RANKS))
     first.save(Engine(torch.zeros(8)), 1, {}, None)
-    # It is pending, so there is no error to raise.
+    # The checkpoint is pending, so `check` has no error to raise.
     first.check()
-    assert not told
+    assert not reported
     second.save(Engine(torch.zeros(8), 1), 1, {}, None)
     first.wait()
-    (saved,) = told
+    (saved,) = reported
     assert saved.step == 1
     assert 0 < saved.blocked_s <= saved.seconds

@@ -1,4 +1,4 @@
-"""Find spikes and lagging ranks, and name what ends a rank."""
+"""Test that spikes and lagging ranks are found, and that errors that end a rank are named."""
 
 import multiprocessing
 import re
@@ -23,7 +23,7 @@ def test_a_loss_that_stands_out_is_counted_and_a_slow_change_is_not():
     assert spikes.count == 3
 
 
-def test_nothing_stands_out_from_the_first_steps():
+def test_the_first_steps_have_no_spikes():
     spikes = Spikes(3.0)
     assert not any(spikes.add(loss) for loss in (1.0, 100.0, 0.01, 50.0))
 
@@ -39,7 +39,7 @@ def test_a_loss_is_compared_with_those_of_its_phase():
     assert Spikes(3.0, rows[:35]).add(0.9, "frames")
 
 
-def test_a_run_that_goes_on_counts_on_as_if_it_had_not_stopped():
+def test_a_resumed_run_counts_the_same_spikes():
     losses = [1.0, 1.1, 0.9] * 6 + [9.0] + [1.0] * 5 + [8.0, 1.0, 7.0]
     rows, whole = [], Spikes(3.0)
     for step, loss in enumerate(losses, start=1):
@@ -49,18 +49,18 @@ def test_a_run_that_goes_on_counts_on_as_if_it_had_not_stopped():
         again = Spikes(3.0, last_attempts(rows, done))
         for loss in losses[done:]:
             again.add(loss)
-        assert again.count == whole.count == 3
+        assert again.count == whole.count
+    assert whole.count == 3
 
 
-def test_of_each_step_the_last_attempt_counts():
-    rows = [
-        {"step": s, "attempt": a} for a, steps in ((1, (1, 2, 3)), (2, (2, 3, 4)), (1, (4,))) for s in steps
-    ]
+def test_the_last_attempt_of_each_step_counts():
+    steps_and_attempts = [(1, 1), (2, 1), (3, 1), (2, 2), (3, 2), (4, 2), (4, 1)]
+    rows = [{"step": step, "attempt": attempt} for step, attempt in steps_and_attempts]
     assert [(r["step"], r["attempt"]) for r in last_attempts(rows, 9)] == [(1, 1), (2, 2), (3, 2), (4, 2)]
     assert [r["step"] for r in last_attempts(rows, 2)] == [1, 2]
 
 
-def test_a_rank_that_lags_is_named_with_its_place_once_a_minute():
+def test_a_rank_that_lags_is_named_with_its_address_once_a_minute():
     lag = Lag(["10.0.0.1", "10.0.0.1", "10.0.0.2"])
     messages = [lag.message([0.10, 0.11, 0.50]) for _ in range(3 * health.LAG_STEPS)]
     found = [line for line in messages if line]
@@ -76,7 +76,7 @@ def test_ranks_that_take_about_as_long_do_not_lag(own_s):
     assert not any(lag.message(own_s) for _ in range(100))
 
 
-def in_vain(rank: int, ranks: int, meeting: str, absent: int, ready, gone, told) -> None:
+def run_rank(rank: int, ranks: int, meeting: str, absent: int, ready, finished, queue) -> None:
     """Run a rank that waits for the others in a collective, or stays away from it."""
     health.ROLL_CALL_S = 3.0
     from datetime import timedelta
@@ -92,32 +92,35 @@ def in_vain(rank: int, ranks: int, meeting: str, absent: int, ready, gone, told)
     group = dist.new_group()
     watch.limit_groups()
     if rank == absent:
-        gone.wait(60)
+        finished.wait(60)
         return
     try:
         with watch.naming():
             dist.all_reduce(torch.ones(1), group=group)
     except CollectiveTimeout as error:
-        told.put((rank, str(error)))
-    gone.wait(60)
+        queue.put((rank, str(error)))
+    finished.wait(60)
 
 
 @pytest.mark.parametrize("absent", [0, 2])
-def test_a_rank_that_does_not_come_is_named(tmp_path, absent):
+def test_an_absent_rank_is_named(tmp_path, absent):
     context = multiprocessing.get_context("spawn")
-    ready, gone, told = context.Barrier(3), context.Event(), context.Queue()
+    ready, finished, queue = context.Barrier(3), context.Event(), context.Queue()
     ranks = [
-        context.Process(target=in_vain, args=(rank, 3, str(tmp_path / "ranks"), absent, ready, gone, told))
+        context.Process(
+            target=run_rank, args=(rank, 3, str(tmp_path / "ranks"), absent, ready, finished, queue)
+        )
         for rank in range(3)
     ]
     for process in ranks:
         process.start()
-    messages = dict(told.get(timeout=120) for _ in range(2))
-    gone.set()
+    messages = dict(queue.get(timeout=120) for _ in range(2))
+    finished.set()
     for process in ranks:
         process.join()
     for message in messages.values():
         assert re.search(r"waited 2 s \(scale\.collective_timeout_s\) in step 7; missing: ", message)
+    # Rank 0 names the rank that is absent. Without rank 0, the others name it.
     assert messages[0 if absent else 1].endswith(f"missing: rank {absent}")
 
 
@@ -139,11 +142,11 @@ def alone(tmp_path):
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "no host memory left"),
     ],
 )
-def test_memory_that_is_short_is_named(alone, error, says):
+def test_running_out_of_memory_is_named(alone, error, says):
     with pytest.raises(OutOfMemory, match=f"rank 0 has {says}.*lower --train.budget-frames"), alone.naming():
         raise error
 
 
-def test_what_else_goes_wrong_keeps_its_name(alone):
+def test_other_errors_are_raised_unchanged(alone):
     with pytest.raises(RuntimeError, match="Connection closed by peer"), alone.naming():
         raise RuntimeError("Connection closed by peer")

@@ -1,4 +1,4 @@
-"""Allow one driver for each run, and receive notices from outside."""
+"""Test that a run has one driver at a time, and that notices from outside reach it."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from ray.train.v2.api.preemption import PreemptionInfo
 
-from xactor_platform.training.run import lease as module
+from xactor_platform.training.run import lease as lease_module
 from xactor_platform.training.run import notices
 from xactor_platform.training.run.folder import RunFolder
 from xactor_platform.training.run.lease import LEASE, RunIsTaken, is_held, lease
@@ -30,8 +30,8 @@ with lease(RunFolder(sys.argv[1], "run")):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch) -> RunFolder:
-    monkeypatch.setattr(module, "RENEW_S", 0.1)
-    monkeypatch.setattr(module, "STALE_S", 2.0)
+    monkeypatch.setattr(lease_module, "RENEW_S", 0.1)
+    monkeypatch.setattr(lease_module, "STALE_S", 2.0)
     return RunFolder(str(tmp_path), "run")
 
 
@@ -49,7 +49,7 @@ def test_a_second_driver_is_refused_and_told_who_has_the_run(run):
         pass
 
 
-def test_a_killed_driver_of_this_machine_has_no_run(run, tmp_path):
+def test_the_lease_of_a_killed_driver_on_this_machine_is_free(run, tmp_path):
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -57,16 +57,16 @@ def test_a_killed_driver_of_this_machine_has_no_run(run, tmp_path):
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(RunIsTaken, match=f"process {holder.pid} "):
         lease(run).__enter__()
-    # It is not waited for: a zombie has ended too.
+    # Nobody waits for the killed process, so it stays a zombie. A zombie counts as ended.
     holder.kill()
-    begun = time.monotonic()
+    started = time.monotonic()
     with lease(run):
-        assert time.monotonic() - begun < 2.0
+        assert time.monotonic() - started < 2.0
     holder.communicate()
 
 
 def test_a_lease_of_another_machine_is_free_once_nobody_renews_it(run):
-    theirs = {
+    other_lease = {
         "holder": "x",
         "host": "elsewhere",
         "boot": "y",
@@ -75,13 +75,13 @@ def test_a_lease_of_another_machine_is_free_once_nobody_renews_it(run):
         "since": "then",
         "beats": 3,
     }
-    run.write_text(LEASE, json.dumps(theirs))
-    begun = time.monotonic()
+    run.write_text(LEASE, json.dumps(other_lease))
+    started = time.monotonic()
     with lease(run) as holder:
-        assert time.monotonic() - begun >= 2.0
+        assert time.monotonic() - started >= 2.0
         assert is_held(run, holder)
-    run.write_text(LEASE, json.dumps(theirs))
-    beating = threading.Timer(0.5, lambda: run.write_text(LEASE, json.dumps(theirs | {"beats": 4})))
+    run.write_text(LEASE, json.dumps(other_lease))
+    beating = threading.Timer(0.5, lambda: run.write_text(LEASE, json.dumps(other_lease | {"beats": 4})))
     beating.start()
     with pytest.raises(RunIsTaken, match="process 7 on elsewhere since then"):
         lease(run).__enter__()
@@ -97,7 +97,7 @@ def test_a_lease_that_was_taken_over_is_not_taken_back(run):
     assert json.loads(run.read_text(LEASE) or "") == {"holder": "another"}
 
 
-def test_a_file_asks_a_run_to_stop_and_only_rank_0_looks(run, tmp_path):
+def test_a_file_stops_a_run_and_only_rank_0_looks_for_it(run, tmp_path):
     first, second = Notices(run, 0), Notices(run, 1)
     assert not first.stop(first.flags())
     run.write_text(ASK, "")
@@ -106,7 +106,7 @@ def test_a_file_asks_a_run_to_stop_and_only_rank_0_looks(run, tmp_path):
     assert second.stop(first.flags())
 
 
-def test_nobody_asks_an_object_store_or_ray_at_every_step(run, monkeypatch):
+def test_requests_to_stop_are_not_read_at_every_step(run, monkeypatch):
     asker, looks = Notices(run, 0), []
     asker._every_s = notices.LOOK_S
     monkeypatch.setattr(run, "read_text", lambda *_, **__: looks.append(1))
@@ -114,8 +114,8 @@ def test_nobody_asks_an_object_store_or_ray_at_every_step(run, monkeypatch):
     assert len(looks) <= 1
 
 
-def test_a_node_that_will_leave_makes_one_checkpoint(run, monkeypatch, capsys):
-    """Replace what Ray says of leaving nodes, which it says on clouds only."""
+def test_a_node_that_is_about_to_leave_causes_one_checkpoint(run, monkeypatch, capsys):
+    """Replace Ray's answers about nodes that will leave, which Ray gives only on clouds."""
     answers = [None, PreemptionInfo(None, {"n1": [2]}), PreemptionInfo(None, {"n1": [2]})]
     answers += [PreemptionInfo(None, {"n1": [2], "n2": [3]}), None]
     asked = iter(answers)
@@ -127,7 +127,7 @@ def test_a_node_that_will_leave_makes_one_checkpoint(run, monkeypatch, capsys):
     assert "nodes are about to leave (n1, n2): making a checkpoint" in capsys.readouterr().out
 
 
-def test_the_first_sigterm_asks_and_what_an_earlier_stop_left_is_gone(run):
+def test_the_first_sigterm_requests_a_stop_and_an_earlier_request_is_deleted(run):
     run.write_text(ASK, "of yesterday")
     before = signal.getsignal(signal.SIGTERM)
     with stopping_by_signal(run) as came:
@@ -142,7 +142,7 @@ def test_the_first_sigterm_asks_and_what_an_earlier_stop_left_is_gone(run):
     assert run.read_text(ASK) is None
 
 
-def test_the_second_sigterm_ends_at_once(tmp_path):
+def test_the_second_sigterm_ends_the_process_at_once(tmp_path):
     code = """
 import signal, sys, time
 from xactor_platform.training.run.notices import stopping_by_signal
@@ -169,7 +169,10 @@ with stopping_by_signal(RunFolder(sys.argv[1], "run")):
 def test_a_lease_that_is_read_in_part_is_read_again(tmp_path, monkeypatch):
     folder = RunFolder(str(tmp_path), "run")
     with lease(folder) as holder:
-        whole, reads = RunFolder.read_text, iter(['{"holder": "a', ""])
-        monkeypatch.setattr(RunFolder, "read_text", lambda self, name: next(reads, whole(self, name)))
+        # The first two reads are incomplete, and the following ones are complete.
+        read_text, incomplete = RunFolder.read_text, iter(['{"holder": "a', ""])
+        monkeypatch.setattr(
+            RunFolder, "read_text", lambda self, name: next(incomplete, read_text(self, name))
+        )
         assert is_held(folder, holder)
         assert not is_held(folder, "another")

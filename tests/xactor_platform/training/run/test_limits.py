@@ -1,4 +1,4 @@
-"""Stop a run past its bounds of bad samples and of steps without an update."""
+"""Test that too many bad samples or steps without an update stop a run."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Write traces on demand, and TensorBoard's files."""
+"""Test traces on demand, and TensorBoard's files."""
 
 import gzip
 import json
@@ -26,7 +26,7 @@ def tracer(folder, monkeypatch) -> TraceOnDemand:
     return TraceOnDemand(folder)
 
 
-def work(tracer: TraceOnDemand, first: int, last: int) -> None:
+def train_steps(tracer: TraceOnDemand, first: int, last: int) -> None:
     for step in range(first, last + 1):
         torch.ones(8, 8) @ torch.ones(8, 8)
         tracer.step(step)
@@ -38,22 +38,22 @@ def operations(path: Path) -> list[str]:
 
 def test_a_file_asks_for_a_trace_of_the_next_steps(folder, tracer, tmp_path, capsys):
     ask, traces = tmp_path / "run" / "profile", tmp_path / "run" / "traces"
-    work(tracer, 1, 3)
+    train_steps(tracer, 1, 3)
     assert not traces.exists()
     ask.write_text("2\n")
-    work(tracer, 4, 10)
+    train_steps(tracer, 4, 10)
     assert not ask.exists()
     assert [path.name for path in traces.iterdir()] == ["step-00000005.json.gz"]
     assert operations(traces / "step-00000005.json.gz").count("aten::mm") == 2
     assert "trace written" in capsys.readouterr().out
     ask.touch()
-    work(tracer, 11, 20)
+    train_steps(tracer, 11, 20)
     assert operations(traces / "step-00000012.json.gz").count("aten::mm") == 3
 
 
-def test_a_run_that_ends_writes_what_it_has(tracer, tmp_path):
+def test_a_run_that_ends_writes_the_steps_of_an_unfinished_trace(tracer, tmp_path):
     (tmp_path / "run" / "profile").write_text("50")
-    work(tracer, 1, 3)
+    train_steps(tracer, 1, 3)
     tracer.close()
     assert operations(tmp_path / "run" / "traces" / "step-00000002.json.gz").count("aten::mm") == 2
 
@@ -61,18 +61,18 @@ def test_a_run_that_ends_writes_what_it_has(tracer, tmp_path):
 @pytest.mark.parametrize("asked", ["0", "many", "51", "-1"])
 def test_an_invalid_request_is_reported_once_and_harms_nothing(asked, tracer, tmp_path, capsys):
     (tmp_path / "run" / "profile").write_text(asked)
-    work(tracer, 1, 4)
+    train_steps(tracer, 1, 4)
     out = capsys.readouterr().out
     assert out.count("must be empty or a number of steps in 1..50") == 1
     assert asked in out
     assert not (tmp_path / "run" / "traces").exists()
 
 
-def test_nobody_asks_more_often_than_every_few_seconds(folder, tmp_path, monkeypatch):
+def test_requests_for_a_trace_are_read_only_every_few_seconds(folder, tmp_path, monkeypatch):
     tracer = TraceOnDemand(folder)
     looks = []
     monkeypatch.setattr(folder, "read_text", lambda name, **_: looks.append(name))
-    work(tracer, 1, 50)
+    train_steps(tracer, 1, 50)
     assert len(looks) <= 2
 
 
@@ -83,12 +83,12 @@ def test_a_storage_that_fails_does_not_end_the_training(folder, tracer, tmp_path
     (tmp_path / "run" / "profile").write_text("1")
     with monkeypatch.context() as patch:
         patch.setattr(folder, "write_bytes", fail)
-        work(tracer, 1, 2)
+        train_steps(tracer, 1, 2)
         patch.setattr(folder, "read_text", fail)
-        work(tracer, 3, 3)
+        train_steps(tracer, 3, 3)
     assert capsys.readouterr().out.count("no trace: the network is gone") == 2
     (tmp_path / "run" / "profile").write_text("1")
-    work(tracer, 4, 6)
+    train_steps(tracer, 4, 6)
     assert (tmp_path / "run" / "traces" / "step-00000005.json.gz").exists()
 
 
@@ -98,11 +98,11 @@ def scalars(board: Path) -> dict[tuple[str, int], float]:
 
     found = {}
     for path in board.iterdir():
-        data, at = path.read_bytes(), 0
-        while at < len(data):
-            (size,) = struct.unpack_from("<Q", data, at)
-            event = Event.FromString(data[at + 12 : at + 12 + size])
-            at += 16 + size
+        data, position = path.read_bytes(), 0
+        while position < len(data):
+            (size,) = struct.unpack_from("<Q", data, position)
+            event = Event.FromString(data[position + 12 : position + 12 + size])
+            position += 16 + size
             for value in event.summary.value:
                 found[value.tag, event.step] = value.simple_value
     return found
