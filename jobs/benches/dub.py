@@ -127,7 +127,7 @@ def _dub(model: str, render_actors: int, items: list[dict], output: Path) -> Mad
     manifest.write_text("".join(json.dumps(item) + "\n" for item in items))
     command = [sys.executable, str(CHECKOUT / "jobs/dub_bulk.py"), "--manifest", str(manifest)]
     command += ["--output", str(output), "--model", model]
-    actors = dict.fromkeys(STAGES, 1)
+    actors: dict[str, int] = dict.fromkeys(STAGES, 1)
     actors["render"] = render_actors
     for stage, count in actors.items():
         command += [f"--pools.{stage}.min", str(count), f"--pools.{stage}.max", str(count)]
