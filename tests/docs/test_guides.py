@@ -1,4 +1,6 @@
-"""Run every command of one-gpu.md and cluster.md, in their order, on small inputs.
+"""Parse every command of one-gpu.md and cluster.md, and run them all in their order on small inputs.
+
+The run is a soak test, because it trains four models.
 
 A command runs as it is written, followed by options for small models. Instead of downloading weights, the test writes
 small checkpoints in the published layout. Stage 1 and stage 2 start from random weights here: other tests load the
@@ -7,16 +9,19 @@ layouts of SD1.5 and Qwen.
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from xactor import cli
 from xactor_platform.cluster.local import LocalCluster, local_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,8 +60,10 @@ SMALL_OPTIONS: Mapping[str, str] = {
     "xactor animate": "--motion-steps 1 --render-steps 1",
 }
 
-# On a busy machine each command takes about a minute.
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1800)]
+
+def soak(test: Callable) -> Callable:
+    """Mark a test that runs the commands of a guide. On a busy machine each command takes about a minute."""
+    return pytest.mark.soak(pytest.mark.cluster(pytest.mark.timeout(1800)(test)))
 
 
 def commands(page: str) -> list[str]:
@@ -72,6 +79,28 @@ def with_small_options(command: str) -> str:
         if part in command:
             return f"{command} {options}"
     return command
+
+
+@pytest.mark.parametrize(
+    "command",
+    [command for page in ("one-gpu.md", "cluster.md") for command in commands(page)],
+    ids=lambda command: command[:60],
+)
+def test_every_command_is_accepted_by_its_program(command, monkeypatch):
+    """Each job that a guide runs exists and accepts its options."""
+    words = shlex.split(command)
+    if words[0] in ("make", "source", "export", "hf"):
+        return
+    job = next((word for word in words if word.startswith("jobs/")), None)
+    assert job or words[0] == "xactor"
+    options = words[words.index(job or "xactor") + 1 :]
+    # `--help` after valid options prints the help. An unknown option exits with 2.
+    monkeypatch.setattr("sys.argv", [job or "xactor", *options, "--help"])
+    monkeypatch.setattr("sys.path", [str(ROOT / "jobs"), *sys.path])
+    program = partial(runpy.run_path, str(ROOT / job), run_name="__main__") if job else cli.main
+    with pytest.raises(SystemExit) as ended:
+        program()
+    assert ended.value.code in (0, None)
 
 
 @pytest.fixture(scope="module")
@@ -136,12 +165,14 @@ def trained(inputs: Path, cluster: LocalCluster) -> Path:
     return inputs
 
 
+@soak
 def test_the_commands_of_one_gpu_md_make_a_video(trained: Path):
     assert (trained / "out.mp4").stat().st_size > 0
     assert (trained / "model" / "model_index.json").exists()
     assert (trained / "report" / "render" / "report.json").exists()
 
 
+@soak
 def test_the_commands_of_cluster_md_make_dubbed_videos(trained: Path, cluster: LocalCluster, tmp_path: Path):
     data = tmp_path / "talking"
     data.mkdir()

@@ -46,7 +46,7 @@ def while_loaded(service: Service, face: bytes, act: Callable[[], None]) -> list
         return answers
 
 
-@pytest.mark.parametrize("kind", ["render", "motion"])
+@pytest.mark.parametrize("kind", ["render", pytest.param("motion", marks=pytest.mark.soak)])
 def test_work_of_a_killed_replica_is_retried(service, face, tmp_path, kind):
     """Every frame arrives. A viewer notices a pause at most."""
     victims = replicas(kind)
@@ -83,6 +83,7 @@ def test_killed_ingress_cuts_its_connections_and_is_replaced(service, face):
     assert service.post(image=face, audio=wav(0.4), **FAST).status_code == 200
 
 
+@pytest.mark.soak
 def test_new_weights_drop_no_request(serving, face, tmp_path, tmp_path_factory):
     """Replace a model while videos are made. They are complete, and the next video comes from the new model."""
     from pipelines import small_pipeline
@@ -160,6 +161,7 @@ def form_fields(service: Service) -> list[str]:
 
 # Two replicas start during the test, on a machine that is busy already.
 @pytest.mark.timeout(900)
+@pytest.mark.soak
 def test_each_deployment_scales_with_its_own_load(serving, model, face):
     """Load rendering alone, then motion alone, and count the replicas in Serve's own status."""
     from ray import serve

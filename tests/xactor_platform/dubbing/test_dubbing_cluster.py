@@ -51,13 +51,14 @@ def kill_a_node(group: str, other_raylets: set[int]) -> bool:
 
 # Clusters start in this test, which takes minutes on a busy machine.
 @pytest.mark.timeout(1800)
+@pytest.mark.soak
 @pytest.mark.cluster
 @pytest.mark.parametrize(
     ("rows", "nodes", "kills"),
     [
         pytest.param(6, 2, 1, id="6 rows"),
-        pytest.param(200, 3, 0, id="200 rows", marks=pytest.mark.soak),
-        pytest.param(200, 3, 2, id="200 rows, 2 nodes killed", marks=pytest.mark.soak),
+        pytest.param(200, 3, 0, id="200 rows"),
+        pytest.param(200, 3, 2, id="200 rows, 2 nodes killed"),
     ],
 )
 def test_render_nodes_start_with_the_work_and_stop_after_it(model, media, tmp_path, rows, nodes, kills):

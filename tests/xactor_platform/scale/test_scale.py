@@ -131,7 +131,8 @@ def measured_activations(config: MotionConfig, samples: int, *, checkpointing: b
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("size", ["small", "wide"])
+# The small model has real tensors, which takes a minute.
+@pytest.mark.parametrize("size", [pytest.param("small", marks=pytest.mark.soak), "wide"])
 def test_activations_equal_those_that_torch_tracks(size, checkpointing):
     """Compare a small model, and three layers of the paper's size, whose tensors have no memory."""
     config = SMALL if size == "small" else replace(paper_7b().model, layers=3)

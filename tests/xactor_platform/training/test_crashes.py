@@ -61,11 +61,10 @@ def assert_the_same(folder: RunFolder, whole_run) -> None:
 @pytest.mark.parametrize(
     "victims",
     [
-        # Without the controller, which dies when the driver is killed.
-        ("worker", "data", "driver", "stop"),
+        ("worker", "stop"),
         pytest.param(VICTIMS, marks=pytest.mark.soak),
     ],
-    ids=["most", "all"],
+    ids=["two", "all"],
 )
 def test_a_training_whose_processes_are_killed_equals_an_uninterrupted_one(trial_of, whole_run, victims):
     kills = [Kill(victim=victim, after_step=7 + 10 * n) for n, victim in enumerate(victims)]

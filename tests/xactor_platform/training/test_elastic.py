@@ -24,13 +24,14 @@ HERE, ROOT = Path(__file__).resolve().parents[1], Path(__file__).resolve().paren
 
 # The test starts a cluster, which takes minutes on a busy machine.
 @pytest.mark.timeout(1800)
+@pytest.mark.soak
 @pytest.mark.cluster
 @pytest.mark.parametrize(
     ("node", "steps", "then"),
     [
         # Three CPUs are left, and one of them reads data.
         ("stays-away", 40, [2]),
-        pytest.param("comes-back", 3000, [2, 4], marks=pytest.mark.soak),
+        ("comes-back", 3000, [2, 4]),
     ],
 )
 def test_a_run_continues_with_fewer_ranks_when_a_node_is_lost(shards, tmp_path, node, steps, then):
@@ -53,9 +54,9 @@ def test_a_run_continues_with_fewer_ranks_when_a_node_is_lost(shards, tmp_path, 
 
 # The test starts a cluster, which takes minutes on a busy machine.
 @pytest.mark.timeout(1800)
+@pytest.mark.soak
 @pytest.mark.cluster
-@pytest.mark.parametrize("shrinks", [False, pytest.param(True, marks=pytest.mark.soak)])
-def test_a_cluster_grows_from_no_node_for_a_training_and_shrinks_after_it(shards, tmp_path, shrinks):
+def test_a_cluster_grows_from_no_node_for_a_training_and_shrinks_after_it(shards, tmp_path):
     scale = {"cpus_per_rank": 1, "start_timeout_s": 200}
     options = options_of(config_of(shards, tmp_path, "grown", scale=scale, steps=3))
     group = WorkerGroup(cpus=3, max_nodes=1)
@@ -74,11 +75,10 @@ def test_a_cluster_grows_from_no_node_for_a_training_and_shrinks_after_it(shards
         assert run.returncode == 0, run.stdout + run.stderr
         assert "done: step 3" in run.stdout
         # The training withdraws its request for nodes at its end. Ray Data's requests last for three minutes.
-        if shrinks:
-            deadline = time.monotonic() + 300
-            while cluster.worker_nodes() and time.monotonic() < deadline:
-                time.sleep(0.2)
-            assert not cluster.worker_nodes()
+        deadline = time.monotonic() + 300
+        while cluster.worker_nodes() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not cluster.worker_nodes()
 
 
 @pytest.mark.parametrize(

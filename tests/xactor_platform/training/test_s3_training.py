@@ -121,7 +121,7 @@ def test_an_unreachable_store_is_named(bucket, proxy):
 @pytest.mark.cluster
 def test_a_run_in_a_bucket_equals_a_local_one(ray_cluster, bucket, in_bucket, shards, faulty, tmp_path):
     storage = child_uri(bucket, "runs")
-    settings = {"steps": 9, "evaluate_every": 0, "checkpoint_every": 3}
+    settings = {"scale": {"ranks": 1}, "steps": 9, "evaluate_every": 0, "checkpoint_every": 3}
     result = train(config_of(in_bucket, storage, "run", **settings))
     assert sum(faulty.faults.values()) >= 10, faulty.faults
     faulty.rate = 0.0

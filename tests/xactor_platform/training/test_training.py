@@ -95,7 +95,7 @@ def test_a_run_continues_with_other_ranks_and_skips_a_corrupt_checkpoint(whole_r
     data[len(data) // 2] ^= 1
     part.write_bytes(data)
     train(config_of(shards, tmp_path, "parts", scale={"ranks": 1}, steps=10, **options))
-    train(config_of(shards, tmp_path, "parts", scale={"ranks": 4}, steps=last, **options))
+    train(config_of(shards, tmp_path, "parts", scale={"ranks": 2}, steps=last, **options))
     run = rows(tmp_path, "parts")
     assert [(r["step"], r["attempt"]) for r in run] == [
         *((s, 1) for s in range(1, 9)),
