@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.soak
 @pytest.mark.cluster
 def test_report_has_both_readers_and_the_plan(tmp_path):
     output = tmp_path / "data.json"

@@ -279,6 +279,7 @@ def test_bad_rows_fail_without_affecting_the_others(model_folder, portrait_file,
         {**good, "output": str(tmp_path / "6.mp4"), "audio": str(silent_video(tmp_path / "silent.mp4"))},
         {**good, "output": str(tmp_path / "7.mp4"), "seed": 5, "audio_cfg": 2},
         {"image": good["image"]},
+        {**good, "output": str(tmp_path / "9.mp4"), "image": str(tmp_path / ("long" * 80))},
     ]
     lines = [json.dumps(row) for row in rows]
     (tmp_path / "items.jsonl").write_text("\n".join([*lines, "", "not json", "[1]"]))
@@ -286,9 +287,9 @@ def test_bad_rows_fail_without_affecting_the_others(model_folder, portrait_file,
         main(["animate", "--model", str(model_folder), "--input", str(tmp_path / "items.jsonl"), *QUICK])
     assert exit_.value.code == 3
     printed = capsys.readouterr()
-    assert printed.out.splitlines()[-1] == "2 made, 8 failed"
+    assert printed.out.splitlines()[-1] == "2 made, 9 failed"
     errors = {int(line.split(".jsonl:")[1].split(":")[0]): line for line in printed.err.strip().splitlines()}
-    assert sorted(errors) == [2, 3, 4, 5, 6, 8, 10, 11]
+    assert sorted(errors) == [2, 3, 4, 5, 6, 8, 9, 11, 12]
     for number, message in (
         (2, "seed must be of type int, got 'five'"),
         (3, "no option 'speed'"),
@@ -296,8 +297,9 @@ def test_bad_rows_fail_without_affecting_the_others(model_folder, portrait_file,
         (5, "row 1 writes it already"),
         (6, "no audio track"),
         (8, "audio must be a path, got None"),
-        (10, "not JSON"),
-        (11, "must be a JSON object"),
+        (9, "File name too long"),
+        (11, "not JSON"),
+        (12, "must be a JSON object"),
     ):
         assert message in errors[number]
     assert sorted(path.name for path in tmp_path.glob("*.mp4")) == ["1.mp4", "7.mp4", "silent.mp4"]

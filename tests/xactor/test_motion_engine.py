@@ -225,6 +225,15 @@ def test_a_history_that_does_not_fit_is_refused():
     assert not engine.streams
 
 
+def test_audio_that_ends_before_the_first_frame_to_make_is_refused():
+    stream = MotionEngine(small_model()).open(seed=0, first_frame=8, history=torch.zeros(8, 32))
+    stream.feed(speech(6, 0))
+    with pytest.raises(
+        ValueError, match="must reach frame 8, where the stream continues, it ends at frame 6"
+    ):
+        stream.end()
+
+
 def test_a_stream_does_not_see_what_another_left_in_the_cache():
     """New memory and failed streams may leave NaN in the cache, and a mask does not keep NaN out."""
     model = small_model()

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from xactor.faces import CropBox, FaceLandmarker, crop_box
-from xactor.portrait import find_portrait, read_image
+from xactor.portrait import _square_corners, find_portrait, read_image
 
 # Rows and columns of the photograph that show the head and its surroundings.
 HEAD = slice(0, 256), slice(96, 352)
@@ -197,6 +197,15 @@ class TestPortrait:
         assert found.box.left < 0
         patch = found.box.cut(cut, 64)
         assert np.array_equal(patch[:, 0], patch[:, 5])  # the edge, repeated
+
+    @pytest.mark.parametrize(
+        ("height", "width", "side"), [(1080, 1920, 960), (700, 1000, 500), (300, 300, 400)]
+    )
+    def test_squares_of_a_search_cover_the_picture(self, height, width, side):
+        covered = np.zeros((height, width), bool)
+        for top, left in _square_corners(covered, side):
+            covered[top : top + side, left : left + side] = True
+        assert covered.all()
 
     @pytest.mark.slow
     @pytest.mark.parametrize("place", [(900, 1400), (1500, 100), (260, 700)])

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import math
+import re
 import tarfile
 from pathlib import Path
 
@@ -240,11 +241,26 @@ def test_members_with_wrong_contents_are_reported(tmp_path, sample):
     spoiled[0] = ("a.motion.npy", b"no array")
     spoiled[5] = ("b.json", b"{")
     spoiled[7] = ("c.audio.npy", spoiled[7][1][:-10])
-    write_tar(tmp_path / "a.tar", good + spoiled)
+    header_only = members_of("d", sample(5)) + members_of("e", sample(5))
+    header_only[0] = ("d.motion.npy", b"\x93NUMPY")
+    header_only[3] = ("e.motion.npy", header_only[3][1].replace(b"'descr'", b"'dexcr'"))
+    write_tar(tmp_path / "a.tar", good + spoiled + header_only)
     reasons = {b.key: b.reason for b in load_index(str(tmp_path), max_bad_fraction=0.8).bad}
-    assert reasons["a"].startswith("motion.npy: not a .npy array")
+    for key in ("a", "d", "e"):
+        assert reasons[key].startswith("motion.npy: not a .npy array"), key
     assert reasons["b"].startswith("json: cannot be parsed")
     assert reasons["c"] == "audio.npy: holds 218 bytes, its header says 228"
+
+
+@pytest.mark.parametrize("length", [b"0", b"x", b"-9", b"9999"])
+def test_a_broken_pax_header_ends_the_scan_of_its_shard(tmp_path, sample, length):
+    write_tar(tmp_path / "a.tar", members_of("good", sample(5)))
+    long_name = "n" * 120
+    write_tar(tmp_path / "b.tar", members_of(long_name, sample(5)), form=tarfile.PAX_FORMAT)
+    tar = (tmp_path / "b.tar").read_bytes()
+    (tmp_path / "b.tar").write_bytes(re.sub(rb"\d+ path=", length + b" path=", tar, count=1))
+    with pytest.raises(ValueError, match=r"b\.tar: .*no pax header at byte 512"):
+        load_index(str(tmp_path))
 
 
 def test_repeated_keys_are_reported(tmp_path, sample):

@@ -142,6 +142,24 @@ def test_a_video_that_cannot_be_used_weighs_nothing_and_is_named(video_corpus):
     assert batch.bad[0].reason.startswith("cannot be read:")
 
 
+def test_a_storage_that_fails_for_a_moment_makes_no_sample_bad(video_corpus, monkeypatch):
+    folder, _ = video_corpus([40])
+    index = load_index(folder)
+    opened, open_file = [], Location.open
+
+    def fails_once(location, name):
+        opened.append(name)
+        if len(opened) == 1:
+            raise OSError("Connection reset by peer")
+        return open_file(location, name)
+
+    monkeypatch.setattr(Location, "open", fails_once)
+    _, batch = read(reader_of(index), [0], [0])
+    assert batch.bad == []
+    assert batch.targets.any()
+    assert len(opened) == 2
+
+
 def test_shards_of_latents_are_refused(corpus):
     with pytest.raises(ValueError, match="holds latents, not videos"):
         reader_of(load_index(corpus([20])))

@@ -363,6 +363,11 @@ class TestVideos:
         with pytest.raises(ValueError, match="crops_output must be a folder of its own"):
             videos.shards_from_videos(str(folder), str(tmp_path), crops=64, crops_output=str(folder))
 
+    def test_crops_must_not_be_written_among_the_latents(self, folder, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ValueError, match="crops_output must be a folder of its own"):
+            videos.shards_from_videos(str(folder), "shards", crops=64, crops_output="shards")
+
     @pytest.mark.slow
     def test_the_job_ends_with_2_for_no_videos_and_3_for_failed_ones(self, folder, tmp_path):
         def job(*arguments: str) -> subprocess.CompletedProcess:

@@ -142,6 +142,18 @@ def test_files_of_an_earlier_run_are_not_made_again(stages, media):
     assert {file.number: file.made for file in second} == {0: False, 1: True, 2: False}
 
 
+@pytest.mark.slow
+def test_damaged_motion_of_an_earlier_run_fails_its_row_alone(stages, media):
+    _, all_stages = stages
+    rows = [row(media, "damaged", "3.wav", number=1), row(media, "intact", "1.wav", number=2)]
+    (first, *_) = run_stages(all_stages[:3], rows[:1])
+    output, _ = stages
+    Path(output, first.dub.folder, "motion.npy").write_bytes(b"no array")
+    made = run_stages(all_stages[:3], rows)
+    assert [m.id for m in made if isinstance(m, Failed)] == ["damaged"]
+    assert {m.dub.row.id for m in made if not isinstance(m, Failed)} == {"intact"}
+
+
 def test_look_recognises_a_video_that_was_made_from_the_same_inputs(stages, media, tmp_path):
     output, all_stages = stages
     (file,) = run_stages(all_stages, [row(media, "known", "1.wav")])
