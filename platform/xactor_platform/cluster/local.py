@@ -133,7 +133,12 @@ def local_cluster(
 
 def _environment(dashboard: str, python: str) -> dict[str, str]:
     """Return the environment of the cluster's processes and of those that talk to it."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    # Ray's variables describe other clusters, except the priority of this machine's workers.
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("RAY_") or name == "RAY_worker_niceness"
+    }
     return env | {
         # Only this machine can reach the cluster, and it is thrown away.
         "RAY_AUTH_MODE": "disabled",
