@@ -52,6 +52,7 @@ def metric_families(cluster: LocalCluster) -> list[Metric]:
     return [family for text in texts for family in text_string_to_metric_families(text)]
 
 
+@pytest.mark.soak
 @pytest.mark.cluster
 def test_submitted_jobs_make_shards_from_a_bucket_into_a_bucket(bare_cluster, bucket, tmp_path):
     talker = Talker(0, seed=2)

@@ -109,6 +109,7 @@ def test_the_shortest_submit_works_on_a_cluster_that_started_in_the_folder_of_th
                 time.sleep(0.5)
         finally:
             job.kill()
+            job.wait()
     assert f"no arguments: preset tiny, on the demo corpus in {code_folder}/demo/corpus" in log.read_text()
 
 

@@ -116,6 +116,7 @@ def test_replicas_share_gpus_so_that_all_fit(gpus, replicas, share):
         assert replicas_per_gpu * gpus >= replicas
 
 
+@pytest.mark.soak
 @pytest.mark.cluster
 def test_a_gpu_that_is_missing_is_refused(model):
     pytest.importorskip("torch")

@@ -328,6 +328,7 @@ def test_an_interrupted_run_and_a_killed_worker_give_the_same_output(curated, tm
         run(replace(config, size_px=128))
 
 
+@pytest.mark.soak
 @pytest.mark.cluster
 def test_more_videos_leave_existing_shards_unchanged(curated, videos, syncnet, bucket):
     """This run also reads from and writes to an object store."""

@@ -118,6 +118,7 @@ def test_an_unreachable_store_is_named(bucket, proxy):
     assert folder.read_text("config.json") == "{}"
 
 
+@pytest.mark.soak
 @pytest.mark.cluster
 def test_a_run_in_a_bucket_equals_a_local_one(ray_cluster, bucket, in_bucket, shards, faulty, tmp_path):
     storage = child_uri(bucket, "runs")
