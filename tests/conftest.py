@@ -29,15 +29,16 @@ hypothesis.settings.load_profile("no_deadline")
 RAY_CPUS = 4
 
 
-# Rooms whose tests share services or trained models. Their tests run together.
+# Rooms whose tests share services or trained models. Their tests run together. Those of infra are first, because
+# Prometheus must see the metrics of processes that live for seconds: a cluster that ran for half an hour is too slow.
 ROOMS = (
+    "tests/infra",
     "tests/xactor_platform/training",
     "tests/xactor_serving",
     "tests/xactor_platform/dubbing",
     "tests/xactor_platform/curation",
     "tests/jobs",
     "tests/xactor_platform/precompute",
-    "tests/infra",
     "tests/xactor_platform/evaluation",
 )
 CLUSTER_FIXTURES = {"ray_cluster", "bare_cluster"}

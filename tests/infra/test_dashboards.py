@@ -183,7 +183,8 @@ def record_metrics(ray_cluster) -> Iterator[Callable[[], None]]:
             recorded.window_s.observe(0.2)
             recorded.video_fps.observe(31.0)
             for model in ("motion", "render"):
-                recorded.batch_size.observe(2, {"of": model})
+                with recorded.queued(model):
+                    recorded.batch_size.observe(2, {"of": model})
                 recorded.retries.inc(tags={"of": model})
             recorded.references.inc()
             recorded.windows.inc(3)
