@@ -254,6 +254,8 @@ class TestOnRay:
         # `busy` has fractions of a core. Without its limit, the read-ahead would take a whole core.
         assert np.median(busy) < 0.4, busy
 
+    # Ray may take long to free the CPUs of earlier tests.
+    @pytest.mark.soak
     def test_one_free_cpu_is_enough_for_the_stream(self, index):
         group = placement_group([{"CPU": 3}])
         ray.get(group.ready())
