@@ -35,6 +35,30 @@ def drain(engine: MotionEngine, streams: list[MotionStream], limit: int = 2000) 
     return [torch.cat(pieces) for pieces in made]
 
 
+def test_streams_with_chunks_of_different_lengths_step_together():
+    """The lengths of chunks are chosen per stream. The history has a whole number of any chunks."""
+    model, frames = small_model(chunk_lengths=[2, 4, 8]), 24
+    engine = MotionEngine(model)
+    streams = [engine.open(seed=n, config=SamplingConfig(steps=3, chunk_frames=2 * 2**n)) for n in range(3)]
+    for number, stream in enumerate(streams):
+        stream.feed(speech(frames, number))
+        stream.end()
+    for number, z in enumerate(drain(engine, streams)):
+        # A model with this chunk length only. Up to 24 frames, both see all of the history.
+        only = small_model(chunk_frames=2 * 2**number, context_frames=24 + 2 * 2**number)
+        config = SamplingConfig(steps=3)
+        # The noise of the history depends on its capacity, which is the same here.
+        [expected] = sample_motion(only, speech(frames, number)[None], seeds=[number], config=config)
+        torch.testing.assert_close(z, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_chunk_length_that_the_model_was_not_trained_with_is_refused():
+    with pytest.raises(ValueError, match="chunk_frames must be one of this model's, 4, 8, got 2"):
+        MotionEngine(small_model(chunk_lengths=[4, 8])).open(seed=0, config=SamplingConfig(chunk_frames=2))
+    with pytest.raises(ValueError, match=r"chunk_lengths must divide chunk_frames \(8\), got \[3\]"):
+        small_model(chunk_lengths=[3])
+
+
 @pytest.mark.parametrize("max_batch", [2, 8])
 def test_streams_that_open_at_different_times_equal_each_alone(max_batch):
     """One forward pass mixes lengths, positions, noise levels, steps, guidance and histories."""

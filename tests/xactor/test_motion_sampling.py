@@ -1,6 +1,7 @@
 """Test the scheduler, the draws of diffusion forcing, the plans of noise levels, and sampling."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -70,9 +71,22 @@ def test_noise_levels_are_drawn_by_frame_or_by_chunk():
     assert abs(drops.count(0.0) / 2000 - 0.1) < 0.03
 
 
-def batch_of(frames: list[int], *, weight=None) -> ForcingBatch:
+def test_the_length_of_chunks_is_drawn_for_each_sample():
+    config = ForcingConfig(chunk_lengths=(4, 8, 16))
+    draws = [draw((0, 0, str(i), 0), 48, 8, 16, config) for i in range(600)]
+    for length in config.chunk_lengths:
+        share = sum(one.chunk_frames == length for one in draws) / len(draws)
+        assert abs(share - 1 / 3) < 0.06
+    assert draw(KEY, 48, 8, 16, ForcingConfig()).chunk_frames is None
+    per_chunk = draw(KEY, 48, 8, 16, ForcingConfig(noise="per_chunk", chunk_lengths=(4,))).k
+    assert [len(part.unique()) for part in per_chunk.split(4)] == [1] * 12
+
+
+def batch_of(frames: list[int], *, weight=None, lengths=()) -> ForcingBatch:
     g = torch.Generator().manual_seed(1)
-    draws = [draw((0, 0, str(i), 0), n, 32, 8, ForcingConfig()) for i, n in enumerate(frames)]
+    draws = [
+        draw((0, 0, str(i), 0), n, 32, 8, ForcingConfig(chunk_lengths=lengths)) for i, n in enumerate(frames)
+    ]
     width = max(frames)
     return ForcingBatch.build(
         torch.randn(len(frames), width, 32, generator=g),
@@ -83,16 +97,17 @@ def batch_of(frames: list[int], *, weight=None) -> ForcingBatch:
     )
 
 
+@pytest.mark.parametrize("lengths", [(), (2, 4)])
 @pytest.mark.parametrize("forcing", ["diffusion", "teacher"])
-def test_loss_of_a_batch_is_the_sum_of_each_alone(forcing):
+def test_loss_of_a_batch_is_the_sum_of_each_alone(forcing, lengths):
     objective = DiffusionForcing(small_model(), ForcingConfig(forcing=forcing))
-    both = batch_of([20, 13])
+    both = batch_of([20, 13], lengths=lengths)
     alone = 0.0
     for row, n in enumerate((20, 13)):
-        one = ForcingBatch(**{name: value[row : row + 1] for name, value in vars(both).items()})
-        unpadded = ForcingBatch(
-            one.z[:, :n], one.audio[:, :n], one.frames, one.weight, one.eps[:, :n], one.k[:, :n], one.keep
+        one = ForcingBatch(
+            **{name: None if value is None else value[row : row + 1] for name, value in vars(both).items()}
         )
+        unpadded = replace(one, z=one.z[:, :n], audio=one.audio[:, :n], eps=one.eps[:, :n], k=one.k[:, :n])
         alone += objective(unpadded)
     torch.testing.assert_close(objective(both), alone, atol=1e-4, rtol=1e-5)
 

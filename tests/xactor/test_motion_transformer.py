@@ -1,5 +1,7 @@
 """Test the motion transformer: masks, windowed audio attention, the loaded backbone, padding and saving."""
 
+from functools import partial
+
 import pytest
 import torch
 from motion_models import QWEN, SIZES, small_model
@@ -10,27 +12,27 @@ from xactor.motion.audio_attention import WindowedAudioAttention
 from xactor.motion.masks import dense_mask, make_mask, teacher_visible, visible
 
 
-def drawing(predicate, size: int) -> list[str]:
+def drawing(predicate, size: int, chunk_frames: int) -> list[str]:
     """Draw a mask with one string per query: `x` is a visible key, `.` a hidden one."""
     positions = torch.arange(size)
     return [
         "".join("x" if seen else "." for seen in row)
-        for row in dense_mask(predicate, positions, positions)[0, 0]
+        for row in dense_mask(predicate, positions, positions, chunk_frames)[0, 0]
     ]
 
 
 def test_chunk_mask_is_full_inside_and_causal_across():
-    seen = drawing(lambda q, kv: visible(q, kv, chunk_frames=2, attention="chunk"), 6)
+    seen = drawing(partial(visible, attention="chunk"), 6, chunk_frames=2)
     assert seen == ["xx....", "xx....", "xxxx..", "xxxx..", "xxxxxx", "xxxxxx"]
 
 
 def test_causal_mask_hides_later_frames():
-    seen = drawing(lambda q, kv: visible(q, kv, chunk_frames=2, attention="causal"), 4)
+    seen = drawing(partial(visible, attention="causal"), 4, chunk_frames=2)
     assert seen == ["x...", "xx..", "xxx.", "xxxx"]
 
 
 def test_teacher_mask_shows_clean_history_and_own_noised_chunk():
-    seen = drawing(lambda q, kv: teacher_visible(q, kv, frames=4, chunk_frames=2, attention="chunk"), 8)
+    seen = drawing(partial(teacher_visible, frames=4, attention="chunk"), 8, chunk_frames=2)
     assert seen == [
         "xx......",
         "xx......",
@@ -65,6 +67,15 @@ def compare_flex_with_sdpa(device: str, *, teacher: bool):
         torch.testing.assert_close(got[row, :length], expected[row, :length], atol=1e-5, rtol=1e-5)
 
 
+def test_rows_with_chunks_of_different_lengths_equal_models_with_those_lengths():
+    model = small_model()
+    mixed, _ = forward(model, chunk_frames=torch.tensor([4, 8]))
+    for row, length in enumerate((4, 8)):
+        alone, _ = forward(small_model(chunk_frames=length))
+        torch.testing.assert_close(mixed[row], alone[row], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(mixed[0], forward(model)[0][0], atol=1e-3)
+
+
 @pytest.mark.slow
 def test_flex_attention_equals_sdpa():
     # Only without teacher forcing: torch 2.13's CPU kernel returns NaN for the mask of teacher forcing.
@@ -78,18 +89,17 @@ def test_flex_attention_equals_sdpa_on_a_gpu(teacher):
     compare_flex_with_sdpa("cuda", teacher=teacher)
 
 
+@pytest.mark.parametrize("chunk_frames", [8, torch.tensor([4, 2])])
 @pytest.mark.parametrize("teacher", [False, True])
-def test_dense_and_block_masks_agree(teacher):
+def test_dense_and_block_masks_agree(teacher, chunk_frames):
     positions = torch.arange(20)
     real = torch.arange(20)[None] < torch.tensor([20, 9])[:, None]
 
-    def predicate(q, kv):
-        if teacher:
-            return teacher_visible(q, kv, frames=10, chunk_frames=4, attention="chunk")
-        return visible(q, kv, chunk_frames=8, attention="chunk")
-
-    dense = make_mask("sdpa", predicate, positions, positions, real)
-    block = make_mask("flex_attention", predicate, positions, positions, real)
+    predicate = partial(visible, attention="chunk")
+    if teacher:
+        predicate = partial(teacher_visible, frames=10, attention="chunk")
+    dense = make_mask("sdpa", predicate, positions, positions, chunk_frames, real)
+    block = make_mask("flex_attention", predicate, positions, positions, chunk_frames, real)
     for b in range(2):
         for q in range(0, 20, 3):
             for kv in range(20):
@@ -195,7 +205,7 @@ def test_an_untrained_model_equals_its_loaded_backbone(tmp_path, max_shard_size)
     model.backbone.norm.register_forward_hook(lambda module, args, out: hidden.append(out))
     model(z, k, audio, real)
     positions = torch.arange(24)
-    mask = dense_mask(lambda q, kv: visible(q, kv, chunk_frames=8, attention="chunk"), positions, positions)
+    mask = dense_mask(partial(visible, attention="chunk"), positions, positions, 8)
     inputs = model.latent_in(z) + model.level(k)
     expected = published.model(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
     torch.testing.assert_close(hidden[0], expected, atol=1e-5, rtol=1e-5)

@@ -89,9 +89,16 @@ class MotionEngine:
 
         Raises:
             EngineFull: `max_streams` streams are open.
-            ValueError: `history` is too short or has a wrong shape, or its numbers are not finite.
+            ValueError: `history` is too short or has a wrong shape, or its numbers are not finite; or the model was not
+                trained with the chunk length.
         """
         self._check_history(first_frame, history)
+        config = config or SamplingConfig()
+        lengths = self.model.config.chunk_lengths
+        if config.chunk_frames is not None and config.chunk_frames not in lengths:
+            raise ValueError(
+                f"chunk_frames must be one of this model's, {', '.join(map(str, lengths))}, got {config.chunk_frames}"
+            )
         # Reading `streams` also removes closed streams.
         if len(self.streams) == self.max_streams:
             raise EngineFull(f"at most {self.max_streams} streams may be open at once, and all are")
@@ -100,7 +107,7 @@ class MotionEngine:
         stream = MotionStream(
             self.model,
             seed=seed,
-            config=config or SamplingConfig(),
+            config=config,
             first_frame=first_frame,
             history=history,
         )
@@ -166,6 +173,7 @@ class MotionEngine:
             repeat(history.levels),
             torch.stack(branches),
             repeat(history.audio_real),
+            chunk_frames=self._chunk_frames([stream] * len(branches)),
             history=self._cache.write(rows, len(history.z_k)),
         )
         stream.history_cached()
@@ -202,6 +210,7 @@ class MotionEngine:
             pad_sequence(audio, batch_first=True),
             pad_sequence([steps[row].audio_real for row in rows], batch_first=True),
             frames=torch.tensor([len(steps[row].z_k) for row in rows], device=self.model.device),
+            chunk_frames=self._chunk_frames([streams[row] for row in rows]),
             history=self._cache.read(torch.tensor(slots), history_frames),
         ).float()
         v, uncond = velocity[: len(streams)], velocity[len(streams) :]
@@ -209,6 +218,13 @@ class MotionEngine:
             scale = torch.tensor([streams[row].config.audio_cfg for row in guided], device=self.model.device)
             v[guided] = uncond + scale[:, None, None] * (v[guided] - uncond)
         return v
+
+    def _chunk_frames(self, streams: list[MotionStream]) -> Tensor | None:
+        """Return the chunk length of each row of a pass, int [B]; None if all are the model's."""
+        lengths = [stream.chunk_frames for stream in streams]
+        if set(lengths) == {self.model.config.chunk_frames}:
+            return None
+        return torch.tensor(lengths, device=self.model.device)
 
     def _uncond(self, audio: Tensor) -> Tensor:
         """Return the learned embedding of dropped audio, in the shape of the embeddings [n, A]."""

@@ -24,6 +24,8 @@ class Draw:
     """Noise levels 0..1000, int64 [T]."""
     keep: float
     """1.0 if the sample keeps its audio, 0.0 if its audio is dropped."""
+    chunk_frames: int | None = None
+    """Length of the sample's chunks in frames. None: the model's chunk_frames."""
 
 
 def draw(
@@ -35,16 +37,19 @@ def draw(
         key: Identifies the sample: (seed, epoch, clip, start).
         frames: T, the sample's length.
         latent_dim: D, the width of a latent.
-        chunk_frames: Frames per chunk, for one noise level per chunk.
+        chunk_frames: Frames per chunk, if the objective does not draw it.
         config: The training objective.
     """
     generator = keyed_generator(*key)
+    drawn = None
+    if lengths := config.chunk_lengths:
+        drawn = chunk_frames = lengths[int(torch.randint(len(lengths), (), generator=generator))]
     keep = float(torch.rand((), generator=generator) >= config.audio_drop)
     levels = torch.randint(MAX_LEVEL + 1, (frames,), generator=generator)
     if config.noise == "per_chunk":
         # Each frame takes the level of its chunk's first frame.
         levels = levels[torch.arange(frames) // chunk_frames * chunk_frames]
-    return Draw(torch.randn(frames, latent_dim, generator=generator), levels, keep)
+    return Draw(torch.randn(frames, latent_dim, generator=generator), levels, keep, drawn)
 
 
 @dataclass(frozen=True)
@@ -65,10 +70,14 @@ class ForcingBatch:
     """Noise levels of each sample's draw, int64 [B, T]."""
     keep: Tensor
     """1 if the sample keeps its audio, 0 if its audio is dropped, [B]."""
+    chunk_frames: Tensor | None = None
+    """Length of each sample's chunks in frames, int64 [B]. None: the model's chunk_frames."""
 
     def to(self, device: torch.device | str) -> "ForcingBatch":
         """Return the batch on another device."""
-        return ForcingBatch(**{name: value.to(device) for name, value in vars(self).items()})
+        return ForcingBatch(
+            **{name: value if value is None else value.to(device) for name, value in vars(self).items()}
+        )
 
     @classmethod
     def build(
@@ -78,7 +87,10 @@ class ForcingBatch:
         width = z.shape[1]
         eps = torch.stack([pad(d.eps, (0, 0, 0, width - len(d.eps))) for d in draws])  # [B, T, D]
         k = torch.stack([pad(d.k, (0, width - len(d.k))) for d in draws])  # [B, T]
-        return cls(z, audio, frames, weight, eps, k, torch.tensor([d.keep for d in draws]))
+        keep = torch.tensor([d.keep for d in draws])
+        drawn = [d.chunk_frames for d in draws]
+        chunk_frames = None if None in drawn else torch.tensor(drawn)  # [B]
+        return cls(z, audio, frames, weight, eps, k, keep, chunk_frames)
 
 
 class DiffusionForcing(nn.Module):
@@ -102,7 +114,15 @@ class DiffusionForcing(nn.Module):
         audio = model.embed_audio(batch.audio, batch.keep)  # [B, T, A]
         audio, audio_real = pad_to_windows(audio, batch.frames, model.config.audio_window)
         clean = z if self.forcing.forcing == "teacher" else None
-        v = model(z_k, batch.k, audio, audio_real, frames=batch.frames, clean=clean)  # [B, T, D]
+        v = model(
+            z_k,
+            batch.k,
+            audio,
+            audio_real,
+            frames=batch.frames,
+            chunk_frames=batch.chunk_frames,
+            clean=clean,
+        )  # [B, T, D]
         error = (v.float() - target).square().mean(-1)  # [B, T]
         weights = real_frames(batch.frames, error.shape[1]) * batch.weight[:, None]  # [B, T]
         return (error * weights).sum()

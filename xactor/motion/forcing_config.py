@@ -14,9 +14,14 @@ class ForcingConfig:
     """`diffusion` noises the history (Equation 3), `teacher` keeps it clean (Equation 2)."""
     noise: Literal["per_frame", "per_chunk"] = "per_frame"
     """Draw one noise level per frame (the paper's asynchronous scheme) or per chunk."""
+    chunk_lengths: tuple[int, ...] = ()
+    """Lengths in frames of which one is drawn for each sample's chunks: divisors of the model's chunk_frames. Then the
+    model can be sampled with each of them. Empty: the model's chunk_frames (the paper's way)."""
     audio_drop: float = 0.1
     """Probability, 0..1, that the whole audio of a sample is dropped."""
 
     def __post_init__(self):
+        # JSON has lists in place of tuples.
+        object.__setattr__(self, "chunk_lengths", tuple(self.chunk_lengths))
         if not 0 <= self.audio_drop <= 1:
             raise ValueError(f"audio_drop must be within 0..1, got {self.audio_drop}")

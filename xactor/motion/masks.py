@@ -1,7 +1,7 @@
 """Define attention masks as predicates over positions (q, kv). A predicate is True where q may attend to kv.
 
-Positions are frame numbers: ints, or integer tensors that broadcast. The same predicate builds the dense mask of
-SDPA and the `mask_mod` of FlexAttention.
+Positions are frame numbers: ints, or integer tensors that broadcast, and so are the lengths of chunks. The same
+predicate builds the dense mask of SDPA and the `mask_mod` of FlexAttention.
 """
 
 from collections.abc import Callable
@@ -11,13 +11,16 @@ from torch import Tensor
 
 from xactor.motion.forcing_config import Attention
 
+# Takes the positions of queries and keys, and the length of a chunk.
+Predicate = Callable[[Tensor, Tensor, int | Tensor], Tensor]
 
-def chunk_causal(q, kv, chunk_frames: int):
+
+def chunk_causal(q, kv, chunk_frames):
     """Return whether kv is visible to q: attention is full inside a chunk and causal across chunks (Paper 3.2)."""
     return kv // chunk_frames <= q // chunk_frames
 
 
-def visible(q, kv, *, chunk_frames: int, attention: Attention):
+def visible(q, kv, chunk_frames, *, attention: Attention):
     """Return whether kv is visible to q in the model's self-attention.
 
     `chunk` is the paper's attention, `causal` the fully causal ablation (Table 2).
@@ -25,7 +28,7 @@ def visible(q, kv, *, chunk_frames: int, attention: Attention):
     return chunk_causal(q, kv, chunk_frames) if attention == "chunk" else kv <= q
 
 
-def teacher_visible(q, kv, *, frames: int, chunk_frames: int, attention: Attention):
+def teacher_visible(q, kv, chunk_frames, *, frames: int, attention: Attention):
     """Return whether kv is visible to q in teacher forcing: one pass over 2 x frames tokens, [clean | noised].
 
     A clean frame sees clean frames by the rule of `visible`. A noised frame of chunk c sees the clean frames of the
@@ -35,7 +38,7 @@ def teacher_visible(q, kv, *, frames: int, chunk_frames: int, attention: Attenti
     q_frame, kv_frame = q % frames, kv % frames
     same_chunk = q_frame // chunk_frames == kv_frame // chunk_frames
     before = kv_frame // chunk_frames < q_frame // chunk_frames
-    ordinary = visible(q_frame, kv_frame, chunk_frames=chunk_frames, attention=attention)
+    ordinary = visible(q_frame, kv_frame, chunk_frames, attention=attention)
     clean_to_clean = ~q_noised & ~kv_noised & ordinary
     noised_to_clean = q_noised & ~kv_noised & before
     noised_to_noised = q_noised & kv_noised & same_chunk & ordinary
@@ -43,7 +46,7 @@ def teacher_visible(q, kv, *, frames: int, chunk_frames: int, attention: Attenti
 
 
 def dense_mask(
-    predicate: Callable[[Tensor, Tensor], Tensor], q: Tensor, kv: Tensor, kv_real: Tensor | None = None
+    predicate: Predicate, q: Tensor, kv: Tensor, chunk_frames: int | Tensor, kv_real: Tensor | None = None
 ) -> Tensor:
     """Return the predicate as a mask for SDPA: bool [B or 1, 1, Q, KV].
 
@@ -51,33 +54,46 @@ def dense_mask(
         predicate: Returns whether a key is visible to a query.
         q: Positions of the queries, int [Q], or [B, Q] if they differ between rows.
         kv: Positions of the keys, int [KV] or [B, KV].
+        chunk_frames: Length of a chunk, or the lengths of each row's chunks, int [B].
         kv_real: True for keys that are not padding, bool [B, KV].
     """
-    mask = predicate(q[..., :, None], kv[..., None, :])  # [.., Q, KV]
+    if isinstance(chunk_frames, Tensor):
+        chunk_frames = chunk_frames[:, None, None]
+    mask = predicate(q[..., :, None], kv[..., None, :], chunk_frames)  # [.., Q, KV]
     mask = mask[:, None] if mask.dim() == 3 else mask[None, None]
     return mask if kv_real is None else mask & kv_real[:, None, None, :]
 
 
 def block_mask(
-    predicate: Callable[[Tensor, Tensor], Tensor], q: Tensor, kv: Tensor, kv_real: Tensor | None = None
+    predicate: Predicate, q: Tensor, kv: Tensor, chunk_frames: int | Tensor, kv_real: Tensor | None = None
 ):
     """Return the predicate as a BlockMask for FlexAttention. The arguments are those of `dense_mask`."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def mask_mod(b, h, i, j):
-        seen = predicate(q[b, i], kv[b, j]) if q.dim() == 2 else predicate(q[i], kv[j])
+        frames = chunk_frames[b] if isinstance(chunk_frames, Tensor) else chunk_frames
+        seen = predicate(q[b, i], kv[b, j], frames) if q.dim() == 2 else predicate(q[i], kv[j], frames)
         return seen if kv_real is None else seen & kv_real[b, j]
 
     if q.dim() == 2:
         batch = len(q)
     elif kv_real is not None:
         batch = len(kv_real)
+    elif isinstance(chunk_frames, Tensor):
+        batch = len(chunk_frames)
     else:
         batch = None
     return create_block_mask(mask_mod, batch, None, q.shape[-1], kv.shape[-1], device=str(q.device))
 
 
-def make_mask(implementation: str, predicate, q: Tensor, kv: Tensor, kv_real: Tensor | None = None):
+def make_mask(
+    implementation: str,
+    predicate: Predicate,
+    q: Tensor,
+    kv: Tensor,
+    chunk_frames: int | Tensor,
+    kv_real: Tensor | None = None,
+):
     """Return the mask in the form that an attention implementation of transformers takes.
 
     Args:
@@ -85,13 +101,14 @@ def make_mask(implementation: str, predicate, q: Tensor, kv: Tensor, kv_real: Te
         predicate: Returns whether a key is visible to a query.
         q: Positions of the queries, as in `dense_mask`.
         kv: Positions of the keys, as in `dense_mask`.
+        chunk_frames: Lengths of the chunks, as in `dense_mask`.
         kv_real: True for keys that are not padding, as in `dense_mask`.
     """
     makers = {"sdpa": dense_mask, "flex_attention": block_mask}
     # "eager" is missing, because it would add the booleans to the scores.
     if implementation not in makers:
         raise ValueError(f"attn_implementation must be one of {', '.join(makers)}, got {implementation!r}")
-    return makers[implementation](predicate, q, kv, kv_real)
+    return makers[implementation](predicate, q, kv, chunk_frames, kv_real)
 
 
 def real_frames(frames: Tensor, width: int) -> Tensor:

@@ -13,6 +13,9 @@ class SamplingConfig:
     """DDIM steps per frame, 1..1000. The paper uses 50."""
     audio_cfg: float = 3.0
     """Guidance scale on the audio, 1..20. The paper uses 3. At 1 the uncond branch is not computed."""
+    chunk_frames: int | None = None
+    """Frames that are denoised together: one of the model's chunk_lengths. None: its chunk_frames. Shorter chunks need
+    less audio ahead of time."""
     history: History = "linear"
     """Noise schedule of the history frames: see `history_levels`. The paper uses `linear`."""
     history_level: int = 0
@@ -27,6 +30,8 @@ class SamplingConfig:
             raise ValueError(f"steps must be within 1..{MAX_LEVEL}, got {self.steps}")
         if not 1 <= self.audio_cfg <= 20:
             raise ValueError(f"audio_cfg must be within 1..20, got {self.audio_cfg}")
+        if self.chunk_frames is not None and self.chunk_frames < 1:
+            raise ValueError(f"chunk_frames must be >= 1, got {self.chunk_frames}")
         if self.history not in HISTORIES:
             raise ValueError(f"history must be one of {', '.join(HISTORIES)}, got {self.history!r}")
         if not 0 <= self.history_level <= MAX_LEVEL:

@@ -61,6 +61,8 @@ class MotionStream:
     played: int
     """Frames that the viewer has seen. The stream's owner must keep this up to date, because the engine first steps the
     stream with the least playback buffer, and pauses a stream that is far ahead of its viewer."""
+    chunk_frames: int
+    """Frames that are denoised together."""
     error: Exception | None
     """The error that stopped the stream, or None."""
 
@@ -79,9 +81,10 @@ class MotionStream:
         self.error = None
         self.is_open = True
         self._model = model
+        self.chunk_frames = config.chunk_frames or model.config.chunk_frames
         # For each row of the plan, the number of frames in a full chunk whose noise levels have begun to fall. The
         # history does not matter here: its length is 0 and its capacity is any number.
-        plan = sampling_plan(0, model.config.chunk_frames, 1, config)
+        plan = sampling_plan(0, self.chunk_frames, 1, config)
         self._moving_frames = (plan < MAX_LEVEL).sum(1).tolist()
         # Features [n, L, F] from frame `_audio_first` on.
         self._audio = torch.zeros(0, model.config.audio_layers, model.config.audio_dim)
@@ -170,7 +173,7 @@ class MotionStream:
         """Begin the next chunk, unless a chunk has begun."""
         if self._chunk is not None:
             return
-        history, size = len(self._history), self._model.config.chunk_frames
+        history, size = len(self._history), self.chunk_frames
         plan = sampling_plan(history, size, self._model.config.history_frames, self.config)
         z_k = frame_noise(self.seed, "chunk", self._chunk_first, size, self._history.shape[1])
         self._chunk = _Chunk(

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,7 +24,8 @@ class MotionTransformerConfig(PreTrainedConfig):
         audio_layers: L, the layers of the audio features. It must match the data shards.
         audio_dim: F, the width of the audio features. It must match the data shards.
         audio_width: A, the width of the fused audio embedding.
-        chunk_frames: Frames that are denoised together.
+        chunk_frames: Maximum number of frames that are denoised together.
+        chunk_lengths: Numbers of frames that may be denoised together, divisors of chunk_frames. None: chunk_frames.
         context_frames: Maximum length of history and chunk together, in frames: a multiple of chunk_frames.
         audio_window: w, in frames. Frame t attends to the audio of frames t-w..t+w.
         attention: `chunk` (the paper's) or `causal` (Table 2, first row).
@@ -40,6 +42,7 @@ class MotionTransformerConfig(PreTrainedConfig):
         audio_dim: int = 768,
         audio_width: int = 1024,
         chunk_frames: int = 64,
+        chunk_lengths: Sequence[int] | None = None,
         context_frames: int = 512,
         audio_window: int = 2,
         attention: Attention = "chunk",
@@ -51,12 +54,17 @@ class MotionTransformerConfig(PreTrainedConfig):
         self.audio_dim = audio_dim
         self.audio_width = audio_width
         self.chunk_frames = chunk_frames
+        self.chunk_lengths = sorted(chunk_lengths or [chunk_frames])
         self.context_frames = context_frames
         self.audio_window = audio_window
         self.attention = attention
         for name in ("latent_dim", "audio_layers", "audio_dim", "audio_width", "chunk_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if any(length < 1 or chunk_frames % length for length in self.chunk_lengths):
+            raise ValueError(
+                f"chunk_lengths must divide chunk_frames ({chunk_frames}), got {self.chunk_lengths}"
+            )
         if context_frames < 2 * chunk_frames or context_frames % chunk_frames:
             raise ValueError(
                 f"context_frames must be a multiple of chunk_frames and at least two, "
@@ -191,6 +199,7 @@ class MotionTransformer(PreTrainedModel):
         audio_real: Tensor,
         *,
         frames: Tensor | None = None,
+        chunk_frames: Tensor | None = None,
         clean: Tensor | None = None,
         history: HistoryPass | None = None,
     ) -> Tensor:
@@ -203,6 +212,7 @@ class MotionTransformer(PreTrainedModel):
                 the last.
             audio_real: bool [B, T + 2w], False before the clip's start and past its end.
             frames: Lengths without padding, int [B]. None means that nothing is padded.
+            chunk_frames: Length of each row's chunks, int [B]. None means the model's chunk_frames.
             clean: Clean latents [B, T, D] for teacher forcing. Every chunk sees these as its history.
             history: View of the history cache: either the T latents continue the cached histories, or the pass
                 writes their keys and values to the cache.
@@ -210,9 +220,10 @@ class MotionTransformer(PreTrainedModel):
         assert audio.shape[1] == z_k.shape[1] + 2 * self.config.audio_window
         width = z_k.shape[1]
         position = torch.arange(width, device=z_k.device)  # [T]
-        rules = {"chunk_frames": self.config.chunk_frames, "attention": self.config.attention}
+        chunks = self.config.chunk_frames if chunk_frames is None else chunk_frames
+        attention = self.config.attention
         real = None if frames is None else real_frames(frames, width)  # [B, T]
-        predicate, q, kv = functools.partial(visible, **rules), position, position
+        predicate, q, kv = functools.partial(visible, attention=attention), position, position
         if history is not None:
             assert clean is None
             position = q = history.frames[:, None] + position  # [B, T]
@@ -224,9 +235,9 @@ class MotionTransformer(PreTrainedModel):
             z_k, k = torch.cat([clean, z_k], 1), torch.cat([torch.zeros_like(k), k], 1)  # [B, 2T, ..]
             position = position.repeat(2)
             q = kv = torch.arange(2 * width, device=z_k.device)
-            predicate = functools.partial(teacher_visible, frames=width, **rules)
+            predicate = functools.partial(teacher_visible, frames=width, attention=attention)
             real = None if real is None else real.repeat(1, 2)
-        mask = make_mask(str(self.backbone.config._attn_implementation), predicate, q, kv, real)
+        mask = make_mask(str(self.backbone.config._attn_implementation), predicate, q, kv, chunks, real)
 
         level = self.level(k)  # [B, T, H]
         z_k = z_k.to(level.dtype)

@@ -1,7 +1,7 @@
 """Train stage 2, the motion model: build, feed, evaluate and export it."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -89,7 +89,9 @@ class Stage2(TrainingStage):
             shutil.copytree(self._audio_encoder, folder / "audio_encoder")
 
 
-def build_model(config: MotionConfig, shape: CorpusShape, *, seed: int) -> MotionTransformer:
+def build_model(
+    config: MotionConfig, shape: CorpusShape, *, seed: int, chunk_lengths: Sequence[int] = ()
+) -> MotionTransformer:
     """Build the motion transformer, the same on every rank, from published weights or from random ones."""
     torch.manual_seed(seed)
     sizes = {
@@ -98,6 +100,7 @@ def build_model(config: MotionConfig, shape: CorpusShape, *, seed: int) -> Motio
         "audio_dim": shape.audio_width,
         "audio_width": config.audio_width,
         "chunk_frames": config.chunk_frames,
+        "chunk_lengths": list(chunk_lengths) or None,
         "context_frames": config.context_frames,
         "attention": config.attention,
     }
@@ -126,7 +129,9 @@ def build_objective(
         shape: the shape of a frame of the corpus.
         moments: the latents' mean and standard deviation, [D] each.
     """
-    model = build_model(config.model, shape, seed=config.train.seed)
+    model = build_model(
+        config.model, shape, seed=config.train.seed, chunk_lengths=config.forcing.chunk_lengths
+    )
     model.set_latent_statistics(*(torch.tensor(m) for m in moments))
     if config.train.gradient_checkpointing:
         model.enable_checkpointing()

@@ -86,6 +86,14 @@ class Stage2Config(StageConfig):
     forcing: ForcingConfig = field(default_factory=ForcingConfig)
     """Options of the training objective."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        if any(length < 1 or self.model.chunk_frames % length for length in self.forcing.chunk_lengths):
+            raise ValueError(
+                f"forcing.chunk_lengths must divide model.chunk_frames ({self.model.chunk_frames}), "
+                f"got {list(self.forcing.chunk_lengths)}"
+            )
+
     @property
     def sample_frames(self) -> int:
         return self.model.context_frames
