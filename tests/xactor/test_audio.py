@@ -111,6 +111,20 @@ def test_a_feature_does_not_depend_on_distant_audio(encoder):
     assert not np.array_equal(encoder.features(a)[:12], encoder.features(b)[:12])
 
 
+def test_the_noise_of_a_long_pause_is_not_amplified_to_speech():
+    """A window that holds only the noise of a pause, at -79 dBFS, looks like silence and not like speech."""
+    encoder = LogMelEncoder(windows=SPEC)
+    speech = speechlike(3.0)
+    noise = 10 ** (-79 / 20) * np.random.default_rng(0).standard_normal(3 * 16_000).astype(np.float32)
+    silence = encoder.features(np.concatenate([speech, np.zeros_like(noise)]))[-25:].mean(0)
+    pause = encoder.features(np.concatenate([speech, noise]))[-25:]
+    spoken = encoder.features(speech)[:50]
+    assert np.abs(pause - silence).mean() < 0.25 * np.abs(spoken - silence).mean()
+    # Speech that was recorded 15 dB quieter has the same features.
+    quiet = encoder.features(0.18 * speech)[:50]
+    assert np.abs(quiet - spoken).mean() < 0.05 * np.abs(spoken - silence).mean()
+
+
 def test_a_burst_lands_on_its_frame():
     sound = 0.01 * np.random.default_rng(1).standard_normal(16_000 * 4).astype(np.float32)
     sound[40 * 640 + 160 : 40 * 640 + 480] *= 50  # the middle half of frame 40

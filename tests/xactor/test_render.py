@@ -116,6 +116,24 @@ def test_a_performance_starts_from_the_unmoved_portrait(renderer, portrait, z):
     assert np.abs(video[:4] - without_portrait[:4]).max() > 1
 
 
+def test_without_relative_motion_the_latents_are_used_as_they_are(renderer, portrait, z):
+    config = replace(SMALL, relative_motion=False)
+    reference = renderer.reference(portrait)
+    video = np.stack(list(renderer.render(reference, z, seed=3, config=config)))
+    window = renderer.window(reference, z[:6], seed=3, first_frame=0, config=SMALL)
+    np.testing.assert_array_equal(video[:4], window[:4])
+
+
+def test_a_renderer_without_a_guess_renders_and_loads(portrait, z, tmp_path):
+    without = Renderer(**vars(without_zero_weights(small_components(guess=False))))
+    video = np.stack(list(without.render(without.reference(portrait), z, seed=3, config=SMALL)))
+    assert video.std() > 1
+    without.save_pretrained(tmp_path)
+    loaded = Renderer.from_pretrained(tmp_path)
+    again = np.stack(list(loaded.render(loaded.reference(portrait), z, seed=3, config=SMALL)))
+    np.testing.assert_array_equal(video, again)
+
+
 def test_an_unmoved_portrait_is_guessed_unchanged(renderer, portrait):
     """The unconditional branch may take the portrait's own latents instead of a guess."""
     reference = renderer.reference(portrait)
@@ -341,9 +359,10 @@ def test_published_weights_load_by_their_names(tmp_path, caplog):
     assert components.vae.config["scaling_factor"] == 0.18215
 
 
-def test_an_untrained_unet_equals_the_published_one_without_its_text(tmp_path):
+@pytest.mark.parametrize("guess", [True, False])
+def test_an_untrained_unet_equals_the_published_one_without_its_text(tmp_path, guess):
     """Compare a frame without a reference with the output of SD1.5's UNet whose text attention is set to zero."""
-    components = published_components(published(tmp_path) / "sd15")
+    components = published_components(published(tmp_path) / "sd15", guess=guess)
     plain = UNet2DConditionModel.from_pretrained(tmp_path / "sd15" / "unet", low_cpu_mem_usage=False).eval()
     for name, layer in plain.named_modules():
         if name.endswith("attn2.to_out.0"):
@@ -352,7 +371,7 @@ def test_an_untrained_unet_equals_the_published_one_without_its_text(tmp_path):
     x, level = torch.randn(1, 1, 4, 8, 8), torch.tensor([400])
     with torch.no_grad():
         found = components.unet.eval()(
-            x, level, torch.randn(1, 1, 512), torch.ones(1), None, torch.randn_like(x)
+            x, level, torch.randn(1, 1, 512), torch.ones(1), None, torch.randn_like(x) if guess else None
         )
         expected = plain(x[:, 0], level, torch.zeros(1, 1, 80)).sample
     torch.testing.assert_close(found[:, 0], expected, rtol=1e-4, atol=1e-4)

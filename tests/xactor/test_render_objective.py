@@ -5,7 +5,7 @@ import torch
 from render_models import small_components, without_zero_weights
 
 from xactor.render import RenderObjective
-from xactor.render.augment import DRIVING, Augmentation, augment
+from xactor.render.augment import DRIVING, PERSON, Augmentation, augment
 from xactor.render.objective import ObjectiveConfig, shared_part
 
 
@@ -95,6 +95,25 @@ def test_the_mouth_weighs_more_in_the_motion_encoders_loss(clips):
     mouth, brow = slice(19, 24), slice(4, 9)
     assert loss(mouth, 2.0) > 1.5 * loss(mouth, 0.0)
     assert loss(brow, 2.0) < 0.95 * loss(brow, 0.0)
+
+
+@pytest.mark.parametrize("phase", ["frames", "temporal"])
+def test_without_a_guess_z_learns_through_the_unet(clips, phase):
+    frames, reference, seeds = clips
+    objective = RenderObjective(**vars(without_zero_weights(small_components(guess=False))))
+    assert not any("guess" in name for name, _ in objective.unet.named_parameters())
+    objective(frames[:, : 4 if phase == "temporal" else 1], reference, torch.ones(3), seeds, phase).backward()
+    assert all(p.grad is not None and p.grad.any() for p in objective.unet.motion_proj.parameters())
+
+
+def test_an_augmentation_in_bf16_moves_pictures_as_one_in_float32():
+    """With coordinates in bf16 the stripes of a picture of 512 px would be off by up to two pixels."""
+    stripes = (torch.arange(512) // 8 % 2 * 2.0 - 1).expand(1, 1, 3, 512, 512)
+    changes = [Augmentation.draw(PERSON, torch.Generator().manual_seed(0))]
+    exact = augment(stripes, changes)
+    rounded = augment(stripes.to(torch.bfloat16), changes)
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded.float() - exact).abs().max() < 0.01
 
 
 def test_an_augmentation_is_the_same_for_all_frames_of_a_sample(clips):

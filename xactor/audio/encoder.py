@@ -188,6 +188,9 @@ class LogMelEncoder(AudioEncoder):
     WIDTH = 400
     """Samples of an analysis window: 25 ms."""
     FFT = 512
+    """Length of the Fourier transform of an analysis window."""
+    POWER_FLOOR = 1e-3
+    """Power that is added to each band before the logarithm, about 35 dB below speech: quieter sound is silence."""
     """Length of the Fourier transform, in samples."""
 
     def __init__(self, *, mels: int = 40, windows: WindowSpec | None = None):
@@ -215,7 +218,7 @@ class LogMelEncoder(AudioEncoder):
         sound = torch.nn.functional.pad(windows.float(), (edge, edge))[:, hop]
         cuts = sound.unfold(-1, self.WIDTH, self.STEP) * torch.hann_window(self.WIDTH)  # [W, 4 hop, 400]
         power = torch.fft.rfft(cuts, n=self.FFT).abs().square()  # [W, 4 hop, 257]
-        mel = torch.log(power @ self.bank + 1e-4)  # [W, 4 hop, mels]
+        mel = torch.log(power @ self.bank + self.POWER_FLOOR)  # [W, 4 hop, mels]
         # Scale to about zero mean and unit variance on speech.
         mel = (mel + 4.0) / 4.0
         return mel.view(len(windows), spec.hop_frames, 1, 4 * self.mels)

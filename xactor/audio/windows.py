@@ -23,11 +23,16 @@ class WindowSpec:
     """Frames of audio that the window has before these frames, >= 0."""
     right_frames: int = 2
     """Frames of audio that the window has after these frames, >= 0."""
+    floor_db: float = -40.0
+    """Loudness in dBFS (RMS) from which on a window is scaled to unit variance. Quieter windows stay as much quieter:
+    the noise of a long pause must not become as loud as speech. -inf scales every window."""
 
     def __post_init__(self):
         for name, minimum in (("hop_frames", 1), ("left_frames", 0), ("right_frames", 0)):
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} must be >= {minimum}, got {getattr(self, name)}")
+        if not self.floor_db <= 0:
+            raise ValueError(f"floor_db must be <= 0, got {self.floor_db}")
 
     @property
     def frames(self) -> int:
@@ -44,8 +49,8 @@ def window_count(frames: int, spec: WindowSpec) -> int:
 def cut_window(samples: np.ndarray, index: int, spec: WindowSpec, *, start: int = 0) -> np.ndarray:
     """Cut one window out of a recording and normalise it: float32 [spec.frames * SAMPLES_PER_FRAME].
 
-    The recording's samples get zero mean and unit variance (Wav2Vec2's own preprocessing, here per window). Samples
-    before the recording's start or past its end are zero.
+    The recording's samples get zero mean and unit variance (Wav2Vec2's own preprocessing, here per window), unless the
+    window is quieter than `spec.floor_db`. Samples before the recording's start or past its end are zero.
 
     Args:
         samples: float32 [N], mono, 16 kHz.
@@ -60,7 +65,8 @@ def cut_window(samples: np.ndarray, index: int, spec: WindowSpec, *, start: int 
     inside = samples[max(first, 0) - start : max(first + size - start, 0)]
     if inside.size:
         sound = inside.astype(np.float64)
-        sound = (sound - sound.mean()) / np.sqrt(sound.var() + 1e-7)
+        variance = max(sound.var(), 10 ** (spec.floor_db / 10))
+        sound = (sound - sound.mean()) / np.sqrt(variance + 1e-7)
         offset = max(-first, 0)
         window[offset : offset + sound.size] = sound
     return window

@@ -73,6 +73,7 @@ def random_components(
     latent_dim: int = LATENT_DIM,
     window_frames: int = 32,
     prediction_type: str = "v_prediction",
+    guess: bool = True,
     seed: int = 0,
 ) -> Components:
     """Return components of any size from random weights.
@@ -91,12 +92,14 @@ def random_components(
         latent_dim: Width of z.
         window_frames: Maximum number of frames in a window.
         prediction_type: `v_prediction` or `epsilon`.
+        guess: Whether the UNet sees a guess of the frames.
         seed: Seed of the random weights.
     """
     shrink = 1 << (len(vae_channels) - 1 + len(channels) - 1)
     if image_size % shrink:
         raise ValueError(f"image_size must be a multiple of {shrink}, got {image_size}")
     torch.manual_seed(seed)
+    corrects_guess = guess and prediction_type == "v_prediction"
     groups = min(16, min(channels) // 4)
     widths: Any = vae_channels
     vae_blocks: Any = ("DownEncoderBlock2D",) * len(vae_channels), ("UpDecoderBlock2D",) * len(vae_channels)
@@ -122,7 +125,8 @@ def random_components(
             latent_dim=latent_dim,
             motion_tokens=motion_tokens,
             locality=1.6,
-            guess_spread=GUESS_SPREAD if prediction_type == "v_prediction" else None,
+            guess=guess,
+            guess_spread=GUESS_SPREAD if corrects_guess else None,
         ),
         reference_unet=ReferenceUNet(
             **shape,
@@ -145,7 +149,7 @@ def random_components(
     start_as_cosines(components.vae)
     _pass_values_on(components.unet)
     # The first output is zero, which says that the guess is already right: see `predict`.
-    if prediction_type == "v_prediction":
+    if corrects_guess:
         nn.init.zeros_(components.unet.conv_out.weight)
         nn.init.zeros_(components.unet.conv_out.bias)  # pyright: ignore[reportArgumentType]
     # Both networks start from the same weights, as with published weights. So equal features match in attention.
@@ -173,6 +177,7 @@ def published_components(
     motion_tokens: int = 16,
     window_frames: int = 32,
     prediction_type: str = "v_prediction",
+    guess: bool = True,
     seed: int = 0,
 ) -> Components:
     """Return components that start from published weights, which are in their published formats.
@@ -187,6 +192,7 @@ def published_components(
         motion_tokens: Number of motion tokens per frame, a square number.
         window_frames: Maximum number of frames in a window. An adapter's own maximum replaces it.
         prediction_type: `v_prediction` or `epsilon`.
+        guess: Whether the UNet sees a guess of the frames.
         seed: Seed of the weights that are random.
 
     Raises:
@@ -227,6 +233,7 @@ def published_components(
         use_motion_mid_block=adapter.config["use_motion_mid_block"] if adapter else True,
         latent_dim=latent_dim,
         motion_tokens=motion_tokens,
+        guess=guess,
     )
     weights = plain.state_dict()
     _load(reference, weights, f"{sd15}/unet", new=())

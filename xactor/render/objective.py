@@ -195,7 +195,9 @@ class RenderObjective(nn.Module):
 
     def _motion_terms(self, clips: _Clips, motion: _Motion) -> Tensor:
         """Return the weighted terms of single frames from which z learns without the UNet, [B F]."""
-        loss = self._divergence(motion) + self.config.motion_weight * self._guess_error(clips, motion)
+        loss = self._divergence(motion)
+        if self.unet.config["guess"]:
+            loss = loss + self.config.motion_weight * self._guess_error(clips, motion)
         means = motion.mean.unflatten(0, (-1, clips.frames))  # [B, F, D]
         shared = shared_part(torch.cat([motion.origin[:, None], means], dim=1))  # [B]
         return loss + self.config.person_weight * shared.repeat_interleave(clips.frames)
@@ -223,7 +225,9 @@ class RenderObjective(nn.Module):
         keep = torch.cat(clips.draw(lambda g: torch.rand(1, generator=g) >= self.config.motion_drop)).to(
             device
         )
-        guess = self._guess_latents(clips, motion, keep).unflatten(0, z.shape[:2])  # [N, W, C, h, w]
+        guess = None
+        if self.unet.config["guess"]:
+            guess = self._guess_latents(clips, motion, keep).unflatten(0, z.shape[:2])  # [N, W, C, h, w]
         steps = int(self.scheduler.config["num_train_timesteps"])
         level: Any = torch.cat(clips.draw(lambda g: torch.randint(0, steps, (1,), generator=g))).to(
             device

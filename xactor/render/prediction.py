@@ -15,7 +15,7 @@ def predict(
     z: Tensor,
     keep: Tensor,
     reference: ReferenceFeatures,
-    guess: Tensor,
+    guess: Tensor | None,
 ) -> Tensor:
     """Return the scheduler's prediction for noised latents, [B, F, C, h, w].
 
@@ -33,7 +33,7 @@ def predict(
     """
     out = unet(noisy, level, z, keep, reference, guess)  # [B, F, C, h, w]
     spread = unet.config["guess_spread"]
-    if spread is None:
+    if spread is None or guess is None:
         return out
     signal = scheduler.alphas_cumprod.to(level.device)[level].to(noisy.dtype)  # a^2, [B]
     signal = signal[:, None, None, None, None]  # [B, 1, 1, 1, 1]

@@ -152,7 +152,8 @@ class Renderer:
         lengths = sorted({len(window.z) for window in windows})
         if len(lengths) != 1:
             raise ValueError(f"windows must be alike in length, got {lengths}")
-        windows = [window.from_portrait() for window in windows]
+        if config.relative_motion:
+            windows = [window.from_portrait() for window in windows]
         # The conditional branch uses the motion. The unconditional branch, needed for guidance only, does not.
         branches = 2 if config.cfg > 1 else 1
         x = torch.stack([self._noise(window) for window in windows])  # [N, W, C, h, w]
@@ -261,12 +262,16 @@ class Renderer:
         ]
         return torch.stack(noise).to(self.device, self.dtype)
 
-    def _guesses(self, windows: Sequence[Window], z: Tensor, branches: int) -> Tensor:
+    def _guesses(self, windows: Sequence[Window], z: Tensor, branches: int) -> Tensor | None:
         """Return guessed latents [branches N, W, C, h, w]: those of the conditional branch first.
+
+        None if the UNet has no guess.
 
         Args:
             z: Motion latents of the windows, [N, W, D].
         """
+        if not self.components.unet.config["guess"]:
+            return None
         cond = torch.stack(
             [self._guess(window.reference, own) for window, own in zip(windows, z, strict=True)]
         )  # [N, W, C, h, w]

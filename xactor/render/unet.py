@@ -51,6 +51,7 @@ class RendererUNet(UNetMotionModel):
         locality: Strength of `Locality` for the first head, in the frame, the reference and the grid of motion tokens.
             None means the published attention. Ours, after ALiBi's slopes: without it, training from random weights
             takes thousands of steps until the UNet uses the reference.
+        guess: Whether the UNet sees a guess. Published weights were trained without one.
         guess_spread: RMS distance of latents from the guess, if the UNet outputs a correction of the guess. None means
             that it outputs the whole prediction, as published weights do.
 
@@ -86,6 +87,7 @@ class RendererUNet(UNetMotionModel):
         latent_dim: int = 512,
         motion_tokens: int = 16,
         locality: float | None = None,
+        guess: bool = True,
         guess_spread: float | None = None,
     ):
         if math.isqrt(motion_tokens) ** 2 != motion_tokens or cross_attention_dim < TOKEN_NUMBERS:
@@ -93,6 +95,8 @@ class RendererUNet(UNetMotionModel):
                 f"motion_tokens must be a square number and cross_attention_dim >= {TOKEN_NUMBERS}, "
                 f"got {motion_tokens} and {cross_attention_dim}"
             )
+        if guess_spread is not None and not guess:
+            raise ValueError(f"guess_spread must be None for a UNet without a guess, got {guess_spread}")
         super().__init__(
             sample_size=sample_size,
             in_channels=in_channels,
@@ -108,7 +112,8 @@ class RendererUNet(UNetMotionModel):
             motion_num_attention_heads=motion_num_attention_heads,
             use_motion_mid_block=use_motion_mid_block,
         )
-        self.conv_in = _FramesAndGuess(self.conv_in)
+        if guess:
+            self.conv_in = _FramesAndGuess(self.conv_in)
         self.motion_proj = nn.Linear(latent_dim, motion_tokens * cross_attention_dim)
         # The bias has unit variance, because without it the norm would scale up the tokens of a small z.
         nn.init.normal_(self.motion_proj.bias)
@@ -133,7 +138,7 @@ class RendererUNet(UNetMotionModel):
         z: Tensor,
         keep: Tensor,
         reference: ReferenceFeatures,
-        guess: Tensor,
+        guess: Tensor | None,
     ) -> Tensor:
         """Return the prediction for noised latents, [B, F, C, h, w].
 
@@ -143,13 +148,14 @@ class RendererUNet(UNetMotionModel):
             z: Motion latents [B, F, latent_dim].
             keep: 1 if the motion is used, 0 if it is dropped, for classifier-free guidance, [B].
             reference: Features from `ReferenceUNet.features`, [B, ...] each.
-            guess: Latents of the guessed frames, [B, F, C, h, w].
+            guess: Latents of the guessed frames, [B, F, C, h, w]; None for a UNet without a guess.
         """
         tokens = self.motion_proj(z.flatten(0, 1)).unflatten(-1, self.null_motion.shape)  # [B F, M, E]
         keep = keep.to(tokens.dtype).repeat_interleave(z.shape[1])[:, None, None]  # [B F, 1, 1]
         tokens = keep * self.motion_norm(tokens) + (1 - keep) * self.null_motion  # [B F, M, E]
+        inputs = noisy if guess is None else torch.cat([noisy, guess], dim=2)  # [B, F, C or 2 C, h, w]
         out = super().forward(
-            torch.cat([noisy, guess], dim=2).transpose(1, 2),  # [B, 2 C, F, h, w]
+            inputs.transpose(1, 2),  # [B, C or 2 C, F, h, w]
             level,
             encoder_hidden_states=tokens,
             cross_attention_kwargs={"reference": reference},

@@ -23,6 +23,9 @@ class RenderConfig:
     """Guidance on the motion, 1..20. The paper uses 2.5; 1 means no guidance."""
     window_frames: int = 16
     """Frames that are denoised together, at least 1."""
+    relative_motion: bool = True
+    """Move the portrait by the change of motion since the video's first frame, which then shows the portrait unmoved.
+    False: show the motion as it is (the paper's way)."""
     overlap_frames: int = 4
     """Frames that two neighbouring windows share, at most half of window_frames."""
 

@@ -216,7 +216,12 @@ def build_objective(config: Stage1Config) -> RenderObjective:
 def build_components(config: RendererConfig, *, seed: int) -> Components:
     """Build the renderer's components, from published weights if the config names them, otherwise from random ones."""
     sizes = {"latent_dim": config.latent_dim, "motion_tokens": config.motion_tokens}
-    options: dict[str, Any] = {"prediction_type": config.prediction_type, "seed": seed, **sizes}
+    options: dict[str, Any] = {
+        "prediction_type": config.prediction_type,
+        "guess": config.guess,
+        "seed": seed,
+        **sizes,
+    }
     if config.sd15:
         components = published_components(
             config.sd15, animatediff=config.animatediff, vae=config.vae, **options

@@ -63,6 +63,9 @@ class RendererConfig:
     """Width of the tokens into which a motion latent is projected for the cross-attention, >= 1."""
     motion_tokens: int = 16
     """Number of tokens per motion latent, >= 1; a square number."""
+    guess: bool = True
+    """Show the UNet the reference, moved by z, as a guess of each frame. Without it there is no motion phase: z learns
+    through the UNet alone."""
     latent_dim: int = 512
     """Width of the motion latents z, >= 1."""
 
@@ -179,6 +182,10 @@ class Stage1Config(StageConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.train.motion_steps and not self.model.guess:
+            raise ValueError(
+                f"motion_steps must be 0 without model.guess, which that phase trains, got {self.train.motion_steps}"
+            )
         if self.train.stills > self.model.window_frames:
             raise ValueError(
                 f"stills must be <= window_frames ({self.model.window_frames}), got {self.train.stills}"

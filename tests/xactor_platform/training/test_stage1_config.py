@@ -32,6 +32,12 @@ from xactor_platform.training.train_config import as_dict, refuse_changes
             "a VAE that is given is not trained: vae_steps must be 0, got 5",
         ),
         (
+            lambda: Stage1Config(
+                model=RendererConfig(guess=False), train=Stage1TrainConfig(vae_steps=5, motion_steps=9)
+            ),
+            r"motion_steps must be 0 without model\.guess, which that phase trains, got 9",
+        ),
+        (
             lambda: Stage1Config(train=Stage1TrainConfig(vae_steps=5, stills=17)),
             r"stills must be <= window_frames \(16\), got 17",
         ),
@@ -61,7 +67,7 @@ def test_sizes_of_a_new_renderer_are_the_defaults_of_random_components():
     random_defaults = {
         n: p.default for n, p in inspect.signature(random_components).parameters.items() if n in defaults
     }
-    assert len(random_defaults) == 12
+    assert len(random_defaults) == 13
     assert {n: defaults[n] for n in random_defaults} == {**random_defaults, "window_frames": 16}
 
 
