@@ -35,6 +35,9 @@ class MakeDemoCorpus:
     """Side of the face crops in the video shards, in pixels."""
     identities: int = 48
     """People to train on, at least 1; two more are held out."""
+    stills: Path | None = None
+    """Folder of still faces, photographs or paintings (.jpg, .png). Every second person is then a puppet of one of
+    them, and every sixth still is held out. By default only drawn people are trained on."""
     speech: Path | None = None
     """Folder of recordings that the people speak. By default a synthetic voice."""
     audio_encoder: Path | None = None

@@ -1,5 +1,6 @@
 """Plan the clips of a demo corpus: the speaker, the speech and the length of each clip."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from xactor.rates import SAMPLE_RATE_HZ
 from xactor_platform.demo_corpus.identity import Identity, held_out_identities, training_identities
 from xactor_platform.demo_corpus.speech import MIN_CLIP_S, cut_recording, recordings, sentences
 
+# Still faces to train on, and held-out ones.
+Stills = tuple[Sequence[Path], Sequence[Path]]
 # Lengths of the held-out clips in seconds. One clip is longer than a minute, to show a long rollout.
 HELD_OUT_S = (64.0, 20.0, 12.0, 16.0)
 
@@ -35,7 +38,9 @@ class ClipPlan:
     """Number of the recording's segment, see `cut_recording`."""
 
 
-def plan_synthetic(*, seed: int, train_s: float, held_out_s: float, identities: int) -> list[ClipPlan]:
+def plan_synthetic(
+    *, seed: int, train_s: float, held_out_s: float, identities: int, stills: Stills = ((), ())
+) -> list[ClipPlan]:
     """Plan the clips of a corpus spoken by the synthetic voice, `train` first.
 
     Args:
@@ -43,9 +48,10 @@ def plan_synthetic(*, seed: int, train_s: float, held_out_s: float, identities: 
         train_s: minimum seconds of speech to train on.
         held_out_s: minimum seconds of held-out speech.
         identities: number of people to train on.
+        stills: still faces to train on, and held-out ones.
     """
     rng = np.random.Generator(np.random.PCG64([seed, 1]))
-    people = training_identities(identities)
+    people = training_identities(identities, stills[0])
     plans: list[ClipPlan] = []
     lines = sentences("train")
     # Short and long clips are mixed, as in the paper's data. No clip is longer than half a minute, so that each fits
@@ -69,7 +75,7 @@ def plan_synthetic(*, seed: int, train_s: float, held_out_s: float, identities: 
         )
         planned += duration_s
     lines = sentences("test")
-    people = held_out_identities()
+    people = held_out_identities(stills[1])
     number, planned = 0, 0.0
     while planned < held_out_s:
         duration_s = min(HELD_OUT_S[number % len(HELD_OUT_S)], max(held_out_s - planned, MIN_CLIP_S))
@@ -90,7 +96,13 @@ def plan_synthetic(*, seed: int, train_s: float, held_out_s: float, identities: 
 
 
 def plan_recordings(
-    speech: str | Path, *, seed: int, train_s: float, held_out_s: float, identities: int
+    speech: str | Path,
+    *,
+    seed: int,
+    train_s: float,
+    held_out_s: float,
+    identities: int,
+    stills: Stills = ((), ()),
 ) -> list[ClipPlan]:
     """Plan the clips of a corpus spoken by recordings, `train` first. Every sixth recording is held out.
 
@@ -102,6 +114,7 @@ def plan_recordings(
         train_s: maximum seconds of speech to train on. The last clip may exceed it.
         held_out_s: maximum seconds of held-out speech. The last clip may exceed it.
         identities: number of people to train on.
+        stills: still faces to train on, and held-out ones.
 
     Raises:
         ValueError: there are fewer than two recordings, or they are too short.
@@ -117,8 +130,8 @@ def plan_recordings(
         held_out = {found[-1]}
     plans: list[ClipPlan] = []
     for split, max_s, people in (
-        ("train", train_s, training_identities(identities)),
-        ("test", held_out_s, held_out_identities()),
+        ("train", train_s, training_identities(identities, stills[0])),
+        ("test", held_out_s, held_out_identities(stills[1])),
     ):
         planned, number = 0.0, 0
         paths = [path for path in found if (path in held_out) == (split == "test")]

@@ -21,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ from xactor_platform.data.face_video import ClipSamples, face_video
 from xactor_platform.data.index import load_index
 from xactor_platform.data.shards import ShardWriter
 from xactor_platform.demo_corpus.clip_plan import HELD_OUT_S, ClipPlan, plan_recordings, plan_synthetic
-from xactor_platform.demo_corpus.identity import find_crop, render_frame
+from xactor_platform.demo_corpus.identity import find_crop, render_frame, split_stills
 from xactor_platform.demo_corpus.performance import perform
 from xactor_platform.demo_corpus.speech import Synthesiser, cut_recording, synthesise
 from xactor_platform.precompute.worker import start_worker
@@ -76,6 +77,7 @@ def make_demo_corpus(
     size_px: int = 192,
     crop_px: int = 64,
     identities: int = 48,
+    stills: str | Path | None = None,
     speech: str | Path | None = None,
     audio_encoder: str | Path | None = None,
     workers: int | None = None,
@@ -91,6 +93,8 @@ def make_demo_corpus(
         size_px: side of the clips in pixels, even, at least 32.
         crop_px: side of the face crops in the video shards in pixels, even, at least 32.
         identities: number of people to train on.
+        stills: folder of still faces, photographs or paintings (.jpg, .png). Every second person is a puppet of one of
+            them. Every sixth still is held out.
         speech: folder of recordings that replace the synthetic voice. Every sixth recording is held out.
         audio_encoder: folder of a Wav2Vec2 model. The default is log-mel features, which need no weights.
         workers: number of processes. The default is the number of cores.
@@ -110,12 +114,14 @@ def make_demo_corpus(
     folder = Path(output)
     encoder = load_audio_encoder(audio_encoder) if audio_encoder else LogMelEncoder()
     held_out_s = 60 * held_out_minutes if held_out_minutes is not None else sum(HELD_OUT_S)
-    if speech is None:
-        plans = plan_synthetic(seed=seed, train_s=60 * minutes, held_out_s=held_out_s, identities=identities)
-    else:
-        plans = plan_recordings(
-            speech, seed=seed, train_s=60 * minutes, held_out_s=held_out_s, identities=identities
-        )
+    amounts: dict[str, Any] = {
+        "seed": seed,
+        "train_s": 60 * minutes,
+        "held_out_s": held_out_s,
+        "identities": identities,
+        "stills": split_stills(stills) if stills else ((), ()),
+    }
+    plans = plan_synthetic(**amounts) if speech is None else plan_recordings(speech, **amounts)
     encoder.save_pretrained(folder / "audio_encoder")
     clips: dict[str, int] = {}
     frames: dict[str, int] = {}

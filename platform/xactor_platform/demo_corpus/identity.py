@@ -1,21 +1,30 @@
-"""List the people of the demo corpus: drawn people and one real photograph, each with a voice."""
+"""List the people of the demo corpus: drawn people and puppets of still faces, each with a voice."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from xactor.controls import CONTROL_COUNT
 from xactor.faces import CropBox, FaceLandmarker, crop_box
+from xactor.portrait import read_image
 from xactor_platform.demo_corpus.drawn import DrawnFace
-from xactor_platform.demo_corpus.photo import PhotoFace
+from xactor_platform.demo_corpus.puppet import Puppet
 from xactor_platform.demo_corpus.speech import Voice
 
 PHOTO = "astronaut"
+# Left, top and side of the square around the face in scikit-image's photograph of the astronaut Eileen Collins (NASA,
+# public domain).
+_PHOTO_SQUARE = (135, 33, 180)
 # Faces are detected in pictures of this size.
 DETECTED_PX = 256
-# The only photograph is held out, to show how a renderer handles a real face that it never saw.
+# Side of the stills that puppets are made of.
+_STILL_PX = 384
+# The photograph is held out, to show how a renderer handles a real face that it never saw.
 HELD_OUT = ("drawn-007", PHOTO)
 
 
@@ -27,29 +36,60 @@ class Identity:
     """Name, also the speaker in the shards."""
     voice: Voice
     """Settings of the synthetic voice."""
-
-    @property
-    def face_seed(self) -> int | None:
-        """Return the seed of a drawn face, or None for the photograph."""
-        return None if self.name == PHOTO else int(self.name.removeprefix("drawn-"))
+    still: str | None = None
+    """Path of the still face that the person is a puppet of."""
 
 
-def training_identities(count: int) -> list[Identity]:
-    """Return `count` drawn people to train on, none of them held out."""
+def training_identities(count: int, stills: Sequence[Path] = ()) -> list[Identity]:
+    """Return `count` people to train on, none of them held out.
+
+    Args:
+        count: number of people.
+        stills: still faces. Every second person is a puppet of one of them, as long as there are more.
+    """
     if count < 1:
         raise ValueError(f"identities must be >= 1, got {count}")
-    seeds = [seed for seed in range(count + 1) if f"drawn-{seed:03d}" not in HELD_OUT][:count]
-    return [Identity(name=f"drawn-{seed:03d}", voice=_voice(seed)) for seed in seeds]
+    seeds = (seed for seed in range(count + 1) if f"drawn-{seed:03d}" not in HELD_OUT)
+    puppets = iter(stills)
+    people = []
+    for number in range(count):
+        still = next(puppets, None) if number % 2 == 0 else None
+        if still is None:
+            seed = next(seeds)
+            people.append(Identity(name=f"drawn-{seed:03d}", voice=_voice(seed)))
+        else:
+            people.append(_puppet(still))
+    return people
 
 
-def held_out_identities() -> list[Identity]:
-    """Return a drawn person and the photographed person. Both are never trained on."""
-    return [Identity(name=HELD_OUT[0], voice=_voice(7)), Identity(name=PHOTO, voice=Voice(shift=1.19))]
+def held_out_identities(stills: Sequence[Path] = ()) -> list[Identity]:
+    """Return a drawn person, the photographed person and puppets of still faces. They are never trained on."""
+    return [
+        Identity(name=HELD_OUT[0], voice=_voice(7)),
+        Identity(name=PHOTO, voice=Voice(shift=1.19)),
+        *map(_puppet, stills),
+    ]
+
+
+def split_stills(folder: str | Path) -> tuple[list[Path], list[Path]]:
+    """Return the still faces of a folder to train on, and those that are held out: every sixth.
+
+    Raises:
+        ValueError: the folder holds no picture, or one that cannot be animated.
+    """
+    found = sorted(
+        path for path in Path(folder).iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png")
+    )
+    if not found:
+        raise ValueError(f"{folder}: holds no .jpg or .png")
+    for path in found:
+        _puppet_face(str(path), 32)
+    return [path for n, path in enumerate(found) if n % 6 != 5], found[5::6]
 
 
 def render_frame(identity: Identity, controls: np.ndarray, size_px: int = 256) -> np.ndarray:
     """Render one frame of a person, uint8 [S, S, 3] RGB, from a row of controls [57]. It depends on nothing else."""
-    return _face(identity.face_seed, size_px).render(controls)
+    return _face(identity.name, identity.still, size_px).render(controls)
 
 
 @lru_cache(maxsize=16)
@@ -61,8 +101,47 @@ def find_crop(identity: Identity, size_px: int) -> CropBox | None:
 
 
 @lru_cache(maxsize=16)
-def _face(seed: int | None, size_px: int) -> DrawnFace | PhotoFace:
-    return PhotoFace(size_px) if seed is None else DrawnFace(seed, size_px)
+def _face(name: str, still: str | None, size_px: int) -> DrawnFace | Puppet:
+    if still is None and name != PHOTO:
+        return DrawnFace(int(name.removeprefix("drawn-")), size_px)
+    return _puppet_face(still, size_px)
+
+
+def _puppet_face(still: str | None, size_px: int) -> Puppet:
+    """Return the puppet of a still, or of the photograph for None."""
+    picture = _photograph() if still is None else read_image(still)
+    side = min(picture.shape[:2])
+    # The middle, if the still is not square.
+    top, left = ((length - side) // 2 for length in picture.shape[:2])
+    square = cv2.resize(
+        picture[top : top + side, left : left + side], (_STILL_PX, _STILL_PX), interpolation=cv2.INTER_AREA
+    )
+    found = _landmarker().detect(square)
+    if not found:
+        raise ValueError(f"{still or PHOTO}: no face is found")
+    try:
+        return Puppet(square, found[0], size_px)
+    except ValueError as error:
+        raise ValueError(f"{still or PHOTO}: {error}") from error
+
+
+def _photograph() -> np.ndarray:
+    try:
+        from skimage.data import astronaut
+    except ImportError as error:
+        raise ValueError(
+            "the photograph needs scikit-image: run pip install '.[demo]' in the checkout"
+        ) from error
+    left, top, side = _PHOTO_SQUARE
+    return cv2.resize(
+        astronaut()[top : top + side, left : left + side], (2 * side, 2 * side), interpolation=cv2.INTER_CUBIC
+    )
+
+
+def _puppet(still: Path) -> Identity:
+    # A voice by the file's name, so that the order of the stills does not matter.
+    number = int.from_bytes(hashlib.sha256(still.stem.encode()).digest()[:3], "big")
+    return Identity(name=f"still-{still.stem}", voice=_voice(number), still=str(still))
 
 
 @lru_cache(maxsize=1)

@@ -40,8 +40,8 @@ _RESTING = tuple(
 )
 # A still whose lips are at least so far apart shows its own teeth.
 _SHOWS_TEETH = 2.5
-# Largest tilt of a still's head to either side, in radians, and the largest opening of its mouth, in units.
-MAX_TILT, MAX_OPEN = 0.6, 9.0
+# Bounds of a still: the tilt and the turn of its head to either side, in radians, and the opening of its mouth, in units.
+MAX_TILT, MAX_TURN, MAX_OPEN = 0.6, 0.4, 9.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,11 @@ class Puppet:
     def __init__(self, still: np.ndarray, face: Face, size_px: int = 256, *, teeth: float = 0.85):
         if still.shape[0] != still.shape[1]:
             raise ValueError(f"a still must be square, got {still.shape[1]}x{still.shape[0]}")
+        turn = float(np.arctan2(face.matrix[0, 2], face.matrix[2, 2]))
+        if abs(turn) > MAX_TURN:
+            raise ValueError(
+                f"the head is turned by {np.degrees(abs(turn)):.0f} degrees, at most {np.degrees(MAX_TURN):.0f}"
+            )
         self.size_px = size_px
         canvas, points = _upright(still, face.points[:, :2])
         side = len(canvas)
@@ -153,12 +158,17 @@ class Puppet:
             )
         self._nose_y, self._chin_y = float(p[_NOSE][1]), float(p[_CHIN][1])
 
-    def _light(self, p: np.ndarray) -> float:
-        """Return how bright the skin around the mouth is: teeth in the shade are dark."""
+    def _light(self, p: np.ndarray) -> np.ndarray:
+        """Return the light on the skin below the mouth, RGB [3] in about 0..1: it also falls on the teeth."""
         x, y = (int(v * self._unit) for v in (self._mouth[0], (self._lips[3].max() + self._chin_y) / 2))
         reach = max(int(6 * self._unit), 1)
-        skin = self._canvas[y - reach : y + reach, x - reach : x + reach]
-        return float(np.clip(0.45 + 0.65 * skin.max(-1).mean() / 255, 0.4, 1.0)) if skin.size else 0.9
+        skin = self._canvas[max(y - reach, 0) : y + reach, max(x - reach, 0) : x + reach]
+        if not skin.size:
+            return np.full(3, 0.9)
+        colour = skin.reshape(-1, 3).mean(0) / 255
+        # Skin is red by itself. What it lacks of that is the colour of the light.
+        cast = colour / colour.max() / np.array((1.0, 0.78, 0.66))
+        return np.clip(0.45 + 0.65 * colour.max(), 0.4, 1.0) * np.clip(cast / cast.max(), 0.6, 1.0)
 
     def _move_brows_and_corners(self, control: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
         """Move the brows and the mouth's corners. Return the source x and y of each pixel, float32 [h, w] each."""
@@ -324,7 +334,7 @@ def _upright(still: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndar
     tilt = float(np.arctan2(*(left - right)[::-1]))
     if abs(tilt) > MAX_TILT:
         raise ValueError(
-            f"the head is tilted by {np.degrees(tilt):.0f} degrees, at most {np.degrees(MAX_TILT):.0f}"
+            f"the head is tilted by {np.degrees(abs(tilt)):.0f} degrees, at most {np.degrees(MAX_TILT):.0f}"
         )
     turn = cv2.getRotationMatrix2D(tuple(map(float, points.mean(0))), float(np.degrees(tilt)), 1.0)
     side = len(still)
