@@ -119,7 +119,7 @@ def make_demo_corpus(
         "train_s": 60 * minutes,
         "held_out_s": held_out_s,
         "identities": identities,
-        "stills": split_stills(stills) if stills else ((), ()),
+        "stills": split_stills(stills, progress) if stills else ((), ()),
     }
     plans = plan_synthetic(**amounts) if speech is None else plan_recordings(speech, **amounts)
     encoder.save_pretrained(folder / "audio_encoder")

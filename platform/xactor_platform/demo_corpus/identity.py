@@ -1,7 +1,7 @@
 """List the people of the demo corpus: drawn people and puppets of still faces, each with a voice."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -71,20 +71,31 @@ def held_out_identities(stills: Sequence[Path] = ()) -> list[Identity]:
     ]
 
 
-def split_stills(folder: str | Path) -> tuple[list[Path], list[Path]]:
+def split_stills(folder: str | Path, say: Callable[[str], None]) -> tuple[list[Path], list[Path]]:
     """Return the still faces of a folder to train on, and those that are held out: every sixth.
 
+    Args:
+        folder: folder of pictures.
+        say: is called with a line for each picture that is left out, with the reason.
+
     Raises:
-        ValueError: the folder holds no picture, or one that cannot be animated.
+        ValueError: the folder holds no picture that can be animated.
     """
     found = sorted(
         path for path in Path(folder).iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png")
     )
-    if not found:
-        raise ValueError(f"{folder}: holds no .jpg or .png")
+    usable = []
     for path in found:
-        _puppet_face(str(path), 32)
-    return [path for n, path in enumerate(found) if n % 6 != 5], found[5::6]
+        try:
+            _puppet_face(str(path), 32)
+            usable.append(path)
+        except ValueError as error:
+            say(f"left out: {error}")
+    if not usable:
+        raise ValueError(
+            f"{folder}: holds no face (.jpg, .png) that can be animated, of {len(found)} pictures"
+        )
+    return [path for n, path in enumerate(usable) if n % 6 != 5], usable[5::6]
 
 
 def render_frame(identity: Identity, controls: np.ndarray, size_px: int = 256) -> np.ndarray:

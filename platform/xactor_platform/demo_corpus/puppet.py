@@ -40,7 +40,7 @@ _RESTING = tuple(
 )
 # A still whose lips are at least so far apart shows its own teeth.
 _SHOWS_TEETH = 2.5
-# Bounds of a still: the tilt and the turn of its head to either side, in radians, and the opening of its mouth, in units.
+# Bounds of a still: the tilt and the turn of its head to either side, in radians, and its mouth's opening, in units.
 MAX_TILT, MAX_TURN, MAX_OPEN = 0.6, 0.4, 9.0
 
 
