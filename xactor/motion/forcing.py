@@ -1,6 +1,7 @@
 """Define diffusion forcing, the training objective of the motion model, with the ablations of Table 2 (Paper 3.3)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,9 +76,10 @@ class ForcingBatch:
 
     def to(self, device: torch.device | str) -> "ForcingBatch":
         """Return the batch on another device."""
-        return ForcingBatch(
-            **{name: value if value is None else value.to(device) for name, value in vars(self).items()}
-        )
+        moved: dict[str, Any] = {
+            name: None if value is None else value.to(device) for name, value in vars(self).items()
+        }
+        return ForcingBatch(**moved)
 
     @classmethod
     def build(

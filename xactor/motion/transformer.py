@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -221,9 +222,9 @@ class MotionTransformer(PreTrainedModel):
         width = z_k.shape[1]
         position = torch.arange(width, device=z_k.device)  # [T]
         chunks = self.config.chunk_frames if chunk_frames is None else chunk_frames
-        attention = self.config.attention
+        rule: dict[str, Any] = {"attention": self.config.attention}
         real = None if frames is None else real_frames(frames, width)  # [B, T]
-        predicate, q, kv = functools.partial(visible, attention=attention), position, position
+        predicate, q, kv = functools.partial(visible, **rule), position, position
         if history is not None:
             assert clean is None
             position = q = history.frames[:, None] + position  # [B, T]
@@ -235,7 +236,7 @@ class MotionTransformer(PreTrainedModel):
             z_k, k = torch.cat([clean, z_k], 1), torch.cat([torch.zeros_like(k), k], 1)  # [B, 2T, ..]
             position = position.repeat(2)
             q = kv = torch.arange(2 * width, device=z_k.device)
-            predicate = functools.partial(teacher_visible, frames=width, attention=attention)
+            predicate = functools.partial(teacher_visible, frames=width, **rule)
             real = None if real is None else real.repeat(1, 2)
         mask = make_mask(str(self.backbone.config._attn_implementation), predicate, q, kv, chunks, real)
 
