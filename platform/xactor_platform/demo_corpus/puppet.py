@@ -150,7 +150,8 @@ class Puppet:
         heights = np.stack([np.interp(self._lips_x, *_rising(edge)) for edge in edges])
         # Landmarks may cross where lips are closed.
         self._lips = np.maximum.accumulate(heights, axis=0)
-        self._mouth = tuple((p[13] + p[14]) / 2)
+        mouth = (p[13] + p[14]) / 2
+        self._mouth = (float(mouth[0]), float(mouth[1]))
         self._gap = float((self._lips[2] - self._lips[1]).max())
         if self._gap > MAX_OPEN:
             raise ValueError(
