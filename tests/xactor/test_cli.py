@@ -7,10 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-import tomllib
-from dataclasses import fields
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import av
 import numpy as np
@@ -18,13 +15,8 @@ import pytest
 from PIL import Image
 from sounds import voice, write_sound
 
-import xactor
 from xactor.cli import main
 from xactor.media import write_video
-from xactor.motion import SamplingConfig
-from xactor.motion.noise_levels import HISTORIES
-from xactor.options import AnimateOptions
-from xactor.render import RenderConfig
 
 QUICK = ["--motion-steps", "1", "--render-steps", "1", "--audio-cfg", "1", "--render-cfg", "1"]
 ROOT = Path(__file__).parents[2]
@@ -361,43 +353,3 @@ def test_two_exports_become_one_model(model_folder, tmp_path, capsys):
         main(["assemble", *reversed(stages), "--output", str(tmp_path / "other")])
     assert exit_.value.code == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "model"]
-
-
-def test_options_have_the_models_own_defaults():
-    assert AnimateOptions().sampling() == SamplingConfig()
-    assert AnimateOptions().rendering() == RenderConfig()
-    assert get_args(get_type_hints(AnimateOptions)["history"]) == HISTORIES
-    assert {field.name for field in fields(AnimateOptions)} >= {"seed", "paste_back", "max_seconds"}
-
-
-def test_the_version_is_printed(capsys):
-    with pytest.raises(SystemExit) as exit_:
-        main(["--version"])
-    assert exit_.value.code == 0
-    assert capsys.readouterr().out == f"xactor {xactor.__version__}\n"
-    build = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert build["tool"]["hatch"]["version"]["path"] == "xactor/__init__.py"
-
-
-@pytest.mark.parametrize("command", ["animate", "assemble", "selfcheck"])
-def test_help_begins_with_an_example_and_explains_every_option(command):
-    code = f"""
-import sys
-from xactor.cli import main
-try:
-    main([{command!r}, "--help"])
-except SystemExit:
-    assert "torch" not in sys.modules
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=ONE_THREAD
-    )
-    assert done.returncode == 0, done.stderr
-    above, _, options = done.stdout.partition("options ─")
-    assert f"\n    xactor {command} " in above
-    # An option begins at the left edge of tyro's box. Its other lines are indented.
-    flags = options.split("\n│ -")[2:]
-    assert len(flags) >= 2
-    for flag in flags:
-        text = " ".join(line.strip("│ ") for line in flag.splitlines())
-        assert len(text.split("(")[0].split()) > 5, f"no description: {text}"

@@ -1,4 +1,4 @@
-"""List the people of the demo corpus: drawn people, one real photograph and puppets of still faces, with voices."""
+"""List the people of the demo corpus: drawn people and puppets of still faces, each with a voice."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -13,11 +13,13 @@ from xactor.controls import CONTROL_COUNT
 from xactor.faces import CropBox, FaceLandmarker, crop_box
 from xactor.portrait import read_image
 from xactor_platform.demo_corpus.drawn import DrawnFace
-from xactor_platform.demo_corpus.photo import PhotoFace
 from xactor_platform.demo_corpus.puppet import Puppet
 from xactor_platform.demo_corpus.speech import Voice
 
 PHOTO = "astronaut"
+# Left, top and side of the square around the face in scikit-image's photograph of the astronaut Eileen Collins (NASA,
+# public domain).
+_PHOTO_SQUARE = (135, 33, 180)
 # Faces are detected in pictures of this size.
 DETECTED_PX = 256
 # Side of the stills that puppets are made of.
@@ -110,27 +112,42 @@ def find_crop(identity: Identity, size_px: int) -> CropBox | None:
 
 
 @lru_cache(maxsize=16)
-def _face(name: str, still: str | None, size_px: int) -> DrawnFace | PhotoFace | Puppet:
-    if still is not None:
+def _face(name: str, still: str | None, size_px: int) -> DrawnFace | Puppet:
+    if name == PHOTO or still is not None:
         return _puppet_face(still, size_px)
-    return PhotoFace(size_px) if name == PHOTO else DrawnFace(int(name.removeprefix("drawn-")), size_px)
+    return DrawnFace(int(name.removeprefix("drawn-")), size_px)
 
 
-def _puppet_face(still: str, size_px: int) -> Puppet:
-    picture = read_image(still)
+def _puppet_face(still: str | None, size_px: int) -> Puppet:
+    """Return the puppet of a still, or of the photograph for None."""
+    picture = _photograph() if still is None else read_image(still)
     side = min(picture.shape[:2])
     # The middle, if the still is not square.
     top, left = ((length - side) // 2 for length in picture.shape[:2])
+    shrinks = side > _STILL_PX
     square = cv2.resize(
-        picture[top : top + side, left : left + side], (_STILL_PX, _STILL_PX), interpolation=cv2.INTER_AREA
+        picture[top : top + side, left : left + side],
+        (_STILL_PX, _STILL_PX),
+        interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC,
     )
     found = _landmarker().detect(square)
     if not found:
-        raise ValueError(f"{still}: no face is found")
+        raise ValueError(f"{still or PHOTO}: no face is found")
     try:
         return Puppet(square, found[0], size_px)
     except ValueError as error:
-        raise ValueError(f"{still}: {error}") from error
+        raise ValueError(f"{still or PHOTO}: {error}") from error
+
+
+def _photograph() -> np.ndarray:
+    try:
+        from skimage.data import astronaut
+    except ImportError as error:
+        raise ValueError(
+            "the photograph needs scikit-image: run pip install '.[demo]' in the checkout"
+        ) from error
+    left, top, side = _PHOTO_SQUARE
+    return astronaut()[top : top + side, left : left + side]
 
 
 def _puppet(still: Path) -> Identity:

@@ -1,17 +1,14 @@
 """Test that the demo corpus depends only on its seed and holds out people, that its lips follow the sound, and that
 real clips become shards."""
 
-import io
-import json
 import os
-import subprocess
-import sys
-import tarfile
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from acting import babble, controls
+from shard_files import read_shard
 
 from xactor.controls import CONTROL_COUNT, INDEX, decode_controls, lip_opening
 from xactor.faces import CropBox
@@ -28,29 +25,9 @@ from xactor_platform.demo_corpus.identity import (
     render_frame,
     training_identities,
 )
-from xactor_platform.precompute import talking_videos as videos
-from xactor_platform.training.latent_corpus import find_audio_encoder
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 REAL = Path(os.environ.get("XACTOR_REAL_DATA", CHECKOUT.parent / "shared" / "data"))
-
-
-def babble(seconds: float, seed: int = 0) -> np.ndarray:
-    """Return syllables of a buzzing voice, which sound like speech, float32 [N] at 16 kHz."""
-    rng = np.random.default_rng(seed)
-    time = np.arange(int(seconds * 16_000)) / 16_000
-    pitch = 120 + 25 * np.sin(2 * np.pi * 0.3 * time)
-    buzz = sum(np.sin(2 * np.pi * k * np.cumsum(pitch) / 16_000) / k for k in range(1, 20))
-    syllables = np.clip(np.sin(2 * np.pi * 2.1 * time + rng.uniform(0, 6)), 0, 1)
-    syllables *= np.sin(2 * np.pi * 0.23 * time) > -0.6
-    return (0.08 * buzz * syllables).astype(np.float32)
-
-
-def controls(**values: float) -> np.ndarray:
-    row = np.zeros(CONTROL_COUNT, np.float32)
-    for name, value in values.items():
-        row[INDEX[name]] = value
-    return row
 
 
 @pytest.fixture(scope="module")
@@ -59,23 +36,6 @@ def corpus(tmp_path_factory) -> demo.DemoCorpus:
     return demo.make_demo_corpus(
         folder, seed=3, minutes=0.1, held_out_minutes=0.1, size_px=64, crop_px=48, identities=2, workers=1
     )
-
-
-def read_shard(shard: Path) -> dict[str, dict]:
-    """Return a shard's samples by key, with decoded members."""
-    found: dict[str, dict] = {}
-    with tarfile.open(shard) as tar:
-        for member in tar:
-            key, _, extension = member.name.partition(".")
-            stream = tar.extractfile(member)
-            assert stream is not None
-            data = stream.read()
-            if extension == "json":
-                data = json.loads(data)
-            elif extension.endswith("npy"):
-                data = np.load(io.BytesIO(data), allow_pickle=False)
-            found.setdefault(key, {})[extension] = data
-    return found
 
 
 def samples_of(folder: Path, split: str) -> dict[str, dict]:
@@ -276,139 +236,3 @@ class TestFaces:
             moved = render_frame(identity, acted, 128)
             assert np.abs(self.region(moved, *brow) - self.region(still, *brow)).max() > 40
         assert np.abs(render_frame(identity, controls(headYaw=0.25), 128).astype(int) - still).mean() > 1.5
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """Write two good clips of the photograph, and one clip with each fault."""
-    folder = tmp_path_factory.mktemp("videos")
-    astronaut = held_out_identities()[1]
-    for i in range(2):
-        sound = babble(2, i)
-        track = performance.perform(sound, i)
-        pictures = (render_frame(astronaut, row, 192) for row in track)
-        write_video(folder / f"good {i}.mp4", pictures, samples=sound)
-        np.save(folder / f"good {i}.npy", track)
-    wall = [np.full((64, 64, 3), 90, np.uint8)] * 40
-    write_video(folder / "wall.mp4", wall, samples=babble(1.6))
-    write_video(folder / "silence.mp4", wall, samples=np.zeros(25_600, np.float32))
-    write_video(folder / "mute.mp4", wall, samples=np.zeros(0, np.float32))
-    write_video(folder / "short.mp4", wall[:10], samples=babble(0.4))
-    (folder / "corrupt.mp4").write_bytes(b"\0" * 999)
-    (folder / "empty.mp4").touch()
-    return folder
-
-
-class TestVideos:
-    @pytest.mark.slow
-    def test_good_clips_become_shards_and_each_bad_clip_a_line_of_the_report(self, folder, tmp_path):
-        results = []
-        made = videos.shards_from_videos(
-            str(folder), str(tmp_path / "shards"), crops=64, held_out=0, workers=2, progress=results.append
-        )
-        # Training looks for the encoder of the features in the folder next to the shards.
-        assert find_audio_encoder(str(tmp_path / "shards"), None) == str(tmp_path / "audio_encoder")
-        report = [
-            json.loads(line) for line in (tmp_path / "shards" / "report.jsonl").read_text().splitlines()
-        ]
-        assert [vars(one) for one in results] == report
-        assert [vars(one) for one in made.results] == report
-        reasons = {Path(row["file"]).stem: row["reason"] for row in report}
-        assert reasons.pop("good 0") is None
-        assert reasons.pop("good 1") is None
-        expected = {
-            "wall": "no face in any frame",
-            "silence": "silence",
-            "mute": "audio track",
-            "short": "too short",
-            "corrupt": "cannot be decoded",
-            "empty": "the file is empty",
-        }
-        assert expected.keys() == reasons.keys()
-        for name, words in expected.items():
-            assert words in reasons[name], reasons
-        shard = read_shard(tmp_path / "shards" / "train-000000.tar")
-        found = {sample["json"]["speaker"]: sample for sample in shard.values()}
-        assert found.keys() == {"good 0", "good 1"}
-        for name, sample in found.items():
-            truth = np.load(folder / f"{name}.npy")
-            seen = decode_controls(sample["motion.npy"])
-            for member in (seen, sample["audio.npy"], truth):
-                assert len(member) == 50
-            # A landmark model recovers the controls that the pictures were made from.
-            assert np.corrcoef(lip_opening(seen), lip_opening(truth))[0, 1] > 0.75
-            assert np.corrcoef(seen[:, INDEX["headYaw"]], truth[:, INDEX["headYaw"]])[0, 1] > 0.5
-        motion, pictures = load_index(str(tmp_path / "shards")), load_index(str(tmp_path / "videos"))
-        assert list(motion.key) == list(shard)
-        assert list(pictures.key) == list(shard)
-        face = tmp_path / "face.mp4"
-        for row in range(2):
-            face.write_bytes(pictures.read(row, "mp4"))
-            crops = np.stack(list(read_frames(face)))
-            assert crops.shape == (50, 64, 64, 3)
-            assert frame_count(len(read_audio(face))) == 50
-            # The crop is about the whole frame of 192 px.
-            box = CropBox(**pictures.read_meta(row)["crop"])
-            assert 180 < box.side < 205
-            clip = read_frames(folder / f"{pictures.speaker[row]}.mp4")
-            whole = np.stack([box.cut(frame, 64) for frame in clip]).astype(int)
-            assert np.abs(crops - whole).mean() < 3
-
-    @pytest.mark.parametrize("crops", [16, 65, -2])
-    def test_the_crops_side_is_checked(self, folder, tmp_path, crops):
-        with pytest.raises(ValueError, match=f"crops must be 0, or even and >= 32, got {crops}"):
-            videos.shards_from_videos(str(folder), str(tmp_path), crops=crops)
-
-    def test_crops_must_not_be_written_among_the_videos(self, folder, tmp_path):
-        with pytest.raises(ValueError, match="crops_output must be a folder of its own"):
-            videos.shards_from_videos(str(folder), str(tmp_path), crops=64, crops_output=str(folder))
-
-    def test_crops_must_not_be_written_among_the_latents(self, folder, tmp_path, monkeypatch):
-        monkeypatch.chdir(tmp_path)
-        with pytest.raises(ValueError, match="crops_output must be a folder of its own"):
-            videos.shards_from_videos(str(folder), "shards", crops=64, crops_output="shards")
-
-    @pytest.mark.slow
-    def test_the_job_ends_with_2_for_no_videos_and_3_for_failed_ones(self, folder, tmp_path):
-        def job(*arguments: str) -> subprocess.CompletedProcess:
-            command = [sys.executable, "jobs/shards_from_videos.py", *arguments]
-            return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
-
-        none = job("--videos", str(folder / "*.nothing"), "--output", str(tmp_path / "a"))
-        assert none.returncode == 2
-        assert "no videos found" in none.stderr
-        assert len(none.stderr.strip().splitlines()) == 1
-        some = job("--videos", str(folder / "[gw]*.mp4"), "--output", str(tmp_path / "b"), "--held-out", "1")
-        assert some.returncode == 3, some.stderr
-        assert "2 of 3 videos" in some.stdout
-
-    @pytest.mark.slow
-    def test_a_file_that_kills_its_process_fails_alone(self, tmp_path):
-        # The function that runs in the pool simulates a decoder's crash.
-        results = list(videos._in_pool([1, 2, 3], 2, work=_die_on_two))
-        assert results == ["1", "the decoder crashed on it", "3"]
-
-    @pytest.mark.parametrize(
-        ("held_out", "message"), [(-0.1, "held_out"), (1.5, "held_out"), (9, "leave videos")]
-    )
-    def test_held_out_is_checked(self, folder, tmp_path, held_out, message):
-        with pytest.raises(ValueError, match=message):
-            videos.shards_from_videos(str(folder), str(tmp_path), held_out=held_out)
-
-    @pytest.mark.skipif(not (REAL / "talking").is_dir(), reason=f"no real clips in {REAL} (XACTOR_REAL_DATA)")
-    def test_a_real_clip_is_read(self, tmp_path):
-        clip = sorted((REAL / "talking").glob("*.mp4"))[-1]
-        from xactor.audio.encoder import LogMelEncoder
-
-        LogMelEncoder().save_pretrained(tmp_path)
-        motion = videos.read_video(str(clip), str(tmp_path)).motion
-        opening = lip_opening(decode_controls(motion["motion.npy"]))
-        assert len(opening) == motion["json"]["frames"]
-        assert len(motion["audio.npy"]) == motion["json"]["frames"]
-        assert opening.std() > 0.05
-
-
-def _die_on_two(job: int) -> str:
-    if job == 2:
-        os._exit(1)
-    return str(job)

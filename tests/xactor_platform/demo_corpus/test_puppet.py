@@ -6,9 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from acting import controls
 from PIL import Image
 
-from xactor.controls import CONTROL_COUNT, INDEX
 from xactor.faces import Face, FaceLandmarker
 from xactor_platform.demo_corpus.identity import (
     held_out_identities,
@@ -19,13 +19,6 @@ from xactor_platform.demo_corpus.identity import (
 from xactor_platform.demo_corpus.puppet import Puppet
 
 SIDE = 256
-
-
-def controls(**values: float) -> np.ndarray:
-    row = np.zeros(CONTROL_COUNT, np.float32)
-    for name, value in values.items():
-        row[INDEX[name]] = value
-    return row
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import signal
 import threading
 import time
@@ -11,11 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import psutil
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 import pytest
 import torch
+from dub_manifests import write_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,98 +26,12 @@ from xactor_platform.dubbing.dub import DubRun, dub
 from xactor_platform.dubbing.dub_config import DubConfig, DubPools
 from xactor_platform.dubbing.dub_results import DubResults, StorageFailed, dub_tally
 from xactor_platform.dubbing.manifest import read_manifest
-from xactor_platform.dubbing.messages import Dub, Failed, Row
+from xactor_platform.dubbing.messages import Dub, Failed
 from xactor_platform.dubbing.model_facts import read_model_facts
 from xactor_platform.dubbing.segments import spans, windows_of_span
 from xactor_platform.storage.location import check_output
 
 FAST = AnimateOptions(motion_steps=2, render_steps=1, render_cfg=1.0)
-
-
-def write_manifest(path: Path, rows: list) -> str:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return str(path)
-
-
-# The manifest
-
-
-def test_all_kinds_of_manifests_hold_the_same_rows(tmp_path):
-    rows = [
-        {"id": "007", "image": "a.png", "audio": "s3://bucket/a.wav", "seed": 3, "audio_cfg": 2.5},
-        {"id": "b", "video": "/b.mp4", "audio": "b.wav", "paste_back": True},
-    ]
-    # A table has every column in each row: None where a row has no such key.
-    no_values = dict.fromkeys([*rows[0], *rows[1]])
-    table = pa.Table.from_pylist([no_values | row for row in rows])
-    pyarrow.parquet.write_table(table, tmp_path / "m.parquet")
-    pa.csv.write_csv(table, tmp_path / "m.csv")
-    write_manifest(tmp_path / "m.jsonl", [rows[0], "", rows[1]])
-    read = {kind: read_manifest(str(tmp_path / f"m.{kind}"), FAST) for kind in ("jsonl", "csv", "parquet")}
-    assert all(not failed for _, failed in read.values())
-    first, second = read["parquet"][0]
-    assert first == Row(
-        number=1,
-        id="007",
-        image=f"{tmp_path}/a.png",
-        video=None,
-        audio="s3://bucket/a.wav",
-        options=replace(FAST, seed=3, audio_cfg=2.5),
-    )
-    assert (second.video, second.options.paste_back) == ("/b.mp4", True)
-    assert read["csv"][0] == read["parquet"][0]
-    # A row of a JSONL file is numbered by its line, and the blank line counts.
-    assert [replace(row, number=0) for row in read["jsonl"][0]] == [
-        replace(row, number=0) for row in (first, second)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("row", "says"),
-    [
-        ({"image": "a", "audio": "b"}, "id must be"),
-        ({"id": 7, "image": "a", "audio": "b"}, "id must be .* got '7'"),
-        ({"id": "../up", "image": "a", "audio": "b"}, r"id must be .* got '\.\./up'"),
-        ({"id": ".hidden", "image": "a", "audio": "b"}, "id must be"),
-        ({"id": "x" * 129, "image": "a", "audio": "b"}, "1..128"),
-        ({"id": "a\n", "image": "a", "audio": "b"}, "id must be"),
-        ({"id": "GOOD", "image": "a", "audio": "b"}, "id 'GOOD' already belongs to row 1"),
-        ({"id": "x", "audio": "b"}, "either an image or a video"),
-        ({"id": "x", "image": "a", "video": "v", "audio": "b"}, "either an image or a video"),
-        ({"id": "x", "image": "a"}, "audio must be a path or URI, got None"),
-        ({"id": "x", "image": 3, "audio": "b"}, "image must be a path or URI, got 3"),
-        ({"id": "x", "image": "a", "audio": "b", "steps": 3}, "no option 'steps'"),
-        ({"id": "x", "image": "a", "audio": "b", "seed": "3"}, "seed must be of type int"),
-        ({"id": "x", "image": "a", "audio": "b", "motion_steps": 0}, "steps must be within 1..1000, got 0"),
-        ("[1]", "must be a JSON object"),
-        ("{", "not JSON"),
-    ],
-)
-def test_a_bad_row_fails_and_the_other_row_is_read(tmp_path, row, says):
-    good = {"id": "good", "image": "a.png", "audio": "a.wav"}
-    rows, failed = read_manifest(write_manifest(tmp_path / "m.jsonl", [good, row]), FAST)
-    assert [r.id for r in rows] == ["good"]
-    (bad,) = failed
-    assert (bad.number, bad.code) == (2, "bad_row")
-    assert re.search(says, bad.message)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "says"),
-    [
-        ("m.txt", b"", "must be .jsonl, .csv or .parquet, got '.txt'"),
-        ("m.jsonl", b"\n\n", "no rows"),
-        ("m.jsonl", b"\xff\xfe", "not UTF-8"),
-        ("m.parquet", b"PAR1", "cannot be read"),
-        ("m.csv", b"id,image\na", "cannot be read"),
-    ],
-)
-def test_an_invalid_manifest_is_refused(tmp_path, name, content, says):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=says):
-        read_manifest(str(tmp_path / name), FAST)
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_manifest(str(tmp_path / "other.jsonl"), FAST)
 
 
 # Segments
@@ -299,7 +210,7 @@ def actors_of(stage: str) -> list[int]:
     return found
 
 
-# The default suite has a similar test in test_dubbing_cluster.py, which kills a whole node.
+# This is a soak test because a row of the test above kills its worker too.
 @pytest.mark.soak
 @pytest.mark.cluster
 def test_killed_workers_lose_no_video(ray_cluster, model, media, tmp_path):

@@ -55,13 +55,12 @@ def assert_the_same(folder: RunFolder, whole_run) -> None:
         assert Path(folder.uri_of("export"), file).read_bytes() == Path(result.export, file).read_bytes()
 
 
-@pytest.mark.soak
 @pytest.mark.cluster
 # The training starts several times, which takes minutes on a busy machine.
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "victims",
-    [("worker", "stop"), VICTIMS],
+    [("worker", "stop"), pytest.param(VICTIMS, marks=pytest.mark.soak)],
     ids=["two", "all"],
 )
 def test_a_training_whose_processes_are_killed_equals_an_uninterrupted_one(trial_of, whole_run, victims):

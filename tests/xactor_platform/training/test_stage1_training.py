@@ -242,7 +242,6 @@ def test_a_resumed_run_equals_the_uninterrupted_one(whole_run, half_a_run, video
     assert (tmp_path / "parts" / sheet).read_bytes() == (storage / "whole" / sheet).read_bytes()
 
 
-@pytest.mark.soak
 @pytest.mark.cluster
 def test_one_rank_continues_a_run_of_two(whole_run, half_a_run, videos, tmp_path):
     """Resume from a checkpoint of two ranks within a phase, when some parameters never had a gradient."""
