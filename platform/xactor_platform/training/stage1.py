@@ -210,11 +210,20 @@ def build_objective(config: Stage1Config) -> RenderObjective:
     if config.train.gradient_checkpointing:
         components.unet.enable_gradient_checkpointing()
         components.reference_unet.enable_gradient_checkpointing()
-    return RenderObjective(**vars(components), config=config.objective, train_vae=config.train.vae_steps > 0)
+    return RenderObjective(
+        **vars(components), config=config.objective, train_vae=config.train.vae_steps > 0
+    ).train()
 
 
 def build_components(config: RendererConfig, *, seed: int) -> Components:
-    """Build the renderer's components, from published weights if the config names them, otherwise from random ones."""
+    """Build the renderer's components, from given weights if the config names them, otherwise from random ones."""
+    if config.start:
+        renderer = Renderer.from_pretrained(config.start)
+        if renderer.image_size != config.image_size:
+            raise ValueError(
+                f"model.image_size must be {renderer.image_size}, as in {config.start}, got {config.image_size}"
+            )
+        return renderer.components
     sizes = {"latent_dim": config.latent_dim, "motion_tokens": config.motion_tokens}
     options: dict[str, Any] = {
         "prediction_type": config.prediction_type,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from xactor.motion.forcing import DiffusionForcing, ForcingBatch, draw
+from xactor.motion.loading import load_motion_model
 from xactor.motion.scheduler import MotionScheduler
 from xactor.motion.transformer import MotionTransformer, MotionTransformerConfig
 from xactor_platform.data.batch import LatentBatch, LatentReader, read_batch
@@ -92,8 +93,10 @@ class Stage2(TrainingStage):
 def build_model(
     config: MotionConfig, shape: CorpusShape, *, seed: int, chunk_lengths: Sequence[int] = ()
 ) -> MotionTransformer:
-    """Build the motion transformer, the same on every rank, from published weights or from random ones."""
+    """Build the motion transformer, the same on every rank, from given weights or from random ones."""
     torch.manual_seed(seed)
+    if config.start:
+        return _start(config, shape)
     sizes = {
         "latent_dim": shape.latent_width,
         "audio_layers": shape.audio_layers,
@@ -119,6 +122,24 @@ def build_model(
     return model
 
 
+def _start(config: MotionConfig, shape: CorpusShape) -> MotionTransformer:
+    """Load the model that is trained further. Raises ValueError if it does not fit the config or the corpus."""
+    model = load_motion_model(str(config.start)).train()
+    own = model.config
+    wanted = {
+        "chunk_frames": config.chunk_frames,
+        "context_frames": config.context_frames,
+        "latent_dim": shape.latent_width,
+        "audio_layers": shape.audio_layers,
+        "audio_dim": shape.audio_width,
+    }
+    for name, value in wanted.items():
+        if getattr(own, name) != value:
+            raise ValueError(f"{config.start} has {name} {getattr(own, name)}, this training needs {value}")
+    model.backbone.set_attn_implementation(config.attn_implementation)
+    return model
+
+
 def build_objective(
     config: Stage2Config, shape: CorpusShape, moments: tuple[list[float], list[float]]
 ) -> DiffusionForcing:
@@ -132,7 +153,8 @@ def build_objective(
     model = build_model(
         config.model, shape, seed=config.train.seed, chunk_lengths=config.forcing.chunk_lengths
     )
-    model.set_latent_statistics(*(torch.tensor(m) for m in moments))
+    if not config.model.start:
+        model.set_latent_statistics(*(torch.tensor(m) for m in moments))
     if config.train.gradient_checkpointing:
         model.enable_checkpointing()
     return DiffusionForcing(model, config.forcing)

@@ -36,6 +36,10 @@ class LatentDataConfig(DataConfig):
 class MotionConfig:
     """Configure the size of the motion transformer. The widths of latents and audio features come from the shards."""
 
+    start: str | None = None
+    """Folder of a model or an export of stage 2 to train further, with its mean and deviation of latents. Its sizes
+    override all but chunk_frames and context_frames, which must be the same. None starts from the backbone or from
+    random weights."""
     backbone: str | None = None
     """Folder of published Qwen2.5 weights, which override `hidden` to `mlp`. None starts from random weights."""
     hidden: int = 128
@@ -71,13 +75,20 @@ class MotionConfig:
                 f"context_frames must be a multiple of chunk_frames and at least twice as many, "
                 f"got {self.context_frames} with chunk_frames {self.chunk_frames}"
             )
+        if self.start and self.backbone:
+            raise ValueError(f"start replaces backbone: give one or the other, got start {self.start}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage2Config(StageConfig):
     """Configure stage 2, the motion model (Paper 3.2, 3.3, 4.1)."""
 
-    locations: ClassVar[tuple[str, ...]] = (*StageConfig.locations, "data.audio_encoder", "model.backbone")
+    locations: ClassVar[tuple[str, ...]] = (
+        *StageConfig.locations,
+        "data.audio_encoder",
+        "model.start",
+        "model.backbone",
+    )
 
     data: LatentDataConfig = field(default_factory=LatentDataConfig)
     """Options of the corpus."""
@@ -101,8 +112,10 @@ class Stage2Config(StageConfig):
     def prepare(self, index: Index, saved: Facts | None) -> Facts:
         """Return the latents' moments and the folder of the audio encoder."""
         shape, backbone = index.frame_shape, self.model.backbone
-        if backbone and not (Path(backbone) / "config.json").exists():
-            raise FileNotFoundError(f"no backbone in {backbone}: config.json is missing")
+        start = self.model.start and str(Path(self.model.start, "motion"))
+        for what, folder in (("backbone", backbone), ("motion model", start)):
+            if folder and not (Path(folder) / "config.json").exists():
+                raise FileNotFoundError(f"no {what} in {folder}: config.json is missing")
         encoder = find_audio_encoder(self.data.shards, self.data.audio_encoder)
         if backbone:
             warning = audio_feature_warning(self.data.shards, shape.audio_layers, shape.audio_width, encoder)
