@@ -189,6 +189,8 @@ def uncached(model, audio, seed: int, config: SamplingConfig):
                 branches.append(model(z_k, k[None], around[None], real)[0, first - start :])
             cond, uncond = branches
             guided = uncond + config.audio_cfg * (cond - uncond)
+            kept = cond.norm(dim=1, keepdim=True) / guided.norm(dim=1, keepdim=True)
+            guided = guided * (1 - config.cfg_rescale + config.cfg_rescale * kept)
             stepped = scheduler.step(guided, chunk[:moving], k[first - start :], k_next)
             chunk = torch.cat([stepped, chunk[moving:]])
         z = torch.cat([z, chunk])
@@ -197,13 +199,14 @@ def uncached(model, audio, seed: int, config: SamplingConfig):
 
 @pytest.mark.parametrize("attention", ["chunk", "causal"])
 @pytest.mark.parametrize(
-    ("history", "groups"), [("linear", 1), ("vanilla", 1), ("fractional", 1), ("linear", 4)]
+    ("history", "groups", "rescale"),
+    [("linear", 1, 0.0), ("vanilla", 1, 0.0), ("fractional", 1, 0.7), ("linear", 4, 0.7)],
 )
-def test_cached_sampling_equals_uncached(attention, history, groups):
+def test_cached_sampling_equals_uncached(attention, history, groups, rescale):
     model = small_model(attention=attention)
     # Five chunks and five frames: the context fills and slides, and the last chunk is cropped.
     audio = torch.randn(45, 2, 10)
-    config = SamplingConfig(steps=4, history=history, history_level=100, groups=groups)
+    config = SamplingConfig(steps=4, history=history, history_level=100, groups=groups, cfg_rescale=rescale)
     with torch.no_grad():
         expected = uncached(model, audio, 7, config)
     got = sample_motion(model, audio[None], seeds=[7], config=config)[0]
@@ -259,6 +262,7 @@ def test_guidance_of_1_equals_the_conditional_branch():
     [
         ({"steps": 0}, r"steps must be within 1\.\.1000, got 0"),
         ({"audio_cfg": 0.5}, r"audio_cfg must be within 1\.\.20, got 0\.5"),
+        ({"cfg_rescale": 1.1}, r"cfg_rescale must be within 0\.\.1, got 1\.1"),
         ({"steps": 10, "groups": 11}, r"groups must be within 1\.\.steps, 10, got 11"),
         ({"group_delay": 51}, r"group_delay must be within 1\.\.steps, 50, got 51"),
         ({"history": "none"}, "history must be one of linear, vanilla, fractional, got 'none'"),

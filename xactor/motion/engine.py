@@ -94,11 +94,7 @@ class MotionEngine:
         """
         self._check_history(first_frame, history)
         config = config or SamplingConfig()
-        lengths = self.model.config.chunk_lengths
-        if config.chunk_frames is not None and config.chunk_frames not in lengths:
-            raise ValueError(
-                f"chunk_frames must be one of this model's, {', '.join(map(str, lengths))}, got {config.chunk_frames}"
-            )
+        self.model.config.check_chunk(config.chunk_frames)
         # Reading `streams` also removes closed streams.
         if len(self.streams) == self.max_streams:
             raise EngineFull(f"at most {self.max_streams} streams may be open at once, and all are")
@@ -215,8 +211,12 @@ class MotionEngine:
         ).float()
         v, uncond = velocity[: len(streams)], velocity[len(streams) :]
         if guided:
-            scale = torch.tensor([streams[row].config.audio_cfg for row in guided], device=self.model.device)
-            v[guided] = uncond + scale[:, None, None] * (v[guided] - uncond)
+            configs = [streams[row].config for row in guided]
+            values = torch.tensor([(c.audio_cfg, c.cfg_rescale) for c in configs], device=self.model.device)
+            scale, rescale = values.T[..., None, None]  # [guided, 1, 1] each
+            cond = v[guided]
+            out = uncond + scale * (cond - uncond)
+            v[guided] = out * (1 + rescale * (_size(cond) / _size(out) - 1))
         return v
 
     def _chunk_frames(self, streams: list[MotionStream]) -> Tensor | None:
@@ -229,6 +229,11 @@ class MotionEngine:
     def _uncond(self, audio: Tensor) -> Tensor:
         """Return the learned embedding of dropped audio, in the shape of the embeddings [n, A]."""
         return self.model.audio_fusion.dropped.expand_as(audio)
+
+
+def _size(v: Tensor) -> Tensor:
+    """Return the RMS of each frame's velocity [B, T, D]: [B, T, 1]."""
+    return v.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-6)
 
 
 def sample_motion(

@@ -13,6 +13,9 @@ class SamplingConfig:
     """DDIM steps per frame, 1..1000. The paper uses 50."""
     audio_cfg: float = 3.0
     """Guidance scale on the audio, 1..20. The paper uses 3. At 1 the uncond branch is not computed."""
+    cfg_rescale: float = 0.0
+    """How far guidance keeps the size of the motion, 0..1, after Lin et al. 2024 ("Common Diffusion Noise Schedules and
+    Sample Steps are Flawed"). At 0, as in the paper, motion grows with the guidance and over a long video."""
     chunk_frames: int | None = None
     """Frames that are denoised together: one of the model's chunk_lengths. None: its chunk_frames. Shorter chunks need
     less audio ahead of time."""
@@ -30,6 +33,8 @@ class SamplingConfig:
             raise ValueError(f"steps must be within 1..{MAX_LEVEL}, got {self.steps}")
         if not 1 <= self.audio_cfg <= 20:
             raise ValueError(f"audio_cfg must be within 1..20, got {self.audio_cfg}")
+        if not 0 <= self.cfg_rescale <= 1:
+            raise ValueError(f"cfg_rescale must be within 0..1, got {self.cfg_rescale}")
         if self.chunk_frames is not None and self.chunk_frames < 1:
             raise ValueError(f"chunk_frames must be >= 1, got {self.chunk_frames}")
         if self.history not in HISTORIES:
