@@ -24,6 +24,7 @@ from PIL import Image
 
 from _steps import Step, Steps
 from xactor.media import read_frames
+from xactor.options import PAPER, Quality
 from xactor_platform.cluster.local import LocalCluster, local_cluster
 from xactor_platform.data.index import load_index
 from xactor_platform.evaluation.render_report import sheet
@@ -41,8 +42,8 @@ MINUTES = {
 HOUR_CORPUS = {"minutes": 30, "identities": 144}
 # After such a short training, frames are nearest to the truth with one step. Details that are uncertain are blurred.
 RENDER = {"steps": 1, "cfg": 1.0}
-# On this corpus 10 steps are nearly as good as 20 and 50, see docs/results.md.
-MOTION_STEPS = 10
+# Steps of motion for each quality. On this corpus 10 are nearly as good as 20 and 50, see docs/results.md.
+MOTION_STEPS: dict[Quality, int] = {"draft": 5, "good": 10, "best": 50}
 SHEET_COLUMNS = 8
 # Title of each step, and its seconds on two CPU cores with `--stage1 minutes` and with `--stage1 hour`.
 STEPS = (
@@ -93,7 +94,7 @@ def main(args: RunDemo) -> None:
     render = {"model": export, "videos": corpus / "videos", "output": report / "render", **rendering}
     run(steps, "report.py render", render)
     motion = {"run": runs / "stage2", "shards": latents / "shards", "output": report / "motion"}
-    run(steps, "report.py motion", {**motion, "sampling.steps": MOTION_STEPS})
+    run(steps, "report.py motion", {**motion, "sampling.steps": MOTION_STEPS["good"]})
     steps.next()
     sheet(speak(steps, folder)).save(report / "acting.png")
     print(f"\nFinished in {steps.close():.1f} minutes")
@@ -113,7 +114,11 @@ def speak(steps: Steps, folder: Path) -> list[list[np.ndarray]]:
     if model.exists():
         shutil.rmtree(model)
     exports = {f"stage{n}": folder / f"runs/stage{n}/export" for n in (1, 2)}
-    xactor(steps, "assemble", {**exports, "output": model})
+    rendering = {f"render_{name}": value for name, value in RENDER.items()}
+    options = {name: {**PAPER, **rendering, "motion_steps": count} for name, count in MOTION_STEPS.items()}
+    recommended = folder / "recommended.json"
+    recommended.write_text(json.dumps({"default": "good", **options}))
+    xactor(steps, "assemble", {**exports, "recommended": recommended, "output": model})
     videos.mkdir(exist_ok=True)
     held_out = load_index(str(corpus / "videos")).held_out()
     # The shortest clip of each person: rows come in order of length, and `setdefault` keeps the first.
@@ -126,9 +131,7 @@ def speak(steps: Steps, folder: Path) -> list[list[np.ndarray]]:
         paths = {"image": videos / f"{speaker}.png", "audio": clip, "output": videos / f"{speaker}.mp4"}
         items.append({name: str(path) for name, path in paths.items()})
     (videos / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-    rendering = {f"render-{name}": value for name, value in RENDER.items()}
-    animation = {"input": videos / "items.jsonl", "motion-steps": MOTION_STEPS, **rendering}
-    xactor(steps, "animate", {"model": model, **animation})
+    xactor(steps, "animate", {"model": model, "input": videos / "items.jsonl"})
     rows = []
     for speaker, clip in clips.items():
         for video in (clip, videos / f"{speaker}.mp4"):

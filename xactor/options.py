@@ -1,7 +1,18 @@
-"""The options of an animation, with the same names on the command line and in the rows of a file."""
+"""The options of an animation, with the same names in every front end, and the options that a model recommends.
 
-from dataclasses import dataclass, fields, replace
+A model folder has its recommendation in `recommended.json` beside `model_index.json`: one object of options for each
+quality, and the name of the default one.
+
+    {"default": "good", "draft": {"motion_steps": 5, ...}, "good": {...}, "best": {...}}
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from xactor.model_folder import located
 
 # For type checking only, since importing torch takes seconds and `--help` must not wait for it.
 if TYPE_CHECKING:
@@ -9,26 +20,109 @@ if TYPE_CHECKING:
     from xactor.render import RenderConfig
 
 
+RECOMMENDED_FILE = "recommended.json"
+Quality = Literal["draft", "good", "best"]
+QUALITIES: tuple[Quality, ...] = ("draft", "good", "best")
+PAPER: dict[str, Any] = {
+    "motion_steps": 50,
+    "audio_cfg": 3.0,
+    "history": "linear",
+    "render_steps": 25,
+    "render_cfg": 2.5,
+    "relative_motion": True,
+}
+"""The paper's options (4.1), for models that recommend none. Ours: relative motion."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommended:
+    """Hold recommended options by quality."""
+
+    default: Quality = "good"
+    """The quality for callers that choose none."""
+    options: Mapping[str, dict[str, Any]] = field(
+        default_factory=lambda: dict.fromkeys(QUALITIES, PAPER)  # pyright: ignore[reportArgumentType]
+    )
+    """Values of all options in PAPER, by quality."""
+    from_model: bool = False
+    """False for the paper's options, because the model recommends none."""
+
+    @classmethod
+    def of(cls, folder: str | Path) -> "Recommended":
+        """Read the recommendation of a local model folder; the paper's options if it has none.
+
+        Raises:
+            ValueError: The file is not as described above. The message names the file.
+        """
+        path = Path(folder, RECOMMENDED_FILE)
+        return read_recommended(path) if path.is_file() else cls()
+
+    @classmethod
+    def parse(cls, values: Any) -> "Recommended":
+        """Check the contents of a file. Raises ValueError that names what is wrong."""
+        wanted = {"default", *QUALITIES}
+        if not isinstance(values, dict) or set(values) != wanted:
+            raise ValueError(f"must be an object with {', '.join(sorted(wanted))}")
+        if values["default"] not in QUALITIES:
+            raise ValueError(f"default must be one of {', '.join(QUALITIES)}, got {values['default']!r}")
+        for quality in QUALITIES:
+            if not isinstance(values[quality], dict) or set(values[quality]) != set(PAPER):
+                raise ValueError(f"{quality} must be an object with {', '.join(PAPER)}")
+            try:
+                options = AnimateOptions().with_row(values[quality])
+                options.sampling()
+                options.rendering()
+            except ValueError as error:
+                raise ValueError(f"{quality}: {error}") from error
+        return cls(
+            default=values["default"], options={name: values[name] for name in QUALITIES}, from_model=True
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write the file, if the options are a model's own."""
+        if self.from_model:
+            text = json.dumps({"default": self.default, **self.options}, indent=2)
+            Path(folder, RECOMMENDED_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_recommended(path: Path) -> Recommended:
+    """Read a file of recommended options. Raises ValueError that names the file."""
+    try:
+        return Recommended.parse(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnimateOptions:
-    """Choose how one animation is made."""
+    """Choose how one animation is made. None takes what the model recommends for the chosen quality."""
 
     seed: int = 0
     """Random seed. The same seed, image and audio give the same video."""
-    motion_steps: int = 50
+    quality: Quality | None = None
+    """Choose among the options that the model recommends: the fastest, a good balance or the best. None: the model's
+    default."""
+    motion_steps: int | None = None
     """DDIM steps per chunk of motion, 1..1000. Fewer are faster."""
-    audio_cfg: float = 3.0
+    audio_cfg: float | None = None
     """Guidance on the audio, 1..20: how strongly the motion follows it. 1 turns guidance off and halves the work."""
-    history: Literal["linear", "vanilla", "fractional"] = "linear"
+    history: Literal["linear", "vanilla", "fractional"] | None = None
     """Noise on the past frames that the motion model sees: rising with their distance, none, or in four steps."""
-    render_steps: int = 25
+    render_steps: int | None = None
     """DDIM steps per window of 16 frames, 1..1000. Fewer are faster."""
-    render_cfg: float = 2.5
+    render_cfg: float | None = None
     """Guidance on the motion, 1..20: how strongly the frames follow it. 1 turns guidance off and halves the work."""
+    relative_motion: bool | None = None
+    """Move the portrait by the change of motion since the first frame, which then shows it unmoved. False shows the
+    motion as it is, which is the paper's way."""
     paste_back: bool = False
     """Put the face back into the whole picture, which is shrunk so that no side is longer than 1920 px."""
     max_seconds: float = 3600
     """Refuse audio that is longer than this many seconds."""
+
+    def __post_init__(self):
+        if self.quality is not None and self.quality not in QUALITIES:
+            raise ValueError(f"quality must be one of {', '.join(QUALITIES)}, got {self.quality!r}")
 
     def with_row(self, row: dict[str, Any]) -> "AnimateOptions":
         """Return a copy of these options in which the values of a row replace their own.
@@ -36,24 +130,75 @@ class AnimateOptions:
         Raises:
             ValueError: The row names an unknown option, or holds a value of the wrong type.
         """
-        types = {field.name: type(field.default) for field in fields(self)}
         for name, value in row.items():
-            if name not in types:
-                raise ValueError(f"no option {name!r}; there are {', '.join(types)}")
-            accepted = (int, float) if types[name] is float else (types[name],)
+            if name not in _TYPES:
+                raise ValueError(f"no option {name!r}; there are {', '.join(_TYPES)}")
+            kind = _TYPES[name]
+            accepted = (int, float) if kind is float else (kind,)
             # isinstance also takes a bool for an int.
             if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
-                raise ValueError(f"{name} must be of type {types[name].__name__}, got {value!r}")
+                raise ValueError(f"{name} must be of type {kind.__name__}, got {value!r}")
         return replace(self, **row)
 
+    def with_recommended(self, recommended: Recommended) -> "AnimateOptions":
+        """Return a copy in which a model's recommendation replaces each None."""
+        chosen = recommended.options[self.quality or recommended.default]
+        return replace(self, **{name: value for name, value in chosen.items() if getattr(self, name) is None})
+
     def sampling(self) -> "SamplingConfig":
-        """Return the motion model's options. Raises ValueError if one is out of range."""
+        """Return the motion model's options, the paper's for each None. Raises ValueError if one is out of range."""
         from xactor.motion import SamplingConfig
 
-        return SamplingConfig(steps=self.motion_steps, audio_cfg=self.audio_cfg, history=self.history)
+        values = self.with_recommended(Recommended())
+        return SamplingConfig(
+            steps=values.motion_steps,  # pyright: ignore
+            audio_cfg=values.audio_cfg,  # pyright: ignore
+            history=values.history,  # pyright: ignore
+        )
 
     def rendering(self) -> "RenderConfig":
-        """Return the renderer's options. Raises ValueError if one is out of range."""
+        """Return the renderer's options, the paper's for each None. Raises ValueError if one is out of range."""
         from xactor.render import RenderConfig
 
-        return RenderConfig(steps=self.render_steps, cfg=self.render_cfg)
+        values = self.with_recommended(Recommended())
+        return RenderConfig(
+            steps=values.render_steps,  # pyright: ignore
+            cfg=values.render_cfg,  # pyright: ignore
+            relative_motion=values.relative_motion,  # pyright: ignore
+        )
+
+
+def recommended(model: str | Path) -> Recommended:
+    """Read the options that a model recommends, given its folder, its URI or the name BOX.
+
+    Raises:
+        ValueError: The recommendation is not well-formed, or the object store cannot be read.
+    """
+    model = located(model)
+    if "://" not in model:
+        return Recommended.of(model)
+    from pyarrow import fs
+
+    try:
+        source, path = fs.FileSystem.from_uri(model)
+        with source.open_input_file(f"{path}/{RECOMMENDED_FILE}") as file:
+            return Recommended.parse(json.loads(file.read()))
+    except FileNotFoundError:
+        return Recommended()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{model}/{RECOMMENDED_FILE}: {error}") from error
+
+
+# Type of each option without its None.
+_TYPES: dict[str, type] = {
+    "seed": int,
+    "quality": str,
+    "motion_steps": int,
+    "audio_cfg": float,
+    "history": str,
+    "render_steps": int,
+    "render_cfg": float,
+    "relative_motion": bool,
+    "paste_back": bool,
+    "max_seconds": float,
+}

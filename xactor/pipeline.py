@@ -1,10 +1,12 @@
 """Define the diffusers pipeline that makes a video from a portrait and speech."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -12,11 +14,12 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.utils.import_utils import is_accelerate_available
+from huggingface_hub import snapshot_download
 from PIL import Image
 
 from xactor.audio.encoder import AudioEncoder, load_audio_encoder
-from xactor.media import Sound, read_audio, write_video
-from xactor.model_folder import COMPONENTS, RENDERER_COMPONENTS, config_file
+from xactor.media import Sound, TooLong, mono, read_audio, write_video
+from xactor.model_folder import BOX, COMPONENTS, RENDERER_COMPONENTS, config_file, located
 from xactor.motion import (
     MotionScheduler,
     MotionTransformer,
@@ -24,12 +27,14 @@ from xactor.motion import (
     stream_motion,
 )
 from xactor.motion.loading import LOADING_ERRORS, load_transformer
+from xactor.options import AnimateOptions, Recommended
 from xactor.portrait import Portrait, find_portrait, read_image, sized_for_video
 from xactor.provenance import ai_generated
 from xactor.randomness import into_own_memory
 from xactor.rates import FPS, SAMPLE_RATE_HZ, frame_count
 from xactor.render import MotionEncoder, ReferenceUNet, RenderConfig, Renderer, RendererUNet
 
+_HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only")
 _CLASSES: dict[str, Any] = {
     "motion": MotionTransformer,
     "motion_scheduler": MotionScheduler,
@@ -46,8 +51,8 @@ _CLASSES: dict[str, Any] = {
 class Animation:
     """Hold a video whose frames are computed while they are read. They can be read only once."""
 
-    frames: Iterator[np.ndarray]
-    """Frames uint8 [H, W, 3], at 25 fps."""
+    frames: Iterator[Any]
+    """Frames at 25 fps, uint8 [H, W, 3], or of the type that the caller chose."""
     frame_count: int
     """Number of frames."""
     sound: Sound | np.ndarray
@@ -60,11 +65,19 @@ class Animation:
 
         The file appears only when it is complete.
         """
-        return write_video(path, self.frames, fps=FPS, samples=self.sound, metadata=ai_generated())
+        pixels = map(_as_pixels, self.frames)
+        return write_video(path, pixels, fps=FPS, samples=self.sound, metadata=ai_generated())
+
+
+Config = TypeVar("Config", SamplingConfig, RenderConfig)
+OutputType = Literal["uint8", "pil", "np", "pt"]
+"""Type of frames: uint8 [H, W, 3], PIL images, float32 [H, W, 3] in [0, 1], or tensors [3, H, W] in [0, 1]."""
+StepCallback = Callable[["XActorPipeline", int, int, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
+"""A callback in diffusers' form: see `XActorPipeline.__call__`."""
 
 
 class XActorPipeline(DiffusionPipeline):
-    """Animate portraits: `XActorPipeline.from_pretrained(folder)("face.png", "speech.wav").save("out.mp4")`."""
+    """Animate portraits: `XActorPipeline.from_pretrained()("face.png", "speech.wav").save("out.mp4")`."""
 
     # Without an order of offloading, diffusers refuses to offload models to the CPU.
     model_cpu_offload_seq = None
@@ -82,6 +95,7 @@ class XActorPipeline(DiffusionPipeline):
     ):
         """Combine loaded components. Raises ValueError if they do not fit together."""
         super().__init__()
+        self.recommended = Recommended()
         latent_dim = int(unet.config["latent_dim"])
         if motion.config.latent_dim != latent_dim:
             raise ValueError(
@@ -115,6 +129,7 @@ class XActorPipeline(DiffusionPipeline):
         motion: SamplingConfig | None = None,
         render: RenderConfig | None = None,
         paste_back: bool = False,
+        callback_on_step_end: StepCallback | None = None,
     ) -> Iterator[np.ndarray]:
         """Yield each frame as soon as it is made: uint8 [S, S, 3], or the whole picture with `paste_back`.
 
@@ -124,44 +139,79 @@ class XActorPipeline(DiffusionPipeline):
             portrait: The picture and the face in it.
             samples: The audio, float32 [N], mono, 16 kHz. It gives round(N / 640) frames.
             seed: The same seed, portrait and audio give the same frames.
-            motion: Options of the motion model.
-            render: Options of the renderer.
+            motion: Options of the motion model. By default the model's recommendation, `self.recommended`.
+            render: Options of the renderer. By default likewise.
             paste_back: Put the face back into its picture.
+            callback_on_step_end: See `__call__`.
         """
-        renderer = self.renderer
+        renderer, options = self.renderer, AnimateOptions().with_recommended(self.recommended)
+        motion = motion or options.sampling()
         audio = (torch.from_numpy(piece) for piece in self.audio_encoder.stream(samples))  # [n, L, F]
         z = stream_motion(self.motion, audio, seed=seed, config=motion)  # [n, D]
         reference = renderer.reference(portrait.box.cut(portrait.picture, renderer.image_size))
-        for frame in renderer.render(reference, z, seed=seed, config=render or RenderConfig()):
+        on_step = partial(_call_back, self, callback_on_step_end) if callback_on_step_end else None
+        config = render or options.rendering()
+        for frame in renderer.render(reference, z, seed=seed, config=config, on_step=on_step):
             yield portrait.box.paste(portrait.picture, frame) if paste_back else frame
 
     def __call__(
         self,
-        image: str | Path | bytes | Image.Image,
-        audio: str | Path | np.ndarray,
+        image: str | Path | bytes | Image.Image | np.ndarray,
+        audio: str | Path | np.ndarray | tuple[int, np.ndarray],
         *,
         seed: int = 0,
+        generator: torch.Generator | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_motion_steps: int | None = None,
+        audio_guidance_scale: float | None = None,
         motion: SamplingConfig | None = None,
         render: RenderConfig | None = None,
         paste_back: bool = False,
         max_seconds: float | None = None,
+        output_type: OutputType = "uint8",
+        callback_on_step_end: StepCallback | None = None,
     ) -> Animation:
         """Read and check the inputs. The frames are computed while they are read, under diffusers' progress bar.
 
         Args:
-            image: A picture with a face, in any format that Pillow reads.
-            audio: Audio or video in any format that PyAV reads, or samples float32 [N], mono, 16 kHz.
+            image: A picture with a face: a file in any format that Pillow reads, its content, an open picture, or
+                uint8 [H, W, 3].
+            audio: Audio or video in any format that PyAV reads, samples float32 [N], mono, 16 kHz, or a sample rate
+                and samples [N] or [N, channels], float in [-1, 1] or int16.
             seed: The same seed, image and audio give the same video.
-            motion: Options of the motion model.
-            render: Options of the renderer.
+            generator: If given, the seed is drawn from it.
+            num_inference_steps: DDIM steps of each window of frames. By default `render.steps`.
+            guidance_scale: Guidance of the frames by the motion, 1..20. By default `render.cfg`.
+            num_motion_steps: DDIM steps of each chunk of motion. By default `motion.steps`.
+            audio_guidance_scale: Guidance of the motion by the audio, 1..20. By default `motion.audio_cfg`.
+            motion: Options of the motion model. By default the model's recommendation, `self.recommended`.
+            render: Options of the renderer. By default likewise.
             paste_back: Put the face back into its picture, which is shrunk so that no side is longer than 1920
                 pixels.
             max_seconds: Refuse longer audio.
+            output_type: Type of the frames.
+            callback_on_step_end: Called after each DDIM step of each window with this pipeline, the number of the step
+                in the window, its timestep and {"latents": [N, W, C, h, w]}. Latents that it returns replace them.
 
         Raises:
-            ValueError: The picture has no face, a file cannot be decoded, or the audio is too short or too long.
+            ValueError: The picture has no face, a file cannot be decoded, the audio is too short or too long, or an
+                option is out of range.
         """
-        samples = read_audio(audio, max_seconds=max_seconds) if isinstance(audio, str | Path) else audio
+        if output_type not in get_args(OutputType):
+            raise ValueError(
+                f"output_type must be one of {', '.join(get_args(OutputType))}, got {output_type!r}"
+            )
+        options = AnimateOptions().with_recommended(self.recommended)
+        motion = _replaced(
+            motion or options.sampling(), steps=num_motion_steps, audio_cfg=audio_guidance_scale
+        )
+        render = _replaced(render or options.rendering(), steps=num_inference_steps, cfg=guidance_scale)
+        self.motion.config.check_chunk(motion.chunk_frames)
+        self.renderer.check_config(render)
+        if generator is not None:
+            seed = int(torch.randint(0, 2**63 - 1, (), generator=generator, device=generator.device))
+        samples = _samples(audio, max_seconds)
         count = frame_count(len(samples))
         if count < 1:
             length_ms = len(samples) / SAMPLE_RATE_HZ * 1000
@@ -172,10 +222,16 @@ class XActorPipeline(DiffusionPipeline):
         except ValueError as error:
             raise ValueError(f"{_describe(image, 'the picture')}: {error}") from error
         frames = self.animate(
-            portrait, samples, seed=seed, motion=motion, render=render, paste_back=paste_back
+            portrait,
+            samples,
+            seed=seed,
+            motion=motion,
+            render=render,
+            paste_back=paste_back,
+            callback_on_step_end=callback_on_step_end,
         )
         return Animation(
-            frames=self._with_progress(frames, count),
+            frames=map(_CONVERSIONS[output_type], self._with_progress(frames, count)),
             frame_count=count,
             sound=Sound.of(audio) if isinstance(audio, str | Path) else samples,
             notes=portrait.notes,
@@ -199,7 +255,7 @@ class XActorPipeline(DiffusionPipeline):
         self.register_to_config(**{name: ("xactor", type(c).__name__) for name, c in ours.items()})
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:  # pyright: ignore
-        """Write each component to its folder, and model_index.json.
+        """Write each component to its folder, model_index.json, and recommended.json if there is a recommendation.
 
         Args:
             save_directory: The model folder.
@@ -208,30 +264,39 @@ class XActorPipeline(DiffusionPipeline):
         # Diffusers' own method omits, with a warning, components that are neither diffusers' nor transformers'.
         for name, component in self.components.items():
             component.save_pretrained(Path(save_directory, name), **(options if _is_model(name) else {}))
+        self.recommended.save(save_directory)
         self.save_config(save_directory)
 
     @classmethod
     def from_pretrained(  # pyright: ignore
-        cls, folder: str | Path, *, torch_dtype: torch.dtype = torch.float32, **options: Any
+        cls, folder: str | Path = BOX, *, torch_dtype: torch.dtype = torch.float32, **options: Any
     ) -> "XActorPipeline":
-        """Load the pipeline that is saved in a local folder.
+        """Load a saved pipeline.
 
         Args:
-            folder: The model folder.
+            folder: The model folder, or a name `owner/model` on the Hugging Face hub, which is downloaded. `box` is the
+                model that comes with this package.
             torch_dtype: Type of the models' weights, except the audio encoder's.
-            **options: Components that are already loaded, by name, which replace the folder's. All other options, such
-                as `variant`, are passed to the models' `from_pretrained`.
+            **options: Components that are already loaded, by name, which replace the folder's; `revision`, `cache_dir`,
+                `token` and `local_files_only`, for the hub. All other options, such as `variant`, are passed to the
+                models' `from_pretrained`.
 
         Raises:
-            ValueError: A component is missing or of another kind. The message names the folder and the component.
+            ValueError: The hub has no such model or cannot be reached, or a component is missing or of another kind.
+                The message names the folder and the component.
         """
+        hub = {name: options.pop(name) for name in _HUB_OPTIONS if name in options}
+        folder = _downloaded(located(folder), hub)
         index = Path(folder, "model_index.json")
         if not index.is_file():
             raise ValueError(f"{folder}: no model folder (model_index.json is missing)")
         name = _read_json(index).get("_class_name")
         if name != cls.__name__:
             raise ValueError(f"{index}: _class_name must be {cls.__name__}, got {name}")
-        return cls._assemble(dict.fromkeys(COMPONENTS, Path(folder)), torch_dtype, options)
+        recommended = Recommended.of(folder)
+        pipeline = cls._assemble(dict.fromkeys(COMPONENTS, Path(folder)), torch_dtype, options)
+        pipeline.recommended = recommended
+        return pipeline
 
     @classmethod
     def from_stages(
@@ -271,6 +336,17 @@ class XActorPipeline(DiffusionPipeline):
             for frame in frames:
                 yield frame
                 bar.update()
+
+
+def _downloaded(folder: str, hub: dict[str, Any]) -> str:
+    """Download a model if `folder` is a name on the hub. Return the local folder. Raises ValueError."""
+    if Path(folder).is_dir() or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", folder):
+        return folder
+    try:
+        return snapshot_download(folder, **hub)
+    except (OSError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"{folder}: no such folder, and the hub gives no such model: {why}") from error
 
 
 def _load(folder: Path, name: str, dtype: torch.dtype, options: dict[str, Any]):
@@ -318,6 +394,47 @@ def _read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
+
+
+def _samples(
+    audio: str | Path | np.ndarray | tuple[int, np.ndarray], max_seconds: float | None
+) -> np.ndarray:
+    """Return audio of any kind that `XActorPipeline` takes as float32 [N], mono, 16 kHz. Raises ValueError."""
+    if isinstance(audio, str | Path):
+        return read_audio(audio, max_seconds=max_seconds)
+    rate_hz, samples = audio if isinstance(audio, tuple) else (SAMPLE_RATE_HZ, audio)
+    samples = mono(samples, rate_hz)
+    if max_seconds is not None and len(samples) > max_seconds * SAMPLE_RATE_HZ:
+        raise TooLong(f"the audio: longer than {max_seconds:g} s, the maximum")
+    return samples
+
+
+def _replaced(config: Config, **values: Any) -> Config:
+    """Return a config in which the values that are not None replace its own."""
+    return replace(config, **{name: value for name, value in values.items() if value is not None})  # pyright: ignore
+
+
+def _call_back(
+    pipeline: XActorPipeline, callback: StepCallback, step: int, level: int, latents: torch.Tensor
+) -> torch.Tensor:
+    """Call a user's callback after a DDIM step. Return the latents to go on with."""
+    return (callback(pipeline, step, level, {"latents": latents}) or {}).get("latents", latents)
+
+
+def _as_pixels(frame: Any) -> np.ndarray:
+    """Return a frame of any output type as uint8 [H, W, 3]."""
+    if isinstance(frame, torch.Tensor):
+        frame = frame.movedim(0, -1).numpy()
+    frame = np.asarray(frame)
+    return frame if frame.dtype == np.uint8 else np.rint(frame * 255).astype(np.uint8)
+
+
+_CONVERSIONS: dict[str, Callable[[np.ndarray], Any]] = {
+    "uint8": lambda frame: frame,
+    "pil": Image.fromarray,
+    "np": lambda frame: frame.astype(np.float32) / 255,
+    "pt": lambda frame: torch.from_numpy(frame).movedim(-1, 0) / 255,
+}
 
 
 def _describe(source: Any, fallback: str) -> str:

@@ -42,19 +42,23 @@ class Portrait:
     """Remarks for the user, such as that other faces were ignored."""
 
 
-def read_image(source: str | Path | bytes | Image.Image) -> np.ndarray:
+def read_image(source: str | Path | bytes | Image.Image | np.ndarray) -> np.ndarray:
     """Read a picture of any format that Pillow reads, upright: uint8 [H, W, 3] RGB.
 
     Transparent pixels are blended with white, 16 bits become 8, and the first frame of an animation is used. A picture
     with a side longer than 4096 px is reduced to that length.
 
     Args:
-        source: A path, a file's content, or an open picture.
+        source: A path, a file's content, an open picture, or uint8 [H, W, 3].
 
     Raises:
         ValueError: The file is missing, is not a picture, is damaged, is a camera's raw file, has more than 89
             megapixels, or has a side under 32 px. The message names the file.
     """
+    if isinstance(source, np.ndarray):
+        if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8:
+            raise ValueError(f"the picture must be uint8 [H, W, 3], got {source.dtype} {list(source.shape)}")
+        source = Image.fromarray(source)
     if isinstance(source, Image.Image):
         return _decoded(source, "the picture")
     name = "the picture" if isinstance(source, bytes) else str(source)

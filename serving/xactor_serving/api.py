@@ -1,6 +1,7 @@
 """Define the HTTP and WebSocket routes."""
 
 import asyncio
+import json
 import logging
 import shutil
 import tempfile
@@ -12,10 +13,11 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Form, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from xactor.media import Sound, remux
+from xactor.rates import frame_count
 from xactor_serving.errors import (
     ServiceError,
     bad_option,
@@ -32,7 +34,12 @@ from xactor_serving.video_options import VideoForm
 from xactor_serving.videos import Videos, count_error
 
 _log = logging.getLogger("ray.serve")
-_PAGE = Path(__file__).parent / "page" / "index.html"
+_PAGE = Path(__file__).parent / "page"
+# Portraits and recordings to try the service with. Both are made by the project: drawn people and a synthetic voice.
+_EXAMPLES = {
+    "portraits": sorted((_PAGE / "examples").glob("*.png")),
+    "recordings": sorted((_PAGE / "examples").glob("*.m4a")),
+}
 _HEALTH_TIMEOUT_S = 5
 _ERROR = {
     "description": "An error",
@@ -59,7 +66,16 @@ def make_api(videos: Videos, keys: tuple[str, ...]) -> Guard:
 
     @api.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
-        return HTMLResponse(_PAGE.read_text(encoding="utf-8"))
+        examples = json.dumps({kind: [path.name for path in paths] for kind, paths in _EXAMPLES.items()})
+        text = (_PAGE / "index.html").read_text(encoding="utf-8")
+        return HTMLResponse(text.replace("EXAMPLES_JSON", examples))
+
+    @api.get("/examples/{name}", include_in_schema=False)
+    async def example(name: str) -> FileResponse:
+        paths = [path for kind in _EXAMPLES.values() for path in kind if path.name == name]
+        if not paths:
+            raise not_found(f"/examples/{name}")
+        return FileResponse(paths[0])
 
     @api.get("/healthz", responses={503: _ERROR})
     async def healthz() -> dict[str, str]:
@@ -131,7 +147,9 @@ async def _create(videos: Videos, request: Request, form: VideoForm) -> Response
         await stack.enter_async_context(aclosing(fragments))
         first = await anext(fragments)
         notes = (await face).notes
-        headers = {"X-Notes": "; ".join(notes)} if notes else {}
+        headers = {"X-Frames": str(frame_count(len(samples)))}
+        if notes:
+            headers["X-Notes"] = "; ".join(notes)
         if not form.stream:
             return await _plain_mp4(_chained(first, fragments), folder, headers)
         metrics().first_fragment_s.observe(time.monotonic() - begun)

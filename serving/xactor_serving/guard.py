@@ -14,7 +14,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-# Paths that need no key.
+# Paths that need no key, besides the page's examples.
 _OPEN_PATHS = ("/", "/healthz")
 # Maximum bytes of all headers of a request, checked here because Serve's HTTP servers have different bounds.
 _MAX_HEADER_BYTES = 64 << 10
@@ -82,7 +82,8 @@ class Guard:
         """Return the request's key. Refuse a wrong key, and a body whose declared length is too large."""
         scheme, _, key = headers.get("authorization", "").partition(" ")
         key = key.strip() if scheme.lower() == "bearer" else ""
-        if path not in _OPEN_PATHS and not is_known(self._keys, key):
+        is_open = path in _OPEN_PATHS or path.startswith("/examples/")
+        if not is_open and not is_known(self._keys, key):
             raise bad_key()
         declared = headers.get("content-length", "0")
         if not declared.isdigit() or int(declared) > self._max_body_bytes:

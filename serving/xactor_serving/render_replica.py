@@ -15,6 +15,7 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 
 from xactor.model_folder import RENDERER_COMPONENTS, local_folder
+from xactor.options import recommended
 from xactor.render import Reference, Renderer, Window
 from xactor_serving.device import replica_device
 from xactor_serving.metrics import metrics
@@ -45,6 +46,7 @@ class Render:
 
     def __init__(self, model: str, *, device: str, max_batch: int, stuck_s: float):
         device = replica_device(device)
+        self._recommended = recommended(model)
         self._renderer = Renderer.from_pretrained(local_folder(model, components=RENDERER_COMPONENTS))
         if device == "cuda":
             self._renderer.to("cuda", torch.bfloat16)
@@ -61,7 +63,11 @@ class Render:
 
     async def facts(self) -> RenderFacts:
         """Return the description of the renderer."""
-        return RenderFacts(image_size=self._renderer.image_size, latent_dim=self._renderer.latent_dim)
+        return RenderFacts(
+            image_size=self._renderer.image_size,
+            latent_dim=self._renderer.latent_dim,
+            recommended=self._recommended,
+        )
 
     async def prepare(self, portrait: PortraitJob) -> None:
         """Compute the reference of a portrait. The caller sets the multiplexed model id to the portrait's name."""

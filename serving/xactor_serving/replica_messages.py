@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xactor.options import Recommended
+
 # For type checks only: a motion replica starts without the renderer's libraries, and a render replica without the
 # motion model's.
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ class RenderFacts:
     """Side S of the rendered frames, in pixels."""
     latent_dim: int
     """Width D of a motion latent."""
+    recommended: Recommended
+    """The options that the model recommends."""
 
 
 @dataclass(frozen=True, kw_only=True)

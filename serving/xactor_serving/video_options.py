@@ -6,7 +6,7 @@ from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
 from xactor.motion import SamplingConfig
-from xactor.options import AnimateOptions
+from xactor.options import AnimateOptions, Quality, Recommended
 from xactor.render import RenderConfig
 from xactor_serving.errors import bad_option
 
@@ -22,36 +22,52 @@ class VideoOptions(BaseModel):
     seed: Annotated[
         int, Field(ge=0, le=MAX_SEED, description="The same seed gives the same video.", examples=[7])
     ] = _DEFAULT.seed
+    quality: Annotated[
+        Quality | None,
+        Field(
+            description="Choose among the options that the model recommends; by default its own choice. Options that "
+            "are given override it.",
+            examples=["good"],
+        ),
+    ] = _DEFAULT.quality
     motion_steps: Annotated[
-        int, Field(ge=1, le=1000, description="DDIM steps of each chunk of motion.", examples=[20])
+        int | None, Field(ge=1, le=1000, description="DDIM steps of each chunk of motion.", examples=[20])
     ] = _DEFAULT.motion_steps
     audio_cfg: Annotated[
-        float,
+        float | None,
         Field(ge=1, le=20, description="Guidance of the motion by the audio; 1 is none.", examples=[3]),
     ] = _DEFAULT.audio_cfg
     history: Annotated[
-        Literal["linear", "vanilla", "fractional"],
+        Literal["linear", "vanilla", "fractional"] | None,
         Field(description="Noise of the past frames that the motion model sees.", examples=["linear"]),
     ] = _DEFAULT.history
     render_steps: Annotated[
-        int, Field(ge=1, le=1000, description="DDIM steps of each window of frames.", examples=[25])
+        int | None, Field(ge=1, le=1000, description="DDIM steps of each window of frames.", examples=[25])
     ] = _DEFAULT.render_steps
     render_cfg: Annotated[
-        float,
+        float | None,
         Field(ge=1, le=20, description="Guidance of the frames by the motion; 1 is none.", examples=[2.5]),
     ] = _DEFAULT.render_cfg
+    relative_motion: Annotated[
+        bool | None,
+        Field(description="Move the portrait by the change of motion since the first frame."),
+    ] = _DEFAULT.relative_motion
     paste_back: Annotated[bool, Field(description="Return the whole picture instead of the face crop.")] = (
         _DEFAULT.paste_back
     )
 
-    def configs(self) -> tuple[SamplingConfig, RenderConfig]:
+    def configs(self, recommended: Recommended | None = None) -> tuple[SamplingConfig, RenderConfig]:
         """Return the options of both models.
+
+        Args:
+            recommended: The model's recommendation, for the options that are None.
 
         Raises:
             ServiceError: An option is out of range.
         """
         try:
             options = AnimateOptions(**{name: getattr(self, name) for name in VideoOptions.model_fields})
+            options = options.with_recommended(recommended or Recommended())
             return options.sampling(), options.rendering()
         except ValueError as error:
             raise bad_option(str(error)) from error

@@ -124,8 +124,8 @@ class Videos:
         preparing = asyncio.ensure_future(self._prepare(portrait))
         opening = asyncio.ensure_future(asyncio.to_thread(FragmentedVideo, track, metadata=ai_generated()))
         try:
-            sampling, rendering = options.configs()
-            facts, _ = await self.facts()
+            facts, render = await self.facts()
+            sampling, rendering = options.configs(render.recommended)
             generation = Generation(
                 portrait=lambda: portrait,
                 sound=sound,

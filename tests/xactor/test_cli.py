@@ -280,7 +280,9 @@ def test_bad_rows_fail_without_affecting_the_others(model_folder, portrait_file,
     assert exit_.value.code == 3
     printed = capsys.readouterr()
     assert printed.out.splitlines()[-1] == "2 made, 9 failed"
-    errors = {int(line.split(".jsonl:")[1].split(":")[0]): line for line in printed.err.strip().splitlines()}
+    *lines, note = printed.err.strip().splitlines()
+    assert note == f"note: {model_folder} recommends no options: the paper's were used"
+    errors = {int(line.split(".jsonl:")[1].split(":")[0]): line for line in lines}
     assert sorted(errors) == [2, 3, 4, 5, 6, 8, 9, 11, 12]
     for number, message in (
         (2, "seed must be of type int, got 'five'"),
@@ -344,6 +346,7 @@ def test_two_exports_become_one_model(model_folder, tmp_path, capsys):
     for made in (tmp_path / "model").rglob("*.safetensors"):
         assert made.read_bytes() == (model_folder / made.relative_to(tmp_path / "model")).read_bytes()
     assert (tmp_path / "model" / "model_index.json").is_file()
+    assert not (tmp_path / "model" / "recommended.json").exists()
     for output, message in (("model", "exists already"), ("nowhere/model", "no such folder to write to")):
         with pytest.raises(SystemExit) as exit_:
             main(["assemble", *stages, "--output", str(tmp_path / output)])

@@ -24,7 +24,7 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 def test_options_have_the_models_own_defaults():
     assert AnimateOptions().sampling() == SamplingConfig()
     assert AnimateOptions().rendering() == RenderConfig()
-    assert get_args(get_type_hints(AnimateOptions)["history"]) == HISTORIES
+    assert get_args(get_args(get_type_hints(AnimateOptions)["history"])[0]) == HISTORIES
     assert {field.name for field in fields(AnimateOptions)} >= {"seed", "paste_back", "max_seconds"}
 
 

@@ -127,6 +127,98 @@ def test_diffusers_progress_bar_counts_frames(pipeline, portrait_file, capsys):
     assert "5/5" in bar
 
 
+def test_pictures_and_sounds_in_memory_give_the_same_video_as_files(pipeline, portrait_file):
+    samples = voice(0.2)
+    file = np.stack(list(pipeline(portrait_file, samples, **QUICK).frames))
+    picture = read_image(portrait_file)
+    np.testing.assert_array_equal(list(pipeline(picture, (16_000, samples), **QUICK).frames), file)
+    stereo = (np.stack([samples, samples], axis=1) * 32_767).astype(np.int16)
+    near = np.stack(list(pipeline(picture, (16_000, stereo), **QUICK).frames))
+    assert np.abs(near.astype(int) - file).mean() < 2
+    assert pipeline(picture, (48_000, np.zeros(48_000)), **QUICK).frame_count == 25
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "high"), [("pil", (64, 64, 3), 255), ("np", (64, 64, 3), 1), ("pt", (3, 64, 64), 1)]
+)
+def test_frames_come_in_diffusers_output_types(pipeline, portrait_file, tmp_path, kind, shape, high):
+    plain = np.stack(list(pipeline(portrait_file, voice(0.2), **QUICK).frames))
+    frames = [np.asarray(f) for f in pipeline(portrait_file, voice(0.2), output_type=kind, **QUICK).frames]
+    assert frames[0].shape == shape
+    last = frames[-1].transpose(1, 2, 0) if kind == "pt" else frames[-1]
+    np.testing.assert_allclose(last / high, plain[-1] / 255, atol=1e-6)
+    animation = pipeline(portrait_file, voice(0.2), output_type=kind, **QUICK)
+    assert animation.save(tmp_path / "out.mp4") == 5
+
+
+def test_a_generator_gives_the_seed(pipeline, portrait_file):
+    def frames(**options):
+        return np.stack(list(pipeline(portrait_file, voice(0.2), **options, **QUICK).frames))
+
+    generator = torch.Generator().manual_seed(5)
+    first, second = frames(generator=generator), frames(generator=generator)
+    assert (first != second).any()
+    np.testing.assert_array_equal(frames(generator=torch.Generator().manual_seed(5)), first)
+
+
+def test_diffusers_names_choose_steps_and_guidance_and_a_callback_sees_the_latents(pipeline, portrait_file):
+    seen = []
+
+    def callback(called, step, timestep, values):
+        assert called is pipeline
+        seen.append((step, timestep, tuple(values["latents"].shape)))
+        return {"latents": values["latents"] * 0} if step == 2 else {}
+
+    call = {"num_motion_steps": 2, "audio_guidance_scale": 1.0, "guidance_scale": 1.0}
+    black = list(
+        pipeline(
+            portrait_file, voice(0.2), num_inference_steps=3, callback_on_step_end=callback, **call
+        ).frames
+    )
+    assert [step for step, _, _ in seen] == [0, 1, 2]
+    assert seen[0][1] > seen[1][1] > seen[2][1]
+    assert seen[0][2] == (1, 5, 12, 16, 16)
+    plain = list(pipeline(portrait_file, voice(0.2), num_inference_steps=3, **call).frames)
+    assert (np.stack(black) != np.stack(plain)).any()
+    configs = {
+        "motion": SamplingConfig(steps=2, audio_cfg=1.0),
+        "render": RenderConfig(steps=3, cfg=1.0),
+    }
+    np.testing.assert_array_equal(plain, list(pipeline(portrait_file, voice(0.2), **configs).frames))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_inference_steps": 0}, r"render steps must be within 1\.\.1000, got 0"),
+        ({"guidance_scale": 21}, r"render cfg must be within 1\.\.20, got 21"),
+        ({"num_motion_steps": 0}, r"steps must be within 1\.\.1000, got 0"),
+        ({"audio_guidance_scale": 0.5}, r"audio_cfg must be within 1\.\.20, got 0\.5"),
+        ({"motion": SamplingConfig(chunk_frames=3)}, r"chunk_frames must be one of this model's, \d+, got 3"),
+        (
+            {"render": RenderConfig(window_frames=64)},
+            r"window_frames must be <= 32 for this renderer, got 64",
+        ),
+        ({"output_type": "latent"}, r"output_type must be one of uint8, pil, np, pt, got 'latent'"),
+        (
+            {"audio": (16_000, np.zeros((2, 2, 2)))},
+            r"samples must be float or int16, .* got float64 \[2, 2, 2\]",
+        ),
+        (
+            {"audio": (16_000, np.zeros(800, np.int64))},
+            r"samples must be float or int16, .* got int64 \[800\]",
+        ),
+        ({"audio": (0, np.zeros(800))}, r"the sample rate must be >= 1 Hz, got 0"),
+        ({"audio": np.full(800, np.nan)}, r"samples must be finite"),
+        ({"audio": np.zeros(32_000), "max_seconds": 1}, r"longer than 1 s, the maximum"),
+        ({"image": np.zeros((64, 64))}, r"the picture must be uint8 \[H, W, 3\], got float64 \[64, 64\]"),
+    ],
+)
+def test_a_call_that_cannot_work_fails_at_the_call(pipeline, portrait_file, options, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline(**{"image": portrait_file, "audio": voice(0.2), **options})
+
+
 def test_pasted_back_frames_equal_the_picture_outside_of_the_face(pipeline, portrait_file):
     animation = pipeline(portrait_file, voice(0.2), paste_back=True, **QUICK)
     picture = read_image(portrait_file)
@@ -145,6 +237,19 @@ def test_large_and_odd_pictures_get_a_size_that_h264_supports(pipeline, portrait
     for wide, shape in ((picture, (768, 1920, 3)), (picture[:, 600:1801], (1000, 1200, 3))):
         animation = pipeline(Image.fromarray(wide), voice(0.05), paste_back=True, **QUICK)
         assert [frame.shape for frame in animation.frames] == [shape]
+
+
+def test_a_model_on_the_hub_is_loaded_by_its_name_and_revision(model_folder, tmp_path):
+    """The cache has the hub's own layout, so nothing is downloaded."""
+    cached = tmp_path / "models--studio--actor"
+    shutil.copytree(model_folder, cached / "snapshots" / "a1b2c3")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "v2").write_text("a1b2c3")
+    hub = {"cache_dir": tmp_path, "local_files_only": True}
+    loaded = XActorPipeline.from_pretrained("studio/actor", revision="v2", **hub)
+    assert loaded.renderer.image_size == 64
+    with pytest.raises(ValueError, match="studio/other: no such folder, and the hub gives no such model: "):
+        XActorPipeline.from_pretrained("studio/other", **hub)
 
 
 def test_exports_of_both_stages_make_a_pipeline(model_folder, portrait, pipeline, tmp_path):

@@ -6,7 +6,7 @@ tracks begins later.
 
 from xactor.media.fragments import FragmentedVideo
 from xactor.media.pictures import read_frames
-from xactor.media.sound import LiveSound, Sound, TooLong, read_audio, resample
+from xactor.media.sound import LiveSound, Sound, TooLong, mono, read_audio, resample
 from xactor.media.span import read_span
 from xactor.media.writer import join_videos, remux, write_video
 
@@ -16,6 +16,7 @@ __all__ = [
     "Sound",
     "TooLong",
     "join_videos",
+    "mono",
     "read_audio",
     "read_frames",
     "read_span",

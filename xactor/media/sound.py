@@ -130,6 +130,31 @@ def read_audio(
     return np.concatenate(blocks)
 
 
+def mono(samples: np.ndarray, sample_rate_hz: int) -> np.ndarray:
+    """Return samples of any rate as the models take them: float32 [N], mono, 16 kHz.
+
+    Args:
+        samples: [N] or [N, channels], float in [-1, 1] or int16. Several channels are averaged.
+        sample_rate_hz: Rate of the samples.
+
+    Raises:
+        ValueError: The samples have another shape or type, or are not finite, or the rate is below 1.
+    """
+    samples = np.asarray(samples)
+    is_int16 = samples.dtype == np.int16
+    if samples.ndim not in (1, 2) or not (is_int16 or np.issubdtype(samples.dtype, np.floating)):
+        raise ValueError(
+            f"samples must be float or int16, [N] or [N, channels], got {samples.dtype} {list(samples.shape)}"
+        )
+    if sample_rate_hz < 1:
+        raise ValueError(f"the sample rate must be >= 1 Hz, got {sample_rate_hz}")
+    samples = samples.astype(np.float32) / (32_768 if is_int16 else 1)
+    if not np.isfinite(samples).all():
+        raise ValueError("samples must be finite, got NaN or infinite numbers")
+    samples = samples if samples.ndim == 1 else samples.mean(axis=1)
+    return resample(samples, sample_rate_hz, SAMPLE_RATE_HZ)
+
+
 def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
     """Resample mono float32 [N] to another rate: [about N x to_hz / from_hz]."""
     if from_hz == to_hz or not samples.size:

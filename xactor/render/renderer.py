@@ -6,7 +6,7 @@ any length needs the memory of two windows.
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from xactor.render.windows import Blend, RenderConfig, windows_of
 
 # Frames that the VAE takes together. At 512 px its activations need more memory than the UNet's.
 _VAE_FRAMES = 4
+OnStep = Callable[[int, int, Tensor], Tensor]
+"""A function that is called after each DDIM step: see `Renderer.windows`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +146,21 @@ class Renderer:
         return self.windows([window], config)[0]
 
     @torch.no_grad()
-    def windows(self, windows: Sequence[Window], config: RenderConfig | None = None) -> list[np.ndarray]:
-        """Render N windows of the same length, from any videos, in one batch: uint8 [W, S, S, 3] each."""
+    def windows(
+        self,
+        windows: Sequence[Window],
+        config: RenderConfig | None = None,
+        *,
+        on_step: OnStep | None = None,
+    ) -> list[np.ndarray]:
+        """Render N windows of the same length, from any videos, in one batch: uint8 [W, S, S, 3] each.
+
+        Args:
+            windows: The windows.
+            config: Steps and guidance.
+            on_step: Called after each DDIM step with its number, its timestep and the latents [N, W, C, h, w]. Returns
+                the latents to go on with.
+        """
         config = config or RenderConfig()
         for window in windows:
             self.check(window.z, config)
@@ -158,7 +173,8 @@ class Renderer:
         branches = 2 if config.cfg > 1 else 1
         x = torch.stack([self._noise(window) for window in windows])  # [N, W, C, h, w]
         z = torch.stack([window.z for window in windows]).to(self.device, self.dtype)  # [N, W, D]
-        guess = self._guesses(windows, z, branches)  # [branches N, W, C, h, w]
+        guesses = [self._guess(window.reference, own) for window, own in zip(windows, z, strict=True)]
+        guess = self._guessed_latents(windows, guesses, branches)  # [branches N, W, C, h, w]
         keep = torch.tensor([1, 0][:branches], device=self.device).repeat_interleave(len(windows))
         z = z.repeat(branches, 1, 1)  # [branches N, W, D]
         features = {
@@ -168,7 +184,7 @@ class Renderer:
         # Copy the scheduler, because timesteps are part of its state and other threads may render at the same time.
         scheduler = copy.deepcopy(self.components.scheduler)
         scheduler.set_timesteps(config.steps)
-        for level in scheduler.timesteps.tolist():
+        for number, level in enumerate(scheduler.timesteps.tolist()):
             levels = torch.full((len(z),), level, device=self.device)
             noisy = x.repeat(branches, 1, 1, 1, 1)  # [branches N, W, C, h, w]
             out = predict(self.components.unet, scheduler, noisy, levels, z, keep, features, guess)
@@ -176,7 +192,16 @@ class Renderer:
                 cond, uncond = out.chunk(2)  # [N, W, C, h, w] each
                 out = uncond + config.cfg * (cond - uncond)
             x = scheduler.step(out, level, x, eta=0.0, return_dict=False)[0]
-        return [self._decode(latents, window) for latents, window in zip(x, windows, strict=True)]
+            if on_step:
+                x = on_step(number, level, x)
+        return [self._decode(latents, own) for latents, own in zip(x, guesses, strict=True)]
+
+    def check_config(self, config: RenderConfig) -> None:
+        """Raise ValueError if this renderer cannot render with this config."""
+        if config.window_frames > self.max_window_frames:
+            raise ValueError(
+                f"window_frames must be <= {self.max_window_frames} for this renderer, got {config.window_frames}"
+            )
 
     def check(self, z: Tensor, config: RenderConfig) -> None:
         """Raise ValueError if this renderer cannot render these motion latents with this config."""
@@ -184,10 +209,7 @@ class Renderer:
             raise ValueError(f"z must be [frames, {self.latent_dim}] for this renderer, got {list(z.shape)}")
         if not 1 <= len(z) <= config.window_frames:
             raise ValueError(f"a window must have 1..{config.window_frames} frames, got {len(z)}")
-        if config.window_frames > self.max_window_frames:
-            raise ValueError(
-                f"window_frames must be <= {self.max_window_frames} for this renderer, got {config.window_frames}"
-            )
+        self.check_config(config)
         if not torch.isfinite(z).all():
             raise ValueError("z contains NaN or infinity")
 
@@ -198,6 +220,7 @@ class Renderer:
         *,
         seed: int,
         config: RenderConfig | None = None,
+        on_step: OnStep | None = None,
     ) -> Iterator[np.ndarray]:
         """Yield a video's frames, uint8 [S, S, 3].
 
@@ -209,6 +232,7 @@ class Renderer:
             z: Motion latents, as one tensor [T, D] or as successive tensors [n, D].
             seed: Seed of the video.
             config: Steps, guidance and windows.
+            on_step: See `windows`.
         """
         config = config or RenderConfig()
         blend = Blend(config)
@@ -216,7 +240,7 @@ class Renderer:
         for first, own in windows_of([z] if isinstance(z, Tensor) else z, config, torch.cat):
             origin = own[0] if origin is None else origin
             window = Window(reference=reference, z=own, seed=seed, first_frame=first, origin=origin)
-            yield from blend.add(self.windows([window], config)[0])
+            yield from blend.add(self.windows([window], config, on_step=on_step)[0])
         yield from blend.rest()
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -262,49 +286,53 @@ class Renderer:
         ]
         return torch.stack(noise).to(self.device, self.dtype)
 
-    def _guesses(self, windows: Sequence[Window], z: Tensor, branches: int) -> Tensor | None:
-        """Return guessed latents [branches N, W, C, h, w]: those of the conditional branch first.
-
-        None if the UNet has no guess.
-
-        Args:
-            z: Motion latents of the windows, [N, W, D].
-        """
-        if not self.components.unet.config["guess"]:
+    def _guess(self, reference: Reference, z: Tensor) -> "_Guess | None":
+        """Guess the frames of motion latents [W, D]. Return None if the UNet has no guess."""
+        unet = self.components.unet
+        if not unet.config["guess"]:
             return None
-        cond = torch.stack(
-            [self._guess(window.reference, own) for window, own in zip(windows, z, strict=True)]
-        )  # [N, W, C, h, w]
+        parts = []
+        for own in z.split(_VAE_FRAMES):
+            picture = reference.picture.expand(len(own), *reference.picture.shape[1:])  # [n, 3, S, S]
+            pictures = unet.guess_motion(own - reference.z, picture)
+            parts.append((pictures, encode(self.components.vae, pictures).to(self.dtype)))
+        pictures, latents = (torch.cat(part) for part in zip(*parts, strict=True))
+        return _Guess(pictures=pictures, latents=latents)
+
+    def _guessed_latents(
+        self, windows: Sequence[Window], guesses: "Sequence[_Guess | None]", branches: int
+    ) -> Tensor | None:
+        """Return guessed latents [branches N, W, C, h, w]: those of the conditional branch first."""
+        known = [guess.latents for guess in guesses if guess]
+        if not known:
+            return None
+        cond = torch.stack(known)  # [N, W, C, h, w]
         if branches == 1:
             return cond
         # Without motion the guess is the unmoved portrait.
         uncond = torch.stack([window.reference.latents for window in windows])  # [N, 1, C, h, w]
         return torch.cat([cond, uncond.expand_as(cond)])
 
-    def _guess(self, reference: Reference, z: Tensor) -> Tensor:
-        """Return latents of the portrait, moved by motion latents [W, D]: [W, C, h, w]."""
-        latents = [
-            encode(self.components.vae, self._moved(reference, change))
-            for change in (z - reference.z).split(_VAE_FRAMES)
-        ]
-        return torch.cat(latents).to(self.dtype)
-
-    def _moved(self, reference: Reference, change: Tensor) -> Tensor:
-        """Return the portrait moved by a change of motion latents [n, D]: [n, 3, S, S]."""
-        picture = reference.picture.expand(len(change), *reference.picture.shape[1:])
-        return self.components.unet.guess_motion(change, picture)
-
-    def _decode(self, latents: Tensor, window: Window) -> np.ndarray:
+    def _decode(self, latents: Tensor, guess: "_Guess | None") -> np.ndarray:
         """Decode latents [W, C, h, w] to uint8 [W, S, S, 3], a few frames at a time."""
         vae, unet = self.components.vae, self.components.unet
-        changes = window.z.to(self.device, self.dtype) - window.reference.z  # [W, D]
         frames = []
-        for part, change in zip(latents.split(_VAE_FRAMES), changes.split(_VAE_FRAMES), strict=True):
-            pictures = decode(vae, part)  # [n, 3, S, S]
-            if unet.config["guess_spread"] is not None:
+        for i in range(0, len(latents), _VAE_FRAMES):
+            part = slice(i, i + _VAE_FRAMES)
+            pictures = decode(vae, latents[part])  # [n, 3, S, S]
+            if guess and unet.config["guess_spread"] is not None:
                 # Ours: a small autoencoder loses about the same details of the guess and of the frame. Add to the
                 # frame what the guess loses.
-                moved = self._moved(window.reference, change)
-                pictures = pictures + moved - decode(vae, encode(vae, moved).to(self.dtype))
+                pictures = pictures + guess.pictures[part] - decode(vae, guess.latents[part])
             frames.append(from_model(pictures))
         return np.concatenate(frames)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Guess:
+    """Hold the guessed frames of a window."""
+
+    pictures: Tensor
+    """[W, 3, S, S] in about [-1, 1]."""
+    latents: Tensor
+    """The pictures' latents from the VAE, [W, C, h, w]."""

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from xactor.options import recommended
 from xactor_platform.bulk.pipeline import PendingTasks, Pipeline, Step, run_passes
 from xactor_platform.cluster.capacity import check_pools_fit
 from xactor_platform.dubbing.decode import Decode
@@ -48,7 +49,7 @@ def dub(config: DubConfig, *, connect: Callable[[], None], say: Callable[[str], 
         ValueError: something is invalid. No work has started.
         StorageFailed: the output cannot be written.
     """
-    rows, refused = read_manifest(config.manifest, config.options)
+    rows, refused = read_manifest(config.manifest, config.options, recommended(config.model))
     facts = read_model_facts(config.model)
     check_output(config.output)
     connect()

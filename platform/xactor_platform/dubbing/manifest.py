@@ -11,14 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet
 from pyarrow import csv, fs
 
-from xactor.options import AnimateOptions
+from xactor.options import AnimateOptions, Recommended
 from xactor_platform.dubbing.messages import Failed, Row
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _TEXT_COLUMNS = ("id", "image", "video", "audio")
 
 
-def read_manifest(uri: str, options: AnimateOptions) -> tuple[list[Row], list[Failed]]:
+def read_manifest(
+    uri: str, options: AnimateOptions, recommended: Recommended
+) -> tuple[list[Row], list[Failed]]:
     """Read a manifest. Return its valid rows, and the failures of the invalid ones.
 
     A row is invalid if its id cannot name a file or belongs to an earlier row, if a file is not named, or if an option
@@ -27,6 +29,7 @@ def read_manifest(uri: str, options: AnimateOptions) -> tuple[list[Row], list[Fa
     Args:
         uri: path or URI of a .jsonl, .ndjson, .csv or .parquet file.
         options: options of rows that do not set their own.
+        recommended: options that the model recommends, for those that neither sets.
 
     Raises:
         ValueError: the manifest cannot be read, has another format, or has no rows.
@@ -37,7 +40,7 @@ def read_manifest(uri: str, options: AnimateOptions) -> tuple[list[Row], list[Fa
     number = 0
     for number, cells in _cells(uri):
         try:
-            row = _row(number, cells, options, uri)
+            row = _row(number, cells, options, recommended, uri)
             # Some filesystems do not distinguish upper and lower case, so ids are compared in lower case.
             before = seen.setdefault(row.id.lower(), number)
             if before != number:
@@ -53,7 +56,7 @@ def read_manifest(uri: str, options: AnimateOptions) -> tuple[list[Row], list[Fa
     return rows, failed
 
 
-def _row(number: int, cells: Any, options: AnimateOptions, manifest: str) -> Row:
+def _row(number: int, cells: Any, options: AnimateOptions, recommended: Recommended, manifest: str) -> Row:
     """Return a row. ValueError: it is invalid."""
     if isinstance(cells, ValueError):
         raise cells
@@ -72,7 +75,7 @@ def _row(number: int, cells: Any, options: AnimateOptions, manifest: str) -> Row
             continue
         if not isinstance(path, str) or not path or "\0" in path:
             raise ValueError(f"{kind} must be a path or URI, got {path!r}")
-    chosen = options.with_row(cells)
+    chosen = options.with_row(cells).with_recommended(recommended)
     # Both raise ValueError for options out of bounds.
     chosen.sampling()
     chosen.rendering()

@@ -154,7 +154,7 @@ class _Worker:
         path = self._output / "videos" / f"{pair.id}.mp4"
         if not path.exists():
             assert self._pipeline is not None
-            options = self._source.options
+            options = self._source.options.with_recommended(self._pipeline.recommended)
             animation = self._pipeline(
                 Image.fromarray(portrait.picture),
                 pair.audio,

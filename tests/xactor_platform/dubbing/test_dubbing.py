@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xactor.media import read_frames
-from xactor.options import AnimateOptions
+from xactor.options import AnimateOptions, Recommended
 from xactor.render import RenderConfig, render_windows
 from xactor_platform.bulk.message import pack, unpack
 from xactor_platform.bulk.pipeline import Pipeline
@@ -136,7 +136,7 @@ def bulk(ray_cluster, model, media, tmp_path_factory):
     manifest = write_manifest(media / "items.jsonl", rows)
     config = config_of(manifest, tmp_path_factory.mktemp("bulk") / "out", model, attempts=2)
     lines: list[str] = []
-    asked, refused = read_manifest(config.manifest, config.options)
+    asked, refused = read_manifest(config.manifest, config.options, Recommended())
     result = DeadlyRun(config, read_model_facts(model), lines.append).make(asked, refused)
     return config, result, lines
 

@@ -6,7 +6,7 @@ import numpy as np
 import psutil
 import pytest
 
-from xactor.options import AnimateOptions
+from xactor.options import AnimateOptions, Recommended
 from xactor.rates import FPS, SAMPLE_RATE_HZ
 from xactor_platform.bulk.pool import Pool
 from xactor_platform.bulk.stage import Stage
@@ -99,7 +99,7 @@ def test_memory_does_not_grow_with_the_number_of_rows(
         options=AnimateOptions(),
         pools=DubPools(decode=small, motion=small, render=small, encode=Pool(max=2, cpus=0.5)),
     )
-    asked, refused = read_manifest(config.manifest, config.options)
+    asked, refused = read_manifest(config.manifest, config.options, Recommended())
     log = MemoryLog(monkeypatch)
     result = DubRun(config, read_model_facts(model), lambda line: None).make(asked, refused)
     print("\n".join(result.summary()))

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 from dub_manifests import write_manifest
 
-from xactor.options import AnimateOptions
+from xactor.options import AnimateOptions, Recommended
 from xactor_platform.dubbing.manifest import read_manifest
 from xactor_platform.dubbing.messages import Row
 
@@ -27,7 +27,10 @@ def test_all_kinds_of_manifests_hold_the_same_rows(tmp_path):
     pyarrow.parquet.write_table(table, tmp_path / "m.parquet")
     pa.csv.write_csv(table, tmp_path / "m.csv")
     write_manifest(tmp_path / "m.jsonl", [rows[0], "", rows[1]])
-    read = {kind: read_manifest(str(tmp_path / f"m.{kind}"), FAST) for kind in ("jsonl", "csv", "parquet")}
+    read = {
+        kind: read_manifest(str(tmp_path / f"m.{kind}"), FAST, Recommended())
+        for kind in ("jsonl", "csv", "parquet")
+    }
     assert all(not failed for _, failed in read.values())
     first, second = read["parquet"][0]
     assert first == Row(
@@ -36,7 +39,7 @@ def test_all_kinds_of_manifests_hold_the_same_rows(tmp_path):
         image=f"{tmp_path}/a.png",
         video=None,
         audio="s3://bucket/a.wav",
-        options=replace(FAST, seed=3, audio_cfg=2.5),
+        options=replace(FAST, seed=3, audio_cfg=2.5).with_recommended(Recommended()),
     )
     assert (second.video, second.options.paste_back) == ("/b.mp4", True)
     assert read["csv"][0] == read["parquet"][0]
@@ -69,7 +72,7 @@ def test_all_kinds_of_manifests_hold_the_same_rows(tmp_path):
 )
 def test_a_bad_row_fails_and_the_other_row_is_read(tmp_path, row, says):
     good = {"id": "good", "image": "a.png", "audio": "a.wav"}
-    rows, failed = read_manifest(write_manifest(tmp_path / "m.jsonl", [good, row]), FAST)
+    rows, failed = read_manifest(write_manifest(tmp_path / "m.jsonl", [good, row]), FAST, Recommended())
     assert [r.id for r in rows] == ["good"]
     (bad,) = failed
     assert (bad.number, bad.code) == (2, "bad_row")
@@ -89,6 +92,6 @@ def test_a_bad_row_fails_and_the_other_row_is_read(tmp_path, row, says):
 def test_an_invalid_manifest_is_refused(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=says):
-        read_manifest(str(tmp_path / name), FAST)
+        read_manifest(str(tmp_path / name), FAST, Recommended())
     with pytest.raises(ValueError, match="cannot be read"):
-        read_manifest(str(tmp_path / "other.jsonl"), FAST)
+        read_manifest(str(tmp_path / "other.jsonl"), FAST, Recommended())
