@@ -1,6 +1,8 @@
 """Make the portraits and recordings that the service's page offers: drawn people and a synthetic voice.
 
-python jobs/make_examples.py
+    python jobs/make_examples.py
+
+No preset trains on these people, and no corpus has these sentences.
 """
 
 import _checkout  # noqa: F401

@@ -17,7 +17,7 @@ from report import REPORTS
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = sorted(path for path in (ROOT / "jobs").glob("*.py") if not path.name.startswith("_"))
 # Jobs that are not submitted: they start a cluster of their own, or need none.
-LOCAL = {"bench", "demo", "local_cluster"}
+LOCAL = {"bench", "demo", "local_cluster", "make_examples"}
 PAGE = runpy.run_path(str(ROOT / "docs" / "generate_commands.py"))
 COMMANDS = list(PAGE["commands"]())
 

@@ -14,6 +14,7 @@ from xactor.decoding import FaceCrop
 from xactor.faces import CropBox
 from xactor.media import LiveSound
 from xactor.motion import MotionEngine, SamplingConfig, stream_motion
+from xactor.options import Recommended
 from xactor.render import RenderConfig
 from xactor_serving.arguments import Limits
 from xactor_serving.errors import ServiceError
@@ -191,7 +192,8 @@ def test_reference_is_computed_during_the_motion(local):
 
     class Local(Replicas):
         async def facts(self):
-            return local.facts, RenderFacts(image_size=64, latent_dim=local.facts.latent_dim)
+            render = RenderFacts(image_size=64, latent_dim=local.facts.latent_dim, recommended=Recommended())
+            return local.facts, render
 
         async def prepare(self, portrait: PortraitJob) -> None:
             order.append(portrait.name)
