@@ -27,7 +27,7 @@ stage1: setup    ## the same with an hour of stage 1, on more people: in demo/ho
 	$(BIN)/python jobs/demo.py --stage1 hour
 
 serve: demo/model/model_index.json  ## the page at http://127.0.0.1:8000/; makes the model of `make demo` where it is not there
-	$(BIN)/xactor-serve --model demo/model
+	$(BIN)/xactor-serve
 
 demo/model/model_index.json: | setup
 	$(BIN)/python jobs/demo.py

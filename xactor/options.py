@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from xactor.model_folder import located
-
 # For type checking only, since importing torch takes seconds and `--help` must not wait for it.
 if TYPE_CHECKING:
     from xactor.motion import SamplingConfig
@@ -169,12 +167,12 @@ class AnimateOptions:
 
 
 def recommended(model: str | Path) -> Recommended:
-    """Read the options that a model recommends, given its folder, its URI or the name BOX.
+    """Read the options that a model recommends, given its folder or its URI.
 
     Raises:
         ValueError: The recommendation is not well-formed, or the object store cannot be read.
     """
-    model = located(model)
+    model = str(model)
     if "://" not in model:
         return Recommended.of(model)
     from pyarrow import fs
