@@ -10,7 +10,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 # For type checking only, since importing torch takes seconds and `--help` must not wait for it.
 if TYPE_CHECKING:
@@ -187,16 +188,11 @@ def recommended(model: str | Path) -> Recommended:
         raise ValueError(f"{model}/{RECOMMENDED_FILE}: {error}") from error
 
 
-# Type of each option without its None.
-_TYPES: dict[str, type] = {
-    "seed": int,
-    "quality": str,
-    "motion_steps": int,
-    "audio_cfg": float,
-    "history": str,
-    "render_steps": int,
-    "render_cfg": float,
-    "relative_motion": bool,
-    "paste_back": bool,
-    "max_seconds": float,
-}
+def _type(hint: Any) -> type:
+    """Return the type of an option's values: `Literal[...]` holds strings, and None is left out."""
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
+    return str if get_origin(kinds[0]) is Literal else kinds[0]
+
+
+# Type of each option's values.
+_TYPES = {name: _type(hint) for name, hint in get_type_hints(AnimateOptions).items()}

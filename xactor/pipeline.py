@@ -3,10 +3,10 @@
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from diffusers.utils.import_utils import is_accelerate_available
 from huggingface_hub import snapshot_download
 from PIL import Image
 
+from xactor.animation import CONVERSIONS, OUTPUT_TYPES, Animation, OutputType
 from xactor.audio.encoder import AudioEncoder, load_audio_encoder
-from xactor.media import Sound, TooLong, mono, read_audio, write_video
+from xactor.media import Sound, TooLong, mono, read_audio
 from xactor.model_folder import COMPONENTS, RENDERER_COMPONENTS, config_file
 from xactor.motion import (
     MotionScheduler,
@@ -29,9 +30,8 @@ from xactor.motion import (
 from xactor.motion.loading import LOADING_ERRORS, load_transformer
 from xactor.options import AnimateOptions, Recommended
 from xactor.portrait import Portrait, find_portrait, read_image, sized_for_video
-from xactor.provenance import ai_generated
 from xactor.randomness import into_own_memory
-from xactor.rates import FPS, SAMPLE_RATE_HZ, frame_count
+from xactor.rates import SAMPLE_RATE_HZ, frame_count
 from xactor.render import MotionEncoder, ReferenceUNet, RenderConfig, Renderer, RendererUNet
 
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only")
@@ -47,31 +47,7 @@ _CLASSES: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Animation:
-    """Hold a video whose frames are computed while they are read. They can be read only once."""
-
-    frames: Iterator[Any]
-    """Frames at 25 fps, uint8 [H, W, 3], or of the type that the caller chose."""
-    frame_count: int
-    """Number of frames."""
-    sound: Sound | np.ndarray
-    """The audio as the caller gave it."""
-    notes: tuple[str, ...] = ()
-    """Remarks on the portrait for the user, such as that it holds several faces."""
-
-    def save(self, path: str | Path) -> int:
-        """Compute the frames and write an mp4 that says it is AI-generated. Return the number of frames.
-
-        The file appears only when it is complete.
-        """
-        pixels = map(_as_pixels, self.frames)
-        return write_video(path, pixels, fps=FPS, samples=self.sound, metadata=ai_generated())
-
-
 Config = TypeVar("Config", SamplingConfig, RenderConfig)
-OutputType = Literal["uint8", "pil", "np", "pt"]
-"""Type of frames: uint8 [H, W, 3], PIL images, float32 [H, W, 3] in [0, 1], or tensors [3, H, W] in [0, 1]."""
 StepCallback = Callable[["XActorPipeline", int, int, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
 """A callback in diffusers' form: see `XActorPipeline.__call__`."""
 
@@ -198,10 +174,8 @@ class XActorPipeline(DiffusionPipeline):
             ValueError: The picture has no face, a file cannot be decoded, the audio is too short or too long, or an
                 option is out of range.
         """
-        if output_type not in get_args(OutputType):
-            raise ValueError(
-                f"output_type must be one of {', '.join(get_args(OutputType))}, got {output_type!r}"
-            )
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
         options = AnimateOptions().with_recommended(self.recommended)
         motion = _replaced(
             motion or options.sampling(), steps=num_motion_steps, audio_cfg=audio_guidance_scale
@@ -231,7 +205,7 @@ class XActorPipeline(DiffusionPipeline):
             callback_on_step_end=callback_on_step_end,
         )
         return Animation(
-            frames=map(_CONVERSIONS[output_type], self._with_progress(frames, count)),
+            frames=map(CONVERSIONS[output_type], self._with_progress(frames, count)),
             frame_count=count,
             sound=Sound.of(audio) if isinstance(audio, str | Path) else samples,
             notes=portrait.notes,
@@ -418,22 +392,6 @@ def _call_back(
 ) -> torch.Tensor:
     """Call a user's callback after a DDIM step. Return the latents to go on with."""
     return (callback(pipeline, step, level, {"latents": latents}) or {}).get("latents", latents)
-
-
-def _as_pixels(frame: Any) -> np.ndarray:
-    """Return a frame of any output type as uint8 [H, W, 3]."""
-    if isinstance(frame, torch.Tensor):
-        frame = frame.movedim(0, -1).numpy()
-    frame = np.asarray(frame)
-    return frame if frame.dtype == np.uint8 else np.rint(frame * 255).astype(np.uint8)
-
-
-_CONVERSIONS: dict[str, Callable[[np.ndarray], Any]] = {
-    "uint8": lambda frame: frame,
-    "pil": Image.fromarray,
-    "np": lambda frame: frame.astype(np.float32) / 255,
-    "pt": lambda frame: torch.from_numpy(frame).movedim(-1, 0) / 255,
-}
 
 
 def _describe(source: Any, fallback: str) -> str:
