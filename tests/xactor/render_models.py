@@ -13,6 +13,8 @@ def small_components(**options) -> Components:
         "vae_channels": (16, 32),
         "latent_channels": 8,
         "encoder_channels": (8, 16, 16),
+        "encoder_size": 32,
+        "guess_channels": (8, 16, 16),
     }
     return random_components(**{**sizes, **options}, motion_width=80, motion_tokens=4, latent_dim=32)
 

@@ -21,6 +21,7 @@ from xactor.render import (
 from xactor.render.attention import Locality
 from xactor.render.autoencoder import decode, encode
 from xactor.render.frames import from_model
+from xactor.render.guess import GuessNetwork, _move
 from xactor.render.prediction import predict
 from xactor.render.windows import windows_of
 
@@ -119,7 +120,7 @@ def test_without_relative_motion_the_latents_are_used_as_they_are(renderer, port
 
 
 def test_a_renderer_without_a_guess_renders_and_loads(portrait, z, tmp_path):
-    without = Renderer(**vars(without_zero_weights(small_components(guess=False))))
+    without = Renderer(**vars(without_zero_weights(small_components(guess_channels=None))))
     video = np.stack(list(without.render(without.reference(portrait), z, seed=3, config=SMALL)))
     assert video.std() > 1
     without.save_pretrained(tmp_path)
@@ -128,23 +129,18 @@ def test_a_renderer_without_a_guess_renders_and_loads(portrait, z, tmp_path):
     np.testing.assert_array_equal(video, again)
 
 
-def test_an_unmoved_portrait_is_guessed_unchanged(renderer, portrait):
-    """The unconditional branch may take the portrait's own latents instead of a guess."""
-    reference = renderer.reference(portrait)
-    with torch.no_grad():
-        guess = renderer._guess(reference, reference.z.expand(5, -1))
-    torch.testing.assert_close(
-        guess.latents, reference.latents.expand_as(guess.latents), rtol=1e-4, atol=1e-4
-    )
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_unmoved_portrait_is_guessed_unchanged(dtype):
+    """The unconditional branch may take the portrait's own latents instead of a guess.
 
-
-def test_the_guess_leaves_an_unmoved_picture_in_place_in_bf16():
-    """Coordinates in bf16 would be half a pixel off at the edges of 512 px, and an unmoved picture would move."""
-    unet = small_components().unet.to(torch.bfloat16)
-    picture = torch.randn(1, 3, 512, 512, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    Coordinates in bf16 would be half a pixel off at the edges of 512 px, and an unmoved picture would move.
+    """
+    guess = without_zero_weights(small_components()).unet.guess_network.to(dtype)
+    picture = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(0)).to(dtype) * 2 - 1
+    still = torch.zeros(1, 32, dtype=dtype)
     with torch.no_grad():
-        still = unet.guess_motion(torch.zeros(1, 32, dtype=torch.bfloat16), picture)
-    torch.testing.assert_close(still, picture, rtol=0.02, atol=0.02)
+        torch.testing.assert_close(guess(picture, still + 1, still), picture, rtol=0.01, atol=0.01)
+        assert (guess(picture, still, still + 1) - picture).abs().max() > 0.1
 
 
 def test_motion_time_and_reference_have_an_effect(renderer, portrait, z):
@@ -245,24 +241,44 @@ def test_locality_attends_to_the_place_it_looks_at():
                 torch.testing.assert_close(found[head, n], wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_a_motion_token_changes_and_moves_its_own_places():
-    unet = small_components().unet
-    picture = unet.thumbnails(torch.rand(1, 3, 64, 64))
-    assert picture.shape == (1, 3, 16, 16)
-    with torch.no_grad():
-        still = unet.guess_motion(torch.zeros(1, 32), picture)
-        torch.testing.assert_close(still, picture)
-        unet.motion_proj.weight.zero_()
-        places = unet.motion_proj.weight[:, 5].view(4, 80)[:, :80].view(4, 5, 4, 4)
-        places[1, 4, 3, 0] = 4.0  # token 1 of 2 x 2, its lowest left place of 4 x 4: blue
-        change = unet.guess_motion(torch.eye(32)[5:6], picture) - still
-        assert change[0, :2].abs().max() < 1e-5
-        # The place covers rows 6 and 7 and columns 8 and 9 of 16 x 16.
-        assert change[0, 2].argmax() in (6 * 16 + 8, 6 * 16 + 9, 7 * 16 + 8, 7 * 16 + 9)
-        places.zero_()
-        places[:, 0] = 4.0 * 4 * 2 / 16  # each pixel comes from its right neighbour in the thumbnail
-        moved = unet.guess_motion(torch.eye(32)[5:6], picture)
-    torch.testing.assert_close(moved[..., :-1], still[..., 1:])
+def test_the_guess_takes_each_colour_from_where_the_flow_says():
+    picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    one_pixel_right = torch.tensor([2 / 16, 0.0])[None, :, None, None].expand(1, 2, 16, 16)
+    torch.testing.assert_close(_move(picture, one_pixel_right)[..., :-1], picture[..., 1:])
+
+
+def test_the_guess_learns_to_move_a_mark_and_to_open_a_hole():
+    """The change of z says where the mark goes, and how dark the hole is: colours that the portrait does not have."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    network = GuessNetwork(4, (8, 8, 8))
+    optimizer = torch.optim.Adam(network.parameters(), 5e-3)
+    rows = torch.arange(32.0)
+
+    def pictures(place, dark):
+        bars = torch.exp(-((rows[None, :] - 8 - place[:, None]) ** 2) / 8)[:, None, :, None]  # [n, 1, 32, 1]
+        hole = ((rows > 20) & (rows < 28))[None, None, :, None] * dark[:, None, None, None]
+        return (bars - 1.5 * hole).expand(-1, 3, 32, 32)
+
+    errors = []
+    for _ in range(150):
+        place, dark = 6 * torch.rand(16, generator=generator), torch.rand(16, generator=generator)
+        nothing = torch.zeros(16)
+        change = torch.stack([place / 4, 2 * dark, nothing, nothing], dim=1)
+        still, want = pictures(nothing, nothing), pictures(place, dark)
+        error = (network(still, torch.zeros(16, 4), change) - want).abs().mean()
+        errors.append(float(error.detach() / (still - want).abs().mean()))
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+    assert errors[0] == pytest.approx(1.0, abs=0.1)
+    assert np.mean(errors[-20:]) < 0.4
+
+
+@pytest.mark.parametrize("channels", [(8, 16), (8, 12, 16), (0, 8, 8)])
+def test_wrong_channels_of_the_guess_are_refused(channels):
+    with pytest.raises(ValueError, match=r"guess_channels must be 3 multiples of 8, got \("):
+        small_components(guess_channels=channels)
 
 
 @pytest.mark.parametrize("step", [0, 300, 999])
@@ -304,8 +320,8 @@ def test_random_weights_render_the_portrait_moved_by_z():
     z = reference.z + torch.randn(2, 32, generator=torch.Generator().manual_seed(1))
     config = RenderConfig(steps=1, cfg=1.0, window_frames=2, overlap_frames=0)
     with torch.no_grad():
-        moved = renderer.components.unet.guess_motion(
-            z - reference.z, reference.picture.expand(2, -1, -1, -1)
+        moved = renderer.components.unet.guess_network(
+            reference.picture.expand(2, -1, -1, -1), reference.z.expand(2, -1), z - reference.z
         )
     wanted = from_model(moved)
     got = renderer.window(reference, z, seed=0, first_frame=0, config=config)

@@ -100,7 +100,7 @@ def test_the_mouth_weighs_more_in_the_motion_encoders_loss(clips):
 @pytest.mark.parametrize("phase", ["frames", "temporal"])
 def test_without_a_guess_z_learns_through_the_unet(clips, phase):
     frames, reference, seeds = clips
-    objective = RenderObjective(**vars(without_zero_weights(small_components(guess=False))))
+    objective = RenderObjective(**vars(without_zero_weights(small_components(guess_channels=None))))
     assert not any("guess" in name for name, _ in objective.unet.named_parameters())
     objective(frames[:, : 4 if phase == "temporal" else 1], reference, torch.ones(3), seeds, phase).backward()
     assert all(p.grad is not None and p.grad.any() for p in objective.unet.motion_proj.parameters())

@@ -21,6 +21,8 @@ from xactor.render.unet import RendererUNet
 _log = logging.getLogger(__name__)
 
 LATENT_DIM = 512
+# Channels of the guess network of a renderer from random weights.
+GUESS_CHANNELS = (24, 48, 96)
 # RMS distance of latents from the guess, measured on the demo corpus, whose latents have unit variance.
 GUESS_SPREAD = 0.25
 # Otherwise diffusers needs the package accelerate to load models, and nothing else here needs it.
@@ -65,6 +67,7 @@ def random_components(
     channels: tuple[int, ...] = (48, 96),
     vae_channels: tuple[int, ...] = (16, 32, 64),
     encoder_channels: tuple[int, ...] = (16, 32, 64, 128),
+    encoder_size: int = 64,
     latent_channels: int = 12,
     layers_per_block: int = 1,
     heads: int = 2,
@@ -73,7 +76,7 @@ def random_components(
     latent_dim: int = LATENT_DIM,
     window_frames: int = 32,
     prediction_type: str = "v_prediction",
-    guess: bool = True,
+    guess_channels: tuple[int, ...] | None = GUESS_CHANNELS,
     seed: int = 0,
 ) -> Components:
     """Return components of any size from random weights.
@@ -84,6 +87,7 @@ def random_components(
         channels: Channels of the UNet's blocks. Each block except the last halves the side of the latents.
         vae_channels: Channels of the VAE's blocks. Each block except the last halves a picture's side.
         encoder_channels: Channels of the motion encoder's blocks.
+        encoder_size: Side of the pictures that the motion encoder sees, in pixels.
         latent_channels: Channels of the VAE's latents.
         layers_per_block: Layers of each of the UNet's blocks.
         heads: Attention heads.
@@ -92,14 +96,14 @@ def random_components(
         latent_dim: Width of z.
         window_frames: Maximum number of frames in a window.
         prediction_type: `v_prediction` or `epsilon`.
-        guess: Whether the UNet sees a guess of the frames.
+        guess_channels: Channels of the guess network's three levels; None means no guess.
         seed: Seed of the random weights.
     """
     shrink = 1 << (len(vae_channels) - 1 + len(channels) - 1)
     if image_size % shrink:
         raise ValueError(f"image_size must be a multiple of {shrink}, got {image_size}")
     torch.manual_seed(seed)
-    corrects_guess = guess and prediction_type == "v_prediction"
+    corrects_guess = bool(guess_channels) and prediction_type == "v_prediction"
     groups = min(16, min(channels) // 4)
     widths: Any = vae_channels
     vae_blocks: Any = ("DownEncoderBlock2D",) * len(vae_channels), ("UpDecoderBlock2D",) * len(vae_channels)
@@ -113,7 +117,9 @@ def random_components(
     }
     down, up = ["CrossAttnDownBlock"] * len(channels), ["CrossAttnUpBlock"] * len(channels)
     components = Components(
-        motion_encoder=MotionEncoder(image_size=image_size, channels=encoder_channels, latent_dim=latent_dim),
+        motion_encoder=MotionEncoder(
+            image_size=encoder_size, channels=encoder_channels, latent_dim=latent_dim
+        ),
         unet=RendererUNet(
             **shape,
             down_block_types=tuple(f"{name}Motion" for name in down),
@@ -125,7 +131,7 @@ def random_components(
             latent_dim=latent_dim,
             motion_tokens=motion_tokens,
             locality=1.6,
-            guess=guess,
+            guess_channels=guess_channels,
             guess_spread=GUESS_SPREAD if corrects_guess else None,
         ),
         reference_unet=ReferenceUNet(
@@ -177,7 +183,7 @@ def published_components(
     motion_tokens: int = 16,
     window_frames: int = 32,
     prediction_type: str = "v_prediction",
-    guess: bool = True,
+    guess_channels: tuple[int, ...] | None = None,
     seed: int = 0,
 ) -> Components:
     """Return components that start from published weights, which are in their published formats.
@@ -192,7 +198,7 @@ def published_components(
         motion_tokens: Number of motion tokens per frame, a square number.
         window_frames: Maximum number of frames in a window. An adapter's own maximum replaces it.
         prediction_type: `v_prediction` or `epsilon`.
-        guess: Whether the UNet sees a guess of the frames.
+        guess_channels: Channels of the guess network's three levels; None means no guess.
         seed: Seed of the weights that are random.
 
     Raises:
@@ -233,11 +239,11 @@ def published_components(
         use_motion_mid_block=adapter.config["use_motion_mid_block"] if adapter else True,
         latent_dim=latent_dim,
         motion_tokens=motion_tokens,
-        guess=guess,
+        guess_channels=guess_channels,
     )
     weights = plain.state_dict()
     _load(reference, weights, f"{sd15}/unet", new=())
-    _load(unet, weights, f"{sd15}/unet", new=("attn2", "motion_", "null_motion", "conv_in.guess"))
+    _load(unet, weights, f"{sd15}/unet", new=("attn2", "motion_", "null_motion", "guess"))
     if adapter:
         unet.load_motion_modules(adapter)
     autoencoder = AutoencoderKL.from_pretrained(_folder(vae) if vae else _folder(sd15, "vae"), **_LOADING)

@@ -14,6 +14,7 @@ from xactor.randomness import keyed_generator
 from xactor.render.augment import DRIVING, PERSON, Augmentation, augment
 from xactor.render.autoencoder import encode, reconstruction_loss
 from xactor.render.frames import to_model
+from xactor.render.guess import GuessNetwork
 from xactor.render.motion_encoder import MotionEncoder
 from xactor.render.objective_config import ObjectiveConfig, Phase
 from xactor.render.prediction import predict
@@ -96,8 +97,9 @@ class RenderObjective(nn.Module):
     def parameter_groups(self) -> dict[Phase, list[nn.Parameter]]:
         """Return the parameters that each phase trains; the lists are disjoint."""
         temporal = {id(p) for layer in self.unet.temporal_layers() for p in layer.parameters()}
-        in_other_groups = temporal | {id(p) for p in self.unet.motion_proj.parameters()}
-        motion = [*self.motion_encoder.parameters(), *self.unet.motion_proj.parameters()]
+        guess = list(self.unet.guess_network.parameters()) if self.unet.guess_network else []
+        in_other_groups = temporal | {id(p) for p in guess}
+        motion = [*self.motion_encoder.parameters(), *guess]
         spatial = [
             p
             for model in (self.reference_unet, self.unet)
@@ -196,23 +198,37 @@ class RenderObjective(nn.Module):
     def _motion_terms(self, clips: _Clips, motion: _Motion) -> Tensor:
         """Return the weighted terms of single frames from which z learns without the UNet, [B F]."""
         loss = self._divergence(motion)
-        if self.unet.config["guess"]:
+        if self.unet.guess_network:
             loss = loss + self.config.motion_weight * self._guess_error(clips, motion)
         means = motion.mean.unflatten(0, (-1, clips.frames))  # [B, F, D]
         shared = shared_part(torch.cat([motion.origin[:, None], means], dim=1))  # [B]
         return loss + self.config.person_weight * shared.repeat_interleave(clips.frames)
 
     def _guess_error(self, clips: _Clips, motion: _Motion) -> Tensor:
-        """Return the error of the frames' thumbnails, guessed from the thumbnails of their references, [B F]."""
-        reference = self.unet.thumbnails(clips.pictures[:, 0])  # [B, 3, T, T]
-        reference = reference.repeat_interleave(clips.frames, dim=0)  # [B F, 3, T, T]
-        change = motion.z - motion.origin.repeat_interleave(clips.frames, dim=0)  # [B F, D]
-        guess = self.unet.guess_motion(change, reference)  # [B F, 3, T, T]
-        true = self.unet.thumbnails(clips.pictures[:, 1:].flatten(0, 1))  # [B F, 3, T, T]
-        error = (guess - true).square().mean(dim=1)  # [B F, T, T]
-        weights = torch.ones_like(error[0])  # [T, T]
+        """Return the error of the guessed frames and of their edges, [B F]."""
+        error = self._guess(clips, motion) - clips.pictures[:, 1:].flatten(0, 1)  # [B F, 3, S, S]
+        weights = torch.ones_like(error[0, 0])  # [S, S]
         weights[region_pixels(MOUTH_REGION, len(weights))] += self.config.mouth_weight
-        return (error * weights).mean(dim=(1, 2)) / weights.mean()
+        weights = weights / weights.mean()
+        terms = [
+            (error, weights),
+            (error[..., 1:, :] - error[..., :-1, :], weights[1:]),
+            (error[..., 1:] - error[..., :-1], weights[:, 1:]),
+        ]
+        return sum(((e.abs().mean(1) * w).mean((1, 2)) for e, w in terms), start=error.new_zeros(len(error)))
+
+    def _guess(self, clips: _Clips, motion: _Motion, keep: Tensor | None = None) -> Tensor:
+        """Return the frames as the guess network makes them from their references, [B F, 3, S, S].
+
+        Args:
+            keep: False for the windows whose motion is dropped, [N].
+        """
+        origin = motion.origin.repeat_interleave(clips.frames, dim=0)  # [B F, D]
+        change = motion.z - origin  # [B F, D]
+        if keep is not None:
+            change = change * keep.repeat_interleave(clips.frames // clips.windows)[:, None]
+        references = clips.pictures[:, 0].repeat_interleave(clips.frames, dim=0)  # [B F, 3, S, S]
+        return cast(GuessNetwork, self.unet.guess_network)(references, origin, change)
 
     def _denoising_error(self, clips: _Clips, motion: _Motion) -> Tensor:
         """Return the squared error of the prediction for noised frames, each window at its own level, [B F]."""
@@ -226,8 +242,10 @@ class RenderObjective(nn.Module):
             device
         )
         guess = None
-        if self.unet.config["guess"]:
-            guess = self._guess_latents(clips, motion, keep).unflatten(0, z.shape[:2])  # [N, W, C, h, w]
+        if self.unet.guess_network:
+            with torch.no_grad():
+                guess = encode(self.vae, self._guess(clips, motion, keep))
+                guess = guess.unflatten(0, z.shape[:2])  # [N, W, C, h, w]
         steps = int(self.scheduler.config["num_train_timesteps"])
         level: Any = torch.cat(clips.draw(lambda g: torch.randint(0, steps, (1,), generator=g))).to(
             device
@@ -243,18 +261,6 @@ class RenderObjective(nn.Module):
         predicted = predict(self.unet, self.scheduler, noisy, level, z, keep, features, guess)
         error = (predicted - target) ** 2  # [N, W, C, h, w]
         return error.mean(dim=(2, 3, 4)).flatten()
-
-    @torch.no_grad()
-    def _guess_latents(self, clips: _Clips, motion: _Motion, keep: Tensor) -> Tensor:
-        """Return the guessed latents of the frames, made from their references, [B F, C, h, w].
-
-        Args:
-            keep: False for the windows whose motion is dropped, [N].
-        """
-        change = motion.z - motion.origin.repeat_interleave(clips.frames, dim=0)  # [B F, D]
-        change = change * keep.repeat_interleave(clips.frames // clips.windows)[:, None]
-        references = clips.pictures[:, 0].repeat_interleave(clips.frames, dim=0)  # [B F, 3, S, S]
-        return encode(self.vae, self.unet.guess_motion(change, references))
 
 
 def _quarter(clip: Tensor, generator: torch.Generator) -> Tensor:

@@ -6,8 +6,8 @@ from typing import Literal
 Phase = Literal["vae", "motion", "frames", "temporal"]
 """A phase of stage 1.
 
-`vae` trains the autoencoder if it starts from random weights. `motion` trains the motion encoder alone. `frames`
-trains everything except the temporal layers, on single frames. `temporal` trains the temporal layers.
+`vae` trains the autoencoder if it starts from random weights. `motion` trains the motion encoder and the guess
+network. `frames` trains everything except the temporal layers, on single frames. `temporal` trains the temporal layers.
 """
 
 PHASES: tuple[Phase, ...] = ("vae", "motion", "frames", "temporal")
@@ -23,12 +23,12 @@ class ObjectiveConfig:
     motion_drop: float = 0.1
     """Probability, 0 <= p < 1, that the motion is dropped, for classifier-free guidance."""
     motion_weight: float = 1.0
-    """Weight, >= 0, of the error of moving the thumbnail of one frame to another frame by the difference of their z.
+    """Weight, >= 0, of the error of the guess network, which moves one frame to another frame by the change of z.
 
     This loss teaches E_mot from the first step what moves. The gradient through the UNet does so only after the UNet
     uses the reference, and by then z has collapsed. X-NeMo has a second decoder for the same purpose."""
     mouth_weight: float = 2.0
-    """Additional weight, >= 0, of the mouth in the error of thumbnails. The whole face crop has
+    """Additional weight, >= 0, of the mouth in the error of the guess. The whole face crop has
     weight 1. The mouth is small, but it shows the speech."""
     person_weight: float = 0.003
     """Weight, >= 0, of the share of z, 0..1, that all frames of a clip have in common: the identity, not the motion."""

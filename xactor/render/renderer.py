@@ -288,13 +288,14 @@ class Renderer:
 
     def _guess(self, reference: Reference, z: Tensor) -> "_Guess | None":
         """Guess the frames of motion latents [W, D]. Return None if the UNet has no guess."""
-        unet = self.components.unet
-        if not unet.config["guess"]:
+        network = self.components.unet.guess_network
+        if network is None:
             return None
         parts = []
         for own in z.split(_VAE_FRAMES):
             picture = reference.picture.expand(len(own), *reference.picture.shape[1:])  # [n, 3, S, S]
-            pictures = unet.guess_motion(own - reference.z, picture)
+            origin = reference.z.expand_as(own)  # [n, D]
+            pictures = network(picture, origin, own - origin)
             parts.append((pictures, encode(self.components.vae, pictures).to(self.dtype)))
         pictures, latents = (torch.cat(part) for part in zip(*parts, strict=True))
         return _Guess(pictures=pictures, latents=latents)

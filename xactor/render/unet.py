@@ -21,7 +21,7 @@ from xactor.render.attention import (
     own_config,
     spatial_blocks,
 )
-from xactor.render.guess import TOKEN_NUMBERS, thumbnails, warp
+from xactor.render.guess import GuessNetwork
 
 # Preferred backends for attention over few frames at many places. FlashAttention comes second, because its tiles are
 # many times longer than such sequences.
@@ -41,8 +41,8 @@ class RendererUNet(UNetMotionModel):
     cross-attention and of the temporal layers start at zero, so that training starts from the loaded UNet with the
     reference in its self-attention.
 
-    Ours: the UNet also sees a guess of the frames, which is the reference picture moved by `guess_motion`. The weights
-    of that input start at zero too. A UNet from random weights outputs a correction of the guess; see `predict`.
+    Ours: the UNet also sees a guess of the frames, which is the portrait moved by `guess_network`. The weights of that
+    input start at zero too. A UNet from random weights outputs a correction of the guess; see `predict`.
 
     Args:
         latent_dim: Width of z.
@@ -51,7 +51,8 @@ class RendererUNet(UNetMotionModel):
         locality: Strength of `Locality` for the first head, in the frame, the reference and the grid of motion tokens.
             None means the published attention. Ours, after ALiBi's slopes: without it, training from random weights
             takes thousands of steps until the UNet uses the reference.
-        guess: Whether the UNet sees a guess. Published weights were trained without one.
+        guess_channels: Channels of the guess network's three levels. None means that the UNet sees no guess: published
+            weights were trained without one.
         guess_spread: RMS distance of latents from the guess, if the UNet outputs a correction of the guess. None means
             that it outputs the whole prediction, as published weights do.
 
@@ -87,15 +88,12 @@ class RendererUNet(UNetMotionModel):
         latent_dim: int = 512,
         motion_tokens: int = 16,
         locality: float | None = None,
-        guess: bool = True,
+        guess_channels: tuple[int, ...] | None = None,
         guess_spread: float | None = None,
     ):
-        if math.isqrt(motion_tokens) ** 2 != motion_tokens or cross_attention_dim < TOKEN_NUMBERS:
-            raise ValueError(
-                f"motion_tokens must be a square number and cross_attention_dim >= {TOKEN_NUMBERS}, "
-                f"got {motion_tokens} and {cross_attention_dim}"
-            )
-        if guess_spread is not None and not guess:
+        if math.isqrt(motion_tokens) ** 2 != motion_tokens:
+            raise ValueError(f"motion_tokens must be a square number, got {motion_tokens}")
+        if guess_spread is not None and not guess_channels:
             raise ValueError(f"guess_spread must be None for a UNet without a guess, got {guess_spread}")
         super().__init__(
             sample_size=sample_size,
@@ -112,7 +110,8 @@ class RendererUNet(UNetMotionModel):
             motion_num_attention_heads=motion_num_attention_heads,
             use_motion_mid_block=use_motion_mid_block,
         )
-        if guess:
+        self.guess_network = GuessNetwork(latent_dim, guess_channels) if guess_channels else None
+        if guess_channels:
             self.conv_in = _FramesAndGuess(self.conv_in)
         self.motion_proj = nn.Linear(latent_dim, motion_tokens * cross_attention_dim)
         # The bias has unit variance, because without it the norm would scale up the tokens of a small z.
@@ -162,23 +161,6 @@ class RendererUNet(UNetMotionModel):
             return_dict=False,
         )[0]  # [B, C, F, h, w]
         return out.transpose(1, 2)  # [B, F, C, h, w]
-
-    def guess_motion(self, change: Tensor, pictures: Tensor) -> Tensor:
-        """Guess how pictures look after a change of motion latents; see `xactor.render.guess`.
-
-        Args:
-            change: Change of the motion latents since the pictures, [N, latent_dim].
-            pictures: [N, 3, T, T] in [-1, 1].
-
-        Returns:
-            [N, 3, T, T].
-        """
-        tokens = F.linear(change, self.motion_proj.weight).unflatten(-1, self.null_motion.shape)  # [N, M, E]
-        return warp(tokens, pictures)
-
-    def thumbnails(self, pictures: Tensor) -> Tensor:
-        """Reduce pictures [N, 3, S, S] so that each place of `guess_motion` has two pixels along a side."""
-        return thumbnails(pictures, len(self.null_motion))
 
     def to_json_string(self) -> str:
         return own_config(self)

@@ -227,7 +227,7 @@ def build_components(config: RendererConfig, *, seed: int) -> Components:
     sizes = {"latent_dim": config.latent_dim, "motion_tokens": config.motion_tokens}
     options: dict[str, Any] = {
         "prediction_type": config.prediction_type,
-        "guess": config.guess,
+        "guess_channels": config.guess_channels if config.guess else None,
         "seed": seed,
         **sizes,
     }
@@ -251,6 +251,7 @@ def build_components(config: RendererConfig, *, seed: int) -> Components:
         vae_channels=vae_channels,
         latent_channels=latent_channels,
         encoder_channels=config.encoder_channels,
+        encoder_size=config.encoder_size,
         layers_per_block=config.layers_per_block,
         heads=config.heads,
         motion_width=config.motion_width,

@@ -56,6 +56,8 @@ class RendererConfig:
     """Channels of the VAE's levels."""
     encoder_channels: tuple[int, ...] = (16, 32, 64, 128)
     """Channels of the motion encoder's levels."""
+    encoder_size: int = 64
+    """Side of the pictures that a motion encoder from random weights sees, in pixels, >= 1. With sd15 it is 256."""
     latent_channels: int = 12
     """Channels of the VAE's latents, >= 1."""
     layers_per_block: int = 1
@@ -69,14 +71,16 @@ class RendererConfig:
     guess: bool = True
     """Show the UNet the reference, moved by z, as a guess of each frame. Without it there is no motion phase: z learns
     through the UNet alone."""
+    guess_channels: tuple[int, ...] = (24, 48, 96)
+    """Channels of the three levels of the network that makes this guess, each a multiple of 8."""
     latent_dim: int = 512
     """Width of the motion latents z, >= 1."""
 
     def __post_init__(self):
         at_least(self, 1, "image_size", "window_frames", "layers_per_block", "heads", "motion_width")
-        at_least(self, 1, "motion_tokens", "latent_dim", "latent_channels")
+        at_least(self, 1, "motion_tokens", "latent_dim", "latent_channels", "encoder_size")
         # A config that is read from JSON has lists. The dataclass is frozen, so that only object.__setattr__ works.
-        for name in ("channels", "vae_channels", "encoder_channels"):
+        for name in ("channels", "vae_channels", "encoder_channels", "guess_channels"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.animatediff and not self.sd15:
             raise ValueError("animatediff goes with sd15, which is not given")
@@ -109,7 +113,7 @@ class Stage1TrainConfig(TrainConfig):
     vae_steps: int = 0
     """Number of steps, >= 0, that train the VAE. Only a VAE with random initial weights is trained."""
     motion_steps: int = 0
-    """Number of steps, >= 0, that train the motion encoder alone: from z it must predict how thumbnails change."""
+    """Number of steps, >= 0, that train the motion encoder and the guess network, without the UNet."""
     frames_steps: int = 300
     """Number of steps, >= 0, that train the reference network, the UNet and the motion encoder on single frames."""
     stills: int = 1
@@ -271,6 +275,44 @@ def tiny() -> Stage1Config:
     )
 
 
+def box() -> Stage1Config:
+    """Train the model in the box: 128 px, on two CPU cores in hours, on drawn people and puppets of stills.
+
+    The guess network makes most of the picture, so the motion phase has most of the steps.
+    """
+    return Stage1Config(
+        run=RunConfig(name="box"),
+        scale=ScaleConfig(ranks=1, threads=2),
+        model=RendererConfig(
+            image_size=128,
+            vae_channels=(12, 24, 48),
+            encoder_channels=(24, 48, 96, 192),
+            guess_channels=(16, 40, 96),
+        ),
+        train=Stage1TrainConfig(
+            steps=5400,
+            vae_steps=400,
+            motion_steps=4500,
+            frames_steps=400,
+            stills=4,
+            vae_learning_rate=2e-3,
+            motion_learning_rate=2e-3,
+            learning_rate=1e-3,
+            encoder_learning_rate=0.0,
+            temporal_learning_rate=5e-4,
+            schedule="cosine",
+            micro_batches=1,
+            budget_frames=96,
+            evaluate_every=300,
+            evaluate_frames=512,
+            checkpoint_every=150,
+            sheet_rows=8,
+            sheet_steps=1,
+        ),
+        objective=ObjectiveConfig(kl_weight=1e-6),
+    )
+
+
 def small() -> Stage1Config:
     """Train SD1.5 and AnimateDiff at 256 px on one GPU."""
     return Stage1Config(
@@ -336,4 +378,4 @@ def paper() -> Stage1Config:
     )
 
 
-PRESETS = {"tiny": tiny, "small": small, "paper": paper}
+PRESETS = {"tiny": tiny, "box": box, "small": small, "paper": paper}

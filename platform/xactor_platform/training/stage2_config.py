@@ -145,6 +145,27 @@ def tiny() -> Stage2Config:
     )
 
 
+def box() -> Stage2Config:
+    """Train the motion model in the box on two CPU cores, in half an hour, for chunks of 8, 16 or 32 frames."""
+    return Stage2Config(
+        run=RunConfig(name="box"),
+        scale=ScaleConfig(ranks=1, threads=2),
+        model=MotionConfig(
+            hidden=192, layers=4, heads=6, kv_heads=2, mlp=512, chunk_frames=32, context_frames=256
+        ),
+        forcing=ForcingConfig(chunk_lengths=(8, 16, 32)),
+        train=TrainConfig(
+            steps=1200,
+            learning_rate=1e-3,
+            schedule="cosine",
+            micro_batches=2,
+            budget_frames=1024,
+            evaluate_every=200,
+            checkpoint_every=200,
+        ),
+    )
+
+
 def small() -> Stage2Config:
     """Train a Qwen2.5-0.5B backbone on one GPU."""
     return Stage2Config(
@@ -205,4 +226,4 @@ def paper_7b() -> Stage2Config:
     )
 
 
-PRESETS = {"tiny": tiny, "small": small, "paper-7b": paper_7b}
+PRESETS = {"tiny": tiny, "box": box, "small": small, "paper-7b": paper_7b}
