@@ -8,7 +8,13 @@ numbers, and `decode_controls` is its inverse. Such latents contain these 57 num
 identity. They span 57 of the 512 dimensions.
 """
 
+import math
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLENDSHAPES = (
     "browDownLeft", "browDownRight", "browInnerUp", "browOuterUpLeft", "browOuterUpRight",
@@ -51,6 +57,17 @@ def _scale(name: str) -> float:
 SCALES = np.array([_scale(name) for name in CONTROLS])  # [57]
 
 
+def _mirrored(name: str) -> str:
+    """Return the control that a mirrored face has in place of this one."""
+    if name.endswith("Left"):
+        return name.removesuffix("Left") + "Right"
+    return name.removesuffix("Right") + "Left" if name.endswith("Right") else name
+
+
+_MIRROR_ORDER = [INDEX[_mirrored(name)] for name in CONTROLS]
+_MIRROR_SIGNS = [-1.0 if name in ("headYaw", "headRoll", "headX") else 1.0 for name in CONTROLS]
+
+
 def _signs(seed: int = 2508) -> np.ndarray:
     """Return 57 orthogonal columns of +1 and -1: int8 [512, 57].
 
@@ -90,6 +107,20 @@ def decode_controls(z: np.ndarray) -> np.ndarray:
     """
     z = _checked(z, LATENT_DIM, "z")
     return (z @ _MAP * (np.sqrt(CONTROL_COUNT) / LATENT_DIM) * SCALES).astype(np.float32)  # [..., 57]
+
+
+def controls_to_latents(controls: "Tensor", latent_dim: int) -> "Tensor":
+    """Return the first `latent_dim` <= 512 components of `embed_controls`, for training: [..., latent_dim]."""
+    import torch
+
+    scales, signs = (torch.as_tensor(a, dtype=controls.dtype, device=controls.device) for a in (SCALES, _MAP))
+    return (controls / scales) @ signs[:latent_dim].T / math.sqrt(CONTROL_COUNT)
+
+
+def mirror_controls(controls: "Tensor") -> "Tensor":
+    """Return the controls [..., 57] of the mirrored faces: left and right are exchanged."""
+    signs = controls.new_tensor(_MIRROR_SIGNS)
+    return controls[..., _MIRROR_ORDER] * signs
 
 
 def lip_opening(controls: np.ndarray) -> np.ndarray:

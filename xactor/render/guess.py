@@ -47,13 +47,13 @@ class GuessNetwork(nn.Module):
         self.flows = _conv(fine, 2 * _FLOWS)
         self.cover = _conv(fine, 4)
         self.sharpen = nn.Sequential(_conv(7, _FULL_SIZE_CHANNELS), nn.SiLU(), _conv(_FULL_SIZE_CHANNELS, 3))
-        # The latents of an untrained motion encoder are small, so the shares start large. Nothing moves at the start.
-        nn.init.normal_(self.shares.weight, std=0.15)
-        nn.init.normal_(self.flows.weight, std=0.01)
-        for layer in (self.flows.bias, self.cover.weight, self.cover.bias, *self.sharpen[-1].parameters()):
-            nn.init.zeros_(layer)  # pyright: ignore[reportArgumentType]
-        # The new colour starts with a share of 5 %.
-        nn.init.constant_(self.cover.bias[:1], -3.0)  # pyright: ignore[reportOptionalSubscript]
+        # Latents have about unit variance, so the shares have too. Nothing moves at the start.
+        nn.init.normal_(self.shares.weight, std=latent_dim**-0.5)
+        for layer in (self.flows, self.cover, self.sharpen[-1]):
+            nn.init.zeros_(layer.weight)  # pyright: ignore[reportArgumentType]
+            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+        # The new colour starts with a share below 1 %.
+        nn.init.constant_(self.cover.bias[:1], -5.0)  # pyright: ignore[reportOptionalSubscript]
 
     def forward(self, pictures: Tensor, origin: Tensor, change: Tensor) -> Tensor:
         """Return the moved pictures, [N, 3, S, S].

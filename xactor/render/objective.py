@@ -9,6 +9,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
+from xactor.controls import controls_to_latents, mirror_controls
 from xactor.faces import MOUTH_REGION, region_pixels
 from xactor.randomness import keyed_generator
 from xactor.render.augment import DRIVING, PERSON, Augmentation, augment
@@ -21,6 +22,9 @@ from xactor.render.prediction import predict
 from xactor.render.reference import ReferenceUNet
 from xactor.render.unet import RendererUNet
 
+# Weight of the error that all frames of a clip have in common, relative to the error of their differences.
+_COMMON_WEIGHT = 0.1
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Clips:
@@ -32,6 +36,8 @@ class _Clips:
     """Weight of each clip [B], 0 or 1."""
     generators: list[torch.Generator]
     """Random generator of each clip. The results depend on the order of the draws."""
+    taught: Tensor | None
+    """Latents that the controls of reference and frames stand for, [B, 1 + F, D]; None without controls."""
     windows: int
     """Number of windows per clip: F windows of one frame, or one window of F frames. Below, N = B x windows, and
     each window has W frames."""
@@ -58,7 +64,7 @@ class _Motion:
     logvar: Tensor
     """Posterior log variance of the frames' z, [B F, D]."""
     z: Tensor
-    """Sample of the frames' z, [B F, D]."""
+    """The frames' z from which the renderer learns, [B F, D]: a sample of the posterior, or what the controls say."""
     origin: Tensor
     """Posterior mean of the references' z, [B, D]."""
 
@@ -114,7 +120,13 @@ class RenderObjective(nn.Module):
         }
 
     def forward(
-        self, frames: Tensor, reference: Tensor, weight: Tensor, seeds: list[tuple], phase: Phase
+        self,
+        frames: Tensor,
+        reference: Tensor,
+        weight: Tensor,
+        seeds: list[tuple],
+        phase: Phase,
+        controls: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of a phase, summed over the frames of the samples whose weight is 1.
 
@@ -125,9 +137,12 @@ class RenderObjective(nn.Module):
             weight: Weight of each sample, [B].
             seeds: Seed of each sample, for all of its random draws.
             phase: One of PHASES.
+            controls: Control tracks at the reference and the frames, float32 [B, 1 + F, 57]. With them, E_mot learns
+                the controls, and the renderer learns from the controls' latents instead of E_mot's. A small renderer
+                so learns motion from the first step, when E_mot knows nothing yet.
         """
         windows = 1 if phase == "temporal" else frames.shape[1]
-        clips = self._augmented(frames, reference, weight, seeds, windows)
+        clips = self._augmented(frames, reference, weight, seeds, windows, controls)
         phase_loss = {
             "vae": self._vae_loss,
             "motion": self._motion_loss,
@@ -161,7 +176,13 @@ class RenderObjective(nn.Module):
         return clips.weighted_sum(self._divergence(motion) + self._denoising_error(clips, motion))
 
     def _augmented(
-        self, frames: Tensor, reference: Tensor, weight: Tensor, seeds: list[tuple], windows: int
+        self,
+        frames: Tensor,
+        reference: Tensor,
+        weight: Tensor,
+        seeds: list[tuple],
+        windows: int,
+        controls: Tensor | None,
     ) -> _Clips:
         """Flip and augment each clip and its reference alike, as if they showed another person."""
         generators = [keyed_generator(*seed, "render") for seed in seeds]
@@ -170,10 +191,16 @@ class RenderObjective(nn.Module):
         pictures = to_model(pictures, device, dtype)  # [B, 1 + F, 3, S, S]
         flips = torch.tensor([torch.rand((), generator=g) < 0.5 for g in generators], device=device)  # [B]
         pictures = torch.where(flips[:, None, None, None, None], pictures.flip(-1), pictures)
+        taught = None
+        if controls is not None:
+            controls = controls.to(device, torch.float32)
+            controls = torch.where(flips[:, None, None], mirror_controls(controls), controls)
+            taught = controls_to_latents(controls, self.motion_encoder.config["latent_dim"]).to(dtype)
         return _Clips(
             pictures=augment(pictures, [Augmentation.draw(PERSON, g) for g in generators]),
             weight=weight.to(device, dtype),
             generators=generators,
+            taught=taught,
             windows=windows,
         )
 
@@ -184,11 +211,17 @@ class RenderObjective(nn.Module):
         mean, logvar = self.motion_encoder(driving.flatten(0, 1))  # [B F, D]
         shape = (pictures.shape[1], mean.shape[1])
         noise = torch.cat(clips.draw(lambda g: torch.randn(shape, generator=g)))  # [B F, D]
-        z = mean + torch.exp(logvar / 2) * noise.to(self.vae.device, self.vae.dtype)
+        noise = torch.exp(logvar / 2) * noise.to(self.vae.device, self.vae.dtype)
         reference = augment(clips.pictures[:, :1], [Augmentation.draw(DRIVING, g) for g in clips.generators])[
             :, 0
         ]  # [B, 3, S, S]
-        return _Motion(mean=mean, logvar=logvar, z=z, origin=self.motion_encoder(reference)[0])
+        origin = self.motion_encoder(reference)[0]  # [B, D]
+        if clips.taught is None:
+            return _Motion(mean=mean, logvar=logvar, z=mean + noise, origin=origin)
+        # When a portrait is animated, its own z comes from E_mot, and the change of z from the motion model.
+        change = (clips.taught[:, 1:] - clips.taught[:, :1]).flatten(0, 1)  # [B F, D]
+        z = (origin.repeat_interleave(clips.frames, dim=0) + change + noise).detach()
+        return _Motion(mean=mean, logvar=logvar, z=z, origin=origin)
 
     def _divergence(self, motion: _Motion) -> Tensor:
         """Return the weighted KL divergence of z from the standard normal, [B F]."""
@@ -197,12 +230,27 @@ class RenderObjective(nn.Module):
 
     def _motion_terms(self, clips: _Clips, motion: _Motion) -> Tensor:
         """Return the weighted terms of single frames from which z learns without the UNet, [B F]."""
-        loss = self._divergence(motion)
+        taught = clips.taught is not None
+        loss = self._controls_error(clips, motion) if taught else self._divergence(motion)
         if self.unet.guess_network:
             loss = loss + self.config.motion_weight * self._guess_error(clips, motion)
+        if taught:
+            # The controls already say nothing about the person.
+            return loss
         means = motion.mean.unflatten(0, (-1, clips.frames))  # [B, F, D]
         shared = shared_part(torch.cat([motion.origin[:, None], means], dim=1))  # [B]
         return loss + self.config.person_weight * shared.repeat_interleave(clips.frames)
+
+    def _controls_error(self, clips: _Clips, motion: _Motion) -> Tensor:
+        """Return the squared error of E_mot's latents, [B F].
+
+        The error that all frames of a clip have in common weighs little: a person's face at rest is not known.
+        """
+        means = torch.cat([motion.origin[:, None], motion.mean.unflatten(0, (-1, clips.frames))], dim=1)
+        error = means - cast(Tensor, clips.taught)  # [B, 1 + F, D]
+        common = error.mean(dim=1, keepdim=True)  # [B, 1, D]
+        loss = (error - common).square().mean((1, 2)) + _COMMON_WEIGHT * common.square().mean((1, 2))  # [B]
+        return self.config.controls_weight * loss.repeat_interleave(clips.frames)
 
     def _guess_error(self, clips: _Clips, motion: _Motion) -> Tensor:
         """Return the error of the guessed frames and of their edges, [B F]."""
@@ -224,6 +272,8 @@ class RenderObjective(nn.Module):
             keep: False for the windows whose motion is dropped, [N].
         """
         origin = motion.origin.repeat_interleave(clips.frames, dim=0)  # [B F, D]
+        if clips.taught is not None:
+            origin = origin.detach()
         change = motion.z - origin  # [B F, D]
         if keep is not None:
             change = change * keep.repeat_interleave(clips.frames // clips.windows)[:, None]

@@ -1,5 +1,6 @@
 """Read the pictures of planned samples from video shards, decoding only the frames that are trained on."""
 
+import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from itertools import chain
 import numpy as np
 from PIL import Image
 
+from xactor.controls import CONTROL_COUNT
 from xactor.media.seek import pick_frames
 from xactor.rates import FPS
 from xactor_platform.data.batch import Batch, weigh_samples
@@ -20,6 +22,8 @@ from xactor_platform.storage.retries import StorageUnavailable, with_retries
 
 # Minimum distance of a reference from its targets in frames. A nearer reference would already show their motion.
 MIN_REFERENCE_DISTANCE = FPS
+CONTROLS = "controls.npy"
+"""Member with the control track of a clip, float32 [frames, 57]; see `xactor.controls`."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -30,6 +34,8 @@ class VideoBatch(Batch):
     """Target pictures, uint8 [B, F, S, S, 3]."""
     references: np.ndarray
     """Reference pictures, uint8 [B, S, S, 3]."""
+    controls: np.ndarray | None = None
+    """Controls of the reference and of the targets, float32 [B, 1 + F, 57]. None if the shards hold no controls."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +54,8 @@ class VideoRequest:
     """First byte of the mp4 in its shard, int64 [B]."""
     length: np.ndarray
     """Bytes of the mp4, int64 [B]."""
+    controls: np.ndarray | None
+    """First byte of the control track in its shard and its number of bytes, int64 [B, 2]. None without controls."""
     wanted: np.ndarray
     """Frame numbers of the targets, and of the reference at the end, int64 [B, F + 1]."""
 
@@ -56,7 +64,7 @@ class VideoReader:
     """Read the pictures for a stream.
 
     Args:
-        index: a corpus of videos with square pictures.
+        index: a corpus of videos with square pictures. If all samples have a control track, it is read too.
         image_size: side in pixels that pictures are resized to.
         seed: decides which frames are drawn, together with the epoch and the sample.
         stills: returns for a global step how many frames are drawn for each sample, or None for all of its frames.
@@ -66,6 +74,7 @@ class VideoReader:
         if "mp4" not in index.offset:
             raise ValueError(f"{index.location.uri}: holds latents, not videos")
         self.index, self._image_size, self._seed, self._stills = index, image_size, seed, stills
+        self._has_controls = CONTROLS in index.offset and bool((index.offset[CONTROLS] >= 0).all())
         # 3 bytes per pixel. There are at most as many references as targets, hence the factor 2.
         self.bytes_per_frame = 2 * 3 * image_size**2
         self.read = partial(read_videos, index.location, image_size)
@@ -87,6 +96,9 @@ class VideoReader:
             frames=micro_batch.frames,
             offset=self.index.offset["mp4"][rows],
             length=self.index.length["mp4"][rows],
+            controls=np.stack([self.index.offset[CONTROLS][rows], self.index.length[CONTROLS][rows]], axis=1)
+            if self._has_controls
+            else None,
             wanted=np.stack(draws),
         )
 
@@ -96,6 +108,10 @@ class VideoReader:
         side = self._image_size
         # A copy, because arrays from Ray are read-only, and torch needs writable ones.
         pictures = raw.arrays["pictures"].reshape(*request.wanted.shape, side, side, 3).copy()
+        controls = None
+        if self._has_controls:
+            rows = raw.arrays["controls"].view(np.float32).reshape(*request.wanted.shape, CONTROL_COUNT)
+            controls = np.roll(rows, 1, axis=1)  # the reference first
         return VideoBatch(
             keys=request.keys,
             starts=request.starts,
@@ -104,6 +120,7 @@ class VideoReader:
             bad=bad,
             targets=pictures[:, :-1],
             references=pictures[:, -1],
+            controls=controls,
         )
 
 
@@ -150,13 +167,20 @@ def draw_frames(
 def read_videos(location: Location, image_size: int, requests: Sequence[VideoRequest]) -> list[Raw]:
     """Read and decode several micro-batches together.
 
-    A sample whose video cannot be read or decoded is listed in `bad`, and its pictures are zero.
+    A sample whose video or control track cannot be read or decoded is listed in `bad`, and its arrays are zero.
 
     Raises:
         StorageUnavailable: the storage fails. This makes no sample bad.
     """
     buffers = [np.zeros((*request.wanted.shape, image_size, image_size, 3), np.uint8) for request in requests]
-    raws = [Raw({"pictures": buffer.reshape(-1)}, []) for buffer in buffers]
+    tracks = [
+        None if request.controls is None else np.zeros((*request.wanted.shape, CONTROL_COUNT), np.float32)
+        for request in requests
+    ]
+    raws = [
+        Raw({"pictures": buffer.reshape(-1), **_track_bytes(track)}, [])
+        for buffer, track in zip(buffers, tracks, strict=True)
+    ]
     # Each clip, as (shard, offset, length), with its samples, as (number of the request, position in the request).
     clips: dict[tuple[str, int, int], list[tuple[int, int]]] = {}
     for number, request in enumerate(requests):
@@ -167,13 +191,16 @@ def read_videos(location: Location, image_size: int, requests: Sequence[VideoReq
     def read_clip(clip: tuple[str, int, int]) -> list[tuple[int, int, str]]:
         """Decode one clip's samples into their buffers. Return the samples that failed, each with the reason."""
         shard, offset, length = clip
+        number, place = clips[clip][0]
+        controls = requests[number].controls
+        track_offset, track_length = (0, 0) if controls is None else controls[place].tolist()
 
-        def read() -> bytes:
+        def read() -> tuple[bytes, bytes]:
             with location.open(shard) as file:
-                return file.read_at(length, offset)
+                return file.read_at(length, offset), file.read_at(track_length, track_offset)
 
         try:
-            video = with_retries(read, f"{location.uri}/{shard}")
+            video, track = with_retries(read, f"{location.uri}/{shard}")
         except StorageUnavailable:
             # The storage failed, so the samples may be good.
             raise
@@ -186,8 +213,12 @@ def read_videos(location: Location, image_size: int, requests: Sequence[VideoReq
         for number, place in clips[clip]:
             # Decode each sample alone: whether it is bad must not depend on the samples that are read together with it.
             try:
-                _decode(video, requests[number].wanted[place], buffers[number][place])
-            except ValueError as error:
+                wanted, rows = requests[number].wanted[place], tracks[number]
+                found = None if rows is None else _parse_track(track)[wanted]
+                _decode(video, wanted, buffers[number][place])
+                if rows is not None:
+                    rows[place] = found
+            except (ValueError, IndexError) as error:
                 problems.append((number, place, str(error)))
         return problems
 
@@ -199,6 +230,23 @@ def read_videos(location: Location, image_size: int, requests: Sequence[VideoReq
     for number, place, reason in sorted(chain.from_iterable(problems_of_clips)):
         raws[number].bad.append((place, reason))
     return raws
+
+
+def _track_bytes(track: np.ndarray | None) -> dict[str, np.ndarray]:
+    return {} if track is None else {"controls": track.view(np.uint8).reshape(-1)}
+
+
+def _parse_track(data: bytes) -> np.ndarray:
+    """Return the control track [frames, 57] of a .npy file. Raises ValueError if it is none."""
+    try:
+        track = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{CONTROLS} is no array: {error}") from None
+    if track.ndim != 2 or track.shape[1] != CONTROL_COUNT or not np.isfinite(track).all():
+        raise ValueError(
+            f"{CONTROLS} must be finite numbers [frames, {CONTROL_COUNT}], got {list(track.shape)}"
+        )
+    return track
 
 
 def _decode(video: bytes, wanted: np.ndarray, buffer: np.ndarray) -> None:

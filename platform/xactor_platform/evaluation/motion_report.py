@@ -19,11 +19,11 @@ from xactor.rates import FPS
 from xactor_platform.data.batch import read_batch
 from xactor_platform.data.index import Index, load_index
 from xactor_platform.data.plan import MicroBatch
+from xactor_platform.data.video import CONTROLS
 from xactor_platform.evaluation.linear import fit_linear
 from xactor_platform.training.run.folder import EXPORT, METRICS, RunFolder
 
 QUARTERS = 4
-_CONTROLS = "controls.npy"
 # Minimum number of frames of training clips that the linear map is fitted on.
 _FITTED_FRAMES = 4000
 
@@ -191,11 +191,11 @@ def _true_lips(index: Index, row: int, z: np.ndarray, lips: Callable[[np.ndarray
 
 
 def _has_controls(index: Index) -> bool:
-    return _CONTROLS in index.offset
+    return CONTROLS in index.offset
 
 
 def _controlled_lips(index: Index, row: int) -> np.ndarray:
-    return lip_opening(np.load(io.BytesIO(index.read(row, _CONTROLS)), allow_pickle=False))
+    return lip_opening(np.load(io.BytesIO(index.read(row, CONTROLS)), allow_pickle=False))
 
 
 def lip_reader(index: Index) -> Callable[[np.ndarray], np.ndarray]:
@@ -208,7 +208,7 @@ def lip_reader(index: Index) -> Callable[[np.ndarray], np.ndarray]:
         made_by, width = index.read_meta(0).get("motion"), index.frame_shape.latent_width
         if made_by == "encoder" or width != LATENT_DIM:
             raise ValueError(
-                f"{index.location.uri}: lip opening needs the fixed embedding's latents, or {_CONTROLS} next to others"
+                f"{index.location.uri}: lip opening needs the fixed embedding's latents, or {CONTROLS} next to others"
             )
         return lambda z: lip_opening(decode_controls(z))
     training = index.training()

@@ -32,12 +32,11 @@ from xactor_platform.bulk.stage import BatchStage
 from xactor_platform.data.index import BadSample, Index
 from xactor_platform.data.scan import scan_shard
 from xactor_platform.data.shards import Shard, encode_members
+from xactor_platform.data.video import CONTROLS
 from xactor_platform.storage.location import Location
 
 # "wait" is the time in which the encoders wait for pictures. If it is long, more CPUs should decode.
 STAGES = ("read", "decode", "motion", "sound", "write", "wait")
-CONTROLS = "controls.npy"
-"""Member that is copied from video samples that have it. Reports compare the latents with these true controls."""
 
 BATCH = 64
 """Number of frames that are encoded at once. They may belong to several clips."""

@@ -110,7 +110,8 @@ class Stage1(TrainingStage):
         targets, references, weight = (
             torch.from_numpy(a).to(self._device) for a in (batch.targets, batch.references, batch.weight)
         )
-        return forward(targets, references, weight, sample_keys, self._config.train.phase(step))
+        controls = None if batch.controls is None else torch.from_numpy(batch.controls).to(self._device)
+        return forward(targets, references, weight, sample_keys, self._config.train.phase(step), controls)
 
     def end(self, step: int) -> None:
         phase = self._config.train.phase(step)
