@@ -23,11 +23,12 @@ setup: .venv/.ready  ## .venv with the exact versions of constraints.txt
 demo: setup      ## corpus, a local Ray cluster, both trainings on it, what was learned, portraits that speak: in demo/
 	$(BIN)/python jobs/demo.py
 
-stage1: setup    ## the same with an hour of stage 1, on more people: in demo/hour/
-	$(BIN)/python jobs/demo.py --stage1 hour
+model: setup     ## the model in the box, in hours: in demo/box/. STILLS=DIR also trains on puppets of still faces
+	$(BIN)/python jobs/demo.py --size box $(if $(STILLS),--stills $(STILLS))
+	rm -rf xactor/box && cp -r demo/box/model xactor/box
 
 serve: demo/model/model_index.json  ## the page at http://127.0.0.1:8000/; makes the model of `make demo` where it is not there
-	$(BIN)/xactor-serve
+	$(BIN)/xactor-serve --model demo/model
 
 demo/model/model_index.json: | setup
 	$(BIN)/python jobs/demo.py
@@ -53,4 +54,4 @@ docs: setup      ## the documentation as a site in site/; warnings are errors
 commands: setup  ## docs/commands.md, from the commands' own help
 	$(BIN)/python docs/generate_commands.py
 
-.PHONY: docs commands help setup demo stage1 serve test test-fast soak fmt check
+.PHONY: docs commands help setup demo model serve test test-fast soak fmt check

@@ -1,10 +1,11 @@
 """Run the demo: train both models from nothing and render portraits that speak.
 
-    python jobs/demo.py [--stage1 minutes|hour]
+    python jobs/demo.py
+    python jobs/demo.py --size box --stills faces
 
 The demo makes a corpus, trains stage 1 on it, encodes the corpus to latents, trains stage 2 on the latents, reports on
-both models and renders videos. The results are in demo/, or in demo/hour/ with `--stage1 hour`. After an interruption,
-run the same command again to continue.
+both models and renders videos. The results are in demo/. With `--size box` it makes the model in the box, in hours, in
+demo/box/. After an interruption, run the same command again to continue.
 """
 
 import json
@@ -30,29 +31,30 @@ from xactor_platform.data.index import load_index
 from xactor_platform.evaluation.render_report import sheet
 
 DEMO = _checkout.CHECKOUT / "demo"
-# Options of stage 1 that shorten it to a few minutes. With the preset `tiny` alone it takes over an hour.
+# Options that shorten stage 1 to a few minutes. With the preset `tiny` alone it takes over an hour.
 MINUTES = {
     "model.encoder-channels": (16, 32, 64, 128),
+    "model.guess-channels": (16, 32, 64),
     "train.steps": 483,
     "train.vae-steps": 60,
     "train.motion-steps": 400,
     "train.frames-steps": 20,
 }
-# In an hour of training the model learns more from more people, so nearly every clip shows another face.
-HOUR_CORPUS = {"minutes": 30, "identities": 144}
+# The model in the box learns from more people at 128 px: nearly every clip shows another face.
+BOX_CORPUS = {"minutes": 30, "identities": 144, "crop-px": 128}
 # After such a short training, frames are nearest to the truth with one step. Details that are uncertain are blurred.
 RENDER = {"steps": 1, "cfg": 1.0}
 # Steps of motion for each quality. On this corpus 10 are nearly as good as 20 and 50, see docs/results.md.
 MOTION_STEPS: dict[Quality, int] = {"draft": 5, "good": 10, "best": 50}
 SHEET_COLUMNS = 8
-# Title of each step, and its seconds on two CPU cores with `--stage1 minutes` and with `--stage1 hour`.
+# Title of each step, and its seconds on two CPU cores in the demo and for the model in the box.
 STEPS = (
-    ("Making a corpus of talking clips", 80, 240),
-    ("Training stage 1", 320, 4000),
-    ("Encoding the corpus", 40, 90),
-    ("Training stage 2", 160, 300),
-    ("Reporting on people and speech that were held out", 50, 70),
-    ("Rendering two people who were held out", 40, 60),
+    ("Making a corpus of talking clips", 80, 1500),
+    ("Training stage 1", 320, 10_000),
+    ("Encoding the corpus", 40, 200),
+    ("Training stage 2", 160, 2400),
+    ("Reporting on people and speech that were held out", 50, 200),
+    ("Rendering people who were held out", 40, 120),
 )
 
 
@@ -60,35 +62,40 @@ STEPS = (
 class RunDemo:
     """Train both models on a small corpus and render videos with them."""
 
-    stage1: Literal["minutes", "hour"] = "minutes"
-    """How long stage 1 trains: a few minutes, or about an hour on more people."""
+    size: Literal["demo", "box"] = "demo"
+    """The model to make: small faces in minutes, or the model in the box in hours."""
+    stills: Path | None = None
+    """Folder of still faces, photographs or paintings. Every second person is then a puppet of one of them."""
 
 
 def main(args: RunDemo) -> None:
     # Exit by an exception, so that SIGTERM also ends the cluster.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    quick = args.stage1 == "minutes"
-    folder = DEMO if quick else DEMO / "hour"
+    quick = args.size == "demo"
+    folder, preset = (DEMO, "tiny") if quick else (DEMO / "box", "box")
     corpus, latents, runs, report = (folder / name for name in ("corpus", "latents", "runs", "report"))
     steps = Steps(
-        [Step(title=title, expected_s=minutes if quick else hour) for title, minutes, hour in STEPS],
+        [Step(title=title, expected_s=demo_s if quick else box_s) for title, demo_s, box_s in STEPS],
         folder / "demo.log",
     )
     steps.next()
     if (corpus / "videos" / "index.parquet").exists():
         steps.skip()
     else:
-        run(steps, "make_demo_corpus.py", {"output": corpus, **({} if quick else HOUR_CORPUS)})
+        options = {"output": corpus, **({} if quick else BOX_CORPUS)}
+        if args.stills:
+            options["stills"] = args.stills.absolute()
+        run(steps, "make_demo_corpus.py", options)
     steps.next()
     with local_cluster(cpus=2, log=folder / "ray.log") as cluster:
         options = {"data.shards": corpus / "videos", **(MINUTES if quick else {})}
-        train(steps, cluster, folder, "stage1", options)
+        train(steps, cluster, folder, f"stage1.py {preset}", options)
         steps.next()
         export = runs / "stage1" / "export"
         encoding = {"videos": corpus / "videos", "model": export, "output": latents / "shards"}
         submit(steps, cluster, folder, "precompute.py", encoding)
         steps.next()
-        train(steps, cluster, folder, "stage2", {"data.shards": latents / "shards"})
+        train(steps, cluster, folder, f"stage2.py {preset}", {"data.shards": latents / "shards"})
     steps.next()
     rendering = {f"render.{name}": value for name, value in RENDER.items()}
     render = {"model": export, "videos": corpus / "videos", "output": report / "render", **rendering}
@@ -118,7 +125,7 @@ def speak(steps: Steps, folder: Path) -> list[list[np.ndarray]]:
     options = {name: {**PAPER, **rendering, "motion_steps": count} for name, count in MOTION_STEPS.items()}
     recommended = folder / "recommended.json"
     recommended.write_text(json.dumps({"default": "good", **options}))
-    xactor(steps, "assemble", {**exports, "recommended": recommended, "output": model})
+    xactor(steps, "assemble", {**exports, "recommended": recommended, "dtype": "float16", "output": model})
     videos.mkdir(exist_ok=True)
     held_out = load_index(str(corpus / "videos")).held_out()
     # The shortest clip of each person: rows come in order of length, and `setdefault` keeps the first.
@@ -140,11 +147,13 @@ def speak(steps: Steps, folder: Path) -> list[list[np.ndarray]]:
     return rows
 
 
-def train(steps: Steps, cluster: LocalCluster, folder: Path, stage: str, options: Mapping[str, Any]) -> None:
-    """Train the preset `tiny` with the given options. Exit if the training was stopped."""
-    storage = folder / "runs"
+def train(
+    steps: Steps, cluster: LocalCluster, folder: Path, stage_preset: str, options: Mapping[str, Any]
+) -> None:
+    """Train one stage, such as `stage1.py tiny`, with the given options. Exit if the training was stopped."""
+    storage, stage = folder / "runs", stage_preset.split(".")[0]
     run_options = {"run.storage": storage, "run.name": stage}
-    submit(steps, cluster, folder, f"train_{stage}.py tiny", {**run_options, **options})
+    submit(steps, cluster, folder, f"train_{stage_preset}", {**run_options, **options})
     if not (storage / stage / "export").exists():
         sys.exit(f"{storage / stage} was stopped; the same command resumes it")
 

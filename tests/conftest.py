@@ -133,7 +133,11 @@ def video_corpus(tmp_path_factory) -> Callable[..., tuple[str, list[Path]]]:
     """
 
     def write(
-        lengths: Sequence[int], split: str = "train", samples_per_shard: int = 8, folder: str | None = None
+        lengths: Sequence[int],
+        split: str = "train",
+        samples_per_shard: int = 8,
+        folder: str | None = None,
+        controls: bool = False,
     ) -> tuple[str, list[Path]]:
         from xactor.media import write_video
         from xactor_platform.data.shards import ShardWriter
@@ -148,7 +152,11 @@ def video_corpus(tmp_path_factory) -> Callable[..., tuple[str, list[Path]]]:
                     clip, make_pictures(frames, seed=i if split == "train" else 1000 + i), samples=sound
                 )
                 meta = {"frames": frames, "fps": 25, "speaker": f"s{i % 3}"}
-                writer.write(clip.stem, {"mp4": clip.read_bytes(), "json": meta})
+                # Number 0 of a frame's controls is the frame's number.
+                track = np.zeros((frames, 57), np.float32)
+                track[:, 0] = np.arange(frames)
+                more = {"controls.npy": track} if controls else {}
+                writer.write(clip.stem, {"mp4": clip.read_bytes(), **more, "json": meta})
         return folder, sorted(clips.iterdir())
 
     return write

@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
+import torch
 
 from xactor.controls import (
     BLENDSHAPES,
@@ -12,9 +13,11 @@ from xactor.controls import (
     INDEX,
     LATENT_DIM,
     SCALES,
+    controls_to_latents,
     decode_controls,
     embed_controls,
     lip_opening,
+    mirror_controls,
 )
 
 
@@ -51,6 +54,28 @@ def test_no_latent_dimension_is_constant_and_all_vary_alike():
     spread = embed_controls(controls).std(axis=0)
     assert spread.min() > 0.8
     assert spread.max() < 1.2
+
+
+def test_the_map_for_training_is_the_same():
+    controls = draw()
+    z = controls_to_latents(torch.from_numpy(controls), LATENT_DIM).numpy()
+    np.testing.assert_allclose(z, embed_controls(controls), atol=1e-4)
+    narrow = controls_to_latents(torch.from_numpy(controls), 32).numpy()
+    np.testing.assert_allclose(narrow, z[:, :32], atol=1e-5)
+
+
+def test_a_mirrored_face_looks_and_turns_the_other_way():
+    controls = torch.from_numpy(draw(1)[0])
+    mirrored = mirror_controls(controls)
+    torch.testing.assert_close(mirror_controls(mirrored), controls)
+    for name, other in (
+        ("eyeBlinkLeft", "eyeBlinkRight"),
+        ("jawRight", "jawLeft"),
+        ("mouthLeft", "mouthRight"),
+    ):
+        assert mirrored[INDEX[name]] == controls[INDEX[other]]
+    for name, sign in (("headYaw", -1), ("headRoll", -1), ("headX", -1), ("headPitch", 1), ("jawOpen", 1)):
+        assert mirrored[INDEX[name]] == sign * controls[INDEX[name]]
 
 
 def test_the_map_is_bit_equal_on_every_machine():

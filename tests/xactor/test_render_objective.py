@@ -1,9 +1,11 @@
 """Test the loss of stage 1: its terms, and the parameters that each phase trains."""
 
+import numpy as np
 import pytest
 import torch
 from render_models import small_components, without_zero_weights
 
+from xactor.controls import INDEX
 from xactor.render import RenderObjective
 from xactor.render.augment import DRIVING, PERSON, Augmentation, augment
 from xactor.render.objective import ObjectiveConfig, shared_part
@@ -95,6 +97,58 @@ def test_the_mouth_weighs_more_in_the_motion_encoders_loss(clips):
     mouth, brow = slice(19, 24), slice(4, 9)
     assert loss(mouth, 2.0) > 1.5 * loss(mouth, 0.0)
     assert loss(brow, 2.0) < 0.95 * loss(brow, 0.0)
+
+
+def test_with_controls_the_encoder_learns_only_them_and_the_renderer_moves_by_them(clips):
+    """Random controls are no function of the pictures, so the guess may not depend on what the encoder says."""
+    frames, reference, seeds = clips
+    controls = torch.rand(3, 5, 57, generator=torch.Generator().manual_seed(1))
+    objective = RenderObjective(**vars(without_zero_weights(small_components())))
+
+    def loss(controls, **config):
+        objective.config = ObjectiveConfig(kl_weight=0, **config)
+        objective.zero_grad()
+        total = objective(frames, reference, torch.ones(3), seeds, "motion", controls)
+        total.backward()
+        return float(total.detach())
+
+    def gradients(module) -> int:
+        return sum(p.grad is not None and bool(p.grad.any()) for p in module.parameters())
+
+    loss(controls, controls_weight=0.0)
+    assert gradients(objective.motion_encoder) == 0
+    assert gradients(objective.unet.guess_network) > 10
+    loss(controls, motion_weight=0.0)
+    assert gradients(objective.motion_encoder) > 10
+    assert gradients(objective.unet.guess_network) == 0
+    moved = loss(controls, controls_weight=0.0)
+    assert abs(moved - loss(controls * 0, controls_weight=0.0)) > 1e-3 * moved
+
+
+def test_an_encoder_learns_the_controls_of_a_mirrored_clip():
+    """A bar that moves to the right by headX. Clips are mirrored at random, and their controls with them."""
+    torch.manual_seed(0)
+    objective = RenderObjective(
+        **vars(small_components()), config=ObjectiveConfig(motion_weight=0.0, kl_weight=0)
+    )
+    optimizer = torch.optim.Adam(objective.motion_encoder.parameters(), 3e-3)
+    generator = torch.Generator().manual_seed(0)
+    errors = []
+    for step in range(120):
+        place = torch.rand(8, 5, generator=generator) * 2 - 1
+        bar = (torch.linspace(-2, 2, 32) - place[..., None]).abs() < 0.5  # [8, 5, 32]
+        pictures = (bar[:, :, None, :, None] * 200).expand(8, 5, 32, 32, 3).to(torch.uint8)
+        controls = torch.zeros(8, 5, 57)
+        controls[..., INDEX["headX"]] = 0.06 * place
+        seeds = [(step, i) for i in range(8)]
+        loss = objective(pictures[:, 1:], pictures[:, 0], torch.ones(8), seeds, "motion", controls) / 32
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        errors.append(float(loss.detach()))
+    # The variance of a unit square in -1..1 is 1/3, over the 57 controls that share a latent.
+    assert np.mean(errors[:5]) > 0.8 / 3 / 57
+    assert np.mean(errors[-20:]) < 0.35 * np.mean(errors[:5])
 
 
 @pytest.mark.parametrize("phase", ["frames", "temporal"])

@@ -214,11 +214,11 @@ def read_videos(location: Location, image_size: int, requests: Sequence[VideoReq
             # Decode each sample alone: whether it is bad must not depend on the samples that are read together with it.
             try:
                 wanted, rows = requests[number].wanted[place], tracks[number]
-                found = None if rows is None else _parse_track(track)[wanted]
+                found = None if rows is None else _parse_track(track, wanted)
                 _decode(video, wanted, buffers[number][place])
                 if rows is not None:
                     rows[place] = found
-            except (ValueError, IndexError) as error:
+            except ValueError as error:
                 problems.append((number, place, str(error)))
         return problems
 
@@ -236,17 +236,19 @@ def _track_bytes(track: np.ndarray | None) -> dict[str, np.ndarray]:
     return {} if track is None else {"controls": track.view(np.uint8).reshape(-1)}
 
 
-def _parse_track(data: bytes) -> np.ndarray:
-    """Return the control track [frames, 57] of a .npy file. Raises ValueError if it is none."""
+def _parse_track(data: bytes, wanted: np.ndarray) -> np.ndarray:
+    """Return the wanted rows [F + 1, 57] of a control track, the bytes of a .npy file. Raises ValueError."""
     try:
         track = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{CONTROLS} is no array: {error}") from None
+        raise ValueError(f"{CONTROLS} is not an array: {error}") from None
     if track.ndim != 2 or track.shape[1] != CONTROL_COUNT or not np.isfinite(track).all():
         raise ValueError(
             f"{CONTROLS} must be finite numbers [frames, {CONTROL_COUNT}], got {list(track.shape)}"
         )
-    return track
+    if len(track) <= wanted.max():
+        raise ValueError(f"{CONTROLS} ends after {len(track)} frames, frame {wanted.max()} was requested")
+    return track[wanted]
 
 
 def _decode(video: bytes, wanted: np.ndarray, buffer: np.ndarray) -> None:

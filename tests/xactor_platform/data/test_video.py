@@ -142,6 +142,37 @@ def test_a_video_that_cannot_be_used_weighs_nothing_and_is_named(video_corpus):
     assert batch.bad[0].reason.startswith("cannot be read:")
 
 
+def test_control_tracks_come_with_the_pictures_the_references_first(video_corpus):
+    folder, _ = video_corpus([60, 80], controls=True)
+    index = load_index(folder)
+    request, batch = read(reader_of(index, stills=4), [1, 0], [50, 0])
+    assert batch.controls.shape == (2, 5, 57)
+    # Number 0 of a row is the number of its frame.
+    np.testing.assert_array_equal(batch.controls[:, 1:, 0], request.wanted[:, :-1])
+    np.testing.assert_array_equal(batch.controls[:, 0, 0], request.wanted[:, -1])
+    # Without a control track in every sample none is read.
+    index.offset["controls.npy"][0] = -1
+    assert read(reader_of(index), [1], [0])[1].controls is None
+
+
+def test_a_control_track_that_cannot_be_used_makes_its_sample_bad(video_corpus):
+    folder, _ = video_corpus([40, 40, 40], controls=True)
+    index = load_index(folder)
+    header = 128
+    index.offset["controls.npy"][0] += header
+    index.length["controls.npy"][1] = header + 30 * 57 * 4
+    _, batch = read(reader_of(index), [0, 1, 2], [0, 0, 0])
+    assert batch.weight.tolist() == [0, 0, 1]
+    assert not batch.targets[:2].any()
+    assert not batch.controls[:2].any()
+    assert all("controls.npy is not an array" in b.reason for b in batch.bad)
+    with (Path(folder) / index.shard_names[index.shard[2]]).open("r+b") as file:
+        file.seek(int(index.offset["controls.npy"][2]) + header)
+        file.write(np.full(57, np.nan, np.float32).tobytes())
+    _, batch = read(reader_of(index), [2], [0])
+    assert batch.bad[0].reason == "controls.npy must be finite numbers [frames, 57], got [40, 57]"
+
+
 def test_a_storage_that_fails_for_a_moment_makes_no_sample_bad(video_corpus, monkeypatch):
     folder, _ = video_corpus([40])
     index = load_index(folder)

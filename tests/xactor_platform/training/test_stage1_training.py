@@ -46,8 +46,8 @@ def one_thread():
 @pytest.fixture(scope="module")
 def videos(video_corpus) -> str:
     """Write 14 training clips, one of which is damaged, and 4 held-out clips."""
-    folder, _ = video_corpus([30, 40, 50, 64] * 3 + [20, 90], samples_per_shard=5)
-    video_corpus([40, 50, 30, 60], "test", folder=folder)
+    folder, _ = video_corpus([30, 40, 50, 64] * 3 + [20, 90], samples_per_shard=5, controls=True)
+    video_corpus([40, 50, 30, 60], "test", folder=folder, controls=True)
     index = load_index(folder)
     row = index.key.tolist().index("train-0003")
     with (Path(folder) / index.shard_names[index.shard[row]]).open("r+b") as file:
@@ -88,6 +88,8 @@ def config_of(videos: str, storage: Path, name: str, *, ranks: int = 2, **train)
             vae_channels=(16, 32),
             latent_channels=8,
             encoder_channels=(8, 8, 16),
+            encoder_size=32,
+            guess_channels=(8, 8, 16),
             heads=2,
             motion_width=80,
             motion_tokens=4,
