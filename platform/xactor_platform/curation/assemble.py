@@ -78,5 +78,5 @@ def _write_shard(
     with Shard(place, name) as shard:
         while waiting and shard.bytes < bytes_per_shard:
             key, clip, meta = waiting.pop(0)
-            mp4 = VideoProgress(output, key).mp4(clip)
-            shard.write(clip, encode_members(clip, {"mp4": mp4, "json": meta}))
+            members = VideoProgress(output, key).members(clip)
+            shard.write(clip, encode_members(clip, {**members, "json": meta}))

@@ -171,6 +171,8 @@ class Clip:
     """Box of the face in each frame, in pixels, float32 [T, 4]."""
     points: np.ndarray | None = None
     """Outer corners of the eyes and base of the nose, in pixels, float32 [T, 3, 2]."""
+    controls: np.ndarray | None = None
+    """Control track of the frames of `mp4`, float32 [T, 57]; see `xactor.controls`."""
     mp4: bytes = b""
     """The video of the square, without sound."""
     measures: Measures | None = None
@@ -188,7 +190,8 @@ class Clip:
 
     def dropped(self, reason: str, detail: str, status: Status = "dropped") -> "Clip":
         """Return the clip as a dropped one, without the data that only kept clips need."""
-        return replace(self, status=status, reason=reason, detail=detail, mp4=b"", faces=None, points=None)
+        nothing = {"mp4": b"", "faces": None, "points": None, "controls": None}
+        return replace(self, status=status, reason=reason, detail=detail, **nothing)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -6,7 +6,7 @@ from itertools import chain
 
 import numpy as np
 
-from xactor.faces import CropBox, Face, FaceLandmarker, crop_box
+from xactor.faces import CropBox, Face, FaceLandmarker, control_track, crop_box
 from xactor.media import read_span
 from xactor.portrait import search_faces
 from xactor.rates import FPS
@@ -127,6 +127,7 @@ def clips_of(faces: Sequence[Face | None], scale: float, first: int) -> Iterator
             box=square,
             faces=_interpolate(boxes, numbers, start, end),
             points=_interpolate(flat_points, numbers, start, end).reshape(end - start, len(_POINTS), 2),
+            controls=control_track(faces[start:end], max_gap_frames=_MAX_GAP),
         )
 
 

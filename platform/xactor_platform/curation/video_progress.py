@@ -4,15 +4,20 @@
 .parts/<video>/spans.json       pieces of the video
 .parts/<video>/0003.json        fates of a piece, saved after its clips
 .parts/<video>/<clip>.mp4       a kept clip
+.parts/<video>/<clip>.npy       its control track
 """
 
+import io
 import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from xactor_platform.curation.messages import Ended, Fate
+from xactor_platform.data.video import CONTROLS
 from xactor_platform.storage.location import Location
 
 PROGRESS_FOLDER = ".parts"
@@ -55,17 +60,19 @@ class VideoProgress:
         found = self._read(_SPANS)
         return None if found is None else [(first, end) for first, end in found]
 
-    def finish(self, ended: Ended, samples: Mapping[str, tuple[bytes, dict[str, Any]]]) -> None:
+    def finish(self, ended: Ended, samples: Mapping[str, Mapping[str, Any]]) -> None:
         """Save a piece's clips and then its fates. The fates mark the piece as finished.
 
         Args:
             ended: the piece.
-            samples: mp4 and json of each kept clip, by the clip's key.
+            samples: members of each kept clip's sample, by the clip's key.
         """
-        for key, (mp4, _) in samples.items():
+        for key, members in samples.items():
             with self._place.atomic_write(f"{key}.mp4") as file:
-                file.write(mp4)
-        metas = {key: meta for key, (_, meta) in samples.items()}
+                file.write(members["mp4"])
+            with self._place.atomic_write(f"{key}.npy") as file:
+                np.save(file, members[CONTROLS])
+        metas = {key: members["json"] for key, members in samples.items()}
         fates = [asdict(fate) for fate in ended.fates]
         record = {"of": ended.of, "looked_s": ended.looked_s, "fates": fates, "samples": metas}
         self._write(f"{ended.number:04d}.json", record)
@@ -96,10 +103,10 @@ class VideoProgress:
                 samples += found["samples"].items()
         return fates, samples
 
-    def mp4(self, key: str) -> bytes:
-        """Return the content of a kept clip."""
-        with self._place.open(f"{key}.mp4") as file:
-            return file.read()
+    def members(self, key: str) -> dict[str, Any]:
+        """Return the mp4 and the control track of a kept clip."""
+        with self._place.open(f"{key}.mp4") as video, self._place.open(f"{key}.npy") as track:
+            return {"mp4": video.read(), CONTROLS: np.load(io.BytesIO(track.read()), allow_pickle=False)}
 
     def delete(self) -> None:
         """Delete the progress of the video."""

@@ -18,6 +18,7 @@ from xactor_platform.curation.cut import as_file, sound_of_clip
 from xactor_platform.curation.messages import Clip, Ended, Fate, Piece
 from xactor_platform.curation.video_progress import VideoProgress
 from xactor_platform.data.face_video import face_video
+from xactor_platform.data.video import CONTROLS
 
 
 class Write(CurationStage):
@@ -36,7 +37,10 @@ class Write(CurationStage):
                 fates.append(clip_fate(piece, number, split))
                 if kept:
                     key = clip_key(piece, number)
-                    samples[key] = with_sound(piece, clip), meta_of(piece, clip, fates[-1])
+                    assert clip.controls is not None
+                    controls = clip.controls[slice(*clip.trimmed)] if clip.trimmed else clip.controls
+                    members = {"mp4": with_sound(piece, clip), CONTROLS: controls}
+                    samples[key] = {**members, "json": meta_of(piece, clip, fates[-1])}
             ended = Ended(
                 key=piece.video.key,
                 number=piece.number,

@@ -2,6 +2,7 @@
 worker that dies loses no more than the piece that it worked on."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -177,6 +178,7 @@ def test_the_shards_hold_square_faces_with_the_sound_that_belongs_to_them(curate
         assert {picture.shape for picture in pictures} == {(96, 96, 3)}
         sound = read_audio(file)
         assert len(pictures) == meta["frames"]
+        assert np.load(io.BytesIO(index.read(row, "controls.npy"))).shape == (meta["frames"], 57)
         assert round(len(sound) / 640) == meta["frames"]
         assert index.frames[row] == meta["frames"]
         assert (meta["source"], meta["fps"], meta["speaker"]) == (fate.video, 25, fate.speaker)
