@@ -114,7 +114,7 @@ def test_the_shortest_submit_works_on_a_cluster_that_started_in_the_folder_of_th
 
 
 @pytest.mark.parametrize(
-    ("stage", "presets"), [(1, ["tiny", "small", "paper"]), (2, ["tiny", "small", "paper-7b"])]
+    ("stage", "presets"), [(1, ["tiny", "box", "small", "paper"]), (2, ["tiny", "box", "small", "paper-7b"])]
 )
 def test_help_shows_examples_optional_presets_and_a_text_for_every_option(
     stage, presets, monkeypatch, capsys

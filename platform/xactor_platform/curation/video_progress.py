@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from xactor_platform.curation.messages import Ended, Fate
-from xactor_platform.data.video import CONTROLS
+from xactor_platform.data.index import CONTROLS
 from xactor_platform.storage.location import Location
 
 PROGRESS_FOLDER = ".parts"

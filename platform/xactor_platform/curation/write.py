@@ -18,7 +18,7 @@ from xactor_platform.curation.cut import as_file, sound_of_clip
 from xactor_platform.curation.messages import Clip, Ended, Fate, Piece
 from xactor_platform.curation.video_progress import VideoProgress
 from xactor_platform.data.face_video import face_video
-from xactor_platform.data.video import CONTROLS
+from xactor_platform.data.index import CONTROLS
 
 
 class Write(CurationStage):

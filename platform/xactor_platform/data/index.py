@@ -21,6 +21,8 @@ INDEX_NAME = "index.parquet"
 VERSION = 1
 SCAN_THREADS = 32
 # Beginnings of the names of held-out shards.
+CONTROLS = "controls.npy"
+"""Member with the control track of a clip, float32 [frames, 57]; see `xactor.controls`."""
 HELD_OUT = ("test-", "val-")
 # Number of bad samples that a message names.
 NAMED_IN_ERRORS = 5
@@ -144,6 +146,11 @@ class Index:
     def held_out(self) -> "Index":
         """Return the samples of shards whose name starts with `test-` or `val-`."""
         return self.subset(self._is_held_out())
+
+    @property
+    def controls(self) -> int:
+        """Number of samples that have a control track."""
+        return int((self.offset[CONTROLS] >= 0).sum()) if CONTROLS in self.offset else 0
 
     def _is_held_out(self) -> np.ndarray:
         return np.array([name.startswith(HELD_OUT) for name in self.shard_names])[self.shard]

@@ -14,7 +14,7 @@ from xactor.controls import CONTROL_COUNT
 from xactor.media.seek import pick_frames
 from xactor.rates import FPS
 from xactor_platform.data.batch import Batch, weigh_samples
-from xactor_platform.data.index import Index
+from xactor_platform.data.index import CONTROLS, Index
 from xactor_platform.data.plan import MicroBatch
 from xactor_platform.data.reading import REMOTE_READS, Raw
 from xactor_platform.storage.location import Location
@@ -22,8 +22,6 @@ from xactor_platform.storage.retries import StorageUnavailable, with_retries
 
 # Minimum distance of a reference from its targets in frames. A nearer reference would already show their motion.
 MIN_REFERENCE_DISTANCE = FPS
-CONTROLS = "controls.npy"
-"""Member with the control track of a clip, float32 [frames, 57]; see `xactor.controls`."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -35,7 +33,7 @@ class VideoBatch(Batch):
     references: np.ndarray
     """Reference pictures, uint8 [B, S, S, 3]."""
     controls: np.ndarray | None = None
-    """Controls of the reference and of the targets, float32 [B, 1 + F, 57]. None if the shards hold no controls."""
+    """Controls of the reference and of the targets, float32 [B, 1 + F, 57]. None if they were not read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,17 +62,26 @@ class VideoReader:
     """Read the pictures for a stream.
 
     Args:
-        index: a corpus of videos with square pictures. If all samples have a control track, it is read too.
+        index: a corpus of videos with square pictures.
         image_size: side in pixels that pictures are resized to.
         seed: decides which frames are drawn, together with the epoch and the sample.
         stills: returns for a global step how many frames are drawn for each sample, or None for all of its frames.
+        controls: read the control tracks too, if all samples have one.
     """
 
-    def __init__(self, index: Index, *, image_size: int, seed: int, stills: Callable[[int], int | None]):
+    def __init__(
+        self,
+        index: Index,
+        *,
+        image_size: int,
+        seed: int,
+        stills: Callable[[int], int | None],
+        controls: bool = False,
+    ):
         if "mp4" not in index.offset:
             raise ValueError(f"{index.location.uri}: holds latents, not videos")
         self.index, self._image_size, self._seed, self._stills = index, image_size, seed, stills
-        self._has_controls = CONTROLS in index.offset and bool((index.offset[CONTROLS] >= 0).all())
+        self._has_controls = controls and index.controls == index.samples
         # 3 bytes per pixel. There are at most as many references as targets, hence the factor 2.
         self.bytes_per_frame = 2 * 3 * image_size**2
         self.read = partial(read_videos, index.location, image_size)

@@ -29,10 +29,9 @@ from xactor.rates import SAMPLES_PER_FRAME
 from xactor.render import MotionEncoder
 from xactor_platform.bulk.message import Message, StageSeconds, add_seconds
 from xactor_platform.bulk.stage import BatchStage
-from xactor_platform.data.index import BadSample, Index
+from xactor_platform.data.index import CONTROLS, BadSample, Index
 from xactor_platform.data.scan import scan_shard
 from xactor_platform.data.shards import Shard, encode_members
-from xactor_platform.data.video import CONTROLS
 from xactor_platform.storage.location import Location
 
 # "wait" is the time in which the encoders wait for pictures. If it is long, more CPUs should decode.

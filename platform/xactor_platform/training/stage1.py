@@ -59,8 +59,10 @@ class Stage1(TrainingStage):
         # The phase that the parameters' requires_grad is set for.
         self._prepared_phase: str | None = None
         size, held_out = config.model.image_size, index.held_out()
-        self.reader = VideoReader(index.training(), image_size=size, seed=train.seed, stills=train.stills_of)
-        self._held_out_reader = VideoReader(held_out, image_size=size, seed=0, stills=train.stills_of)
+        # Renderers with a guess learn motion from control tracks, all others from pictures alone.
+        reading: Any = {"image_size": size, "controls": self.objective.unet.guess_network is not None}
+        self.reader = VideoReader(index.training(), seed=train.seed, stills=train.stills_of, **reading)
+        self._held_out_reader = VideoReader(held_out, seed=0, stills=train.stills_of, **reading)
         self._held_out = HeldOut(held_out, config.plan, train.evaluate_frames, rank=rank, ranks=ranks)
 
     def parameter_groups(self) -> list[list[nn.Parameter]]:
@@ -189,8 +191,12 @@ class Stage1(TrainingStage):
     def _generate(self, reference: np.ndarray, targets: np.ndarray, step: int) -> np.ndarray:
         """Render the middle frame of targets uint8 [W, S, S, 3], with the components that are trained so far."""
         phase, middle = self._config.train.phase(step), len(targets) // 2
-        vae = self.objective.vae
-        # The renderer is not trained yet in these phases: show what the VAE reconstructs.
+        vae, unet = self.objective.vae, self.objective.unet
+        # The renderer is not trained yet in these phases: show what the VAE reconstructs, or the guess.
+        if phase == "motion" and unet.guess_network is not None:
+            pictures = to_model(np.stack([reference, targets[middle]]), vae.device, vae.dtype)
+            z = self.objective.motion_encoder(pictures)[0]
+            return from_model(unet.guess_network(pictures[:1], z[:1], z[1:] - z[:1]))[0]
         if phase in ("vae", "motion"):
             latents = encode(vae, to_model(targets[middle : middle + 1], vae.device, vae.dtype))
             return from_model(decode(vae, latents))[0]

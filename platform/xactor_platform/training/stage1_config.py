@@ -221,6 +221,11 @@ class Stage1Config(StageConfig):
         """Check the corpus, the given weights and the sizes. Return {}: stage 1 needs no facts."""
         if "mp4" not in index.offset:
             raise ValueError(f"{index.location.uri}: holds latents, not videos")
+        tracks = index.controls
+        if self.model.guess and 0 < tracks < index.samples:
+            raise ValueError(
+                f"{index.location.uri}: controls.npy must be in all samples or in none, got {tracks} of {index.samples}"
+            )
         longest = index.training().frames.max()
         if longest < self.model.window_frames:
             raise ValueError(

@@ -183,11 +183,15 @@ def test_saved_progress_is_read_back(tmp_path):
     progress.save_spans([(0, 50), (50, 90)])
     assert progress.spans() == [(0, 50), (50, 90)]
     ended = Ended(key="v", number=1, of=2, fates=(fate,), looked_s=2.0)
-    progress.finish(ended, {"v-0000-00": (b"mp4", {"frames": 50})})
+    track = np.ones((50, 57), np.float32)
+    members = {"mp4": b"mp4", "controls.npy": track, "json": {"frames": 50}}
+    progress.finish(ended, {"v-0000-00": members})
     assert progress.finished(0) is None
     assert progress.finished(1) == replace(ended, earlier=True)
     assert progress.all_results() == ([fate], [("v-0000-00", {"frames": 50})])
-    assert progress.mp4("v-0000-00") == b"mp4"
+    found = progress.members("v-0000-00")
+    assert found["mp4"] == b"mp4"
+    np.testing.assert_array_equal(found["controls.npy"], track)
     progress.delete()
     assert progress.spans() is None
     assert list((tmp_path / ".parts").iterdir()) == []

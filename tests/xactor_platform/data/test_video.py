@@ -27,7 +27,7 @@ CONFIG = PlanConfig(micro_batches=2, budget_frames=32, context_frames=16, shuffl
 
 
 def reader_of(index, *, image_size=32, stills=None):
-    return VideoReader(index, image_size=image_size, seed=0, stills=lambda step: stills)
+    return VideoReader(index, image_size=image_size, seed=0, stills=lambda step: stills, controls=True)
 
 
 def read(reader, rows, starts, *, epoch=0, step=0):

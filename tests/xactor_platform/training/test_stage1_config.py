@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 import pytest
 
 from xactor.render import PHASES, random_components
+from xactor_platform.data.index import load_index
 from xactor_platform.training.stage1_config import (
     RendererConfig,
     Stage1Config,
@@ -85,3 +86,14 @@ def test_phases_do_not_depend_on_the_number_of_steps():
     assert [replace(train, steps=30).phase(step) for step in range(10)] == phases
     assert [train.span(phase) for phase in PHASES] == [(0, 2), (2, 3), (3, 7), (7, 10)]
     assert [train.stills_of(step) for step in (0, 6, 7)] == [2, 2, None]
+
+
+def test_control_tracks_in_some_samples_only_are_refused(video_corpus):
+    folder, _ = video_corpus([30, 40], controls=True)
+    index = load_index(folder)
+    config = Stage1Config(train=Stage1TrainConfig(vae_steps=1, stills=1))
+    index.offset["controls.npy"][0] = -1
+    with pytest.raises(ValueError, match=r"controls.npy must be in all samples or in none, got 1 of 2"):
+        config.prepare(index, None)
+    without = replace(config, model=RendererConfig(guess=False))
+    without.prepare(index, None)
