@@ -58,10 +58,17 @@ def test_missing_extra_is_named_in_one_line():
     )
 
 
-def test_folder_without_a_model_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("nowhere", "nowhere: not a model folder"),
+        ("demo/model", "`make demo` makes one there"),
+    ],
+)
+def test_folder_without_a_model_is_refused(tmp_path, monkeypatch, model, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="nowhere: not a model folder"):
-        ServeCommand(model="nowhere").check_model()
+    with pytest.raises(ValueError, match=message):
+        ServeCommand(model=model).check_model()
 
 
 @pytest.mark.parametrize(

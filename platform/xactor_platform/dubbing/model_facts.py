@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pyarrow import NativeFile
 
-from xactor.model_folder import COMPONENTS, config_file, located
+from xactor.model_folder import COMPONENTS, config_file
 from xactor_platform.storage.location import Location
 
 # A large file's fingerprint covers this many samples of its bytes.
@@ -27,12 +27,11 @@ def read_model_facts(uri: str) -> ModelFacts:
     """Read a pipeline's configs and samples of its weights. Samples suffice, because training changes all weights.
 
     Args:
-        uri: folder or URI of the pipeline, or `box`.
+        uri: folder or URI of the pipeline.
 
     Raises:
         ValueError: the folder holds no pipeline. The error names the component that is missing or does not fit.
     """
-    uri = located(uri)
     place = Location.parse(uri)
     try:
         place.sizes()
