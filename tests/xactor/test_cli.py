@@ -12,7 +12,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 from sounds import voice, write_sound
 
 from xactor.cli import main
@@ -347,6 +349,12 @@ def test_two_exports_become_one_model(model_folder, tmp_path, capsys):
         assert made.read_bytes() == (model_folder / made.relative_to(tmp_path / "model")).read_bytes()
     assert (tmp_path / "model" / "model_index.json").is_file()
     assert not (tmp_path / "model" / "recommended.json").exists()
+    with pytest.raises(SystemExit) as exit_:
+        main(["assemble", *stages, "--dtype", "float16", "--output", str(tmp_path / "half")])
+    assert exit_.value.code == 0
+    for name in ("motion", "unet", "vae"):
+        (weights,) = (tmp_path / "half" / name).glob("*.safetensors")
+        assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.float16}
     for output, message in (("model", "exists already"), ("nowhere/model", "no such folder to write to")):
         with pytest.raises(SystemExit) as exit_:
             main(["assemble", *stages, "--output", str(tmp_path / output)])
@@ -355,4 +363,4 @@ def test_two_exports_become_one_model(model_folder, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["assemble", *reversed(stages), "--output", str(tmp_path / "other")])
     assert exit_.value.code == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "model"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "half", "model"]

@@ -19,13 +19,14 @@ def predict(
 ) -> Tensor:
     """Return the scheduler's prediction for noised latents, [B, F, C, h, w].
 
-    With `guess_spread` s, the UNet's output is added to the best velocity for latents that are normally distributed
-    around the guess with standard deviation s. This is the skip connection of Karras et al. 2022 (EDM). With
+    With `guess_spread` s, the UNet's output corrects the best velocity for latents that are normally distributed around
+    the guess with standard deviation s. This is the preconditioning of Karras et al. 2022 (EDM). With
     x_t = a x + b eps and g the guess,
 
         E[x] = g + a s^2 / (a^2 s^2 + b^2) (x_t - a g),   v = (a x_t - E[x]) / b.
 
-    So a UNet whose output is zero renders the guess.
+    The output is multiplied by v's standard deviation around this, s / sqrt(a^2 s^2 + b^2). So a UNet whose output is
+    zero renders the guess, and an output of unit variance corrects it by as much as the guess is wrong.
 
     Args:
         unet: The UNet; the arguments from `noisy` to `guess` are those of its `forward`.
@@ -39,4 +40,7 @@ def predict(
     signal = signal[:, None, None, None, None]  # [B, 1, 1, 1, 1]
     noise = 1 - signal  # b^2
     a, b = signal.sqrt(), noise.sqrt()
-    return out + a * b * (1 - spread**2) / (signal * spread**2 + noise) * (noisy - a * guess) - b * guess
+    variance = signal * spread**2 + noise  # of a UNet's input around a g
+    return (
+        spread / variance.sqrt() * out + a * b * (1 - spread**2) / variance * (noisy - a * guess) - b * guess
+    )
