@@ -18,7 +18,7 @@ import tyro
 from xactor.command_line import print_now, run_command
 from xactor_platform.bulk.pool import Pool
 from xactor_platform.cluster.connect import connect
-from xactor_platform.precompute.latents import ACTORS, precompute
+from xactor_platform.precompute.latents import ACTORS, MadeBy, precompute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,10 @@ class Precompute:
     model: str = "demo/runs/stage1/export"
     """Folder or URI that holds motion_encoder/."""
     output: str = "demo/latents/shards"
-    """Folder or URI for the motion shards. Both encoders are saved next to it."""
+    """Folder or URI for the motion shards. The encoders are saved next to it."""
+    latents: MadeBy = "encoder"
+    """What makes the motion latents: the model's motion encoder, from the pictures; or the clips' control tracks, from
+    which small renderers learn."""
     audio_encoder: Path | None = None
     """Folder of a Wav2Vec2 model for the audio features. By default they are log-mel energies."""
     pool: Pool = ACTORS

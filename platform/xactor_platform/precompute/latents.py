@@ -1,7 +1,7 @@
 """Encode video shards to stage 2's motion shards, which hold latents of the pictures and features of the sound.
 
     <parent>/shards/<split>-000000.tar ...   one shard for each video shard, with the same keys
-    <parent>/motion_encoder/                 the encoder that made the latents
+    <parent>/motion_encoder/                 the encoder that made the latents, unless control tracks did
     <parent>/audio_encoder/                  the encoder that made the features
 
 Each actor writes one shard at a time, atomically. The same call therefore continues an interrupted run: it
@@ -29,6 +29,7 @@ from xactor_platform.data.index import INDEX_NAME, BadSample, Index, load_index
 from xactor_platform.precompute.encoder_folder import save_encoder
 from xactor_platform.precompute.shard_encoder import (
     STAGES,
+    MadeBy,
     ShardEncoder,
     ShardJob,
     ShardResult,
@@ -73,6 +74,7 @@ def precompute(
     model: str | Path,
     output: str,
     *,
+    latents: MadeBy = "encoder",
     audio_encoder: str | Path | None = None,
     pool: Pool = ACTORS,
     max_bad_fraction: float = 0.0,
@@ -83,8 +85,9 @@ def precompute(
 
     Args:
         videos: folder or URI of video shards.
-        model: folder or URI that holds `motion_encoder/`.
-        output: folder or URI of the motion shards. Both encoders are copied next to it, but never over other encoders.
+        model: folder or URI that holds `motion_encoder/`. It is not read if control tracks make the latents.
+        output: folder or URI of the motion shards. The encoders are copied next to it, but never over other encoders.
+        latents: what makes the latents: the motion encoder, or the clips' control tracks.
         audio_encoder: local folder of an audio encoder. None: log-mel features without weights.
         pool: pool of actors. Each actor decodes on as many threads as it has CPUs. On a cluster with GPUs each actor
             gets one GPU and its share of the CPUs, unless the pool sets the GPUs.
@@ -104,7 +107,11 @@ def precompute(
     place = Location.parse(output)
     if (place.filesystem, place.path) == (index.location.filesystem, index.location.path):
         raise ValueError(f"{output}: the latents need another folder than their videos")
-    _place_encoders(model, audio_encoder, output)
+    if latents == "controls" and index.controls != index.samples:
+        raise ValueError(
+            f"{videos}: latents from controls need controls.npy in all samples, got {index.controls} of {index.samples}"
+        )
+    _place_encoders(model if latents == "encoder" else None, audio_encoder, output)
     _prepare_output(place, output, index, videos)
     jobs = []
     for number in range(len(index.shard_names)):
@@ -112,7 +119,7 @@ def precompute(
         if len(rows):
             jobs.append(ShardJob(index=index.subset(rows), place=place))
     tally = _tally(len(jobs), begun)
-    results = _encode(jobs, _pipeline(output, _with_gpus(pool), start_timeout_s), tally, progress)
+    results = _encode(jobs, _pipeline(output, latents, _with_gpus(pool), start_timeout_s), tally, progress)
     _check_results(results, jobs, output)
     bad = [*index.bad, *(sample for result in results for sample in result.bad)]
     _check_bad(bad, index, max_bad_fraction)
@@ -142,18 +149,24 @@ def _tally(shards: int, begun: float) -> Tally:
     )
 
 
-def _place_encoders(model: str | Path, audio_encoder: str | Path | None, output: str) -> None:
-    """Copy both encoders next to the output. ValueError, FileNotFoundError: one is missing or invalid."""
+def _place_encoders(model: str | Path | None, audio_encoder: str | Path | None, output: str) -> None:
+    """Copy the encoders next to the output. ValueError, FileNotFoundError: one is missing or invalid."""
     sound = load_audio_encoder(audio_encoder) if audio_encoder else LogMelEncoder()
-    with local_copy(model) as folder, tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
+        sound.save_pretrained(scratch)
+        if model is not None:
+            _place_motion_encoder(model, output)
+        save_encoder(Path(scratch), sibling_uri(output, AUDIO_ENCODER))
+
+
+def _place_motion_encoder(model: str | Path, output: str) -> None:
+    with local_copy(model) as folder:
         trained = Path(folder) / MOTION_ENCODER
         if not (trained / "config.json").exists():
             raise FileNotFoundError(f"{model}: holds no {MOTION_ENCODER}/config.json")
         # Load the encoder only to report an invalid one here, before any actor starts.
         MotionEncoder.from_pretrained(trained, low_cpu_mem_usage=False)
-        sound.save_pretrained(scratch)
         save_encoder(trained, sibling_uri(output, MOTION_ENCODER))
-        save_encoder(Path(scratch), sibling_uri(output, AUDIO_ENCODER))
 
 
 def _prepare_output(place: Location, output: str, index: Index, videos: str) -> None:
@@ -168,9 +181,9 @@ def _prepare_output(place: Location, output: str, index: Index, videos: str) -> 
         place.delete(INDEX_NAME)
 
 
-def _pipeline(output: str, pool: Pool, start_timeout_s: int) -> Pipeline:
+def _pipeline(output: str, latents: MadeBy, pool: Pool, start_timeout_s: int) -> Pipeline:
     arguments = {
-        "motion": sibling_uri(output, MOTION_ENCODER),
+        "motion": sibling_uri(output, MOTION_ENCODER) if latents == "encoder" else None,
         "sound": sibling_uri(output, AUDIO_ENCODER),
         "decoders": max(int(pool.cpus), 1),
         "device": "cuda" if pool.gpus else "cpu",

@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from pyarrow import fs
 from torch import Tensor
 
 from xactor.audio.encoder import load_audio_encoder
+from xactor.controls import embed_controls
 from xactor.media import read_audio, read_frames
 from xactor.rates import SAMPLES_PER_FRAME
 from xactor.render import MotionEncoder
@@ -45,6 +46,9 @@ _BLOCKS_AHEAD = 2
 # Seconds after which a waiting decoder checks whether its reader has stopped.
 _POLL_S = 0.2
 T = TypeVar("T")
+
+MadeBy = Literal["encoder", "controls"]
+"""What made motion latents: a motion encoder, or the fixed embedding of control tracks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +90,7 @@ class ShardEncoder(BatchStage):
     """Encode video shards to motion shards.
 
     Args:
-        motion: folder or URI of the motion encoder.
+        motion: folder or URI of the motion encoder. None: the latents are the embedding of the clips' control tracks.
         sound: folder or URI of the audio encoder.
         decoders: number of threads that decode.
         device: cpu or cuda.
@@ -94,12 +98,15 @@ class ShardEncoder(BatchStage):
 
     name = "encode"
 
-    def __init__(self, *, motion: str, sound: str, decoders: int, device: str):
+    def __init__(self, *, motion: str | None, sound: str, decoders: int, device: str):
         if device == "cpu":
             # There are as many actors as cores, so each uses one thread.
             torch.set_num_threads(1)
-        with local_copy(motion) as folder:
-            self._motion = MotionEncoder.from_pretrained(folder, low_cpu_mem_usage=False).to(device)  # pyright: ignore
+        self._motion: MotionEncoder | None = None
+        if motion is not None:
+            with local_copy(motion) as folder:
+                self._motion = MotionEncoder.from_pretrained(folder, low_cpu_mem_usage=False).to(device)  # pyright: ignore
+        self._made_by: MadeBy = "controls" if motion is None else "encoder"
         with local_copy(sound) as folder:
             self._sound = load_audio_encoder(folder).to(device)
         self._decoders = decoders
@@ -122,7 +129,7 @@ class ShardEncoder(BatchStage):
     def make(self, job: ShardJob) -> ShardResult:
         """Write a motion shard atomically, unless it already exists."""
         index, name = job.index, job.name
-        if shard_exists(job.place, name, index):
+        if shard_exists(job.place, name, index, self._made_by):
             return ShardResult(shard=name, written=False)
         bad, watch, frames = [], Stopwatch(), 0
         with (
@@ -154,7 +161,7 @@ class ShardEncoder(BatchStage):
         try:
             while True:
                 for row in islice(rows, max_ahead - len(ahead)):
-                    clip = _Clip(str(index.key[row]), ended)
+                    clip = _Clip(str(index.key[row]), ended, pictures=self._motion is not None)
                     clip.rest = self._threads.submit(clip.decode, index, row)
                     ahead.append(clip)
                 if not ahead:
@@ -180,6 +187,7 @@ class ShardEncoder(BatchStage):
                     block = block[:room]
                 taken.append((clip, block))
                 room -= len(block)
+            assert self._motion is not None
             with watch.timing("motion"):
                 z = self._motion.encode(np.concatenate([block for _, block in taken]), batch=BATCH)
             latents_of_blocks = z.split([len(block) for _, block in taken])
@@ -209,22 +217,32 @@ class ShardEncoder(BatchStage):
         The sound is cut to the length of the pictures, or extended to it with silence.
 
         Raises:
-            ValueError: the clip cannot be decoded, has no sound, or does not have as many pictures as its json states.
+            ValueError: the clip cannot be decoded, has no sound, or has another number of frames than its json states.
         """
         samples, meta, controls = clip.rest.result()
-        z = torch.cat(clip.latents).numpy()  # [T, D]
+        if self._motion is None:
+            assert controls is not None
+            source, z = CONTROLS, embed_controls(controls)  # [T, D]
+        else:
+            source, z = "mp4", torch.cat(clip.latents).numpy()  # [T, D]
         if len(z) != meta["frames"]:
-            raise ValueError(f"mp4 has {len(z)} frames, its json says {meta['frames']}")
+            raise ValueError(f"{source} has {len(z)} frames, its json says {meta['frames']}")
         sound = np.zeros(len(z) * SAMPLES_PER_FRAME, np.float32)
         sound[: len(samples)] = samples[: len(sound)]
         with watch.timing("sound"):
             features = self._sound.features(sound).astype(np.float16)
-        members = {"motion.npy": z.astype(np.float16), "audio.npy": features, "json": latent_meta(meta)}
+        meta = latent_meta(meta, self._made_by)
+        members = {"motion.npy": z.astype(np.float16), "audio.npy": features, "json": meta}
         return members if controls is None else {**members, CONTROLS: controls}
 
 
 class _Clip:
     """Decode a clip in a thread, a few blocks of pictures ahead of their reader.
+
+    Args:
+        key: key of the clip.
+        ended: is set when the reader has stopped.
+        pictures: whether the reader needs pictures.
 
     Attributes:
         rest: future of all that is known after the pictures: the sound float32 [N], the json, and the controls or None.
@@ -235,12 +253,12 @@ class _Clip:
 
     rest: "Future[tuple[np.ndarray, dict[str, Any], np.ndarray | None]]"
 
-    def __init__(self, key: str, ended: threading.Event):
+    def __init__(self, key: str, ended: threading.Event, *, pictures: bool):
         self.key, self.watch = key, Stopwatch()
         self.latents: list[Tensor] = []
         self.waiting = 0
         self._ready: queue.Queue[np.ndarray | None] = queue.Queue(_BLOCKS_AHEAD)
-        self._ended = ended
+        self._ended, self._pictures = ended, pictures
 
     def decode(self, index: Index, row: int) -> tuple[np.ndarray, dict[str, Any], np.ndarray | None]:
         """Decode the clip, in a thread. Return what `rest` holds."""
@@ -253,7 +271,8 @@ class _Clip:
                 file.write(video)
                 file.flush()
                 try:
-                    for block in self.watch.timed("decode", _blocks(read_frames(file.name), BATCH)):
+                    frames = read_frames(file.name) if self._pictures else iter(())
+                    for block in self.watch.timed("decode", _blocks(frames, BATCH)):
                         if not self._put(block):
                             break
                     with self.watch.timing("decode"):
@@ -310,12 +329,12 @@ class Stopwatch:
         self.stage_s = add_seconds(self.stage_s, other.stage_s)
 
 
-def latent_meta(video: Mapping[str, Any]) -> dict[str, Any]:
+def latent_meta(video: Mapping[str, Any], made_by: MadeBy) -> dict[str, Any]:
     """Return the json of a motion sample, given the json of its video sample."""
-    return {**video, "motion": "encoder"}
+    return {**video, "motion": made_by}
 
 
-def shard_exists(place: Location, name: str, wanted: Index) -> bool:
+def shard_exists(place: Location, name: str, wanted: Index, made_by: MadeBy) -> bool:
     """Return whether a shard exists, is complete, and was made of exactly these clips, compared by their json."""
     info = place.filesystem.get_file_info(f"{place.path}/{name}")
     if info.type == fs.FileType.NotFound:
@@ -326,7 +345,9 @@ def shard_exists(place: Location, name: str, wanted: Index) -> bool:
     with place.open(name) as file:
         for row, found in enumerate(scan.samples):
             offset, length = found.members["json"]
-            if found.reason or json.loads(file.read_at(length, offset)) != latent_meta(wanted.read_meta(row)):
+            if found.reason or json.loads(file.read_at(length, offset)) != latent_meta(
+                wanted.read_meta(row), made_by
+            ):
                 return False
     return True
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from xactor.audio.encoder import LogMelEncoder, load_audio_encoder
+from xactor.controls import embed_controls
 from xactor.media import read_audio, read_frames
 from xactor.render import MotionEncoder
 from xactor_platform.data.face_video import face_video
@@ -114,6 +115,32 @@ def test_latents_and_features_equal_the_encoders_output(made, videos, model, cli
         )
         assert index.read_meta(row) == {**source.read_meta(row), "motion": "encoder"}
         assert index.read(row, "controls.npy") == source.read(row, "controls.npy")
+
+
+def test_latents_from_controls_are_their_embedding_and_need_no_encoder(made, videos, tmp_path, ray_cluster):
+    shards = tmp_path / "controls" / "shards"
+    result = precompute(videos, "nowhere", str(shards), latents="controls")
+    assert result.bill.figures == {"written": 3, "kept": 0, "clips": 3, "frames": sum(FRAMES)}
+    index, seen = load_index(str(shards)), load_index(str(made))
+    for row in range(index.samples):
+        wanted = embed_controls(array(index, row, "controls.npy")).astype(np.float16)
+        assert np.array_equal(array(index, row, "motion.npy"), wanted)
+        assert np.array_equal(array(index, row, "audio.npy"), array(seen, row, "audio.npy"))
+        assert index.read_meta(row) == {**seen.read_meta(row), "motion": "controls"}
+    assert sorted(path.name for path in shards.parent.iterdir()) == ["audio_encoder", "shards"]
+    # The same call finds them; another kind of latents replaces them.
+    assert written_and_kept(precompute(videos, "nowhere", str(shards), latents="controls")) == (0, 3)
+    assert written_and_kept(precompute(videos, made.parent, str(shards))) == (3, 0)
+
+
+def test_latents_from_controls_need_all_control_tracks(tmp_path, clips):
+    with ShardWriter(str(tmp_path / "videos"), "train") as writer:
+        track = np.zeros((FRAMES[0], 57), np.float32)
+        for key, more in (("a", {"controls.npy": track}), ("b", {})):
+            meta = {"frames": FRAMES[0], "fps": 25, "speaker": key}
+            writer.write(key, {"mp4": clips["clip-0"], **more, "json": meta})
+    with pytest.raises(ValueError, match=r"need controls.npy in all samples, got 1 of 2"):
+        precompute(str(tmp_path / "videos"), "nowhere", str(tmp_path / "shards"), latents="controls")
 
 
 def test_the_encoder_is_copied_next_to_its_latents(made, model):
