@@ -38,9 +38,7 @@ class GuessNetwork(nn.Module):
         self.stem = _conv(5, fine)
         self.down = nn.ModuleList([_conv(fine, middle, stride=2), _conv(middle, coarse, stride=2)])
         self.read = nn.ModuleList([_conv(middle, middle), _conv(coarse, coarse)])
-        self.code = nn.Sequential(
-            nn.Linear(2 * latent_dim, _CODE), nn.SiLU(), nn.Linear(_CODE, _CODE), nn.SiLU()
-        )
+        self.code = nn.Sequential(nn.Linear(latent_dim, _CODE), nn.SiLU(), nn.Linear(_CODE, _CODE), nn.SiLU())
         self.blocks = nn.ModuleList([_ToldBlock(coarse, coarse), _ToldBlock(coarse, coarse)])
         self.up = nn.ModuleList([_ToldBlock(coarse + middle, middle), _ToldBlock(middle + fine, fine)])
         self.shares = nn.Linear(latent_dim, _FLOWS, bias=False)
@@ -55,15 +53,14 @@ class GuessNetwork(nn.Module):
         # The new colour starts with a share below 1 %.
         nn.init.constant_(self.cover.bias[:1], -5.0)  # pyright: ignore[reportOptionalSubscript]
 
-    def forward(self, pictures: Tensor, origin: Tensor, change: Tensor) -> Tensor:
+    def forward(self, pictures: Tensor, change: Tensor) -> Tensor:
         """Return the moved pictures, [N, 3, S, S].
 
         Args:
             pictures: Portraits, [N, 3, S, S] in [-1, 1].
-            origin: Their own motion latents, [N, latent_dim].
             change: Change of the motion latents since the portraits, [N, latent_dim].
         """
-        code = self.code(torch.cat([change, origin], dim=1))  # [N, code]
+        code = self.code(change)  # [N, code]
         shares = _MAX_SHARE * torch.tanh(self.shares(change) / _MAX_SHARE)  # [N, K]
         amount = shares.square().mean(1)
         amount = (amount / (1 + amount))[:, None, None, None]  # [N, 1, 1, 1], from 0 to 1

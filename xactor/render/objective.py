@@ -271,14 +271,12 @@ class RenderObjective(nn.Module):
         Args:
             keep: False for the windows whose motion is dropped, [N].
         """
-        origin = motion.origin.repeat_interleave(clips.frames, dim=0)  # [B F, D]
-        if clips.taught is not None:
-            origin = origin.detach()
-        change = motion.z - origin  # [B F, D]
+        origin = motion.origin if clips.taught is None else motion.origin.detach()  # [B, D]
+        change = motion.z - origin.repeat_interleave(clips.frames, dim=0)  # [B F, D]
         if keep is not None:
             change = change * keep.repeat_interleave(clips.frames // clips.windows)[:, None]
         references = clips.pictures[:, 0].repeat_interleave(clips.frames, dim=0)  # [B F, 3, S, S]
-        return cast(GuessNetwork, self.unet.guess_network)(references, origin, change)
+        return cast(GuessNetwork, self.unet.guess_network)(references, change)
 
     def _denoising_error(self, clips: _Clips, motion: _Motion) -> Tensor:
         """Return the squared error of the prediction for noised frames, each window at its own level, [B F]."""

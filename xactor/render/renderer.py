@@ -294,8 +294,7 @@ class Renderer:
         parts = []
         for own in z.split(_VAE_FRAMES):
             picture = reference.picture.expand(len(own), *reference.picture.shape[1:])  # [n, 3, S, S]
-            origin = reference.z.expand_as(own)  # [n, D]
-            pictures = network(picture, origin, own - origin)
+            pictures = network(picture, own - reference.z)
             parts.append((pictures, encode(self.components.vae, pictures).to(self.dtype)))
         pictures, latents = (torch.cat(part) for part in zip(*parts, strict=True))
         return _Guess(pictures=pictures, latents=latents)

@@ -196,7 +196,7 @@ class Stage1(TrainingStage):
         if phase == "motion" and unet.guess_network is not None:
             pictures = to_model(np.stack([reference, targets[middle]]), vae.device, vae.dtype)
             z = self.objective.motion_encoder(pictures)[0]
-            return from_model(unet.guess_network(pictures[:1], z[:1], z[1:] - z[:1]))[0]
+            return from_model(unet.guess_network(pictures[:1], z[1:] - z[:1]))[0]
         if phase in ("vae", "motion"):
             latents = encode(vae, to_model(targets[middle : middle + 1], vae.device, vae.dtype))
             return from_model(decode(vae, latents))[0]
