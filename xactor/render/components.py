@@ -25,6 +25,9 @@ LATENT_DIM = 512
 GUESS_CHANNELS = (24, 48, 96)
 # RMS distance of latents from the guess, measured on the demo corpus, whose latents have unit variance.
 GUESS_SPREAD = 0.25
+# Largest side of latents at which the blocks of a UNet from random weights attend. On CPUs, attention between 32 x 32
+# places of a frame and of the reference would take most of the time.
+_MAX_ATTENTION_SIDE = 16
 # Otherwise diffusers needs the package accelerate to load models, and nothing else here needs it.
 _LOADING: Any = {"low_cpu_mem_usage": False}
 
@@ -115,7 +118,9 @@ def random_components(
         "layers_per_block": layers_per_block,
         "norm_num_groups": groups,
     }
-    down, up = ["CrossAttnDownBlock"] * len(channels), ["CrossAttnUpBlock"] * len(channels)
+    attends = [shape["sample_size"] >> level <= _MAX_ATTENTION_SIDE for level in range(len(channels))]
+    down = ["CrossAttnDownBlock" if yes else "DownBlock" for yes in attends]
+    up = ["CrossAttnUpBlock" if yes else "UpBlock" for yes in reversed(attends)]
     components = Components(
         motion_encoder=MotionEncoder(
             image_size=encoder_size, channels=encoder_channels, latent_dim=latent_dim
