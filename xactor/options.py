@@ -108,7 +108,7 @@ class AnimateOptions:
     history: Literal["linear", "vanilla", "fractional"] | None = None
     """Noise on the past frames that the motion model sees: rising with their distance, none, or in four steps."""
     render_steps: int | None = None
-    """DDIM steps per window of 16 frames, 1..1000. Fewer are faster."""
+    """DDIM steps per window of 16 frames, 0..1000. Fewer are faster. 0 shows the guess, if the model has one."""
     render_cfg: float | None = None
     """Guidance on the motion, 1..20: how strongly the frames follow it. 1 turns guidance off and halves the work."""
     relative_motion: bool | None = None

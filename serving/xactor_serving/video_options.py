@@ -42,7 +42,7 @@ class VideoOptions(BaseModel):
         Field(description="Noise of the past frames that the motion model sees.", examples=["linear"]),
     ] = _DEFAULT.history
     render_steps: Annotated[
-        int | None, Field(ge=1, le=1000, description="DDIM steps of each window of frames.", examples=[25])
+        int | None, Field(ge=0, le=1000, description="DDIM steps of each window of frames.", examples=[25])
     ] = _DEFAULT.render_steps
     render_cfg: Annotated[
         float | None,

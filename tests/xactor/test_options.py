@@ -82,8 +82,8 @@ def test_a_pipeline_follows_its_models_recommendation(model_folder):
             r"best must be an object with motion_steps, audio_cfg, history, ",
         ),
         (
-            {**FILE, "good": {**GOOD, "render_steps": 0}},
-            r"good: render steps must be within 1\.\.1000, got 0",
+            {**FILE, "good": {**GOOD, "render_steps": -1}},
+            r"good: render steps must be within 0\.\.1000, got -1",
         ),
         (
             {**FILE, "good": {**GOOD, "relative_motion": 1}},

@@ -190,7 +190,7 @@ def test_diffusers_names_choose_steps_and_guidance_and_a_callback_sees_the_laten
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_inference_steps": 0}, r"render steps must be within 1\.\.1000, got 0"),
+        ({"num_inference_steps": -1}, r"render steps must be within 0\.\.1000, got -1"),
         ({"guidance_scale": 21}, r"render cfg must be within 1\.\.20, got 21"),
         ({"num_motion_steps": 0}, r"steps must be within 1\.\.1000, got 0"),
         ({"audio_guidance_scale": 0.5}, r"audio_cfg must be within 1\.\.20, got 0\.5"),

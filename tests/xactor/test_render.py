@@ -331,6 +331,19 @@ def test_random_weights_render_the_portrait_moved_by_z():
     assert np.abs(wanted[0].astype(int) - wanted[1].astype(int)).max() > 5
 
 
+def test_no_steps_show_the_guess(renderer, portrait, z):
+    reference = renderer.reference(portrait)
+    config = RenderConfig(steps=0, relative_motion=False)
+    video = np.stack(list(renderer.render(reference, z, seed=0, config=config)))
+    with torch.no_grad():
+        pictures = reference.picture.expand(len(z), -1, -1, -1)
+        wanted = from_model(renderer.components.unet.guess_network(pictures, z - reference.z))
+    assert np.abs(video.astype(int) - wanted.astype(int)).max() <= 1
+    without = Renderer(**vars(small_components(guess_channels=None)))
+    with pytest.raises(ValueError, match=r"render steps must be >= 1 for a renderer without a guess, got 0"):
+        next(without.render(without.reference(portrait), z, seed=0, config=config))
+
+
 def test_the_encoder_accepts_pictures_of_any_size():
     encoder = MotionEncoder(image_size=32, channels=(8, 16, 16), latent_dim=32).eval()
     picture = np.random.default_rng(0).integers(0, 255, (2, 8, 8, 3), dtype=np.uint8)

@@ -174,6 +174,8 @@ class Renderer:
         x = torch.stack([self._noise(window) for window in windows])  # [N, W, C, h, w]
         z = torch.stack([window.z for window in windows]).to(self.device, self.dtype)  # [N, W, D]
         guesses = [self._guess(window.reference, own) for window, own in zip(windows, z, strict=True)]
+        if config.steps == 0:
+            return [from_model(guess.pictures) for guess in guesses if guess]
         guess = self._guessed_latents(windows, guesses, branches)  # [branches N, W, C, h, w]
         keep = torch.tensor([1, 0][:branches], device=self.device).repeat_interleave(len(windows))
         z = z.repeat(branches, 1, 1)  # [branches N, W, D]
@@ -198,6 +200,8 @@ class Renderer:
 
     def check_config(self, config: RenderConfig) -> None:
         """Raise ValueError if this renderer cannot render with this config."""
+        if config.steps == 0 and self.components.unet.guess_network is None:
+            raise ValueError("render steps must be >= 1 for a renderer without a guess, got 0")
         if config.window_frames > self.max_window_frames:
             raise ValueError(
                 f"window_frames must be <= {self.max_window_frames} for this renderer, got {config.window_frames}"

@@ -18,7 +18,7 @@ class RenderConfig:
     """Choose how a video is rendered."""
 
     steps: int = 25
-    """DDIM steps per window, 1..1000. The paper uses 25."""
+    """DDIM steps per window, 0..1000. The paper uses 25. 0 shows the guess, if the renderer has one."""
     cfg: float = 2.5
     """Guidance on the motion, 1..20. The paper uses 2.5; 1 means no guidance."""
     window_frames: int = 16
@@ -30,8 +30,8 @@ class RenderConfig:
     """Frames that two neighbouring windows share, at most half of window_frames."""
 
     def __post_init__(self):
-        if not 1 <= self.steps <= 1000:
-            raise ValueError(f"render steps must be within 1..1000, got {self.steps}")
+        if not 0 <= self.steps <= 1000:
+            raise ValueError(f"render steps must be within 0..1000, got {self.steps}")
         if not 1 <= self.cfg <= 20:
             raise ValueError(f"render cfg must be within 1..20, got {self.cfg:g}")
         if self.window_frames < 1:

@@ -128,7 +128,7 @@ def bulk(ray_cluster, model, media, tmp_path_factory):
         {"id": "missing", "image": "none.png", "audio": "1.wav"},
         {"id": "noface", "image": "wall.png", "audio": "1.wav"},
         {"id": "corrupt", "image": "face.png", "audio": "cut.wav"},
-        {"id": "option", "image": "face.png", "audio": "1.wav", "render_steps": 0},
+        {"id": "option", "image": "face.png", "audio": "1.wav", "render_steps": -1},
         "not json",
         {"id": "poison", "image": "face.png", "audio": "1.wav"},
         {"id": "shot", "image": "face.png", "audio": "1.wav"},
