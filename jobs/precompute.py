@@ -18,7 +18,8 @@ import tyro
 from xactor.command_line import print_now, run_command
 from xactor_platform.bulk.pool import Pool
 from xactor_platform.cluster.connect import connect
-from xactor_platform.precompute.latents import ACTORS, MadeBy, precompute
+from xactor_platform.data.index import LatentSource
+from xactor_platform.precompute.latents import ACTORS, precompute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Precompute:
     """Folder or URI that holds motion_encoder/."""
     output: str = "demo/latents/shards"
     """Folder or URI for the motion shards. The encoders are saved next to it."""
-    latents: MadeBy = "encoder"
+    latents: LatentSource = "encoder"
     """What makes the motion latents: the model's motion encoder, from the pictures; or the clips' control tracks, from
     which small renderers learn."""
     audio_encoder: Path | None = None

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from xactor.render import RenderConfig
+from xactor_platform.data.index import LatentSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,8 @@ class ReportRender:
     """Folder or URI of video shards. The held-out shards are used."""
     output: Path = Path("demo/report/render")
     """Folder for report.json and faces.png."""
+    latents: LatentSource = "encoder"
+    """What makes the latents: the motion encoder, from the true frames, or the clips' control tracks."""
     windows: int = 2
     """Number of windows that are rendered of each clip, at least 1."""
     max_clips: int = 8
@@ -39,6 +42,7 @@ class ReportRender:
             self.videos,
             self.output,
             config=self.render,
+            latents=self.latents,
             windows=self.windows,
             max_clips=self.max_clips,
             seed=self.seed,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,8 @@ SCAN_THREADS = 32
 # Beginnings of the names of held-out shards.
 CONTROLS = "controls.npy"
 """Member with the control track of a clip, float32 [frames, 57]; see `xactor.controls`."""
+LatentSource = Literal["encoder", "controls"]
+"""What makes motion latents: a motion encoder, from the pictures, or the fixed embedding of control tracks."""
 HELD_OUT = ("test-", "val-")
 # Number of bad samples that a message names.
 NAMED_IN_ERRORS = 5

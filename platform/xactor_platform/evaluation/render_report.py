@@ -1,7 +1,7 @@
 """Report what stage 1 has learned: how close generated frames are to the true ones, and what the latents contain.
 
 Frames are compared on the held-out clips of a folder of video shards. The reference is a clip's first frame, and the
-latents come from the true frames. The regions are those of `xactor.faces.crop`, which frames every face alike.
+latents come from the true frames or from the clip's control track. The regions are those of `xactor.faces.crop`, which frames every face alike.
 
 Latents are probed on drawn people that no training saw, who all act the same controls. Only drawn faces make this
 possible. The probe measures three things: whether a linear map can tell the person from z; how far apart one expression
@@ -15,13 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
-from xactor.controls import INDEX, lip_opening
+from xactor.controls import INDEX, embed_controls, lip_opening
 from xactor.faces import FACE_REGION, MOUTH_REGION, region_pixels
 from xactor.media.seek import pick_frames
 from xactor.render import RenderConfig, Renderer
-from xactor_platform.data.index import Index, load_index
+from xactor_platform.data.index import CONTROLS, Index, LatentSource, load_index
 from xactor_platform.demo_corpus.identity import Identity, find_crop, render_frame
 from xactor_platform.demo_corpus.speech import Voice
 from xactor_platform.evaluation.linear import fit_linear
@@ -46,6 +47,9 @@ class Gain:
     """The share in the mouth's region."""
     face: float
     """The share in the face's region."""
+    mouth_colours: float
+    """The share of the generated pixels in the mouth's region whose colour is one that this region has in the true
+    frames: between its darkest and its brightest value in each channel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +91,12 @@ class RenderReport:
     def table(self) -> str:
         """Return a table for the terminal."""
         lines = [
-            f"Error of the still reference removed, {self.steps} DDIM steps, CFG {self.cfg:g}:     mouth  face"
+            f"Error of the still reference removed, {self.steps} DDIM steps, CFG {self.cfg:g}:     "
+            "mouth  face  true colours"
         ]
         lines += [
-            f"  {name:<42} {gain.mouth:>6.0%} {gain.face:>6.0%}" for name, gain in self.speakers.items()
+            f"  {name:<42} {gain.mouth:>6.0%} {gain.face:>6.0%} {gain.mouth_colours:>6.1%}"
+            for name, gain in self.speakers.items()
         ]
         if latents := self.latents:
             lines += [
@@ -109,6 +115,7 @@ def report_render(
     output: Path,
     *,
     config: RenderConfig | None = None,
+    latents: LatentSource = "encoder",
     windows: int = 2,
     max_clips: int = 8,
     seed: int = 0,
@@ -120,22 +127,25 @@ def report_render(
         videos: URI of video shards. Those named `test-*` and `val-*` are used.
         output: Folder for the report.
         config: How frames are rendered.
+        latents: What makes the latents: the motion encoder, from the true frames, or the clips' control tracks.
         windows: Number of windows that are rendered of each clip. They are spread over the clip.
         max_clips: Maximum number of held-out clips. The longest are used.
         seed: Seed of the rendering.
 
     Raises:
-        ValueError: There are no held-out clips.
+        ValueError: There are no held-out clips, or no control tracks to make latents from.
     """
     config = config or RenderConfig()
     renderer = Renderer.from_pretrained(model)
     index = load_index(videos).held_out()
     if not index.samples:
         raise ValueError(f"{videos}: no held-out shards (test-*, val-*) to report on")
+    if latents == "controls" and CONTROLS not in index.offset:
+        raise ValueError(f"{videos}: no control tracks (controls.npy) to make latents from")
     errors: dict[str, list[tuple[float, ...]]] = {}
     clips, rows = {}, []
     for row in np.argsort(-index.frames, kind="stable")[:max_clips]:
-        found, shown = _render_clip(renderer, index, int(row), config, windows, seed)
+        found, shown = _render_clip(renderer, index, int(row), config, latents, windows, seed)
         clips[str(index.key[row])] = _gain(found)
         errors.setdefault(str(index.speaker[row]), []).extend(found)
         rows += shown
@@ -154,13 +164,20 @@ def report_render(
 
 
 def _render_clip(
-    renderer: Renderer, index: Index, row: int, config: RenderConfig, windows: int, seed: int
+    renderer: Renderer,
+    index: Index,
+    row: int,
+    config: RenderConfig,
+    latents: LatentSource,
+    windows: int,
+    seed: int,
 ) -> tuple[list[tuple[float, ...]], list[list[np.ndarray]]]:
     """Render a clip's windows.
 
     Returns:
-        The squared errors of each window (mouth generated, mouth still, face generated, face still), and two rows of
-        pictures for the sheet: true and generated frames.
+        The figures of each window (the squared errors mouth generated, mouth still, face generated, face still; the
+        share of the mouth's pixels with true colours), and two rows of pictures for the sheet: true and generated
+        frames.
     """
     # Frame 0 is the reference, so windows start at frame 1 at the earliest.
     count = min(config.window_frames, int(index.frames[row]) - 1)
@@ -174,10 +191,17 @@ def _render_clip(
         for n, p in pictures.items()
     }
     reference = renderer.reference(pictures[0])
+    track = None
+    if latents == "controls":
+        track = embed_controls(np.load(io.BytesIO(index.read(row, CONTROLS))))  # [T, 512]
+        track = track[:, : reference.z.shape[-1]]
     errors, true_row, generated_row = [], [pictures[0]], [pictures[0]]
     for start in starts:
         true = np.stack([pictures[n] for n in range(start, start + count)])
-        z = renderer.components.motion_encoder.encode(true)
+        if track is None:
+            z = renderer.components.motion_encoder.encode(true)
+        else:
+            z = reference.z + torch.from_numpy(track[start : start + count] - track[0])
         generated = renderer.window(reference, z, seed=seed, first_frame=start, config=config)
         still = np.broadcast_to(pictures[0], true.shape)
         errors.append(
@@ -186,6 +210,7 @@ def _render_clip(
                 for region in (MOUTH_REGION, FACE_REGION)
                 for picture in (generated, still)
             )
+            + (_true_colours(generated, true, MOUTH_REGION),)
         )
         shown = np.linspace(0, count - 1, (_SHEET_COLUMNS - 1) // len(starts)).astype(int)
         true_row += list(true[shown])
@@ -200,10 +225,22 @@ def _error(shown: np.ndarray, true: np.ndarray, region: tuple[float, ...]) -> fl
     return float(np.mean(difference**2))
 
 
-def _gain(errors: Sequence[tuple[float, ...]]) -> Gain:
-    """Return the gain of windows, given their errors as `_render_clip` returns them."""
-    mouth, still_mouth, face, still_face = np.sum(errors, axis=0)
-    return Gain(mouth=float(1 - mouth / still_mouth), face=float(1 - face / still_face))
+def _true_colours(shown: np.ndarray, true: np.ndarray, region: tuple[float, ...]) -> float:
+    """Return the share of the pixels of frames [T, S, S, 3] in a region that have a colour of the true frames there."""
+    rows, columns = region_pixels(region, true.shape[1])
+    shown, true = shown[:, rows, columns], true[:, rows, columns]
+    within = (shown >= true.min((0, 1, 2))) & (shown <= true.max((0, 1, 2)))  # [T, h, w, 3]
+    return float(within.all(-1).mean())
+
+
+def _gain(figures: Sequence[tuple[float, ...]]) -> Gain:
+    """Return the gain of windows, given their figures as `_render_clip` returns them."""
+    mouth, still_mouth, face, still_face, colours = np.mean(figures, axis=0)
+    return Gain(
+        mouth=float(1 - mouth / still_mouth),
+        face=float(1 - face / still_face),
+        mouth_colours=float(colours),
+    )
 
 
 def sheet(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
@@ -219,9 +256,9 @@ def sheet(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
 
 def _expressions(index: Index) -> np.ndarray | None:
     """Return the controls [E, 57] of frames spread over the held-out clips, None if the shards hold no controls."""
-    if "controls.npy" not in index.offset:
+    if CONTROLS not in index.offset:
         return None
-    tracks = [np.load(io.BytesIO(index.read(row, "controls.npy"))) for row in range(index.samples)]
+    tracks = [np.load(io.BytesIO(index.read(row, CONTROLS))) for row in range(index.samples)]
     all_frames = np.concatenate(tracks)
     return all_frames[np.linspace(0, len(all_frames) - 1, _EXPRESSIONS).astype(int)]
 

@@ -25,16 +25,9 @@ from xactor_platform.bulk.bill import Bill
 from xactor_platform.bulk.pipeline import Pipeline, Step
 from xactor_platform.bulk.pool import Pool
 from xactor_platform.bulk.tally import Tally
-from xactor_platform.data.index import INDEX_NAME, BadSample, Index, load_index
+from xactor_platform.data.index import INDEX_NAME, BadSample, Index, LatentSource, load_index
 from xactor_platform.precompute.encoder_folder import save_encoder
-from xactor_platform.precompute.shard_encoder import (
-    STAGES,
-    MadeBy,
-    ShardEncoder,
-    ShardJob,
-    ShardResult,
-    local_copy,
-)
+from xactor_platform.precompute.shard_encoder import STAGES, ShardEncoder, ShardJob, ShardResult, local_copy
 from xactor_platform.storage.location import Location, sibling_uri
 
 MOTION_ENCODER, AUDIO_ENCODER = "motion_encoder", "audio_encoder"
@@ -74,7 +67,7 @@ def precompute(
     model: str | Path,
     output: str,
     *,
-    latents: MadeBy = "encoder",
+    latents: LatentSource = "encoder",
     audio_encoder: str | Path | None = None,
     pool: Pool = ACTORS,
     max_bad_fraction: float = 0.0,
@@ -181,7 +174,7 @@ def _prepare_output(place: Location, output: str, index: Index, videos: str) -> 
         place.delete(INDEX_NAME)
 
 
-def _pipeline(output: str, latents: MadeBy, pool: Pool, start_timeout_s: int) -> Pipeline:
+def _pipeline(output: str, latents: LatentSource, pool: Pool, start_timeout_s: int) -> Pipeline:
     arguments = {
         "motion": sibling_uri(output, MOTION_ENCODER) if latents == "encoder" else None,
         "sound": sibling_uri(output, AUDIO_ENCODER),

@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from xactor.rates import SAMPLES_PER_FRAME
 from xactor.render import MotionEncoder
 from xactor_platform.bulk.message import Message, StageSeconds, add_seconds
 from xactor_platform.bulk.stage import BatchStage
-from xactor_platform.data.index import CONTROLS, BadSample, Index
+from xactor_platform.data.index import CONTROLS, BadSample, Index, LatentSource
 from xactor_platform.data.scan import scan_shard
 from xactor_platform.data.shards import Shard, encode_members
 from xactor_platform.storage.location import Location
@@ -46,9 +46,6 @@ _BLOCKS_AHEAD = 2
 # Seconds after which a waiting decoder checks whether its reader has stopped.
 _POLL_S = 0.2
 T = TypeVar("T")
-
-MadeBy = Literal["encoder", "controls"]
-"""What made motion latents: a motion encoder, or the fixed embedding of control tracks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +103,7 @@ class ShardEncoder(BatchStage):
         if motion is not None:
             with local_copy(motion) as folder:
                 self._motion = MotionEncoder.from_pretrained(folder, low_cpu_mem_usage=False).to(device)  # pyright: ignore
-        self._made_by: MadeBy = "controls" if motion is None else "encoder"
+        self._made_by: LatentSource = "controls" if motion is None else "encoder"
         with local_copy(sound) as folder:
             self._sound = load_audio_encoder(folder).to(device)
         self._decoders = decoders
@@ -329,12 +326,12 @@ class Stopwatch:
         self.stage_s = add_seconds(self.stage_s, other.stage_s)
 
 
-def latent_meta(video: Mapping[str, Any], made_by: MadeBy) -> dict[str, Any]:
+def latent_meta(video: Mapping[str, Any], made_by: LatentSource) -> dict[str, Any]:
     """Return the json of a motion sample, given the json of its video sample."""
     return {**video, "motion": made_by}
 
 
-def shard_exists(place: Location, name: str, wanted: Index, made_by: MadeBy) -> bool:
+def shard_exists(place: Location, name: str, wanted: Index, made_by: LatentSource) -> bool:
     """Return whether a shard exists, is complete, and was made of exactly these clips, compared by their json."""
     info = place.filesystem.get_file_info(f"{place.path}/{name}")
     if info.type == fs.FileType.NotFound:

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 from render_models import small_components
 
+from xactor.faces import region_pixels
 from xactor.render import RenderConfig, Renderer
 from xactor_platform.demo_corpus.corpus import make_demo_corpus
-from xactor_platform.evaluation.render_report import _gain, _named, report_render, sheet
+from xactor_platform.evaluation.render_report import _gain, _named, _true_colours, report_render, sheet
 
 
 def test_a_probe_names_people_only_if_their_latents_differ():
@@ -25,9 +26,21 @@ def test_a_probe_names_people_only_if_their_latents_differ():
 
 
 def test_the_gain_is_relative_to_the_still_pictures_error():
-    # Squared errors of two windows: of the generated and of the still mouth, of the generated and of the still face.
-    gain = _gain([(1.0, 4.0, 3.0, 3.0), (1.0, 4.0, 9.0, 3.0)])
-    assert (gain.mouth, gain.face) == (0.75, -1.0)
+    # Squared errors of two windows: of the generated and of the still mouth, of the generated and of the still face;
+    # and the share of true colours.
+    gain = _gain([(1.0, 4.0, 3.0, 3.0, 0.5), (1.0, 4.0, 9.0, 3.0, 1.0)])
+    assert (gain.mouth, gain.face, gain.mouth_colours) == (0.75, -1.0, 0.75)
+
+
+def test_a_blob_in_the_mouth_has_no_true_colours():
+    true = np.random.default_rng(0).integers(60, 180, (3, 32, 32, 3)).astype(np.uint8)
+    blob = true.copy()
+    blob[:, 20:26, 12:20] = (255, 180, 220)
+    region = (0.4, 0.9, 0.2, 0.8)
+    rows, columns = region_pixels(region, 32)
+    assert _true_colours(true, true, region) == 1.0
+    share = 6 * 8 / (len(range(*rows.indices(32))) * len(range(*columns.indices(32))))
+    assert _true_colours(blob, true, region) == pytest.approx(1 - share)
 
 
 @pytest.mark.slow
@@ -47,7 +60,17 @@ def test_the_report_covers_held_out_people(tmp_path):
         str(tmp_path / "model"), str(corpus.videos), tmp_path / "report", config=config, max_clips=2
     )
     assert "drawn-007" in report.speakers
-    for gain in report.speakers.values():
+    taught = report_render(
+        str(tmp_path / "model"),
+        str(corpus.videos),
+        tmp_path / "taught",
+        config=config,
+        latents="controls",
+        max_clips=2,
+    )
+    assert taught.speakers != report.speakers
+    for gain in (*report.speakers.values(), *taught.speakers.values()):
+        assert 0 <= gain.mouth_colours <= 1
         assert -5 < gain.mouth < 1
         assert -5 < gain.face < 1
     latents = report.latents
