@@ -23,14 +23,12 @@ setup: .venv/.ready  ## .venv with the exact versions of constraints.txt
 demo: setup      ## corpus, a local Ray cluster, both trainings on it, what was learned, portraits that speak: in demo/
 	$(BIN)/python jobs/demo.py
 
-model: setup     ## a better model at 128 px, in hours: in demo/box/. STILLS=DIR also trains on puppets of still faces
+model: setup     ## the model in the box, in hours: in demo/box/. STILLS=DIR also trains on puppets of still faces
 	$(BIN)/python jobs/demo.py --size box $(if $(STILLS),--stills $(STILLS))
+	rm -rf xactor/box && cp -r demo/box/model xactor/box
 
-serve: demo/model/model_index.json  ## the page at http://127.0.0.1:8000/; makes the model of `make demo` where it is not there
+serve: setup     ## the page at http://127.0.0.1:8000/, with the model in the box
 	$(BIN)/xactor-serve
-
-demo/model/model_index.json: | setup
-	$(BIN)/python jobs/demo.py
 
 test: setup check ## style, types, rooms and all tests
 	$(BIN)/python -m pytest $(PARALLEL)

@@ -49,7 +49,7 @@ class _Evaluation:
 class SelfDriven(_Evaluation):
     """Pair a frame of one clip with the sound of another clip of the same actor. The other clip's video is the truth.
 
-    Example: python jobs/evaluate.py self-driven --ravdess /data/ravdess --source.model demo/model --output evaluation
+    Example: python jobs/evaluate.py self-driven --ravdess /data/ravdess --source.model model --output evaluation
     """
 
     ravdess: Path
@@ -68,7 +68,7 @@ class SelfDriven(_Evaluation):
 class CrossDriven(_Evaluation):
     """Pair pictures with sounds at random, each at most once.
 
-    Example: python jobs/evaluate.py cross-driven --images faces --audios speech --source.model demo/model --output out
+    Example: python jobs/evaluate.py cross-driven --images faces --audios speech --source.model model --output out
     """
 
     images: Path

@@ -1,6 +1,6 @@
 """Make portraits speak, assemble models and check measures: the `xactor` command.
 
-    xactor animate --model model --image face.png --audio speech.wav --output out.mp4
+    xactor animate --image face.png --audio speech.wav --output out.mp4
     xactor assemble --stage1 runs/stage1/export --stage2 runs/stage2/export --output model
     xactor selfcheck syncnet --weights syncnet_v2.model --video data/example.avi
     xactor --version
@@ -23,6 +23,7 @@ import tyro
 
 from xactor import __version__
 from xactor.atomic_path import atomic_path
+from xactor.model_folder import BOX, located
 from xactor.options import AnimateOptions, Recommended, read_recommended
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ PathOption = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 class Animate:
     """Make a portrait speak: an mp4 (h264 and aac) as long as the audio, at 25 frames per second."""
 
-    model: Path
-    """Model folder, with model_index.json."""
+    model: str = BOX
+    """Model folder, with model_index.json. `box` is the model that comes with this package."""
     image: PathOption = None
     """The portrait: a picture with a face, in any format that Pillow reads."""
     audio: PathOption = None
@@ -117,7 +118,7 @@ _COMMANDS: dict[str, tuple[Any, str]] = {
     "animate": (
         Animate,
         """One video:
-    xactor animate --model model --image face.png --audio speech.wav --output out.mp4
+    xactor animate --image face.png --audio speech.wav --output out.mp4
 
 Many videos, with the model loaded once:
     xactor animate --model model --quality best --input items.jsonl
@@ -190,7 +191,7 @@ def animate(command: Animate) -> int:
         items = [("", item)]
     else:
         raise ValueError("--image, --audio and --output are needed, or --input")
-    pipeline = load(command.model, command.device)
+    pipeline = load(Path(located(command.model)), command.device)
     failed = sum(not _make(pipeline, place, item) for place, item in items)
     if failed < len(items) and not pipeline.recommended.from_model:
         print(f"note: {command.model} recommends no options: the paper's were used", file=sys.stderr)

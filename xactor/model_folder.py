@@ -1,4 +1,4 @@
-"""List the components of a model folder, and copy a model from an object store to this node. Imports no torch."""
+"""Find a model: list its components, copy it from an object store to this node. Imports no torch."""
 
 import hashlib
 import tempfile
@@ -16,6 +16,24 @@ COMPONENTS = (
 """All components of a model folder. Each has a folder of its name."""
 
 
+BOX = "box"
+"""The name of the model that comes with this package, on each node its own copy."""
+
+
+def located(model: str | Path) -> str:
+    """Return the folder or URI of a model, given its folder, its URI or the name BOX.
+
+    Raises:
+        ValueError: The package was installed without the model in the box.
+    """
+    if str(model) != BOX:
+        return str(model)
+    folder = Path(__file__).with_name(BOX)
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"{folder}: this installation has no model in the box; give a model folder")
+    return str(folder)
+
+
 def config_file(component: str) -> str:
     """Return the name of a component's config file. An audio encoder may have preprocessor_config.json instead."""
     return "scheduler_config.json" if component.endswith("scheduler") else "config.json"
@@ -27,12 +45,13 @@ def local_folder(model: str, *, components: tuple[str, ...]) -> str:
     A model at a URI such as s3:// is copied to the temporary folder, once per node.
 
     Args:
-        model: A model folder, as a path or a URI.
+        model: A model folder, as a path or a URI, or the name BOX.
         components: The components that are needed.
 
     Raises:
         ValueError: There is no such folder, or a component is missing.
     """
+    model = located(model)
     if "://" not in model:
         folder = Path(model)
         if not folder.is_dir():

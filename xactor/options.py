@@ -13,6 +13,8 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from xactor.model_folder import located
+
 # For type checking only, since importing torch takes seconds and `--help` must not wait for it.
 if TYPE_CHECKING:
     from xactor.motion import SamplingConfig
@@ -168,12 +170,12 @@ class AnimateOptions:
 
 
 def recommended(model: str | Path) -> Recommended:
-    """Read the options that a model recommends, given its folder or its URI.
+    """Read the options that a model recommends, given its folder, its URI or the name BOX.
 
     Raises:
         ValueError: The recommendation is not well-formed, or the object store cannot be read.
     """
-    model = str(model)
+    model = located(model)
     if "://" not in model:
         return Recommended.of(model)
     from pyarrow import fs

@@ -20,7 +20,7 @@ from PIL import Image
 from xactor.animation import CONVERSIONS, OUTPUT_TYPES, Animation, OutputType
 from xactor.audio.encoder import AudioEncoder, load_audio_encoder
 from xactor.media import Sound, TooLong, mono, read_audio
-from xactor.model_folder import COMPONENTS, RENDERER_COMPONENTS, config_file
+from xactor.model_folder import BOX, COMPONENTS, RENDERER_COMPONENTS, config_file, located
 from xactor.motion import (
     MotionScheduler,
     MotionTransformer,
@@ -53,7 +53,7 @@ StepCallback = Callable[["XActorPipeline", int, int, dict[str, torch.Tensor]], d
 
 
 class XActorPipeline(DiffusionPipeline):
-    """Animate portraits: `XActorPipeline.from_pretrained(folder)("face.png", "speech.wav").save("out.mp4")`."""
+    """Animate portraits: `XActorPipeline.from_pretrained()("face.png", "speech.wav").save("out.mp4")`."""
 
     # Without an order of offloading, diffusers refuses to offload models to the CPU.
     model_cpu_offload_seq = None
@@ -243,12 +243,13 @@ class XActorPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(  # pyright: ignore
-        cls, folder: str | Path, *, torch_dtype: torch.dtype = torch.float32, **options: Any
+        cls, folder: str | Path = BOX, *, torch_dtype: torch.dtype = torch.float32, **options: Any
     ) -> "XActorPipeline":
         """Load a saved pipeline.
 
         Args:
-            folder: The model folder, or a name `owner/model` on the Hugging Face hub, which is downloaded.
+            folder: The model folder, or a name `owner/model` on the Hugging Face hub, which is downloaded. `box` is the
+                model that comes with this package.
             torch_dtype: Type of the models' weights, except the audio encoder's.
             **options: Components that are already loaded, by name, which replace the folder's; `revision`, `cache_dir`,
                 `token` and `local_files_only`, for the hub. All other options, such as `variant`, are passed to the
@@ -259,7 +260,7 @@ class XActorPipeline(DiffusionPipeline):
                 The message names the folder and the component.
         """
         hub = {name: options.pop(name) for name in _HUB_OPTIONS if name in options}
-        folder = _downloaded(str(folder), hub)
+        folder = _downloaded(located(folder), hub)
         index = Path(folder, "model_index.json")
         if not index.is_file():
             raise ValueError(f"{folder}: no model folder (model_index.json is missing)")

@@ -8,7 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-DEMO_MODEL = Path("demo/model")
+from xactor.model_folder import BOX, located
+
 MAX_AUTOSCALED_REPLICAS = 4
 
 _MAX_PORT = 65_535
@@ -46,8 +47,9 @@ class Arguments(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str
-    """Model folder, or its URI such as s3://bucket/model. Each node fetches a URI once."""
+    model: str = BOX
+    """Model folder, or its URI such as s3://bucket/model. Each node fetches a URI once. `box` is the model that comes
+    with the package."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of both models. auto uses a GPU if the replica has one."""
     motion_replicas: int = Field(default=1, ge=0, le=_MAX_REPLICAS)
@@ -79,8 +81,6 @@ class Arguments(BaseModel):
 class ServeCommand(Arguments):
     """Hold the command line of `xactor-serve`."""
 
-    model: str = str(DEMO_MODEL)
-    """Model folder, or its URI such as s3://bucket/model. By default the model that `make demo` makes."""
     host: str = "127.0.0.1"
     """Address to listen on. 0.0.0.0 accepts connections from other machines."""
     port: int = Field(default=8000, ge=1, le=_MAX_PORT)
@@ -96,10 +96,9 @@ class ServeCommand(Arguments):
         Raises:
             ValueError: The folder holds no model.
         """
-        if "://" in self.model or (Path(self.model) / "model_index.json").is_file():
-            return
-        hint = "; `make demo` makes one there" if self.model == str(DEMO_MODEL) else ""
-        raise ValueError(f"{self.model}: not a model folder, model_index.json is missing{hint}")
+        model = located(self.model)
+        if "://" not in model and not (Path(model) / "model_index.json").is_file():
+            raise ValueError(f"{model}: not a model folder, model_index.json is missing")
 
     def max_replicas(self) -> int:
         """Return the maximum number of replicas of both models together."""
@@ -114,7 +113,7 @@ class ServeCommand(Arguments):
         """
         values = self.model_dump(include=set(Arguments.model_fields))
         values |= {"cpus": self.cpus or cpus, "gpus": self.gpus or gpus}
-        if "://" not in self.model:
+        if "://" not in self.model and self.model != BOX:
             values["model"] = str(Path(self.model).resolve())
         return Arguments(**values)
 

@@ -1,11 +1,13 @@
 """Test the options of an animation: what a model recommends, and what overrides it."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from xactor import model_folder as folders
 from xactor.motion import SamplingConfig
 from xactor.options import PAPER, QUALITIES, AnimateOptions, Recommended, read_recommended, recommended
 from xactor.pipeline import XActorPipeline
@@ -112,3 +114,15 @@ def test_files_that_are_no_json_or_missing_are_named(tmp_path):
 def test_an_unknown_quality_is_refused(quality):
     with pytest.raises(ValueError, match=f"quality must be one of {', '.join(QUALITIES)}, got {quality!r}"):
         AnimateOptions(quality=quality)
+
+
+def test_the_name_box_is_the_packages_own_model_and_no_other_name_is():
+    assert folders.located("./box") == "./box"
+    own = Path(folders.__file__).with_name("box")
+    if (own / "model_index.json").is_file():
+        assert folders.located("box") == str(own)
+    else:
+        with pytest.raises(
+            ValueError, match="this installation has no model in the box; give a model folder"
+        ):
+            folders.located("box")

@@ -58,17 +58,10 @@ def test_missing_extra_is_named_in_one_line():
     )
 
 
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        ("nowhere", "nowhere: not a model folder"),
-        ("demo/model", "`make demo` makes one there"),
-    ],
-)
-def test_folder_without_a_model_is_refused(tmp_path, monkeypatch, model, message):
+def test_folder_without_a_model_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=message):
-        ServeCommand(model=model).check_model()
+    with pytest.raises(ValueError, match="nowhere: not a model folder"):
+        ServeCommand(model="nowhere").check_model()
 
 
 @pytest.mark.parametrize(

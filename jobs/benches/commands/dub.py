@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benches.results import BENCHMARKS, save_results
+from xactor.model_folder import BOX, located
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,11 +15,11 @@ class BenchDub:
 
     Bulk dubbing runs once with one render worker and once with two.
 
-    Example: python jobs/bench.py dub --model demo/model --rows 12
+    Example: python jobs/bench.py dub --rows 12
     """
 
-    model: Path = Path("demo/model")
-    """Folder of the model."""
+    model: str = BOX
+    """Model folder. `box` is the model that comes with the package."""
     clips: tuple[Path, ...] = (Path("demo/corpus/clips/test/test-0002.mp4"),)
     """Videos whose first frames are the portraits and whose sound is the speech. The rows use them in turn."""
     rows: int = 12
@@ -43,7 +44,7 @@ class BenchDub:
                 portraits.append(str(Path(folder, f"{number}.png")))
                 Image.fromarray(next(read_frames(clip))).save(portraits[-1])
             figures = bench_dub(
-                model=str(self.model.absolute()),
+                model=str(Path(located(self.model)).absolute()),
                 images=portraits,
                 audios=[str(clip.absolute()) for clip in self.clips],
                 rows=self.rows,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from _checkout import PY_MODULES
 from benches.results import BENCHMARKS, save_results
+from xactor.model_folder import BOX, located
 
 if TYPE_CHECKING:
     from benches.serve import Load
@@ -28,8 +29,8 @@ class BenchServe:
     Example: python jobs/bench.py serve --rates 0.25 0.5 1 2 4 --seconds 30 --soak-s 600
     """
 
-    model: Path = Path("demo/model")
-    """Folder of the model."""
+    model: str = BOX
+    """Model folder. `box` is the model that comes with the package."""
     clip: Path = Path("demo/corpus/clips/test/test-0001.mp4")
     """Video whose first frame is the portrait and whose sound is the speech."""
     speech_s: float = 4
@@ -123,7 +124,7 @@ class BenchServe:
         from xactor_serving.arguments import Arguments, Limits
 
         limits = Limits(max_videos=self.max_videos, max_videos_per_key=self.max_videos)
-        arguments = Arguments(model=str(self.model.resolve()), limits=limits)
+        arguments = Arguments(model=str(Path(located(self.model)).resolve()), limits=limits)
         serve.run(build(arguments), name="xactor")
         motion = serve.get_deployment_handle("motion", "xactor").facts.remote().result()
         render = serve.get_deployment_handle("render", "xactor").facts.remote().result()

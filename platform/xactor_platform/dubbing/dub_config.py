@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from xactor.model_folder import BOX
 from xactor.options import AnimateOptions
 from xactor_platform.bulk.pool import Pool
 
@@ -41,8 +42,8 @@ class DubConfig:
     """Path or URI of the file of rows: .jsonl, .csv or .parquet."""
     output: str
     """Folder or URI of the videos."""
-    model: str = "demo/model"
-    """Folder or URI of a pipeline, which every node can read."""
+    model: str = BOX
+    """Folder or URI of a pipeline, which every node can read. `box` is the model that comes with the package."""
     options: AnimateOptions = field(default_factory=AnimateOptions)
     """Options of rows that do not set their own."""
     pools: DubPools = field(default_factory=DubPools)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pyarrow import NativeFile
 
-from xactor.model_folder import COMPONENTS, config_file
+from xactor.model_folder import COMPONENTS, config_file, located
 from xactor_platform.storage.location import Location
 
 # A large file's fingerprint covers this many samples of its bytes.
@@ -27,11 +27,12 @@ def read_model_facts(uri: str) -> ModelFacts:
     """Read a pipeline's configs and samples of its weights. Samples suffice, because training changes all weights.
 
     Args:
-        uri: folder or URI of the pipeline.
+        uri: folder or URI of the pipeline, or `box`.
 
     Raises:
         ValueError: the folder holds no pipeline. The error names the component that is missing or does not fit.
     """
+    uri = located(uri)
     place = Location.parse(uri)
     try:
         place.sizes()
@@ -55,7 +56,9 @@ def read_model_facts(uri: str) -> ModelFacts:
                 _digest_samples(file, info.size, digest)
     # The UNet's sample_size counts latent pixels. All blocks of the VAE but one halve the picture's side.
     vae_scale = 1 << (len(configs["vae"]["block_out_channels"]) - 1)
-    return ModelFacts(digest.hexdigest(), int(configs["unet"]["sample_size"]) * vae_scale)
+    unet = configs["unet"]
+    side = int(unet["sample_size"]) * vae_scale * int(unet.get("guess_scale", 1))
+    return ModelFacts(digest.hexdigest(), side)
 
 
 def _configs(place: Location, uri: str) -> dict[str, dict]:
