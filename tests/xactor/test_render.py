@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from render_models import small_components, without_zero_weights
 
 from xactor.render import (
@@ -192,7 +193,7 @@ def test_unfit_input_is_named(renderer, portrait, z):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"steps": 0}, r"1\.\.1000, got 0"),
+        ({"steps": -1}, r"0\.\.1000, got -1"),
         ({"cfg": 0.5}, r"1\.\.20, got 0\.5"),
         ({"overlap_frames": 9}, r"0\.\.8, half of window_frames, got 9"),
         ({"window_frames": 0}, "window_frames must be >= 1, got 0"),
@@ -342,6 +343,28 @@ def test_no_steps_show_the_guess(renderer, portrait, z):
     without = Renderer(**vars(small_components(guess_channels=None)))
     with pytest.raises(ValueError, match=r"render steps must be >= 1 for a renderer without a guess, got 0"):
         next(without.render(without.reference(portrait), z, seed=0, config=config))
+
+
+def test_a_large_portrait_is_guessed_at_its_own_size(portrait, z):
+    components = without_zero_weights(small_components(guess_scale=2))
+    renderer = Renderer(**vars(components))
+    assert (renderer.image_size, renderer.model_size) == (64, 32)
+    blurred = Image.fromarray(portrait[:6, :6])
+    portrait, large = (np.asarray(blurred.resize((s, s), Image.Resampling.BICUBIC)) for s in (32, 64))
+    rendered = {}
+    for picture in (portrait, large):
+        for steps in (0, 1):
+            config = RenderConfig(steps=steps, cfg=1)
+            frames = list(renderer.render(renderer.reference(picture), z[:4], seed=0, config=config))
+            rendered[len(picture), steps] = np.stack(frames).astype(float)
+            assert frames[0].shape == picture.shape
+    # Without steps, the first frame is the portrait, to the bit.
+    assert np.array_equal(rendered[64, 0][0], large)
+    # The UNet sees the reduced portrait, and its correction is enlarged.
+    corrections = {side: rendered[side, 1] - rendered[side, 0] for side in (32, 64)}
+    reduced = corrections[64].reshape(4, 32, 2, 32, 2, 3).mean((2, 4))
+    assert np.abs(corrections[32]).mean() > 5
+    assert np.corrcoef(reduced.ravel(), corrections[32].ravel())[0, 1] > 0.8
 
 
 def test_the_encoder_accepts_pictures_of_any_size():

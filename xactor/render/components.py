@@ -80,6 +80,7 @@ def random_components(
     window_frames: int = 32,
     prediction_type: str = "v_prediction",
     guess_channels: tuple[int, ...] | None = GUESS_CHANNELS,
+    guess_scale: int = 1,
     seed: int = 0,
 ) -> Components:
     """Return components of any size from random weights.
@@ -100,6 +101,7 @@ def random_components(
         window_frames: Maximum number of frames in a window.
         prediction_type: `v_prediction` or `epsilon`.
         guess_channels: Channels of the guess network's three levels; None means no guess.
+        guess_scale: How many times larger than `image_size` portraits and frames are.
         seed: Seed of the random weights.
     """
     shrink = 1 << (len(vae_channels) - 1 + len(channels) - 1)
@@ -138,6 +140,7 @@ def random_components(
             locality=1.6,
             guess_channels=guess_channels,
             guess_spread=GUESS_SPREAD if corrects_guess else None,
+            guess_scale=guess_scale,
         ),
         reference_unet=ReferenceUNet(
             **shape,

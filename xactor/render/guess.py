@@ -53,18 +53,20 @@ class GuessNetwork(nn.Module):
         # The new colour starts with a share below 1 %.
         nn.init.constant_(self.cover.bias[:1], -5.0)  # pyright: ignore[reportOptionalSubscript]
 
-    def forward(self, pictures: Tensor, change: Tensor) -> Tensor:
+    def forward(self, pictures: Tensor, change: Tensor, *, scale: int = 1) -> Tensor:
         """Return the moved pictures, [N, 3, S, S].
 
         Args:
             pictures: Portraits, [N, 3, S, S] in [-1, 1].
             change: Change of the motion latents since the portraits, [N, latent_dim].
+            scale: How many times larger the portraits are than those that the network learned from. It sees them
+                reduced, and moves them as they are.
         """
         code = self.code(change)  # [N, code]
         shares = _MAX_SHARE * torch.tanh(self.shares(change) / _MAX_SHARE)  # [N, K]
         amount = shares.square().mean(1)
         amount = (amount / (1 + amount))[:, None, None, None]  # [N, 1, 1, 1], from 0 to 1
-        features = self._features(pictures, code)  # [N, C, T, T]
+        features = self._features(pictures, code, pictures.shape[-1] // scale)  # [N, C, T, T]
         flows = self.flows(features).unflatten(1, (_FLOWS, 2))  # [N, K, 2, T, T]
         flow = (flows * shares[:, :, None, None, None]).sum(1)  # [N, 2, T, T]
         found = torch.cat([flow, self.cover(features)], dim=1)  # [N, 6, T, T]
@@ -75,9 +77,9 @@ class GuessNetwork(nn.Module):
         covered = moved + cover * (torch.tanh(colour) - moved)  # [N, 3, S, S]
         return covered + amount * self.sharpen(torch.cat([covered, moved, cover], dim=1))
 
-    def _features(self, pictures: Tensor, code: Tensor) -> Tensor:
-        """Return features of the pictures under a motion, [N, C, T, T]."""
-        side = min(pictures.shape[-1] // 2, _MAX_SIDE)
+    def _features(self, pictures: Tensor, code: Tensor, seen_px: int) -> Tensor:
+        """Return features of the pictures under a motion, [N, C, T, T], as if their side were `seen_px`."""
+        side = min(seen_px // 2, _MAX_SIDE)
         small = F.interpolate(pictures, (side, side), mode="area")
         line = torch.linspace(-1, 1, side, device=pictures.device, dtype=pictures.dtype)
         places = torch.stack(torch.meshgrid(line, line, indexing="ij")).expand(len(small), 2, side, side)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class Reference:
     features: ReferenceFeatures
     """Features from the reference network."""
     picture: Tensor
-    """The portrait, [1, 3, S, S] in [-1, 1]."""
+    """The portrait, [1, 3, S, S] in [-1, 1]. The frames have the same size."""
     latents: Tensor
     """The portrait's latents from the VAE, [1, C, h, w]."""
     z: Tensor
@@ -102,7 +103,9 @@ class Renderer:
         for model in (motion_encoder, unet, reference_unet, vae):
             model.eval()
         shrink = 1 << (len(vae.config["block_out_channels"]) - 1)
-        self.image_size = int(unet.config["sample_size"]) * shrink
+        # Side of the pictures that the UNet sees, and of those that go in and come out, in pixels.
+        self.model_size = int(unet.config["sample_size"]) * shrink
+        self.image_size = self.model_size * int(unet.config["guess_scale"])
         self.latent_dim = int(unet.config["latent_dim"])
         self.max_window_frames = int(unet.config["motion_max_seq_length"])
 
@@ -116,20 +119,25 @@ class Renderer:
 
     @torch.no_grad()
     def reference(self, image: np.ndarray) -> Reference:
-        """Compute the reference of a portrait uint8 [S, S, 3], S = image_size."""
-        if image.shape != (self.image_size, self.image_size, 3) or image.dtype != np.uint8:
+        """Compute the reference of a portrait uint8 [S, S, 3], S = image_size or model_size.
+
+        The frames have the portrait's size.
+        """
+        shapes = [(side, side, 3) for side in (self.image_size, self.model_size)]
+        if image.shape not in shapes or image.dtype != np.uint8:
             raise ValueError(
                 f"the portrait must be uint8 [{self.image_size}, {self.image_size}, 3], "
                 f"got {image.dtype} {list(image.shape)}"
             )
         vae = self.components.vae
         picture = to_model(image[None], vae.device, vae.dtype)  # [1, 3, S, S]
-        latents = encode(vae, picture).to(self.dtype)  # [1, C, h, w]
+        small = self._reduced(picture)  # [1, 3, M, M]
+        latents = encode(vae, small).to(self.dtype)  # [1, C, h, w]
         return Reference(
             features=self.components.reference_unet.features(latents),
             picture=picture,
             latents=latents,
-            z=self.components.motion_encoder(picture)[0],
+            z=self.components.motion_encoder(small)[0],
         )
 
     def window(
@@ -175,8 +183,13 @@ class Renderer:
         z = torch.stack([window.z for window in windows]).to(self.device, self.dtype)  # [N, W, D]
         guesses = [self._guess(window.reference, own) for window, own in zip(windows, z, strict=True)]
         if config.steps == 0:
-            return [from_model(guess.pictures) for guess in guesses if guess]
-        guess = self._guessed_latents(windows, guesses, branches)  # [branches N, W, C, h, w]
+            return [from_model(guess) for guess in guesses if guess is not None]
+        guessed = self._encoded(guesses)  # [N, W, C, h, w]
+        guess = guessed
+        if guessed is not None and branches == 2:
+            # Without motion the guess is the unmoved portrait.
+            still = torch.stack([window.reference.latents for window in windows])  # [N, 1, C, h, w]
+            guess = torch.cat([guessed, still.expand_as(guessed)])  # [branches N, W, C, h, w]
         keep = torch.tensor([1, 0][:branches], device=self.device).repeat_interleave(len(windows))
         z = z.repeat(branches, 1, 1)  # [branches N, W, D]
         features = {
@@ -196,7 +209,10 @@ class Renderer:
             x = scheduler.step(out, level, x, eta=0.0, return_dict=False)[0]
             if on_step:
                 x = on_step(number, level, x)
-        return [self._decode(latents, own) for latents, own in zip(x, guesses, strict=True)]
+        return [
+            self._decode(latents, guesses[i], None if guessed is None else guessed[i])
+            for i, latents in enumerate(x)
+        ]
 
     def check_config(self, config: RenderConfig) -> None:
         """Raise ValueError if this renderer cannot render with this config."""
@@ -290,53 +306,54 @@ class Renderer:
         ]
         return torch.stack(noise).to(self.device, self.dtype)
 
-    def _guess(self, reference: Reference, z: Tensor) -> "_Guess | None":
-        """Guess the frames of motion latents [W, D]. Return None if the UNet has no guess."""
+    def _guess(self, reference: Reference, z: Tensor) -> Tensor | None:
+        """Guess the frames of motion latents [W, D]: [W, 3, S, S]. Return None if the UNet has no guess."""
         network = self.components.unet.guess_network
         if network is None:
             return None
-        parts = []
+        scale, parts = self._scale(reference.picture), []
         for own in z.split(_VAE_FRAMES):
             picture = reference.picture.expand(len(own), *reference.picture.shape[1:])  # [n, 3, S, S]
-            pictures = network(picture, own - reference.z)
-            parts.append((pictures, encode(self.components.vae, pictures).to(self.dtype)))
-        pictures, latents = (torch.cat(part) for part in zip(*parts, strict=True))
-        return _Guess(pictures=pictures, latents=latents)
+            parts.append(network(picture, own - reference.z, scale=scale))
+        return torch.cat(parts)
 
-    def _guessed_latents(
-        self, windows: Sequence[Window], guesses: "Sequence[_Guess | None]", branches: int
-    ) -> Tensor | None:
-        """Return guessed latents [branches N, W, C, h, w]: those of the conditional branch first."""
-        known = [guess.latents for guess in guesses if guess]
-        if not known:
-            return None
-        cond = torch.stack(known)  # [N, W, C, h, w]
-        if branches == 1:
-            return cond
-        # Without motion the guess is the unmoved portrait.
-        uncond = torch.stack([window.reference.latents for window in windows])  # [N, 1, C, h, w]
-        return torch.cat([cond, uncond.expand_as(cond)])
+    def _scale(self, pictures: Tensor) -> int:
+        """Return how many times larger pictures are than those that the UNet sees."""
+        return pictures.shape[-1] // self.model_size
 
-    def _decode(self, latents: Tensor, guess: "_Guess | None") -> np.ndarray:
-        """Decode latents [W, C, h, w] to uint8 [W, S, S, 3], a few frames at a time."""
+    def _reduced(self, pictures: Tensor) -> Tensor:
+        """Reduce pictures [N, 3, S, S] to the size that the UNet sees, [N, 3, M, M]."""
+        scale = self._scale(pictures)
+        return F.avg_pool2d(pictures, scale) if scale > 1 else pictures
+
+    def _encoded(self, guesses: Sequence[Tensor | None]) -> Tensor | None:
+        """Return the latents [N, W, C, h, w] of guessed frames [W, 3, S, S] each. Return None if there is no guess."""
+        vae = self.components.vae
+        encoded = [
+            torch.cat([encode(vae, self._reduced(part)).to(self.dtype) for part in guess.split(_VAE_FRAMES)])
+            for guess in guesses
+            if guess is not None
+        ]
+        return torch.stack(encoded) if encoded else None
+
+    def _decode(self, latents: Tensor, guess: Tensor | None, guessed: Tensor | None) -> np.ndarray:
+        """Decode latents [W, C, h, w] to uint8 [W, S, S, 3], a few frames at a time.
+
+        Args:
+            latents: Latents of the frames.
+            guess: The guessed frames, [W, 3, S, S].
+            guessed: The guessed frames' latents, [W, C, h, w].
+        """
         vae, unet = self.components.vae, self.components.unet
         frames = []
         for i in range(0, len(latents), _VAE_FRAMES):
             part = slice(i, i + _VAE_FRAMES)
-            pictures = decode(vae, latents[part])  # [n, 3, S, S]
-            if guess and unet.config["guess_spread"] is not None:
-                # Ours: a small autoencoder loses about the same details of the guess and of the frame. Add to the
-                # frame what the guess loses.
-                pictures = pictures + guess.pictures[part] - decode(vae, guess.latents[part])
+            pictures = decode(vae, latents[part])  # [n, 3, M, M]
+            if guess is not None and guessed is not None and unet.config["guess_spread"] is not None:
+                # Ours: a small autoencoder loses about the same details of the guess and of the frame, so the
+                # difference of the two decoded pictures is added to the guess.
+                correction = pictures - decode(vae, guessed[part])
+                size = guess.shape[-2:]
+                pictures = guess[part] + F.interpolate(correction, size, mode="bilinear", align_corners=False)
             frames.append(from_model(pictures))
         return np.concatenate(frames)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Guess:
-    """Hold the guessed frames of a window."""
-
-    pictures: Tensor
-    """[W, 3, S, S] in about [-1, 1]."""
-    latents: Tensor
-    """The pictures' latents from the VAE, [W, C, h, w]."""

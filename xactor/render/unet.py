@@ -55,6 +55,8 @@ class RendererUNet(UNetMotionModel):
             weights were trained without one.
         guess_spread: RMS distance of latents from the guess, if the UNet outputs a correction of the guess. None means
             that it outputs the whole prediction, as published weights do.
+        guess_scale: How many times larger than the UNet's pictures the portrait and the frames are. The guess moves
+            the large portrait, and the UNet's correction is enlarged. More than 1 needs `guess_spread`.
 
     The other arguments are those of diffusers' UNetMotionModel.
     """
@@ -90,11 +92,14 @@ class RendererUNet(UNetMotionModel):
         locality: float | None = None,
         guess_channels: tuple[int, ...] | None = None,
         guess_spread: float | None = None,
+        guess_scale: int = 1,
     ):
         if math.isqrt(motion_tokens) ** 2 != motion_tokens:
             raise ValueError(f"motion_tokens must be a square number, got {motion_tokens}")
         if guess_spread is not None and not guess_channels:
             raise ValueError(f"guess_spread must be None for a UNet without a guess, got {guess_spread}")
+        if guess_scale < 1 or (guess_scale > 1 and guess_spread is None):
+            raise ValueError(f"guess_scale must be >= 1, and 1 for a UNet without a guess, got {guess_scale}")
         super().__init__(
             sample_size=sample_size,
             in_channels=in_channels,

@@ -1,7 +1,8 @@
 """Report what stage 1 has learned: how close generated frames are to the true ones, and what the latents contain.
 
 Frames are compared on the held-out clips of a folder of video shards. The reference is a clip's first frame, and the
-latents come from the true frames or from the clip's control track. The regions are those of `xactor.faces.crop`, which frames every face alike.
+latents come from the true frames or from the clip's control track. The regions are those of `xactor.faces.crop`, which
+frames every face alike.
 
 Latents are probed on drawn people that no training saw, who all act the same controls. Only drawn faces make this
 possible. The probe measures three things: whether a linear map can tell the person from z; how far apart one expression
@@ -185,7 +186,7 @@ def _render_clip(
     starts = sorted({round(1 + (last - 1) * (i + 1) / windows) for i in range(windows)})
     numbers = sorted({0, *(n for start in starts for n in range(start, start + count))})
     pictures = dict(zip(numbers, pick_frames(index.read(row, "mp4"), numbers), strict=True))
-    size = renderer.image_size
+    size = renderer.model_size
     pictures = {
         n: np.asarray(Image.fromarray(p).resize((size, size), Image.Resampling.BOX))
         for n, p in pictures.items()
@@ -205,12 +206,13 @@ def _render_clip(
         generated = renderer.window(reference, z, seed=seed, first_frame=start, config=config)
         still = np.broadcast_to(pictures[0], true.shape)
         errors.append(
-            tuple(
-                _error(picture, true, region)
-                for region in (MOUTH_REGION, FACE_REGION)
-                for picture in (generated, still)
+            (
+                _error(generated, true, MOUTH_REGION),
+                _error(still, true, MOUTH_REGION),
+                _error(generated, true, FACE_REGION),
+                _error(still, true, FACE_REGION),
+                _true_colours(generated, true, MOUTH_REGION),
             )
-            + (_true_colours(generated, true, MOUTH_REGION),)
         )
         shown = np.linspace(0, count - 1, (_SHEET_COLUMNS - 1) // len(starts)).astype(int)
         true_row += list(true[shown])
@@ -310,7 +312,7 @@ def _named(z: np.ndarray, half: int) -> float:
 
 def _latents_of(renderer: Renderer, person: Identity, controls: np.ndarray) -> np.ndarray:
     """Return the latents [E, D] of a person's face crops, one for each row of controls [E, 57]."""
-    crop_px = renderer.image_size
+    crop_px = renderer.model_size
     frame_px = 4 * crop_px
     box = find_crop(person, frame_px)
 

@@ -226,9 +226,9 @@ def build_components(config: RendererConfig, *, seed: int) -> Components:
     """Build the renderer's components, from given weights if the config names them, otherwise from random ones."""
     if config.start:
         renderer = Renderer.from_pretrained(config.start)
-        if renderer.image_size != config.image_size:
+        if renderer.model_size != config.image_size:
             raise ValueError(
-                f"model.image_size must be {renderer.image_size}, as in {config.start}, got {config.image_size}"
+                f"model.image_size must be {renderer.model_size}, as in {config.start}, got {config.image_size}"
             )
         return renderer.components
     sizes = {"latent_dim": config.latent_dim, "motion_tokens": config.motion_tokens}
@@ -263,6 +263,7 @@ def build_components(config: RendererConfig, *, seed: int) -> Components:
         heads=config.heads,
         motion_width=config.motion_width,
         window_frames=max(config.window_frames, 32),
+        guess_scale=config.guess_scale,
         **options,
     )
     return replace(components, vae=published_vae) if published_vae else components

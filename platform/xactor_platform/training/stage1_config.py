@@ -73,17 +73,24 @@ class RendererConfig:
     through the UNet alone."""
     guess_channels: tuple[int, ...] = (24, 48, 96)
     """Channels of the three levels of the network that makes this guess, each a multiple of 8."""
+    guess_scale: int = 1
+    """How many times larger than image_size the portraits and frames of the trained model are, >= 1. The guess moves a
+    portrait of any size, and the UNet's correction is enlarged."""
     latent_dim: int = 512
     """Width of the motion latents z, >= 1."""
 
     def __post_init__(self):
         at_least(self, 1, "image_size", "window_frames", "layers_per_block", "heads", "motion_width")
-        at_least(self, 1, "motion_tokens", "latent_dim", "latent_channels", "encoder_size")
+        at_least(self, 1, "motion_tokens", "latent_dim", "latent_channels", "encoder_size", "guess_scale")
         # A config that is read from JSON has lists. The dataclass is frozen, so that only object.__setattr__ works.
         for name in ("channels", "vae_channels", "encoder_channels", "guess_channels"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.animatediff and not self.sd15:
             raise ValueError("animatediff goes with sd15, which is not given")
+        if self.guess_scale > 1 and (self.sd15 or not self.guess):
+            raise ValueError(
+                f"guess_scale must be 1 without a guess or with sd15's weights, got {self.guess_scale}"
+            )
         if self.start and (self.sd15 or self.vae):
             raise ValueError(f"start replaces sd15 and vae: give one or the other, got start {self.start}")
 
@@ -293,6 +300,7 @@ def box() -> Stage1Config:
             vae_channels=(12, 24, 48),
             encoder_size=96,
             guess_channels=(16, 40, 96),
+            guess_scale=2,
         ),
         train=Stage1TrainConfig(
             steps=2780,
