@@ -18,6 +18,11 @@ REPORTS = {
         name="ReportAblation",
         summary="Train every variant of the paper's Table 2, score them and write the table.",
     ),
+    "acting": Subcommand(
+        module="reports.acting",
+        name="ReportActing",
+        summary="Report how well portraits act held-out speech, by the lips read off the videos.",
+    ),
     "motion": Subcommand(
         module="reports.motion",
         name="ReportMotion",
