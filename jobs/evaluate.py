@@ -38,9 +38,9 @@ class _Evaluation:
     weights: Weights = field(default_factory=Weights)
     """Weights of the metrics' networks."""
     actors: int = 1
-    """Number of actors, at least 1. Each makes and scores one video at a time."""
+    """Number of Ray actors, at least 1. Each makes and scores one video at a time."""
     gpus_per_actor: float = 0
-    """GPUs that each actor reserves; 0.5 is half a GPU."""
+    """GPUs that each Ray actor reserves; 0.5 is half a GPU."""
     seed: int = 0
     """Seed of the choice of pairs."""
 

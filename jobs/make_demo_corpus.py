@@ -36,8 +36,8 @@ class MakeDemoCorpus:
     identities: int = 48
     """People to train on, at least 1; two more are held out."""
     stills: Path | None = None
-    """Folder of still faces, photographs or paintings (.jpg, .png). Every second person is then a puppet of one of
-    them, and every sixth still is held out. By default only drawn people are trained on."""
+    """Folder of still faces, photographs or paintings (.jpg, .png). Every second person is then an animation of
+    one of them, and every sixth still is held out. By default only drawn people are trained on."""
     speech: Path | None = None
     """Folder of recordings that the people speak. By default a synthetic voice."""
     audio_encoder: Path | None = None
@@ -49,7 +49,7 @@ class MakeDemoCorpus:
 def main() -> int:
     args = tyro.cli(MakeDemoCorpus, description=__doc__)
     if len(sys.argv) == 1:
-        print(f"no arguments: the demo's defaults, {args.minutes:g} minutes into {args.output}")
+        print(f"no arguments: the demo's defaults write {args.minutes:g} minutes of speech to {args.output}")
     corpus = make_demo_corpus(**vars(args), progress=lambda line: print(f"\r{line}", end="", flush=True))
     for split, count in corpus.clips.items():
         print(f"\n{split}: {count} clips, {corpus.minutes[split]:.1f} min", end="")

@@ -20,7 +20,7 @@ from xactor.rates import SAMPLE_RATE_HZ
 from xactor_platform.demo_corpus.identity import render_frame, training_identities
 from xactor_platform.demo_corpus.speech import Synthesiser, Voice
 
-# Numbers of drawn people, beyond those that any preset trains on.
+# Index of each drawn person. The presets train only on people with smaller indices.
 PORTRAITS = {"man-with-glasses": 83, "woman-with-black-hair": 84, "man-with-grey-hair": 85}
 # Text, pitch and arousal. The sentences are in no corpus.
 RECORDINGS = {

@@ -21,7 +21,7 @@ REPORTS = {
     "acting": Subcommand(
         module="reports.acting",
         name="ReportActing",
-        summary="Report how well portraits act held-out speech, by the lips read off the videos.",
+        summary="Report how well generated lips follow held-out speech, compared with the true clips.",
     ),
     "motion": Subcommand(
         module="reports.motion",

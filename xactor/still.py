@@ -16,9 +16,10 @@ _JAW_OPEN = BLENDSHAPES.index("jawOpen")
 
 
 def best_still(video: str | Path, landmarker: FaceLandmarker | None = None) -> np.ndarray:
-    """Return the frame that scores best as a portrait: a large, sharp face ahead, with open eyes and a closed mouth.
+    """Return the frame that scores best as a portrait.
 
-    Two frames per second of the first minute are searched.
+    A good portrait is a large, sharp face that is turned to the camera, with open eyes and a closed mouth. Two
+    frames per second of the first minute are searched.
 
     Args:
         video: The file.
@@ -43,7 +44,7 @@ def best_still(video: str | Path, landmarker: FaceLandmarker | None = None) -> n
             if best is None or score > best[0]:
                 best = score, picture
     if best is None:
-        raise ValueError(f"{video}: no face is found in {searched} frames, {_FPS} a second")
+        raise ValueError(f"{video}: no face is found in {searched} frames ({_FPS} per second)")
     return best[1]
 
 

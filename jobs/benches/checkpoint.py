@@ -21,9 +21,9 @@ from xactor_platform.training.run.saver import Saver
 def measure(storage: str, *, width: int, layers: int, rounds: int, steps: int) -> dict[str, Any]:
     """Measure saving on one rank with one thread, and return medians over the rounds.
 
-    `blocked_s` is the time that a step waits for a save in the background. `synchronous_s` is the time of a whole save,
-    which writes checksums. `plain_s` is the time of a save without our code: DeepSpeed writes into a local folder, and
-    the folder is copied to the storage.
+    `blocked_s` is the time for which a save in the background blocks the training. `synchronous_s` is the time until
+    such a save is complete, with its checksums. `plain_s` is the time of a save without our code: DeepSpeed writes into
+    a local folder, and the folder is copied to the storage.
 
     Args:
         storage: Folder or URI for the checkpoints.

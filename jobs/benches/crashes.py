@@ -44,7 +44,7 @@ class Recovery:
     step: int
     """The last step that was finished before the training resumed."""
     checkpoint: int
-    """Step of the newest checkpoint that was complete at the kill."""
+    """Step of the newest checkpoint that was complete at the kill, or for `stop` at the driver's end."""
     resumed_from: int
     """Step that the run resumed from; equal to `step` if no step was repeated."""
     next_step_s: float
@@ -110,7 +110,7 @@ class Trial:
 
     @contextlib.contextmanager
     def _driver(self) -> Iterator["_Driver"]:
-        """Start a driver, and kill the one that runs at the end."""
+        """Start a driver. When the context ends, kill the driver that runs then, which may be a later one."""
         driver = _Driver(self._start())
         try:
             yield driver
@@ -160,7 +160,7 @@ class Trial:
             if victim == "data" and idle and self._folder.read_lines(METRICS):
                 return idle
             time.sleep(_POLL_S)
-        raise RuntimeError(f"no {victim} to kill in {self._timeout_s:g} s; the drivers' output: {self._log}")
+        raise RuntimeError(f"no {victim} process in {self._timeout_s:g} s; the drivers' output: {self._log}")
 
     # --- waiting ---
 
@@ -175,8 +175,8 @@ class Trial:
         Args:
             driver: The driver that runs now.
             victim: The process that was killed.
-            checkpoint: Step of the newest checkpoint that was complete at the kill.
-            rows: The metrics of all steps before the kill.
+            checkpoint: Step of the newest checkpoint that was complete at the kill, or for `stop` at the driver's end.
+            rows: The metrics of all steps before the kill, or for `stop` before the driver's end.
             struck_at: Time of the kill.
         """
         self._wait_until(driver, lambda: len(self._folder.read_lines(METRICS)) > len(rows))
@@ -244,7 +244,7 @@ def history(folder: RunFolder, steps: int) -> dict[str, Any]:
     """Return the losses and samples of a finished run by step, from the step's last attempt and over all ranks.
 
     Raises:
-        ValueError: A sample is in an epoch twice.
+        ValueError: A sample occurs twice in an epoch.
     """
     rows = last_attempts(folder.read_lines(METRICS), steps)
     sample_rows = folder.read_lines(SAMPLES)
@@ -261,7 +261,7 @@ def history(folder: RunFolder, steps: int) -> dict[str, Any]:
         for sample in samples[row["step"]]:
             if sample in seen:
                 raise ValueError(
-                    f"{folder.uri}: {sample} twice in epoch {row['epoch']}, last in step {row['step']}"
+                    f"{folder.uri}: {sample} occurs twice in epoch {row['epoch']}, last in step {row['step']}"
                 )
             seen.add(sample)
     return {

@@ -28,7 +28,7 @@ A100_FRAMES_PER_S = 3400
 
 
 def write_synthetic(folder: str, size_bytes: int, audio_layers: int, context_frames: int) -> None:
-    """Write shards of about `size_bytes`: clips of normal noise, from 1 s up to the length of the context."""
+    """Write shards of about `size_bytes`: clips of Gaussian noise, each from 1 s to `context_frames` long."""
     generator = np.random.default_rng(0)
     values_per_frame = LATENT_WIDTH + audio_layers * AUDIO_WIDTH
     bytes_per_frame = 2 * values_per_frame  # float16

@@ -27,9 +27,12 @@ class Timing:
     few_s: float
     """Seconds for a third of the rows."""
     rate: float
-    """Seconds of video per second, from the difference of both runs, which leaves out their start and end."""
+    """Seconds of video per second while videos are made.
+
+    It is the difference in video between both runs (all rows, a third of them), divided by the difference in time.
+    """
     starting_s: float
-    """Seconds of the start and the end: `seconds` without the time at this rate."""
+    """Seconds that the command takes to start and to end: `seconds` minus the time to make the videos at `rate`."""
     occupancy: dict[str, float] | None = None
     """Share of the time in which each stage's actors worked; None for the loop."""
 
@@ -65,7 +68,7 @@ def bench_dub(
         complete = way(items, folder / name)
         timings[name] = _timing(name, few, complete)
     if len({tuple(_frames(folder / name, items)) for name in ways}) != 1:
-        raise RuntimeError("the ways made videos of different lengths")
+        raise RuntimeError("the loop and bulk dubbing made videos of different lengths")
     return {
         "rows": rows,
         "video_s": _video_s(folder / "loop", items),

@@ -103,7 +103,7 @@ async def ask(session: aiohttp.ClientSession, url: str, load: Load) -> Answer:
             arrivals = [time.perf_counter() - begun async for _ in answer.content.iter_any()]
     except (aiohttp.ClientError, TimeoutError):
         return Answer(status=0)
-    # All fragments have the same length. A viewer needs fragment n that many lengths after the first one.
+    # All fragments have the same length. A viewer needs fragment n at n such lengths after the first fragment.
     fragment_s = load.seconds / len(arrivals)
     late = sum(arrival > arrivals[0] + number * fragment_s for number, arrival in enumerate(arrivals))
     return Answer(status=200, first_s=arrivals[0], last_s=arrivals[-1], late=late, fragments=len(arrivals))
@@ -140,7 +140,7 @@ def first_fragments(url: str, load: Load, *, requests: int) -> list[float]:
 
 
 def under_load(url: str, load: Load, *, rate: float, seconds: float) -> dict[str, Any]:
-    """Send `rate` requests per second at even times for `seconds`, and measure their answers."""
+    """Send `rate` requests per second, evenly spaced, for `seconds`, and measure their answers."""
     starts_s = np.arange(max(round(rate * seconds), 1)) / rate
     begun = time.perf_counter()
     answers = asyncio.run(_send_all(url, load, starts_s.tolist()))
@@ -168,7 +168,8 @@ def held_up(rows: list[dict[str, Any]]) -> dict[str, Any]:
         rows: Rows of `under_load` by rising rate.
 
     Returns:
-        The peak, the lowest throughput from there on over the peak, and all statuses but 200 and refusals (429, 503).
+        The peak throughput; the lowest throughput at the peak's rate or above, as a fraction of the peak; and the
+        statuses other than 200 (success) and 429 and 503 (refusals).
     """
     peak = max(range(len(rows)), key=lambda index: rows[index]["frames_per_s"])
     statuses = {status for row in rows for status in row["statuses"]}
@@ -264,7 +265,7 @@ class EmptyRender:
 
 @serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=100)
 class EmptyIngress:
-    """Receive the same form, and call the empty deployments as often as a first fragment needs.
+    """Receive the service's form, and call the empty deployments as often as a first fragment needs.
 
     The motion deployment is called once per chunk of the first window, and the render deployment once.
     """
@@ -317,7 +318,7 @@ def added(
 
     Service, pipeline and empty graph are measured in turn, because the machine's speed drifts. The added time is the
     median of the rounds' differences. Each round uses another portrait, from number `first` on, because the service
-    caches references.
+    caches what it computes from a portrait.
     """
     served_s, bare_s, empty_s = [], [], []
     for number in range(first, first + rounds):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-# Columns of the picture, the side of a face, and the width of the row's name, in pixels.
+# Number of columns of the picture. Side of a face and width of a row's name, in pixels.
 COLUMNS, PX, NAME_PX = 10, 112, 180
 
 
@@ -70,7 +70,7 @@ class ReportAblation:
             "frames": len(rollouts["truth"]),
         }
         save_report(self.output, scores, facts)
-        # Only latents of the fixed embedding can be drawn.
+        # Faces can be drawn only from latents of the fixed embedding (`xactor.controls`), which have this width.
         if rollouts["truth"].shape[1] == LATENT_DIM:
             draw_rollouts(rollouts).save(self.output / "rollouts.png")
         print(markdown(scores))
@@ -102,7 +102,7 @@ class ReportAblation:
 
 
 def draw_rollouts(rollouts: "dict[str, np.ndarray]") -> "Image":
-    """Draw each rollout as a row of faces at even times. One drawn, held-out person acts all of them.
+    """Draw each rollout as a row of faces at evenly spaced times. All rows show the same held-out person.
 
     Args:
         rollouts: Latents [T, D] of the fixed embedding, by the row's name.

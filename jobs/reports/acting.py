@@ -9,7 +9,7 @@ from xactor.options import AnimateOptions
 
 @dataclass(frozen=True, kw_only=True)
 class ReportActing:
-    """Report how well portraits act held-out speech, by the lips that are read off the videos.
+    """Report how well generated lips follow held-out speech, compared with the true clips.
 
     The report writes report.json and acting.png.
 

@@ -1,4 +1,4 @@
-"""Define the options of `jobs/report.py scale`, and the formulas behind its tables.
+"""Define the options of `jobs/report.py scale`, and explain the formulas behind its tables.
 
 Symbols: P parameters, N ranks, M micro-batches of a step, T frames of context. Widths: H backbone, I MLP, A audio
 embedding, D latent, L x F audio features of a frame. h is the number of heads. Weights and activations are bf16; the
@@ -21,9 +21,11 @@ and optimizer states with a DeepSpeed engine and DeepSpeed's estimators.
 
 Time of a global step, if nothing overlaps:
 
-    compute     M/N x frames x (6P + 12THlayers) / (peak x efficiency); checkpointing adds a third of the layers' share
-    reduce      2 units for each all-reduce; stage 2 does one after every micro-batch
-    gather      1 unit per step in stages 1 and 2
+    compute     M/N x frames x (6P + 12 x T x H x layers) / (peak x efficiency), where frames are a micro-batch's;
+                checkpointing adds a third of the layers' share
+    reduce      2 units for each all-reduce: one per step in stages 0 and 1, one per micro-batch of a rank in stage 2;
+                1 unit for each reduce-scatter: one per micro-batch of a rank in stage 3
+    gather      1 unit per step in stages 1 and 2; 2 units per micro-batch of a rank in stage 3
 
 A unit is the time to send 2P(N-1)/N bytes over the link. Assumptions: an efficiency of 0.4 of the peak (--efficiency),
 and 0.8 of the speeds in the data sheets of NVLink and the network. The reported MFU counts 6P per frame over the whole
@@ -31,7 +33,7 @@ step, as in a run's metrics.jsonl.
 
 The simulation plans one epoch of a corpus like the paper's (160K clips of up to 10 s, 280K of 10 to 60 s) with the
 platform's own plan and deals it to each number of ranks. It then simulates readers with bounded read-ahead that supply
-the ranks. They read from an object store whose requests take 30 ms in the median, and then 80 MB/s (assumptions).
+the ranks. They read from an object store that answers after 30 ms (median) and then sends 80 MB/s (assumptions).
 """
 
 import dataclasses
@@ -62,7 +64,7 @@ class ReportScale:
     budgets: tuple[int, ...] = (4096, 8192, 16_384)
     """Numbers of padded frames in a micro-batch, for the memory table. The other tables use the preset's number."""
     audio_layers: int = 4
-    """Audio layers L of the corpus, at least 1. F is 768 and D is 512."""
+    """Audio layers of the corpus, at least 1. Each has 768 features per frame; a motion latent has 512."""
     efficiency: float | None = None
     """Share of the GPU's peak that arithmetic is assumed to reach, within 0..1. By default 0.4."""
     output: Path = BENCHMARKS / "scale.json"

@@ -39,7 +39,7 @@ class Tally:
     ):
         self.total, self.left = total, total
         self.stage_s: StageSeconds = dict.fromkeys(stages, 0.0)
-        # By the name of a counter, followed by the values of its labels.
+        # A key is the name of a counter, followed by the values of its labels.
         self._sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
         self._labels = {name: labels for name, (_, labels) in counters.items()}
         self._counters = {

@@ -25,8 +25,8 @@ def connect(py_modules: list[str]) -> None:
     os.environ.update(env)
     options_of_new_cluster: dict[str, Any] = {}
     if "RAY_ADDRESS" not in os.environ:
-        # Without the address, Ray reads it from a file that an earlier cluster left, and waits minutes for that ended
-        # cluster. Ray's subprocesses do the same when a training ends.
+        # Give Ray the dashboard's address. Otherwise Ray takes it from a file that an earlier cluster left, and waits
+        # minutes for that cluster, which has ended. Ray's subprocesses do the same when a training ends.
         port = free_port()
         options_of_new_cluster["dashboard_port"] = port
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"

@@ -23,7 +23,7 @@ def environment() -> dict[str, Any]:
 
 
 def packages() -> dict[str, str]:
-    """Return the versions of the installed packages among PACKAGES. The models run without Ray and DeepSpeed."""
+    """Return the versions of those PACKAGES that are installed. To run a model, Ray and DeepSpeed are not needed."""
     return {name: found for name in PACKAGES if (found := _version(name))}
 
 

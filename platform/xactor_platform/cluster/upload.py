@@ -5,17 +5,17 @@ from collections import Counter
 from pathlib import Path
 
 SUBMIT_MAX_BYTES = 100 << 20
-"""Maximum size of `ray job submit --working-dir`. Ray packs a folder without compressing it."""
+"""Maximum size of the folder that `ray job submit --working-dir` uploads. Ray does not compress it."""
 PY_MODULES_MAX_BYTES = 512 << 20
 """Maximum size of a folder in `py_modules`."""
 
 
 def check_upload(folder: str | Path, max_bytes: int) -> None:
-    """Raise ValueError if the files that Ray would upload from a folder are larger than `max_bytes` together.
+    """Raise ValueError if the files that Ray would upload from a folder exceed `max_bytes` in total.
 
     The message names the largest entry of the folder. As in Ray, .rayignore and .gitignore exclude files.
     """
-    # This imports Ray, which a process that only starts a cluster does not need otherwise.
+    # This import loads Ray. It stands here because a process that only starts a cluster does not need Ray.
     from ray._private.runtime_env.packaging import _dir_travel
 
     root = Path(folder).absolute()

@@ -47,7 +47,7 @@ def memory_table(
     stages: Sequence[int],
     budgets: Sequence[int],
 ) -> Table:
-    """Return a table of a rank's memory in GB, and of the GPUs that have this memory.
+    """Return a table of the memory that a rank needs, in GB, and of the GPUs that have enough.
 
     Args:
         config: the configuration of the training.
@@ -99,7 +99,9 @@ def time_table(
     stages: Sequence[int],
     efficiency: float,
 ) -> Table:
-    """Return a table of the time of a global step, with the number of micro-batches that `_micro_batches` returns.
+    """Return a table of the time of a global step.
+
+    If the number of ranks does not divide the config's number of micro-batches, each rank gets one micro-batch.
 
     Args:
         config: the configuration of the training.
@@ -149,7 +151,7 @@ def plan_table(
     shard: np.ndarray,
     efficiency: float,
 ) -> Table:
-    """Return a table of an epoch's plan and of the data stream, with a row for each number of ranks and GPU.
+    """Return a table of an epoch's plan and of the data stream, one row per number of ranks and type of GPU.
 
     Args:
         config: the configuration of the training.
@@ -209,7 +211,10 @@ def plan_table(
 
 
 def _micro_batches(config: Stage2Config, ranks: int) -> int:
-    """Return the config's M if the ranks divide it. Otherwise return one micro-batch per rank, a larger batch."""
+    """Return the config's number of micro-batches if `ranks` divides it, and otherwise one per rank.
+
+    One per rank changes the size of the global batch.
+    """
     micro_batches = config.train.micro_batches
     return micro_batches if micro_batches % ranks == 0 else ranks
 

@@ -146,7 +146,7 @@ def tiny() -> Stage2Config:
 
 
 def box() -> Stage2Config:
-    """Train the motion model in the box on two CPU cores, in half an hour, for chunks of 8, 16 or 32 frames."""
+    """Train the motion model in the box on two CPU cores, in twenty minutes, for chunks of 8, 16 or 32 frames."""
     return Stage2Config(
         run=RunConfig(name="box"),
         scale=ScaleConfig(ranks=1, threads=2),
@@ -155,7 +155,7 @@ def box() -> Stage2Config:
         ),
         forcing=ForcingConfig(chunk_lengths=(8, 16, 32)),
         train=TrainConfig(
-            steps=1200,
+            steps=800,
             learning_rate=1e-3,
             schedule="cosine",
             micro_batches=2,

@@ -1,4 +1,4 @@
-"""Read CelebV-HQ (Zhu et al. 2022) from its celebvhq_info.json, which names parts of videos and their faces' places.
+"""Read CelebV-HQ (Zhu et al. 2022) from its celebvhq_info.json, which lists parts of videos and their face boxes.
 
     {"clips": {"M2Ohb0FAaJU_1": {"ytb_id": "M2Ohb0FAaJU", "duration": {"start_sec": 81.6, "end_sec": 84.8},
                                  "bbox": {"top": 0.0, "bottom": 0.8, "left": 0.4, "right": 0.8}, ...}}}
@@ -49,7 +49,7 @@ def celebv_hq(videos: list[Video], metadata: str) -> tuple[list[Video], list[tup
 
 
 def _segment(name: str, clip: dict[str, Any]) -> Segment:
-    """Return a clip's segment. ValueError: its times or its box are invalid."""
+    """Return a clip's segment. Raise ValueError if its times or its box are invalid."""
     start, end = float(clip["duration"]["start_sec"]), float(clip["duration"]["end_sec"])
     box = tuple(float(clip["bbox"][edge]) for edge in ("left", "top", "right", "bottom"))
     if not (

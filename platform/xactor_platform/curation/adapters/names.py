@@ -33,12 +33,12 @@ def missing(name: str, corpus: str) -> tuple[str, Fate]:
     if not _PLAIN.fullmatch(name):
         detail = "a name must be 1 to 128 letters, digits, '-' or '_'"
         return key, Fate(video=shown, status="dropped", reason="bad_name", detail=detail, corpus=corpus)
-    detail = "the dataset names it, the folder does not have it"
+    detail = "the dataset lists it, but the folder does not contain it"
     return key, Fate(video=shown, status="dropped", reason="missing", detail=detail, corpus=corpus)
 
 
 def read_text(uri: str) -> str:
-    """Return the text of a dataset's file. ValueError: it cannot be read."""
+    """Return the text of a dataset's file. Raise ValueError if it cannot be read."""
     try:
         filesystem, path = (
             fs.FileSystem.from_uri(uri) if "://" in uri else (fs.LocalFileSystem(), os.path.abspath(uri))

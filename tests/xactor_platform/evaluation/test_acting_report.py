@@ -1,0 +1,35 @@
+"""Test the report on acting, and with it the model in the box: what it renders must speak what it hears."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from xactor_platform.demo_corpus.corpus import make_demo_corpus
+from xactor_platform.evaluation.acting_report import report_acting
+
+
+@pytest.mark.slow
+def test_the_model_in_the_box_speaks_what_it_hears(tmp_path):
+    corpus = make_demo_corpus(
+        tmp_path / "corpus", minutes=0.05, held_out_minutes=0.3, identities=1, crop_px=32, workers=2
+    )
+    clips = corpus.folder / "clips" / "test"
+    report = report_acting("box", clips, tmp_path / "report", max_seconds=8)
+    assert sorted(report.clips) == sorted(clip.stem for clip in clips.glob("*.mp4"))
+    for clip in report.clips.values():
+        # The reader itself must read true clips.
+        assert clip.true_read > 0.8
+        assert clip.generated > 0.5
+        assert clip.generated > clip.shuffled + 0.3
+        assert 0.4 < clip.opening < 1.6
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["clips"].keys() == report.clips.keys()
+    assert all(key in report.table() for key in report.clips)
+    with Image.open(tmp_path / "report" / "acting.png") as picture:
+        assert picture.size == (16 * 96, 3 * 96 * len(report.clips))
+
+
+def test_a_folder_without_control_tracks_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no clips with control tracks"):
+        report_acting("box", tmp_path, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
