@@ -1,11 +1,11 @@
-"""Make the rooms of this checkout importable in a job's driver, and name them for Ray's workers.
+"""Make the packages of this checkout importable in a job's driver, and list them for Ray's workers.
 
 `ray job submit --working-dir .` copies the checkout to machines that have the dependencies but not this code. The
 folder `platform/` cannot be a package, because it would shadow Python's own module. Therefore every job imports this
 module first, and passes `PY_MODULES` to `ray.init`.
 
 The copy is temporary. A submitted job therefore changes to the folder ~/xactor, so that the relative paths in its
-options name files that stay.
+options refer to files that outlive the job.
 """
 
 import os

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 # Ray puts the name of the worker that printed a line in front of the line, in colour.
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -57,7 +57,7 @@ class Steps:
         # Real and expected time of the finished steps that were not skipped.
         self._finished_s, self._finished_expected_s = 0.0, 0.0
         self._started = self._step_started = self._last_shown = time.monotonic()
-        # Whether the current step counts for the speed.
+        # Whether the current step's time is used to estimate the speed of this machine.
         self._is_measured = False
         # Progress of the current step, 0..1, and the line that describes it.
         self._fraction, self._progress_line = 0.0, "working"
@@ -111,7 +111,9 @@ class Steps:
         last_lines: deque[str] = deque(maxlen=FAILURE_LINES)
         environment = {**(env or os.environ), "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
         pipe = subprocess.PIPE
-        with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
+        # A byte that is not UTF-8 must not end a reader.
+        text: Any = {"text": True, "errors": "replace"}
+        with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, **text) as process:
             assert process.stdout is not None
             assert process.stderr is not None
             # Each stream, and whether its lines are printed.

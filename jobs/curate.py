@@ -5,9 +5,9 @@
 
 The command also runs without `ray job submit`: it starts Ray, or joins the cluster of RAY_ADDRESS.
 
-report.parquet says of each clip whether it was kept, and why not; report.html shows counts and histograms. If the same
-command runs again, it processes only what is missing. Exit status: 0 all videos examined, 2 the command is invalid, 3
-some videos could not be read.
+report.parquet states for each clip whether it was kept and, if not, why; report.html shows counts and histograms. If
+the same command runs again, it processes only what is missing. Exit status: 0 all videos examined, 2 the command is
+invalid, 3 some videos could not be read.
 """
 
 import _checkout

@@ -33,8 +33,8 @@ class Precompute:
     output: str = "demo/latents/shards"
     """Folder or URI for the motion shards. The encoders are saved next to it."""
     latents: LatentSource = "encoder"
-    """What makes the motion latents: the model's motion encoder, from the pictures; or the clips' control tracks, from
-    which small renderers learn."""
+    """Source of the motion latents: `encoder` is the model's motion encoder, applied to the pictures; `controls` means
+    the clips' control tracks, from which small renderers learn."""
     audio_encoder: Path | None = None
     """Folder of a Wav2Vec2 model for the audio features. By default they are log-mel energies."""
     pool: Pool = ACTORS

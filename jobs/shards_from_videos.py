@@ -36,7 +36,7 @@ class ShardsFromVideos:
     landmarks: Path | None = None
     """MediaPipe .task file of the landmark model. By default the one in this package."""
     held_out: float = 0.2
-    """How many videos are held out: a number of videos if >= 1, a share of all videos if below 1."""
+    """Videos to hold out: a number of videos if >= 1, a share of all videos if below 1."""
     audio_encoder: Path | None = None
     """Folder of a Wav2Vec2 model for the audio features. By default they are log-mel energies."""
     seed: int = 0

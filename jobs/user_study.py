@@ -3,12 +3,12 @@
     ray job submit --working-dir . -- python jobs/user_study.py make \\
         --methods ours=/data/ours sonic=/data/sonic --page /data/study --key /data/study.key.json
     python jobs/user_study.py count --votes votes --key study.key.json --output counted
-    python jobs/evaluate.py cross-driven ... --votes counted/ours/votes.json
+    python jobs/evaluate.py cross-driven ... --votes counted/ours/vote_count.json
 
 The command needs no cluster. Each method's folder holds its videos as `<id>.mp4`. The examples are drawn from the ids
-that all methods have. Upload the page's folder and nothing else, and give each rater an address with another number:
-`https://.../?rater=3`. Raters send back the file that the page makes at the end. Exit status: 0 done, 2 the command
-cannot be carried out, 3 some vote files were left out.
+that all methods have. Upload the page's folder and nothing else, and give each rater an address with a different
+number: `https://.../?rater=3`. Raters send back the file that the page makes at the end. Exit status: 0 done, 2 the
+command cannot be carried out, 3 some vote files were left out.
 """
 
 import _checkout  # noqa: F401
@@ -72,7 +72,7 @@ class CountVotes:
     key: Path
     """The study's key."""
     output: Path
-    """Folder for votes.json, table.md and each method's <method>/votes.json."""
+    """Folder for vote_count.json, table.md and each method's <method>/vote_count.json."""
 
     def execute(self) -> int:
         files = [file for path in self.votes for file in (path.glob("*.json") if path.is_dir() else [path])]
@@ -80,7 +80,9 @@ class CountVotes:
         counted.save(self.output)
         for line in counted.left_out:
             print(f"left out: {line}", file=sys.stderr)
-        print(f"{counted.table()}\nwritten: {self.output}/votes.json, table.md, <method>/votes.json")
+        print(
+            f"{counted.table()}\nwritten: {self.output}/vote_count.json, table.md, <method>/vote_count.json"
+        )
         return 3 if counted.left_out else 0
 
 

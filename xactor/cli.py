@@ -6,7 +6,7 @@
     xactor --version
 
 Exit status: 0 done, 1 a self-check's figures differ from the published ones, 2 the command cannot run as given, 3 some
-videos could not be made, 130 interrupted. A video file appears only when it is complete.
+videos could not be made, 130 interrupted, 143 ended by SIGTERM. A video file appears only when it is complete.
 """
 
 import json
@@ -215,7 +215,8 @@ def read_items(path: Path, options: AnimateOptions) -> list[tuple[str, Item | Va
     """
     items: list[tuple[str, Item | ValueError]] = []
     row_of_output: dict[Path, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # `splitlines` would also split at U+2028 and other characters that a JSON string may contain.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -226,7 +227,7 @@ def read_items(path: Path, options: AnimateOptions) -> list[tuple[str, Item | Va
             items.append((f"{path}:{number}: ", item))
         except ValueError as error:
             items.append((f"{path}:{number}: ", error))
-        # Examples are a path that is too long, or lies in a folder that must not be read.
+        # For example, a path is too long, or its folder may not be read.
         except OSError as error:
             items.append((f"{path}:{number}: ", ValueError(f"{error.filename}: {error.strerror}")))
     if not items:

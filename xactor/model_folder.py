@@ -17,14 +17,14 @@ COMPONENTS = (
 
 
 BOX = "box"
-"""The name of the model that comes with this package, on each node its own copy."""
+"""The name of the model that comes with this package. Each node uses its own copy."""
 
 
 def located(model: str | Path) -> str:
     """Return the folder or URI of a model, given its folder, its URI or the name BOX.
 
     Raises:
-        ValueError: The package was installed without the model in the box.
+        ValueError: The package was installed without the model `box`.
     """
     if str(model) != BOX:
         return str(model)

@@ -1,6 +1,6 @@
-"""The options of an animation, with the same names in every front end, and the options that a model recommends.
+"""Define the options of an animation, with the same names in every front end, and those that a model recommends.
 
-A model folder has its recommendation in `recommended.json` beside `model_index.json`: one object of options for each
+A model folder has its recommendation in `recommended.json` next to `model_index.json`: one object of options for each
 quality, and the name of the default one.
 
     {"default": "good", "draft": {"motion_steps": 5, ...}, "good": {...}, "best": {...}}
@@ -110,12 +110,13 @@ class AnimateOptions:
     history: Literal["linear", "vanilla", "fractional"] | None = None
     """Noise on the past frames that the motion model sees: rising with their distance, none, or in four steps."""
     render_steps: int | None = None
-    """DDIM steps per window of 16 frames, 0..1000. Fewer are faster. 0 shows the guess, if the model has one."""
+    """DDIM steps per window of 16 frames, 0..1000. Fewer are faster. 0 shows the portrait as the
+    guess network moves it, if the model has such a network."""
     render_cfg: float | None = None
     """Guidance on the motion, 1..20: how strongly the frames follow it. 1 turns guidance off and halves the work."""
     relative_motion: bool | None = None
-    """Move the portrait by the change of motion since the first frame, which then shows it unmoved. False shows the
-    motion as it is, which is the paper's way."""
+    """Move the portrait by the change of motion since the first frame, so that the first frame shows it unmoved. False
+    shows the motion as it is, which is the paper's way."""
     paste_back: bool = False
     """Put the face back into the whole picture, which is shrunk so that no side is longer than 1920 px."""
     max_seconds: float = 3600

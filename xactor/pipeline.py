@@ -55,7 +55,7 @@ StepCallback = Callable[["XActorPipeline", int, int, dict[str, torch.Tensor]], d
 class XActorPipeline(DiffusionPipeline):
     """Animate portraits: `XActorPipeline.from_pretrained()("face.png", "speech.wav").save("out.mp4")`."""
 
-    # Without an order of offloading, diffusers refuses to offload models to the CPU.
+    # With None, diffusers refuses to offload models to the CPU.
     model_cpu_offload_seq = None
 
     def __init__(
@@ -116,7 +116,7 @@ class XActorPipeline(DiffusionPipeline):
             samples: The audio, float32 [N], mono, 16 kHz. It gives round(N / 640) frames.
             seed: The same seed, portrait and audio give the same frames.
             motion: Options of the motion model. By default the model's recommendation, `self.recommended`.
-            render: Options of the renderer. By default likewise.
+            render: Options of the renderer. By default also the model's recommendation.
             paste_back: Put the face back into its picture.
             callback_on_step_end: See `__call__`.
         """
@@ -162,7 +162,7 @@ class XActorPipeline(DiffusionPipeline):
             num_motion_steps: DDIM steps of each chunk of motion. By default `motion.steps`.
             audio_guidance_scale: Guidance of the motion by the audio, 1..20. By default `motion.audio_cfg`.
             motion: Options of the motion model. By default the model's recommendation, `self.recommended`.
-            render: Options of the renderer. By default likewise.
+            render: Options of the renderer. By default also the model's recommendation.
             paste_back: Put the face back into its picture, which is shrunk so that no side is longer than 1920
                 pixels.
             max_seconds: Refuse longer audio.
@@ -346,7 +346,7 @@ def _load_diffusers(kind: Any, folder: Path, config: str, dtype: torch.dtype, op
     # diffusers would also load the config of another class, and would leave the weights random.
     saved = _read_json(folder / config).get("_class_name")
     if saved != kind.__name__:
-        raise ValueError(f"{config} must be of a {kind.__name__}, got {saved}")
+        raise ValueError(f"{config} must describe a {kind.__name__}, got {saved}")
     if not issubclass(kind, torch.nn.Module):
         return kind.from_pretrained(folder)
     options = {"torch_dtype": dtype, "low_cpu_mem_usage": is_accelerate_available(), **options}

@@ -18,7 +18,7 @@ MAX_PIXELS = 89_000_000
 MAX_SIDE_PX = 4096
 MIN_SIDE_PX = 32
 # The landmark model misses faces smaller than about a seventh of the picture. If it finds none in the whole picture,
-# squares of it are searched, whose sides are these fractions of its longer side.
+# squares of the picture are searched. Their sides are these fractions of the picture's longer side.
 _SQUARE_FRACTIONS = (1 / 2, 1 / 4)
 # Smaller squares are not searched.
 _MIN_SQUARE_PX = 96
@@ -163,7 +163,7 @@ def _decoded(image: Image.Image, name: str) -> np.ndarray:
             f"{name}: a camera's raw file, of which only a preview can be read; save it as JPEG or PNG"
         )
     try:
-        # Reduces a JPEG while it is decoded, which saves time and memory. Other formats ignore it.
+        # `draft` reduces a JPEG while it is decoded, which saves time and memory. Other formats ignore the call.
         image.draft("RGB", (MAX_SIDE_PX, MAX_SIDE_PX))
         image.load()
         image = ImageOps.exif_transpose(image)

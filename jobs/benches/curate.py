@@ -62,7 +62,7 @@ def bench_stages(
     video_s: dict[str, float] = {}
 
     def timed(stage: str, seconds_of: Callable[[Any], float], work: Callable[[], Any]) -> Any:
-        """Do a stage's work and return its result, whose seconds of video `seconds_of` returns."""
+        """Do a stage's work, add its CPU time and the seconds of video in its result, and return the result."""
         begun = time.process_time()
         result = work()
         cpu_s[stage] = cpu_s.get(stage, 0.0) + time.process_time() - begun
@@ -152,8 +152,8 @@ def bench_tracking(pieces: Sequence[Piece], scratch: Path, count: int, rounds: i
 def bench_encoding(videos: str, scratch: Path, count: int, rounds: int) -> dict[str, Any]:
     """Measure the seconds of video per second that one actor and two actors of precomputation encode.
 
-    The motion encoder takes pictures of 64 px and has random weights. It encodes one clip again and again, and writes a
-    shard each time. The figure `waits` is the share of the time in which the encoders had no pictures.
+    The motion encoder takes pictures of 64 px and has random weights. The actors encode one clip repeatedly, and write
+    a shard each time. The figure `waits` is the share of the time in which the encoders had no pictures.
 
     Raises:
         ValueError: There are too few shards, or a clip cannot be encoded.
@@ -192,8 +192,8 @@ def _compare_actors(
 ) -> tuple[dict[str, float], list[Any]]:
     """Measure the seconds of video per second that one actor and two actors of a stage process, in turn.
 
-    Every actor computes on one thread, and all inputs have the same length. The time counts from the actors' first
-    results, because the first inputs wait for the models. It counts to the last result during which all actors worked,
+    Every actor computes on one thread, and all inputs have the same length. The time starts at the actors' first
+    results, because the first inputs wait for the models. It ends at the last result up to which all actors were busy,
     because the last inputs may run alone.
 
     Args:

@@ -75,7 +75,7 @@ def speech(frames: int, seed: int = 0) -> Tensor:
 
 
 def compare_cache(size: str, *, steps: int, rounds: int) -> dict[str, Any]:
-    """Measure one chunk after a full history: with the engine's cache, and with the history in every DDIM step."""
+    """Time one chunk after a full history: with the cache, and with the history recomputed in every DDIM step."""
     model = make_model(size)
     chunk, history = model.config.chunk_frames, model.config.context_frames - model.config.chunk_frames
     config, window = SamplingConfig(steps=steps), model.config.audio_window
@@ -150,8 +150,8 @@ def compare_batching(
     """Compare three ways to serve the same requests.
 
     The engine admits a request at any time. The other two ways serve one request after another, or batches of all
-    requests that have arrived. The requests arrive twice as fast as single ones can be served. The three ways take
-    turns in every round, and ratios are of medians over the rounds.
+    requests that have arrived. The requests arrive twice as fast as they can be served one by one. The three ways
+    take turns in every round. The figures and their ratio use medians over the rounds.
     """
     model = make_model(size)
     config = SamplingConfig(steps=steps)
@@ -324,14 +324,14 @@ def measure_length(size: str, *, minutes: int, steps: int) -> dict[str, Any]:
 
 
 def _step_until(engine: MotionEngine, stream: MotionStream, made: int) -> None:
-    """Step the engine until the stream has made that many frames in all."""
+    """Step the engine until the stream has made `made` frames in all."""
     while stream.made < made:
         engine.step()
         stream.take()
 
 
 def _drain(engine: MotionEngine, stream: MotionStream) -> None:
-    """Step the engine until all sound is used. The viewer plays each frame at once."""
+    """Step the engine until all sound is used, as if a viewer played each frame at once."""
     while engine.step():
         stream.take()
         stream.played = stream.made

@@ -1,7 +1,7 @@
 """Compare the renderer's frames per second and peak memory with AnimateDiff's, by window, steps and size.
 
-The weights are random, which does not change the speed. Each case runs in a separate process, because the system counts
-the peak of memory by process.
+The weights are random, which does not change the speed. Each case runs in a separate process, because the operating
+system records the peak of memory per process.
 """
 
 import gc
@@ -139,7 +139,7 @@ def run_case(case: Case) -> Measured:
     render_window = prepare(case, device, dtype)
     # The first window warms up.
     render_window()
-    # Do not count the memory that was needed to make the models.
+    # On a GPU, do not count the memory that was needed to make the models.
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()

@@ -23,9 +23,9 @@ class ReportActing:
     output: Path = Path("demo/report/acting")
     """Folder for report.json and acting.png."""
     max_seconds: float = 20.0
-    """Maximum number of seconds that are compared of each clip."""
+    """Maximum number of seconds of each clip that are compared."""
     options: AnimateOptions = field(default_factory=AnimateOptions)
-    """Options of the videos."""
+    """Options of the generated videos."""
 
     def execute(self) -> int:
         from xactor_platform.evaluation.acting_report import report_acting

@@ -24,9 +24,9 @@ class ReportRender:
     output: Path = Path("demo/report/render")
     """Folder for report.json and faces.png."""
     latents: LatentSource = "encoder"
-    """What makes the latents: the motion encoder, from the true frames, or the clips' control tracks."""
+    """Source of the latents: the motion encoder, applied to the true frames, or the clips' control tracks."""
     windows: int = 2
-    """Number of windows that are rendered of each clip, at least 1."""
+    """Number of windows of each clip that are rendered, at least 1."""
     max_clips: int = 8
     """Maximum number of held-out clips. The longest clips are used."""
     render: RenderConfig = field(default_factory=RenderConfig)

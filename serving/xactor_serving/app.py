@@ -16,8 +16,9 @@ from xactor_serving.ingress import Ingress
 from xactor_serving.motion_replica import Motion
 from xactor_serving.render_replica import Render
 
-# Used if a config file sets no autoscaling. Ingresses report samples of their load every 10 s. A replica is added when
-# two reports in a row ask for it, so that a single report during a burst adds none.
+# Autoscaling of a deployment whose number of replicas is 0, unless a config file overrides it. Ingresses report samples
+# of their load every 10 s. A replica is added when two reports in a row ask for it, so that a single report during a
+# burst adds none.
 _AUTOSCALING = {
     "min_replicas": 1,
     "max_replicas": MAX_AUTOSCALED_REPLICAS,

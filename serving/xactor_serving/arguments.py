@@ -1,6 +1,6 @@
 """Define the arguments of the service, for `xactor-serve` and for Serve config files.
 
-This module imports only pydantic, so that the command's help does not wait for Ray or torch.
+This module imports neither Ray nor torch, so that the command's help does not wait for them.
 """
 
 from pathlib import Path

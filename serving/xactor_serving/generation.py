@@ -213,5 +213,5 @@ class Generation:
             assert first > job.first_frame, "a chunk without frames"
 
     def _first_audio_frame(self, first_frame: int) -> int:
-        """Return the first frame whose audio features a chunk needs, to see its history."""
+        """Return the first frame whose audio features a chunk needs, including those of its history."""
         return max(first_frame - self.facts.history_frames - self.facts.audio_window, 0)

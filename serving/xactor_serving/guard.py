@@ -34,7 +34,7 @@ class Guard:
         app: The application.
         keys: Accepted API keys; empty where none is needed.
         max_body_bytes: Maximum size of a request's body.
-        upload_timeout_s: Seconds until a request's body must have arrived.
+        upload_timeout_s: Seconds within which a request's whole body must arrive.
     """
 
     def __init__(self, app, *, keys: tuple[str, ...], max_body_bytes: int, upload_timeout_s: float):

@@ -26,7 +26,7 @@ _AGENT_TIMEOUT_S = 5
 
 
 class _Metrics:
-    """Hold the metrics of one process. It must be created inside a replica, because Ray labels them with its name."""
+    """Hold the metrics of one process. Create it inside a replica: Ray labels metrics with the replica's name."""
 
     def __init__(self):
         # Chunks or windows that are waiting or in progress, by deployment.

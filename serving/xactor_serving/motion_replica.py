@@ -139,7 +139,7 @@ class EngineThread:
                 self._busy_since = time.monotonic()
                 if not ticket.closed and self._admit(ticket):
                     active.append(ticket)
-            # Start again, because the health check bounds the time of a step without the admissions before it.
+            # Restart the clock, because the health check bounds the time of a step without the admissions before it.
             self._busy_since = time.monotonic()
             try:
                 stepped = self._engine.step()

@@ -25,8 +25,8 @@ class VideoOptions(BaseModel):
     quality: Annotated[
         Quality | None,
         Field(
-            description="Choose among the options that the model recommends; by default its own choice. Options that "
-            "are given override it.",
+            description="Use the options that the model recommends for this quality. By default the model "
+            "chooses the quality. Options that are given override the recommended ones.",
             examples=["good"],
         ),
     ] = _DEFAULT.quality

@@ -43,7 +43,7 @@ class Videos:
         self._facts: tuple[MotionFacts, RenderFacts] | None = None
 
     async def facts(self) -> tuple[MotionFacts, RenderFacts]:
-        """Return the descriptions of both models, cached, because other weights are deployed with a new ingress."""
+        """Return the descriptions of both models. They are cached, because new weights come with a new ingress."""
         self._facts = self._facts or await self._replicas.facts()
         return self._facts
 
@@ -72,7 +72,7 @@ class Videos:
             yield
         finally:
             self._open[key] -= 1
-            # Without an entry of 0, `drain` sees an empty counter, and keys do not accumulate.
+            # Delete an entry of 0, so that `drain` sees an empty counter and keys do not accumulate.
             if not self._open[key]:
                 del self._open[key]
             metrics().open_videos.set(self._open.total())
@@ -162,7 +162,7 @@ class Videos:
 
     @staticmethod
     def _encode(video: FragmentedVideo, face: FaceCrop, frames: Iterator[np.ndarray]) -> bytes:
-        """Take frames until they complete a fragment, and return it. Return b"" if they run out before."""
+        """Take frames until they complete a fragment, and return it. Return b"" if the frames run out first."""
         for frame in frames:
             # The picture is empty unless the face is pasted back.
             picture = face.box.paste(face.picture, frame) if len(face.picture) else frame

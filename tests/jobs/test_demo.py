@@ -38,6 +38,13 @@ def test_output_shows_titles_progress_and_results_but_no_library_messages(steps,
     assert "Feedback manager" in (tmp_path / "demo.log").read_text()
 
 
+def test_output_that_is_not_text_ends_no_step(steps, capsys):
+    steps.next()
+    code = r"import sys; sys.stdout.buffer.write(b'\xff\n'); print('done: step 4')"
+    assert steps.run([sys.executable, "-c", code]) == 0
+    assert "done: step 4" in capsys.readouterr().out
+
+
 def test_results_are_shown_without_library_messages(steps, capsys):
     steps.next()
     code = "print('WARNING: x'); print('Latents of 8 people'); import sys; print('hidden', file=sys.stderr)"

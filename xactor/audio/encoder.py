@@ -153,7 +153,7 @@ class FeatureStream:
 
     @property
     def _received(self) -> int:
-        """Samples that have arrived so far."""
+        """Return the number of samples that have arrived so far."""
         return self._start + len(self._samples)
 
     def _encode(self, windows_end: int) -> np.ndarray:
@@ -188,10 +188,9 @@ class LogMelEncoder(AudioEncoder):
     WIDTH = 400
     """Samples of an analysis window: 25 ms."""
     FFT = 512
-    """Length of the Fourier transform of an analysis window."""
+    """Length of the Fourier transform of an analysis window, in samples."""
     POWER_FLOOR = 1e-3
     """Power that is added to each band before the logarithm, about 35 dB below speech: quieter sound is silence."""
-    """Length of the Fourier transform, in samples."""
 
     def __init__(self, *, mels: int = 40, windows: WindowSpec | None = None):
         """Build the encoder with `mels` mel bands, 1..128."""
@@ -245,8 +244,8 @@ class Wav2Vec2Encoder(AudioEncoder):
 
         Args:
             model: The model of transformers.
-            layers: Numbers of other hidden layers to use. 0 is the input of the transformer, 1 the output of its first
-                layer.
+            layers: Numbers of the hidden layers to use instead of the default ones. 0 is the input of the transformer,
+                1 the output of its first layer.
             windows: The feature windows.
         """
         depth = model.config.num_hidden_layers
@@ -328,6 +327,7 @@ def load_audio_encoder(folder: str | Path, *, layers: tuple[int, ...] | None = N
     kind = json.loads(model_file.read_text()).get("model_type") if model_file.exists() else None
     if kind != "wav2vec2":
         raise ValueError(f"audio encoder in {folder} must be a wav2vec2 model, got model_type {kind!r}")
-    model = Wav2Vec2Model.from_pretrained(folder)
+    # transformers would keep the type of the saved weights, but the sound and the features are float32.
+    model = Wav2Vec2Model.from_pretrained(folder, dtype=torch.float32)
     saved = tuple(config["layers"]) if "layers" in config else None
     return Wav2Vec2Encoder(model, layers=layers or saved, windows=windows)

@@ -24,8 +24,8 @@ class WindowSpec:
     right_frames: int = 2
     """Frames of audio that the window has after these frames, >= 0."""
     floor_db: float = -40.0
-    """Loudness in dBFS (RMS) from which on a window is scaled to unit variance. Quieter windows stay as much quieter:
-    the noise of a long pause must not become as loud as speech. -inf scales every window."""
+    """Loudness in dBFS (RMS). A window at least this loud is scaled to unit variance. A quieter window stays quieter by
+    the difference, because the noise of a long pause must not become as loud as speech. -inf scales every window."""
 
     def __post_init__(self):
         for name, minimum in (("hop_frames", 1), ("left_frames", 0), ("right_frames", 0)):

@@ -43,13 +43,13 @@ def read_span(
         stream = container.streams.video[0]
         stream.thread_type, stream.thread_count = "AUTO", 1
         start_s = origin_s(container)
-        if first:
-            # Start one frame early: the picture to show may begin before the frame's own time.
-            frames = decode_from(container, stream, start_s + (first - 1) / fps)
-        else:
-            frames = decode(container, stream, source)
         converter = _PictureConverter(stream, max_px)
         try:
+            if first:
+                # Start one frame early: the picture to show may begin before the frame's own time.
+                frames = decode_from(container, stream, start_s + (first - 1) / fps)
+            else:
+                frames = decode(container, stream, source)
             yield from _at_constant_rate(frames, converter, start_s, usual_s(stream, fps), first, end, fps)
         except FFmpegError as error:
             raise ValueError(f"{source}: corrupt ({error.strerror})") from error

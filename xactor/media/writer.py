@@ -146,7 +146,7 @@ def join_videos(
                     track = container.add_stream_from_template(pictures)
                     speech = Speech(container, samples, sample_rate_hz, fast=False)
                 assert pictures.time_base is not None
-                # Units of the track's clock.
+                # Length of a frame, in units of the track's clock.
                 frame_ticks = Fraction(1, fps) / pictures.time_base
                 segment_start = round(frames * frame_ticks)
                 for packet in source.demux(pictures):

@@ -272,7 +272,7 @@ def emotion_difference(made: np.ndarray, true: np.ndarray, *, weights: str) -> S
         weights: Weights of the model that computed them.
 
     Raises:
-        ValueError: The shapes differ, or in no frame both videos show a face.
+        ValueError: The shapes differ, or there is no frame in which both videos show a face.
     """
     if made.shape != true.shape or made.ndim != 2:
         raise ValueError(

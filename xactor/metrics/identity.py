@@ -164,9 +164,9 @@ def similarity(points: np.ndarray, template: np.ndarray) -> np.ndarray:
 def aligned(frame: np.ndarray, points: np.ndarray, template: np.ndarray, side_px: int) -> np.ndarray:
     """Align points of a frame uint8 [H, W, 3] to a template: uint8 [side_px, side_px, 3], black past the border.
 
-    A new pixel is interpolated between four pixels, as ArcFace's own alignment does at any scale. Ours: if more than
-    four pixels of the frame become one pixel of the chip, they are averaged first, so that large portraits and small
-    videos look alike.
+    A new pixel is interpolated between four pixels, as ArcFace's own alignment does at any scale. Ours: if four or more
+    pixels of the frame, along a side, become one pixel of the chip, squares of them are averaged first, so that large
+    portraits and small videos look alike.
     """
     to_template = similarity(points, template)
     # Side of the squares that are averaged. After that, two to four pixels along a side become one.

@@ -7,6 +7,8 @@
     while not stream.done:
         engine.step()
         z = stream.take()
+        # The engine pauses a stream that is far ahead of its viewer.
+        stream.played = stream.made
 
 One step of the engine is one forward pass. It is either one DDIM step of several streams, each with its own noise
 levels and frame numbers, or a history pass: the pass over one stream's history that must precede the steps of a new
@@ -120,8 +122,8 @@ class MotionEngine:
     def step(self) -> list[MotionStream]:
         """Run one forward pass. Return the streams that advanced: none if all wait for audio or for their viewers."""
         ready = [s for s in self.streams if s.made - s.played < self.run_ahead_frames and not s.needs_audio]
-        # The least playback buffer first. The sort is stable, so among equals the stream that was opened first comes
-        # first.
+        # The stream with the smallest playback buffer comes first. The sort is stable, so among equals the stream that
+        # was opened first comes first.
         chosen = sorted(ready, key=lambda s: s.made - s.played)[: self.max_batch]
         for stream in chosen:
             stream.begin_chunk()

@@ -15,8 +15,8 @@ class ForcingConfig:
     noise: Literal["per_frame", "per_chunk"] = "per_frame"
     """Draw one noise level per frame (the paper's asynchronous scheme) or per chunk."""
     chunk_lengths: tuple[int, ...] = ()
-    """Lengths in frames of which one is drawn for each sample's chunks: divisors of the model's chunk_frames. Then the
-    model can be sampled with each of them. Empty: the model's chunk_frames (the paper's way)."""
+    """Chunk lengths in frames: divisors of the model's chunk_frames. One length is drawn for each sample, so that the
+    model can be sampled with any of them. Empty: always the model's chunk_frames (the paper's way)."""
     audio_drop: float = 0.1
     """Probability, 0..1, that the whole audio of a sample is dropped."""
 

@@ -21,8 +21,8 @@ def load_motion_model(
 ) -> MotionTransformer:
     """Load the motion model of a model folder or of stage 2's export, ready to sample.
 
-    The latents' moments are part of the transformer. The scheduler has no state, so it is not returned. It is only
-    checked to be the kind with which the engine samples.
+    The latents' moments are part of the transformer. The scheduler has no state, so it is not returned. Only its kind
+    is checked: it must be the scheduler with which the engine samples.
 
     Args:
         folder: Holds motion/ and motion_scheduler/.

@@ -1,7 +1,7 @@
 """Define attention masks as predicates over positions (q, kv). A predicate is True where q may attend to kv.
 
-Positions are frame numbers: ints, or integer tensors that broadcast, and so are the lengths of chunks. The same
-predicate builds the dense mask of SDPA and the `mask_mod` of FlexAttention.
+Positions are frame numbers. Positions and chunk lengths are ints, or integer tensors that broadcast. The same predicate
+builds the dense mask of SDPA and the `mask_mod` of FlexAttention.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def teacher_visible(q, kv, chunk_frames, *, frames: int, attention: Attention):
     """Return whether kv is visible to q in teacher forcing: one pass over 2 x frames tokens, [clean | noised].
 
     A clean frame sees clean frames by the rule of `visible`. A noised frame of chunk c sees the clean frames of the
-    chunks before c and the noised frames of c itself.
+    chunks before c and, by the rule of `visible`, the noised frames of c itself.
     """
     q_noised, kv_noised = q >= frames, kv >= frames
     q_frame, kv_frame = q % frames, kv % frames

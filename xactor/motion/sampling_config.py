@@ -14,8 +14,9 @@ class SamplingConfig:
     audio_cfg: float = 3.0
     """Guidance scale on the audio, 1..20. The paper uses 3. At 1 the uncond branch is not computed."""
     cfg_rescale: float = 0.0
-    """How far guidance keeps the size of the motion, 0..1, after Lin et al. 2024 ("Common Diffusion Noise Schedules and
-    Sample Steps are Flawed"). At 0, as in the paper, motion grows with the guidance and over a long video."""
+    """Strength, 0..1, with which the size of the guided motion is reset to its size without guidance, after Lin et al.
+    2024 ("Common Diffusion Noise Schedules and Sample Steps are Flawed"). At 0, as in the paper, motion grows with the
+    guidance and over a long video."""
     chunk_frames: int | None = None
     """Frames that are denoised together: one of the model's chunk_lengths. None: its chunk_frames. Shorter chunks need
     less audio ahead of time."""

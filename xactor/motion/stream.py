@@ -83,7 +83,7 @@ class MotionStream:
         self._model = model
         self.chunk_frames = config.chunk_frames or model.config.chunk_frames
         # For each row of the plan, the number of frames in a full chunk whose noise levels have begun to fall. The
-        # history does not matter here: its length is 0 and its capacity is any number.
+        # history does not matter here, so its length is 0 and its capacity is arbitrary.
         plan = sampling_plan(0, self.chunk_frames, 1, config)
         self._moving_frames = (plan < MAX_LEVEL).sum(1).tolist()
         # Features [n, L, F] from frame `_audio_first` on.
@@ -251,7 +251,11 @@ class MotionStream:
         return self._audio_first + len(self._audio)
 
     def _embed_audio(self, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Return audio embeddings [n + 2w, A], from w frames before `first` to w past `last`, and which are real."""
+        """Return audio embeddings for the frames from w before `first` to w past the last frame, `last` - 1.
+
+        Returns:
+            The embeddings [n + 2w, A], and bool [n + 2w], False before the recording's start and past its end.
+        """
         # Embed here and not in `feed`, whose pieces may have any length: rounding depends on which frames are embedded
         # together.
         window, device = self._model.config.audio_window, self._model.device
@@ -289,4 +293,4 @@ class _Chunk:
     clean: int = 0
     """Number of frames that are clean."""
     audio: tuple[Tensor, Tensor] | None = None
-    """Audio embeddings for the moving frames, and which are real: see `_embed_audio`."""
+    """Audio embeddings for the moving frames, and the mask of the real ones: see `_embed_audio`."""

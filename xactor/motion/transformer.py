@@ -76,7 +76,7 @@ class MotionTransformerConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     def check_chunk(self, frames: int | None) -> None:
-        """Raise ValueError if the model was not trained with chunks of so many frames. None means `chunk_frames`."""
+        """Raise ValueError if the model was not trained with chunks of this length. None means `chunk_frames`."""
         if frames is not None and frames not in self.chunk_lengths:
             lengths = ", ".join(map(str, self.chunk_lengths))
             raise ValueError(f"chunk_frames must be one of this model's, {lengths}, got {frames}")

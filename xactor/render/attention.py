@@ -39,9 +39,9 @@ class Locality(nn.Module):
     """Weaken the attention of a query to keys that are far from the place at which the query looks.
 
     Queries and keys lie in square planes. A query looks at its own place plus a learned offset, so that it can find a
-    moved part at its old place. With p the place at which the query looks and k the key's place, the
-    logits get the term -a |p - k|^2. It equals 2 a p.k - a |k|^2 plus a term that all keys share, which the softmax
-    ignores. So three more columns of queries and keys compute it.
+    moved part at its old place. With p the place at which the query looks and k the key's place, the logits get the
+    term -a |p - k|^2. It equals 2 a p.k - a |k|^2 plus a term that all keys share, which the softmax ignores. So three
+    more columns of queries and keys compute it.
 
     Args:
         heads: Number of attention heads.
@@ -81,7 +81,7 @@ class Locality(nn.Module):
 
 
 def _places(side: int, like: Tensor) -> Tensor:
-    """Return the places of a plane's tokens from its middle, in units of their distance: [side x side, 2]."""
+    """Return the places of a plane's tokens relative to its middle, in units of a token: [side x side, 2]."""
     line = torch.arange(side, device=like.device, dtype=like.dtype) - (side - 1) / 2
     return torch.cartesian_prod(line, line)
 

@@ -1,4 +1,4 @@
-"""Augment frames to keep identity out of z: the encoder's frame and the renderer's share only motion (Paper 3.1).
+"""Augment frames to keep identity out of z: the encoder's and the renderer's frame share only motion (Paper 3.1).
 
 X-NeMo varies colour, scale, crop and warp between the driving frame, which the encoder sees, and the target. So the
 colour or the shape of a face in the driving frame says nothing about the target, and only motion is useful in z.
@@ -68,8 +68,8 @@ class Augmentation:
 def augment(frames: Tensor, changes: list[Augmentation]) -> Tensor:
     """Change frames [B, F, 3, S, S] in [-1, 1]. Each sample has its own change, which applies to all of its frames.
 
-    It computes in float32 and returns the frames' type: in bf16, coordinates would be wrong by up to two pixels at 512
-    px.
+    The function computes in float32 and returns the frames' type: in bf16, coordinates would be wrong by up to two
+    pixels at 512 px.
     """
     samples, count = frames.shape[:2]
     size = frames.shape[-2:]

@@ -144,7 +144,7 @@ def _write_decoder(decoder: Any, basis: Tensor) -> None:
 
 
 def _cosines(side: int, count: int) -> Tensor:
-    """Return the first orthonormal cosines over a block's places times opponent colours: [count, 3, side, side]."""
+    """Return the first products of a block's orthonormal cosines and opponent colours: [count, 3, side, side]."""
     k = torch.arange(side)
     wave = torch.cos(math.pi * (2 * k + 1) * k[:, None] / (2 * side)) * math.sqrt(2 / side)
     wave[0] = math.sqrt(1 / side)

@@ -28,7 +28,7 @@ GUESS_SPREAD = 0.25
 # Largest side of latents at which the blocks of a UNet from random weights attend. On CPUs, attention between 32 x 32
 # places of a frame and of the reference would take most of the time.
 _MAX_ATTENTION_SIDE = 16
-# Otherwise diffusers needs the package accelerate to load models, and nothing else here needs it.
+# Without this option diffusers needs the package accelerate to load models, and nothing else here needs it.
 _LOADING: Any = {"low_cpu_mem_usage": False}
 
 
@@ -175,7 +175,7 @@ def random_components(
 
 
 def _pass_values_on(unet: RendererUNet) -> None:
-    """Initialise attention to pass values on at full strength. Random weights need no protection by a small start."""
+    """Initialise attention to pass values on at full strength, because no trained weights need a small start."""
     for _, block in spatial_blocks(unet):
         for attention in (block.attn1, block.attn2):
             for layer in (attention.to_v, attention.to_out[0]):
@@ -194,7 +194,7 @@ def published_components(
     guess_channels: tuple[int, ...] | None = None,
     seed: int = 0,
 ) -> Components:
-    """Return components that start from published weights, which are in their published formats.
+    """Return components that start from published weights, read in their published formats.
 
     The text cross-attention of SD1.5's UNet is dropped, and listed in the log.
 

@@ -20,10 +20,10 @@ class GuessNetwork(nn.Module):
     """Move a portrait by the change of its motion latent.
 
     A network of convolutions reads the portrait at half its size, at most 64 px, and is told the motion by a scale and
-    shift of its channels (FiLM, Perez et al. 2018). It gives, for each place, where the colour comes from, a new colour
-    (the inside of a mouth, a closed lid), and how much the new colour covers. Two convolutions at full size sharpen the
-    result. Everything is multiplied by amounts that are zero without a change, so that an unmoved portrait stays as it
-    is, to the bit.
+    shift of its channels (FiLM, Perez et al. 2018). For each place, it returns the place from which the colour comes, a
+    new colour (the inside of a mouth, a closed lid), and how much the new colour covers. Two convolutions at full size
+    sharpen the result. Everything is multiplied by amounts that are zero without a change, so that an unmoved portrait
+    stays as it is, to the bit.
 
     Args:
         latent_dim: Width of z.
@@ -59,8 +59,8 @@ class GuessNetwork(nn.Module):
         Args:
             pictures: Portraits, [N, 3, S, S] in [-1, 1].
             change: Change of the motion latents since the portraits, [N, latent_dim].
-            scale: How many times larger the portraits are than those that the network learned from. It sees them
-                reduced, and moves them as they are.
+            scale: How many times larger the portraits are than those that the network learned from. The network sees
+                reduced portraits, but moves the full-size ones.
         """
         code = self.code(change)  # [N, code]
         shares = _MAX_SHARE * torch.tanh(self.shares(change) / _MAX_SHARE)  # [N, K]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from xactor.render.frames import to_model
 
-# Sides of the grids to which the last blocks' features are pooled. A grid keeps the place in the face that moves.
+# Sides of the grids to which the last blocks' features are pooled. A grid preserves where in the face a motion is.
 _GRIDS = (8, 8, 4)
 
 

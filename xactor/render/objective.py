@@ -64,7 +64,7 @@ class _Motion:
     logvar: Tensor
     """Posterior log variance of the frames' z, [B F, D]."""
     z: Tensor
-    """The frames' z from which the renderer learns, [B F, D]: a sample of the posterior, or what the controls say."""
+    """The frames' z from which the renderer learns, [B F, D]: samples of the posterior, or made from controls."""
     origin: Tensor
     """Posterior mean of the references' z, [B, D]."""
 
@@ -138,8 +138,8 @@ class RenderObjective(nn.Module):
             seeds: Seed of each sample, for all of its random draws.
             phase: One of PHASES.
             controls: Control tracks at the reference and the frames, float32 [B, 1 + F, 57]. With them, E_mot learns
-                the controls, and the renderer learns from the controls' latents instead of E_mot's. A small renderer
-                so learns motion from the first step, when E_mot knows nothing yet.
+                the controls, and the renderer learns from the controls' latents instead of E_mot's. In this way a small
+                renderer learns motion from the first step, when E_mot knows nothing yet.
         """
         windows = 1 if phase == "temporal" else frames.shape[1]
         clips = self._augmented(frames, reference, weight, seeds, windows, controls)
@@ -235,7 +235,7 @@ class RenderObjective(nn.Module):
         if self.unet.guess_network:
             loss = loss + self.config.motion_weight * self._guess_error(clips, motion)
         if taught:
-            # The controls already say nothing about the person.
+            # The controls contain no identity, so z needs no penalty on it.
             return loss
         means = motion.mean.unflatten(0, (-1, clips.frames))  # [B, F, D]
         shared = shared_part(torch.cat([motion.origin[:, None], means], dim=1))  # [B]
@@ -319,7 +319,7 @@ def _quarter(clip: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def shared_part(z: Tensor) -> Tensor:
-    """Return the share of n latents [B, n, D] that is common to all n: [B], from 0 (nothing) to 1 (everything).
+    """Return the share of n latents [B, n, D] that is common to all n: [B], from about 0 (nothing) to 1 (everything).
 
     It is a share and not an amount, because an amount could be reduced by shrinking the latents.
     """

@@ -40,7 +40,7 @@ def predict(
     signal = signal[:, None, None, None, None]  # [B, 1, 1, 1, 1]
     noise = 1 - signal  # b^2
     a, b = signal.sqrt(), noise.sqrt()
-    variance = signal * spread**2 + noise  # of a UNet's input around a g
+    variance = signal * spread**2 + noise  # of the UNet's input x_t around a g
     return (
         spread / variance.sqrt() * out + a * b * (1 - spread**2) / variance * (noisy - a * guess) - b * guess
     )

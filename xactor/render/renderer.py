@@ -244,8 +244,9 @@ class Renderer:
     ) -> Iterator[np.ndarray]:
         """Yield a video's frames, uint8 [S, S, 3].
 
-        The first frame is the unmoved portrait. In the other frames it moves by the change of z since the first frame.
-        A window is rendered as soon as its latents have arrived. At most two windows are held in memory.
+        With `relative_motion`, the first frame is the unmoved portrait, and the other frames move it by the change of z
+        since the first frame. A window is rendered as soon as its latents have arrived. At most two windows are held in
+        memory.
 
         Args:
             reference: The portrait.

@@ -99,7 +99,7 @@ class RendererUNet(UNetMotionModel):
         if guess_spread is not None and not guess_channels:
             raise ValueError(f"guess_spread must be None for a UNet without a guess, got {guess_spread}")
         if guess_scale < 1 or (guess_scale > 1 and guess_spread is None):
-            raise ValueError(f"guess_scale must be >= 1, and 1 for a UNet without a guess, got {guess_scale}")
+            raise ValueError(f"guess_scale must be >= 1, and 1 without guess_spread, got {guess_scale}")
         super().__init__(
             sample_size=sample_size,
             in_channels=in_channels,
@@ -222,8 +222,8 @@ class TemporalLayer(nn.Module):
         x = self.norm(x.permute(0, 2, 1, 3, 4))  # [B, C, F, h, w]
         x = x.permute(0, 3, 4, 2, 1).reshape(batch * height * width, frames, channels)  # [B h w, F, C]
         x = self.proj_in(x)  # [B h w, F, C']
-        # The preference applies to the whole process. Another thread may run with it meanwhile, which can only be
-        # slower.
+        # The preference applies to the whole process. Another thread may run with it meanwhile, which can only make
+        # that thread slower.
         preferred = sdpa_kernel(_BACKENDS_FOR_SHORT, set_priority=True) if x.is_cuda else nullcontext()
         with preferred:
             for block in self.transformer_blocks:

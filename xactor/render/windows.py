@@ -18,14 +18,15 @@ class RenderConfig:
     """Choose how a video is rendered."""
 
     steps: int = 25
-    """DDIM steps per window, 0..1000. The paper uses 25. 0 shows the guess, if the renderer has one."""
+    """DDIM steps per window, 0..1000. The paper uses 25. 0 shows the portrait as the guess network
+    moves it, if the renderer has such a network."""
     cfg: float = 2.5
     """Guidance on the motion, 1..20. The paper uses 2.5; 1 means no guidance."""
     window_frames: int = 16
     """Frames that are denoised together, at least 1."""
     relative_motion: bool = True
-    """Move the portrait by the change of motion since the video's first frame, which then shows the portrait unmoved.
-    False: show the motion as it is (the paper's way)."""
+    """Move the portrait by the change of motion since the video's first frame, so that this frame shows the portrait
+    unmoved. False: show the motion as it is (the paper's way)."""
     overlap_frames: int = 4
     """Frames that two neighbouring windows share, at most half of window_frames."""
 

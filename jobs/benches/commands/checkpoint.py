@@ -22,7 +22,7 @@ class BenchCheckpoint:
     layers: int = 17
     """Number of linear layers, at least 1. The defaults make a state of 1.1 GB."""
     rounds: int = 4
-    """Number of rounds. Each round saves in every way. One more round warms up and is not counted."""
+    """Number of rounds. Each round saves once in each of the three ways. An extra round warms up."""
     steps: int = 3
     """Number of training steps that are timed without a save in progress, and again during a save."""
     storage: str | None = None

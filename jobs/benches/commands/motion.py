@@ -29,7 +29,7 @@ class BenchMotion:
     streams: int = 8
     """Number of streams that are batched, at least 1."""
     minutes: int = 60
-    """Minutes of motion in the long run, at least 2. Its last minute is compared with its second one."""
+    """Length of the long run, in minutes of motion, at least 2. The last minute is compared with the second one."""
     rounds: int = 3
     """Number of rounds of each measurement. The figures are medians."""
     output: Path = BENCHMARKS / "motion.json"
@@ -63,7 +63,7 @@ class BenchMotion:
         return 0
 
     def _rates(self, sizes: tuple[Size, ...]) -> list[dict[str, Any]]:
-        """Measure every size with every number of steps. Repeat all but the highest number in four groups."""
+        """Measure every size with every number of steps, and all numbers but the highest also with four groups."""
         from benches.motion import measure_rate
         from xactor.motion import SamplingConfig
 

@@ -1,4 +1,4 @@
-"""Run messages through stages on Ray Data, retry lost messages, and track the tasks that a driver starts for results.
+"""Run messages through stages on Ray Data, retry lost messages, and track tasks that a driver starts on the results.
 
     messages -> map_batches(stage 1, its pool) -> map_batches(stage 2, its pool) -> ... -> results
 
@@ -40,7 +40,7 @@ class Step:
     """Messages that an actor takes at a time."""
     max_in_flight: int | None = None
     """Maximum number of tables that one actor holds, running or waiting. None is Ray Data's default. If the actor dies
-    twice, all of them are lost."""
+    twice, all these tables are lost."""
 
 
 @dataclass(frozen=True, kw_only=True)

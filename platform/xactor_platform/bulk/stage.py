@@ -67,7 +67,7 @@ class BatchStage(ABC):
         if unfinished:
             for message in self.run_batch(unfinished):
                 yield pack(message)
-        # A call yields at least one table, also for an empty one.
+        # A call yields at least one table, even if its input is empty.
         if not table.num_rows:
             yield empty_table()
 

@@ -11,20 +11,20 @@ import ray
 from ray.autoscaler.sdk import request_resources
 
 DATA_CPUS = 1.0
-"""CPUs that a training leaves to Ray Data, which waits for ever without one."""
+"""CPUs that a training leaves to Ray Data, which waits for ever if it has no CPU."""
 
 _POLL_S = 1.0
 
 
 def check_pools_fit(min_cpus: float) -> None:
-    """Raise ValueError if the Ray that this process started has fewer CPUs than one actor of each stage needs.
+    """Raise ValueError if the pools at their smallest sizes need more CPUs than this process's own Ray has.
 
     A cluster that RAY_ADDRESS names is not checked, because it may grow.
     """
     available = ray.cluster_resources().get("CPU", 0.0)
     if min_cpus > available and "RAY_ADDRESS" not in os.environ:
         raise ValueError(
-            f"this machine has {available:g} CPUs, one actor of each stage needs {min_cpus:g}: "
+            f"this machine has {available:g} CPUs, the pools at their smallest sizes need {min_cpus:g}: "
             f"lower --pools.*.cpus or --pools.*.min"
         )
 
@@ -43,7 +43,7 @@ def room_for_ranks(
     The request is withdrawn when the block ends. The block gets True if each rank gets a GPU.
 
     Args:
-        ranks: worker processes that the cluster should grow to.
+        ranks: number of ranks that the cluster should have room for.
         min_ranks: number of ranks that must have room before the block starts. None is all `ranks`.
         cpus_per_rank: CPUs of each rank.
         device: `gpu` needs one GPU for each rank; `auto` does so if the cluster has any GPU.
@@ -55,7 +55,7 @@ def room_for_ranks(
     rank_resources = {"CPU": cpus_per_rank}
     if device == "gpu" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0):
         rank_resources["GPU"] = 1
-    # One bundle for each rank, not their sum, so that nodes are added that a rank fits on. Ray needs whole numbers.
+    # One bundle for each rank, not their sum, so that a rank fits on each added node. Ray needs whole numbers.
     bundle = {name: math.ceil(amount) for name, amount in rank_resources.items() if amount}
     request_resources(bundles=[*([bundle] * ranks), {"CPU": math.ceil(DATA_CPUS)}])
     try:

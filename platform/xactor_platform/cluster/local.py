@@ -88,7 +88,7 @@ def local_cluster(
 
     Args:
         cpus: CPUs that the head node declares. They may be more than the machine has.
-        groups: worker groups by name. With them Ray's autoscaler adds and removes nodes, which are processes here.
+        groups: worker groups by name. With them Ray's autoscaler adds and removes nodes, processes of this machine.
         idle_s: seconds without work after which a worker node is removed.
         python: interpreter whose environment the workers use.
         log: file for the head's output.
@@ -133,14 +133,14 @@ def local_cluster(
 
 def _environment(dashboard: str, python: str) -> dict[str, str]:
     """Return the environment of the cluster's processes and of those that talk to it."""
-    # Ray's variables describe other clusters, except the priority of this machine's workers.
+    # Drop Ray's variables, because they describe other clusters. Keep the priority of this machine's workers.
     env = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("RAY_") or name == "RAY_worker_niceness"
     }
     return env | {
-        # Only this machine can reach the cluster, and it is thrown away.
+        # Only this machine can reach the cluster, and the cluster is temporary.
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         # At its end the cluster has no requests to wait for.

@@ -17,7 +17,7 @@ def assemble(output: str, group: int, keys: list[str], bytes_per_shard: int) -> 
     """Write each shard of a group atomically, and then the group's report. The report marks the group as finished.
 
     The number of a shard begins with the number of its group: `long-000302.tar` is the third shard of group 3. At the
-    end, the saved progress of the group's videos is deleted.
+    end, the saved progress of the group's videos is deleted. If the group has a report, only this last step is repeated.
 
     Args:
         output: folder or URI of the shards.
@@ -26,12 +26,17 @@ def assemble(output: str, group: int, keys: list[str], bytes_per_shard: int) -> 
         bytes_per_shard: bytes after which a shard is complete.
 
     Returns:
-        The names of the shards.
+        The names of the shards that were written.
 
     Raises:
         ValueError: the group does not fit into 100 shards of a split.
     """
     place = Location.parse(output)
+    report, names = f"{group:06d}.parquet", []
+    if place.filesystem.get_file_info(f"{place.path}/{REPORTS}/{report}").is_file:
+        # An earlier attempt was interrupted while it deleted the progress, of which the rest is not complete.
+        _delete_progress(output, keys)
+        return names
     fates: list[Fate] = []
     # Key of the video, key of the clip and json of each kept clip.
     clips_of_split: dict[str, list[tuple[str, str, dict[str, Any]]]] = {split: [] for split in SPLITS}
@@ -41,22 +46,25 @@ def assemble(output: str, group: int, keys: list[str], bytes_per_shard: int) -> 
         split_of_clip = {fate.clip: fate.split for fate in video_fates}
         for clip, meta in samples:
             clips_of_split[split_of_clip[clip]].append((key, clip, meta))
-    names = []
     for split, waiting in clips_of_split.items():
         number = 0
         while waiting:
             if number >= _MAX_SHARDS_PER_GROUP:
                 raise ValueError(
-                    f"a group of videos needs more than {_MAX_SHARDS_PER_GROUP} shards: raise bytes_per_shard, "
-                    f"{bytes_per_shard}, or lower videos_per_shard"
+                    f"a group of videos needs more than {_MAX_SHARDS_PER_GROUP} shards: raise "
+                    f"bytes_per_shard (now {bytes_per_shard}) or lower videos_per_shard"
                 )
             names.append(f"{split}-{group * _MAX_SHARDS_PER_GROUP + number:06d}.tar")
             _write_shard(place, output, names[-1], waiting, bytes_per_shard)
             number += 1
-    write_fates(place, f"{REPORTS}/{group:06d}.parquet", fates)
+    write_fates(place, f"{REPORTS}/{report}", fates)
+    _delete_progress(output, keys)
+    return names
+
+
+def _delete_progress(output: str, keys: list[str]) -> None:
     for key in keys:
         VideoProgress(output, key).delete()
-    return names
 
 
 def _write_shard(

@@ -56,7 +56,7 @@ def curate(
         say: is called with lines of progress.
 
     Raises:
-        ValueError: something is invalid. No work has started.
+        ValueError: an option or an input is invalid. No work has started.
         TooManyFailed: too many videos are unreadable.
     """
     videos, refused = find_videos(config.videos, config.dataset, config.metadata)
@@ -179,11 +179,13 @@ class CurationRun:
         return Pipeline(steps=steps, start_timeout_s=config.start_timeout_s)
 
     def _end(self, ended: Ended) -> None:
-        """Record a finished piece or video. The last piece of a video finishes the video, and likewise for a group."""
+        """Record a finished piece or video. The last piece finishes a video, and the last video finishes a group."""
         if ended.key in self._finished:
             return
+        is_whole_video = ended.of == 0
         pieces = self._pieces.setdefault(ended.key, set())
-        if ended.number in pieces:
+        # A video that is refused ends as a whole, even if its first piece has ended before.
+        if ended.number in pieces and not is_whole_video:
             return
         pieces.add(ended.number)
         self._tally.add(ended)
@@ -191,7 +193,6 @@ class CurationRun:
             if fate.status == "failed":
                 self._failed.add(ended.key)
                 self._say(f"{fate.video}: {fate.reason}: {fate.detail}")
-        is_whole_video = ended.of == 0
         if is_whole_video or len(pieces) == ended.of:
             self._finish_video(ended.key)
 

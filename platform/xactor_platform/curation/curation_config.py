@@ -22,8 +22,8 @@ class Gates:
     max_blur: float = 0.7
     """Maximum blur, 0 to 1. 1 lets every clip pass."""
     max_occluded: float = 0.15
-    """Largest fraction of frames in which something covers the face, 0 to 1. 1 lets every clip pass. A cover is found
-    by the change of the picture: a dark object nearly always, a hand in the color of the face seldom."""
+    """Largest fraction of frames in which something covers the face, 0 to 1. 1 lets every clip pass. A cover shows
+    as a change of the picture: a dark object is nearly always found, a hand in the color of the face seldom."""
     min_speech_db: float = 6.0
     """Smallest range of the sound's level, in dB. Music and noise under speech lower it. 0 lets every clip pass."""
     min_confidence: float | None = None
@@ -53,7 +53,7 @@ class Bounds:
     max_pixels: int = 8192 * 4320
     """Maximum number of pixels in a frame, at least 1."""
     memory_gib: float = 4
-    """Memory of the process that decodes, in GiB, at least 1."""
+    """Maximum memory of a process that decodes, in GiB, at least 1."""
     timeout_factor: float = 4
     """Maximum seconds that a stage may take for each second of video, in addition to 60 s. At least 0."""
 
@@ -104,9 +104,9 @@ class CurationConfig:
     metadata: str | None = None
     """Published file or folder of the dataset. hdtf and celebv-hq need it."""
     syncnet: str = "demo/syncnet"
-    """SyncNet: a folder of jobs/train_syncnet.py, or the published syncnet_v2.model. `none` skips lip-sync."""
+    """SyncNet: a folder that jobs/train_syncnet.py wrote, or the published syncnet_v2.model. `none` skips lip-sync."""
     device: Literal["cpu", "gpu"] = "cpu"
-    """Device of SyncNet. With gpu, each of its actors has one GPU unless its pool sets another number."""
+    """Device of SyncNet. With gpu, each of its actors has one GPU unless `pools.sync.gpus` sets another number."""
     size_px: int = 512
     """Side of the clips, even and at least 32."""
     held_out: float = 0.0

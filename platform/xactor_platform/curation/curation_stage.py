@@ -15,7 +15,7 @@ from xactor_platform.curation.messages import Clip, Ended, Fate, Piece, Probed, 
 from xactor_platform.curation.video_progress import VideoProgress
 
 _BASE_TIMEOUT_S = 60
-# Reasons that concern the content of a video whose file can be read. It counts as dropped, not as failed.
+# Reasons that concern the content of a readable file. Such a video counts as dropped, not as failed.
 _DROPPING_REASONS = {"no_sound", "silent", "no_picture", "too_short"}
 # Function that does a stage's work, in a process of the sandbox. See `_prepare`.
 _sandboxed_work: Callable[[Any], Any]
@@ -84,7 +84,7 @@ class CurationStage(Stage):
         return _BASE_TIMEOUT_S + self._timeout_factor * seconds
 
     def failed(self, message: Any, error: Exception) -> Ended | Piece:
-        """Return the message as refused if it caused the error. Raise other errors again: the next pass retries it."""
+        """Refuse the message if it caused the error. Raise other errors again: the next pass retries the message."""
         match error:
             case Unusable():
                 return self.refused(message, error.reason, error.detail)
@@ -97,7 +97,7 @@ class CurationStage(Stage):
         raise error
 
     def refused(self, message: Video | Probed | Piece, reason: str, detail: str) -> Ended | Piece:
-        """Return a piece whose kept clips have failed. For a video, save its refusal and return its end."""
+        """Return a piece with its kept clips marked as failed. For a video, save its refusal and return the result."""
         if isinstance(message, Piece):
             clips = message.clips or (Clip(first=message.first, end=message.end),)
             failed = tuple(

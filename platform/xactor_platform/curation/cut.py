@@ -62,7 +62,7 @@ def cut_clip(piece: Piece, clip: Clip, gates: Gates, size_px: int) -> Clip:
         frames = read_span(source, clip.first, clip.end)
         mp4 = face_video(measured.crops(frames, clip, size_px), np.zeros(0, np.float32))
     if measured.count != clip.end - clip.first:
-        raise ValueError(f"{measured.count} of {clip.end - clip.first} frames can be decoded again")
+        raise ValueError(f"only {measured.count} of {clip.end - clip.first} frames can be decoded")
     assert clip.measures is not None
     measures = replace(clip.measures, blur=round(measured.blur, 4), occluded=round(measured.occluded, 4))
     clip = replace(clip, measures=measures)
@@ -76,7 +76,7 @@ def cut_clip(piece: Piece, clip: Clip, gates: Gates, size_px: int) -> Clip:
 
 
 def _with_cheap_gates(piece: Piece, clip: Clip, gates: Gates) -> Clip:
-    """Return the clip with the measures that need no picture, as dropped if it does not pass their gates."""
+    """Add the measures that need no picture to the clip, and drop it if it does not pass their gates."""
     assert clip.box is not None
     measures = Measures(crop_px=clip.box.side)
     if clip.box.side < gates.min_crop_px:

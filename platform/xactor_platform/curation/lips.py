@@ -62,7 +62,7 @@ def _judge_clip(piece: Piece, clip: Clip, model: Any, min_confidence: float) -> 
     first = max(clip.first, piece.heard[0] + score.offset_frames)
     end = min(clip.end, piece.heard[1] + score.offset_frames)
     if end - first < _MIN_FRAMES:
-        return clip.dropped("too_short", f"{max(end - first, 0)} frames have sound after it is delayed")
+        return clip.dropped("too_short", f"{max(end - first, 0)} frames have sound after the delay")
     trimmed = (first - clip.first, end - clip.first) if (first, end) != (clip.first, clip.end) else None
     return replace(clip, first=first, end=end, trimmed=trimmed)
 

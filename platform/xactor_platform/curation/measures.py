@@ -9,7 +9,7 @@ _BLUR_TAPS = 9
 _THUMB = 32
 # Where the eyes' outer corners and the base of the nose lie in a thumbnail: x, y.
 _PLACES = np.array([(7, 10), (25, 10), (16, 19)], np.float32)
-# Skin of a thumbnail that moves little: the forehead, the cheeks with the nose, and the region around the mouth.
+# Pixels of skin that moves little: the forehead, the cheeks with the nose, and the region around the mouth.
 _SKIN = np.zeros((_THUMB, _THUMB), bool)
 _SKIN[2:7, 8:24] = _SKIN[11:19, 5:27] = _SKIN[19:27, 8:24] = True
 # Rows of these three regions.
@@ -25,7 +25,7 @@ _FLOOR_DB = -70.0
 def blur(face: np.ndarray) -> float:
     """Return the fraction of detail that is missing, 0 (sharp) to 1.
 
-    The measure blurs the picture once more: the less this changes, the more blurred the picture was.
+    The measure blurs the picture once more: the smaller the change, the more blurred the picture was.
 
     Args:
         face: uint8 [S, S, 3].

@@ -37,7 +37,7 @@ class Video:
     """Name a video file."""
 
     key: str
-    """Unique key made of the file's name and path, valid in the key of a clip."""
+    """Unique key made of the file's name and path. The keys of the video's clips begin with it."""
     name: str
     """Path of the video below the folder of all videos, as reports show it."""
     uri: str

@@ -18,7 +18,7 @@ _NEARBY_FRAMES = 8
 # Number of frames on each side of a cut: the last of those after it must differ from all of those before it. A camera's
 # flash is shorter.
 _LASTING_FRAMES = 3
-# In a dissolve, two pictures this many frames apart are different shots, and the picture between is their mean.
+# In a dissolve, two pictures this many frames apart are different shots, and the picture halfway is their mean.
 _DISSOLVE_FRAMES = 24
 # Smallest difference of the two pictures.
 _MIN_DISSOLVE = 25.0

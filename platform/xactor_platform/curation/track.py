@@ -91,7 +91,7 @@ def follow(
             faces.append(face)
             if face is None or not _well_inside(face, square):
                 break
-        # The next square is laid around this face. If it is lost, it is searched again.
+        # The next square is laid around this face. If the face is lost, the next frame is searched for one.
         last = faces[-1]
     return faces, scale
 
@@ -112,7 +112,7 @@ def clips_of(faces: Sequence[Face | None], scale: float, first: int) -> Iterator
         if seen < MIN_FRAMES:
             yield none.dropped("no_face", found)
         else:
-            yield none.dropped("unsteady", f"{found}, never the same for {SHORTEST_S:g} s in one place")
+            yield none.dropped("unsteady", f"{found}, never the same face for {SHORTEST_S:g} s in one place")
         return
     for start, end in runs:
         numbers = [n for n in range(start, end) if faces[n] is not None]

@@ -79,7 +79,7 @@ def video_of(folder: str, name: str, *, corpus: str = "folder", speaker: str | N
         corpus: name of the dataset.
         speaker: name of the speaker, by default the name of the video.
     """
-    # Names in reports and keys: characters that cannot be printed, such as control characters, are escaped.
+    # In reports and keys, characters that cannot be printed, such as control characters, are escaped.
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
     if "://" in folder:
         base, mark, query = folder.partition("?")

@@ -54,7 +54,7 @@ class Write(CurationStage):
         return write
 
     def refused(self, message: Any, reason: str, detail: str) -> Ended | Piece:
-        """Save a piece whose clips have all failed."""
+        """Save a piece with its kept clips marked as failed."""
         (ended,) = self._function(super().refused(message, reason, detail))
         return ended
 

@@ -22,7 +22,8 @@ class Batch:
     frames: np.ndarray
     """Length of each sample, int64 [B]."""
     weight: np.ndarray
-    """Weight of each sample in the loss, 1 or 0, float32 [B]. Fillers and bad samples are all zeros and weigh 0."""
+    """Weight of each sample in the loss, 1 or 0, float32 [B]. Bad samples and fillers (see `MicroBatch`) hold only
+    zeros and weigh 0."""
     bad: list[BadSample] = field(default_factory=list)
     """Samples that were found bad when they were read."""
     cursor: Cursor | None = None
@@ -42,7 +43,7 @@ class LatentBatch(Batch):
 
     @property
     def mask(self) -> np.ndarray:
-        """Return which frames exist and count, bool [B, T]."""
+        """Return which frames are real and count in the loss, bool [B, T]."""
         inside = np.arange(self.motion.shape[1]) < self.frames[:, None]
         return inside & (self.weight[:, None] > 0)
 
@@ -104,7 +105,7 @@ class Arena:
 
 
 def read_batch(index: Index, micro_batch: MicroBatch) -> LatentBatch:
-    """Read one micro-batch in this process, as the stream does. For evaluation and tests."""
+    """Read one micro-batch in this process, as the stream does. Evaluation and tests use this."""
     reader = LatentReader(index)
     request = reader.request(micro_batch)
     return reader.batch(request, reader.read([request])[0])

@@ -20,11 +20,11 @@ from xactor_platform.storage.retries import with_retries
 INDEX_NAME = "index.parquet"
 VERSION = 1
 SCAN_THREADS = 32
-# Beginnings of the names of held-out shards.
 CONTROLS = "controls.npy"
 """Member with the control track of a clip, float32 [frames, 57]; see `xactor.controls`."""
 LatentSource = Literal["encoder", "controls"]
-"""What makes motion latents: a motion encoder, from the pictures, or the fixed embedding of control tracks."""
+"""Source of motion latents: a motion encoder applied to the pictures, or the fixed embedding of control tracks."""
+# Beginnings of the names of held-out shards.
 HELD_OUT = ("test-", "val-")
 # Number of bad samples that a message names.
 NAMED_IN_ERRORS = 5
@@ -37,7 +37,7 @@ class BadSample:
     """Name a sample that cannot be used."""
 
     key: str
-    """Key of the sample. Empty for all samples that are missing at the end of a truncated shard."""
+    """Key of the sample. Empty if it stands for all samples that are missing at the end of a truncated shard."""
     shard: str
     """Name of the shard."""
     reason: str
@@ -110,7 +110,7 @@ class Index:
     length: Mapping[str, np.ndarray]
     """Bytes of each member, int64."""
     header: Mapping[str, np.ndarray]
-    """Bytes of the .npy header of each array member, int32."""
+    """Bytes of the .npy headers of `motion.npy` and `audio.npy`, int32."""
     shape: CorpusShape | None
     """Shape of a frame. None for a corpus of videos."""
     bad: tuple[BadSample, ...]
@@ -151,7 +151,7 @@ class Index:
 
     @property
     def controls(self) -> int:
-        """Number of samples that have a control track."""
+        """Return the number of samples that have a control track."""
         return int((self.offset[CONTROLS] >= 0).sum()) if CONTROLS in self.offset else 0
 
     def _is_held_out(self) -> np.ndarray:
@@ -334,7 +334,7 @@ def _frame_shape(sample: ScannedSample) -> CorpusShape | None:
 
 
 def _fault(sample: ScannedSample, required: tuple[str, ...], shape: CorpusShape | None) -> str:
-    """Return in which way a sample does not fit into the corpus, or an empty string."""
+    """Return the reason why a sample does not fit into the corpus, or an empty string."""
     missing = [name for name in required if name not in sample.members]
     if missing:
         return f"has no {', '.join(missing)}"

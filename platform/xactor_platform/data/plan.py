@@ -25,7 +25,7 @@ class PlanConfig:
     context_frames: int = 512
     """Maximum length of a sample. A longer clip is cut into several samples."""
     shuffle_shards: int = 16
-    """Number of shards that are shuffled together. More shards mix better, fewer are read more locally."""
+    """Number of shards that are shuffled together. More shards mix samples better, fewer make reads more local."""
     whole: bool = False
     """Take only samples of exactly context_frames, for models that take no padding. A clip gives as many samples as
     fit, one after another from a random frame on. The rest of the clip is not used in this epoch."""
@@ -258,7 +258,7 @@ def _cut(length: np.ndarray, group: np.ndarray, budget_frames: int) -> tuple[np.
 
 
 def rank_micro_batches(step: Sequence[MicroBatch], rank: int, ranks: int) -> list[MicroBatch]:
-    """Return the micro-batches of a step that one rank trains, in order. In a turn every rank trains one of its own.
+    """Return the micro-batches of a step that one rank trains, in order. In turn j, each rank trains its j-th one.
 
     The micro-batches are sorted by decreasing cost, and in turn j rank r trains number j * ranks + r. So the ranks'
     micro-batches of a turn cost about the same, and no rank waits long in the reduction that ends the turn.

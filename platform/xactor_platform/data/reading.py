@@ -204,7 +204,7 @@ def _fault(r: _Range, header: np.ndarray, content: np.ndarray) -> str:
 
 def _is_finite(data: np.ndarray, dtype: str) -> bool:
     """Return whether all values are finite. Comparing bits is ten times as fast as `np.isfinite` on float16."""
-    # Without its sign, a float is NaN or infinite if it is at least the bits of infinity.
+    # A float is NaN or infinite if its bits without the sign, as an integer, are at least those of infinity.
     if dtype == "float16":
         return bool((data.view(np.uint16) & 0x7FFF).max() < 0x7C00)
     return bool((data.view(np.uint32) & 0x7FFFFFFF).max() < 0x7F800000)

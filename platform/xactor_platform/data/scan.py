@@ -163,7 +163,7 @@ def _members(window: _Window) -> Iterator[tuple[str, int, int]]:
             long_name = ""
             if info.isreg():
                 yield name, data, info.size
-        # Data ends at a block's end.
+        # Data is padded to a whole number of blocks.
         offset = data + -(-info.size // BLOCK) * BLOCK
 
 

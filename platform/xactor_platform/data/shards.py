@@ -34,7 +34,7 @@ class Shard:
 
     def __exit__(self, exc_type, exc, traceback) -> None:
         if self._tar is not None:
-            # An error of closing must not replace the block's own error.
+            # An error on closing must not replace the block's own error.
             suppressed = suppress(OSError) if exc_type else nullcontext()
             # A tar that is not closed would write to its closed stream when it is garbage-collected.
             with suppressed:
@@ -61,7 +61,7 @@ class ShardWriter:
         location: URI or path of the folder, created if it is missing.
         split: the beginning of the shards' names. `test` and `val` are held out from training.
         samples_per_shard: number of samples after which a shard is full.
-        bytes_per_shard: number of bytes of its members after which a shard is full as well.
+        bytes_per_shard: number of bytes of members after which a shard is full, even if it has fewer samples.
         overwrite: delete the split's earlier shards at the start. Otherwise they are an error, because a run that
             writes fewer shards would leave some of them next to its own.
     """
@@ -119,7 +119,8 @@ class ShardWriter:
         """Add one sample.
 
         Args:
-            key: unique in this writer, not empty, without dots and slashes, which end a key in a tar's names.
+            key: unique in this writer, not empty, without slashes and dots. In a tar's names a dot ends the key, and a
+                slash separates folders.
             members: `{"motion.npy": [T, D], "audio.npy": [T, L, F], "json": {...}}` or
                 `{"mp4": bytes, "json": {...}}`. The json has `frames` = T and `fps` = 25.
 

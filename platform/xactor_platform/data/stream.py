@@ -23,7 +23,7 @@ from xactor_platform.data.index import Index
 from xactor_platform.data.plan import Cursor, MicroBatch, PlanConfig, Step, planned_steps, rank_micro_batches
 from xactor_platform.data.reading import Raw
 
-# Bytes that one task reads, its block. With fewer bytes the overhead per task becomes noticeable.
+# Bytes of a block, which one task reads. With fewer bytes the overhead per task becomes noticeable.
 BLOCK_BYTES = 32 << 20
 # Number of blocks of one rank that are read ahead of the training.
 BLOCKS_AHEAD = 8
@@ -80,7 +80,8 @@ class PlannedStream:
         cpu_timeout_s: seconds to wait for a CPU that is free to read.
 
     Raises:
-        ValueError: the plan cannot work, or the cluster has no free CPU to read, so that no data would ever arrive.
+        ValueError: `rank` or `ranks` does not fit the plan, or the cluster has no free CPU to read, so that no data
+            would ever arrive.
     """
 
     def __init__(
@@ -217,7 +218,7 @@ class _Segment:
 
 
 class _SchedulingPace(ExecutionCallback):
-    """Limit how often Ray Data's scheduling loop of an execution iterates.
+    """Limit how often the scheduling loop of a Ray Data execution iterates.
 
     The loop waits for the output of tasks. But when output is ready and backpressure holds it back, the loop spins:
     it occupies a core, and takes the interpreter lock from the training.
@@ -280,7 +281,8 @@ def wait_for_cpus(timeout_s: float) -> float:
         ray.cancel(probe, force=True)
         raise ValueError(
             f"no CPU came free to read data in {timeout_s:g} s: reading needs 1, Ray has {total:g}, of which "
-            f"{free:g} free and {held:g} held by placement groups: start Ray with more, or give each rank fewer"
+            f"{free:g} free and {held:g} held by placement groups: "
+            "start Ray with more CPUs, or give each rank fewer"
         )
     return total - held
 

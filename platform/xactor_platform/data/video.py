@@ -26,7 +26,7 @@ MIN_REFERENCE_DISTANCE = FPS
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class VideoBatch(Batch):
-    """Hold pictures of B samples: for each F targets, and one reference from the same clip."""
+    """Hold the pictures of B samples. Each has F targets and one reference, all from the same clip."""
 
     targets: np.ndarray
     """Target pictures, uint8 [B, F, S, S, 3]."""
@@ -65,7 +65,7 @@ class VideoReader:
         index: a corpus of videos with square pictures.
         image_size: side in pixels that pictures are resized to.
         seed: decides which frames are drawn, together with the epoch and the sample.
-        stills: returns for a global step how many frames are drawn for each sample, or None for all of its frames.
+        stills: function of the number of a global step. Returns how many frames to draw for each sample, None for all.
         controls: read the control tracks too, if all samples have one.
     """
 
@@ -244,14 +244,15 @@ def _track_bytes(track: np.ndarray | None) -> dict[str, np.ndarray]:
 
 
 def _parse_track(data: bytes, wanted: np.ndarray) -> np.ndarray:
-    """Return the wanted rows [F + 1, 57] of a control track, the bytes of a .npy file. Raises ValueError."""
+    """Return the wanted rows [F + 1, 57] of a control track, given as a .npy file. Raise ValueError if it is faulty."""
     try:
         track = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{CONTROLS} is not an array: {error}") from None
-    if track.ndim != 2 or track.shape[1] != CONTROL_COUNT or not np.isfinite(track).all():
+    numbers = track.dtype.kind in "fiu"
+    if track.ndim != 2 or track.shape[1] != CONTROL_COUNT or not numbers or not np.isfinite(track).all():
         raise ValueError(
-            f"{CONTROLS} must be finite numbers [frames, {CONTROL_COUNT}], got {list(track.shape)}"
+            f"{CONTROLS} must be finite numbers [frames, {CONTROL_COUNT}], got {track.dtype} {list(track.shape)}"
         )
     if len(track) <= wanted.max():
         raise ValueError(f"{CONTROLS} ends after {len(track)} frames, frame {wanted.max()} was requested")
@@ -266,7 +267,7 @@ def _decode(video: bytes, wanted: np.ndarray, buffer: np.ndarray) -> None:
 
 
 def _fit(picture: np.ndarray, image_size: int) -> np.ndarray:
-    """Resize a square picture to the model's size. To shrink, average areas."""
+    """Resize a square picture to the model's size. Average areas if it becomes smaller."""
     height, width = picture.shape[:2]
     if height != width:
         raise ValueError(f"pictures must be square, got {width}x{height}")

@@ -160,7 +160,7 @@ def ellipse(x: float, y: float, radius_x: float, radius_y: float, power: float =
 
 
 def mirror(right_half: list[tuple[float, float]]) -> np.ndarray:
-    """Return a closed smooth outline from its right half, from the top to the bottom, both ends at x = 0."""
+    """Return a closed smooth outline, given its right half from top to bottom, whose ends are at x = 0."""
     right = np.array(right_half)
     left = right[1:-1][::-1] * (-1, 1)
     return through(np.concatenate([right, left]), 10, closed=True)

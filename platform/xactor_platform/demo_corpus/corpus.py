@@ -88,8 +88,9 @@ def make_demo_corpus(
     Args:
         output: folder of the corpus.
         seed: seed of the corpus. The same seed gives the same bytes.
-        minutes: minimum minutes of speech to train on, more than 0 and at most 10,000.
-        held_out_minutes: minimum minutes of held-out speech. The default is 1.9, with one clip longer than a minute.
+        minutes: minimum minutes of speech to train on (maximum with `speech`), more than 0 and at most 10,000.
+        held_out_minutes: minimum minutes of held-out speech (maximum with `speech`). The default is 1.9, with one clip
+            longer than a minute.
         size_px: side of the clips in pixels, even, at least 32.
         crop_px: side of the face crops in the video shards in pixels, even, at least 32.
         identities: number of people to train on.
@@ -101,7 +102,8 @@ def make_demo_corpus(
         progress: is called with a line after each clip.
 
     Raises:
-        ValueError: an argument is out of bounds, the folder holds no usable recordings, or an extra is missing.
+        ValueError: an argument is out of bounds, a folder holds no usable recordings or stills, or an optional package
+            is missing.
     """
     began = time.monotonic()
     if not 0 < minutes <= 10_000:

@@ -49,7 +49,7 @@ class DrawnFace:
         self._pose = PoseMap(
             centre=(0, 0.05), radii=(0.46, 0.62), source_px=CANVAS_PX, size_px=size_px, reach=None, view=VIEW
         )
-        # The opening jaw pulls down the face from the lips to a little below the chin, over its whole width.
+        # The opening jaw pulls down the head below the nose, and less towards the sides.
         self._jaw = slice(int(px(0.14)), CANVAS_PX), slice(int(px(-0.6)), int(px(0.6)) + 1)
         rows, columns = np.mgrid[self._jaw].astype(np.float32)
         x, y = (columns + 0.5) / (CANVAS_PX / 2) - 1, (rows + 0.5) / (CANVAS_PX / 2) - 1

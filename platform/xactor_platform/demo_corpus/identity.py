@@ -45,7 +45,7 @@ def training_identities(count: int, stills: Sequence[Path] = ()) -> list[Identit
 
     Args:
         count: number of people.
-        stills: still faces. Every second person is a puppet of one of them, as long as there are more.
+        stills: still faces. Every second person is a puppet of one of them, until all stills are used.
     """
     if count < 1:
         raise ValueError(f"identities must be >= 1, got {count}")

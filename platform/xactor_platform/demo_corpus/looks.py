@@ -82,7 +82,7 @@ def draw_looks(seed: int) -> Looks:
     rng = np.random.Generator(np.random.PCG64([seed, 404]))
 
     def pick(colours, spread: float = 6) -> np.ndarray:
-        """Draw a blend of two colours, with noise of the deviation `spread`."""
+        """Draw a blend of two colours, with Gaussian noise of standard deviation `spread`."""
         one, other = rng.integers(len(colours), size=2)
         blend = np.array(colours[one]) + rng.uniform(0, 0.5) * (np.array(colours[other]) - colours[one])
         return np.clip(blend + rng.normal(0, spread, 3), 0, 255)

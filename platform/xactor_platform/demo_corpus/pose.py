@@ -16,7 +16,7 @@ class PoseMap:
         source_px: side of the source picture in pixels.
         size_px: side of the resulting picture in pixels.
         reach: number of radii beyond which nothing moves, for a photograph whose surroundings stay. None moves all.
-        view: x and y of the middle of the part of the picture that is shown, a square, and half its side.
+        view: the square of the picture that is shown: x and y of its centre, and half its side.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class PoseMap:
         map_x = self._x + (self._centre[0] + dx - self._x) * self._mobility
         map_y = self._y + (self._centre[1] + dy - self._y) * self._mobility
         pixels = (np.stack([map_x, map_y]) + 1) * (self._source_px / 2) - 0.5  # [2, G, G]
-        # By torch, which uses only the threads that it is given. NumPy's BLAS uses all cores in every process.
+        # Computed by torch, which uses only the threads that it is given. NumPy's BLAS uses all cores in every process.
         large = self._near @ torch.from_numpy(pixels.astype(np.float32)) @ self._near.T  # [2, S, S]
         return large[0].numpy(), large[1].numpy()
 

@@ -1,6 +1,6 @@
 """Animate a still face, a photograph or a painting, by a control track: a puppet.
 
-Lids, brows, lips and jaw move by warping the picture's own pixels, at places that face landmarks give: an upper lid
+Lids, brows, lips and jaw move by warping the picture's own pixels, and face landmarks give their places. An upper lid
 slides down and stretches the skin above it, and the lower lip and the chin move away from the upper lip. The inside of
 the mouth is painted. Then the pose turns the head within its surroundings. Ours: all factors were chosen by eye.
 
@@ -34,7 +34,7 @@ _INNER_LOWER_LIP = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308)
 _OUTER_LOWER_LIP = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291)
 _NOSE, _CHIN, _CHEEKS, _FOREHEAD = 2, 152, (234, 454), 10
 _HALF_WIDTH = 47.0
-# Expressions of the still that its controls do not move again. Others hardly show in a still.
+# Expressions that the still may already show. They are subtracted from the controls. Others hardly show in a still.
 _RESTING = tuple(
     name for name in BLENDSHAPES if name.startswith(("mouthSmile", "eyeBlink", "eyeWide", "browInnerUp"))
 )
@@ -46,7 +46,7 @@ MAX_TILT, MAX_TURN, MAX_OPEN = 0.6, 0.4, 9.0
 
 @dataclass(frozen=True)
 class _Eye:
-    """Hold the lids of an eye at rest: their edges' heights at columns `x`, which rise."""
+    """Hold the edges (y) of an eye's upper and lower lid at rest, at increasing columns `x`."""
 
     x: np.ndarray
     upper: np.ndarray
@@ -54,7 +54,7 @@ class _Eye:
 
 
 class Puppet:
-    """Render frames of a still face, in frames of `size_px` x `size_px`.
+    """Animate a still face, in frames of `size_px` x `size_px`.
 
     Args:
         still: The picture, uint8 [H, H, 3] RGB, with one face that looks at the viewer.
@@ -167,7 +167,7 @@ class Puppet:
         if not skin.size:
             return np.full(3, 0.9)
         colour = skin.reshape(-1, 3).mean(0) / 255
-        # Skin is red by itself. What it lacks of that is the colour of the light.
+        # Skin is reddish itself. Division by the colour of typical skin leaves the colour of the light.
         cast = colour / colour.max() / np.array((1.0, 0.78, 0.66))
         return np.clip(0.45 + 0.65 * colour.max(), 0.4, 1.0) * np.clip(cast / cast.max(), 0.6, 1.0)
 
@@ -179,7 +179,7 @@ class Puppet:
             inner_lift = 5.5 * control["browInnerUp"] - 4.0 * down
             outer_lift = 5.5 * control[f"browOuterUp{who}"] - 2.5 * down
             y += inner * inner_lift + outer * outer_lift
-        # The mouth narrows towards its middle, or widens.
+        # The mouth narrows towards its middle.
         narrow = 0.42 * control["mouthPucker"] + 0.3 * control["mouthFunnel"]
         x += self._mouth_weight * (x - self._mouth[0]) * narrow / (1 - min(narrow, 0.6))
         for who, corner, side in zip(("Right", "Left"), self._corner_weights, (-1, 1), strict=True):
@@ -233,7 +233,7 @@ class Puppet:
         rise = full * (2.6 * upper_up + 2.0 * control["mouthShrugUpper"])
         gap = 25.0 * max(control["jawOpen"] - control["mouthClose"], 0) + 3.0 * control["mouthFunnel"]
         gap += 2.5 * (control["mouthLowerDownLeft"] + control["mouthLowerDownRight"]) / 2
-        # Without opening, the lower lip covers what shows between the still's lips.
+        # If the mouth is not opened, the lower lip closes the gap between the still's lips.
         lip = gap * (0.5 * full + 0.5 * arch) - (top_low - low_up)
         fold = 1 - 0.45 * control["mouthRollLower"] - 0.3 * press
         # 0 in the middle of the face, 1 at its sides, which the jaw does not pull down.
@@ -256,7 +256,7 @@ class Puppet:
             ),
         )
         below = np.where(y > d0, y, below)
-        # The upper lip rises against the nose.
+        # The upper lip rises towards the nose.
         nose = np.minimum(self._nose_y, top_up - 2)
         fold_up = rise + (low_up - top_up) * (0.4 * control["mouthRollUpper"] + 0.25 * press)
         above = np.where(
@@ -270,7 +270,7 @@ class Puppet:
             y,
         )
         between = (y >= low_up - rise) & (y < a1)
-        # The gap shows the still's own teeth, if it has any. They belong to the upper jaw, which does not move.
+        # The gap shows the still's own teeth, if it has any. They rise with the upper lip. The jaw does not move them.
         source = np.where(y >= a1, below, np.where(between, y + rise, above))
         inside = (x > self._lips_x[0]) & (x < self._lips_x[-1])
         # The lips' edges are soft.

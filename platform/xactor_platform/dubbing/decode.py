@@ -45,5 +45,7 @@ class Decode(DubStage, Stage):
                     image, size=self._size, paste_back=options.paste_back, from_video=from_video
                 ).result()
             except Exception as error:
-                raise self._pool.refusal(error) or error from error
+                if refusal := self._pool.refusal(error):
+                    raise refusal from error
+                raise
         yield Portrait(dub=message, square=face.square, samples=samples, picture=face.picture, box=face.box)

@@ -75,7 +75,7 @@ class DubRun:
 
     def make(self, rows: list[Row], refused: list[Failed]) -> DubResult:
         """Make the videos of all rows. Return the results of these rows and of the rows that were refused before."""
-        # An actor, because each task might wait for a new process, which takes longer to start than the work takes.
+        # An actor, not tasks: each task might wait for a new process, which takes longer to start than the work takes.
         self._writer: Any = (
             ray.remote(Writer)
             .options(num_cpus=0, max_concurrency=_MAX_WRITING, max_restarts=-1, max_task_retries=3)

@@ -26,7 +26,7 @@ class DubPools:
 
     @property
     def min_cpus(self) -> float:
-        """CPUs of all pools at their smallest sizes."""
+        """Return the CPUs of all pools at their smallest sizes."""
         return sum(pool.min_cpus for pool in (self.decode, self.motion, self.render, self.encode))
 
 

@@ -26,14 +26,14 @@ class DubResult:
     """Hold the result of a dubbing run."""
 
     bill: Bill
-    """Its figures `made`, `there` (videos that already existed) and `failed` count rows. `video_s` is the total length
-    of the videos that this run made, in seconds."""
+    """Bill of the run. Its figures `made`, `there` (videos that already existed) and `failed` count rows. `video_s` is
+    the total length of the videos that this run made, in seconds."""
     rows: list[dict[str, Any]]
     """Lines of results.jsonl in order."""
 
     @property
     def failed(self) -> list[dict[str, Any]]:
-        """Lines of the rows that failed."""
+        """Return the lines of the rows that failed."""
         return [row for row in self.rows if row["status"] != "ok"]
 
     def summary(self) -> list[str]:
@@ -59,7 +59,7 @@ def dub_tally(rows: int) -> Tally:
         total=rows,
         stages=STAGES,
         counters={
-            ROWS: ("Rows by what became of them.", ("status",)),
+            ROWS: ("Rows by result.", ("status",)),
             VIDEO_SECONDS: ("Seconds of video made.", ()),
         },
         stage_seconds="xactor_dub_stage_seconds_total",

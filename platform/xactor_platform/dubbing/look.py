@@ -57,7 +57,7 @@ class Look(DubStage, Stage):
 
 
 def find_video(output: str, row: Row, digest: str) -> Done | None:
-    """Return a row's video if it exists and its metadata state the same digest. None: it must be made."""
+    """Return a row's video if it exists and its metadata state the same digest. Return None if it must be made."""
     place = Location.parse(output)
     path = f"{place.path}/{row.id}.mp4"
     if place.filesystem.get_file_info(path).type != fs.FileType.File:

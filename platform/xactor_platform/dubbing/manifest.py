@@ -29,7 +29,7 @@ def read_manifest(
     Args:
         uri: path or URI of a .jsonl, .ndjson, .csv or .parquet file.
         options: options of rows that do not set their own.
-        recommended: options that the model recommends, for those that neither sets.
+        recommended: options that the model recommends, for those that neither the row nor `options` sets.
 
     Raises:
         ValueError: the manifest cannot be read, has another format, or has no rows.
@@ -57,7 +57,7 @@ def read_manifest(
 
 
 def _row(number: int, cells: Any, options: AnimateOptions, recommended: Recommended, manifest: str) -> Row:
-    """Return a row. ValueError: it is invalid."""
+    """Return a row. Raise ValueError if it is invalid."""
     if isinstance(cells, ValueError):
         raise cells
     if not isinstance(cells, dict):
@@ -121,7 +121,8 @@ def _cells(uri: str) -> Iterator[tuple[int, Any]]:
 def _json_lines(data: bytes, uri: str) -> Iterator[tuple[int, Any]]:
     """Yield rows as `_cells` does."""
     try:
-        lines = data.decode("utf-8-sig").splitlines()
+        # `splitlines` would also split at U+2028 and other characters that a JSON string may contain.
+        lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{uri}: not UTF-8 ({error})") from error
     for number, line in enumerate(lines, start=1):
@@ -134,7 +135,7 @@ def _json_lines(data: bytes, uri: str) -> Iterator[tuple[int, Any]]:
 
 
 def _read(uri: str) -> bytes:
-    """Return a file's content. ValueError: it cannot be read."""
+    """Return a file's content. Raise ValueError if it cannot be read."""
     try:
         if "://" in uri:
             filesystem, path = fs.FileSystem.from_uri(uri)

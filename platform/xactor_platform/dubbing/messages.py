@@ -44,7 +44,7 @@ class Failed(Message):
     number: int
     """Number of the row, from 1."""
     id: str | None
-    """The row's id, None where it has no valid one."""
+    """The row's id as the manifest gives it. None if it is missing or not a string."""
     code: str
     """`bad_row`, `bad_input`, `too_large`, `storage`, `failed` or `lost`."""
     message: str
@@ -80,7 +80,7 @@ class Dub(Message):
 
     @property
     def folder(self) -> str:
-        """Folder below the output that holds the finished parts of the video."""
+        """Return the folder below the output that holds the finished parts of the video."""
         return f".parts/{self.row.id}-{self.digest[:12]}"
 
 
@@ -107,7 +107,7 @@ class Portrait(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Segment(Message):
-    """Hold everything that is needed to render frames `first` to `end` of a video."""
+    """Hold everything that is needed to render frames `first` to `end` - 1 of a video."""
 
     dub: Dub
     """The video."""

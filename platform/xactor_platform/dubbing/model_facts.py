@@ -9,7 +9,7 @@ from pyarrow import NativeFile
 from xactor.model_folder import COMPONENTS, config_file, located
 from xactor_platform.storage.location import Location
 
-# A large file's fingerprint covers this many samples of its bytes.
+# Size of a sample in bytes, and number of samples that the fingerprint of a large file covers.
 _SAMPLE_BYTES, _SAMPLES = 4096, 64
 
 
@@ -39,7 +39,7 @@ def read_model_facts(uri: str) -> ModelFacts:
     except (OSError, NotADirectoryError) as error:
         raise ValueError(f"{uri}: no such model folder ({error})") from error
     if _json(place, "model_index.json").get("_class_name") != "XActorPipeline":
-        raise ValueError(f"{uri}: no pipeline's folder (model_index.json is missing or names another class)")
+        raise ValueError(f"{uri}: not a pipeline folder (model_index.json is missing or names another class)")
     configs = _configs(place, uri)
     motion_dim, renderer_dim = configs["motion"].get("latent_dim"), configs["unet"].get("latent_dim")
     if motion_dim != renderer_dim:
@@ -62,7 +62,7 @@ def read_model_facts(uri: str) -> ModelFacts:
 
 
 def _configs(place: Location, uri: str) -> dict[str, dict]:
-    """Return the components' configs by component, without the audio encoder's. ValueError: a component is missing."""
+    """Return the configs by component, except the audio encoder's. Raise ValueError if a component is missing."""
     configs = {}
     for component in COMPONENTS:
         if component == "audio_encoder":

@@ -53,7 +53,7 @@ class Perform(DubStage, BatchStage):
     def run_batch(self, messages: list[Portrait]) -> Iterator[Message]:
         """Sample the motion of several videos together. Yield a video's segments as soon as its motion is complete.
 
-        All videos that are active in a step of the engine share its seconds equally.
+        The seconds of an engine step are divided equally among the videos that are active in it.
         """
         active: list[_Performance] = []
         try:

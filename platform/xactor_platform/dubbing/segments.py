@@ -27,7 +27,7 @@ def spans(frames: int, windows: int, config: RenderConfig) -> list[Span]:
 
     Args:
         frames: number of frames of the video.
-        windows: number of windows in a segment. The last segment has up to half as many more.
+        windows: number of windows in a segment. The last segment has at most one and a half times as many.
         config: sizes of the windows.
     """
     size = windows * config.stride

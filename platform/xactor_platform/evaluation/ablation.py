@@ -172,10 +172,10 @@ def _score(sampled: list[np.ndarray], truth: list[np.ndarray], latents: list[np.
 
 
 def markdown(scores: dict[str, list[Score]]) -> str:
-    """Return the table with the paper's figures: means over the seeds, with their standard deviation.
+    """Return the table: means and standard deviations over the seeds, and the paper's figures.
 
     `behind` is the lip correlation of the full model minus that of the variant, as a mean over the seeds. All variants
-    have the same seeds, and variants that differ only in the sampling have the same models.
+    use the same seeds, and variants that differ only in the sampling use the same models.
     """
 
     def spread(values: list[float]) -> str:

@@ -1,8 +1,8 @@
-"""Report how well portraits act speech: read the lips off generated videos and compare them with the true clips.
+"""Report how well portraits act speech: read lip openings from generated videos and compare them with the true clips.
 
 Each clip's first frame is animated by the clip's sound, and once more by the sound shifted by half a clip. The lips of
-all videos are read by the same landmark model as in curation. How well this reader reads the true clip's lips is the
-upper bound of what generated lips can reach.
+all videos are read by the same landmark model as in curation. The model also reads the true clip's lips. Their
+correlation with the truth is the upper bound of what generated lips can reach.
 """
 
 import json
@@ -32,11 +32,11 @@ class ClipActing:
     frames: int
     """Frames of the clip that were compared."""
     true_read: float
-    """The truth with the lips that are read off the true clip: the upper bound."""
+    """Correlation of the truth with the lips that are read from the true clip: the upper bound."""
     generated: float
-    """The truth with the lips that are read off the generated video."""
+    """Correlation of the truth with the lips that are read from the generated video."""
     shuffled: float
-    """The truth with the lips of the video that the shifted sound made. It is near 0 if the lips follow the sound."""
+    """The same for the video generated from the shifted sound. It is near 0 if the lips follow the sound."""
     opening: float
     """Standard deviation of the generated video's lip opening, divided by that of the true clip."""
 
@@ -66,7 +66,7 @@ def report_acting(
 ) -> ActingReport:
     """Animate the first frames of clips. Write report.json and acting.png to `output`.
 
-    Each clip has three rows in acting.png: the true clip, the generated video, and the one by the shifted sound.
+    Each clip has three rows in acting.png: the true clip, the generated video, and the video from the shifted sound.
 
     Args:
         model: Model folder, or `box`.

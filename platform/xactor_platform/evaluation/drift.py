@@ -42,8 +42,8 @@ class Drift:
         rows.append(f"  {'':<22}{'first':>8}{'last':>8}   all")
         for name, values in (
             ("lips' correlation", self.lips),
-            ("mean, deviations off", self.off),
-            ("deviation, of truth's", self.rms),
+            ("mean's offset, in SDs", self.off),
+            ("SD relative to truth", self.rms),
         ):
             over_rounds = f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
             rows.append(f"  {name:<22}{values[0]:>8.3f}{values[-1]:>8.3f}   {over_rounds}")
@@ -111,8 +111,8 @@ def _plot(drift: Drift, path: Path) -> None:
     minutes = (np.arange(len(drift.lips)) + 1) * drift.clip_s / 60
     for values, label in (
         (drift.lips, "lips: correlation with the truth"),
-        (drift.rms, "deviation of the latents, of the truth's"),
-        (drift.off, "mean of the latents, deviations off the truth's"),
+        (drift.rms, "standard deviation of the latents, relative to the truth"),
+        (drift.off, "offset of the mean latent from the truth, in standard deviations"),
     ):
         axes.plot(minutes, values, "o-", label=label)
     axes.set(xlabel="minutes", ylim=(0, None))

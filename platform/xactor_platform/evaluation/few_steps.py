@@ -1,6 +1,6 @@
-"""Compare sampling with fewer steps, and with pipelined denoising, with the default of 50 steps.
+"""Compare fewer sampling steps, and pipelined denoising, with the default of 50 steps.
 
-Every way of sampling has the same clips and seeds, so that its motion can be compared with that of the default.
+Every way of sampling gets the same clips and seeds, so that its motion can be compared with that of the default.
 """
 
 import json
@@ -28,7 +28,7 @@ class Way:
     steps: int
     """DDIM steps of a chunk."""
     groups: int
-    """Groups of a chunk's frames that are denoised one after another."""
+    """Groups of a chunk's frames. Denoising starts one group after another; 1 is without pipelining."""
     lips: float
     """Correlation with the true lip opening."""
     rms: float
@@ -49,7 +49,7 @@ def compare_steps(
     seed: int = 0,
     max_clips: int = 8,
 ) -> list[Way]:
-    """Sample the run's exported model in every way. Write few_steps.json to `output`.
+    """Sample the run's exported model with each pair of `ways`. Write few_steps.json to `output`.
 
     Args:
         run: Local folder of the run.
@@ -67,7 +67,7 @@ def compare_steps(
     true_latents = np.concatenate([clip.motion for clip in clips])
     true_lips = np.concatenate([clip.lips for clip in clips])
     deviation = true_latents.std(0)
-    # Dimensions that never change have no deviation to measure distances in.
+    # A dimension that never changes has a deviation of 0, by which no distance can be divided.
     moves = deviation > 0
     model = load_motion_model(Path(run) / EXPORT)
     found: list[Way] = []

@@ -1,7 +1,7 @@
 """Report what a motion model has learned: compare the sampled with the true lip opening on held-out clips.
 
-This needs the lip opening of latents. The fixed embedding (`xactor.controls`) gives it directly. For the latents of a
-motion encoder, a linear map is fitted on training clips whose control track is known.
+The lip opening is read from latents. Those of the fixed embedding (`xactor.controls`) give it directly. For the latents
+of a motion encoder, a linear map is fitted on training clips whose control track is known.
 """
 
 import io
@@ -53,7 +53,7 @@ class MotionReport:
     quarters: list[float]
     """Correlation in each quarter of the longest clip."""
     rms: float
-    """Standard deviation of the latents in the last quarter of that clip, divided by that of the true latents."""
+    """Standard deviation of the latents in the longest clip's last quarter, divided by that of the true latents."""
 
     def table(self) -> str:
         """Return a table for the terminal."""

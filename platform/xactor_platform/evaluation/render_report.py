@@ -49,8 +49,8 @@ class Gain:
     face: float
     """The share in the face's region."""
     mouth_colours: float
-    """The share of the generated pixels in the mouth's region whose colour is one that this region has in the true
-    frames: between its darkest and its brightest value in each channel."""
+    """The share of the generated pixels in the mouth's region with a colour that occurs there in the true frames: each
+    channel lies between the darkest and the brightest value of that region."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +62,8 @@ class Latents:
     identity_accuracy: float
     """Share of the latents for which the probe names the right person."""
     identity_of_change: float
-    """The same share for a probe of z minus the first expression's z, which is what moves a portrait. All of a person's
-    changes contain that one frame's deviation from the person's mean."""
+    """The same share for a probe of z minus z of the person's first expression. Such differences move a portrait. All
+    differences of a person contain the deviation of that first frame from the person's mean."""
     chance: float
     """The accuracy of guessing: 1 / people."""
     lips: float
@@ -275,7 +275,7 @@ def probe_latents(renderer: Renderer, controls: np.ndarray) -> Latents:
     fitted_z, tested_z = _halves(z, half)
 
     values = np.column_stack([lip_opening(controls), controls[:, [INDEX[name] for name in HEAD]]])  # [E, 4]
-    # All people have the same values: those of the first person's latents, then of the second's and so on.
+    # All people have the same values, so they are repeated for each person, in the order of the latents.
     fitted_values, true_values = (np.tile(part, (len(people), 1)) for part in (values[:half], values[half:]))
     predicted = fit_linear(fitted_z, fitted_values)(tested_z)
     r2 = 1 - ((predicted - true_values) ** 2).sum(0) / ((true_values - true_values.mean(0)) ** 2).sum(0)

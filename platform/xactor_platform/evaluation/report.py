@@ -75,7 +75,7 @@ def table(
     columns = (*columns, *OURS)
 
     def cell(values: Mapping[str, float], column: str) -> str:
-        # Without the arrow of the column's title.
+        # The keys of `values` lack the arrow of the column's title.
         name = column.split()[0]
         return f"{values[name]:.4g}" if name in values else "-"
 

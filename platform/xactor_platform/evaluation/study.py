@@ -7,7 +7,7 @@ quality. The columns of Table 1 sum to 1: a method's figure is its share of all 
 The paper does not say how it worded the questions, how it chose the ten examples, or whether all raters saw the same
 order. Ours: the questions below, ten examples drawn by the seed, and a different order for every rater.
 
-The paper does not say either whether a rater could skip a question. Its shares come from 201, 205, 200 and 201 choices,
+The paper also does not say whether a rater could skip a question. Its shares come from 201, 205, 200 and 201 choices,
 while 21 raters with 10 examples would give 210. Ours: nobody can skip, so that all raters have the same weight.
 """
 

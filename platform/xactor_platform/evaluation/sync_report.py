@@ -16,7 +16,7 @@ from xactor_platform.evaluation.syncnet_training import Clip
 
 # Length of a piece, 4 s.
 PIECE_FRAMES = 100
-# Smallest and largest shift, in frames, that the model must tell from sound in time.
+# Smallest and largest shift, in frames, of the sound that the model must tell from synchronous sound.
 MIN_SHIFT, MAX_SHIFT = 3, 10
 # Number of windows that are embedded together.
 _BATCH = 100
@@ -42,8 +42,8 @@ class SyncReport:
     found: float
     """Share of the pieces whose offset is found with an error of at most one frame."""
     auc_windows: float
-    """Probability that the distance of a window from its own sound is less than one from sound that is shifted by 3 to
-    10 frames. Chance is 0.5."""
+    """Probability that a window's distance from its own sound is less than a window's distance from sound that is
+    shifted by 3 to 10 frames. Chance is 0.5."""
     auc_pieces: float
     """The same probability for the average distance over a piece."""
     confidence_true: float

@@ -183,7 +183,7 @@ def label(clips: Sequence[Clip]) -> str:
 
 
 def draw_batch(clips: Sequence[Clip], config: SyncNetTraining, step: int) -> tuple[Tensor, Tensor]:
-    """Draw the R runs of n windows of a step. The draw depends only on the seed and the step.
+    """Draw the R runs of a step, each with n windows. The draw depends only on the seed and the step.
 
     A clip is drawn with a probability proportional to its length.
 
@@ -210,7 +210,7 @@ def contrastive_loss(seen: Tensor, heard: Tensor, *, margin: float, min_shift: i
     """Average half of d^2 over true pairs and of relu(margin - d)^2 over false ones (Equation 1 of the paper).
 
     Ours: all pictures and sounds of a run that are at least `min_shift` frames apart form false pairs. All false pairs
-    together have the same weight as all true pairs. Windows that are less far apart form neither.
+    together have the same weight as all true pairs. Closer pairs that are not simultaneous are unused.
 
     Args:
         seen: Embeddings of the pictures [R, n, E], of n successive windows.

@@ -23,6 +23,6 @@ def save_encoder(folder: Path, target: str) -> None:
             same = existing[file.name] == file.stat().st_size and stream.read() == file.read_bytes()
         if not same:
             raise ValueError(
-                f"{target}: holds another {file.name} than is used now: choose another output, or remove it with "
-                f"the shards next to it"
+                f"{target}: holds another {file.name} than is used now: choose another output, or remove "
+                f"this folder and the shards next to it"
             )

@@ -4,8 +4,8 @@
     <parent>/motion_encoder/                 the encoder that made the latents, unless control tracks did
     <parent>/audio_encoder/                  the encoder that made the features
 
-Each actor writes one shard at a time, atomically. The same call therefore continues an interrupted run: it
-writes only the missing shards.
+Each actor writes one shard at a time, atomically. The same call therefore continues an interrupted run: it writes only
+the shards that are missing or lack samples.
 """
 
 import logging
@@ -47,8 +47,8 @@ class PrecomputeResult:
     bad: list[BadSample]
     """Samples that were left out."""
     bill: Bill
-    """Its figures are the shards `written` now, the shards `kept` from earlier runs, and the `clips` and `frames`
-    encoded now. Its `stage_s` counts seconds of threads, not of actors."""
+    """Time and work of this call. The figures are the shards `written` now, the shards `kept` from earlier runs, and
+    the `clips` and `frames` encoded now. Its `stage_s` counts seconds of threads, not of actors."""
 
     def summary(self) -> list[str]:
         """Return the bill in lines for people to read."""
@@ -133,7 +133,7 @@ def _tally(shards: int, begun: float) -> Tally:
         stages=STAGES,
         counters={
             FRAMES_ENCODED: ("Frames encoded.", ()),
-            CLIPS: ("Clips by what became of them.", ("status",)),
+            CLIPS: ("Clips by outcome.", ("status",)),
         },
         stage_seconds="xactor_precompute_stage_seconds_total",
         items_left="xactor_precompute_shards_left",
@@ -204,7 +204,7 @@ def _encode(
 
 
 def _with_gpus(pool: Pool) -> Pool:
-    """Give each actor of the pool one GPU and an equal share of the CPUs, if the cluster has GPUs now."""
+    """Give each actor one GPU and an equal share of the CPUs, if the cluster has GPUs and the pool sets none."""
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     if pool.gpus or not gpus:
@@ -221,8 +221,8 @@ def _check_results(results: list[ShardResult], jobs: list[ShardJob], output: str
     seen = {result.shard for result in results}
     if lost := [job.name for job in jobs if job.name not in seen]:
         raise OSError(
-            f"{output}: {len(lost)} of {len(jobs)} shards were lost with their workers, after one retry each: "
-            f"{lost[0]} is one"
+            f"{output}: {len(lost)} of {len(jobs)} shards were lost with their workers, after one retry "
+            f"each, for example {lost[0]}"
         )
 
 

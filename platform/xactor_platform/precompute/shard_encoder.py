@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult(Message):
-    """Report a shard. Its `stage_s` counts seconds of several threads."""
+    """Report the result of one shard. Its `stage_s` counts seconds of several threads."""
 
     finished: ClassVar[bool] = True
 
@@ -79,7 +79,7 @@ class ShardJob:
 
     @property
     def name(self) -> str:
-        """Name of the shard."""
+        """Return the name of the shard."""
         return self.index.shard_names[self.index.shard[0]]
 
 
@@ -110,7 +110,7 @@ class ShardEncoder(BatchStage):
         self._threads = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
 
     def run_batch(self, messages: list[ShardJob]) -> Iterator[ShardResult]:
-        """Make shards one after another. Their seconds are measured in the threads, by the steps in STAGES."""
+        """Make shards one after another. Each thread measures the seconds that it spends in each of STAGES."""
         for job in messages:
             try:
                 yield self.make(job)
@@ -242,8 +242,8 @@ class _Clip:
         pictures: whether the reader needs pictures.
 
     Attributes:
-        rest: future of all that is known after the pictures: the sound float32 [N], the json, and the controls or None.
-            It raises ValueError if the clip cannot be decoded.
+        rest: future of what follows the pictures: the sound float32 [N], the json, and the controls or None. It raises
+            ValueError if the clip cannot be decoded.
         latents: latents of the pictures that are encoded so far.
         waiting: number of pictures that were read and have no latents yet.
     """

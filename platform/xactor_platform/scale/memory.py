@@ -1,8 +1,8 @@
 """Estimate the GPU memory that a rank needs in stage 2.
 
 Symbols: H width of the backbone, I width of its MLP, h number of its heads, A width of the audio embedding, D width of
-a latent, L x F audio features of a frame, T frames of a sample, P number of parameters, N number of ranks. All sizes
-are in bytes, of bf16 unless stated otherwise.
+a latent, L x F audio features of a frame, T frames of a sample, P number of parameters, N number of ranks. Memory is in
+bytes, and values are in bf16 unless stated otherwise.
 """
 
 from dataclasses import dataclass, replace

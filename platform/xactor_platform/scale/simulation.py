@@ -68,7 +68,10 @@ class StreamFacts:
 
 
 def turn_costs(plan: EpochPlan, ranks: int) -> np.ndarray:
-    """Return the padded frames of each rank in every turn, [turns, ranks], assigned as in a training, with fillers."""
+    """Return the padded frames of each rank in every turn, [turns, ranks].
+
+    Micro-batches, including fillers, are assigned to ranks as in a training.
+    """
     costs = []
     for number in range(plan.steps):
         # A single rank gets all micro-batches, in the order in which they are assigned to several ranks.
@@ -132,8 +135,8 @@ def simulate_stream(
     slots = int((machine.cpus - machine.gpus * cpus_per_rank) // machine.gpus)
     if slots < 1:
         raise ValueError(
-            f"cpus_per_rank must leave each of the {machine.gpus} ranks of a node a CPU of its {machine.cpus} for "
-            f"reading, got {cpus_per_rank:g}"
+            f"cpus_per_rank must leave each of the {machine.gpus} ranks of a node at least one of its "
+            f"{machine.cpus} CPUs for reading, got {cpus_per_rank:g}"
         )
     micro_batch_bytes = plan.config.budget_frames * bytes_per_frame
     per_block = max(1, BLOCK_BYTES // micro_batch_bytes)

@@ -73,7 +73,7 @@ def step_time(
     Communication is counted in units of 2P(N-1)/N bytes, for the parameters in bf16:
 
     - An all-reduce of the gradients takes 2 units. ZeRO stages 0 and 1 make one per step. DeepSpeed's stage 2 makes one
-      per turn, which is a micro-batch of every rank, in buckets of which each rank keeps its share.
+      per turn (one micro-batch on every rank). It does so in buckets, and each rank keeps its share of each bucket.
     - Stages 1 and 2 gather the new parameters once per step, with 1 unit.
     - Stage 3 gathers the parameters twice and reduce-scatters the gradients once per turn, with 3 units.
 

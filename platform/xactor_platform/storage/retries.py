@@ -27,7 +27,7 @@ def with_retries(work: Callable[[], Result], what: str, timeout_s: float = STORA
     Args:
         work: the operation. It may run several times, each time from its beginning.
         what: names the file or folder in messages, such as `runs/tiny/config.json`.
-        timeout_s: no retry starts after this many seconds. With 0 there is one try.
+        timeout_s: a failure after this many seconds is final. With 0 there is one try.
 
     Raises:
         StorageUnavailable: the last try failed with a transient error.

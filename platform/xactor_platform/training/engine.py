@@ -15,7 +15,7 @@ from xactor_platform.training.train_config import TrainConfig
 def deepspeed_config(
     config: TrainConfig, *, ranks: int, bf16: bool, universal: bool = False
 ) -> dict[str, Any]:
-    """Return DeepSpeed's configuration. Defaults that matter are stated.
+    """Return DeepSpeed's configuration. Its defaults are stated where they matter.
 
     A step has any number of backward passes (`managed_gradient_accumulation` is off), and gradients are summed over the
     ranks. The loss is divided by the number of frames of the step before the backward pass. All ranks know this number
@@ -130,7 +130,10 @@ def learning_rate(
 
 
 def set_learning_rates(engine, rates: Sequence[float]) -> None:
-    """Set the learning rate of each group. With 0 the parameters stay bit-equal: AdamW scales weight decay by it."""
+    """Set the learning rate of each group.
+
+    A rate of 0 leaves the parameters bit-equal, because AdamW scales the weight decay by the rate too.
+    """
     for group, rate in zip(engine.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
 

@@ -43,7 +43,7 @@ def find_audio_encoder(shards: str, configured: str | None) -> str | None:
     """Return the folder of the audio encoder that made the audio features, or None if it is not known.
 
     Args:
-        shards: folder or URI of the shards. `audio_encoder` is searched in a local folder, and then next to it.
+        shards: folder or URI of the shards. If it is local, `audio_encoder` is searched in it, and then next to it.
         configured: the folder that the config names, if any.
 
     Raises:

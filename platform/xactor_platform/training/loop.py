@@ -1,4 +1,4 @@
-"""Train on one rank: take micro-batches from its planned stream, up to the optimizer step."""
+"""Train on one rank, from the micro-batches of its planned stream to the optimizer step."""
 
 import logging
 import os
@@ -265,7 +265,7 @@ def _gather_bad_samples(mine: list[BadSample]) -> list[BadSample]:
 
 
 def _due(step: int, every: int, last: int) -> bool:
-    """Return whether work is due that is done every `every` steps, or not at all for 0, and after the last step."""
+    """Return whether periodic work is due: after every `every` steps (0: never), and always after the last step."""
     return step == last or (every > 0 and step % every == 0)
 
 

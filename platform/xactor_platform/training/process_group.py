@@ -1,4 +1,4 @@
-"""Join the ranks in a torch process group without importing torch in the driver and in Ray Train's controller.
+"""Join the ranks in a torch process group without importing torch in the driver or in Ray Train's controller.
 
 Ray's own TorchConfig does the same, but a process that unpickles it imports torch, which delays the start of a training
 by seconds.

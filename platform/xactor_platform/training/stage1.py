@@ -59,7 +59,7 @@ class Stage1(TrainingStage):
         # The phase that the parameters' requires_grad is set for.
         self._prepared_phase: str | None = None
         size, held_out = config.model.image_size, index.held_out()
-        # Renderers with a guess learn motion from control tracks, all others from pictures alone.
+        # Renderers with a guess network learn motion from control tracks if there are any, all others from pictures.
         reading: Any = {"image_size": size, "controls": self.objective.unet.guess_network is not None}
         self.reader = VideoReader(index.training(), seed=train.seed, stills=train.stills_of, **reading)
         self._held_out_reader = VideoReader(held_out, seed=0, stills=train.stills_of, **reading)
@@ -192,7 +192,7 @@ class Stage1(TrainingStage):
         """Render the middle frame of targets uint8 [W, S, S, 3], with the components that are trained so far."""
         phase, middle = self._config.train.phase(step), len(targets) // 2
         vae, unet = self.objective.vae, self.objective.unet
-        # The renderer is not trained yet in these phases: show what the VAE reconstructs, or the guess.
+        # In the vae and motion phases the renderer is not trained yet: show the guess, or what the VAE reconstructs.
         if phase == "motion" and unet.guess_network is not None:
             pictures = to_model(np.stack([reference, targets[middle]]), vae.device, vae.dtype)
             z = self.objective.motion_encoder(pictures)[0]

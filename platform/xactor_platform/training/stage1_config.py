@@ -69,13 +69,13 @@ class RendererConfig:
     motion_tokens: int = 16
     """Number of tokens per motion latent, >= 1; a square number."""
     guess: bool = True
-    """Show the UNet the reference, moved by z, as a guess of each frame. Without it there is no motion phase: z learns
-    through the UNet alone."""
+    """Show the UNet the reference, moved by z, as a guess of each frame. Without it there is no motion phase: z is
+    learned through the UNet alone."""
     guess_channels: tuple[int, ...] = (24, 48, 96)
     """Channels of the three levels of the network that makes this guess, each a multiple of 8."""
     guess_scale: int = 1
-    """How many times larger than image_size the portraits and frames of the trained model are, >= 1. The guess moves a
-    portrait of any size, and the UNet's correction is enlarged."""
+    """Side of the portraits and frames of the trained model, divided by image_size, >= 1. The guess moves a portrait of
+    any size, and the UNet's correction is enlarged to that size."""
     latent_dim: int = 512
     """Width of the motion latents z, >= 1."""
 
@@ -96,7 +96,7 @@ class RendererConfig:
 
     @property
     def published_folders(self) -> list[Path]:
-        """The folders that must hold weights."""
+        """Return the folders that must hold weights."""
         if self.start:
             return [
                 Path(self.start, component)
@@ -149,7 +149,7 @@ class Stage1TrainConfig(TrainConfig):
             raise ValueError(f"ema_decay must be >= 0 and < 1, got {self.ema_decay}")
 
     def phase(self, step: int) -> Phase:
-        """Return the phase of a global step, counted from 0. A larger `steps` changes the phase of no earlier step."""
+        """Return the phase of a global step, counted from 0. Raising `steps` does not change earlier steps' phases."""
         for phase in PHASES:
             if step < self.span(phase)[1]:
                 return phase
@@ -288,7 +288,7 @@ def tiny() -> Stage1Config:
 
 
 def box() -> Stage1Config:
-    """Train the model in the box: 128 px, on two CPU cores in hours, on drawn people and puppets of stills.
+    """Train the model in the box at 128 px, in hours on two CPU cores, on drawn people and puppets of still faces.
 
     The guess network makes most of the picture, so the motion phase has most of the steps.
     """

@@ -96,7 +96,7 @@ def build_model(
     """Build the motion transformer, the same on every rank, from given weights or from random ones."""
     torch.manual_seed(seed)
     if config.start:
-        return _start(config, shape)
+        return _start(config, shape, chunk_lengths)
     sizes = {
         "latent_dim": shape.latent_width,
         "audio_layers": shape.audio_layers,
@@ -122,13 +122,14 @@ def build_model(
     return model
 
 
-def _start(config: MotionConfig, shape: CorpusShape) -> MotionTransformer:
-    """Load the model that is trained further. Raises ValueError if it does not fit the config or the corpus."""
+def _start(config: MotionConfig, shape: CorpusShape, chunk_lengths: Sequence[int]) -> MotionTransformer:
+    """Load the model to train further. Raise ValueError if it does not fit the config or the corpus."""
     model = load_motion_model(str(config.start)).train()
     own = model.config
     wanted = {
         "chunk_frames": config.chunk_frames,
         "context_frames": config.context_frames,
+        "attention": config.attention,
         "latent_dim": shape.latent_width,
         "audio_layers": shape.audio_layers,
         "audio_dim": shape.audio_width,
@@ -136,6 +137,9 @@ def _start(config: MotionConfig, shape: CorpusShape) -> MotionTransformer:
     for name, value in wanted.items():
         if getattr(own, name) != value:
             raise ValueError(f"{config.start} has {name} {getattr(own, name)}, this training needs {value}")
+    # The export records what the model was last trained for.
+    if chunk_lengths:
+        own.chunk_lengths = sorted(chunk_lengths)
     model.backbone.set_attn_implementation(config.attn_implementation)
     return model
 

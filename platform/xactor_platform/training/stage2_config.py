@@ -37,11 +37,12 @@ class MotionConfig:
     """Configure the size of the motion transformer. The widths of latents and audio features come from the shards."""
 
     start: str | None = None
-    """Folder of a model or an export of stage 2 to train further, with its mean and deviation of latents. Its sizes
-    override all but chunk_frames and context_frames, which must be the same. None starts from the backbone or from
-    random weights."""
+    """Folder of a model or an export of stage 2 to train further. It keeps its mean and standard deviation of latents.
+    Its sizes override all but chunk_frames, context_frames and attention, which must be the same. None starts from the
+    backbone or from random weights."""
     backbone: str | None = None
-    """Folder of published Qwen2.5 weights, which override `hidden` to `mlp`. None starts from random weights."""
+    """Folder of published Qwen2.5 weights. Their sizes override hidden, layers, heads, kv_heads and mlp. None starts
+    from random weights."""
     hidden: int = 128
     """Width of the backbone, >= 1; a multiple of heads."""
     layers: int = 3
@@ -146,7 +147,7 @@ def tiny() -> Stage2Config:
 
 
 def box() -> Stage2Config:
-    """Train the motion model in the box on two CPU cores, in twenty minutes, for chunks of 8, 16 or 32 frames."""
+    """Train the box's motion model in twenty minutes on two CPU cores, for chunks of 8, 16 or 32 frames."""
     return Stage2Config(
         run=RunConfig(name="box"),
         scale=ScaleConfig(ranks=1, threads=2),

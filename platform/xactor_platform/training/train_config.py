@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from xactor_platform.training.training_stage import TrainingStage
 
 Facts = dict[str, Any]
-"""What the driver finds out about the corpus for all ranks. It is saved in the run's config.json."""
+"""Facts about the corpus that the driver finds out for all ranks. They are saved in the run's config.json."""
 
 RESUMABLE = (
     "run.",
@@ -209,7 +209,7 @@ class StageConfig(ABC):
     @property
     @abstractmethod
     def sample_frames(self) -> int:
-        """The maximum number of frames of a sample; longer clips are cut into several samples."""
+        """Return the maximum number of frames of a sample. Longer clips are cut into several samples."""
 
     @abstractmethod
     def prepare(self, index: "Index", saved: Facts | None) -> Facts:
@@ -229,7 +229,7 @@ class StageConfig(ABC):
 
     @property
     def plan(self) -> PlanConfig:
-        """The rules by which epochs are cut into global steps."""
+        """Return the rules by which epochs are cut into global steps."""
         return PlanConfig(
             seed=self.train.seed,
             micro_batches=self.train.micro_batches,

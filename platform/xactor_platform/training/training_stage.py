@@ -49,7 +49,7 @@ class TrainingStage(ABC):
 
         Args:
             forward: the objective, or the engine that wraps it.
-            batch: what `reader` made of a micro-batch.
+            batch: the batch that `reader` made from a micro-batch.
             step: the global step, counted from 0.
             random_key: (seed, epoch). Together with a sample's key and first frame it determines the sample's draws.
         """
@@ -63,10 +63,10 @@ class TrainingStage(ABC):
         """Save the trained model as components of a pipeline in `folder`."""
 
     def begin(self, step: int) -> None:  # noqa: B027
-        """Prepare for a step. Called before every step, the first one of a resumed run included."""
+        """Prepare for a step. The loop calls it before every step, including the first one of a resumed run."""
 
     def end(self, step: int) -> None:  # noqa: B027
-        """Finish a step. Called after the optimizer's update."""
+        """Finish a step. The loop calls it after the optimizer's update."""
 
     def columns(self, step: int) -> dict[str, Any]:
         """Return additional columns for a step's row in metrics.jsonl."""

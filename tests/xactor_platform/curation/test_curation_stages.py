@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from xactor.media import read_audio, read_frames, write_video
+from xactor_platform.curation.assemble import assemble
 from xactor_platform.curation.curation_config import Gates
 from xactor_platform.curation.cut import Cut
 from xactor_platform.curation.measures import blur, face_thumbnail, occluded, speech_db
@@ -194,4 +195,20 @@ def test_saved_progress_is_read_back(tmp_path):
     np.testing.assert_array_equal(found["controls.npy"], track)
     progress.delete()
     assert progress.spans() is None
+    assert list((tmp_path / ".parts").iterdir()) == []
+
+
+def test_a_group_that_has_its_report_is_not_assembled_again(tmp_path):
+    for key in ("a", "b"):
+        fate = Fate(video=f"{key}.mp4", status="kept", clip=f"{key}-0000-00", end_s=2.0, split="short")
+        ended = Ended(key=key, number=0, of=1, fates=(fate,), looked_s=2.0)
+        members = {"mp4": b"mp4", "controls.npy": np.ones((50, 57), np.float32), "json": {"frames": 50}}
+        VideoProgress(str(tmp_path), key).finish(ended, {f"{key}-0000-00": members})
+    assert assemble(str(tmp_path), 0, ["a", "b"], 1 << 20) == ["short-000000.tar"]
+    shard = (tmp_path / "short-000000.tar").read_bytes()
+    assert b"b-0000-00.mp4" in shard
+    # A worker that died while it deleted the progress has left a part of it. The task is tried again.
+    VideoProgress(str(tmp_path), "b").save_spans([(0, 50)])
+    assert assemble(str(tmp_path), 0, ["a", "b"], 1 << 20) == []
+    assert (tmp_path / "short-000000.tar").read_bytes() == shard
     assert list((tmp_path / ".parts").iterdir()) == []

@@ -170,7 +170,7 @@ def test_a_control_track_that_cannot_be_used_makes_its_sample_bad(video_corpus):
         file.seek(int(index.offset["controls.npy"][2]) + header)
         file.write(np.full(57, np.nan, np.float32).tobytes())
     _, batch = read(reader_of(index), [2], [0])
-    assert batch.bad[0].reason == "controls.npy must be finite numbers [frames, 57], got [40, 57]"
+    assert batch.bad[0].reason == "controls.npy must be finite numbers [frames, 57], got float32 [40, 57]"
 
 
 def test_a_storage_that_fails_for_a_moment_makes_no_sample_bad(video_corpus, monkeypatch):

@@ -1,5 +1,6 @@
 """Test that manifests of every kind are read, and that a bad row fails alone."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -47,6 +48,13 @@ def test_all_kinds_of_manifests_hold_the_same_rows(tmp_path):
     assert [replace(row, number=0) for row in read["jsonl"][0]] == [
         replace(row, number=0) for row in (first, second)
     ]
+
+
+def test_a_string_may_contain_a_line_separator(tmp_path):
+    row = {"id": "a", "image": "one\u2028two.png", "audio": "b.wav"}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\r\n", encoding="utf-8")
+    (read,), failed = read_manifest(str(tmp_path / "m.jsonl"), FAST, Recommended())
+    assert (read.image, failed) == (f"{tmp_path}/one\u2028two.png", [])
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,9 @@ def test_the_model_in_the_box_speaks_what_it_hears(tmp_path):
         assert clip.generated > 0.5
         assert clip.generated > clip.shuffled + 0.3
         assert 0.4 < clip.opening < 1.6
-    assert json.loads((tmp_path / "report" / "report.json").read_text())["clips"].keys() == report.clips.keys()
+    assert (
+        json.loads((tmp_path / "report" / "report.json").read_text())["clips"].keys() == report.clips.keys()
+    )
     assert all(key in report.table() for key in report.clips)
     with Image.open(tmp_path / "report" / "acting.png") as picture:
         assert picture.size == (16 * 96, 3 * 96 * len(report.clips))

@@ -1,6 +1,7 @@
 """Test that a training can start from a model that is already trained, in both stages."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from motion_models import small_model
 from render_models import small_components
 
 from xactor.motion import MotionScheduler
+from xactor.motion.forcing_config import ForcingConfig
 from xactor.render import Renderer
 from xactor_platform.data.index import CorpusShape
 from xactor_platform.training.stage1 import build_objective as stage1_objective
@@ -52,6 +54,10 @@ def test_stage_2_starts_from_the_weights_and_moments_of_a_model(model):
     objective = stage2_objective(config, SHAPE, ([0.0] * 32, [1.0] * 32))
     assert objective.model.training
     assert torch.equal(objective.model.latent_std, torch.full((32,), 2.0))
+    assert objective.model.config.chunk_lengths == [motion.chunk_frames]
+    shorter = replace(config, forcing=ForcingConfig(chunk_lengths=(motion.chunk_frames, 4)))
+    objective = stage2_objective(shorter, SHAPE, ([0.0] * 32, [1.0] * 32))
+    assert objective.model.config.chunk_lengths == [4, motion.chunk_frames]
     other = Stage2Config(
         model=MotionConfig(start=str(model), **{**sizes, "context_frames": 10 * motion.context_frames})
     )

@@ -15,7 +15,7 @@ from xactor_platform.curation.adapters.names import by_stem, missing, pick, read
 from xactor_platform.curation.messages import Fate, Segment, Video
 
 SUBSETS = ("RD", "WDA", "WRA")
-# Ours: the files state only the height of a picture.
+# Ours: an assumption, because the files state only the height of a picture.
 _ASPECT = 16 / 9
 
 
@@ -89,7 +89,7 @@ def _seconds(text: str) -> float:
 
 
 def _optional(uri: str) -> dict[str, list[str]]:
-    """Return the words of each line by its first word without suffix. Empty if there is no such file."""
+    """Map the first word of each line, without ".mp4", to the other words. Empty if there is no such file."""
     try:
         rows = (line.split() for line in read_text(uri).splitlines())
     except ValueError:

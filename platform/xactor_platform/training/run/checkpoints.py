@@ -134,6 +134,15 @@ class Checkpoints:
             print(f"CORRUPT checkpoint {self.uri(step)}: {MANIFEST} cannot be read ({error!r})", flush=True)
             return None
 
+    def unreadable(self) -> list[int]:
+        """Return the steps of the checkpoints whose manifest exists but cannot be read."""
+        paths = {step: f"{folder_of(step)}/{MANIFEST}" for step in self._steps()}
+        return [
+            step
+            for step, path in paths.items()
+            if self._folder.read_text(path) is not None and not self.manifest(step)
+        ]
+
     def _steps(self) -> list[int]:
         """Return the steps of all checkpoint folders, complete or not, sorted."""
         found = self._with_retries(self._location.entries, self._folder.uri)
@@ -227,7 +236,7 @@ class Checkpoints:
         self._with_retries(drop, self.uri(step))
 
     def fetch(self, manifest: Manifest, target: Path) -> None:
-        """Copy the checkpoint's files to the folder `target`, and verify them. Files of a local storage are linked.
+        """Copy the checkpoint's files to the folder `target`, and verify them. Local files are linked, not copied.
 
         Raises:
             Corrupt: a file is missing, or differs from what was written.

@@ -44,7 +44,7 @@ def root_cause(error: BaseException) -> str:
     named = [cause for cause in causes if isinstance(cause, NAMED)]
     cause = (named or causes)[0]
     lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    # Our errors in NAMED have one line, and Ray's OutOfMemoryError begins with its cause. Other errors end with it.
+    # The first line of an error in NAMED states the cause. The last line of any other error states it.
     return f"{type(cause).__name__}: {lines[0 if named else -1] if lines else ''}"
 
 

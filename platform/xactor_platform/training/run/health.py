@@ -20,7 +20,7 @@ SPIKE_STEPS = 50
 """Number of previous losses whose median a loss is compared with."""
 
 MIN_SPIKE_STEPS = 10
-"""Minimum number of previous losses. Before, no loss is a spike, because losses change fast at the start."""
+"""Minimum number of previous losses. With fewer, no loss is a spike, because losses change fast at the start."""
 
 LAG = 2.0
 """Factor, > 1. A rank lags if it takes more than this factor times the median of the other ranks."""
@@ -36,7 +36,7 @@ ROLL_CALL_S = 20.0
 
 
 class Spikes:
-    """Count spikes of the loss within its phase. They change nothing in the training.
+    """Count spikes of the loss, which change nothing in the training. Only losses of the same phase are compared.
 
     Args:
         factor: a loss above this factor times the median is a spike.

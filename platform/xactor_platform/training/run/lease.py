@@ -1,4 +1,4 @@
-"""Allow only one driver at a time to train a run: a file in the run's folder, which its holder renews, is a lease."""
+"""Allow only one driver at a time to train a run, by a lease: a file in the run's folder that its holder renews."""
 
 import contextlib
 import json
@@ -34,7 +34,8 @@ def lease(folder: RunFolder) -> Iterator[str]:
     """Hold the run's lease inside the block, and give the block the holder's name.
 
     A lease that a crash left is taken over: at once if its holder was a process of this machine that has ended,
-    otherwise after nobody renewed it for 12 s. Clocks of other machines are not trusted: a renewal is a changed file.
+    otherwise after nobody renewed it for 12 s. Clocks of other machines are not trusted: a renewal is
+    recognized by a change of the file.
 
     Raises:
         RunIsTaken: another driver holds the lease; the message names that driver.
@@ -85,7 +86,7 @@ def _wait_until_free(folder: RunFolder) -> None:
     if not found or _has_ended(found):
         return
     print(
-        f"{folder.uri}: another driver had this run; checking for {STALE_S:g} s that it has ended", flush=True
+        f"{folder.uri}: another driver had this run; waiting {STALE_S:g} s to see if it has ended", flush=True
     )
     deadline = time.monotonic() + STALE_S
     while time.monotonic() < deadline:
@@ -129,8 +130,8 @@ def _write(folder: RunFolder, mine: dict[str, Any], beats: int) -> None:
 def _has_ended(found: dict[str, Any]) -> bool:
     """Return whether the holder was a process of this machine and has ended.
 
-    Process numbers are comparable only on one host between two boots. A process with the same number but another start
-    time is not the holder.
+    Process numbers are comparable only on the same host and within the same boot. A process with the same number but
+    another start time is not the holder.
     """
     if found.get("host") != socket.gethostname() or found.get("boot") != _boot():
         return False

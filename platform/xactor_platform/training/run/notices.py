@@ -58,7 +58,7 @@ class Notices:
         return bool(flags & STOP)
 
     def leaving(self, flags: int) -> bool:
-        """Return whether Ray reports leaving nodes that it did not report before. All ranks must call it."""
+        """Return whether Ray reports leaving nodes, and not the same ones as last time. All ranks must call it."""
         if not flags & ASK_RAY:
             return False
         import ray.train
@@ -76,8 +76,8 @@ class Notices:
 def stopping_by_signal(folder: RunFolder) -> Iterator[threading.Event]:
     """Let the first SIGTERM inside the block ask the run to stop, and a second one end this process at once.
 
-    The block gets an event that is set when the signal arrives. A file that an earlier stop left is deleted. In another
-    thread than the main thread signals are not handled, because Python does not allow it.
+    The block gets an event that is set when the signal arrives. A file that an earlier stop left is deleted. Outside
+    the main thread, signals are not handled, because Python does not allow it.
     """
     folder.delete(ASK)
     received = threading.Event()

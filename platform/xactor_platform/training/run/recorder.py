@@ -62,11 +62,12 @@ class Recorder:
         return self
 
     def __exit__(self, *exc) -> None:
-        self._trace.close()
         if self._board:
             self._board.close()
         for log in self._logs.values():
             log.close()
+        # Last, because it can fail: it writes an unfinished trace.
+        self._trace.close()
 
     def bad_samples(self, bad: Sequence[BadSample]) -> None:
         """Record the samples of a step, of all ranks, that were found bad."""
@@ -78,7 +79,7 @@ class Recorder:
             self._logs[BAD].write(vars(sample))
 
     def samples(self, step: int, mine: list[tuple[str, int, int]]) -> None:
-        """Record which rank trained on which samples, with train.log_samples. All ranks must call it.
+        """Record which rank trained on which samples, if train.log_samples is set. All ranks must call it.
 
         Args:
             step: the global step, counted from 1.
@@ -95,7 +96,7 @@ class Recorder:
             self._logs[SAMPLES].write(row)
 
     def step(self, row: dict[str, Any], clock: Clock, own_s: list[float]) -> None:
-        """Record a step in metrics.jsonl and the metrics, and print a line of progress if one is due.
+        """Record a step in metrics.jsonl and in the exported metrics, and print a line of progress if one is due.
 
         Args:
             row: the step's row of metrics.jsonl, to which the times are added.

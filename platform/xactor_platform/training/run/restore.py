@@ -46,11 +46,17 @@ def newest_checkpoint(checkpoints: Checkpoints, parameters: int) -> Iterator[Res
         parameters: number of parameters of the model to train.
 
     Raises:
-        TrainingStopped: every checkpoint is corrupt, or the newest is of another model, or a newer version wrote it.
+        TrainingStopped: every checkpoint is corrupt, or the newest is of another model, or newer code wrote one.
     """
     context = ray.train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
     complete = _on_first_rank(checkpoints.complete)
+    # A run that has checkpoints must not begin anew, which would delete them.
+    if not complete and (steps := _on_first_rank(checkpoints.unreadable)):
+        names = ", ".join(map(checkpoints.uri, steps))
+        raise TrainingStopped(
+            f"no checkpoint of {len(steps)} can be loaded, their manifests cannot be read: {names}"
+        )
     with contextlib.ExitStack() as stack:
         node_folder = None
         if context.get_local_rank() == 0:
@@ -74,7 +80,7 @@ def newest_checkpoint(checkpoints: Checkpoints, parameters: int) -> Iterator[Res
             raise TrainingStopped(f"no checkpoint of {len(complete)} can be loaded: {'; '.join(faults)}")
         _on_first_rank(lambda: checkpoints.sweep(after=restored.manifest.step if restored else 0))
         yield restored
-        # The other ranks of a node read in the first one's folder, which ends with this block.
+        # The other ranks of a node read from its first rank's folder, which is deleted when this block ends.
         dist.barrier()
 
 
@@ -117,7 +123,7 @@ def _converted(source: Path, target: Path) -> Path:
     options = argparse.Namespace(
         input_folder=str(source / TAG),
         output_folder=str(target / TAG),
-        # With more, DeepSpeed would fork this process, which is unsafe because it has threads.
+        # With more than one worker, DeepSpeed would fork this process, which is unsafe because it has threads.
         num_extract_workers=1,
         num_merge_workers=1,
         keep_temp_folder=False,

@@ -64,7 +64,7 @@ def last_attempts(rows: Iterable[dict[str, Any]], steps: int) -> list[dict[str, 
     for row in rows:
         if row["step"] > steps:
             continue
-        # The row itself if it is the first of its step.
+        # Compare the first row of a step with itself.
         earlier = by_step.get(row["step"], row)
         if row["attempt"] >= earlier["attempt"]:
             by_step[row["step"]] = row

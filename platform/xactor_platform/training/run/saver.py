@@ -35,7 +35,7 @@ def agree_on_token() -> str:
 
 
 class Saver:
-    """Save one rank's files of the checkpoints, one checkpoint at a time: `save` waits for the checkpoint before.
+    """Save one rank's files of the checkpoints, one checkpoint at a time: `save` waits for the previous checkpoint.
 
     Args:
         checkpoints: the checkpoints of the run.

@@ -21,7 +21,7 @@ class HostSnapshot:
     def __init__(self):
         self._root = ""
         self._files: dict[str, Any] = {}
-        # By the name of the file and the number of the tensor in it.
+        # The keys are the name of a file and the number of a tensor in it.
         self._buffers: dict[tuple[str, int], torch.Tensor] = {}
 
     def take(self, engine: Any, client_state: dict[str, Any]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Telemetry:
         )
         self._memory = self._gauge(
             "memory_bytes",
-            "Peak memory of a rank: of its GPU, or of its process without a GPU",
+            "Peak memory of a rank: of its GPU, or of its process if there is no GPU",
             self._rank_tags,
         )
         if rank:
@@ -108,7 +108,7 @@ class Telemetry:
 
 
 def _peak_memory() -> int:
-    """Return the peak memory of the GPU, or of the process without one, since the process started, in bytes."""
+    """Return the peak memory since the process started, in bytes: of the GPU, or of the process if there is none."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved()
     # Linux gives ru_maxrss in KiB.

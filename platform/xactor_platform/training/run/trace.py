@@ -40,7 +40,7 @@ class TraceOnDemand:
         self._first_step = self._steps_left = 0
 
     def step(self, number: int) -> None:
-        """Start, continue or end a trace after a global step, counted from 1. Failing storage costs only the trace."""
+        """Start, continue or end a trace after a global step, counted from 1. A storage error loses only the trace."""
         try:
             self._step(number)
         except OSError as error:

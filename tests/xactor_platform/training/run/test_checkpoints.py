@@ -183,12 +183,15 @@ def test_a_truncated_manifest_is_reported_and_one_of_a_newer_version_is_refused(
     path.write_text(path.read_text()[:50])
     assert steps(checkpoints) == []
     assert "CORRUPT checkpoint" in capsys.readouterr().out
+    assert checkpoints.unreadable() == [3]
     path.write_text(json.dumps(whole | {"format": 7, "colour": "blue"}))
     with pytest.raises(
         ValueError,
         match=rf"checkpoint-00000003 has format 7, this version reads up to {checkpoints_module.FORMAT}",
     ):
         checkpoints.complete()
+    path.write_text(json.dumps(whole))
+    assert checkpoints.unreadable() == []
 
 
 def test_a_full_disk_loses_no_checkpoint_and_no_row(run, monkeypatch):
