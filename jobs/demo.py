@@ -1,11 +1,11 @@
-"""Run the demo: train both models from nothing and render portraits that speak.
+"""Run the demo: train both models further, starting from the model in the box, and render portraits that speak.
 
     python jobs/demo.py
     python jobs/demo.py --size box --stills faces
 
-The demo makes a corpus, trains stage 1 on it, encodes the corpus to latents, trains stage 2 on the latents, reports on
-both models and renders videos. The results are in demo/. With `--size box` it makes the model in the box, in hours, in
-demo/box/. After an interruption, run the same command again to continue.
+The demo makes a corpus, trains stage 1 on it, makes latents of the corpus, trains stage 2 on the latents, reports on
+both models and renders videos. The results are in demo/. With `--size box` it makes the model in the box from nothing,
+in hours, in demo/box/. After an interruption, run the same command again to continue.
 """
 
 import json
@@ -31,21 +31,36 @@ from xactor_platform.data.index import load_index
 from xactor_platform.evaluation.render_report import sheet
 
 DEMO = _checkout.CHECKOUT / "demo"
-# Options that shorten stage 1 to a few minutes. With the preset `tiny` alone it takes over an hour.
-MINUTES = {
-    "model.encoder-channels": (16, 32, 64, 128),
-    "model.guess-channels": (16, 32, 64),
-    "train.steps": 483,
-    "train.vae-steps": 60,
-    "train.motion-steps": 400,
-    "train.frames-steps": 20,
+# The corpus of the demo, and that of the model in the box, which learns from more people.
+CORPUS = {"demo": {"minutes": 5, "crop-px": 128}, "box": {"minutes": 24, "identities": 56, "crop-px": 128}}
+# Options of the preset `box` in the demo, which trains the model in the box for a few minutes more.
+BOX = _checkout.CHECKOUT / "xactor" / "box"
+FURTHER: dict[str, dict[str, Any]] = {
+    "stage1": {
+        "model.start": BOX,
+        "train.vae-steps": 0,
+        "train.motion-steps": 30,
+        "train.frames-steps": 4,
+        "train.steps": 34,
+        "train.motion-learning-rate": 1e-4,
+        "train.learning-rate": 1e-4,
+        "train.temporal-learning-rate": 1e-4,
+        "train.ema-decay": 0.9,
+        "train.evaluate-every": 17,
+        "train.evaluate-frames": 256,
+    },
+    "stage2": {
+        "model.start": BOX,
+        "train.steps": 60,
+        "train.learning-rate": 1e-4,
+        "train.evaluate-every": 30,
+    },
 }
-# The model in the box learns from more people at 128 px: nearly every clip shows another face.
-BOX_CORPUS = {"minutes": 30, "identities": 144, "crop-px": 128}
-# After such a short training, frames are nearest to the truth with one step. Details that are uncertain are blurred.
-RENDER = {"steps": 1, "cfg": 1.0}
-# Steps of motion for each quality. On this corpus 10 are nearly as good as 20 and 50, see docs/results.md.
-MOTION_STEPS: dict[Quality, int] = {"draft": 5, "good": 10, "best": 50}
+# The guess alone is nearest to the truth at this size: see docs/results.md.
+RENDER = {"steps": 0, "cfg": 1.0}
+# Guidance by the audio, and steps of motion for each quality. Stronger guidance exaggerates the motion.
+AUDIO_CFG = 2.0
+MOTION_STEPS: dict[Quality, int] = {"draft": 5, "good": 10, "best": 20}
 SHEET_COLUMNS = 8
 # Title of each step, and its seconds on two CPU cores in the demo and for the model in the box.
 STEPS = (
@@ -63,7 +78,7 @@ class RunDemo:
     """Train both models on a small corpus and render videos with them."""
 
     size: Literal["demo", "box"] = "demo"
-    """The model to make: small faces in minutes, or the model in the box in hours."""
+    """The model to make: the model in the box, trained a few minutes more, or the model in the box anew, in hours."""
     stills: Path | None = None
     """Folder of still faces, photographs or paintings. Every second person is then a puppet of one of them."""
 
@@ -72,7 +87,7 @@ def main(args: RunDemo) -> None:
     # Exit by an exception, so that SIGTERM also ends the cluster.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     quick = args.size == "demo"
-    folder, preset = (DEMO, "tiny") if quick else (DEMO / "box", "box")
+    folder, further = (DEMO, FURTHER) if quick else (DEMO / "box", {"stage1": {}, "stage2": {}})
     corpus, latents, runs, report = (folder / name for name in ("corpus", "latents", "runs", "report"))
     steps = Steps(
         [Step(title=title, expected_s=demo_s if quick else box_s) for title, demo_s, box_s in STEPS],
@@ -82,26 +97,32 @@ def main(args: RunDemo) -> None:
     if (corpus / "videos" / "index.parquet").exists():
         steps.skip()
     else:
-        options = {"output": corpus, **({} if quick else BOX_CORPUS)}
+        options: dict[str, Any] = {"output": corpus, **CORPUS[args.size]}
         if args.stills:
             options["stills"] = args.stills.absolute()
         run(steps, "make_demo_corpus.py", options)
     steps.next()
     with local_cluster(cpus=2, log=folder / "ray.log") as cluster:
-        options = {"data.shards": corpus / "videos", **(MINUTES if quick else {})}
-        train(steps, cluster, folder, f"stage1.py {preset}", options)
+        options = {"data.shards": corpus / "videos", **further["stage1"]}
+        train(steps, cluster, folder, "stage1", options)
         steps.next()
         export = runs / "stage1" / "export"
         encoding = {"videos": corpus / "videos", "model": export, "output": latents / "shards"}
-        submit(steps, cluster, folder, "precompute.py", encoding)
+        submit(steps, cluster, folder, "precompute.py", {**encoding, "latents": "controls"})
         steps.next()
-        train(steps, cluster, folder, f"stage2.py {preset}", {"data.shards": latents / "shards"})
+        train(steps, cluster, folder, "stage2", {"data.shards": latents / "shards", **further["stage2"]})
     steps.next()
     rendering = {f"render.{name}": value for name, value in RENDER.items()}
-    render = {"model": export, "videos": corpus / "videos", "output": report / "render", **rendering}
-    run(steps, "report.py render", render)
+    render = {
+        "model": export,
+        "videos": corpus / "videos",
+        "output": report / "render",
+        "latents": "controls",
+    }
+    run(steps, "report.py render", {**render, **rendering})
     motion = {"run": runs / "stage2", "shards": latents / "shards", "output": report / "motion"}
-    run(steps, "report.py motion", {**motion, "sampling.steps": MOTION_STEPS["good"]})
+    sampling = {"sampling.steps": MOTION_STEPS["good"], "sampling.audio-cfg": AUDIO_CFG}
+    run(steps, "report.py motion", {**motion, **sampling})
     steps.next()
     sheet(speak(steps, folder)).save(report / "acting.png")
     print(f"\nFinished in {steps.close():.1f} minutes")
@@ -122,7 +143,8 @@ def speak(steps: Steps, folder: Path) -> list[list[np.ndarray]]:
         shutil.rmtree(model)
     exports = {f"stage{n}": folder / f"runs/stage{n}/export" for n in (1, 2)}
     rendering = {f"render_{name}": value for name, value in RENDER.items()}
-    options = {name: {**PAPER, **rendering, "motion_steps": count} for name, count in MOTION_STEPS.items()}
+    common = {**PAPER, **rendering, "audio_cfg": AUDIO_CFG}
+    options = {name: {**common, "motion_steps": count} for name, count in MOTION_STEPS.items()}
     recommended = folder / "recommended.json"
     recommended.write_text(json.dumps({"default": "good", **options}))
     xactor(steps, "assemble", {**exports, "recommended": recommended, "dtype": "float16", "output": model})
@@ -147,13 +169,11 @@ def speak(steps: Steps, folder: Path) -> list[list[np.ndarray]]:
     return rows
 
 
-def train(
-    steps: Steps, cluster: LocalCluster, folder: Path, stage_preset: str, options: Mapping[str, Any]
-) -> None:
-    """Train one stage, such as `stage1.py tiny`, with the given options. Exit if the training was stopped."""
-    storage, stage = folder / "runs", stage_preset.split(".")[0]
+def train(steps: Steps, cluster: LocalCluster, folder: Path, stage: str, options: Mapping[str, Any]) -> None:
+    """Train `stage1` or `stage2` with the given options of the preset `box`. Exit if the training was stopped."""
+    storage = folder / "runs"
     run_options = {"run.storage": storage, "run.name": stage}
-    submit(steps, cluster, folder, f"train_{stage_preset}", {**run_options, **options})
+    submit(steps, cluster, folder, f"train_{stage}.py box", {**run_options, **options})
     if not (storage / stage / "export").exists():
         sys.exit(f"{storage / stage} was stopped; the same command resumes it")
 

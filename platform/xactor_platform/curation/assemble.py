@@ -17,7 +17,7 @@ def assemble(output: str, group: int, keys: list[str], bytes_per_shard: int) -> 
     """Write each shard of a group atomically, and then the group's report. The report marks the group as finished.
 
     The number of a shard begins with the number of its group: `long-000302.tar` is the third shard of group 3. At the
-    end, the saved progress of the group's videos is deleted. If the group has a report, only this last step is repeated.
+    end, the saved progress of the group's videos is deleted. If the group has a report, only this step is repeated.
 
     Args:
         output: folder or URI of the shards.

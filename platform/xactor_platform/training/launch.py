@@ -62,7 +62,7 @@ def train(config: StageConfig, *, py_modules: list[str] | None = None) -> TrainR
         # The newest checkpoint has its own config. It is checked too, because config.json may be missing or differ.
         if checkpoints:
             newest = checkpoints[0]
-            refuse_changes(newest.config, as_dict(config), f"{folder.uri}/{newest.folder}")
+            refuse_changes(newest.config, config, f"{folder.uri}/{newest.folder}")
         # Joining the cluster may take long, so it comes after all other checks.
         if not ray.is_initialized():
             connect(py_modules or [])
@@ -103,7 +103,7 @@ def _check(config: StageConfig, folder: RunFolder) -> tuple[Index, dict[str, str
     index = load_index(config.data.shards, max_bad_fraction=config.data.max_bad_fraction)
     corpus = fingerprint(index)
     if saved is not None:
-        refuse_changes(saved["config"], as_dict(config), folder.uri)
+        refuse_changes(saved["config"], config, folder.uri)
         refuse_changed_corpus(saved.get("corpus", corpus), corpus, config.data.shards)
     if not index.training().samples:
         raise ValueError(

@@ -135,6 +135,9 @@ class _RankTraining:
     def run(self) -> bool:
         """Train, and return whether the run was asked to stop before its last step."""
         with self._recorder, self._saver, self._stream:
+            # A run that was stopped is now told that the step where it stopped is its last one.
+            if self._steps_done == self._config.train.steps and self._rank == 0:
+                self._export()
             for number, planned in enumerate(self._steps, start=self._steps_done + 1):
                 if self._step(number, planned) and number < self._config.train.steps:
                     return True

@@ -303,10 +303,10 @@ def box() -> Stage1Config:
             guess_scale=2,
         ),
         train=Stage1TrainConfig(
-            steps=2780,
+            steps=2570,
             vae_steps=250,
             motion_steps=2300,
-            frames_steps=200,
+            frames_steps=20,
             stills=4,
             vae_learning_rate=2e-3,
             motion_learning_rate=1.2e-3,

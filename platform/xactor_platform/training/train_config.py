@@ -264,15 +264,16 @@ def as_dict(config: StageConfig) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(config)))
 
 
-def refuse_changes(saved: dict[str, Any], given: dict[str, Any], uri: str) -> None:
+def refuse_changes(saved: dict[str, Any], given: StageConfig, uri: str) -> None:
     """Raise ValueError naming the options that a resumed run must not change.
 
     Args:
-        saved: the config of the earlier start.
+        saved: the config of the earlier start. An option that it lacks, because an earlier version saved it, has its
+            default value.
         given: the config of this start.
         uri: the run or the checkpoint that the message names.
     """
-    before, now = _flat(saved), _flat(given)
+    before, now = _flat(as_dict(type(given).from_dict(saved))), _flat(as_dict(given))
     changed = [
         f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())

@@ -58,9 +58,9 @@ def test_presets_survive_json(preset):
     config = preset()
     saved = as_dict(config)
     assert Stage1Config.from_dict(json.loads(json.dumps(saved))) == config
-    refuse_changes(saved, as_dict(replace(config, train=replace(config.train, steps=10**6))), "runs/x")
+    refuse_changes(saved, replace(config, train=replace(config.train, steps=10**6)), "runs/x")
     with pytest.raises(ValueError, match=r"train\.frames_steps was .* now 7"):
-        refuse_changes(saved, as_dict(replace(config, train=replace(config.train, frames_steps=7))), "runs/x")
+        refuse_changes(saved, replace(config, train=replace(config.train, frames_steps=7)), "runs/x")
 
 
 def test_sizes_of_a_new_renderer_are_the_defaults_of_random_components():

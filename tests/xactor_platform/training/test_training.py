@@ -29,7 +29,7 @@ from xactor_platform.training.stage2_config import (
     small,
     tiny,
 )
-from xactor_platform.training.train_config import RunConfig, ScaleConfig, TrainConfig, refuse_changes
+from xactor_platform.training.train_config import RunConfig, ScaleConfig, TrainConfig, as_dict, refuse_changes
 
 
 def trained_on(storage: Path, name: str) -> dict[int, list]:
@@ -144,6 +144,18 @@ def test_a_run_does_not_change_its_config_or_resume_from_nothing(whole_run, shar
     fresh = replace(fresh, run=replace(fresh.run, resume=True))
     with pytest.raises(FileNotFoundError, match="nothing to resume"):
         train(fresh)
+
+
+@pytest.mark.cluster
+def test_a_run_without_steps_left_is_exported(whole_run, shards, tmp_path):
+    """A run that was stopped is told that the step where it stopped is its last one."""
+    storage, _ = whole_run
+    shutil.copytree(storage / "whole", tmp_path / "run")
+    exported = tmp_path / "run" / "export" / "motion" / "model.safetensors"
+    wanted = exported.read_bytes()
+    shutil.rmtree(tmp_path / "run" / "export")
+    assert train(config_of(shards, tmp_path, "run")).stopped is None
+    assert exported.read_bytes() == wanted
 
 
 @pytest.mark.cluster
@@ -294,11 +306,19 @@ def test_the_paper_preset_has_the_papers_figures():
 
 
 def test_a_run_accepts_only_changes_of_some_settings():
-    before = asdict(tiny())
-    refuse_changes(before, {**before, "scale": {**before["scale"], "ranks": 1}}, "runs/x")
-    refuse_changes(before, {**before, "train": {**before["train"], "steps": 9}}, "runs/x")
+    config = tiny()
+    before = as_dict(config)
+    refuse_changes(before, replace(config, scale=replace(config.scale, ranks=1)), "runs/x")
+    refuse_changes(before, replace(config, train=replace(config.train, steps=9)), "runs/x")
+    other = replace(config, data=replace(config.data, shards="other"))
     with pytest.raises(ValueError, match=r"data\.shards was .* now 'other'"):
-        refuse_changes(before, {**before, "data": {**before["data"], "shards": "other"}}, "runs/x")
+        refuse_changes(before, other, "runs/x")
+    # An earlier version did not know this option.
+    del before["model"]["attention"]
+    refuse_changes(before, config, "runs/x")
+    causal = replace(config, model=replace(config.model, attention="causal"))
+    with pytest.raises(ValueError, match=r"model\.attention was 'chunk', now 'causal'"):
+        refuse_changes(before, causal, "runs/x")
 
 
 def test_the_learning_rate_warms_up_and_falls():
