@@ -68,7 +68,7 @@ def test_sizes_of_a_new_renderer_are_the_defaults_of_random_components():
     random_defaults = {
         n: p.default for n, p in inspect.signature(random_components).parameters.items() if n in defaults
     }
-    assert len(random_defaults) == 14
+    assert len(random_defaults) == 15
     assert {n: defaults[n] for n in random_defaults} == {**random_defaults, "window_frames": 16}
 
 
