@@ -64,12 +64,12 @@ MOTION_STEPS: dict[Quality, int] = {"draft": 5, "good": 10, "best": 20}
 SHEET_COLUMNS = 8
 # Title of each step, and its seconds on two CPU cores in the demo and for the model in the box.
 STEPS = (
-    ("Making a corpus of talking clips", 80, 1500),
-    ("Training stage 1", 320, 10_000),
-    ("Encoding the corpus", 40, 200),
-    ("Training stage 2", 160, 2400),
-    ("Reporting on people and speech that were held out", 50, 200),
-    ("Rendering people who were held out", 40, 120),
+    ("Making a corpus of talking clips", 150, 700),
+    ("Training stage 1", 240, 5600),
+    ("Encoding the corpus", 40, 100),
+    ("Training stage 2", 120, 800),
+    ("Reporting on people and speech that were held out", 120, 300),
+    ("Rendering people who were held out", 45, 60),
 )
 
 
@@ -121,7 +121,7 @@ def main(args: RunDemo) -> None:
     }
     run(steps, "report.py render", {**render, **rendering})
     motion = {"run": runs / "stage2", "shards": latents / "shards", "output": report / "motion"}
-    sampling = {"sampling.steps": MOTION_STEPS["good"], "sampling.audio-cfg": AUDIO_CFG}
+    sampling = {"sampling.steps": MOTION_STEPS["draft"], "sampling.audio-cfg": AUDIO_CFG}
     run(steps, "report.py motion", {**motion, **sampling})
     steps.next()
     sheet(speak(steps, folder)).save(report / "acting.png")

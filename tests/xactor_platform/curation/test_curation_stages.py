@@ -202,7 +202,11 @@ def test_a_group_that_has_its_report_is_not_assembled_again(tmp_path):
     for key in ("a", "b"):
         fate = Fate(video=f"{key}.mp4", status="kept", clip=f"{key}-0000-00", end_s=2.0, split="short")
         ended = Ended(key=key, number=0, of=1, fates=(fate,), looked_s=2.0)
-        members = {"mp4": b"mp4", "controls.npy": np.ones((50, 57), np.float32), "json": {"frames": 50, "fps": 25}}
+        members = {
+            "mp4": b"mp4",
+            "controls.npy": np.ones((50, 57), np.float32),
+            "json": {"frames": 50, "fps": 25},
+        }
         VideoProgress(str(tmp_path), key).finish(ended, {f"{key}-0000-00": members})
     assert assemble(str(tmp_path), 0, ["a", "b"], 1 << 20) == ["short-000000.tar"]
     shard = (tmp_path / "short-000000.tar").read_bytes()
