@@ -161,7 +161,7 @@ def test_without_a_guess_z_learns_through_the_unet(clips, phase):
 
 
 def test_an_augmentation_in_bf16_moves_pictures_as_one_in_float32():
-    """With coordinates in bf16 the stripes of a picture of 512 px would be off by up to two pixels."""
+    """Coordinates in bf16 would move the stripes of a picture of 512 px by up to two pixels."""
     stripes = (torch.arange(512) // 8 % 2 * 2.0 - 1).expand(1, 1, 3, 512, 512)
     changes = [Augmentation.draw(PERSON, torch.Generator().manual_seed(0))]
     exact = augment(stripes, changes)

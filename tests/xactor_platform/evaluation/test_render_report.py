@@ -54,26 +54,30 @@ def test_the_report_covers_held_out_people(tmp_path):
         crop_px=32,
         workers=1,
     )
-    Renderer(**vars(without_zero_weights(small_components()))).save_pretrained(tmp_path / "model")
+    Renderer(**vars(small_components())).save_pretrained(tmp_path / "model")
+    Renderer(**vars(without_zero_weights(small_components()))).save_pretrained(tmp_path / "moving")
     config = RenderConfig(steps=1, cfg=1, window_frames=4, overlap_frames=0)
     report = report_render(
         str(tmp_path / "model"), str(corpus.videos), tmp_path / "report", config=config, max_clips=2
     )
     assert "drawn-007" in report.speakers
-    taught = report_render(
-        str(tmp_path / "model"),
-        str(corpus.videos),
-        tmp_path / "taught",
-        config=config,
-        latents="controls",
-        max_clips=2,
-    )
-    assert taught.speakers != report.speakers
-    for gain in (*report.speakers.values(), *taught.speakers.values()):
+    for gain in report.speakers.values():
         assert 0 <= gain.mouth_colours <= 1
-        # Random weights move the face at random.
-        assert gain.mouth < 1
-        assert gain.face < 1
+        assert -5 < gain.mouth < 1
+        assert -5 < gain.face < 1
+    # A model from random weights does not move yet. In one that does, the source of the latents makes a difference.
+    moving = [
+        report_render(
+            str(tmp_path / "moving"),
+            str(corpus.videos),
+            tmp_path / source,
+            config=config,
+            latents=source,
+            max_clips=1,
+        )
+        for source in ("encoder", "controls")
+    ]
+    assert moving[0].speakers != moving[1].speakers
     latents = report.latents
     assert latents is not None
     assert (latents.people, latents.chance) == (8, 1 / 8)
