@@ -12,6 +12,9 @@ from torch import Tensor
 
 # Knots of the smooth warp along a side.
 _KNOTS = 5
+# Side of the field of offsets in which places are looked up, and steps of the fixed-point iteration. An offset changes
+# by at most a third of a distance, so that each step takes away two thirds of the error.
+_PLACES_SIDE, _PLACES_ITERATIONS = 64, 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +75,15 @@ def augment(frames: Tensor, changes: list[Augmentation]) -> Tensor:
     pixels at 512 px.
     """
     samples, count = frames.shape[:2]
-    size = frames.shape[-2:]
+    size = frames.shape[-1]
     device = frames.device
-    gain, bias, gamma, offsets = (
+    gain, bias, gamma = (
         torch.stack([getattr(change, name) for change in changes]).to(device)
-        for name in ("gain", "bias", "gamma", "offsets")
-    )  # [B, 3], [B, 3], [B, 1], [B, 2, knots, knots]
-    grid = F.interpolate(offsets, size, mode="bicubic", align_corners=True).movedim(1, -1)  # [B, S, S, 2]
+        for name in ("gain", "bias", "gamma")
+    )  # [B, 3], [B, 3], [B, 1]
+    grid = _offsets(changes, size, device).movedim(1, -1)  # [B, S, S, 2]
     identity = torch.eye(2, 3, device=device).expand(samples, 2, 3)
-    grid = grid + F.affine_grid(identity, [samples, 3, *size], align_corners=False)
+    grid = grid + F.affine_grid(identity, [samples, 3, size, size], align_corners=False)
     moved = F.grid_sample(
         frames.flatten(0, 1).float(),
         grid.repeat_interleave(count, dim=0),
@@ -92,3 +95,20 @@ def augment(frames: Tensor, changes: list[Augmentation]) -> Tensor:
     unit = unit.clamp(1e-4, 1) ** gamma[:, :, None, None, None]
     unit = (unit - 0.5) * gain[:, None, :, None, None] + 0.5 + 0.5 * bias[:, None, :, None, None]
     return (unit * 2 - 1).clamp(-1, 1).to(frames.dtype)
+
+
+def augment_places(places: Tensor, changes: list[Augmentation]) -> Tensor:
+    """Return where `augment` moves places [B, N, 2] of a picture, in halves of its side from its centre."""
+    offsets = _offsets(changes, _PLACES_SIDE, places.device)  # [B, 2, S, S]
+    found = places.float()
+    # A place p moves to where x + offset(x) = p.
+    for _ in range(_PLACES_ITERATIONS):
+        offset = F.grid_sample(offsets, found[:, None], padding_mode="border", align_corners=False)  # [B, 2, 1, N]
+        found = places - offset[:, :, 0].mT
+    return found
+
+
+def _offsets(changes: list[Augmentation], side: int, device: torch.device) -> Tensor:
+    """Return the offset of each pixel to the place whose colour it takes, in halves of the side, [B, 2, side, side]."""
+    offsets = torch.stack([change.offsets for change in changes]).to(device)  # [B, 2, knots, knots]
+    return F.interpolate(offsets, (side, side), mode="bicubic", align_corners=True)

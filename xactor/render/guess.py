@@ -1,4 +1,4 @@
-"""Guess frames by moving the portrait before the UNet runs. Ours, after the warping renderers FOMM and LIA.
+"""Guess frames by moving the portrait before the UNet runs. Ours, after the warping renderers FOMM and LivePortrait.
 
 The paper's UNet receives motion only through cross-attention. From random weights, such a UNet must learn to copy a
 face before it can learn to move one. A UNet that also sees a guess need not.
@@ -8,83 +8,130 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Largest side of the pictures from which a guess is made, in pixels.
-_MAX_SIDE = 64
-# Number of flow fields that are mixed, and bound of the share of each.
-_FLOWS, _MAX_SHARE = 16, 3.0
-# Width of the code that tells the layers what to do, and channels of the layers at full size.
-_CODE, _FULL_SIZE_CHANNELS = 128, 12
+from xactor.faces.landmarks import EYES, INNER_LIPS, LANDMARKS, LIDS, MOUTH_CORNERS
+
+# Largest side of the pictures from which flows are computed, and height and width of the painted parts, in pixels.
+_MAX_SIDE, _MOUTH_SIZE, _EYES_SIZE = 32, (48, 48), (24, 64)
+# Displacement of a landmark that an output of 1 stands for, in units of the face, so that weights are about 0.1.
+_DISPLACEMENT = 0.1
+# Mean square of the change at which new colours reach half of their strength. Latents have about unit variance.
+_HALF_STRENGTH = 1e-3
+# Length, in halves of the side, over which a landmark takes its surroundings along, and the variance of its noise,
+# which keeps the field smooth where landmarks touch.
+_REACH, _NOISE = 0.3, 1e-3
+# The part around the mouth: half its side, and its centre below the mouth's, in halves of the mouth's width. A mouth
+# that is narrower than a third of its distance from the eyes is pursed.
+_MOUTH_REACH, _MOUTH_BELOW, _PURSED = 1.4, 0.4, 0.33
+# The part around the eyes: half its width, in halves of the distance between the outer corners.
+_EYES_REACH = 1.25
+# Distance from the edge of an opening, in halves of the part's width, over which its inside appears, and the maximum
+# number of such distances.
+_EDGE, _MAX_EDGES = 0.02, 6
+# Width of the code that tells the layers what to do.
+_CODE = 128
 
 
 class GuessNetwork(nn.Module):
     """Move a portrait by the change of its motion latent.
 
-    A network of convolutions reads the portrait at half its size, at most 64 px, and is told the motion by a scale and
-    shift of its channels (FiLM, Perez et al. 2018). For each place, it returns the place from which the colour comes, a
-    new colour (the inside of a mouth, a closed lid), and how much the new colour covers. Two convolutions at full size
-    sharpen the result. Everything is multiplied by amounts that are zero without a change, so that an unmoved portrait
-    stays as it is, to the bit.
+    A linear map of the change moves the portrait's landmarks, and a smooth field moves the colours between them. Three
+    networks of convolutions, which are told the change by a scale and shift of their channels (FiLM, Perez et al.
+    2018), see the moved portrait and correct it. The first one works on the portrait at a small size: for each place,
+    it returns by how much the place from which the colour comes is wrong, a new colour, and how much the new colour
+    covers. The others paint lids, and what opens between the lips. All corrections are zero without a change, so that
+    an unmoved portrait stays as it is.
 
     Args:
         latent_dim: Width of z.
-        channels: Channels of the three levels, each at half the side of the previous one.
+        channels: Channels of the three levels of these networks, each at half the side of the previous one.
     """
 
     def __init__(self, latent_dim: int, channels: tuple[int, ...]):
         super().__init__()
         if len(channels) != 3 or any(c < 8 or c % 8 for c in channels):
             raise ValueError(f"guess_channels must be 3 multiples of 8, got {tuple(channels)}")
+        self.displace = nn.Linear(latent_dim, 2 * len(LANDMARKS), bias=False)
+        nn.init.zeros_(self.displace.weight)
+        # From the moved portrait to a flow, a cover and a colour.
+        self.correct = _ToldNetwork(3, channels, latent_dim, 6)
+        # From a moved part of the face and its openings to a cover and a colour.
+        self.eyes, self.mouth = (_ToldNetwork(4, channels, latent_dim, 4) for _ in range(2))
+        with torch.no_grad():
+            # New colours start with a share of 1 %, except in the mouth.
+            for bias in (self.correct.out.bias[2:3], self.eyes.out.bias[:1]):  # pyright: ignore
+                bias.fill_(-5.0)
+
+    def forward(self, pictures: Tensor, landmarks: Tensor, change: Tensor, *, scale: int = 1) -> Tensor:
+        """Return the moved pictures, [N, 3, S, S].
+
+        Args:
+            pictures: Portraits, [N, 3, S, S] in [-1, 1].
+            landmarks: Landmarks of the portraits, float32 [N, K, 2]; see `xactor.faces.landmarks`.
+            change: Change of the motion latents since the portraits, [N, latent_dim].
+            scale: How many times larger the portraits are than those that the network learned from. The network sees
+                reduced portraits, but moves the full-size ones.
+        """
+        strength = change.square().mean(1)
+        strength = (strength / (_HALF_STRENGTH + strength))[:, None, None, None]  # [N, 1, 1, 1], from 0 to 1
+        moved_landmarks = self.moved(landmarks, change)  # [N, K, 2]
+        side = min(pictures.shape[-1] // scale // 2, _MAX_SIDE)
+        flow = landmark_flow(landmarks, moved_landmarks, side).to(pictures.dtype)  # [N, 2, T, T]
+        small = _move(F.interpolate(pictures, (side, side), mode="area"), flow)  # [N, 3, T, T]
+        found = self.correct(small, change)  # [N, 6, T, T]
+        correction = strength * found[:, :2]
+        # The place from which a corrected place takes its colour.
+        flow = correction + _move(flow, correction)
+        found = torch.cat([flow, found[:, 2:]], dim=1)
+        found = F.interpolate(found, pictures.shape[-2:], mode="bilinear", align_corners=False)
+        flow, cover, colour = found.split([2, 1, 3], dim=1)
+        moved = _move(pictures, flow)  # [N, 3, S, S]
+        cover = strength * torch.sigmoid(cover)  # [N, 1, S, S]
+        moved = moved + cover * (torch.tanh(colour) - moved)
+        told = change, strength
+        moved = _paint(self.eyes, moved, _eyes_part(moved_landmarks), moved_landmarks[:, LIDS], _EYES_SIZE, *told)
+        # The mouth is painted from the start wherever it is open.
+        lips = moved_landmarks[:, None, INNER_LIPS]  # [N, 1, 20, 2]
+        return _paint(self.mouth, moved, _mouth_part(moved_landmarks), lips, _MOUTH_SIZE, *told, opening=1.0)
+
+    def moved(self, landmarks: Tensor, change: Tensor) -> Tensor:
+        """Return the landmarks after a change of the motion latent, float32 [N, K, 2].
+
+        Args:
+            landmarks: Landmarks of the portraits, float32 [N, K, 2].
+            change: Change of the motion latents, [N, latent_dim].
+        """
+        displacement = _DISPLACEMENT * self.displace(change).float().unflatten(1, (-1, 2))  # [N, K, 2]
+        return landmarks + displacement @ _face_axes(landmarks).mT
+
+
+class _ToldNetwork(nn.Module):
+    """Run a small U-Net whose channels the change of the motion latent scales and shifts. It starts at zero.
+
+    Args:
+        width_in: Channels of the input.
+        channels: Channels of the three levels.
+        latent_dim: Width of z.
+        width_out: Channels of the output.
+    """
+
+    def __init__(self, width_in: int, channels: tuple[int, ...], latent_dim: int, width_out: int):
+        super().__init__()
         fine, middle, coarse = channels
-        self.stem = _conv(5, fine)
+        self.stem = _conv(width_in + 2, fine)
         self.down = nn.ModuleList([_conv(fine, middle, stride=2), _conv(middle, coarse, stride=2)])
         self.read = nn.ModuleList([_conv(middle, middle), _conv(coarse, coarse)])
         self.code = nn.Sequential(nn.Linear(latent_dim, _CODE), nn.SiLU(), nn.Linear(_CODE, _CODE), nn.SiLU())
         self.blocks = nn.ModuleList([_ToldBlock(coarse, coarse), _ToldBlock(coarse, coarse)])
         self.up = nn.ModuleList([_ToldBlock(coarse + middle, middle), _ToldBlock(middle + fine, fine)])
-        self.shares = nn.Linear(latent_dim, _FLOWS, bias=False)
-        self.flows = _conv(fine, 2 * _FLOWS)
-        self.cover = _conv(fine, 4)
-        self.sharpen = nn.Sequential(_conv(7, _FULL_SIZE_CHANNELS), nn.SiLU(), _conv(_FULL_SIZE_CHANNELS, 3))
-        # Latents have about unit variance, so the shares have too. Nothing moves at the start.
-        nn.init.normal_(self.shares.weight, std=latent_dim**-0.5)
-        for layer in (self.flows, self.cover, self.sharpen[-1]):
-            nn.init.zeros_(layer.weight)  # pyright: ignore[reportArgumentType]
-            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
-        # The new colour starts with a share below 1 %.
-        nn.init.constant_(self.cover.bias[:1], -5.0)  # pyright: ignore[reportOptionalSubscript]
+        self.out = _conv(fine, width_out)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # pyright: ignore[reportArgumentType]
 
-    def forward(self, pictures: Tensor, change: Tensor, *, scale: int = 1) -> Tensor:
-        """Return the moved pictures, [N, 3, S, S].
-
-        Args:
-            pictures: Portraits, [N, 3, S, S] in [-1, 1].
-            change: Change of the motion latents since the portraits, [N, latent_dim].
-            scale: How many times larger the portraits are than those that the network learned from. The network sees
-                reduced portraits, but moves the full-size ones.
-        """
+    def forward(self, pictures: Tensor, change: Tensor) -> Tensor:
+        """Return [N, width_out, h, w] for pictures [N, width_in, h, w] and changes [N, latent_dim]."""
         code = self.code(change)  # [N, code]
-        shares = _MAX_SHARE * torch.tanh(self.shares(change) / _MAX_SHARE)  # [N, K]
-        amount = shares.square().mean(1)
-        amount = (amount / (1 + amount))[:, None, None, None]  # [N, 1, 1, 1], from 0 to 1
-        features = self._features(pictures, code, pictures.shape[-1] // scale)  # [N, C, T, T]
-        flows = self.flows(features).unflatten(1, (_FLOWS, 2))  # [N, K, 2, T, T]
-        flow = (flows * shares[:, :, None, None, None]).sum(1)  # [N, 2, T, T]
-        found = torch.cat([flow, self.cover(features)], dim=1)  # [N, 6, T, T]
-        found = F.interpolate(found, pictures.shape[-2:], mode="bilinear", align_corners=False)
-        flow, cover, colour = found.split([2, 1, 3], dim=1)
-        moved = _move(pictures, flow)  # [N, 3, S, S]
-        cover = amount * torch.sigmoid(cover)  # [N, 1, S, S]
-        covered = moved + cover * (torch.tanh(colour) - moved)  # [N, 3, S, S]
-        return covered + amount * self.sharpen(torch.cat([covered, moved, cover], dim=1))
-
-    def _features(self, pictures: Tensor, code: Tensor, seen_px: int) -> Tensor:
-        """Return features of the pictures under a motion, [N, C, T, T], as if their side were `seen_px`."""
-        side = min(seen_px // 2, _MAX_SIDE)
-        small = F.interpolate(pictures, (side, side), mode="area")
-        line = torch.linspace(-1, 1, side, device=pictures.device, dtype=pictures.dtype)
-        places = torch.stack(torch.meshgrid(line, line, indexing="ij")).expand(len(small), 2, side, side)
-        fine = self.stem(torch.cat([small, places], dim=1))  # [N, C, T, T]
-        levels = [fine]
+        places = _places(*pictures.shape[-2:], pictures).movedim(-1, 0)  # [2, h, w]
+        levels = [self.stem(torch.cat([pictures, places.expand(len(pictures), -1, -1, -1)], dim=1))]
         for down, read in zip(self.down, self.read, strict=True):
             x = down(F.silu(levels[-1]))
             levels.append(x + read(F.silu(x)))
@@ -95,7 +142,7 @@ class GuessNetwork(nn.Module):
             skip = levels.pop()
             x = F.interpolate(x, skip.shape[-2:], mode="nearest")
             x = block(torch.cat([x, skip], dim=1), code)
-        return F.silu(x)
+        return self.out(F.silu(x))
 
 
 class _ToldBlock(nn.Module):
@@ -114,11 +161,140 @@ class _ToldBlock(nn.Module):
         return self.skip(x) + self.conv2(F.silu(h))
 
 
+def _paint(
+    network: _ToldNetwork,
+    pictures: Tensor,
+    part: tuple[Tensor, Tensor],
+    openings: Tensor,
+    size: tuple[int, int],
+    change: Tensor,
+    strength: Tensor,
+    *,
+    opening: float = 0.0,
+) -> Tensor:
+    """Paint what a change uncovers in a part of moved portraits.
+
+    Args:
+        network: Paints.
+        pictures: Moved portraits, [N, 3, S, S].
+        part: Axes of the part as columns, [N, 2, 2], and its centre, [N, 2], in halves of the pictures' side.
+        openings: Edges of the openings in the part, as R polygons of P moved landmarks, [N, R, P, 2].
+        size: Height and width at which the part is painted, in pixels.
+        change: Change of the motion latents, [N, latent_dim].
+        strength: Strength of new colours, [N, 1, 1, 1].
+        opening: 1 if an untrained network paints the openings, 0 if it paints nothing.
+    """
+    axes, centre = part
+    inverse = torch.linalg.inv(axes)
+    to_part = torch.cat([inverse, -inverse @ centre[:, :, None]], dim=2)  # [N, 2, 3]
+    seen = _take(pictures, torch.cat([axes, centre[:, :, None]], dim=2), size)  # [N, 3, h, w]
+    places = _places(*size, openings)
+    edges = (openings - centre[:, None, None]) @ inverse[:, None].mT  # [N, R, P, 2]
+    inside = torch.stack([_edge_distance(edge, places) for edge in edges.unbind(1)]).amax(0) / _EDGE  # [N, h, w]
+    inside = inside.clamp(-_MAX_EDGES, _MAX_EDGES)[:, None].to(seen.dtype)  # [N, 1, h, w]
+    cover, colour = network(torch.cat([seen, inside / _MAX_EDGES], dim=1), change).split([1, 3], dim=1)
+    cover = strength * torch.sigmoid(opening * (inside - 2) + cover)  # [N, 1, h, w]
+    painted = torch.cat([cover, cover * torch.tanh(colour)], dim=1)  # [N, 4, h, w]
+    cover, colour = _take(painted, to_part, pictures.shape[-2:], padding="zeros").split([1, 3], dim=1)
+    return pictures * (1 - cover) + colour
+
+
+def landmark_flow(landmarks: Tensor, moved: Tensor, side: int) -> Tensor:
+    """Return the smooth field by which moved landmarks find their colours, in halves of the side, [N, 2, side, side].
+
+    The field is the mean of a Gaussian process (Matern 3/2) that passes the landmarks. It fades away from the face.
+
+    Args:
+        landmarks: Where the colours are, float32 [N, K, 2].
+        moved: Where the colours go, float32 [N, K, 2].
+        side: Side of the field in pixels.
+    """
+    # The gradient takes only the offsets into account. Through the covariances it would cost three times as much.
+    with torch.no_grad():
+        places = _places(side, side, moved).flatten(0, 1).expand(len(moved), -1, -1)  # [N, side^2, 2]
+        to_places = _matern(torch.cdist(places, moved))  # [N, side^2, K]
+        # Landmarks that touch make the system nearly singular, so it is solved in float64.
+        among = _matern(torch.cdist(moved.double(), moved.double()))  # [N, K, K]
+        factor = torch.linalg.cholesky(among + _NOISE * torch.eye(moved.shape[1], device=moved.device))
+    weights = torch.cholesky_solve((landmarks - moved).double(), factor).float()  # [N, K, 2]
+    return (to_places @ weights).mT.unflatten(2, (side, side))
+
+
+def _matern(distance: Tensor) -> Tensor:
+    """Return the covariance of places at a distance. It changes its argument."""
+    distance.div_(_REACH)
+    return torch.exp(-distance).mul_(distance.add_(1))
+
+
+def _face_axes(landmarks: Tensor) -> Tensor:
+    """Return a unit of the face to its right and down, as columns in halves of the side: [N, 2, 2].
+
+    The units are half the distance of the eyes, and half the distance from the eyes to the mouth.
+    """
+    left, right = landmarks[:, EYES].mean(2).unbind(1)  # [N, 2] each
+    mouth = landmarks[:, MOUTH_CORNERS].mean(1)  # [N, 2]
+    across = (right - left) / 2
+    down = _turned(across) / across.norm(dim=1, keepdim=True)
+    height = (mouth - (left + right) / 2).norm(dim=1, keepdim=True) / 2
+    return torch.stack([across, down * height], dim=2)
+
+
+def _mouth_part(landmarks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the square around the mouth: its axes as columns, [N, 2, 2], and its centre, [N, 2]."""
+    corners = landmarks[:, MOUTH_CORNERS]  # [N, 2, 2]
+    centre = corners.mean(1)
+    # The small number keeps the square from being empty.
+    across = (corners[:, 1] - corners[:, 0]) / 2 + 1e-6
+    eyes = landmarks[:, EYES].mean((1, 2))  # [N, 2]
+    width = across.norm(dim=1, keepdim=True)
+    across = across / width * torch.maximum(width, _PURSED * (eyes - centre).norm(dim=1, keepdim=True))
+    down = _turned(across)
+    return _MOUTH_REACH * torch.stack([across, down], dim=2), centre + _MOUTH_BELOW * down
+
+
+def _eyes_part(landmarks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rectangle around the eyes: its axes as columns, [N, 2, 2], and its centre, [N, 2]."""
+    corners = landmarks[:, EYES]  # [N, 2, 2, 2]
+    across = _EYES_REACH * (corners[:, 1, 1] - corners[:, 0, 0]) / 2 + 1e-6
+    height, width = _EYES_SIZE
+    return torch.stack([across, _turned(across) * height / width], dim=2), corners.mean((1, 2))
+
+
+def _turned(vectors: Tensor) -> Tensor:
+    """Turn vectors [N, 2] that point to the right so that they point down."""
+    x, y = vectors.unbind(1)
+    return torch.stack([-y, x], dim=1)
+
+
+def _edge_distance(polygon: Tensor, places: Tensor) -> Tensor:
+    """Return the distance of places [h, w, 2] from the edge of polygons [N, P, 2], > 0 inside: [N, h, w]."""
+    a = polygon[:, :, None, None]  # [N, P, 1, 1, 2]
+    edge = polygon.roll(-1, dims=1)[:, :, None, None] - a
+    to_place = places - a  # [N, P, h, w, 2]
+    along = (to_place * edge).sum(-1) / edge.square().sum(-1).clamp(min=1e-12)  # [N, P, h, w]
+    nearest = to_place - along.clamp(0, 1)[..., None] * edge
+    distance = nearest.square().sum(-1).amin(1).add(1e-12).sqrt()  # [N, h, w]
+    # A ray to the right crosses the edges of a polygon an odd number of times if it starts inside.
+    above, next_above = to_place[..., 1] < 0, to_place[..., 1] < edge[..., 1]
+    rising = edge[..., 1] > 0
+    right_of = (to_place[..., 0] * edge[..., 1] < to_place[..., 1] * edge[..., 0]) == rising
+    inside = ((above != next_above) & right_of).sum(1) % 2 == 1  # [N, h, w]
+    return torch.where(inside, distance, -distance)
+
+
+def _places(height: int, width: int, like: Tensor) -> Tensor:
+    """Return the centres (x, y) of pixels, in halves of the sides from the picture's centre: [height, width, 2]."""
+    rows, columns = (
+        (torch.arange(n, device=like.device, dtype=like.dtype) * 2 + 1) / n - 1 for n in (height, width)
+    )
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], dim=-1)
+
+
 def _move(pictures: Tensor, flow: Tensor) -> Tensor:
     """Take each colour from another place.
 
     Args:
-        pictures: [N, 3, S, S].
+        pictures: [N, C, S, S].
         flow: Offsets (x, y) to the places that colours come from, in halves of the side, [N, 2, S, S].
     """
     # Compute the grid in float32: in bf16 it would be wrong by up to half a pixel.
@@ -127,6 +303,13 @@ def _move(pictures: Tensor, flow: Tensor) -> Tensor:
     grid = grid + flow.movedim(1, -1).float()
     moved = F.grid_sample(pictures.float(), grid, padding_mode="border", align_corners=False)
     return moved.to(pictures.dtype)
+
+
+def _take(pictures: Tensor, affine: Tensor, size: tuple[int, ...], *, padding: str = "border") -> Tensor:
+    """Take a part of pictures [N, C, S, S], which a map [N, 2, 3] finds for the places of the part: [N, C, *size]."""
+    grid = F.affine_grid(affine.float(), [len(pictures), 1, *size], align_corners=False)
+    taken = F.grid_sample(pictures.float(), grid, padding_mode=padding, align_corners=False)
+    return taken.to(pictures.dtype)
 
 
 def _conv(width_in: int, width_out: int, stride: int = 1) -> nn.Conv2d:

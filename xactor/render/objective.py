@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from xactor.controls import controls_to_latents, mirror_controls
 from xactor.faces import MOUTH_REGION, region_pixels
+from xactor.faces.landmarks import MEAN_LANDMARKS, MIRRORED
 from xactor.randomness import keyed_generator
-from xactor.render.augment import DRIVING, PERSON, Augmentation, augment
+from xactor.render.augment import DRIVING, PERSON, Augmentation, augment, augment_places
 from xactor.render.autoencoder import encode, reconstruction_loss
 from xactor.render.frames import to_model
 from xactor.render.guess import GuessNetwork
@@ -27,6 +28,21 @@ _COMMON_WEIGHT = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
+class FaceTracks:
+    """Hold what a landmark model found in clips. With it, a small renderer learns motion from the first step, when
+    E_mot knows nothing yet.
+    """
+
+    controls: Tensor
+    """Controls of the reference and the frames, float32 [B, 1 + F, 57]. E_mot learns them, and the renderer learns from
+    their latents instead of E_mot's."""
+    landmarks: Tensor | None = None
+    """Landmarks of the reference, then of n - 1 other frames of its clip, float32 [B, n, K, 2]."""
+    landmark_controls: Tensor | None = None
+    """Controls of these n frames, float32 [B, n, 57]."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Clips:
     """Hold augmented clips, cut into windows of frames that are denoised together."""
 
@@ -38,6 +54,10 @@ class _Clips:
     """Random generator of each clip. The results depend on the order of the draws."""
     taught: Tensor | None
     """Latents that the controls of reference and frames stand for, [B, 1 + F, D]; None without controls."""
+    landmarks: Tensor
+    """Landmarks of the reference, then of n - 1 other frames, float32 [B, n, K, 2]."""
+    landmark_latents: Tensor | None
+    """Latents that the controls of these n frames stand for, [B, n, D]; None if only the reference's are known."""
     windows: int
     """Number of windows per clip: F windows of one frame, or one window of F frames. Below, N = B x windows, and
     each window has W frames."""
@@ -126,7 +146,7 @@ class RenderObjective(nn.Module):
         weight: Tensor,
         seeds: list[tuple],
         phase: Phase,
-        controls: Tensor | None = None,
+        tracks: FaceTracks | None = None,
     ) -> Tensor:
         """Return the loss of a phase, summed over the frames of the samples whose weight is 1.
 
@@ -137,12 +157,10 @@ class RenderObjective(nn.Module):
             weight: Weight of each sample, [B].
             seeds: Seed of each sample, for all of its random draws.
             phase: One of PHASES.
-            controls: Control tracks at the reference and the frames, float32 [B, 1 + F, 57]. With them, E_mot learns
-                the controls, and the renderer learns from the controls' latents instead of E_mot's. In this way a small
-                renderer learns motion from the first step, when E_mot knows nothing yet.
+            tracks: What a landmark model found in the clips.
         """
         windows = 1 if phase == "temporal" else frames.shape[1]
-        clips = self._augmented(frames, reference, weight, seeds, windows, controls)
+        clips = self._augmented(frames, reference, weight, seeds, windows, tracks)
         phase_loss = {
             "vae": self._vae_loss,
             "motion": self._motion_loss,
@@ -182,7 +200,7 @@ class RenderObjective(nn.Module):
         weight: Tensor,
         seeds: list[tuple],
         windows: int,
-        controls: Tensor | None,
+        tracks: FaceTracks | None,
     ) -> _Clips:
         """Flip and augment each clip and its reference alike, as if they showed another person."""
         generators = [keyed_generator(*seed, "render") for seed in seeds]
@@ -191,16 +209,28 @@ class RenderObjective(nn.Module):
         pictures = to_model(pictures, device, dtype)  # [B, 1 + F, 3, S, S]
         flips = torch.tensor([torch.rand((), generator=g) < 0.5 for g in generators], device=device)  # [B]
         pictures = torch.where(flips[:, None, None, None, None], pictures.flip(-1), pictures)
-        taught = None
-        if controls is not None:
+
+        def latents_of(controls: Tensor | None) -> Tensor | None:
+            if controls is None:
+                return None
             controls = controls.to(device, torch.float32)
             controls = torch.where(flips[:, None, None], mirror_controls(controls), controls)
-            taught = controls_to_latents(controls, self.motion_encoder.config["latent_dim"]).to(dtype)
+            return controls_to_latents(controls, self.motion_encoder.config["latent_dim"]).to(dtype)
+
+        landmarks = None if tracks is None else tracks.landmarks
+        if landmarks is None:
+            landmarks = torch.from_numpy(MEAN_LANDMARKS).expand(len(pictures), 1, -1, -1)
+        landmarks = landmarks.to(device, torch.float32)  # [B, n, K, 2]
+        mirrored = landmarks[:, :, torch.from_numpy(MIRRORED)] * torch.tensor([-1.0, 1.0], device=device)
+        landmarks = torch.where(flips[:, None, None, None], mirrored, landmarks)
+        changes = [Augmentation.draw(PERSON, g) for g in generators]
         return _Clips(
-            pictures=augment(pictures, [Augmentation.draw(PERSON, g) for g in generators]),
+            pictures=augment(pictures, changes),
             weight=weight.to(device, dtype),
             generators=generators,
-            taught=taught,
+            taught=None if tracks is None else latents_of(tracks.controls),
+            landmarks=augment_places(landmarks.flatten(1, 2), changes).view_as(landmarks),
+            landmark_latents=None if tracks is None else latents_of(tracks.landmark_controls),
             windows=windows,
         )
 
@@ -234,6 +264,9 @@ class RenderObjective(nn.Module):
         loss = self._controls_error(clips, motion) if taught else self._divergence(motion)
         if self.unet.guess_network:
             loss = loss + self.config.motion_weight * self._guess_error(clips, motion)
+        if self.unet.guess_network and clips.landmark_latents is not None:
+            error = self._landmark_error(clips, self.unet.guess_network, clips.landmark_latents)
+            loss = loss + self.config.landmark_weight * error.repeat_interleave(clips.frames)
         if taught:
             # The controls contain no identity, so z needs no penalty on it.
             return loss
@@ -265,6 +298,14 @@ class RenderObjective(nn.Module):
         ]
         return sum(((e.abs().mean(1) * w).mean((1, 2)) for e, w in terms), start=error.new_zeros(len(error)))
 
+    def _landmark_error(self, clips: _Clips, network: GuessNetwork, latents: Tensor) -> Tensor:
+        """Return how far from their places the guess moves the references' landmarks, [B], in halves of the side."""
+        count = latents.shape[1] - 1
+        change = (latents[:, 1:] - latents[:, :1]).flatten(0, 1)  # [B (n - 1), D]
+        references = clips.landmarks[:, 0].repeat_interleave(count, dim=0)  # [B (n - 1), K, 2]
+        error = network.moved(references, change) - clips.landmarks[:, 1:].flatten(0, 1)
+        return error.abs().mean((1, 2)).unflatten(0, (-1, count)).mean(1)
+
     def _guess(self, clips: _Clips, motion: _Motion, keep: Tensor | None = None) -> Tensor:
         """Return the frames as the guess network makes them from their references, [B F, 3, S, S].
 
@@ -276,7 +317,8 @@ class RenderObjective(nn.Module):
         if keep is not None:
             change = change * keep.repeat_interleave(clips.frames // clips.windows)[:, None]
         references = clips.pictures[:, 0].repeat_interleave(clips.frames, dim=0)  # [B F, 3, S, S]
-        return cast(GuessNetwork, self.unet.guess_network)(references, change)
+        landmarks = clips.landmarks[:, 0].repeat_interleave(clips.frames, dim=0)  # [B F, K, 2]
+        return cast(GuessNetwork, self.unet.guess_network)(references, landmarks, change)
 
     def _denoising_error(self, clips: _Clips, motion: _Motion) -> Tensor:
         """Return the squared error of the prediction for noised frames, each window at its own level, [B F]."""

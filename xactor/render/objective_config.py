@@ -29,6 +29,9 @@ class ObjectiveConfig:
     uses the reference, and by then z has collapsed. X-NeMo has a second decoder for the same purpose."""
     controls_weight: float = 1.0
     """Weight, >= 0, of E_mot's error in predicting the controls, for clips that have a control track."""
+    landmark_weight: float = 10.0
+    """Weight, >= 0, of the error of the landmarks that the guess network moves, in halves of the picture's side, for
+    clips that have landmarks."""
     mouth_weight: float = 2.0
     """Additional weight, >= 0, of the mouth in the error of the guess. The whole face crop has
     weight 1. The mouth is small, but it shows the speech."""
@@ -36,7 +39,7 @@ class ObjectiveConfig:
     """Weight, >= 0, of the share of z, 0..1, that all frames of a clip have in common: the identity, not the motion."""
 
     def __post_init__(self):
-        for name in ("kl_weight", "motion_weight", "controls_weight", "mouth_weight", "person_weight"):
+        for name in ("kl_weight", "motion_weight", "controls_weight", "landmark_weight", "mouth_weight", "person_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         if not 0 <= self.motion_drop < 1:

@@ -18,6 +18,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
+from xactor.faces.landmarks import find_landmarks
 from xactor.randomness import into_own_memory, keyed_generator
 from xactor.render.attention import ReferenceFeatures
 from xactor.render.autoencoder import decode, encode
@@ -47,6 +48,8 @@ class Reference:
     """The portrait's latents from the VAE, [1, C, h, w]."""
     z: Tensor
     """The portrait's own motion latent, [1, D]."""
+    landmarks: Tensor | None
+    """The face's landmarks, float32 [1, K, 2]. None for a renderer without a guess."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +136,15 @@ class Renderer:
         picture = to_model(image[None], vae.device, vae.dtype)  # [1, 3, S, S]
         small = self._reduced(picture)  # [1, 3, M, M]
         latents = encode(vae, small).to(self.dtype)  # [1, C, h, w]
+        landmarks = None
+        if self.components.unet.guess_network is not None:
+            landmarks = torch.from_numpy(find_landmarks(image)).to(self.device)[None]
         return Reference(
             features=self.components.reference_unet.features(latents),
             picture=picture,
             latents=latents,
             z=self.components.motion_encoder(small)[0],
+            landmarks=landmarks,
         )
 
     def window(
@@ -310,12 +317,13 @@ class Renderer:
     def _guess(self, reference: Reference, z: Tensor) -> Tensor | None:
         """Guess the frames of motion latents [W, D]: [W, 3, S, S]. Return None if the UNet has no guess."""
         network = self.components.unet.guess_network
-        if network is None:
+        if network is None or reference.landmarks is None:
             return None
         scale, parts = self._scale(reference.picture), []
         for own in z.split(_VAE_FRAMES):
             picture = reference.picture.expand(len(own), *reference.picture.shape[1:])  # [n, 3, S, S]
-            parts.append(network(picture, own - reference.z, scale=scale))
+            landmarks = reference.landmarks.expand(len(own), -1, -1)  # [n, K, 2]
+            parts.append(network(picture, landmarks, own - reference.z, scale=scale))
         return torch.cat(parts)
 
     def _scale(self, pictures: Tensor) -> int:

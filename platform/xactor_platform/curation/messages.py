@@ -173,6 +173,8 @@ class Clip:
     """Outer corners of the eyes and base of the nose, in pixels, float32 [T, 3, 2]."""
     controls: np.ndarray | None = None
     """Control track of the frames of `mp4`, float32 [T, 57]; see `xactor.controls`."""
+    landmarks: np.ndarray | None = None
+    """Landmarks in the square, float32 [T, K, 2]; see `xactor.faces.landmarks`."""
     mp4: bytes = b""
     """The video of the square, without sound."""
     measures: Measures | None = None
@@ -190,7 +192,7 @@ class Clip:
 
     def dropped(self, reason: str, detail: str, status: Status = "dropped") -> "Clip":
         """Return the clip as a dropped one, without the data that only kept clips need."""
-        nothing = {"mp4": b"", "faces": None, "points": None, "controls": None}
+        nothing = {"mp4": b"", "faces": None, "points": None, "controls": None, "landmarks": None}
         return replace(self, status=status, reason=reason, detail=detail, **nothing)
 
 

@@ -7,6 +7,7 @@ from itertools import chain
 import numpy as np
 
 from xactor.faces import CropBox, Face, FaceLandmarker, control_track, crop_box
+from xactor.faces.landmarks import landmark_track
 from xactor.media import read_span
 from xactor.portrait import search_faces
 from xactor.rates import FPS
@@ -117,7 +118,8 @@ def clips_of(faces: Sequence[Face | None], scale: float, first: int) -> Iterator
     for start, end in runs:
         numbers = [n for n in range(start, end) if faces[n] is not None]
         found_faces = [face for face in faces[start:end] if face is not None]
-        square = crop_box(found_faces).scaled(scale)
+        found_square = crop_box(found_faces)
+        square = found_square.scaled(scale)
         boxes = np.array([face.box for face in found_faces]) * scale
         points = np.array([face.points[list(_POINTS), :2] for face in found_faces]) * scale
         flat_points = points.reshape(len(found_faces), -1)
@@ -128,6 +130,7 @@ def clips_of(faces: Sequence[Face | None], scale: float, first: int) -> Iterator
             faces=_interpolate(boxes, numbers, start, end),
             points=_interpolate(flat_points, numbers, start, end).reshape(end - start, len(_POINTS), 2),
             controls=control_track(faces[start:end], max_gap_frames=_MAX_GAP),
+            landmarks=landmark_track(faces[start:end], found_square),
         )
 
 

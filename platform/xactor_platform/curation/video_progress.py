@@ -4,7 +4,7 @@
 .parts/<video>/spans.json       pieces of the video
 .parts/<video>/0003.json        fates of a piece, saved after its clips
 .parts/<video>/<clip>.mp4       a kept clip
-.parts/<video>/<clip>.npy       its control track
+.parts/<video>/<clip>.controls.npy, <clip>.landmarks.npy   its tracks
 """
 
 import io
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from xactor_platform.curation.messages import Ended, Fate
-from xactor_platform.data.index import CONTROLS
+from xactor_platform.data.index import CONTROLS, LANDMARKS
 from xactor_platform.storage.location import Location
 
 PROGRESS_FOLDER = ".parts"
@@ -70,8 +70,9 @@ class VideoProgress:
         for key, members in samples.items():
             with self._place.atomic_write(f"{key}.mp4") as file:
                 file.write(members["mp4"])
-            with self._place.atomic_write(f"{key}.npy") as file:
-                np.save(file, members[CONTROLS])
+            for name in (CONTROLS, LANDMARKS):
+                with self._place.atomic_write(f"{key}.{name}") as file:
+                    np.save(file, members[name])
         metas = {key: members["json"] for key, members in samples.items()}
         fates = [asdict(fate) for fate in ended.fates]
         record = {"of": ended.of, "looked_s": ended.looked_s, "fates": fates, "samples": metas}
@@ -104,9 +105,14 @@ class VideoProgress:
         return fates, samples
 
     def members(self, key: str) -> dict[str, Any]:
-        """Return the mp4 and the control track of a kept clip."""
-        with self._place.open(f"{key}.mp4") as video, self._place.open(f"{key}.npy") as track:
-            return {"mp4": video.read(), CONTROLS: np.load(io.BytesIO(track.read()), allow_pickle=False)}
+        """Return the mp4, the control track and the landmarks of a kept clip."""
+        members: dict[str, Any] = {}
+        with self._place.open(f"{key}.mp4") as video:
+            members["mp4"] = video.read()
+        for name in (CONTROLS, LANDMARKS):
+            with self._place.open(f"{key}.{name}") as track:
+                members[name] = np.load(io.BytesIO(track.read()), allow_pickle=False)
+        return members
 
     def delete(self) -> None:
         """Delete the progress of the video."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from xactor.faces.landmarks import landmark_frames
 from xactor.media import join_videos, read_frames
 from xactor.rates import FPS, SAMPLE_RATE_HZ
 from xactor_platform.curation.curation_config import SHORT_S
@@ -18,7 +19,7 @@ from xactor_platform.curation.cut import as_file, sound_of_clip
 from xactor_platform.curation.messages import Clip, Ended, Fate, Piece
 from xactor_platform.curation.video_progress import VideoProgress
 from xactor_platform.data.face_video import face_video
-from xactor_platform.data.index import CONTROLS
+from xactor_platform.data.index import CONTROLS, LANDMARKS
 
 
 class Write(CurationStage):
@@ -37,9 +38,11 @@ class Write(CurationStage):
                 fates.append(clip_fate(piece, number, split))
                 if kept:
                     key = clip_key(piece, number)
-                    assert clip.controls is not None
-                    controls = clip.controls[slice(*clip.trimmed)] if clip.trimmed else clip.controls
-                    members = {"mp4": with_sound(piece, clip), CONTROLS: controls}
+                    assert clip.controls is not None and clip.landmarks is not None
+                    kept_frames = slice(*clip.trimmed or (None,))
+                    controls, landmarks = clip.controls[kept_frames], clip.landmarks[kept_frames]
+                    tracks = {CONTROLS: controls, LANDMARKS: landmarks[landmark_frames(len(landmarks))]}
+                    members = {"mp4": with_sound(piece, clip), **tracks}
                     samples[key] = {**members, "json": meta_of(piece, clip, fates[-1])}
             ended = Ended(
                 key=piece.video.key,

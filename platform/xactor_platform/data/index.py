@@ -22,6 +22,8 @@ VERSION = 1
 SCAN_THREADS = 32
 CONTROLS = "controls.npy"
 """Member with the control track of a clip, float32 [frames, 57]; see `xactor.controls`."""
+LANDMARKS = "landmarks.npy"
+"""Member with the landmarks of some frames of a clip, float32 [8, K, 2]; see `xactor.faces.landmarks`."""
 LatentSource = Literal["encoder", "controls"]
 """Source of motion latents: a motion encoder applied to the pictures, or the fixed embedding of control tracks."""
 # Beginnings of the names of held-out shards.
@@ -152,7 +154,15 @@ class Index:
     @property
     def controls(self) -> int:
         """Return the number of samples that have a control track."""
-        return int((self.offset[CONTROLS] >= 0).sum()) if CONTROLS in self.offset else 0
+        return self._having(CONTROLS)
+
+    @property
+    def landmarks(self) -> int:
+        """Return the number of samples that have landmarks."""
+        return self._having(LANDMARKS)
+
+    def _having(self, member: str) -> int:
+        return int((self.offset[member] >= 0).sum()) if member in self.offset else 0
 
     def _is_held_out(self) -> np.ndarray:
         return np.array([name.startswith(HELD_OUT) for name in self.shard_names])[self.shard]

@@ -11,10 +11,11 @@ import numpy as np
 from PIL import Image
 
 from xactor.controls import CONTROL_COUNT
+from xactor.faces.landmarks import LANDMARK_FRAMES, MEAN_LANDMARKS, landmark_frames
 from xactor.media.seek import pick_frames
 from xactor.rates import FPS
 from xactor_platform.data.batch import Batch, weigh_samples
-from xactor_platform.data.index import CONTROLS, Index
+from xactor_platform.data.index import CONTROLS, LANDMARKS, Index
 from xactor_platform.data.plan import MicroBatch
 from xactor_platform.data.reading import REMOTE_READS, Raw
 from xactor_platform.storage.location import Location
@@ -34,6 +35,10 @@ class VideoBatch(Batch):
     """Reference pictures, uint8 [B, S, S, 3]."""
     controls: np.ndarray | None = None
     """Controls of the reference and of the targets, float32 [B, 1 + F, 57]. None if they were not read."""
+    landmarks: np.ndarray | None = None
+    """Landmarks of the reference, then of other frames of its clip, float32 [B, 8, K, 2]. None if they were not read."""
+    landmark_controls: np.ndarray | None = None
+    """Controls of these frames, float32 [B, 8, 57]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +59,12 @@ class VideoRequest:
     """Bytes of the mp4, int64 [B]."""
     controls: np.ndarray | None
     """First byte of the control track in its shard and its number of bytes, int64 [B, 2]. None without controls."""
+    landmarks: np.ndarray | None
+    """The same of the landmarks. None without landmarks."""
     wanted: np.ndarray
     """Frame numbers of the targets, and of the reference at the end, int64 [B, F + 1]."""
+    measured: np.ndarray | None
+    """Numbers of the frames with landmarks, the reference first, int64 [B, 8]. None without landmarks."""
 
 
 class VideoReader:
@@ -66,7 +75,7 @@ class VideoReader:
         image_size: side in pixels that pictures are resized to.
         seed: decides which frames are drawn, together with the epoch and the sample.
         stills: function of the number of a global step. Returns how many frames to draw for each sample, None for all.
-        controls: read the control tracks too, if all samples have one.
+        tracks: read the control tracks and the landmarks too, if all samples have them.
     """
 
     def __init__(
@@ -76,12 +85,13 @@ class VideoReader:
         image_size: int,
         seed: int,
         stills: Callable[[int], int | None],
-        controls: bool = False,
+        tracks: bool = False,
     ):
         if "mp4" not in index.offset:
             raise ValueError(f"{index.location.uri}: holds latents, not videos")
         self.index, self._image_size, self._seed, self._stills = index, image_size, seed, stills
-        self._has_controls = controls and index.controls == index.samples
+        self._has_controls = tracks and index.controls == index.samples
+        self._has_landmarks = self._has_controls and index.landmarks == index.samples
         # 3 bytes per pixel. There are at most as many references as targets, hence the factor 2.
         self.bytes_per_frame = 2 * 3 * image_size**2
         self.read = partial(read_videos, index.location, image_size)
@@ -91,9 +101,17 @@ class VideoReader:
         rows = micro_batch.row
         keys, clips = self.index.key[rows].tolist(), self.index.frames[rows].tolist()
         starts, frames = micro_batch.start.tolist(), micro_batch.frames.tolist()
+        measured = [landmark_frames(clip) for clip in clips] if self._has_landmarks else None
         draws = [
-            draw_frames((self._seed, epoch, key, start), start, count, clip, self._stills(step))
-            for key, start, count, clip in zip(keys, starts, frames, clips, strict=True)
+            draw_frames(
+                (self._seed, epoch, key, start),
+                start,
+                count,
+                clip,
+                self._stills(step),
+                None if measured is None else measured[number],
+            )
+            for number, (key, start, count, clip) in enumerate(zip(keys, starts, frames, clips, strict=True))
         ]
         shards = [] if micro_batch.is_filler else [self.index.shard_names[s] for s in self.index.shard[rows]]
         return VideoRequest(
@@ -103,11 +121,17 @@ class VideoReader:
             frames=micro_batch.frames,
             offset=self.index.offset["mp4"][rows],
             length=self.index.length["mp4"][rows],
-            controls=np.stack([self.index.offset[CONTROLS][rows], self.index.length[CONTROLS][rows]], axis=1)
-            if self._has_controls
-            else None,
+            controls=self._bytes_of(CONTROLS, rows) if self._has_controls else None,
+            landmarks=self._bytes_of(LANDMARKS, rows) if self._has_landmarks else None,
             wanted=np.stack(draws),
+            measured=None
+            if measured is None
+            else np.stack([_reference_first(m, draw[-1]) for m, draw in zip(measured, draws, strict=True)]),
         )
+
+    def _bytes_of(self, member: str, rows: np.ndarray) -> np.ndarray:
+        """Return the first byte of a member in its shard and its number of bytes, int64 [B, 2]."""
+        return np.stack([self.index.offset[member][rows], self.index.length[member][rows]], axis=1)
 
     def batch(self, request: VideoRequest, raw: Raw) -> VideoBatch:
         """Shape the decoded pictures into a batch."""
@@ -115,10 +139,16 @@ class VideoReader:
         side = self._image_size
         # A copy, because arrays from Ray are read-only, and torch needs writable ones.
         pictures = raw.arrays["pictures"].reshape(*request.wanted.shape, side, side, 3).copy()
-        controls = None
+        controls = landmarks = landmark_controls = None
         if self._has_controls:
-            rows = raw.arrays["controls"].view(np.float32).reshape(*request.wanted.shape, CONTROL_COUNT)
-            controls = np.roll(rows, 1, axis=1)  # the reference first
+            shape = len(request.wanted), -1, CONTROL_COUNT
+            rows = raw.arrays["controls"].view(np.float32).reshape(shape)  # targets, reference, frames with landmarks
+            targets = request.wanted.shape[1] - 1
+            controls = np.roll(rows[:, : targets + 1], 1, axis=1)  # the reference first
+            if self._has_landmarks:
+                shape = len(request.wanted), LANDMARK_FRAMES, *MEAN_LANDMARKS.shape
+                landmarks = raw.arrays["landmarks"].view(np.float32).reshape(shape).copy()
+                landmark_controls = rows[:, targets + 1 :].copy()
         return VideoBatch(
             keys=request.keys,
             starts=request.starts,
@@ -128,11 +158,18 @@ class VideoReader:
             targets=pictures[:, :-1],
             references=pictures[:, -1],
             controls=controls,
+            landmarks=landmarks,
+            landmark_controls=landmark_controls,
         )
 
 
 def draw_frames(
-    key: tuple[str | int, ...], start: int, frames: int, clip_frames: int, stills: int | None
+    key: tuple[str | int, ...],
+    start: int,
+    frames: int,
+    clip_frames: int,
+    stills: int | None,
+    references: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw the frames of a clip that are targets, and the frame that is their reference.
 
@@ -145,6 +182,7 @@ def draw_frames(
         clip_frames: length of the clip.
         stills: number of targets. One is in the sample, the others are anywhere in its clip, because neighbouring
             frames teach little that is new. None takes all frames of the sample.
+        references: frames of the clip that the reference is chosen from, in rising order; by default all.
 
     Returns:
         frame numbers, int64 [F + 1]: the targets in rising order, then the reference.
@@ -164,11 +202,20 @@ def draw_frames(
         targets = start + np.arange(frames)
     else:
         targets = np.sort(np.append(start + draw(frames), draw(clip_frames, stills - 1)))
-    # Distance of each frame of the clip from the nearest target.
-    distance = np.abs(np.arange(clip_frames)[:, None] - targets).min(axis=1)
-    far = np.flatnonzero(distance >= MIN_REFERENCE_DISTANCE)
-    reference = far[draw(len(far))] if len(far) else [distance.argmax()]
+    candidates = np.arange(clip_frames) if references is None else references
+    # Distance of each candidate from the nearest target.
+    distance = np.abs(candidates[:, None] - targets).min(axis=1)
+    far = candidates[distance >= MIN_REFERENCE_DISTANCE]
+    reference = far[draw(len(far))] if len(far) else [candidates[distance.argmax()]]
     return np.append(targets, reference)
+
+
+def _reference_first(frames: np.ndarray, reference: int) -> np.ndarray:
+    """Exchange the reference with the first of the frames that contain it."""
+    order = frames.copy()
+    order[np.flatnonzero(frames == reference)[0]] = frames[0]
+    order[0] = reference
+    return order
 
 
 def read_videos(location: Location, image_size: int, requests: Sequence[VideoRequest]) -> list[Raw]:
@@ -180,12 +227,9 @@ def read_videos(location: Location, image_size: int, requests: Sequence[VideoReq
         StorageUnavailable: the storage fails. This makes no sample bad.
     """
     buffers = [np.zeros((*request.wanted.shape, image_size, image_size, 3), np.uint8) for request in requests]
-    tracks = [
-        None if request.controls is None else np.zeros((*request.wanted.shape, CONTROL_COUNT), np.float32)
-        for request in requests
-    ]
+    tracks = [_Tracks.empty(request) for request in requests]
     raws = [
-        Raw({"pictures": buffer.reshape(-1), **_track_bytes(track)}, [])
+        Raw({"pictures": buffer.reshape(-1), **track.arrays()}, [])
         for buffer, track in zip(buffers, tracks, strict=True)
     ]
     # Each clip, as (shard, offset, length), with its samples, as (number of the request, position in the request).
@@ -199,15 +243,18 @@ def read_videos(location: Location, image_size: int, requests: Sequence[VideoReq
         """Decode one clip's samples into their buffers. Return the samples that failed, each with the reason."""
         shard, offset, length = clip
         number, place = clips[clip][0]
-        controls = requests[number].controls
-        track_offset, track_length = (0, 0) if controls is None else controls[place].tolist()
+        first = requests[number]
+        spans = [
+            (0, 0) if member is None else member[place].tolist()
+            for member in (first.controls, first.landmarks)
+        ]
 
-        def read() -> tuple[bytes, bytes]:
+        def read() -> tuple[bytes, list[bytes]]:
             with location.open(shard) as file:
-                return file.read_at(length, offset), file.read_at(track_length, track_offset)
+                return file.read_at(length, offset), [file.read_at(count, at) for at, count in spans]
 
         try:
-            video, track = with_retries(read, f"{location.uri}/{shard}")
+            video, members = with_retries(read, f"{location.uri}/{shard}")
         except StorageUnavailable:
             # The storage failed, so the samples may be good.
             raise
@@ -220,11 +267,10 @@ def read_videos(location: Location, image_size: int, requests: Sequence[VideoReq
         for number, place in clips[clip]:
             # Decode each sample alone: whether it is bad must not depend on the samples that are read together with it.
             try:
-                wanted, rows = requests[number].wanted[place], tracks[number]
-                found = None if rows is None else _parse_track(track, wanted)
-                _decode(video, wanted, buffers[number][place])
-                if rows is not None:
-                    rows[place] = found
+                # A faulty member or video raises ValueError before anything is written.
+                found = tracks[number].parse(requests[number], place, *members)
+                _decode(video, requests[number].wanted[place], buffers[number][place])
+                tracks[number].store(place, found)
             except ValueError as error:
                 problems.append((number, place, str(error)))
         return problems
@@ -239,24 +285,72 @@ def read_videos(location: Location, image_size: int, requests: Sequence[VideoReq
     return raws
 
 
-def _track_bytes(track: np.ndarray | None) -> dict[str, np.ndarray]:
-    return {} if track is None else {"controls": track.view(np.uint8).reshape(-1)}
+@dataclass(frozen=True, eq=False)
+class _Tracks:
+    """Hold what is read of the tracks of one micro-batch. None stands for a track that is not read."""
+
+    controls: np.ndarray | None
+    """Controls of the wanted frames, then of the frames with landmarks, float32 [B, F + 1 (+ 8), 57]."""
+    landmarks: np.ndarray | None
+    """Landmarks with the reference first, float32 [B, 8, K, 2]."""
+
+    @classmethod
+    def empty(cls, request: VideoRequest) -> "_Tracks":
+        """Return tracks for a request to be read. A sample that is bad keeps an average face."""
+        controls = landmarks = None
+        samples, rows = request.wanted.shape
+        if request.measured is not None:
+            landmarks = np.tile(MEAN_LANDMARKS, (*request.measured.shape, 1, 1))
+            rows += request.measured.shape[1]
+        if request.controls is not None:
+            controls = np.zeros((samples, rows, CONTROL_COUNT), np.float32)
+        return cls(controls=controls, landmarks=landmarks)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays for `Raw`."""
+        found = {"controls": self.controls, "landmarks": self.landmarks}
+        return {name: a.view(np.uint8).reshape(-1) for name, a in found.items() if a is not None}
+
+    def parse(
+        self, request: VideoRequest, place: int, controls: bytes, landmarks: bytes
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Return one sample's controls and landmarks from the bytes of its members. Raise ValueError if they are faulty."""
+        rows = points = None
+        if self.controls is not None:
+            wanted = request.wanted[place]
+            if request.measured is not None:
+                wanted = np.concatenate([wanted, request.measured[place]])
+            track = _numbers(CONTROLS, controls, (None, CONTROL_COUNT))
+            if len(track) <= wanted.max():
+                raise ValueError(
+                    f"{CONTROLS} ends after {len(track)} frames, frame {wanted.max()} was requested"
+                )
+            rows = track[wanted]
+        if request.measured is not None:
+            points = _numbers(LANDMARKS, landmarks, (LANDMARK_FRAMES, *MEAN_LANDMARKS.shape))
+            order = np.arange(LANDMARK_FRAMES)
+            measured = np.sort(request.measured[place])
+            points = points[_reference_first(order, int(np.searchsorted(measured, request.measured[place][0])))]
+        return rows, points
+
+    def store(self, place: int, found: tuple[np.ndarray | None, np.ndarray | None]) -> None:
+        """Write one sample's controls and landmarks."""
+        for array, values in zip((self.controls, self.landmarks), found, strict=True):
+            if array is not None:
+                array[place] = values
 
 
-def _parse_track(data: bytes, wanted: np.ndarray) -> np.ndarray:
-    """Return the wanted rows [F + 1, 57] of a control track, given as a .npy file. Raise ValueError if it is faulty."""
+def _numbers(name: str, data: bytes, shape: tuple[int | None, ...]) -> np.ndarray:
+    """Return a .npy file's array of finite numbers. None in `shape` stands for any length. Raise ValueError if it is faulty."""
     try:
-        track = np.load(io.BytesIO(data), allow_pickle=False)
+        array = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{CONTROLS} is not an array: {error}") from None
-    numbers = track.dtype.kind in "fiu"
-    if track.ndim != 2 or track.shape[1] != CONTROL_COUNT or not numbers or not np.isfinite(track).all():
-        raise ValueError(
-            f"{CONTROLS} must be finite numbers [frames, {CONTROL_COUNT}], got {track.dtype} {list(track.shape)}"
-        )
-    if len(track) <= wanted.max():
-        raise ValueError(f"{CONTROLS} ends after {len(track)} frames, frame {wanted.max()} was requested")
-    return track[wanted]
+        raise ValueError(f"{name} is not an array: {error}") from None
+    fits = array.ndim == len(shape) and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
+    if not fits or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+        wanted = ", ".join("frames" if side is None else str(side) for side in shape)
+        raise ValueError(f"{name} must be finite numbers [{wanted}], got {array.dtype} {list(array.shape)}")
+    return array
 
 
 def _decode(video: bytes, wanted: np.ndarray, buffer: np.ndarray) -> None:

@@ -28,10 +28,11 @@ import numpy as np
 from xactor.audio.encoder import LogMelEncoder, load_audio_encoder
 from xactor.controls import embed_controls
 from xactor.faces import CropBox
+from xactor.faces.landmarks import find_landmarks, landmark_frames
 from xactor.media import write_video
 from xactor.rates import FPS
 from xactor_platform.data.face_video import ClipSamples, face_video
-from xactor_platform.data.index import load_index
+from xactor_platform.data.index import CONTROLS, LANDMARKS, load_index
 from xactor_platform.data.shards import ShardWriter
 from xactor_platform.demo_corpus.clip_plan import HELD_OUT_S, ClipPlan, plan_recordings, plan_synthetic
 from xactor_platform.demo_corpus.identity import find_crop, render_frame, split_stills
@@ -199,7 +200,12 @@ def make_clip(plan: ClipPlan, folder: Path, sizes: Sizes) -> ClipSamples:
             "audio.npy": features.astype(np.float16),
             "json": {**meta, "motion": "controls"},
         },
-        video={"mp4": face_video(crops, samples), "controls.npy": controls, "json": meta},
+        video={
+            "mp4": face_video(crops, samples),
+            CONTROLS: controls,
+            LANDMARKS: np.stack([find_landmarks(crops[number]) for number in landmark_frames(len(crops))]),
+            "json": meta,
+        },
     )
 
 

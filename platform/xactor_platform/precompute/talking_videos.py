@@ -29,10 +29,11 @@ import numpy as np
 from xactor.audio.encoder import LogMelEncoder, load_audio_encoder
 from xactor.controls import embed_controls
 from xactor.faces import FaceLandmarker, control_track, crop_box
+from xactor.faces.landmarks import landmark_frames, landmark_track
 from xactor.media import read_audio, read_frames
 from xactor.rates import FPS, SAMPLES_PER_FRAME, frame_count
 from xactor_platform.data.face_video import ClipSamples, face_video
-from xactor_platform.data.index import load_index
+from xactor_platform.data.index import CONTROLS, LANDMARKS, load_index
 from xactor_platform.data.shards import ShardWriter
 from xactor_platform.precompute.encoder_folder import save_encoder
 from xactor_platform.precompute.worker import start_worker
@@ -238,7 +239,8 @@ def read_video(file: str, encoder_folder: str, landmarks: str | None = None, cro
     pictures = (box.cut(picture, crops) for picture in islice(read_frames(file, FPS), frames))
     video = {
         "mp4": face_video(pictures, samples[: frames * SAMPLES_PER_FRAME]),
-        "controls.npy": controls,
+        CONTROLS: controls,
+        LANDMARKS: landmark_track(faces[:frames], box)[landmark_frames(frames)],
         "json": {**meta, "crop": vars(box)},
     }
     return ClipSamples(motion=motion, video=video)

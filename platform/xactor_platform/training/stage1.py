@@ -11,6 +11,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
+from xactor.faces.landmarks import find_landmarks
 from xactor.randomness import keyed_generator
 from xactor.render import (
     Components,
@@ -23,6 +24,7 @@ from xactor.render import (
 )
 from xactor.render.autoencoder import decode, encode
 from xactor.render.frames import from_model, to_model
+from xactor.render.objective import FaceTracks
 from xactor_platform.data.index import Index
 from xactor_platform.data.plan import MicroBatch, Step
 from xactor_platform.data.video import VideoBatch, VideoReader
@@ -60,7 +62,7 @@ class Stage1(TrainingStage):
         self._prepared_phase: str | None = None
         size, held_out = config.model.image_size, index.held_out()
         # Renderers with a guess network learn motion from control tracks if there are any, all others from pictures.
-        reading: Any = {"image_size": size, "controls": self.objective.unet.guess_network is not None}
+        reading: Any = {"image_size": size, "tracks": self.objective.unet.guess_network is not None}
         self.reader = VideoReader(index.training(), seed=train.seed, stills=train.stills_of, **reading)
         self._held_out_reader = VideoReader(held_out, seed=0, stills=train.stills_of, **reading)
         self._held_out = HeldOut(held_out, config.plan, train.evaluate_frames, rank=rank, ranks=ranks)
@@ -112,8 +114,17 @@ class Stage1(TrainingStage):
         targets, references, weight = (
             torch.from_numpy(a).to(self._device) for a in (batch.targets, batch.references, batch.weight)
         )
-        controls = None if batch.controls is None else torch.from_numpy(batch.controls).to(self._device)
-        return forward(targets, references, weight, sample_keys, self._config.train.phase(step), controls)
+        tracks = None
+        if batch.controls is not None:
+            found = {"landmarks": batch.landmarks, "landmark_controls": batch.landmark_controls}
+            tracks = FaceTracks(
+                controls=torch.from_numpy(batch.controls).to(self._device),
+                **{
+                    name: None if values is None else torch.from_numpy(values).to(self._device)
+                    for name, values in found.items()
+                },
+            )
+        return forward(targets, references, weight, sample_keys, self._config.train.phase(step), tracks)
 
     def end(self, step: int) -> None:
         phase = self._config.train.phase(step)
@@ -196,7 +207,8 @@ class Stage1(TrainingStage):
         if phase == "motion" and unet.guess_network is not None:
             pictures = to_model(np.stack([reference, targets[middle]]), vae.device, vae.dtype)
             z = self.objective.motion_encoder(pictures)[0]
-            return from_model(unet.guess_network(pictures[:1], z[1:] - z[:1]))[0]
+            landmarks = torch.from_numpy(find_landmarks(reference)).to(vae.device)[None]
+            return from_model(unet.guess_network(pictures[:1], landmarks, z[1:] - z[:1]))[0]
         if phase in ("vae", "motion"):
             latents = encode(vae, to_model(targets[middle : middle + 1], vae.device, vae.dtype))
             return from_model(decode(vae, latents))[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from xactor.render.objective_config import PHASES, ObjectiveConfig, Phase
-from xactor_platform.data.index import Index
+from xactor_platform.data.index import CONTROLS, LANDMARKS, Index
 from xactor_platform.training.train_config import (
     DataConfig,
     Facts,
@@ -228,11 +228,11 @@ class Stage1Config(StageConfig):
         """Check the corpus, the given weights and the sizes. Return {}: stage 1 needs no facts."""
         if "mp4" not in index.offset:
             raise ValueError(f"{index.location.uri}: holds latents, not videos")
-        tracks = index.controls
-        if self.model.guess and 0 < tracks < index.samples:
-            raise ValueError(
-                f"{index.location.uri}: controls.npy must be in all samples or in none, got {tracks} of {index.samples}"
-            )
+        for member, count in ((CONTROLS, index.controls), (LANDMARKS, index.landmarks)):
+            if self.model.guess and 0 < count < index.samples:
+                raise ValueError(
+                    f"{index.location.uri}: {member} must be in all samples or in none, got {count} of {index.samples}"
+                )
         longest = index.training().frames.max()
         if longest < self.model.window_frames:
             raise ValueError(
@@ -303,9 +303,9 @@ def box() -> Stage1Config:
             guess_scale=2,
         ),
         train=Stage1TrainConfig(
-            steps=2570,
+            steps=1870,
             vae_steps=250,
-            motion_steps=2300,
+            motion_steps=1600,
             frames_steps=20,
             stills=4,
             vae_learning_rate=2e-3,
