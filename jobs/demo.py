@@ -4,8 +4,8 @@
     python jobs/demo.py --size box --stills faces
 
 The demo makes a corpus, trains stage 1 on it, makes latents of the corpus, trains stage 2 on the latents, reports on
-both models and renders videos. The results are in demo/. With `--size box` it makes the model in the box from nothing,
-in hours, in demo/box/. After an interruption, run the same command again to continue.
+both models and renders videos. The results are in demo/. With `--size box` it makes the model in the box from scratch,
+which takes hours; the results are then in demo/box/. After an interruption, run the same command again to continue.
 """
 
 import json
@@ -33,8 +33,8 @@ from xactor_platform.evaluation.render_report import sheet
 DEMO = _checkout.CHECKOUT / "demo"
 # The corpus of the demo, and that of the model in the box, which learns from more people.
 CORPUS = {"demo": {"minutes": 5, "crop-px": 128}, "box": {"minutes": 24, "identities": 56, "crop-px": 128}}
-# Options of the preset `box` in the demo, which trains the model in the box for a few minutes more.
 BOX = _checkout.CHECKOUT / "xactor" / "box"
+# Options of the preset `box` in the demo, which trains the model in the box for a few minutes more.
 FURTHER: dict[str, dict[str, Any]] = {
     "stage1": {
         "model.start": BOX,
@@ -78,7 +78,7 @@ class RunDemo:
     """Train both models on a small corpus and render videos with them."""
 
     size: Literal["demo", "box"] = "demo"
-    """The model to make: the model in the box, trained a few minutes more, or the model in the box anew, in hours."""
+    """`demo` trains the model in the box for a few minutes more; `box` makes that model from scratch, in hours."""
     stills: Path | None = None
     """Folder of still faces, photographs or paintings. Every second person is then a puppet of one of them."""
 

@@ -137,8 +137,9 @@ def video_corpus(tmp_path_factory) -> Callable[..., tuple[str, list[Path]]]:
         split: str = "train",
         samples_per_shard: int = 8,
         folder: str | None = None,
-        controls: bool = False,
+        tracks: bool = False,
     ) -> tuple[str, list[Path]]:
+        from xactor.faces.landmarks import LANDMARK_FRAMES, MEAN_LANDMARKS, landmark_frames
         from xactor.media import write_video
         from xactor_platform.data.shards import ShardWriter
 
@@ -152,10 +153,12 @@ def video_corpus(tmp_path_factory) -> Callable[..., tuple[str, list[Path]]]:
                     clip, make_pictures(frames, seed=i if split == "train" else 1000 + i), samples=sound
                 )
                 meta = {"frames": frames, "fps": 25, "speaker": f"s{i % 3}"}
-                # Number 0 of a frame's controls is the frame's number.
+                # Number 0 of a frame's controls is the frame's number, and so is number 0 of its landmarks.
                 track = np.zeros((frames, 57), np.float32)
                 track[:, 0] = np.arange(frames)
-                more = {"controls.npy": track} if controls else {}
+                landmarks = np.tile(MEAN_LANDMARKS, (LANDMARK_FRAMES, 1, 1))
+                landmarks[:, 0, 0] = landmark_frames(frames)
+                more = {"controls.npy": track, "landmarks.npy": landmarks} if tracks else {}
                 writer.write(clip.stem, {"mp4": clip.read_bytes(), **more, "json": meta})
         return folder, sorted(clips.iterdir())
 

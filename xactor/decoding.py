@@ -1,4 +1,4 @@
-"""Decode users' pictures, videos and sound in sandboxed processes, apart from the process that serves."""
+"""Decode users' pictures, videos and sound in sandboxed processes, separate from the process that serves."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -104,7 +104,8 @@ def _sound(audio: Path, max_seconds: float) -> np.ndarray:
     """Decode a sound in a process of the pool. Raises ValueError, whose message calls the file `audio`."""
     samples = _with_users_name("audio", audio, lambda: read_audio(audio, max_seconds=max_seconds))
     if frame_count(len(samples)) < 1:
-        raise ValueError(f"audio: {len(samples) / SAMPLE_RATE_HZ * 1000:.0f} ms of sound are too short")
+        length_ms = len(samples) / SAMPLE_RATE_HZ * 1000
+        raise ValueError(f"audio: {length_ms:.0f} ms of sound are too short, more than 20 ms are needed")
     return samples
 
 
@@ -117,8 +118,8 @@ def _face(image: bytes | Path, size: int, paste_back: bool, from_video: bool) ->
         picture = sized_for_video(picture)
     portrait = _with_users_name(kind, image, lambda: find_portrait(picture))
     return FaceCrop(
-        square=portrait.box.cut(picture, size),
-        picture=picture if paste_back else picture[:0],
+        square=portrait.box.cut(portrait.picture, size),
+        picture=portrait.picture if paste_back else picture[:0],
         box=portrait.box,
         notes=portrait.notes,
     )

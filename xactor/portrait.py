@@ -24,6 +24,12 @@ _SQUARE_FRACTIONS = (1 / 2, 1 / 4)
 _MIN_SQUARE_PX = 96
 # Ours: maximum side of a video with the face pasted back. All players decode this size.
 PASTE_BACK_SIDE_PX = 1920
+# A face whose roll is smaller is upright, in degrees. Ours: a face that is turned to the side by more gets a note.
+_UPRIGHT, _MAX_YAW = 45, 35
+# Side of the picture in which a face is turned to find out whether it stands on its head.
+_TURNED_PX = 256
+# Landmarks at the outer corners of the eyes, the picture's left one first.
+_OUTER_EYE_CORNERS = (33, 263)
 # Errors that Pillow raises for damaged files.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error)
 # TIFF's tag NewSubfileType, and its flag for a page that is a reduced version of another page.
@@ -80,17 +86,26 @@ def read_image(source: str | Path | bytes | Image.Image | np.ndarray) -> np.ndar
 def find_portrait(picture: np.ndarray, landmarker: FaceLandmarker | None = None) -> Portrait:
     """Find the face to animate in a picture uint8 [H, W, 3] RGB: the largest one.
 
-    A face may be as small as a twenty-fifth of the picture's longer side.
+    A face may be as small as a twenty-fifth of the picture's longer side. A picture that lies on its side or stands on
+    its head is turned.
 
     Raises:
         ValueError: There is no face.
     """
+    landmarker = landmarker or FaceLandmarker(max_faces=5)
+    faces, notes = search_faces(picture, landmarker), []
+    turns = _quarter_turns(picture, faces, landmarker)
+    if turns:
+        picture = np.ascontiguousarray(np.rot90(picture, turns))
+        faces = search_faces(picture, landmarker)
+        notes.append(f"the picture is turned by {abs(turns) * 90} degrees, so that the face is upright")
     height, width = picture.shape[:2]
-    faces = search_faces(picture, landmarker or FaceLandmarker(max_faces=5))
     if not faces:
         raise ValueError(f"no face is found in the picture of {width}x{height} px")
     left, top, right, bottom = faces[0].box
-    notes = []
+    yaw = abs(_yaw(faces[0]))
+    if yaw > _MAX_YAW:
+        notes.append(f"the face is turned to the side by {yaw:.0f} degrees: one that looks ahead acts better")
     if len(faces) > 1:
         notes.append(f"{len(faces)} faces are found, the largest is used")
     if left < 0 or top < 0 or right > width or bottom > height:
@@ -108,6 +123,40 @@ def sized_for_video(picture: np.ndarray) -> np.ndarray:
         return np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
     # Cut off an odd last row or column.
     return np.ascontiguousarray(picture[:height, :width])
+
+
+def _quarter_turns(picture: np.ndarray, faces: list[Face], landmarker: FaceLandmarker) -> int:
+    """Return the counter-clockwise quarter turns, -1 to 2, that bring the largest face of a picture upright."""
+    if not faces:
+        # The model may find no face in a picture that stands on its head.
+        for turns in (2, 1, -1):
+            found = landmarker.detect(np.ascontiguousarray(np.rot90(picture, turns)))
+            if found and abs(_roll(found[0])) < _UPRIGHT:
+                return turns
+        return 0
+    roll = _roll(faces[0])
+    if abs(roll) >= _UPRIGHT:
+        return 2 if abs(roll) > 180 - _UPRIGHT else round(roll / 90)
+    # In a face that stands on its head, the model may see an upright face, but seldom in one that lies on its side.
+    # Turned to the left, an upright face has a roll of -90 degrees, and turned to the right one of 90 degrees.
+    square = crop_box(faces[0]).cut(picture, _TURNED_PX)
+    for turns in (1, -1):
+        found = landmarker.detect(np.ascontiguousarray(np.rot90(square, turns)))
+        if not found or turns * _roll(found[0]) < _UPRIGHT:
+            return 0
+    return 2
+
+
+def _roll(face: Face) -> float:
+    """Return the clockwise angle of the line through the outer corners of a face's eyes, in degrees."""
+    x, y = face.points[_OUTER_EYE_CORNERS[1], :2] - face.points[_OUTER_EYE_CORNERS[0], :2]
+    return float(np.degrees(np.arctan2(y, x)))
+
+
+def _yaw(face: Face) -> float:
+    """Return the angle by which a face is turned to the side, in degrees."""
+    forward = face.matrix[:3, 2]
+    return float(np.degrees(np.arctan2(forward[0], forward[2])))
 
 
 def search_faces(picture: np.ndarray, landmarker: FaceLandmarker) -> list[Face]:

@@ -108,7 +108,7 @@ def bench_stages(
 
 
 def bench_decoding(path: Path, rounds: int) -> dict[str, float]:
-    """Measure the frames per second of PyAV's own loop to RGB arrays and of `read_span`, in turn, on one thread."""
+    """Measure the frames per second of PyAV's decoding to RGB arrays and of `read_span`, in turn, on one thread."""
 
     def decode_with_pyav() -> int:
         with av.open(str(path)) as container:

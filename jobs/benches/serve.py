@@ -222,7 +222,7 @@ def _children_mib() -> float:
 
 
 def bare_first_fragment(pipeline, load: Load, folder: Path) -> float:
-    """Do the same work in this process without a service, and return the seconds to the first fragment."""
+    """Animate the portrait in this process, without a service, and return the seconds to the first fragment."""
     audio = folder / "speech.wav"
     audio.write_bytes(load.audio)
     motion = SamplingConfig(steps=int(load.fields["motion_steps"]))

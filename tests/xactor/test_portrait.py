@@ -190,6 +190,12 @@ class TestPortrait:
         assert found.box.left > 190
         assert found.notes == ("2 faces are found, the largest is used",)
 
+    @pytest.mark.parametrize(("turns", "degrees"), [(1, 90), (2, 180), (3, 90)])
+    def test_a_turned_picture_is_turned_upright(self, astronaut, landmarker, turns, degrees):
+        found = find_portrait(np.ascontiguousarray(np.rot90(astronaut, turns)), landmarker)
+        assert np.array_equal(found.picture, astronaut)
+        assert found.notes == (f"the picture is turned by {degrees} degrees, so that the face is upright",)
+
     def test_a_face_at_the_border_is_noted(self, astronaut, landmarker):
         cut = np.ascontiguousarray(astronaut[:, 205:])  # at her right eye
         found = find_portrait(cut, landmarker)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from render_models import small_components, without_zero_weights
 
+from xactor.faces.landmarks import INNER_LIPS, LIDS, MEAN_LANDMARKS
 from xactor.render import (
     Blend,
     MotionEncoder,
@@ -22,7 +23,7 @@ from xactor.render import (
 from xactor.render.attention import Locality
 from xactor.render.autoencoder import decode, encode
 from xactor.render.frames import from_model
-from xactor.render.guess import GuessNetwork, _move
+from xactor.render.guess import GuessNetwork, _edge_distance, _move, landmark_flow
 from xactor.render.prediction import predict
 from xactor.render.windows import windows_of
 
@@ -42,6 +43,11 @@ def portrait() -> np.ndarray:
 @pytest.fixture(scope="module")
 def z() -> torch.Tensor:
     return torch.randn(13, 32, generator=torch.Generator().manual_seed(0))
+
+
+def mean_landmarks(count: int) -> torch.Tensor:
+    """Return the landmarks of an average face, float32 [count, K, 2]."""
+    return torch.from_numpy(MEAN_LANDMARKS).expand(count, -1, -1)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 5, 6, 7, 10, 11, 12, 23])
@@ -138,10 +144,10 @@ def test_an_unmoved_portrait_is_guessed_unchanged(dtype):
     """
     guess = without_zero_weights(small_components()).unet.guess_network.to(dtype)
     picture = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(0)).to(dtype) * 2 - 1
-    still = torch.zeros(1, 32, dtype=dtype)
+    still, face = torch.zeros(1, 32, dtype=dtype), mean_landmarks(1)
     with torch.no_grad():
-        torch.testing.assert_close(guess(picture, still), picture, rtol=0.01, atol=0.01)
-        assert (guess(picture, still + 1) - picture).abs().max() > 0.1
+        torch.testing.assert_close(guess(picture, face, still), picture, rtol=0.01, atol=0.01)
+        assert (guess(picture, face, still + 1) - picture).abs().max() > 0.1
 
 
 def test_motion_time_and_reference_have_an_effect(renderer, portrait, z):
@@ -248,6 +254,43 @@ def test_the_guess_takes_each_colour_from_where_the_flow_says():
     torch.testing.assert_close(_move(picture, one_pixel_right)[..., :-1], picture[..., 1:])
 
 
+def test_colours_at_moved_landmarks_come_from_the_landmarks_and_far_from_the_face_nothing_moves():
+    landmarks = mean_landmarks(1)
+    drop = 0.1 * torch.exp(-((landmarks[..., 1] - 0.28) ** 2) / 0.1)  # the mouth drops by a twentieth of the side
+    moved = landmarks + torch.stack([torch.zeros_like(drop), drop], dim=2)
+    flow = landmark_flow(landmarks, moved, 128)
+    found = F.grid_sample(flow, moved[:, None], align_corners=False)[0, :, 0].mT  # [K, 2]
+    assert (moved[0] + found - landmarks[0]).abs().max() < 0.01
+    assert flow[0, :, :4, :4].abs().max() < 0.002
+    assert landmark_flow(landmarks, landmarks, 16).abs().max() == 0
+
+
+def test_the_distance_from_an_edge_is_positive_inside():
+    square = torch.tensor([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
+    places = torch.tensor([[[0.0, 0.0], [0.4, 0.1], [0.7, 0.0], [0.5, 0.3]]])  # [1, 4, 2]
+    wanted = torch.tensor([[0.5, 0.1, -0.2, 0.0]])
+    for polygon in (square, square.flip(0)):
+        torch.testing.assert_close(_edge_distance(polygon[None], places)[0], wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("part", "rows"), [("mouth", slice(34, 54)), ("eyes", slice(20, 30))])
+def test_a_part_of_the_face_is_painted_in_its_place(part, rows):
+    """Only the openings' surroundings change when the network of a part paints."""
+    network = GuessNetwork(4, (8, 8, 8))
+    other = {"mouth": network.eyes, "eyes": network.mouth}[part]
+    with torch.no_grad():
+        getattr(network, part).out.bias[:] = torch.tensor([20.0, 3.0, 3.0, 3.0])
+        other.out.bias[0] = -20.0
+        network.correct.out.bias[2] = -20.0
+        painted = network(torch.zeros(1, 3, 64, 64), mean_landmarks(1), torch.ones(1, 4))[0, 0]
+    touched = (painted > 0.5).any(dim=1).nonzero().flatten()
+    assert touched.min() >= rows.start
+    assert touched.max() < rows.stop
+    opening = MEAN_LANDMARKS[INNER_LIPS if part == "mouth" else LIDS[0]].mean(0)
+    column, row = ((opening + 1) * 32).astype(int)
+    assert painted[row, column] > 0.9
+
+
 def test_the_guess_learns_to_move_a_mark_and_to_open_a_hole():
     """The change of z says where the mark goes, and how dark the hole is: colours that the portrait does not have."""
     generator = torch.Generator().manual_seed(0)
@@ -267,7 +310,7 @@ def test_the_guess_learns_to_move_a_mark_and_to_open_a_hole():
         nothing = torch.zeros(16)
         change = torch.stack([place / 4, 2 * dark, nothing, nothing], dim=1)
         still, want = pictures(nothing, nothing), pictures(place, dark)
-        error = (network(still, change) - want).abs().mean()
+        error = (network(still, mean_landmarks(16), change) - want).abs().mean()
         errors.append(float(error.detach() / (still - want).abs().mean()))
         optimizer.zero_grad()
         error.backward()
@@ -317,14 +360,14 @@ def test_random_weights_render_the_portrait_moved_by_z():
     """One DDIM step of an untrained renderer gives the guess, which has not lost detail in the VAE."""
     renderer = Renderer(**vars(small_components()))
     torch.manual_seed(0)
-    torch.nn.init.normal_(renderer.components.unet.guess_network.flows.weight, std=0.05)
+    torch.nn.init.normal_(renderer.components.unet.guess_network.displace.weight, std=0.2)
     portrait = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
     reference = renderer.reference(portrait)
     z = reference.z + torch.randn(2, 32, generator=torch.Generator().manual_seed(1))
     config = RenderConfig(steps=1, cfg=1.0, window_frames=2, overlap_frames=0)
     with torch.no_grad():
         moved = renderer.components.unet.guess_network(
-            reference.picture.expand(2, -1, -1, -1), z - reference.z
+            reference.picture.expand(2, -1, -1, -1), mean_landmarks(2), z - reference.z
         )
     wanted = from_model(moved)
     got = renderer.window(reference, z, seed=0, first_frame=0, config=config)
@@ -338,7 +381,8 @@ def test_no_steps_show_the_guess(renderer, portrait, z):
     video = np.stack(list(renderer.render(reference, z, seed=0, config=config)))
     with torch.no_grad():
         pictures = reference.picture.expand(len(z), -1, -1, -1)
-        wanted = from_model(renderer.components.unet.guess_network(pictures, z - reference.z))
+        network = renderer.components.unet.guess_network
+        wanted = from_model(network(pictures, mean_landmarks(len(z)), z - reference.z))
     assert np.abs(video.astype(int) - wanted.astype(int)).max() <= 1
     without = Renderer(**vars(small_components(guess_channels=None)))
     with pytest.raises(ValueError, match=r"render steps must be >= 1 for a renderer without a guess, got 0"):

@@ -1,14 +1,17 @@
 """Test the loss of stage 1: its terms, and the parameters that each phase trains."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from render_models import small_components, without_zero_weights
 
-from xactor.controls import INDEX
+from xactor.controls import INDEX, controls_to_latents
+from xactor.faces.landmarks import LIDS, MEAN_LANDMARKS
 from xactor.render import RenderObjective
-from xactor.render.augment import DRIVING, PERSON, Augmentation, augment
-from xactor.render.objective import ObjectiveConfig, shared_part
+from xactor.render.augment import DRIVING, PERSON, Augmentation, augment, augment_places
+from xactor.render.objective import FaceTracks, ObjectiveConfig, shared_part
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +111,7 @@ def test_with_controls_the_encoder_learns_only_them_and_the_renderer_moves_by_th
     def loss(controls, **config):
         objective.config = ObjectiveConfig(kl_weight=0, **config)
         objective.zero_grad()
-        total = objective(frames, reference, torch.ones(3), seeds, "motion", controls)
+        total = objective(frames, reference, torch.ones(3), seeds, "motion", FaceTracks(controls=controls))
         total.backward()
         return float(total.detach())
 
@@ -141,7 +144,8 @@ def test_an_encoder_learns_the_controls_of_a_mirrored_clip():
         controls = torch.zeros(8, 5, 57)
         controls[..., INDEX["headX"]] = 0.06 * place
         seeds = [(step, i) for i in range(8)]
-        loss = objective(pictures[:, 1:], pictures[:, 0], torch.ones(8), seeds, "motion", controls) / 32
+        tracks = FaceTracks(controls=controls)
+        loss = objective(pictures[:, 1:], pictures[:, 0], torch.ones(8), seeds, "motion", tracks) / 32
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -149,6 +153,59 @@ def test_an_encoder_learns_the_controls_of_a_mirrored_clip():
     # The variance of a unit square in -1..1 is 1/3, over the 57 controls that share a latent.
     assert np.mean(errors[:5]) > 0.8 / 3 / 57
     assert np.mean(errors[-20:]) < 0.35 * np.mean(errors[:5])
+
+
+def test_a_guess_learns_how_controls_move_landmarks_of_mirrored_clips():
+    """The left eye closes by its own control. Clips are mirrored at random: then the right one closes by its own."""
+    torch.manual_seed(0)
+    config = ObjectiveConfig(motion_weight=0.0, controls_weight=0.0, kl_weight=0)
+    objective = RenderObjective(**vars(small_components()), config=config)
+    network = objective.unet.guess_network
+    optimizer = torch.optim.Adam(network.displace.parameters(), 1e-2)
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.zeros(4, 2, 32, 32, 3, dtype=torch.uint8)
+    left, right = (
+        torch.from_numpy(ring) for ring in LIDS
+    )  # in the picture, so the person's right eye is first
+    closed = {"eyeBlinkRight": left, "eyeBlinkLeft": right}
+    for step in range(150):
+        controls = torch.zeros(4, 3, 57)
+        landmarks = torch.from_numpy(MEAN_LANDMARKS).repeat(4, 3, 1, 1)
+        for name, lids in closed.items():
+            blink = torch.rand(4, 2, generator=generator)
+            controls[:, 1:, INDEX[name]] = blink
+            landmarks[:, 1:, lids, 1] += 0.05 * blink[:, :, None]
+        tracks = FaceTracks(controls=controls[:, :2], landmarks=landmarks, landmark_controls=controls)
+        seeds = [(step, i) for i in range(4)]
+        loss = objective(pictures[:, 1:], pictures[:, 0], torch.ones(4), seeds, "motion", tracks)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    one = torch.zeros(1, 57)
+    one[0, INDEX["eyeBlinkRight"]] = 1
+    change = controls_to_latents(one, 32)
+    face = torch.from_numpy(MEAN_LANDMARKS)[None]
+    found = (network.moved(face, change) - face)[0].detach()
+    assert abs(found[left, 1].mean() - 0.05) < 0.01
+    assert abs(found[right, 1].mean()) < 0.01
+
+
+def test_places_move_as_the_pictures_around_them():
+    """A dot is where `augment_places` says that it moves to."""
+    changes = [Augmentation.draw(PERSON, torch.Generator().manual_seed(seed)) for seed in range(8)]
+    size = 128
+    for place in ((0.0, 0.0), (-0.4, 0.3), (0.5, -0.5)):
+        places = torch.tensor(place).expand(8, 1, 2)
+        line = (torch.arange(size) * 2 + 1) / size - 1
+        x, y = place
+        dot = torch.exp(-((line[None] - x) ** 2 + (line[:, None] - y) ** 2) / 0.05**2)
+        exact = [replace(c, gain=torch.ones(3), bias=torch.zeros(3), gamma=torch.ones(1)) for c in changes]
+        moved = augment((dot * 2 - 1).expand(8, 1, 3, -1, -1), exact)[:, 0, 0] / 2 + 0.5  # [8, size, size]
+        mass = (moved - 0.01).clamp(min=0)
+        centre = torch.stack([(mass.sum(1) * line).sum(1), (mass.sum(2) * line).sum(1)], 1)
+        centre = centre / mass.sum((1, 2))[:, None]
+        assert (augment_places(places, changes)[:, 0] - centre).abs().max() < 0.01
+        assert (centre - torch.tensor(place)).abs().max() > 0.03
 
 
 @pytest.mark.parametrize("phase", ["frames", "temporal"])

@@ -96,7 +96,8 @@ def test_decoding_of_a_slow_file_is_stopped_and_the_next_file_is_decoded(face, t
     decoder = Decoder(processes=1, timeout_s=0.001)
     try:
         with pytest.raises(ServiceError) as error:
-            sound_of(decoder, tmp_path, wav(900), max_seconds=1000)  # seconds of work
+            # To decode 900 s of sound takes seconds.
+            sound_of(decoder, tmp_path, wav(900), max_seconds=1000)
         assert "takes longer than 0.001 s" in error.value.message
         decoder._pool._timeout_s = 60
         assert face_of(decoder, face).square.shape == (64, 64, 3)

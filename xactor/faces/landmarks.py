@@ -82,7 +82,7 @@ def find_landmarks(picture: np.ndarray) -> np.ndarray:
 
 
 def crop_landmarks(face: Face, box: CropBox) -> np.ndarray:
-    """Return the chosen landmarks of a face in a crop: places from its centre, in halves of its side, float32 [K, 2]."""
+    """Return the chosen landmarks of a face in a crop, from its centre, in halves of its side: float32 [K, 2]."""
     corner = np.array([box.left, box.top], dtype=np.float32)
     return (face.points[LANDMARKS, :2] - corner) * np.float32(2 / box.side) - 1
 

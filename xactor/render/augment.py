@@ -4,7 +4,7 @@ X-NeMo varies colour, scale, crop and warp between the driving frame, which the 
 colour or the shape of a face in the driving frame says nothing about the target, and only motion is useful in z.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,9 @@ class AugmentConfig:
 
 # Changes the reference and the target in the same way, as if they showed another person.
 PERSON = AugmentConfig(colour=0.3, scale=0.12, shift=0.05, warp=0.035)
+# Replaces PERSON where z is made from controls, which contain no identity. With strong changes of colour nobody could
+# tell from a closed mouth which colours its inside has.
+TAUGHT_PERSON = replace(PERSON, colour=0.1)
 # Changes the driving frame once more, by its own draw.
 DRIVING = AugmentConfig(colour=0.4, scale=0.04, shift=0.01, warp=0.02)
 
@@ -103,7 +106,9 @@ def augment_places(places: Tensor, changes: list[Augmentation]) -> Tensor:
     found = places.float()
     # A place p moves to where x + offset(x) = p.
     for _ in range(_PLACES_ITERATIONS):
-        offset = F.grid_sample(offsets, found[:, None], padding_mode="border", align_corners=False)  # [B, 2, 1, N]
+        offset = F.grid_sample(
+            offsets, found[:, None], padding_mode="border", align_corners=False
+        )  # [B, 2, 1, N]
         found = places - offset[:, :, 0].mT
     return found
 

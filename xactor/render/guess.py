@@ -88,7 +88,9 @@ class GuessNetwork(nn.Module):
         cover = strength * torch.sigmoid(cover)  # [N, 1, S, S]
         moved = moved + cover * (torch.tanh(colour) - moved)
         told = change, strength
-        moved = _paint(self.eyes, moved, _eyes_part(moved_landmarks), moved_landmarks[:, LIDS], _EYES_SIZE, *told)
+        moved = _paint(
+            self.eyes, moved, _eyes_part(moved_landmarks), moved_landmarks[:, LIDS], _EYES_SIZE, *told
+        )
         # The mouth is painted from the start wherever it is open.
         lips = moved_landmarks[:, None, INNER_LIPS]  # [N, 1, 20, 2]
         return _paint(self.mouth, moved, _mouth_part(moved_landmarks), lips, _MOUTH_SIZE, *told, opening=1.0)
@@ -190,7 +192,9 @@ def _paint(
     seen = _take(pictures, torch.cat([axes, centre[:, :, None]], dim=2), size)  # [N, 3, h, w]
     places = _places(*size, openings)
     edges = (openings - centre[:, None, None]) @ inverse[:, None].mT  # [N, R, P, 2]
-    inside = torch.stack([_edge_distance(edge, places) for edge in edges.unbind(1)]).amax(0) / _EDGE  # [N, h, w]
+    inside = (
+        torch.stack([_edge_distance(edge, places) for edge in edges.unbind(1)]).amax(0) / _EDGE
+    )  # [N, h, w]
     inside = inside.clamp(-_MAX_EDGES, _MAX_EDGES)[:, None].to(seen.dtype)  # [N, 1, h, w]
     cover, colour = network(torch.cat([seen, inside / _MAX_EDGES], dim=1), change).split([1, 3], dim=1)
     cover = strength * torch.sigmoid(opening * (inside - 2) + cover)  # [N, 1, h, w]

@@ -13,7 +13,7 @@ from xactor.controls import controls_to_latents, mirror_controls
 from xactor.faces import MOUTH_REGION, region_pixels
 from xactor.faces.landmarks import MEAN_LANDMARKS, MIRRORED
 from xactor.randomness import keyed_generator
-from xactor.render.augment import DRIVING, PERSON, Augmentation, augment, augment_places
+from xactor.render.augment import DRIVING, PERSON, TAUGHT_PERSON, Augmentation, augment, augment_places
 from xactor.render.autoencoder import encode, reconstruction_loss
 from xactor.render.frames import to_model
 from xactor.render.guess import GuessNetwork
@@ -223,7 +223,8 @@ class RenderObjective(nn.Module):
         landmarks = landmarks.to(device, torch.float32)  # [B, n, K, 2]
         mirrored = landmarks[:, :, torch.from_numpy(MIRRORED)] * torch.tensor([-1.0, 1.0], device=device)
         landmarks = torch.where(flips[:, None, None, None], mirrored, landmarks)
-        changes = [Augmentation.draw(PERSON, g) for g in generators]
+        person = PERSON if tracks is None else TAUGHT_PERSON
+        changes = [Augmentation.draw(person, g) for g in generators]
         return _Clips(
             pictures=augment(pictures, changes),
             weight=weight.to(device, dtype),

@@ -39,7 +39,14 @@ class ObjectiveConfig:
     """Weight, >= 0, of the share of z, 0..1, that all frames of a clip have in common: the identity, not the motion."""
 
     def __post_init__(self):
-        for name in ("kl_weight", "motion_weight", "controls_weight", "landmark_weight", "mouth_weight", "person_weight"):
+        for name in (
+            "kl_weight",
+            "motion_weight",
+            "controls_weight",
+            "landmark_weight",
+            "mouth_weight",
+            "person_weight",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         if not 0 <= self.motion_drop < 1:

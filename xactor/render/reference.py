@@ -8,7 +8,7 @@ from xactor.render.attention import ReferenceFeatures, WriteReference, own_confi
 
 
 class ReferenceUNet(UNet2DConditionModel):
-    """Run SD1.5's UNet without its text cross-attention over the portrait (Paper 3.1.1, after Hu 2024).
+    """Run SD1.5's UNet over the portrait, without its text cross-attention (Paper 3.1.1, after Hu 2024).
 
     The arguments are those of diffusers' UNet2DConditionModel. `attention_head_dim` is the number of heads, as in
     SD1.5's config.

@@ -21,7 +21,7 @@ class RenderConfig:
     """DDIM steps per window, 0..1000. The paper uses 25. 0 shows the portrait as the guess network
     moves it, if the renderer has such a network."""
     cfg: float = 2.5
-    """Guidance on the motion, 1..20. The paper uses 2.5; 1 means no guidance."""
+    """Guidance of the frames by the motion, 1..20. The paper uses 2.5; 1 means no guidance."""
     window_frames: int = 16
     """Frames that are denoised together, at least 1."""
     relative_motion: bool = True

@@ -13,7 +13,7 @@ from xactor.model_folder import BOX, located
 class BenchDub:
     """Compare the speed of bulk dubbing with a loop of `xactor animate` over the same rows.
 
-    Bulk dubbing runs once with one render worker and once with two.
+    Bulk dubbing is measured with one render worker and with two.
 
     Example: python jobs/bench.py dub --rows 12
     """

@@ -63,7 +63,7 @@ class BenchMotion:
         return 0
 
     def _rates(self, sizes: tuple[Size, ...]) -> list[dict[str, Any]]:
-        """Measure every size with every number of steps, and all numbers but the highest also with four groups."""
+        """Measure every size with each number of steps, and with four groups for each number except the highest."""
         from benches.motion import measure_rate
         from xactor.motion import SamplingConfig
 

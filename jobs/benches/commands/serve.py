@@ -15,7 +15,7 @@ from xactor.model_folder import BOX, located
 if TYPE_CHECKING:
     from benches.serve import Load
 
-# Length of the speech for the time to the first fragment, in seconds.
+# Length of the speech in the requests that measure the time to the first fragment, in seconds.
 _FIRST_FRAGMENT_SPEECH_S = 2.0
 
 

@@ -24,9 +24,11 @@ class Pool:
         if not 1 <= self.min <= self.max:
             raise ValueError(f"a pool needs 1 <= min <= max, got {self.min}..{self.max}")
         if self.cpus < 0 or self.gpus < 0 or not self.cpus + self.gpus:
-            raise ValueError(f"a pool's actors need CPUs or GPUs, got {self.cpus:g} and {self.gpus:g}")
+            raise ValueError(
+                f"a pool's actors need CPUs or GPUs, got {self.cpus:g} and {self.gpus:g}: neither may be < 0"
+            )
 
     @property
     def min_cpus(self) -> float:
-        """CPUs of the pool at its smallest size."""
+        """Return the CPUs of the pool at its smallest size."""
         return self.min * self.cpus

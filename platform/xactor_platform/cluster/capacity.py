@@ -83,4 +83,4 @@ def _wait_for_room(ranks: int, cpus_per_rank: float, device: str, timeout_s: flo
             f"the cluster has {cpus:g} CPUs, but {ranks} ranks of {cpus_per_rank:g} and {DATA_CPUS:g} for reading "
             f"data need {needed_cpus:g}: lower --scale.ranks or --scale.cpus-per-rank"
         )
-    raise ValueError(f"the cluster has {gpus:g} GPUs, but {ranks} ranks need one each")
+    raise ValueError(f"the cluster has {gpus:g} GPUs, but {ranks} ranks need one each: lower --scale.ranks")

@@ -142,7 +142,9 @@ class VideoReader:
         controls = landmarks = landmark_controls = None
         if self._has_controls:
             shape = len(request.wanted), -1, CONTROL_COUNT
-            rows = raw.arrays["controls"].view(np.float32).reshape(shape)  # targets, reference, frames with landmarks
+            rows = (
+                raw.arrays["controls"].view(np.float32).reshape(shape)
+            )  # targets, reference, frames with landmarks
             targets = request.wanted.shape[1] - 1
             controls = np.roll(rows[:, : targets + 1], 1, axis=1)  # the reference first
             if self._has_landmarks:
@@ -314,7 +316,11 @@ class _Tracks:
     def parse(
         self, request: VideoRequest, place: int, controls: bytes, landmarks: bytes
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Return one sample's controls and landmarks from the bytes of its members. Raise ValueError if they are faulty."""
+        """Return one sample's controls and landmarks from the bytes of its members.
+
+        Raises:
+            ValueError: a member is faulty.
+        """
         rows = points = None
         if self.controls is not None:
             wanted = request.wanted[place]
@@ -330,7 +336,9 @@ class _Tracks:
             points = _numbers(LANDMARKS, landmarks, (LANDMARK_FRAMES, *MEAN_LANDMARKS.shape))
             order = np.arange(LANDMARK_FRAMES)
             measured = np.sort(request.measured[place])
-            points = points[_reference_first(order, int(np.searchsorted(measured, request.measured[place][0])))]
+            points = points[
+                _reference_first(order, int(np.searchsorted(measured, request.measured[place][0])))
+            ]
         return rows, points
 
     def store(self, place: int, found: tuple[np.ndarray | None, np.ndarray | None]) -> None:
@@ -341,7 +349,16 @@ class _Tracks:
 
 
 def _numbers(name: str, data: bytes, shape: tuple[int | None, ...]) -> np.ndarray:
-    """Return a .npy file's array of finite numbers. None in `shape` stands for any length. Raise ValueError if it is faulty."""
+    """Return the array of finite numbers in a .npy file.
+
+    Args:
+        name: name of the file.
+        data: its content.
+        shape: shape of the array, None for any length.
+
+    Raises:
+        ValueError: the file is faulty.
+    """
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:

@@ -14,11 +14,11 @@ from PIL import Image
 from ray.util import ActorPool
 
 from xactor.atomic_path import atomic_path
-from xactor.faces import CropBox
+from xactor.faces import CropBox, FaceLandmarker, crop_box
 from xactor.media import read_frames
 from xactor.metrics.fvd import VideoStatistics
 from xactor.options import AnimateOptions
-from xactor.portrait import Portrait, find_portrait, read_image
+from xactor.portrait import Portrait, find_portrait, read_image, search_faces
 from xactor_platform.evaluation.judge import Judge, Weights
 from xactor_platform.evaluation.pairs import Pair
 
@@ -177,7 +177,10 @@ def _picture(pair: Pair) -> np.ndarray:
 
 def _square(video: Path) -> CropBox:
     """Return the square around the face in a true video's first frame. A generated video shows such a square."""
-    return find_portrait(next(read_frames(video))).box
+    faces = search_faces(next(read_frames(video)), FaceLandmarker())
+    if not faces:
+        raise ValueError(f"{video}: no face is found in the first frame")
+    return crop_box(faces[0])
 
 
 def _scores_file(output: Path, pair: Pair) -> Path:

@@ -80,7 +80,7 @@ def videos(talkers, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def syncnet(talkers, tmp_path_factory) -> str:
-    """Train a SyncNet that has learned only the clips of the two talkers, by heart."""
+    """Train a SyncNet only on the clips of the two talkers, so that it overfits them."""
     landmarker = FaceLandmarker(max_faces=1)
     clips = []
     for number, talker in enumerate(talkers):
@@ -191,7 +191,8 @@ def test_the_shards_hold_square_faces_with_the_sound_that_belongs_to_them(curate
         talker = talkers[1] if "photo" in fate.video or is_second_shot else talkers[0]
         if is_second_shot:
             first -= 100
-        margin = 15 * 640  # samples at both ends that are not compared
+        # Samples at both ends that are not compared.
+        margin = 15 * 640
         middle = sound[margin:-margin]
         lags = {
             lag: np.corrcoef(middle, shifted(talker.samples, (first + lag) * 640 + margin, len(middle)))[0, 1]
@@ -246,7 +247,7 @@ class LoggedRun(CurationRun):
 
 
 class InterruptedRun(LoggedRun):
-    """Stop the driver when half of the pieces are finished."""
+    """Stop the driver when half of the good clips are kept."""
 
     def _end(self, ended: Ended) -> None:
         super()._end(ended)

@@ -128,7 +128,7 @@ def test_no_clip_contains_part_of_a_dissolve(length):
     assert len(clips) == 2
     for first, end in clips:
         assert len(set(share[first:end].round())) == 1
-        # A share of the other shot below 0.2 is hardly visible, and not many frames of the own shot are lost.
+        # A share of the other shot below 0.2 is hardly visible. Each clip keeps most of the 60 frames of its shot.
         assert np.abs(share[first:end] - share[first:end].round()).max() < 0.2
         assert end - first >= 40
 
@@ -156,7 +156,8 @@ def test_the_measures_distinguish_bad_from_good(talkers):
 
 
 def test_a_speakers_clips_are_all_held_out_or_none_is():
-    clips = [Clip(first=0, end=249), Clip(first=0, end=250)]  # a long clip has at least 10 s
+    # A long clip has at least 10 s, which are 250 frames.
+    clips = [Clip(first=0, end=249), Clip(first=0, end=250)]
     splits_by_speaker = {
         name: [split_of(clip, name, 0.3, 0) for clip in clips] for name in map(str, range(300))
     }
@@ -211,7 +212,7 @@ def test_a_group_that_has_its_report_is_not_assembled_again(tmp_path):
     assert assemble(str(tmp_path), 0, ["a", "b"], 1 << 20) == ["short-000000.tar"]
     shard = (tmp_path / "short-000000.tar").read_bytes()
     assert b"b-0000-00.mp4" in shard
-    # A worker that died while it deleted the progress has left a part of it. The task is tried again.
+    # A worker that dies while it deletes the progress leaves a part of it. Ray then retries the task.
     VideoProgress(str(tmp_path), "b").save_spans([(0, 50)])
     assert assemble(str(tmp_path), 0, ["a", "b"], 1 << 20) == []
     assert (tmp_path / "short-000000.tar").read_bytes() == shard

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import fs
 
+from xactor.faces.landmarks import MEAN_LANDMARKS, landmark_frames
 from xactor.media import read_frames
 from xactor_platform.data.index import load_index
 from xactor_platform.data.plan import (
@@ -27,7 +28,7 @@ CONFIG = PlanConfig(micro_batches=2, budget_frames=32, context_frames=16, shuffl
 
 
 def reader_of(index, *, image_size=32, stills=None):
-    return VideoReader(index, image_size=image_size, seed=0, stills=lambda step: stills, controls=True)
+    return VideoReader(index, image_size=image_size, seed=0, stills=lambda step: stills, tracks=True)
 
 
 def read(reader, rows, starts, *, epoch=0, step=0):
@@ -143,20 +144,28 @@ def test_a_video_that_cannot_be_used_weighs_nothing_and_is_named(video_corpus):
 
 
 def test_control_tracks_come_with_the_pictures_the_references_first(video_corpus):
-    folder, _ = video_corpus([60, 80], controls=True)
+    folder, _ = video_corpus([60, 80], tracks=True)
     index = load_index(folder)
     request, batch = read(reader_of(index, stills=4), [1, 0], [50, 0])
     assert batch.controls.shape == (2, 5, 57)
-    # Number 0 of a row is the number of its frame.
+    # In this corpus the first of a frame's 57 controls is the frame's number.
     np.testing.assert_array_equal(batch.controls[:, 1:, 0], request.wanted[:, :-1])
     np.testing.assert_array_equal(batch.controls[:, 0, 0], request.wanted[:, -1])
-    # Without a control track in every sample none is read.
+    # The reference is one of the frames with landmarks. Its landmarks and controls are the first.
+    assert batch.landmarks.shape == (2, 8, 165, 2)
+    np.testing.assert_array_equal(batch.landmarks[:, :, 0, 0], batch.landmark_controls[:, :, 0])
+    np.testing.assert_array_equal(batch.landmarks[:, 0, 0, 0], request.wanted[:, -1])
+    for row, frames in enumerate((80, 60)):
+        assert sorted(batch.landmarks[row, :, 0, 0]) == landmark_frames(frames).tolist()
+    # If one sample lacks its landmarks, no landmarks are read for any sample. The same applies to controls.
+    index.offset["landmarks.npy"][0] = -1
+    assert read(reader_of(index), [1], [0])[1].landmarks is None
     index.offset["controls.npy"][0] = -1
     assert read(reader_of(index), [1], [0])[1].controls is None
 
 
 def test_a_control_track_that_cannot_be_used_makes_its_sample_bad(video_corpus):
-    folder, _ = video_corpus([40, 40, 40], controls=True)
+    folder, _ = video_corpus([40, 40, 40], tracks=True)
     index = load_index(folder)
     header = 128
     index.offset["controls.npy"][0] += header
@@ -171,6 +180,19 @@ def test_a_control_track_that_cannot_be_used_makes_its_sample_bad(video_corpus):
         file.write(np.full(57, np.nan, np.float32).tobytes())
     _, batch = read(reader_of(index), [2], [0])
     assert batch.bad[0].reason == "controls.npy must be finite numbers [frames, 57], got float32 [40, 57]"
+
+
+def test_a_sample_with_faulty_landmarks_is_bad_and_gets_an_average_face(video_corpus):
+    folder, _ = video_corpus([40, 40], tracks=True)
+    index = load_index(folder)
+    index.offset["landmarks.npy"][0], index.length["landmarks.npy"][0] = (
+        index.offset["controls.npy"][0],
+        index.length["controls.npy"][0],
+    )
+    _, batch = read(reader_of(index), [0, 1], [0, 0])
+    assert batch.weight.tolist() == [0, 1]
+    assert batch.bad[0].reason == "landmarks.npy must be finite numbers [8, 165, 2], got float32 [40, 57]"
+    np.testing.assert_array_equal(batch.landmarks[0, 0], MEAN_LANDMARKS)
 
 
 def test_a_storage_that_fails_for_a_moment_makes_no_sample_bad(video_corpus, monkeypatch):

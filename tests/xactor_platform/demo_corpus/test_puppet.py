@@ -1,4 +1,4 @@
-"""Test that a still face acts its controls where they belong, and that stills become people of a corpus."""
+"""Test that controls change the right parts of a still face, and that stills become people of a corpus."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -88,12 +88,13 @@ def test_phases_do_not_depend_on_the_number_of_steps():
     assert [train.stills_of(step) for step in (0, 6, 7)] == [2, 2, None]
 
 
-def test_control_tracks_in_some_samples_only_are_refused(video_corpus):
-    folder, _ = video_corpus([30, 40], controls=True)
+@pytest.mark.parametrize("member", ["controls.npy", "landmarks.npy"])
+def test_tracks_in_some_samples_only_are_refused(video_corpus, member):
+    folder, _ = video_corpus([30, 40], tracks=True)
     index = load_index(folder)
     config = Stage1Config(train=Stage1TrainConfig(vae_steps=1, stills=1))
-    index.offset["controls.npy"][0] = -1
-    with pytest.raises(ValueError, match=r"controls.npy must be in all samples or in none, got 1 of 2"):
+    index.offset[member][0] = -1
+    with pytest.raises(ValueError, match=rf"{member} must be in all samples or in none, got 1 of 2"):
         config.prepare(index, None)
     without = replace(config, model=RendererConfig(guess=False))
     without.prepare(index, None)

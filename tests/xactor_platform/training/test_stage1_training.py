@@ -46,8 +46,8 @@ def one_thread():
 @pytest.fixture(scope="module")
 def videos(video_corpus) -> str:
     """Write 14 training clips, one of which is damaged, and 4 held-out clips."""
-    folder, _ = video_corpus([30, 40, 50, 64] * 3 + [20, 90], samples_per_shard=5, controls=True)
-    video_corpus([40, 50, 30, 60], "test", folder=folder, controls=True)
+    folder, _ = video_corpus([30, 40, 50, 64] * 3 + [20, 90], samples_per_shard=5, tracks=True)
+    video_corpus([40, 50, 30, 60], "test", folder=folder, tracks=True)
     index = load_index(folder)
     row = index.key.tolist().index("train-0003")
     with (Path(folder) / index.shard_names[index.shard[row]]).open("r+b") as file:
