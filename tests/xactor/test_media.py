@@ -6,11 +6,13 @@ from itertools import pairwise
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from xactor.media import (
     FragmentedVideo,
     LiveSound,
     join_videos,
+    mono,
     read_audio,
     read_frames,
     remux,
@@ -184,6 +186,72 @@ def test_sound_that_starts_late_is_preceded_by_silence(tmp_path):
     assert abs(len(heard) - 16_000) <= 16
     assert np.abs(heard[:7900]).max() == 0
     assert np.abs(heard[8100:]).max() > 0.2
+
+
+def write_tracks(path, sounds: list[np.ndarray], *, default: int = 0) -> None:
+    """Write uncompressed audio tracks, each int16 [channels, N] at 16 kHz."""
+    with av.open(str(path), "w") as container:
+        layouts = [{1: "mono", 2: "stereo"}[len(sound)] for sound in sounds]
+        streams = [container.add_stream("pcm_s16le", rate=16_000, layout=layout) for layout in layouts]
+        for number, stream in enumerate(streams):
+            stream.disposition = Disposition.default if number == default else Disposition(0)
+        for stream, sound, layout in zip(streams, sounds, layouts, strict=True):
+            frame = av.AudioFrame.from_ndarray(sound.T.reshape(1, -1), format="s16", layout=layout)
+            frame.sample_rate = 16_000
+            container.mux([*stream.encode(frame), *stream.encode(None)])
+
+
+def as_int16(sound: np.ndarray) -> np.ndarray:
+    return (sound * 32_767).astype(np.int16)
+
+
+def loudest_hz(sound: np.ndarray) -> float:
+    return float(np.abs(np.fft.rfft(sound)).argmax() * 16_000 / len(sound))
+
+
+@pytest.mark.parametrize("default", [0, 1, 2])
+def test_the_track_that_players_play_is_read(tmp_path, default):
+    tracks = [as_int16(tone(16_000, hz))[None] for hz in (300, 600, 900)]
+    write_tracks(tmp_path / "a.mkv", tracks, default=default)
+    assert loudest_hz(read_audio(tmp_path / "a.mkv")) == 300 * (default + 1)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "peak"),
+    [(1.0, -1.0, 0.3), (1.0, -0.95, 0.3), (1.0, 1.0, 0.3), (1.0, 0.0, 0.15), (0.0, 1.0, 0.15)],
+)
+def test_channels_that_cancel_each_other_do_not_become_silence(tmp_path, left, right, peak):
+    stereo = np.stack([left * tone(16_000), right * tone(16_000)])
+    write_tracks(tmp_path / "a.wav", [as_int16(stereo)])
+    assert np.abs(read_audio(tmp_path / "a.wav")).max() == pytest.approx(peak, abs=0.01)
+    assert np.abs(mono(stereo.T, 16_000)).max() == pytest.approx(peak, abs=0.01)
+
+
+def test_uncompressed_sound_in_an_mp4_is_whole(tmp_path):
+    """Such a file's index counts samples, not packets."""
+    write_tracks(tmp_path / "a.mov", [as_int16(tone(48_000))[None]])
+    assert len(read_audio(tmp_path / "a.mov")) == 48_000
+
+
+def test_a_part_that_was_cut_out_without_encoding_is_whole(tmp_path):
+    """An edit list hides the frames since the last key frame, which are in the file."""
+    times_s = [Fraction(i, 25) for i in range(250)]
+    timed_video(tmp_path / "a.mp4", times_s)
+    with av.open(str(tmp_path / "a.mp4")) as source, av.open(str(tmp_path / "b.mp4"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                for name in ("pts", "dts"):
+                    setattr(packet, name, getattr(packet, name) - 3 * packet.time_base.denominator)
+                packet.stream = stream
+                target.mux(packet)
+    levels = [int(picture[40, 30, 0]) for picture in read_frames(tmp_path / "b.mp4")]
+    assert len(levels) == 175
+    assert abs(levels[0] - 300 % 256) <= 3
+    whole = (tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 9 // 10])
+    with pytest.raises(ValueError, match=r"cut\.mp4"):
+        list(read_frames(tmp_path / "cut.mp4"))
 
 
 def test_resampling_keeps_duration():

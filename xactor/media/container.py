@@ -1,16 +1,20 @@
 """Open and decode files that may be damaged, with errors that name the file and the cause."""
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.stream import Stream
 from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
 Source = str | Path | Any
 """A path, or a file that is open for reading and can seek."""
@@ -51,6 +55,29 @@ def open_container(source: Source) -> Iterator[InputContainer]:
         yield container
 
 
+def video_stream(container: InputContainer, source: object) -> VideoStream:
+    """Return the video track that FFmpeg plays by default. Raises ValueError if none can be decoded."""
+    stream = _best(container, "video", source)
+    assert isinstance(stream, VideoStream)
+    return stream
+
+
+def audio_stream(container: InputContainer, source: object) -> AudioStream:
+    """Return the audio track that FFmpeg plays by default. Raises ValueError if none can be decoded."""
+    stream = _best(container, "audio", source)
+    assert isinstance(stream, AudioStream)
+    return stream
+
+
+def _best(container: InputContainer, kind: Literal["video", "audio"], source: object) -> Stream:
+    stream = container.streams.best(kind)
+    if stream is None:
+        raise ValueError(f"{source}: no {kind} track")
+    if stream.codec_context is None:
+        raise ValueError(f"{source}: FFmpeg has no decoder for the {kind} track")
+    return stream
+
+
 def decode(container: InputContainer, stream, source: object) -> Iterator[AudioFrame | VideoFrame]:
     """Yield the frames of one stream and skip a few damaged packets.
 
@@ -58,11 +85,15 @@ def decode(container: InputContainer, stream, source: object) -> Iterator[AudioF
         ValueError: The file is corrupt or truncated.
     """
     packets = damaged = 0
+    # Times of the packets, in units of the stream's clock.
+    begin, end = math.inf, -math.inf
     last_error: Exception | None = None
     try:
         # The last packet is empty and flushes the decoder.
         for packet in container.demux(stream):
             packets += 1
+            if packet.pts is not None:
+                begin, end = min(begin, packet.pts), max(end, packet.pts + (packet.duration or 0))
             try:
                 frames = packet.decode()
             except FFmpegError as error:
@@ -78,10 +109,12 @@ def decode(container: InputContainer, stream, source: object) -> Iterator[AudioF
         raise ValueError(
             f"{source}: corrupt ({damaged} of {packets} packets cannot be decoded: {last_error})"
         )
-    # An mp4's index gives the number of packets.
-    expected = stream.frames if "mp4" in container.format.name else 0
-    if packets - 1 < 0.9 * expected:
-        raise ValueError(f"{source}: truncated (it ends after {packets - 1} of {expected} packets)")
+    # An mp4's index gives the length that is shown. Its number of packets also counts those that an edit list cuts off,
+    # and for uncompressed sound it is the number of samples.
+    declared = stream.duration if "mp4" in container.format.name else None
+    if declared and end - begin < 0.9 * declared:
+        found_s, declared_s = (float(max(n, 0) * stream.time_base) for n in (end - begin, declared))
+        raise ValueError(f"{source}: truncated ({found_s:.2f} of {declared_s:.2f} s can be read)")
     if damaged:
         _log.warning("%s: %d of %d packets could not be decoded and were skipped", source, damaged, packets)
 

@@ -7,7 +7,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from xactor.media.container import decode, length_s, open_container, origin_s
+from xactor.media.container import decode, length_s, open_container, origin_s, video_stream
 from xactor.rates import FPS
 
 
@@ -21,9 +21,7 @@ def read_frames(source: str | Path, fps: float = FPS) -> Iterator[np.ndarray]:
         ValueError: The file cannot be decoded or has no pictures; the message names it.
     """
     with open_container(source) as container:
-        if not container.streams.video:
-            raise ValueError(f"{source}: no video track")
-        stream = container.streams.video[0]
+        stream = video_stream(container, source)
         stream.thread_type = "AUTO"
         stream.thread_count = 1
         start_s = origin_s(container)

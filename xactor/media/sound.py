@@ -8,13 +8,16 @@ from typing import TypeVar
 import av
 import numpy as np
 from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 
-from xactor.media.container import Source, decode, length_s, open_container, origin_s
+from xactor.media.container import Source, audio_stream, decode, length_s, open_container, origin_s
 from xactor.rates import SAMPLE_RATE_HZ
 
 # A larger gap between the times of two frames is silence; a smaller one is rounding in the container.
 _GAP_S = 0.05
+# Power of the average of channels, relative to the first channel's, below which they cancel each other: -20 dB.
+_CANCELLED = 0.01
 T = TypeVar("T")
 
 
@@ -37,9 +40,7 @@ class Sound:
     def of(cls, source: Source) -> "Sound":
         """Open a file. Raises ValueError, which names it, if it cannot be opened or has no audio track."""
         with open_container(source) as container:
-            if not container.streams.audio:
-                raise ValueError(f"{source}: no audio track")
-            stream = container.streams.audio[0]
+            stream = audio_stream(container, source)
             return cls(source=source, sample_rate_hz=stream.rate, layout=stream.layout.name)
 
     def blocks(self, sample_rate_hz: int, layout: str) -> Iterator[np.ndarray]:
@@ -53,9 +54,8 @@ class Sound:
             conversion = _Conversion(sample_rate_hz, layout)
             # End of the frames so far, in output samples. The resampler still holds some of them.
             taken = 0.0
-            for frame, is_last in _with_last_marked(
-                decode(container, container.streams.audio[0], self.source)
-            ):
+            stream = audio_stream(container, self.source)
+            for frame, is_last in _with_last_marked(decode(container, stream, self.source)):
                 assert isinstance(frame, AudioFrame)
                 due = taken if frame.time is None else round((frame.time - start_s) * sample_rate_hz)
                 if due - taken > _GAP_S * sample_rate_hz:
@@ -73,7 +73,7 @@ class Sound:
                 padding_s = frame.samples / frame.sample_rate - (length_s(frame) or np.inf)
                 padding = round(padding_s * sample_rate_hz) if padding_s > 1e-3 else 0
                 yield tail[: max(len(tail) - padding, min_samples)]
-            decoded_s, declared_s = taken / sample_rate_hz, _declared_s(container)
+            decoded_s, declared_s = taken / sample_rate_hz, _declared_s(container, stream)
             if decoded_s < 0.9 * declared_s:
                 raise ValueError(
                     f"{self.source}: corrupt or truncated "
@@ -110,7 +110,7 @@ def read_audio(
 ) -> np.ndarray:
     """Read the sound of any file that PyAV reads, video included: float32 [N], mono, in [-1, 1].
 
-    Several channels are mixed down.
+    Several channels are mixed down. Of two channels that cancel each other, the first one is used.
 
     Args:
         source: A path, or an open file that can seek.
@@ -122,19 +122,21 @@ def read_audio(
         ValueError: The file cannot be decoded, has no audio track or no sound; the message names it.
     """
     blocks, samples = [], 0
-    for block in Sound.of(source).blocks(sample_rate_hz, "mono"):
-        blocks.append(block[:, 0])
+    sound = Sound.of(source)
+    layout = "stereo" if av.AudioLayout(sound.layout).nb_channels == 2 else "mono"
+    for block in sound.blocks(sample_rate_hz, layout):
+        blocks.append(block)
         samples += len(block)
         if max_seconds is not None and samples > max_seconds * sample_rate_hz:
             raise TooLong(f"{source}: longer than {max_seconds:g} s, the maximum")
-    return np.concatenate(blocks)
+    return _mixed(np.concatenate(blocks))
 
 
 def mono(samples: np.ndarray, sample_rate_hz: int) -> np.ndarray:
     """Return samples of any rate as the models take them: float32 [N], mono, 16 kHz.
 
     Args:
-        samples: [N] or [N, channels], float in [-1, 1] or int16. Several channels are averaged.
+        samples: [N] or [N, channels], float in [-1, 1] or int16. Several channels are averaged, as by `read_audio`.
         sample_rate_hz: Rate of the samples.
 
     Raises:
@@ -151,8 +153,17 @@ def mono(samples: np.ndarray, sample_rate_hz: int) -> np.ndarray:
     samples = samples.astype(np.float32) / (32_768 if is_int16 else 1)
     if not np.isfinite(samples).all():
         raise ValueError("samples must be finite, got NaN or infinite numbers")
-    samples = samples if samples.ndim == 1 else samples.mean(axis=1)
+    samples = _mixed(samples if samples.ndim == 2 else samples[:, None])
     return resample(samples, sample_rate_hz, SAMPLE_RATE_HZ)
+
+
+def _mixed(samples: np.ndarray) -> np.ndarray:
+    """Average channels [N, channels]: [N]. Return the first channel if the average cancels what it contains."""
+    first = samples[:, 0]
+    if not len(samples) or samples.shape[1] == 1:
+        return first.copy()
+    mean = samples.mean(axis=1, dtype=np.float32)
+    return first.copy() if np.square(mean).mean() < _CANCELLED * np.square(first).mean() else mean
 
 
 def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
@@ -215,12 +226,11 @@ class _Conversion:
         return np.nan_to_num(block, nan=0.0, posinf=1.0, neginf=-1.0)
 
 
-def _declared_s(container: InputContainer) -> float:
+def _declared_s(container: InputContainer, stream: AudioStream) -> float:
     """Return the length of the sound according to the file, or 0 if the file does not give it."""
     # For these formats FFmpeg guesses the length from the bit rate.
     if container.format.name in ("mp3", "aac"):
         return 0.0
-    stream = container.streams.audio[0]
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     # The length of the whole file is the sound's only if there is no other track.

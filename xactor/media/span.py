@@ -9,7 +9,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
-from xactor.media.container import Source, decode, length_s, open_container, origin_s
+from xactor.media.container import Source, decode, length_s, open_container, origin_s, video_stream
 from xactor.media.pictures import turned
 from xactor.media.seek import decode_from
 from xactor.rates import FPS
@@ -38,9 +38,7 @@ def read_span(
         ValueError: The file cannot be decoded, or has no pictures.
     """
     with open_container(source) as container:
-        if not container.streams.video:
-            raise ValueError(f"{source}: no video track")
-        stream = container.streams.video[0]
+        stream = video_stream(container, source)
         stream.thread_type, stream.thread_count = "AUTO", 1
         start_s = origin_s(container)
         converter = _PictureConverter(stream, max_px)

@@ -6,7 +6,7 @@ from itertools import islice
 import av
 from av.error import FFmpegError
 
-from xactor.media.container import open_container
+from xactor.media.container import open_container, video_stream
 from xactor.media.span import read_span
 from xactor_platform.bulk.message import Message
 from xactor_platform.curation.curation_stage import CurationStage, Unusable
@@ -57,7 +57,7 @@ def read_facts(uri: str, *, max_input_bytes: int, max_s: float, max_pixels: int)
         with open_container(source) as container:
             if not container.streams.video:
                 raise Unusable("no_picture", "no video track")
-            stream = container.streams.video[0]
+            stream = video_stream(container, uri)
             width, height = stream.width, stream.height
             if width * height > max_pixels:
                 raise Unusable(
