@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from xactor.faces import CropBox, Face, FaceLandmarker, crop_box
 
@@ -215,7 +215,7 @@ def _decoded(image: Image.Image, name: str) -> np.ndarray:
         # `draft` reduces a JPEG while it is decoded, which saves time and memory. Other formats ignore the call.
         image.draft("RGB", (MAX_SIDE_PX, MAX_SIDE_PX))
         image.load()
-        image = ImageOps.exif_transpose(image)
+        image = _in_srgb(ImageOps.exif_transpose(image))
         image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
         picture = np.array(_rgb(image))  # [H, W, 3]
     except _DAMAGED as error:
@@ -224,6 +224,23 @@ def _decoded(image: Image.Image, name: str) -> np.ndarray:
     if min(height, width) < MIN_SIDE_PX:
         raise ValueError(f"{name}: sides must be at least {MIN_SIDE_PX} px, got {width}x{height}")
     return picture
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """Convert a picture that names another colour space, such as Display P3, to sRGB."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "CMYK"):
+        return image
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        # A conversion from sRGB itself would only round.
+        if "sRGB" in ImageCms.getProfileDescription(source):
+            return image
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    # A damaged profile, or one for another kind of picture. Players ignore it too.
+    except (ImageCms.PyCMSError, OSError):
+        return image
+    return converted or image
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from xactor.faces import CropBox, FaceLandmarker, crop_box
 from xactor.portrait import _square_corners, find_portrait, read_image
@@ -96,6 +96,21 @@ class TestReading:
         exif = Image.Exif()
         exif[0x0112] = orientation
         assert np.array_equal(read_image(encoded(stored, "PNG", exif=exif)), np.asarray(head))
+
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+    def test_colours_of_another_space_become_srgb(self, head, kind):
+        """In this space, red and green have changed places."""
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        swapped = (
+            profile.replace(b"rXYZ", b"????", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"????", b"gXYZ", 1)
+        )
+        swapped = swapped.replace("sRGB".encode("utf-16-be"), "sGRB".encode("utf-16-be"))
+        options = {"lossless": True} if kind == "WEBP" else {}
+        found = read_image(encoded(head, kind, icc_profile=swapped, **options))
+        assert difference(found, np.asarray(head)[..., [1, 0, 2]]) < 6
+        for unchanged in (profile, b"damaged" * 30):
+            found = read_image(encoded(head, kind, icc_profile=unchanged, **options))
+            assert np.array_equal(found, read_image(encoded(head, kind, **options)))
 
     @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
     def test_the_first_frame_of_an_animation_is_used(self, head, kind):

@@ -256,7 +256,9 @@ def test_the_guess_takes_each_colour_from_where_the_flow_says():
 
 def test_colours_at_moved_landmarks_come_from_the_landmarks_and_far_from_the_face_nothing_moves():
     landmarks = mean_landmarks(1)
-    drop = 0.1 * torch.exp(-((landmarks[..., 1] - 0.28) ** 2) / 0.1)  # the mouth drops by a twentieth of the side
+    drop = 0.1 * torch.exp(
+        -((landmarks[..., 1] - 0.28) ** 2) / 0.1
+    )  # the mouth drops by a twentieth of the side
     moved = landmarks + torch.stack([torch.zeros_like(drop), drop], dim=2)
     flow = landmark_flow(landmarks, moved, 128)
     found = F.grid_sample(flow, moved[:, None], align_corners=False)[0, :, 0].mT  # [K, 2]

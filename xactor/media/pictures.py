@@ -1,21 +1,29 @@
 """Read the pictures of a video at a constant rate."""
 
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
+from av.video.stream import VideoStream
 
 from xactor.media.container import decode, length_s, open_container, origin_s, video_stream
 from xactor.rates import FPS
+
+# Maximum aspect ratio of a pixel. If a file gives a larger one, it is wrong and pixels are square.
+_MAX_STRETCH = 4
+# FFmpeg's number for a frame without the tag that names the matrix of its colours.
+_UNTAGGED = 2
 
 
 def read_frames(source: str | Path, fps: float = FPS) -> Iterator[np.ndarray]:
     """Yield the pictures of a video at a constant rate, uint8 [H, W, 3] RGB.
 
     Frame n is the picture nearest in time to n / fps. The source may have any rate, also a variable one. The number of
-    frames is round(duration x fps). Pictures are turned upright if the file gives a rotation.
+    frames is round(duration x fps). Pictures are upright with square pixels, and have the colours that players show.
 
     Raises:
         ValueError: The file cannot be decoded or has no pictures; the message names it.
@@ -30,31 +38,52 @@ def read_frames(source: str | Path, fps: float = FPS) -> Iterator[np.ndarray]:
         previous: VideoFrame | None = None
         previous_s = end_s = 0.0
         picture: np.ndarray | None = None
-        converter = VideoReformatter()
+        converter = PictureConverter(stream)
         for frame in decode(container, stream, source):
             assert isinstance(frame, VideoFrame)
             now_s = end_s if frame.time is None else frame.time - start_s
             # Up to the middle between the two frames, the previous one is nearer.
             while previous is not None and n / fps < (previous_s + now_s) / 2:
-                picture = upright(previous, converter) if picture is None else picture
+                picture = converter(previous) if picture is None else picture
                 yield picture
                 n += 1
             previous, previous_s, picture = frame, now_s, None
             end_s = now_s + (length_s(frame) or usual_s)
         if previous is None:
             raise ValueError(f"{source}: the video track is empty")
-        picture = upright(previous, converter)
+        picture = converter(previous)
         while n < max(round(end_s * fps), 1):
             yield picture
             n += 1
 
 
-def upright(frame: VideoFrame, converter: VideoReformatter) -> np.ndarray:
-    """Return a decoded picture upright, uint8 [H, W, 3]. Use one converter per video: creating one takes 2 ms."""
-    return turned(converter.reformat(frame, format="rgb24").to_ndarray(), frame.rotation)
+class PictureConverter:
+    """Convert decoded frames to pictures as players show them, uint8 [H, W, 3] RGB: upright, with square pixels.
 
+    Use one converter for all frames of a video, because creating one takes 2 ms.
 
-def turned(picture: np.ndarray, rotation: float) -> np.ndarray:
-    """Turn a picture counter-clockwise by an angle in degrees, rounded to a quarter turn."""
-    turns = round(rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
+    Args:
+        stream: The frames' stream.
+        max_px: Maximum of the longer side. Larger pictures are reduced to it, which is cheap at this point.
+    """
+
+    def __init__(self, stream: VideoStream, max_px: int | None = None):
+        self._converter, self._max_px = VideoReformatter(), max_px
+        stretch = Fraction(stream.sample_aspect_ratio or 1)
+        self._stretch = stretch if 1 / _MAX_STRETCH <= stretch <= _MAX_STRETCH else Fraction(1)
+
+    def __call__(self, frame: VideoFrame) -> np.ndarray:
+        width, height = round(frame.width * self._stretch), frame.height
+        if self._max_px and max(width, height) > self._max_px:
+            shrink = self._max_px / max(width, height)
+            width, height = max(round(width * shrink), 1), max(round(height * shrink), 1)
+        options: dict[str, Any] = {}
+        if (width, height) != (frame.width, frame.height):
+            options = {"width": width, "height": height, "interpolation": Interpolation.AREA}
+        # Without a tag, FFmpeg takes BT.601 for every size, and players BT.709 for sizes from 720p on.
+        large = frame.width >= 1280 or frame.height > 576
+        if frame.colorspace == _UNTAGGED and large:
+            options["src_colorspace"] = Colorspace.ITU709
+        rgb = self._converter.reformat(frame, format="rgb24", **options).to_ndarray()
+        turns = round(frame.rotation / 90) % 4
+        return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb

@@ -9,11 +9,10 @@ import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from xactor.media.container import length_s, origin_s
-from xactor.media.pictures import upright
+from xactor.media.pictures import PictureConverter
 from xactor.rates import FPS
 
 # Up to this distance, decoding all pictures in between is as fast as a seek.
@@ -51,7 +50,7 @@ def _pick(
     start_s = origin_s(container)
     usual_s = float(1 / stream.average_rate) if stream.average_rate else 1 / fps
     frames: Iterator[VideoFrame] = iter(())
-    converter = VideoReformatter()
+    converter = PictureConverter(stream)
     current: VideoFrame | None = None
     following: VideoFrame | None = None
     for n in numbers:
@@ -69,7 +68,7 @@ def _pick(
             count = max(round(end_s * fps), 1)
             if n >= count:
                 raise ValueError(f"ends after {count} frames, frame {n} was requested")
-        yield upright(current, converter)
+        yield converter(current)
 
 
 def decode_from(container: InputContainer, stream: VideoStream, due_s: float) -> Iterator[VideoFrame]:

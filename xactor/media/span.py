@@ -1,21 +1,16 @@
 """Read a span of a video at a constant rate, as a player shows it, without decoding everything before it."""
 
 from collections.abc import Iterator
-from fractions import Fraction
 
 import numpy as np
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from xactor.media.container import Source, decode, length_s, open_container, origin_s, video_stream
-from xactor.media.pictures import turned
+from xactor.media.pictures import PictureConverter
 from xactor.media.seek import decode_from
 from xactor.rates import FPS
-
-# Maximum aspect ratio of a pixel. If a file gives a larger one, it is wrong and pixels are square.
-_MAX_STRETCH = 4
 
 
 def read_span(
@@ -41,7 +36,7 @@ def read_span(
         stream = video_stream(container, source)
         stream.thread_type, stream.thread_count = "AUTO", 1
         start_s = origin_s(container)
-        converter = _PictureConverter(stream, max_px)
+        converter = PictureConverter(stream, max_px)
         try:
             if first:
                 # Start one frame early: the picture to show may begin before the frame's own time.
@@ -60,7 +55,7 @@ def usual_s(stream: VideoStream, fps: float = FPS) -> float:
 
 def _at_constant_rate(
     frames: Iterator,
-    converter: "_PictureConverter",
+    converter: PictureConverter,
     start_s: float,
     usual_s: float,
     n: int,
@@ -86,23 +81,3 @@ def _at_constant_rate(
         shown = converter(current) if shown is None else shown
         yield shown
         n += 1
-
-
-class _PictureConverter:
-    """Convert decoded frames to pictures. Creating a converter takes 2 ms, so a video uses one for all its frames."""
-
-    def __init__(self, stream: VideoStream, max_px: int | None):
-        self._converter, self._max_px = VideoReformatter(), max_px
-        stretch = Fraction(stream.sample_aspect_ratio or 1)
-        self._stretch = stretch if 1 / _MAX_STRETCH <= stretch <= _MAX_STRETCH else Fraction(1)
-
-    def __call__(self, frame: VideoFrame) -> np.ndarray:
-        width, height = round(frame.width * self._stretch), frame.height
-        if self._max_px and max(width, height) > self._max_px:
-            shrink = self._max_px / max(width, height)
-            width, height = max(round(width * shrink), 1), max(round(height * shrink), 1)
-        if (width, height) == (frame.width, frame.height):
-            rgb = self._converter.reformat(frame, format="rgb24")
-        else:
-            rgb = self._converter.reformat(frame, width, height, "rgb24", interpolation=Interpolation.AREA)
-        return turned(rgb.to_ndarray(), frame.rotation)

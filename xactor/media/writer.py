@@ -11,6 +11,7 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from av.video.frame import VideoFrame
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
 from xactor.atomic_path import atomic_path
 from xactor.media.container import open_container
@@ -172,9 +173,14 @@ class Pictures:
     def __init__(self, container: OutputContainer, fps: int, options: dict[str, object]):
         self.count = 0
         self._container, self._fps = container, fps
+        self._converter = VideoReformatter()
         self._stream = container.add_stream("libx264", rate=fps)
         self._stream.pix_fmt = "yuv420p"
         self._stream.options = options
+        # Tagged, because players guess the colours of untagged videos by their size.
+        codec = self._stream.codec_context
+        codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG
+        codec.color_primaries, codec.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
 
     def write(self, picture: np.ndarray) -> None:
         if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
@@ -189,7 +195,12 @@ class Pictures:
             raise ValueError(
                 f"frame {self.count} is {height}x{width}, the first was {stream.height}x{stream.width}"
             )
-        frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        frame = self._converter.reformat(
+            VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24"),
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+        )
         frame.pts, frame.time_base = self.count, Fraction(1, self._fps)
         self._container.mux(stream.encode(frame))
         self.count += 1

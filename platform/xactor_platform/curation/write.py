@@ -38,7 +38,8 @@ class Write(CurationStage):
                 fates.append(clip_fate(piece, number, split))
                 if kept:
                     key = clip_key(piece, number)
-                    assert clip.controls is not None and clip.landmarks is not None
+                    assert clip.controls is not None
+                    assert clip.landmarks is not None
                     kept_frames = slice(*clip.trimmed or (None,))
                     controls, landmarks = clip.controls[kept_frames], clip.landmarks[kept_frames]
                     tracks = {CONTROLS: controls, LANDMARKS: landmarks[landmark_frames(len(landmarks))]}

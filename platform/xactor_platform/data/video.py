@@ -36,7 +36,7 @@ class VideoBatch(Batch):
     controls: np.ndarray | None = None
     """Controls of the reference and of the targets, float32 [B, 1 + F, 57]. None if they were not read."""
     landmarks: np.ndarray | None = None
-    """Landmarks of the reference, then of other frames of its clip, float32 [B, 8, K, 2]. None if they were not read."""
+    """Landmarks of the reference, then of 7 other frames of its clip, float32 [B, 8, K, 2]. None if not read."""
     landmark_controls: np.ndarray | None = None
     """Controls of these frames, float32 [B, 8, 57]."""
 
