@@ -303,9 +303,9 @@ def box() -> Stage1Config:
             guess_scale=2,
         ),
         train=Stage1TrainConfig(
-            steps=1870,
+            steps=1370,
             vae_steps=250,
-            motion_steps=1600,
+            motion_steps=1100,
             frames_steps=20,
             stills=4,
             vae_learning_rate=2e-3,
