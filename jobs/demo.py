@@ -94,7 +94,8 @@ def main(args: RunDemo) -> None:
         folder / "demo.log",
     )
     steps.next()
-    if (corpus / "videos" / "index.parquet").exists():
+    # A corpus of an earlier version has no landmarks and is made again.
+    if (corpus / "videos" / "index.parquet").exists() and load_index(str(corpus / "videos")).landmarks:
         steps.skip()
     else:
         options: dict[str, Any] = {"output": corpus, **CORPUS[args.size]}

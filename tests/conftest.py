@@ -153,11 +153,11 @@ def video_corpus(tmp_path_factory) -> Callable[..., tuple[str, list[Path]]]:
                     clip, make_pictures(frames, seed=i if split == "train" else 1000 + i), samples=sound
                 )
                 meta = {"frames": frames, "fps": 25, "speaker": f"s{i % 3}"}
-                # Number 0 of a frame's controls is the frame's number, and so is number 0 of its landmarks.
+                # Number 0 of a frame's controls is the frame's number, which the place of landmark 5 also contains.
                 track = np.zeros((frames, 57), np.float32)
                 track[:, 0] = np.arange(frames)
                 landmarks = np.tile(MEAN_LANDMARKS, (LANDMARK_FRAMES, 1, 1))
-                landmarks[:, 0, 0] = landmark_frames(frames)
+                landmarks[:, 5, 0] = landmark_frames(frames) / 1000
                 more = {"controls.npy": track, "landmarks.npy": landmarks} if tracks else {}
                 writer.write(clip.stem, {"mp4": clip.read_bytes(), **more, "json": meta})
         return folder, sorted(clips.iterdir())

@@ -119,7 +119,7 @@ def _face(image: bytes | Path, size: int, paste_back: bool, from_video: bool) ->
     portrait = _with_users_name(kind, image, lambda: find_portrait(picture))
     return FaceCrop(
         square=portrait.box.cut(portrait.picture, size),
-        picture=portrait.picture if paste_back else picture[:0],
+        picture=portrait.picture if paste_back else portrait.picture[:0],
         box=portrait.box,
         notes=portrait.notes,
     )

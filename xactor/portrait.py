@@ -95,9 +95,10 @@ def find_portrait(picture: np.ndarray, landmarker: FaceLandmarker | None = None)
     landmarker = landmarker or FaceLandmarker(max_faces=5)
     faces, notes = search_faces(picture, landmarker), []
     turns = _quarter_turns(picture, faces, landmarker)
-    if turns:
-        picture = np.ascontiguousarray(np.rot90(picture, turns))
-        faces = search_faces(picture, landmarker)
+    turned = np.ascontiguousarray(np.rot90(picture, turns))
+    found = search_faces(turned, landmarker) if turns else []
+    if found:
+        picture, faces = turned, found
         notes.append(f"the picture is turned by {abs(turns) * 90} degrees, so that the face is upright")
     height, width = picture.shape[:2]
     if not faces:
@@ -215,9 +216,9 @@ def _decoded(image: Image.Image, name: str) -> np.ndarray:
         # `draft` reduces a JPEG while it is decoded, which saves time and memory. Other formats ignore the call.
         image.draft("RGB", (MAX_SIDE_PX, MAX_SIDE_PX))
         image.load()
-        image = _in_srgb(ImageOps.exif_transpose(image))
+        image = ImageOps.exif_transpose(image)
         image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
-        picture = np.array(_rgb(image))  # [H, W, 3]
+        picture = np.array(_rgb(_in_srgb(image)))  # [H, W, 3]
     except _DAMAGED as error:
         raise ValueError(f"{name}: damaged or truncated ({error})") from error
     height, width = picture.shape[:2]
@@ -229,18 +230,29 @@ def _decoded(image: Image.Image, name: str) -> np.ndarray:
 def _in_srgb(image: Image.Image) -> Image.Image:
     """Convert a picture that names another colour space, such as Display P3, to sRGB."""
     profile = image.info.get("icc_profile")
-    if not profile or image.mode not in ("RGB", "CMYK"):
+    if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
         return image
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         # A conversion from sRGB itself would only round.
-        if "sRGB" in ImageCms.getProfileDescription(source):
+        description = ImageCms.getProfileDescription(source)
+        if description.startswith("sRGB") and "linear" not in description.lower():
             return image
-        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    # A damaged profile, or one for another kind of picture. Players ignore it too.
+        # The alpha channel has no colours, so it is kept as it is.
+        opaque = image.convert("RGB") if image.mode == "RGBA" else image
+        converted = ImageCms.profileToProfile(
+            opaque, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    # The profile is damaged, or describes another kind of picture. Viewers ignore such a profile too.
     except (ImageCms.PyCMSError, OSError):
         return image
-    return converted or image
+    if converted is None:
+        return image
+    if image.mode == "RGBA":
+        converted.putalpha(image.getchannel("A"))
+    elif "transparency" in image.info:
+        converted.info["transparency"] = image.info["transparency"]
+    return converted
 
 
 def _rgb(image: Image.Image) -> Image.Image:

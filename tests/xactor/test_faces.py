@@ -1,12 +1,21 @@
 """Test faces in real pictures, and control tracks made from faces."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from xactor.controls import BLENDSHAPES, INDEX
-from xactor.faces import Face, FaceLandmarker, control_track
+from xactor.faces import CropBox, Face, FaceLandmarker, control_track
+from xactor.faces.landmarks import (
+    INNER_LIPS,
+    LANDMARKS,
+    MEAN_LANDMARKS,
+    MIRRORED,
+    find_landmarks,
+    landmark_track,
+)
 
 
 def face(jaw: float = 0.0, matrix: np.ndarray | None = None) -> Face:
@@ -97,6 +106,40 @@ def test_a_face_is_found_in_a_photograph_and_none_on_a_wall():
     assert 160 < bottom < 195
     assert faces[0].points.shape == (478, 3)
     assert landmarker.detect(np.full((200, 200, 3), 128, np.uint8)) == []
+
+
+def test_landmarks_of_a_mirrored_face_are_its_mirror_image():
+    picture = pytest.importorskip("skimage.data").astronaut()[33:213, 135:315]
+    found, mirrored = find_landmarks(picture), find_landmarks(np.ascontiguousarray(picture[:, ::-1]))
+    assert np.abs(mirrored[MIRRORED] * [-1, 1] - found).max() < 0.06
+    assert np.array_equal(MIRRORED[MIRRORED], np.arange(len(LANDMARKS)))
+    np.testing.assert_array_equal(MEAN_LANDMARKS[MIRRORED] * np.float32([-1, 1]), MEAN_LANDMARKS)
+    # The average face resembles a real one.
+    assert np.abs(MEAN_LANDMARKS - find_landmarks(picture)).mean() < 0.2
+    # The ring of the lips is a ring: neighbours are near each other.
+    lips = found[INNER_LIPS]
+    steps = np.linalg.norm(lips - np.roll(lips, 1, axis=0), axis=1)
+    assert steps.max() < 0.3 * np.ptp(lips[:, 0])
+
+
+def test_a_face_that_is_not_found_gets_average_landmarks(caplog):
+    wall = np.full((64, 64, 3), 128, np.uint8)
+    np.testing.assert_array_equal(find_landmarks(wall), MEAN_LANDMARKS)
+    assert "an average face's landmarks are used" in caplog.text
+
+
+def test_frames_without_a_face_get_the_landmarks_of_the_nearest_one():
+    faces: list[Face | None] = [None] * 10
+    for number in (2, 7):
+        points = np.full((478, 3), 10.0 * number, np.float32)
+        faces[number] = replace(face(), points=points)
+    track = landmark_track(faces, CropBox(left=20, top=0, side=100))
+    assert track.shape == (10, 165, 2)
+    # 20 px from the crop's left edge are (20 - 20) / 50 - 1, and 70 px are (70 - 20) / 50 - 1.
+    np.testing.assert_allclose(track[:, 0, 0], [-1.0] * 5 + [0.0] * 5)
+    np.testing.assert_allclose(track[:, 0, 1], [-0.6] * 5 + [0.4] * 5, atol=1e-6)
+    with pytest.raises(ValueError, match="no face in any frame"):
+        landmark_track([None], CropBox(left=0, top=0, side=1))
 
 
 def test_the_largest_of_several_faces_is_followed():

@@ -111,6 +111,11 @@ class TestReading:
         for unchanged in (profile, b"damaged" * 30):
             found = read_image(encoded(head, kind, icc_profile=unchanged, **options))
             assert np.array_equal(found, read_image(encoded(head, kind, **options)))
+        if kind == "PNG":
+            see_through = head.copy()
+            see_through.putalpha(Image.linear_gradient("L").resize(head.size))
+            blended = read_image(encoded(see_through, kind, icc_profile=swapped))
+            assert difference(blended, read_image(encoded(see_through, kind))[..., [1, 0, 2]]) < 6
 
     @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
     def test_the_first_frame_of_an_animation_is_used(self, head, kind):

@@ -65,8 +65,8 @@ LIDS = np.array([[_PLACE[number] for number in ring] for ring in _EYE_RINGS])
 EYES = np.array([[_PLACE[33], _PLACE[133]], [_PLACE[362], _PLACE[263]]])
 """Positions in LANDMARKS of the corners of both eyes, the picture's left eye first, [2, 2]."""
 
-# Number of frames of a clip whose landmarks are kept for training.
 LANDMARK_FRAMES = 8
+"""Number of frames of a clip whose landmarks are kept for training."""
 
 
 def find_landmarks(picture: np.ndarray) -> np.ndarray:
@@ -77,7 +77,7 @@ def find_landmarks(picture: np.ndarray) -> np.ndarray:
     faces = _landmarker().detect(picture)
     if not faces:
         _log.warning("no face is found in the face crop: an average face's landmarks are used")
-        return MEAN_LANDMARKS
+        return MEAN_LANDMARKS.copy()
     return crop_landmarks(faces[0], CropBox(left=0, top=0, side=len(picture)))
 
 

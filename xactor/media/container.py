@@ -1,7 +1,6 @@
 """Open and decode files that may be damaged, with errors that name the file and the cause."""
 
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,15 +84,15 @@ def decode(container: InputContainer, stream, source: object) -> Iterator[AudioF
         ValueError: The file is corrupt or truncated.
     """
     packets = damaged = 0
-    # Times of the packets, in units of the stream's clock.
-    begin, end = math.inf, -math.inf
+    # End of the packets, in units of the stream's clock.
+    end = 0
     last_error: Exception | None = None
     try:
         # The last packet is empty and flushes the decoder.
         for packet in container.demux(stream):
             packets += 1
             if packet.pts is not None:
-                begin, end = min(begin, packet.pts), max(end, packet.pts + (packet.duration or 0))
+                end = max(end, packet.pts + (packet.duration or 0))
             try:
                 frames = packet.decode()
             except FFmpegError as error:
@@ -112,8 +111,8 @@ def decode(container: InputContainer, stream, source: object) -> Iterator[AudioF
     # An mp4's index gives the length that is shown. Its number of packets also counts those that an edit list cuts off,
     # and for uncompressed sound it is the number of samples.
     declared = stream.duration if "mp4" in container.format.name else None
-    if declared and end - begin < 0.9 * declared:
-        found_s, declared_s = (float(max(n, 0) * stream.time_base) for n in (end - begin, declared))
+    if declared and end < 0.9 * declared:
+        found_s, declared_s = (float(ticks * stream.time_base) for ticks in (end, declared))
         raise ValueError(f"{source}: truncated ({found_s:.2f} of {declared_s:.2f} s can be read)")
     if damaged:
         _log.warning("%s: %d of %d packets could not be decoded and were skipped", source, damaged, packets)

@@ -35,9 +35,10 @@ def pick_frames(video: bytes, numbers: Sequence[int], fps: float = FPS) -> Itera
     """
     try:
         with av.open(io.BytesIO(video), "r") as container:
-            if not container.streams.video:
+            stream = container.streams.best("video")
+            if not isinstance(stream, VideoStream):
                 raise ValueError("no video track")
-            yield from _pick(container, container.streams.video[0], numbers, fps)
+            yield from _pick(container, stream, numbers, fps)
     except FFmpegError as error:
         raise ValueError(f"cannot be decoded ({error.strerror})") from error
 

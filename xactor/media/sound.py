@@ -121,15 +121,19 @@ def read_audio(
         TooLong: The sound is longer than `max_seconds`.
         ValueError: The file cannot be decoded, has no audio track or no sound; the message names it.
     """
-    blocks, samples = [], 0
+    mixed, first, samples = [], [], 0
+    # Power of the average of the channels, and of the first one.
+    powers = np.zeros(2)
     sound = Sound.of(source)
     layout = "stereo" if av.AudioLayout(sound.layout).nb_channels == 2 else "mono"
     for block in sound.blocks(sample_rate_hz, layout):
-        blocks.append(block)
+        first.append(block[:, 0].copy())
+        mixed.append(block.mean(axis=1) if layout == "stereo" else first[-1])
+        powers += [np.square(part[-1]).sum(dtype=np.float64) for part in (mixed, first)]
         samples += len(block)
         if max_seconds is not None and samples > max_seconds * sample_rate_hz:
             raise TooLong(f"{source}: longer than {max_seconds:g} s, the maximum")
-    return _mixed(np.concatenate(blocks))
+    return np.concatenate(first if powers[0] < _CANCELLED * powers[1] else mixed)
 
 
 def mono(samples: np.ndarray, sample_rate_hz: int) -> np.ndarray:
@@ -153,17 +157,10 @@ def mono(samples: np.ndarray, sample_rate_hz: int) -> np.ndarray:
     samples = samples.astype(np.float32) / (32_768 if is_int16 else 1)
     if not np.isfinite(samples).all():
         raise ValueError("samples must be finite, got NaN or infinite numbers")
-    samples = _mixed(samples if samples.ndim == 2 else samples[:, None])
+    if samples.ndim == 2:
+        mean, first = samples.mean(axis=1), samples[:, 0]
+        samples = first if np.square(mean).sum() < _CANCELLED * np.square(first).sum() else mean
     return resample(samples, sample_rate_hz, SAMPLE_RATE_HZ)
-
-
-def _mixed(samples: np.ndarray) -> np.ndarray:
-    """Average channels [N, channels]: [N]. Return the first channel if the average cancels what it contains."""
-    first = samples[:, 0]
-    if not len(samples) or samples.shape[1] == 1:
-        return first.copy()
-    mean = samples.mean(axis=1, dtype=np.float32)
-    return first.copy() if np.square(mean).mean() < _CANCELLED * np.square(first).mean() else mean
 
 
 def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:

@@ -200,6 +200,7 @@ class Pictures:
             format="yuv420p",
             dst_colorspace=Colorspace.ITU709,
             dst_color_range=ColorRange.MPEG,
+            threads=1,
         )
         frame.pts, frame.time_base = self.count, Fraction(1, self._fps)
         self._container.mux(stream.encode(frame))

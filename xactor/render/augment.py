@@ -13,7 +13,7 @@ from torch import Tensor
 # Knots of the smooth warp along a side.
 _KNOTS = 5
 # Side of the field of offsets in which places are looked up, and steps of the fixed-point iteration. An offset changes
-# by at most a third of a distance, so that each step takes away two thirds of the error.
+# by about 0.4 of a distance at most, so that each step takes away most of the error.
 _PLACES_SIDE, _PLACES_ITERATIONS = 64, 8
 
 

@@ -24,10 +24,10 @@ _REACH, _NOISE = 0.3, 1e-3
 _MOUTH_REACH, _MOUTH_BELOW, _PURSED = 1.4, 0.4, 0.33
 # The part around the eyes: half its width, in halves of the distance between the outer corners.
 _EYES_REACH = 1.25
-# Distance from the edge of an opening, in halves of the part's width, over which its inside appears, and the maximum
+# Distance from the edge of an opening, in halves of the part's sides, over which its inside appears, and the maximum
 # number of such distances.
 _EDGE, _MAX_EDGES = 0.02, 6
-# Width of the code that tells the layers what to do.
+# Width of the code by which the change conditions the layers.
 _CODE = 128
 
 
@@ -35,7 +35,7 @@ class GuessNetwork(nn.Module):
     """Move a portrait by the change of its motion latent.
 
     A linear map of the change moves the portrait's landmarks, and a smooth field moves the colours between them. Three
-    networks of convolutions, which are told the change by a scale and shift of their channels (FiLM, Perez et al.
+    networks of convolutions, which the change conditions by a scale and shift of their channels (FiLM, Perez et al.
     2018), see the moved portrait and correct it. The first one works on the portrait at a small size: for each place,
     it returns by how much the place from which the colour comes is wrong, a new colour, and how much the new colour
     covers. The others paint lids, and what opens between the lips. All corrections are zero without a change, so that
@@ -53,9 +53,10 @@ class GuessNetwork(nn.Module):
         self.displace = nn.Linear(latent_dim, 2 * len(LANDMARKS), bias=False)
         nn.init.zeros_(self.displace.weight)
         # From the moved portrait to a flow, a cover and a colour.
-        self.correct = _ToldNetwork(3, channels, latent_dim, 6)
-        # From a moved part of the face and its openings to a cover and a colour.
-        self.eyes, self.mouth = (_ToldNetwork(4, channels, latent_dim, 4) for _ in range(2))
+        self.correct = _ConditionedNetwork(3, channels, latent_dim, 6)
+        self.eyes = _Painter(channels, latent_dim, _EYES_SIZE, opening=0.0)
+        # The mouth is painted from the start wherever it is open.
+        self.mouth = _Painter(channels, latent_dim, _MOUTH_SIZE, opening=1.0)
         with torch.no_grad():
             # New colours start with a share of 1 %, except in the mouth.
             for bias in (self.correct.out.bias[2:3], self.eyes.out.bias[:1]):  # pyright: ignore
@@ -87,13 +88,12 @@ class GuessNetwork(nn.Module):
         moved = _move(pictures, flow)  # [N, 3, S, S]
         cover = strength * torch.sigmoid(cover)  # [N, 1, S, S]
         moved = moved + cover * (torch.tanh(colour) - moved)
-        told = change, strength
-        moved = _paint(
-            self.eyes, moved, _eyes_part(moved_landmarks), moved_landmarks[:, LIDS], _EYES_SIZE, *told
-        )
-        # The mouth is painted from the start wherever it is open.
-        lips = moved_landmarks[:, None, INNER_LIPS]  # [N, 1, 20, 2]
-        return _paint(self.mouth, moved, _mouth_part(moved_landmarks), lips, _MOUTH_SIZE, *told, opening=1.0)
+        lids, lips = (
+            moved_landmarks[:, LIDS],
+            moved_landmarks[:, None, INNER_LIPS],
+        )  # [N, 2, 16, 2], [N, 1, 20, 2]
+        moved = self.eyes.paint(moved, _eyes_part(moved_landmarks), lids, change, strength, scale=scale)
+        return self.mouth.paint(moved, _mouth_part(moved_landmarks), lips, change, strength, scale=scale)
 
     def moved(self, landmarks: Tensor, change: Tensor) -> Tensor:
         """Return the landmarks after a change of the motion latent, float32 [N, K, 2].
@@ -103,11 +103,13 @@ class GuessNetwork(nn.Module):
             change: Change of the motion latents, [N, latent_dim].
         """
         displacement = _DISPLACEMENT * self.displace(change).float().unflatten(1, (-1, 2))  # [N, K, 2]
-        return landmarks + displacement @ _face_axes(landmarks).mT
+        return landmarks + _transformed(_face_axes(landmarks), displacement)
 
 
-class _ToldNetwork(nn.Module):
-    """Run a small U-Net whose channels the change of the motion latent scales and shifts. It starts at zero.
+class _ConditionedNetwork(nn.Module):
+    """Run a small U-Net whose channels the change of the motion latent scales and shifts.
+
+    The weights of its last layer start at zero.
 
     Args:
         width_in: Channels of the input.
@@ -123,8 +125,10 @@ class _ToldNetwork(nn.Module):
         self.down = nn.ModuleList([_conv(fine, middle, stride=2), _conv(middle, coarse, stride=2)])
         self.read = nn.ModuleList([_conv(middle, middle), _conv(coarse, coarse)])
         self.code = nn.Sequential(nn.Linear(latent_dim, _CODE), nn.SiLU(), nn.Linear(_CODE, _CODE), nn.SiLU())
-        self.blocks = nn.ModuleList([_ToldBlock(coarse, coarse), _ToldBlock(coarse, coarse)])
-        self.up = nn.ModuleList([_ToldBlock(coarse + middle, middle), _ToldBlock(middle + fine, fine)])
+        self.blocks = nn.ModuleList([_ConditionedBlock(coarse, coarse), _ConditionedBlock(coarse, coarse)])
+        self.up = nn.ModuleList(
+            [_ConditionedBlock(coarse + middle, middle), _ConditionedBlock(middle + fine, fine)]
+        )
         self.out = _conv(fine, width_out)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)  # pyright: ignore[reportArgumentType]
@@ -147,60 +151,74 @@ class _ToldNetwork(nn.Module):
         return self.out(F.silu(x))
 
 
-class _ToldBlock(nn.Module):
+class _Painter(_ConditionedNetwork):
+    """Paint what a change uncovers in a part of a moved portrait.
+
+    Args:
+        channels: Channels of the three levels.
+        latent_dim: Width of z.
+        size: Height and width at which the part is painted, in pixels.
+        opening: 1 if an untrained network paints the openings of the part, 0 if it paints nothing.
+    """
+
+    def __init__(self, channels: tuple[int, ...], latent_dim: int, size: tuple[int, int], *, opening: float):
+        # From the part and its openings to a cover and a colour.
+        super().__init__(4, channels, latent_dim, 4)
+        self._size, self._opening = size, opening
+
+    def paint(
+        self,
+        pictures: Tensor,
+        part: tuple[Tensor, Tensor],
+        openings: Tensor,
+        change: Tensor,
+        strength: Tensor,
+        *,
+        scale: int,
+    ) -> Tensor:
+        """Return the painted pictures, [N, 3, S, S].
+
+        Args:
+            pictures: Moved portraits, [N, 3, S, S].
+            part: Axes of the part as columns, [N, 2, 2], and its centre, [N, 2], in halves of the pictures' side.
+            openings: Edges of the openings in the part, as R polygons of P moved landmarks, [N, R, P, 2].
+            change: Change of the motion latents, [N, latent_dim].
+            strength: Strength of new colours, [N, 1, 1, 1].
+            scale: How many times larger the portraits are than those that the network learned from.
+        """
+        axes, centre = part
+        # The axes are perpendicular.
+        inverse = axes.mT / axes.square().sum(1)[:, :, None]  # [N, 2, 2]
+        shift = -_transformed(inverse, centre[:, None])  # [N, 1, 2]
+        reduced = F.avg_pool2d(pictures, scale) if scale > 1 else pictures
+        seen = _take(reduced, torch.cat([axes, centre[:, :, None]], dim=2), self._size)  # [N, 3, h, w]
+        places = _places(*self._size, openings)
+        # The openings in halves of the part's sides: [N, R, P, 2].
+        edges = _transformed(inverse, (openings - centre[:, None, None]).flatten(1, 2)).view_as(openings)
+        inside = torch.stack([_edge_distance(edge, places) for edge in edges.unbind(1)]).amax(0) / _EDGE
+        inside = inside.clamp(-_MAX_EDGES, _MAX_EDGES)[:, None].to(seen.dtype)  # [N, 1, h, w]
+        cover, colour = self(torch.cat([seen, inside / _MAX_EDGES], dim=1), change).split([1, 3], dim=1)
+        cover = strength * torch.sigmoid(self._opening * (inside - 2) + cover)  # [N, 1, h, w]
+        painted = torch.cat([cover, cover * torch.tanh(colour)], dim=1)  # [N, 4, h, w]
+        to_part = torch.cat([inverse, shift.mT], dim=2)  # [N, 2, 3]
+        cover, colour = _take(painted, to_part, pictures.shape[-2:], padding="zeros").split([1, 3], dim=1)
+        return pictures * (1 - cover) + colour
+
+
+class _ConditionedBlock(nn.Module):
     """Run a residual block whose channels a code scales and shifts."""
 
     def __init__(self, width_in: int, width_out: int):
         super().__init__()
         self.conv1, self.conv2 = _conv(width_in, width_out), _conv(width_out, width_out)
         self.norm = nn.GroupNorm(8, width_out)
-        self.tell = nn.Linear(_CODE, 2 * width_out)
+        self.film = nn.Linear(_CODE, 2 * width_out)
         self.skip = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else nn.Identity()
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
-        scale, shift = self.tell(code)[:, :, None, None].chunk(2, dim=1)  # [N, C, 1, 1]
+        scale, shift = self.film(code)[:, :, None, None].chunk(2, dim=1)  # [N, C, 1, 1]
         h = self.norm(self.conv1(F.silu(x))) * (1 + scale) + shift
         return self.skip(x) + self.conv2(F.silu(h))
-
-
-def _paint(
-    network: _ToldNetwork,
-    pictures: Tensor,
-    part: tuple[Tensor, Tensor],
-    openings: Tensor,
-    size: tuple[int, int],
-    change: Tensor,
-    strength: Tensor,
-    *,
-    opening: float = 0.0,
-) -> Tensor:
-    """Paint what a change uncovers in a part of moved portraits.
-
-    Args:
-        network: Paints.
-        pictures: Moved portraits, [N, 3, S, S].
-        part: Axes of the part as columns, [N, 2, 2], and its centre, [N, 2], in halves of the pictures' side.
-        openings: Edges of the openings in the part, as R polygons of P moved landmarks, [N, R, P, 2].
-        size: Height and width at which the part is painted, in pixels.
-        change: Change of the motion latents, [N, latent_dim].
-        strength: Strength of new colours, [N, 1, 1, 1].
-        opening: 1 if an untrained network paints the openings, 0 if it paints nothing.
-    """
-    axes, centre = part
-    inverse = torch.linalg.inv(axes)
-    to_part = torch.cat([inverse, -inverse @ centre[:, :, None]], dim=2)  # [N, 2, 3]
-    seen = _take(pictures, torch.cat([axes, centre[:, :, None]], dim=2), size)  # [N, 3, h, w]
-    places = _places(*size, openings)
-    edges = (openings - centre[:, None, None]) @ inverse[:, None].mT  # [N, R, P, 2]
-    inside = (
-        torch.stack([_edge_distance(edge, places) for edge in edges.unbind(1)]).amax(0) / _EDGE
-    )  # [N, h, w]
-    inside = inside.clamp(-_MAX_EDGES, _MAX_EDGES)[:, None].to(seen.dtype)  # [N, 1, h, w]
-    cover, colour = network(torch.cat([seen, inside / _MAX_EDGES], dim=1), change).split([1, 3], dim=1)
-    cover = strength * torch.sigmoid(opening * (inside - 2) + cover)  # [N, 1, h, w]
-    painted = torch.cat([cover, cover * torch.tanh(colour)], dim=1)  # [N, 4, h, w]
-    cover, colour = _take(painted, to_part, pictures.shape[-2:], padding="zeros").split([1, 3], dim=1)
-    return pictures * (1 - cover) + colour
 
 
 def landmark_flow(landmarks: Tensor, moved: Tensor, side: int) -> Tensor:
@@ -213,15 +231,17 @@ def landmark_flow(landmarks: Tensor, moved: Tensor, side: int) -> Tensor:
         moved: Where the colours go, float32 [N, K, 2].
         side: Side of the field in pixels.
     """
-    # The gradient takes only the offsets into account. Through the covariances it would cost three times as much.
+    # All in float64: landmarks that touch make the system nearly singular. The gradient takes only the offsets into
+    # account. Through the covariances it would cost three times as much.
     with torch.no_grad():
-        places = _places(side, side, moved).flatten(0, 1).expand(len(moved), -1, -1)  # [N, side^2, 2]
-        to_places = _matern(torch.cdist(places, moved))  # [N, side^2, K]
-        # Landmarks that touch make the system nearly singular, so it is solved in float64.
-        among = _matern(torch.cdist(moved.double(), moved.double()))  # [N, K, K]
-        factor = torch.linalg.cholesky(among + _NOISE * torch.eye(moved.shape[1], device=moved.device))
-    weights = torch.cholesky_solve((landmarks - moved).double(), factor).float()  # [N, K, 2]
-    return (to_places @ weights).mT.unflatten(2, (side, side))
+        moved64 = moved.double()
+        places = _places(side, side, moved64).flatten(0, 1).expand(len(moved), -1, -1)  # [N, side^2, 2]
+        to_places, among = _matern(torch.cdist(places, moved64)), _matern(torch.cdist(moved64, moved64))
+        noise = _NOISE * torch.eye(moved.shape[1], device=moved.device)
+        # Without the check, latents that are not finite give a loss that is not, and the step is skipped.
+        factor = torch.linalg.cholesky_ex(among + noise)[0]  # [N, K, K]
+    weights = torch.cholesky_solve((landmarks - moved).double(), factor)  # [N, K, 2]
+    return (to_places @ weights).float().mT.unflatten(2, (side, side))
 
 
 def _matern(distance: Tensor) -> Tensor:
@@ -238,7 +258,7 @@ def _face_axes(landmarks: Tensor) -> Tensor:
     left, right = landmarks[:, EYES].mean(2).unbind(1)  # [N, 2] each
     mouth = landmarks[:, MOUTH_CORNERS].mean(1)  # [N, 2]
     across = (right - left) / 2
-    down = _turned(across) / across.norm(dim=1, keepdim=True)
+    down = _turned(across) / across.norm(dim=1, keepdim=True).clamp(min=1e-6)
     height = (mouth - (left + right) / 2).norm(dim=1, keepdim=True) / 2
     return torch.stack([across, down * height], dim=2)
 
@@ -264,6 +284,14 @@ def _eyes_part(landmarks: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([across, _turned(across) * height / width], dim=2), corners.mean((1, 2))
 
 
+def _transformed(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """Return the products of matrices [N, 2, 2] and vectors [N, M, 2]: [N, M, 2].
+
+    They are sums of products, which keep float32 where autocast or TF32 would round a matrix product.
+    """
+    return (matrices[:, None] * vectors[:, :, None]).sum(3)
+
+
 def _turned(vectors: Tensor) -> Tensor:
     """Turn vectors [N, 2] that point to the right so that they point down."""
     x, y = vectors.unbind(1)
@@ -279,7 +307,8 @@ def _edge_distance(polygon: Tensor, places: Tensor) -> Tensor:
     nearest = to_place - along.clamp(0, 1)[..., None] * edge
     distance = nearest.square().sum(-1).amin(1).add(1e-12).sqrt()  # [N, h, w]
     # A ray to the right crosses the edges of a polygon an odd number of times if it starts inside.
-    above, next_above = to_place[..., 1] < 0, to_place[..., 1] < edge[..., 1]
+    above = to_place[..., 1] < 0
+    next_above = above.roll(-1, dims=1)
     rising = edge[..., 1] > 0
     right_of = (to_place[..., 0] * edge[..., 1] < to_place[..., 1] * edge[..., 0]) == rising
     inside = ((above != next_above) & right_of).sum(1) % 2 == 1  # [N, h, w]

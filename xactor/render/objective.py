@@ -160,7 +160,8 @@ class RenderObjective(nn.Module):
             tracks: What a landmark model found in the clips.
         """
         windows = 1 if phase == "temporal" else frames.shape[1]
-        clips = self._augmented(frames, reference, weight, seeds, windows, tracks)
+        # The VAE learns from colours that vary more.
+        clips = self._augmented(frames, reference, weight, seeds, windows, None if phase == "vae" else tracks)
         phase_loss = {
             "vae": self._vae_loss,
             "motion": self._motion_loss,
@@ -210,30 +211,28 @@ class RenderObjective(nn.Module):
         flips = torch.tensor([torch.rand((), generator=g) < 0.5 for g in generators], device=device)  # [B]
         pictures = torch.where(flips[:, None, None, None, None], pictures.flip(-1), pictures)
 
-        def latents_of(controls: Tensor | None) -> Tensor | None:
-            if controls is None:
-                return None
-            controls = controls.to(device, torch.float32)
-            controls = torch.where(flips[:, None, None], mirror_controls(controls), controls)
-            return controls_to_latents(controls, self.motion_encoder.config["latent_dim"]).to(dtype)
-
-        landmarks = None if tracks is None else tracks.landmarks
-        if landmarks is None:
-            landmarks = torch.from_numpy(MEAN_LANDMARKS).expand(len(pictures), 1, -1, -1)
-        landmarks = landmarks.to(device, torch.float32)  # [B, n, K, 2]
-        mirrored = landmarks[:, :, torch.from_numpy(MIRRORED)] * torch.tensor([-1.0, 1.0], device=device)
-        landmarks = torch.where(flips[:, None, None, None], mirrored, landmarks)
-        person = PERSON if tracks is None else TAUGHT_PERSON
-        changes = [Augmentation.draw(person, g) for g in generators]
+        changes = [Augmentation.draw(TAUGHT_PERSON if tracks else PERSON, g) for g in generators]
+        found = None if tracks is None else tracks.landmarks
+        if found is None:
+            found = torch.from_numpy(MEAN_LANDMARKS).expand(len(pictures), 1, -1, -1)
+        landmarks = _mirrored_landmarks(found.to(device, torch.float32), flips)  # [B, n, K, 2]
         return _Clips(
             pictures=augment(pictures, changes),
             weight=weight.to(device, dtype),
             generators=generators,
-            taught=None if tracks is None else latents_of(tracks.controls),
+            taught=self._latents_of(tracks.controls, flips) if tracks else None,
             landmarks=augment_places(landmarks.flatten(1, 2), changes).view_as(landmarks),
-            landmark_latents=None if tracks is None else latents_of(tracks.landmark_controls),
+            landmark_latents=self._latents_of(tracks.landmark_controls, flips) if tracks else None,
             windows=windows,
         )
+
+    def _latents_of(self, controls: Tensor | None, flips: Tensor) -> Tensor | None:
+        """Return the latents that controls [B, n, 57] stand for, mirrored where flips [B] are True: [B, n, D]."""
+        if controls is None:
+            return None
+        controls = controls.to(self.vae.device, torch.float32)
+        controls = torch.where(flips[:, None, None], mirror_controls(controls), controls)
+        return controls_to_latents(controls, self.motion_encoder.config["latent_dim"]).to(self.vae.dtype)
 
     def _encode_motion(self, clips: _Clips) -> _Motion:
         """Encode the motion of clips. Augment the pictures once more for it, each window by its own draw."""
@@ -352,6 +351,13 @@ class RenderObjective(nn.Module):
         predicted = predict(self.unet, self.scheduler, noisy, level, z, keep, features, guess)
         error = (predicted - target) ** 2  # [N, W, C, h, w]
         return error.mean(dim=(2, 3, 4)).flatten()
+
+
+def _mirrored_landmarks(landmarks: Tensor, flips: Tensor) -> Tensor:
+    """Return landmarks [B, n, K, 2], mirrored where flips [B] are True."""
+    sign = torch.tensor([-1.0, 1.0], device=landmarks.device)
+    mirrored = landmarks[:, :, torch.from_numpy(MIRRORED)] * sign
+    return torch.where(flips[:, None, None, None], mirrored, landmarks)
 
 
 def _quarter(clip: Tensor, generator: torch.Generator) -> Tensor:

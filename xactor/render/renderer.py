@@ -9,7 +9,6 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -291,10 +290,17 @@ class Renderer:
             config = Path(folder) / name / kind.config_name
             if not config.is_file():
                 raise FileNotFoundError(f"no {name} in {folder}: {name}/{kind.config_name} is missing")
-            options: dict[str, Any] = {} if kind is DDIMScheduler else {"low_cpu_mem_usage": False}
-            components[name] = kind.from_pretrained(str(config.parent), **options)
-            if isinstance(components[name], nn.Module):
-                into_own_memory(components[name])
+            if kind is DDIMScheduler:
+                components[name] = kind.from_pretrained(str(config.parent))
+                continue
+            components[name], info = kind.from_pretrained(
+                str(config.parent), low_cpu_mem_usage=False, output_loading_info=True
+            )
+            # diffusers leaves weights that are missing random. Models of earlier versions lack some.
+            if info["missing_keys"]:
+                missing = ", ".join(sorted(info["missing_keys"])[:3])
+                raise ValueError(f"{config.parent}: weights are missing: {missing}")
+            into_own_memory(components[name])
         return cls(**components)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Renderer":

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from xactor_platform.bulk.pool import Pool
+from xactor_platform.data.index import CONTROLS, LANDMARKS
 
 # Paper 4.1: short clips of 1 to 10 s, long ones of 10 to 60 s.
 SHORTEST_S, SHORT_S, LONGEST_S = 1.0, 10.0, 60.0
@@ -152,4 +153,6 @@ class CurationConfig:
         names = ("dataset", "size_px", "held_out", "seed", "videos_per_shard", "bytes_per_shard")
         bounds = {"max_s": self.bounds.max_s, "max_pixels": self.bounds.max_pixels}
         chosen = {name: getattr(self, name) for name in names}
+        # Outputs of versions that wrote other members cannot be continued.
+        chosen["members"] = [CONTROLS, LANDMARKS]
         return {**chosen, "gates": asdict(self.gates), "bounds": bounds, "syncnet": syncnet}

@@ -40,7 +40,7 @@ class Write(CurationStage):
                     key = clip_key(piece, number)
                     assert clip.controls is not None
                     assert clip.landmarks is not None
-                    kept_frames = slice(*clip.trimmed or (None,))
+                    kept_frames = slice(*clip.trimmed) if clip.trimmed else slice(None)
                     controls, landmarks = clip.controls[kept_frames], clip.landmarks[kept_frames]
                     tracks = {CONTROLS: controls, LANDMARKS: landmarks[landmark_frames(len(landmarks))]}
                     members = {"mp4": with_sound(piece, clip), **tracks}

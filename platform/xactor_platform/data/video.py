@@ -60,11 +60,13 @@ class VideoRequest:
     controls: np.ndarray | None
     """First byte of the control track in its shard and its number of bytes, int64 [B, 2]. None without controls."""
     landmarks: np.ndarray | None
-    """The same of the landmarks. None without landmarks."""
+    """First byte of the landmarks in their shard and their number of bytes, int64 [B, 2]. None without landmarks."""
     wanted: np.ndarray
     """Frame numbers of the targets, and of the reference at the end, int64 [B, F + 1]."""
     measured: np.ndarray | None
-    """Numbers of the frames with landmarks, the reference first, int64 [B, 8]. None without landmarks."""
+    """Numbers of the frames with landmarks, in rising order, int64 [B, 8]. None without landmarks."""
+    order: np.ndarray | None
+    """Order of these frames in the batch, with the reference first, int64 [B, 8]. None without landmarks."""
 
 
 class VideoReader:
@@ -124,7 +126,8 @@ class VideoReader:
             controls=self._bytes_of(CONTROLS, rows) if self._has_controls else None,
             landmarks=self._bytes_of(LANDMARKS, rows) if self._has_landmarks else None,
             wanted=np.stack(draws),
-            measured=None
+            measured=None if measured is None else np.stack(measured),
+            order=None
             if measured is None
             else np.stack([_reference_first(m, draw[-1]) for m, draw in zip(measured, draws, strict=True)]),
         )
@@ -142,9 +145,8 @@ class VideoReader:
         controls = landmarks = landmark_controls = None
         if self._has_controls:
             shape = len(request.wanted), -1, CONTROL_COUNT
-            rows = (
-                raw.arrays["controls"].view(np.float32).reshape(shape)
-            )  # targets, reference, frames with landmarks
+            # Rows of the targets, of the reference, and of the frames with landmarks.
+            rows = raw.arrays["controls"].view(np.float32).reshape(shape)
             targets = request.wanted.shape[1] - 1
             controls = np.roll(rows[:, : targets + 1], 1, axis=1)  # the reference first
             if self._has_landmarks:
@@ -175,7 +177,7 @@ def draw_frames(
 ) -> np.ndarray:
     """Draw the frames of a clip that are targets, and the frame that is their reference.
 
-    The reference is at least a second away from all targets, or as far as the clip allows.
+    The reference is at least a second away from all targets, or as far as the frames it is chosen from allow.
 
     Args:
         key: determines the draw.
@@ -213,17 +215,18 @@ def draw_frames(
 
 
 def _reference_first(frames: np.ndarray, reference: int) -> np.ndarray:
-    """Exchange the reference with the first of the frames that contain it."""
-    order = frames.copy()
-    order[np.flatnonzero(frames == reference)[0]] = frames[0]
-    order[0] = reference
+    """Return an order in which the reference is the first of the frames that contain it, int64 [len(frames)]."""
+    order = np.arange(len(frames))
+    place = int(np.flatnonzero(frames == reference)[0])
+    order[[0, place]] = order[[place, 0]]
     return order
 
 
 def read_videos(location: Location, image_size: int, requests: Sequence[VideoRequest]) -> list[Raw]:
     """Read and decode several micro-batches together.
 
-    A sample whose video or control track cannot be read or decoded is listed in `bad`, and its arrays are zero.
+    A sample whose video or tracks cannot be read or decoded is listed in `bad`. Its arrays are zero, except that its
+    landmarks are those of an average face.
 
     Raises:
         StorageUnavailable: the storage fails. This makes no sample bad.
@@ -324,21 +327,17 @@ class _Tracks:
         rows = points = None
         if self.controls is not None:
             wanted = request.wanted[place]
-            if request.measured is not None:
-                wanted = np.concatenate([wanted, request.measured[place]])
+            if request.measured is not None and request.order is not None:
+                wanted = np.concatenate([wanted, request.measured[place][request.order[place]]])
             track = _numbers(CONTROLS, controls, (None, CONTROL_COUNT))
             if len(track) <= wanted.max():
                 raise ValueError(
                     f"{CONTROLS} ends after {len(track)} frames, frame {wanted.max()} was requested"
                 )
             rows = track[wanted]
-        if request.measured is not None:
+        if request.order is not None:
             points = _numbers(LANDMARKS, landmarks, (LANDMARK_FRAMES, *MEAN_LANDMARKS.shape))
-            order = np.arange(LANDMARK_FRAMES)
-            measured = np.sort(request.measured[place])
-            points = points[
-                _reference_first(order, int(np.searchsorted(measured, request.measured[place][0])))
-            ]
+            points = points[request.order[place]]
         return rows, points
 
     def store(self, place: int, found: tuple[np.ndarray | None, np.ndarray | None]) -> None:

@@ -2,7 +2,8 @@
 
     <output>/clips/<split>/<key>.mp4            the clip, 25 fps, with sound
     <output>/clips/<split>/<key>.controls.npy   its control track, float32 [T, 57]
-    <output>/videos/<split>-000000.tar ...      stage 1's samples: square face crops with sound and control track
+    <output>/videos/<split>-000000.tar ...      stage 1's samples: square face crops with sound, control track and
+                                                landmarks
     <output>/shards/<split>-000000.tar ...      stage 2's samples
     <output>/audio_encoder/                     the encoder of the audio features
 
@@ -27,15 +28,15 @@ import numpy as np
 
 from xactor.audio.encoder import LogMelEncoder, load_audio_encoder
 from xactor.controls import embed_controls
-from xactor.faces import CropBox
-from xactor.faces.landmarks import find_landmarks, landmark_frames
+from xactor.faces import CropBox, Face
+from xactor.faces.landmarks import landmark_frames, landmark_track
 from xactor.media import write_video
 from xactor.rates import FPS
 from xactor_platform.data.face_video import ClipSamples, face_video
 from xactor_platform.data.index import CONTROLS, LANDMARKS, load_index
 from xactor_platform.data.shards import ShardWriter
 from xactor_platform.demo_corpus.clip_plan import HELD_OUT_S, ClipPlan, plan_recordings, plan_synthetic
-from xactor_platform.demo_corpus.identity import find_crop, render_frame, split_stills
+from xactor_platform.demo_corpus.identity import DETECTED_PX, find_crop, find_face, render_frame, split_stills
 from xactor_platform.demo_corpus.performance import perform
 from xactor_platform.demo_corpus.speech import Synthesiser, cut_recording, synthesise
 from xactor_platform.precompute.worker import start_worker
@@ -172,11 +173,14 @@ def make_clip(plan: ClipPlan, folder: Path, sizes: Sizes) -> ClipSamples:
     target = folder / "clips" / plan.split
     target.mkdir(parents=True, exist_ok=True)
     crops: list[np.ndarray] = []
+    measured: list[Face | None] = []
 
     def pictures() -> Iterator[np.ndarray]:
-        for row in controls:
+        for number, row in enumerate(controls):
             picture = render_frame(plan.identity, row, sizes.size_px)
             crops.append(square.cut(picture, sizes.crop_px))
+            if number in landmark_frames(len(controls)):
+                measured.append(find_face(picture))
             yield picture
 
     metadata = {"comment": "drawn by a program"}
@@ -203,7 +207,7 @@ def make_clip(plan: ClipPlan, folder: Path, sizes: Sizes) -> ClipSamples:
         video={
             "mp4": face_video(crops, samples),
             CONTROLS: controls,
-            LANDMARKS: np.stack([find_landmarks(crops[number]) for number in landmark_frames(len(crops))]),
+            LANDMARKS: landmark_track(measured, square.scaled(DETECTED_PX / sizes.size_px)),
             "json": meta,
         },
     )

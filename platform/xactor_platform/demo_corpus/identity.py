@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from xactor.controls import CONTROL_COUNT
-from xactor.faces import CropBox, FaceLandmarker, crop_box
+from xactor.faces import CropBox, Face, FaceLandmarker, crop_box
 from xactor.portrait import read_image
 from xactor_platform.demo_corpus.drawn import DrawnFace
 from xactor_platform.demo_corpus.puppet import Puppet
@@ -106,9 +106,14 @@ def render_frame(identity: Identity, controls: np.ndarray, size_px: int = 256) -
 @lru_cache(maxsize=16)
 def find_crop(identity: Identity, size_px: int) -> CropBox | None:
     """Return the square around a person's face at rest, in frames of side `size_px`. None if no face is found."""
-    still = render_frame(identity, np.zeros(CONTROL_COUNT, np.float32), size_px)
-    faces = _landmarker().detect(cv2.resize(still, (DETECTED_PX, DETECTED_PX)))
-    return crop_box(faces[0]).scaled(size_px / DETECTED_PX) if faces else None
+    face = find_face(render_frame(identity, np.zeros(CONTROL_COUNT, np.float32), size_px))
+    return crop_box(face).scaled(size_px / DETECTED_PX) if face else None
+
+
+def find_face(picture: np.ndarray) -> Face | None:
+    """Return the face in a frame uint8 [S, S, 3], in pixels of the frame resized to the side DETECTED_PX."""
+    faces = _landmarker().detect(cv2.resize(picture, (DETECTED_PX, DETECTED_PX)))
+    return faces[0] if faces else None
 
 
 @lru_cache(maxsize=16)

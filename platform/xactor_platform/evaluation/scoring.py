@@ -177,7 +177,7 @@ def _picture(pair: Pair) -> np.ndarray:
 
 def _square(video: Path) -> CropBox:
     """Return the square around the face in a true video's first frame. A generated video shows such a square."""
-    faces = search_faces(next(read_frames(video)), FaceLandmarker())
+    faces = search_faces(next(read_frames(video)), FaceLandmarker(max_faces=5))
     if not faces:
         raise ValueError(f"{video}: no face is found in the first frame")
     return crop_box(faces[0])

@@ -3,7 +3,8 @@
     <output>/                 stage 2's shards: the embedded control track (`embed_controls`) and the audio features
     <output>/report.jsonl     a line for each video
     <parent>/audio_encoder/   the encoder of the audio features, where stage 2's training looks for it
-    <parent>/videos/          stage 1's shards, only on request: face crops with sound, under the same keys
+    <parent>/videos/          stage 1's shards, only on request, under the same keys: face crops with sound,
+                              control tracks and landmarks
 
 If a video cannot be used, its line in the report says why, and the job continues.
 """

@@ -233,6 +233,10 @@ class Stage1Config(StageConfig):
                 raise ValueError(
                     f"{index.location.uri}: {member} must be in all samples or in none, got {count} of {index.samples}"
                 )
+        if self.model.guess and index.controls and not index.landmarks:
+            raise ValueError(
+                f"{index.location.uri}: clips with control tracks need {LANDMARKS} for a guess; make the corpus again"
+            )
         longest = index.training().frames.max()
         if longest < self.model.window_frames:
             raise ValueError(

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from xactor.faces import FaceLandmarker
+from xactor.faces.landmarks import find_landmarks, landmark_frames
 from xactor.media import read_audio, read_frames
 from xactor.metrics.sync import cepstra_windows
 from xactor.metrics.sync_crop import sync_crop
@@ -179,6 +180,9 @@ def test_the_shards_hold_square_faces_with_the_sound_that_belongs_to_them(curate
         sound = read_audio(file)
         assert len(pictures) == meta["frames"]
         assert np.load(io.BytesIO(index.read(row, "controls.npy"))).shape == (meta["frames"], 57)
+        landmarks = np.load(io.BytesIO(index.read(row, "landmarks.npy")))
+        for number, found in zip(landmark_frames(len(pictures)), landmarks, strict=True):
+            assert np.abs(found - find_landmarks(pictures[number])).mean() < 0.03
         assert round(len(sound) / 640) == meta["frames"]
         assert index.frames[row] == meta["frames"]
         assert (meta["source"], meta["fps"], meta["speaker"]) == (fate.video, 25, fate.speaker)

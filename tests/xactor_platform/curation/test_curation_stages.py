@@ -186,7 +186,8 @@ def test_saved_progress_is_read_back(tmp_path):
     assert progress.spans() == [(0, 50), (50, 90)]
     ended = Ended(key="v", number=1, of=2, fates=(fate,), looked_s=2.0)
     track = np.ones((50, 57), np.float32)
-    members = {"mp4": b"mp4", "controls.npy": track, "json": {"frames": 50}}
+    landmarks = np.ones((8, 165, 2), np.float32)
+    members = {"mp4": b"mp4", "controls.npy": track, "landmarks.npy": landmarks, "json": {"frames": 50}}
     progress.finish(ended, {"v-0000-00": members})
     assert progress.finished(0) is None
     assert progress.finished(1) == replace(ended, earlier=True)
@@ -194,6 +195,7 @@ def test_saved_progress_is_read_back(tmp_path):
     found = progress.members("v-0000-00")
     assert found["mp4"] == b"mp4"
     np.testing.assert_array_equal(found["controls.npy"], track)
+    np.testing.assert_array_equal(found["landmarks.npy"], landmarks)
     progress.delete()
     assert progress.spans() is None
     assert list((tmp_path / ".parts").iterdir()) == []
@@ -206,6 +208,7 @@ def test_a_group_that_has_its_report_is_not_assembled_again(tmp_path):
         members = {
             "mp4": b"mp4",
             "controls.npy": np.ones((50, 57), np.float32),
+            "landmarks.npy": np.ones((8, 165, 2), np.float32),
             "json": {"frames": 50, "fps": 25},
         }
         VideoProgress(str(tmp_path), key).finish(ended, {f"{key}-0000-00": members})

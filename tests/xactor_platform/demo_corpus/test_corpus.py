@@ -12,6 +12,7 @@ from shard_files import read_shard
 
 from xactor.controls import CONTROL_COUNT, INDEX, decode_controls, lip_opening
 from xactor.faces import CropBox
+from xactor.faces.landmarks import find_landmarks, landmark_frames
 from xactor.media import read_audio, read_frames, write_video
 from xactor.rates import frame_count
 from xactor_platform.data.index import load_index
@@ -72,6 +73,14 @@ class TestDemoCorpus:
                 face = tmp_path / "face.mp4"
                 face.write_bytes(sample["mp4"])
                 assert np.array_equal(sample["controls.npy"], np.load(clip.with_suffix(".controls.npy")))
+                # The face is found again in the frames of the clip, which are larger than the crops.
+                square = CropBox(**sample["json"]["crop"])
+                pictures = list(read_frames(clip))
+                for number, found in zip(
+                    landmark_frames(len(pictures)), sample["landmarks.npy"], strict=True
+                ):
+                    again = find_landmarks(square.cut(pictures[number], 256))
+                    assert np.abs(found - again).mean() < 0.03
                 assert len(read_audio(face)) == len(read_audio(clip))
                 box = CropBox(**sample["json"]["crop"])
                 crops = np.stack(list(read_frames(face))).astype(int)
