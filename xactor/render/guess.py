@@ -59,8 +59,8 @@ class GuessNetwork(nn.Module):
         self.mouth = _Painter(channels, latent_dim, _MOUTH_SIZE, opening=1.0)
         with torch.no_grad():
             # New colours start with a share of 1 %, except in the mouth.
-            for bias in (self.correct.out.bias[2:3], self.eyes.out.bias[:1]):  # pyright: ignore
-                bias.fill_(-5.0)
+            for layer, channel in ((self.correct.out, 2), (self.eyes.out, 0)):
+                layer.bias[channel] = -5.0  # pyright: ignore[reportOptionalSubscript]
 
     def forward(self, pictures: Tensor, landmarks: Tensor, change: Tensor, *, scale: int = 1) -> Tensor:
         """Return the moved pictures, [N, 3, S, S].
@@ -136,7 +136,8 @@ class _ConditionedNetwork(nn.Module):
     def forward(self, pictures: Tensor, change: Tensor) -> Tensor:
         """Return [N, width_out, h, w] for pictures [N, width_in, h, w] and changes [N, latent_dim]."""
         code = self.code(change)  # [N, code]
-        places = _places(*pictures.shape[-2:], pictures).movedim(-1, 0)  # [2, h, w]
+        height, width = pictures.shape[-2:]
+        places = _places(height, width, pictures).movedim(-1, 0)  # [2, h, w]
         levels = [self.stem(torch.cat([pictures, places.expand(len(pictures), -1, -1, -1)], dim=1))]
         for down, read in zip(self.down, self.read, strict=True):
             x = down(F.silu(levels[-1]))
