@@ -27,7 +27,7 @@ from _steps import Step, Steps
 from xactor.media import read_frames
 from xactor.options import PAPER, Quality
 from xactor_platform.cluster.local import LocalCluster, local_cluster
-from xactor_platform.data.index import load_index
+from xactor_platform.data.index import LANDMARKS, load_index
 from xactor_platform.evaluation.render_report import sheet
 
 DEMO = _checkout.CHECKOUT / "demo"
@@ -95,7 +95,9 @@ def main(args: RunDemo) -> None:
     )
     steps.next()
     # A corpus of an earlier version has no landmarks and is made again.
-    if (corpus / "videos" / "index.parquet").exists() and load_index(str(corpus / "videos")).landmarks:
+    if (corpus / "videos" / "index.parquet").exists() and load_index(str(corpus / "videos")).having(
+        LANDMARKS
+    ):
         steps.skip()
     else:
         options: dict[str, Any] = {"output": corpus, **CORPUS[args.size]}

@@ -2,6 +2,7 @@
 
 import torch
 
+from xactor.faces.landmarks import MEAN_LANDMARKS
 from xactor.render import Components, random_components
 
 
@@ -26,3 +27,8 @@ def without_zero_weights(components: Components) -> Components:
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.2)
     return components
+
+
+def mean_landmarks(count: int) -> torch.Tensor:
+    """Return the landmarks of an average face, float32 [count, K, 2]."""
+    return torch.from_numpy(MEAN_LANDMARKS).expand(count, -1, -1)

@@ -99,7 +99,7 @@ class TestReading:
 
     @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
     def test_colours_of_another_space_become_srgb(self, head, kind):
-        """In this space, red and green have changed places."""
+        """Read a picture in a colour space in which red and green have changed places."""
         profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
         swapped = (
             profile.replace(b"rXYZ", b"????", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"????", b"gXYZ", 1)

@@ -9,9 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from render_models import small_components, without_zero_weights
+from render_models import mean_landmarks, small_components, without_zero_weights
 
-from xactor.faces.landmarks import INNER_LIPS, LIDS, MEAN_LANDMARKS
 from xactor.render import (
     Blend,
     MotionEncoder,
@@ -23,7 +22,6 @@ from xactor.render import (
 from xactor.render.attention import Locality
 from xactor.render.autoencoder import decode, encode
 from xactor.render.frames import from_model
-from xactor.render.guess import GuessNetwork, _edge_distance, _move, landmark_flow
 from xactor.render.prediction import predict
 from xactor.render.windows import windows_of
 
@@ -43,11 +41,6 @@ def portrait() -> np.ndarray:
 @pytest.fixture(scope="module")
 def z() -> torch.Tensor:
     return torch.randn(13, 32, generator=torch.Generator().manual_seed(0))
-
-
-def mean_landmarks(count: int) -> torch.Tensor:
-    """Return the landmarks of an average face, float32 [count, K, 2]."""
-    return torch.from_numpy(MEAN_LANDMARKS).expand(count, -1, -1)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 5, 6, 7, 10, 11, 12, 23])
@@ -134,20 +127,6 @@ def test_a_renderer_without_a_guess_renders_and_loads(portrait, z, tmp_path):
     loaded = Renderer.from_pretrained(tmp_path)
     again = np.stack(list(loaded.render(loaded.reference(portrait), z, seed=3, config=SMALL)))
     np.testing.assert_array_equal(video, again)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_unmoved_portrait_is_guessed_unchanged(dtype):
-    """The unconditional branch may take the portrait's own latents instead of a guess.
-
-    Coordinates in bf16 would be half a pixel off at the edges of 512 px, and an unmoved picture would move.
-    """
-    guess = without_zero_weights(small_components()).unet.guess_network.to(dtype)
-    picture = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(0)).to(dtype) * 2 - 1
-    still, face = torch.zeros(1, 32, dtype=dtype), mean_landmarks(1)
-    with torch.no_grad():
-        torch.testing.assert_close(guess(picture, face, still), picture, rtol=0.01, atol=0.01)
-        assert (guess(picture, face, still + 1) - picture).abs().max() > 0.1
 
 
 def test_motion_time_and_reference_have_an_effect(renderer, portrait, z):
@@ -246,85 +225,6 @@ def test_locality_attends_to_the_place_it_looks_at():
                 keys = torch.tensor([[-0.5, -0.5], [-0.5, 0.5], [0.5, -0.5], [0.5, 0.5]])
                 wanted = (-fall * (at - keys).square().sum(-1)).softmax(-1)
                 torch.testing.assert_close(found[head, n], wanted, rtol=1e-4, atol=1e-5)
-
-
-def test_the_guess_takes_each_colour_from_where_the_flow_says():
-    picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    one_pixel_right = torch.tensor([2 / 16, 0.0])[None, :, None, None].expand(1, 2, 16, 16)
-    torch.testing.assert_close(_move(picture, one_pixel_right)[..., :-1], picture[..., 1:])
-
-
-def test_colours_at_moved_landmarks_come_from_the_landmarks_and_far_from_the_face_nothing_moves():
-    landmarks = mean_landmarks(1)
-    drop = 0.1 * torch.exp(
-        -((landmarks[..., 1] - 0.28) ** 2) / 0.1
-    )  # the mouth drops by a twentieth of the side
-    moved = landmarks + torch.stack([torch.zeros_like(drop), drop], dim=2)
-    flow = landmark_flow(landmarks, moved, 128)
-    found = F.grid_sample(flow, moved[:, None], align_corners=False)[0, :, 0].mT  # [K, 2]
-    assert (moved[0] + found - landmarks[0]).abs().max() < 0.01
-    assert flow[0, :, :4, :4].abs().max() < 0.002
-    assert landmark_flow(landmarks, landmarks, 16).abs().max() == 0
-
-
-def test_the_distance_from_an_edge_is_positive_inside():
-    square = torch.tensor([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
-    places = torch.tensor([[[0.0, 0.0], [0.4, 0.1], [0.7, 0.0], [0.5, 0.3]]])  # [1, 4, 2]
-    wanted = torch.tensor([[0.5, 0.1, -0.2, 0.0]])
-    for polygon in (square, square.flip(0)):
-        torch.testing.assert_close(_edge_distance(polygon[None], places)[0], wanted, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize(("part", "rows"), [("mouth", slice(34, 54)), ("eyes", slice(20, 30))])
-def test_a_part_of_the_face_is_painted_in_its_place(part, rows):
-    """Only the openings' surroundings change when the network of a part paints."""
-    network = GuessNetwork(4, (8, 8, 8))
-    other = {"mouth": network.eyes, "eyes": network.mouth}[part]
-    with torch.no_grad():
-        getattr(network, part).out.bias[:] = torch.tensor([20.0, 3.0, 3.0, 3.0])
-        other.out.bias[0] = -20.0
-        network.correct.out.bias[2] = -20.0
-        painted = network(torch.zeros(1, 3, 64, 64), mean_landmarks(1), torch.ones(1, 4))[0, 0]
-    touched = (painted > 0.5).any(dim=1).nonzero().flatten()
-    assert touched.min() >= rows.start
-    assert touched.max() < rows.stop
-    opening = MEAN_LANDMARKS[INNER_LIPS if part == "mouth" else LIDS[0]].mean(0)
-    column, row = ((opening + 1) * 32).astype(int)
-    assert painted[row, column] > 0.9
-
-
-def test_the_guess_learns_to_move_a_mark_and_to_open_a_hole():
-    """The change of z says where the mark goes, and how dark the hole is: colours that the portrait does not have."""
-    generator = torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
-    network = GuessNetwork(4, (8, 8, 8))
-    optimizer = torch.optim.Adam(network.parameters(), 5e-3)
-    rows = torch.arange(32.0)
-
-    def pictures(place, dark):
-        bars = torch.exp(-((rows[None, :] - 8 - place[:, None]) ** 2) / 8)[:, None, :, None]  # [n, 1, 32, 1]
-        hole = ((rows > 20) & (rows < 28))[None, None, :, None] * dark[:, None, None, None]
-        return (bars - 1.5 * hole).expand(-1, 3, 32, 32)
-
-    errors = []
-    for _ in range(150):
-        place, dark = 6 * torch.rand(16, generator=generator), torch.rand(16, generator=generator)
-        nothing = torch.zeros(16)
-        change = torch.stack([place / 4, 2 * dark, nothing, nothing], dim=1)
-        still, want = pictures(nothing, nothing), pictures(place, dark)
-        error = (network(still, mean_landmarks(16), change) - want).abs().mean()
-        errors.append(float(error.detach() / (still - want).abs().mean()))
-        optimizer.zero_grad()
-        error.backward()
-        optimizer.step()
-    assert errors[0] == pytest.approx(1.0, abs=0.1)
-    assert np.mean(errors[-20:]) < 0.4
-
-
-@pytest.mark.parametrize("channels", [(8, 16), (8, 12, 16), (0, 8, 8)])
-def test_wrong_channels_of_the_guess_are_refused(channels):
-    with pytest.raises(ValueError, match=r"guess_channels must be 3 multiples of 8, got \("):
-        small_components(guess_channels=channels)
 
 
 @pytest.mark.parametrize("step", [0, 300, 999])

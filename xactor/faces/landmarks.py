@@ -51,9 +51,13 @@ MEAN_LANDMARKS = (
     np.array([row[2:] for row in _TABLE] + [(-x, y) for _, _, x, y in _PAIRED], dtype=np.float32) / 1000
 )
 """Mean places of the chosen landmarks in a face crop, from the crop's centre, in halves of its side, [K, 2]."""
-_RING = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191)
-INNER_LIPS = np.array([_PLACE[number] for number in _RING])
-"""Positions in LANDMARKS of the inner edge of the lips, in order around the mouth, [20]."""
+_INNER_RING = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191)
+_OUTER_RING = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
+INNER_LIPS, OUTER_LIPS = (
+    np.array([_PLACE[number] for number in ring]) for ring in (_INNER_RING, _OUTER_RING)
+)
+"""Positions in LANDMARKS of the inner and outer edge of the lips, in order around the mouth from its left corner, [20]
+each. The lower lip comes first: the numbers n and 20 - n face each other."""
 MOUTH_CORNERS = np.array([_PLACE[61], _PLACE[291]])
 """Positions in LANDMARKS of the corners of the mouth, the picture's left one first, [2]."""
 _EYE_RINGS = (
@@ -61,7 +65,8 @@ _EYE_RINGS = (
     (263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466),
 )
 LIDS = np.array([[_PLACE[number] for number in ring] for ring in _EYE_RINGS])
-"""Positions in LANDMARKS of the lids' edges, in order around each eye, the picture's left eye first, [2, 16]."""
+"""Positions in LANDMARKS of the lids' edges, in order around each eye, the picture's left eye first, [2, 16]. The lower
+lid comes first: the numbers n and 16 - n face each other."""
 EYES = np.array([[_PLACE[33], _PLACE[133]], [_PLACE[362], _PLACE[263]]])
 """Positions in LANDMARKS of the corners of both eyes, the picture's left eye first, [2, 2]."""
 

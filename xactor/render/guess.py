@@ -4,11 +4,12 @@ The paper's UNet receives motion only through cross-attention. From random weigh
 face before it can learn to move one. A UNet that also sees a guess need not.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xactor.faces.landmarks import EYES, INNER_LIPS, LANDMARKS, LIDS, MOUTH_CORNERS
+from xactor.faces.landmarks import EYES, INNER_LIPS, LANDMARKS, LIDS, MOUTH_CORNERS, OUTER_LIPS
 
 # Largest side of the pictures from which flows are computed, and height and width of the painted parts, in pixels.
 _MAX_SIDE, _MOUTH_SIZE, _EYES_SIZE = 32, (48, 48), (24, 64)
@@ -88,10 +89,8 @@ class GuessNetwork(nn.Module):
         moved = _move(pictures, flow)  # [N, 3, S, S]
         cover = strength * torch.sigmoid(cover)  # [N, 1, S, S]
         moved = moved + cover * (torch.tanh(colour) - moved)
-        lids, lips = (
-            moved_landmarks[:, LIDS],
-            moved_landmarks[:, None, INNER_LIPS],
-        )  # [N, 2, 16, 2], [N, 1, 20, 2]
+        lids = moved_landmarks[:, LIDS]  # [N, 2, 16, 2]
+        lips = moved_landmarks[:, None, INNER_LIPS]  # [N, 1, 20, 2]
         moved = self.eyes.paint(moved, _eyes_part(moved_landmarks), lids, change, strength, scale=scale)
         return self.mouth.paint(moved, _mouth_part(moved_landmarks), lips, change, strength, scale=scale)
 
@@ -103,7 +102,8 @@ class GuessNetwork(nn.Module):
             change: Change of the motion latents, [N, latent_dim].
         """
         displacement = _DISPLACEMENT * self.displace(change).float().unflatten(1, (-1, 2))  # [N, K, 2]
-        return landmarks + _transformed(_face_axes(landmarks), displacement)
+        axes = _face_axes(landmarks)
+        return _uncrossed(landmarks + _transformed(axes, displacement), axes[:, :, 1])
 
 
 class _ConditionedNetwork(nn.Module):
@@ -262,6 +262,36 @@ def _face_axes(landmarks: Tensor) -> Tensor:
     down = _turned(across) / across.norm(dim=1, keepdim=True).clamp(min=1e-6)
     height = (mouth - (left + right) / 2).norm(dim=1, keepdim=True) / 2
     return torch.stack([across, down * height], dim=2)
+
+
+def _uncrossed(landmarks: Tensor, down: Tensor) -> Tensor:
+    """Return landmarks [N, K, 2] in which lips and lids meet where they had passed each other.
+
+    A change may close a mouth that is closed already, because the first frame of a performance stands for the portrait
+    and may have an open mouth.
+
+    Args:
+        landmarks: Moved landmarks, [N, K, 2].
+        down: The face's axis from the eyes to the mouth, [N, 2].
+    """
+    down = down / down.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    moves = torch.zeros_like(landmarks)
+    for ring, others in ((INNER_LIPS, (INNER_LIPS, OUTER_LIPS)), *((lid, (lid,)) for lid in LIDS)):
+        lower, upper = _facing(ring)
+        gap = ((landmarks[:, lower] - landmarks[:, upper]) * down[:, None]).sum(
+            2
+        )  # [N, M], < 0 if they have passed
+        move = gap.clamp(max=0)[:, :, None] / 2 * down[:, None]  # [N, M, 2]
+        for other in others:
+            lower, upper = _facing(other)
+            moves[:, lower], moves[:, upper] = -move, move
+    return landmarks + moves
+
+
+def _facing(ring: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return the positions of the lower and the upper edge of an opening, in pairs."""
+    half = len(ring) // 2
+    return torch.from_numpy(ring[1:half].copy()), torch.from_numpy(ring[:half:-1].copy())
 
 
 def _mouth_part(landmarks: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ class Pool:
             raise ValueError(f"a pool needs 1 <= min <= max, got {self.min}..{self.max}")
         if self.cpus < 0 or self.gpus < 0 or not self.cpus + self.gpus:
             raise ValueError(
-                f"a pool's actors need CPUs or GPUs, got {self.cpus:g} and {self.gpus:g}: neither may be < 0"
+                f"a pool's actors need CPUs or GPUs, each >= 0 and one > 0, got {self.cpus:g} and {self.gpus:g}"
             )
 
     @property

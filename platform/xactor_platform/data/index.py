@@ -151,17 +151,8 @@ class Index:
         """Return the samples of shards whose name starts with `test-` or `val-`."""
         return self.subset(self._is_held_out())
 
-    @property
-    def controls(self) -> int:
-        """Return the number of samples that have a control track."""
-        return self._having(CONTROLS)
-
-    @property
-    def landmarks(self) -> int:
-        """Return the number of samples that have landmarks."""
-        return self._having(LANDMARKS)
-
-    def _having(self, member: str) -> int:
+    def having(self, member: str) -> int:
+        """Return the number of samples that have a member, for example `controls.npy`."""
         return int((self.offset[member] >= 0).sum()) if member in self.offset else 0
 
     def _is_held_out(self) -> np.ndarray:

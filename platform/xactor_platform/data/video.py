@@ -92,8 +92,8 @@ class VideoReader:
         if "mp4" not in index.offset:
             raise ValueError(f"{index.location.uri}: holds latents, not videos")
         self.index, self._image_size, self._seed, self._stills = index, image_size, seed, stills
-        self._has_controls = tracks and index.controls == index.samples
-        self._has_landmarks = self._has_controls and index.landmarks == index.samples
+        self._has_controls = tracks and index.having(CONTROLS) == index.samples
+        self._has_landmarks = self._has_controls and index.having(LANDMARKS) == index.samples
         # 3 bytes per pixel. There are at most as many references as targets, hence the factor 2.
         self.bytes_per_frame = 2 * 3 * image_size**2
         self.read = partial(read_videos, index.location, image_size)

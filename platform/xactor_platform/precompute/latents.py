@@ -25,7 +25,7 @@ from xactor_platform.bulk.bill import Bill
 from xactor_platform.bulk.pipeline import Pipeline, Step
 from xactor_platform.bulk.pool import Pool
 from xactor_platform.bulk.tally import Tally
-from xactor_platform.data.index import INDEX_NAME, BadSample, Index, LatentSource, load_index
+from xactor_platform.data.index import CONTROLS, INDEX_NAME, BadSample, Index, LatentSource, load_index
 from xactor_platform.precompute.encoder_folder import save_encoder
 from xactor_platform.precompute.shard_encoder import STAGES, ShardEncoder, ShardJob, ShardResult, local_copy
 from xactor_platform.storage.location import Location, sibling_uri
@@ -100,9 +100,10 @@ def precompute(
     place = Location.parse(output)
     if (place.filesystem, place.path) == (index.location.filesystem, index.location.path):
         raise ValueError(f"{output}: the latents need another folder than their videos")
-    if latents == "controls" and index.controls != index.samples:
+    tracks = index.having(CONTROLS)
+    if latents == "controls" and tracks != index.samples:
         raise ValueError(
-            f"{videos}: latents from controls need controls.npy in all samples, got {index.controls} of {index.samples}"
+            f"{videos}: latents from controls need {CONTROLS} in all samples, got {tracks} of {index.samples}"
         )
     _place_encoders(model if latents == "encoder" else None, audio_encoder, output)
     _prepare_output(place, output, index, videos)

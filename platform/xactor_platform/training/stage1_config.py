@@ -228,12 +228,13 @@ class Stage1Config(StageConfig):
         """Check the corpus, the given weights and the sizes. Return {}: stage 1 needs no facts."""
         if "mp4" not in index.offset:
             raise ValueError(f"{index.location.uri}: holds latents, not videos")
-        for member, count in ((CONTROLS, index.controls), (LANDMARKS, index.landmarks)):
+        for member in (CONTROLS, LANDMARKS):
+            count = index.having(member)
             if self.model.guess and 0 < count < index.samples:
                 raise ValueError(
                     f"{index.location.uri}: {member} must be in all samples or in none, got {count} of {index.samples}"
                 )
-        if self.model.guess and index.controls and not index.landmarks:
+        if self.model.guess and index.having(CONTROLS) and not index.having(LANDMARKS):
             raise ValueError(
                 f"{index.location.uri}: clips with control tracks need {LANDMARKS} for a guess; make the corpus again"
             )
