@@ -194,12 +194,10 @@ def test_the_shards_hold_square_faces_with_the_sound_that_belongs_to_them(curate
         talker = talkers[1] if "photo" in fate.video or is_second_shot else talkers[0]
         if is_second_shot:
             first -= 100
-        uncompared_samples = 15 * 640
-        middle = sound[uncompared_samples:-uncompared_samples]
+        edge = 15 * 640
+        middle = sound[edge:-edge]
         lags = {
-            lag: np.corrcoef(
-                middle, shifted(talker.samples, (first + lag) * 640 + uncompared_samples, len(middle))
-            )[0, 1]
+            lag: np.corrcoef(middle, shifted(talker.samples, (first + lag) * 640 + edge, len(middle)))[0, 1]
             for lag in range(-10, 11)
         }
         best = max(lags, key=lambda lag: lags[lag])
