@@ -170,7 +170,10 @@ def test_passes_repeat_lost_messages_and_return_those_that_stay_lost():
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
-    [({"min": 3, "max": 2}, "1 <= min <= max, got 3..2"), ({"cpus": 0}, "need CPUs or GPUs, got 0 and 0")],
+    [
+        ({"min": 3, "max": 2}, "1 <= min <= max, got 3..2"),
+        ({"cpus": 0}, "need CPUs or GPUs, each >= 0 and one > 0, got 0 and 0"),
+    ],
 )
 def test_invalid_pools_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
