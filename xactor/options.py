@@ -115,7 +115,7 @@ class AnimateOptions:
     render_cfg: float | None = None
     """Guidance on the motion, 1..20: how strongly the frames follow it. 1 turns guidance off and halves the work."""
     relative_motion: bool | None = None
-    """Move the portrait by the change of motion since the first frame, so that the first frame shows it unmoved. False
+    """Move the portrait by the change of motion since a short silence before the sound. False
     shows the motion as it is, which is the paper's way."""
     paste_back: bool = False
     """Put the face back into the whole picture, which is shrunk so that no side is longer than 1920 px."""

@@ -31,7 +31,7 @@ from xactor.motion.loading import LOADING_ERRORS, load_transformer
 from xactor.options import AnimateOptions, Recommended
 from xactor.portrait import Portrait, find_portrait, read_image, sized_for_video
 from xactor.randomness import into_own_memory
-from xactor.rates import SAMPLE_RATE_HZ, frame_count
+from xactor.rates import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, frame_count
 from xactor.render import MotionEncoder, ReferenceUNet, RenderConfig, Renderer, RendererUNet
 
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only")
@@ -121,13 +121,16 @@ class XActorPipeline(DiffusionPipeline):
             callback_on_step_end: See `__call__`.
         """
         renderer, options = self.renderer, AnimateOptions().with_recommended(self.recommended)
-        motion = motion or options.sampling()
+        motion, config = motion or options.sampling(), render or options.rendering()
+        samples = np.pad(samples, (config.lead_frames * SAMPLES_PER_FRAME, 0))
         audio = (torch.from_numpy(piece) for piece in self.audio_encoder.stream(samples))  # [n, L, F]
         z = stream_motion(self.motion, audio, seed=seed, config=motion)  # [n, D]
         reference = renderer.reference(portrait.box.cut(portrait.picture, renderer.image_size))
         on_step = partial(_call_back, self, callback_on_step_end) if callback_on_step_end else None
-        config = render or options.rendering()
-        for frame in renderer.render(reference, z, seed=seed, config=config, on_step=on_step):
+        lead_frames = config.lead_frames
+        for frame in renderer.render(
+            reference, z, seed=seed, config=config, lead_frames=lead_frames, on_step=on_step
+        ):
             yield portrait.box.paste(portrait.picture, frame) if paste_back else frame
 
     def __call__(

@@ -13,7 +13,7 @@ import numpy as np
 
 from xactor.audio import sound_needed
 from xactor.motion import SamplingConfig
-from xactor.rates import FPS, frame_count
+from xactor.rates import FPS, SAMPLES_PER_FRAME, frame_count
 from xactor.render import Blend, Cutter, RenderConfig
 from xactor_serving.replica_messages import ChunkJob, MotionFacts, PortraitJob, WindowJob
 
@@ -132,27 +132,24 @@ class Generation:
         The queue's last entry is a future with None, or with the error that ended the motion. The reader therefore
         yields all frames before an error.
         """
-        cutter = Cutter(self.rendering, np.concatenate)
-        # The video's first latent.
-        origin: np.ndarray | None = None
+        cutter = Cutter(self.rendering, np.concatenate, lead_frames=self.rendering.lead_frames)
         end: asyncio.Future[np.ndarray | None] = asyncio.get_running_loop().create_future()
         try:
             async with aclosing(self._motion()) as pieces:
                 async for piece in pieces:
-                    origin = piece[0] if origin is None else origin
                     for window in cutter.add(piece):
-                        await self._start(windows, *window, origin)
+                        await self._start(windows, *window)
                         # The viewer waits for the first window, so no other window of this video may compete with it.
                         await first_frames_sent.wait()
             for window in cutter.rest():
-                await self._start(windows, *window, origin)
+                await self._start(windows, *window)
             end.set_result(None)
         except Exception as error:
             end.set_exception(error)
         await windows.put(end)
 
     async def _start(
-        self, windows: asyncio.Queue, first_frame: int, z: np.ndarray, origin: np.ndarray | None
+        self, windows: asyncio.Queue, first_frame: int, z: np.ndarray, origin: np.ndarray
     ) -> None:
         """Start the rendering of a window, and wait until the queue has space for it."""
         job = WindowJob(
@@ -171,8 +168,13 @@ class Generation:
             raise
 
     async def _motion(self) -> AsyncGenerator[np.ndarray, None]:
-        """Yield latents float32 [n, D] as they are made."""
-        facts, sound = self.facts, self.sound
+        """Yield latents float32 [n, D] as they are made.
+
+        The first ones are those of the silence before the sound, see `RenderConfig.lead_frames`. The motion replicas
+        count frames and samples from its start.
+        """
+        facts, sound, lead_frames = self.facts, self.sound, self.rendering.lead_frames
+        lead = lead_frames * SAMPLES_PER_FRAME
         past = np.zeros((0, facts.latent_dim), np.float32)
         first = 0
         # When the first latents were made, which is about when the viewer starts to play.
@@ -182,24 +184,27 @@ class Generation:
             # The chunk's last frame also depends on the `audio_window` frames after it.
             known = first + facts.chunk_frames + facts.audio_window
             from_sample, to_sample = sound_needed(self._first_audio_frame(first), known, facts.windows)
-            await sound.wait_until(to_sample)
-            ended = sound.ended and frame_count(sound.received) <= known
+            await sound.wait_until(to_sample - lead)
+            frames = lead_frames + frame_count(sound.received)
+            ended = sound.ended and frames <= known
             if ended:
                 # One job makes all remaining frames.
-                known = frame_count(sound.received)
+                known = frames
                 if first >= known:
                     return
             played = 0 if play_begun is None else int((clock.time() - play_begun) * FPS)
+            silence = np.zeros(max(lead - from_sample, 0), np.float32)
+            heard = sound.take(max(from_sample - lead, 0), to_sample - lead)
             job = ChunkJob(
                 seed=self.seed,
                 sampling=self.sampling,
                 first_frame=first,
                 past=past,
-                samples=sound.take(from_sample, to_sample),
+                samples=np.concatenate([silence, heard]),
                 samples_from=from_sample,
                 known_frames=known,
                 ended=ended,
-                buffered_frames=max(first - played, 0),
+                buffered_frames=max(first - lead_frames - played, 0),
             )
             async with aclosing(self.make_chunk(job)) as pieces:
                 async for z in pieces:

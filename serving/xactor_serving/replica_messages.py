@@ -58,7 +58,8 @@ class ChunkJob:
     sampling: SamplingConfig
     """Sampling options of the video."""
     first_frame: int
-    """Index of the chunk's first frame in the video."""
+    """Index of the chunk's first frame, counted from the start of the silence before the sound, as are all frames and
+    samples of this message; see `RenderConfig.lead_frames`."""
     past: np.ndarray
     """Latents before the chunk, float32 [H, D]."""
     samples: np.ndarray
@@ -97,7 +98,7 @@ class WindowJob:
     z: np.ndarray
     """Motion latents, float32 [W, D]."""
     origin: np.ndarray | None
-    """The video's first latent, float32 [D], see `xactor.render.Window`."""
+    """The first latent that the motion model made, float32 [D], see `xactor.render.Window`."""
     seed: int
     """Seed of the video."""
     first_frame: int

@@ -50,7 +50,9 @@ class VideoOptions(BaseModel):
     ] = _DEFAULT.render_cfg
     relative_motion: Annotated[
         bool | None,
-        Field(description="Move the portrait by the change of motion since the first frame."),
+        Field(
+            description="Move the portrait by the change of motion since a short silence before the sound."
+        ),
     ] = _DEFAULT.relative_motion
     paste_back: Annotated[bool, Field(description="Return the whole picture instead of the face crop.")] = (
         _DEFAULT.paste_back

@@ -21,6 +21,7 @@ from xactor import RenderConfig, SamplingConfig, XActorPipeline
 from xactor.audio.encoder import LogMelEncoder
 from xactor.motion import sample_motion
 from xactor.portrait import find_portrait, read_image
+from xactor.rates import SAMPLES_PER_FRAME
 
 QUICK = {"motion": SamplingConfig(steps=2), "render": RenderConfig(steps=2)}
 COMPONENTS = [
@@ -73,11 +74,12 @@ def test_a_loaded_pipeline_animates_as_the_saved_one(pipeline, portrait):
 def test_streamed_frames_equal_those_made_in_one_piece(pipeline, portrait):
     """Features, latents and frames that are passed on in pieces equal those that are made in one piece."""
     samples = voice(1.6)
-    features = pipeline.audio_encoder.features(samples)
+    lead_frames = QUICK["render"].lead_frames
+    features = pipeline.audio_encoder.features(np.pad(samples, (lead_frames * SAMPLES_PER_FRAME, 0)))
     z = sample_motion(pipeline.motion, torch.from_numpy(features)[None], seeds=[0], config=QUICK["motion"])[0]
     renderer = pipeline.renderer
     reference = renderer.reference(np.array(portrait.box.cut(portrait.picture, renderer.image_size)))
-    whole = list(renderer.render(reference, z, seed=0, config=QUICK["render"]))
+    whole = list(renderer.render(reference, z, seed=0, config=QUICK["render"], lead_frames=lead_frames))
     assert len(whole) == 40
     assert np.array_equal(list(pipeline.animate(portrait, samples, **QUICK)), whole)
 

@@ -45,11 +45,12 @@ def z() -> torch.Tensor:
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 5, 6, 7, 10, 11, 12, 23])
 @pytest.mark.parametrize("at_once", [1, 4, 50])
-def test_windows_do_not_depend_on_how_latents_arrive(frames, at_once):
-    z = torch.arange(frames, dtype=torch.float32)[:, None]
-    found = list(windows_of(z.split(at_once), SMALL, torch.cat))
-    assert [(first, first + len(own)) for first, own in found] == render_windows(frames, SMALL)
-    assert all(own[0, 0] == first for first, own in found)
+@pytest.mark.parametrize("lead_frames", [0, 6])
+def test_windows_do_not_depend_on_how_latents_arrive(frames, at_once, lead_frames):
+    z = torch.arange(-lead_frames, frames, dtype=torch.float32)[:, None]
+    found = list(windows_of(z.split(at_once), SMALL, torch.cat, lead_frames=lead_frames))
+    assert [(first, first + len(own)) for first, own, _ in found] == render_windows(frames, SMALL)
+    assert all(own[0, 0] == first and origin[0] == -lead_frames for first, own, origin in found)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 6, 7, 10, 11, 12, 23])

@@ -74,9 +74,12 @@ class LocalReplicas:
 
     def whole(self, samples: np.ndarray) -> np.ndarray:
         """Return the frames that the pipeline itself makes."""
+        lead_frames = RENDERING.lead_frames
+        samples = np.pad(samples, (lead_frames * 640, 0))
         features = (torch.from_numpy(piece) for piece in self.pipeline.audio_encoder.stream(samples))
         z = stream_motion(self.pipeline.motion, features, seed=5, config=SAMPLING)
-        return np.stack(list(self.renderer.render(self.reference, z, seed=5, config=RENDERING)))
+        frames = self.renderer.render(self.reference, z, seed=5, config=RENDERING, lead_frames=lead_frames)
+        return np.stack(list(frames))
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +237,7 @@ def test_reference_is_computed_during_the_motion(local):
 
 def test_frames_before_a_failure_are_shown(local):
     async def fails(job: ChunkJob):
-        if job.first_frame >= 16:
+        if job.first_frame >= 24:
             raise ServiceError(503, "broken", "the motion replicas failed")
         async for piece in local.thread.chunk(job):
             yield piece
@@ -248,7 +251,9 @@ def test_frames_before_a_failure_are_shown(local):
             return count
         raise AssertionError("the generation did not fail")
 
-    assert asyncio.run(watch()) == 12  # of 16 frames of motion, windows 0..8 and 6..14 are complete
+    assert (
+        asyncio.run(watch()) == 12
+    )  # of 16 frames of motion after the lead, windows 0..8 and 6..14 are complete
 
 
 def test_bad_sound_fails_only_its_own_video(local):

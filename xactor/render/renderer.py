@@ -64,9 +64,9 @@ class Window:
     first_frame: int
     """Number of the first frame in the video. Noise is keyed by it."""
     origin: Tensor | None = None
-    """Latent [D] at which the portrait does not move: the first latent of the video. A motion model's latents also
-    describe another person a little, so only changes from the first latent are used. None means the portrait's own
-    latent, and z is used unchanged."""
+    """Latent [D] at which the portrait does not move: the first latent that the motion model made. A motion model's
+    latents also describe another person a little, so only changes from the first latent are used. None means the
+    portrait's own latent, and z is used unchanged."""
 
     def from_portrait(self) -> "Window":
         """Return the window with the portrait's own latent as its origin."""
@@ -246,26 +246,26 @@ class Renderer:
         *,
         seed: int,
         config: RenderConfig | None = None,
+        lead_frames: int = 0,
         on_step: OnStep | None = None,
     ) -> Iterator[np.ndarray]:
         """Yield a video's frames, uint8 [S, S, 3].
 
-        With `relative_motion`, the first frame is the unmoved portrait, and the other frames move it by the change of z
-        since the first frame. A window is rendered as soon as its latents have arrived. At most two windows are held in
-        memory.
+        With `relative_motion`, the frames move the portrait by the change of z since the first latent. A window is
+        rendered as soon as its latents have arrived. At most two windows are held in memory.
 
         Args:
             reference: The portrait.
             z: Motion latents, as one tensor [T, D] or as successive tensors [n, D].
             seed: Seed of the video.
             config: Steps, guidance and windows.
+            lead_frames: Number of latents before those of the first frame, see `RenderConfig.lead_frames`.
             on_step: See `windows`.
         """
         config = config or RenderConfig()
         blend = Blend(config)
-        origin: Tensor | None = None
-        for first, own in windows_of([z] if isinstance(z, Tensor) else z, config, torch.cat):
-            origin = own[0] if origin is None else origin
+        pieces = [z] if isinstance(z, Tensor) else z
+        for first, own, origin in windows_of(pieces, config, torch.cat, lead_frames=lead_frames):
             window = Window(reference=reference, z=own, seed=seed, first_frame=first, origin=origin)
             yield from blend.add(self.windows([window], config, on_step=on_step)[0])
         yield from blend.rest()

@@ -11,6 +11,9 @@ import numpy as np
 
 # A tensor or an array of latents, [n, D].
 Latents = TypeVar("Latents", bound=Any)
+# Frames of silence in which relative motion begins, before the sound. The number is even, so that it does not change
+# how half a frame of sound is rounded.
+_LEAD_FRAMES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,7 @@ class RenderConfig:
     window_frames: int = 16
     """Frames that are denoised together, at least 1."""
     relative_motion: bool = True
-    """Move the portrait by the change of motion since the video's first frame, so that this frame shows the portrait
+    """Move the portrait by the change of motion since a short silence before the sound, in which the portrait is
     unmoved. False: show the motion as it is (the paper's way)."""
     overlap_frames: int = 4
     """Frames that two neighbouring windows share, at most half of window_frames."""
@@ -44,6 +47,15 @@ class RenderConfig:
             )
 
     @property
+    def lead_frames(self) -> int:
+        """Return the number of frames of silence to put before the sound. Their motion is made and not shown.
+
+        Ours: the first of them stands for the portrait, which usually has its mouth closed. The first frame of the
+        sound cannot, because speech may begin inside a vowel.
+        """
+        return _LEAD_FRAMES if self.relative_motion else 0
+
+    @property
     def stride(self) -> int:
         """Return the number of frames from the start of one window to the start of the next."""
         return self.window_frames - self.overlap_frames
@@ -56,40 +68,55 @@ def render_windows(frames: int, config: RenderConfig) -> list[tuple[int, int]]:
 
 
 class Cutter(Generic[Latents]):
-    """Cut latents that arrive in pieces into the windows of `render_windows`: (first frame, latents [W, D]).
+    """Cut latents that arrive in pieces into the windows of `render_windows`.
+
+    Each window is (first frame, latents [W, D], origin [D]). The origin is the very first latent, see `Window`.
 
     Args:
         config: Sizes of the windows.
         join: Concatenates latents: `torch.cat` or `np.concatenate`.
+        lead_frames: Number of latents before those of frame 0. They are in no window.
     """
 
-    def __init__(self, config: RenderConfig, join: Callable[[list[Latents]], Latents]):
-        self._config, self._join = config, join
+    def __init__(
+        self, config: RenderConfig, join: Callable[[list[Latents]], Latents], *, lead_frames: int = 0
+    ):
+        self._config, self._join, self._lead_frames = config, join, lead_frames
+        self._origin: Latents | None = None
         self._held: Latents | None = None
         # Frame number of the first of `_held`.
         self._first = 0
 
-    def add(self, piece: Latents) -> Iterator[tuple[int, Latents]]:
-        """Yield the windows that the next latents [n, D] complete."""
+    def add(self, piece: Latents) -> Iterator[tuple[int, Latents, Latents]]:
+        """Yield the windows that the next latents [n, D], n >= 1, complete."""
+        origin = self._origin = piece[0] if self._origin is None else self._origin
+        skipped = min(self._lead_frames, len(piece))
+        self._lead_frames -= skipped
+        piece = piece[skipped:]
         held = piece if self._held is None else self._join([self._held, piece])
         while len(held) >= self._config.window_frames:
-            yield self._first, held[: self._config.window_frames]
+            yield self._first, held[: self._config.window_frames], origin
             held, self._first = held[self._config.stride :], self._first + self._config.stride
         self._held = held
 
-    def rest(self) -> Iterator[tuple[int, Latents]]:
+    def rest(self) -> Iterator[tuple[int, Latents, Latents]]:
         """Yield the last window, when no more latents will come."""
         held, self._held = self._held, None
         # Up to `overlap_frames` frames are no window of their own: they are the end of the previous one.
         if held is not None and len(held) and (self._first == 0 or len(held) > self._config.overlap_frames):
-            yield self._first, held
+            assert self._origin is not None
+            yield self._first, held, self._origin
 
 
 def windows_of(
-    pieces: Iterable[Latents], config: RenderConfig, join: Callable[[list[Latents]], Latents]
-) -> Iterator[tuple[int, Latents]]:
+    pieces: Iterable[Latents],
+    config: RenderConfig,
+    join: Callable[[list[Latents]], Latents],
+    *,
+    lead_frames: int = 0,
+) -> Iterator[tuple[int, Latents, Latents]]:
     """Cut all latents, given in pieces [n, D], into windows. See `Cutter`."""
-    cutter = Cutter(config, join)
+    cutter = Cutter(config, join, lead_frames=lead_frames)
     for piece in pieces:
         yield from cutter.add(piece)
     yield from cutter.rest()

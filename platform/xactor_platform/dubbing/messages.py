@@ -126,7 +126,7 @@ class Segment(Message):
     z: np.ndarray
     """Latents of all windows that reach into the segment, float32 [n, D]."""
     origin: np.ndarray
-    """Latent of the video's first frame, float32 [D]. See `xactor.render.Window`."""
+    """The first latent that the motion model made, float32 [D]. See `xactor.render.Window`."""
     square: np.ndarray
     """The face, uint8 [S, S, 3]."""
     picture: np.ndarray

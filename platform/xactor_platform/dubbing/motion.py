@@ -12,6 +12,7 @@ from torch import Tensor
 from xactor.audio.encoder import load_audio_encoder
 from xactor.model_folder import MOTION_COMPONENTS, local_folder
 from xactor.motion import MotionEngine, MotionStream, load_motion_model
+from xactor.rates import SAMPLES_PER_FRAME
 from xactor_platform.bulk.message import Message
 from xactor_platform.bulk.stage import BatchStage
 from xactor_platform.dubbing.dub_stage import DubStage
@@ -19,9 +20,9 @@ from xactor_platform.dubbing.messages import Portrait, Segment, SegmentFile, seg
 from xactor_platform.dubbing.segments import spans
 from xactor_platform.storage.location import Location
 
-# Latents of a video with several segments. A later run renders the missing segments from them, so that they fit the
-# finished ones.
-MOTION_FILE = "motion.npy"
+# Latents of a video with several segments, with those of the silence before the sound. A later run renders the missing
+# segments from them, so that they fit the finished ones.
+MOTION_FILE = "latents.npy"
 # Frames that a stream may run ahead of its player. No player waits in a bulk run.
 _NO_LIMIT = 10**9
 
@@ -86,9 +87,15 @@ class Perform(DubStage, BatchStage):
         yield from self._segments(performance.message, z)
 
     def _segments(self, message: Portrait, z: np.ndarray) -> Iterator[Segment | SegmentFile]:
-        """Yield a video's segments, given its latents z [T, D]. Segments from an earlier run are yielded as files."""
-        dub = message.dub
-        segment_spans = spans(len(z), self._segment_windows, dub.row.options.rendering())
+        """Yield a video's segments. Segments from an earlier run are yielded as files.
+
+        Args:
+            message: The video.
+            z: Its latents after those of the silence before the sound, [L + T, D].
+        """
+        dub, rendering = message.dub, message.dub.row.options.rendering()
+        video = z[rendering.lead_frames :]  # [T, D]
+        segment_spans = spans(len(video), self._segment_windows, rendering)
         count = len(segment_spans)
         existing = self._existing_files(dub.folder)
         if count > 1 and MOTION_FILE not in existing:
@@ -106,9 +113,9 @@ class Perform(DubStage, BatchStage):
                 of=count,
                 first=span.first,
                 end=span.end,
-                total=len(z),
+                total=len(video),
                 z_first=span.z_first,
-                z=z[span.z_first : span.z_end],
+                z=video[span.z_first : span.z_end],
                 origin=z[0],
                 square=message.square,
                 picture=message.picture,
@@ -138,7 +145,8 @@ class _Performance:
         self.error: Exception | None = None
         options = message.row.options
         self.stream: MotionStream = engine.open(seed=options.seed, config=options.sampling())
-        self._features = encoder.stream(message.samples)
+        lead = options.rendering().lead_frames * SAMPLES_PER_FRAME
+        self._features = encoder.stream(np.pad(message.samples, (lead, 0)))
         self.exchange()
 
     def exchange(self) -> None:

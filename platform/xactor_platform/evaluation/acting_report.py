@@ -1,8 +1,8 @@
 """Report how well portraits act speech: read lip openings from generated videos and compare them with the true clips.
 
-Each clip's first frame is animated by the clip's sound, and once more by the sound shifted by half a clip. The lips of
-all videos are read by the same landmark model as in curation. The model also reads the true clip's lips. Their
-correlation with the truth is the upper bound of what generated lips can reach.
+Of each clip's first second, the frame with the most closed lips is animated by the clip's sound, and once more by the
+sound shifted by half a clip. The lips of all videos are read by the same landmark model as in curation. The model also
+reads the true clip's lips. Their correlation with the truth is the upper bound of what generated lips can reach.
 """
 
 import json
@@ -64,7 +64,7 @@ class ActingReport:
 def report_acting(
     model: str, clips: Path, output: Path, *, options: AnimateOptions | None = None, max_seconds: float = 20.0
 ) -> ActingReport:
-    """Animate the first frames of clips. Write report.json and acting.png to `output`.
+    """Animate a frame of each clip by its sound. Write report.json and acting.png to `output`.
 
     Each clip has three rows in acting.png: the true clip, the generated video, and the video from the shifted sound.
 
@@ -99,9 +99,11 @@ def report_acting(
         truth = lip_opening(np.load(track)[:count])
         samples = read_audio(clip)[: count * SAMPLES_PER_FRAME]
         true = [frame for frame, _ in zip(read_frames(clip), range(count), strict=False)]
+        # The motion begins in silence, so the portrait should have its mouth closed.
+        portrait = true[int(truth[:FPS].argmin())]
         videos = [true]
         for sound in (samples, np.roll(samples, len(samples) // 2)):
-            videos.append(list(pipeline(true[0], sound, paste_back=True, **settings).frames))
+            videos.append(list(pipeline(portrait, sound, paste_back=True, **settings).frames))
         true_lips, lips, shuffled_lips = (read_lips(landmarker, video) for video in videos)
         results[key] = ClipActing(
             frames=count,

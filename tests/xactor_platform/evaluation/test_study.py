@@ -247,7 +247,7 @@ class Browser:
         found = self._call("POST", "/elements", {"using": "css selector", "value": selector})
         urls = [f"/element/{reference[ELEMENT]}" for reference in found]
         return [
-            (self._call("GET", f"{url}/computedrole"), self._call("GET", f"{url}/computedlabel"))
+            (self._call("GET", f"{url}/computedrole"), self._call("GET", f"{url}/computedlabel").strip())
             for url in urls
             if self._call("GET", f"{url}/displayed")
         ]
