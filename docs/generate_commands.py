@@ -33,13 +33,14 @@ INTRODUCTION = """# Commands
 
 `make commands` generates this page from the commands' own help; do not edit it. A test checks that it is current.
 
-Options of a group are joined by a dot: `--train.steps 400`. In the help of the two trainers the defaults are those
-of the preset `tiny`; `python jobs/train_stage2.py small --help` shows those of another preset.
+An option that belongs to a group is written with the group's name and a dot: `--train.steps 400`. In the help of
+`train_stage1.py` and `train_stage2.py` the defaults are those of the preset `tiny`;
+`python jobs/train_stage2.py small --help` shows the defaults of another preset.
 """
 
 
 def main() -> None:
-    """Write the page."""
+    """Write docs/commands.md."""
     TARGET.write_text(page())
 
 
@@ -71,6 +72,7 @@ def help_text(program: str, subcommand: str | None) -> str:
     printed = io.StringIO()
     saved_argv, saved_path, saved_columns = sys.argv, list(sys.path), os.environ.get("COLUMNS")
     sys.argv = [Path(program).name, *words]
+    # A job imports its neighbours in jobs/, such as `_checkout`.
     sys.path.insert(0, str(ROOT / "jobs"))
     os.environ["COLUMNS"] = str(COLUMNS)
     try:
@@ -85,7 +87,7 @@ def help_text(program: str, subcommand: str | None) -> str:
             del os.environ["COLUMNS"]
         else:
             os.environ["COLUMNS"] = saved_columns
-    # Remove colours.
+    # Remove the terminal's colour codes, because a Markdown page does not show them as colours.
     text = re.sub(r"\x1b\[[0-9;]*m", "", printed.getvalue())
     return "\n".join(line.rstrip() for line in text.splitlines()).strip()
 
@@ -101,7 +103,7 @@ def _run(program: str) -> None:
 
         xactor_serve()
     else:
-        # The help shows this path as the program's name, so it is relative to the checkout.
+        # The help shows the path that is run as the program's name, so the path is relative to the checkout.
         with contextlib.chdir(ROOT):
             runpy.run_path(program, run_name="__main__")
 

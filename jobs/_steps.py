@@ -13,20 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-# Ray puts the name of the worker that printed a line in front of the line, in colour.
+# Ray prefixes each line of a worker with the worker's name, in colour. Both are removed.
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _WORKER = re.compile(r"^\(\w+ pid=\d+[^)]*\) ")
-# Our jobs print `step 5/300 ...`, `5/12 clips` and `1/2 shards: ...`.
+# Our jobs report their progress in lines such as `step 5/300 ...`, `5/12 clips` and `1/2 shards: ...`.
 _PROGRESS = re.compile(r"^(?:step )?(?P<done>\d+)/(?P<all>\d+)\s+(?P<rest>.*)")
+# A line that starts with one of these words is always printed.
 _IMPORTANT = ("error", "done:", "stopped", "CORRUPT", "submit:")
-# Lines that libraries print to a command's standard output.
+# Lines that libraries print to a command's standard output. They are only logged.
 _NOISE = re.compile(
     r"^(W\d{4} |I\d{4} |INFO:|WARNING|\[?\d{4}-\d\d-\d\d |Writing model shards|Loading weights)"
 )
 MAX_SILENCE_S = 5.0
-"""The longest time without a line of progress, in seconds."""
+"""Maximum time without a progress line, in seconds."""
 FAILURE_LINES = 30
-"""Lines of the log that are shown when a command fails."""
+"""Number of the command's last lines that are shown when it fails."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +37,14 @@ class Step:
     title: str
     """Title, which starts with a verb: "Training stage 1"."""
     expected_s: float
-    """Seconds that it takes on two CPU cores."""
+    """Expected duration of the step on two CPU cores, in seconds."""
 
 
 class Steps:
     """Run commands in steps and show one line of progress for each.
 
-    Everything that the commands print goes to a log file. The estimate of the remaining time starts with the steps'
-    expected times, follows the progress of the running step, and is scaled by the speed of the finished steps.
+    Everything that the commands print goes to a log file. The estimate of the remaining time adds up the expected
+    durations of the steps, scaled by the speed of the finished steps. It also follows the progress of the current step.
 
     Args:
         steps: All steps, in their order.
@@ -54,14 +55,14 @@ class Steps:
         self._steps, self._log = list(steps), log
         # Index of the current step; -1 before the first one.
         self._index = -1
-        # Real and expected time of the finished steps that were not skipped.
+        # Real and expected duration of the finished steps together, without those that were skipped.
         self._finished_s, self._finished_expected_s = 0.0, 0.0
         self._started = self._step_started = self._last_shown = time.monotonic()
-        # Whether the current step's time is used to estimate the speed of this machine.
+        # Whether the current step's duration counts in the estimate of this machine's speed. A skipped step's does not.
         self._is_measured = False
-        # Progress of the current step, 0..1, and the line that describes it.
+        # Progress of the current step, 0..1, and the text that describes the progress.
         self._fraction, self._progress_line = 0.0, "working"
-        # Width of the line of progress on the terminal.
+        # Characters of the progress line that the terminal shows now; 0 if it shows none.
         self._shown_width = 0
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("")
@@ -77,23 +78,23 @@ class Steps:
         self._last_shown = time.monotonic()
 
     def skip(self) -> None:
-        """Count the current step as finished without measuring its speed."""
+        """Count the current step as finished, because its result exists, and leave it out of the speed estimate."""
         self._print("  exists already")
         self._fraction, self._is_measured = 1.0, False
 
     def left_s(self) -> float:
         """Return the estimated remaining time of all steps, in seconds."""
-        # Above 1 on a machine that is slower than expected.
+        # Real duration divided by expected duration: above 1 on a machine that is slower than expected.
         slowness = self._finished_s / self._finished_expected_s if self._finished_expected_s else 1.0
         later_s = slowness * sum(step.expected_s for step in self._steps[self._index + 1 :])
         if self._index < 0:
             return later_s
         passed_s = time.monotonic() - self._step_started
         expected_s = self._steps[self._index].expected_s * slowness
-        # Very early progress is too noisy for an extrapolation.
+        # The progress of the first 5 % is too noisy for an extrapolation.
         if self._fraction > 0.05:
             expected_s = passed_s / self._fraction
-        # A step that takes longer than expected is assumed to need some more time.
+        # A step that already takes longer than expected is assumed to need a fifth of the passed time more.
         min_left_s = 0.2 * passed_s if self._fraction < 1 else 0.0
         return max(expected_s - passed_s, min_left_s) + later_s
 
@@ -105,18 +106,19 @@ class Steps:
         Args:
             command: The command line.
             env: The command's environment; by default this process's environment.
-            results: Also print the command's standard output, except its progress and lines of libraries.
+            results: Also print what the command writes to standard output, except lines of libraries. Progress lines
+                update the progress line instead.
         """
         lines: queue.SimpleQueue[tuple[str, bool] | None] = queue.SimpleQueue()
         last_lines: deque[str] = deque(maxlen=FAILURE_LINES)
         environment = {**(env or os.environ), "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
         pipe = subprocess.PIPE
-        # A byte that is not UTF-8 must not end a reader.
+        # A byte that cannot be decoded as text must not end a reader thread.
         text: Any = {"text": True, "errors": "replace"}
         with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, **text) as process:
             assert process.stdout is not None
             assert process.stderr is not None
-            # Each stream, and whether its lines are printed.
+            # Pairs of a stream and whether all of its lines are printed.
             streams = ((process.stdout, results), (process.stderr, False))
             readers = [
                 threading.Thread(target=_read, args=(stream, wanted, lines), daemon=True)
@@ -147,7 +149,14 @@ class Steps:
         log: IO[str],
         last_lines: deque[str],
     ) -> None:
-        """Log lines, print the important ones, and show the progress until all streams have ended."""
+        """Log the lines in the queue, print the important ones, and show the progress, until all streams have ended.
+
+        Args:
+            lines: Pairs of a line and whether it is printed even if it is not important. None for the end of a stream.
+            open_streams: Number of streams that put their lines into the queue.
+            log: The open log file.
+            last_lines: Collects the last lines, which are shown if the command fails.
+        """
         while open_streams:
             try:
                 item = lines.get(timeout=MAX_SILENCE_S)
@@ -162,7 +171,7 @@ class Steps:
             log.flush()
             if found := _PROGRESS.match(line):
                 self._fraction = int(found["done"]) / max(int(found["all"]), 1)
-                # Remove the command's own estimate, because the line gets an estimate for all steps.
+                # Remove the command's own estimate, because the progress line shows an estimate for all steps.
                 self._progress_line = re.sub(r"\s+\d+:\d\d left$", "", line)
                 self._show_progress(now=self._fraction == 1)
                 continue
@@ -174,7 +183,7 @@ class Steps:
                 self._show_progress()
 
     def _finish(self) -> None:
-        """Add the current step's times to those of the finished steps."""
+        """Add the current step's real and expected duration to those of the finished steps, unless it was skipped."""
         if self._is_measured:
             self._finished_s += time.monotonic() - self._step_started
             self._finished_expected_s += self._steps[self._index].expected_s
@@ -182,7 +191,8 @@ class Steps:
     def _show_progress(self, now: bool = False) -> None:
         """Show the current step's progress.
 
-        On a terminal one line is overwritten. Elsewhere a line is printed every few seconds, at once if `now` is true.
+        On a terminal the progress line is overwritten at every call. If stdout is a file or a pipe, a new line is
+        printed, but at most one every MAX_SILENCE_S seconds unless `now` is true.
         """
         moment = time.monotonic()
         terminal = sys.stdout.isatty()
@@ -198,7 +208,7 @@ class Steps:
             print(text, flush=True)
 
     def _print(self, text: str) -> None:
-        """Print text, in place of the line of progress on a terminal."""
+        """Print text. On a terminal the text replaces the progress line."""
         if self._shown_width:
             print(f"\r{' ' * self._shown_width}\r", end="")
             self._shown_width = 0
@@ -206,13 +216,20 @@ class Steps:
 
 
 def _read(stream: IO[str], wanted: bool, lines: "queue.SimpleQueue[tuple[str, bool] | None]") -> None:
-    """Put a stream's lines into the queue, without colours and workers' names. Put None when the stream ends."""
+    """Put a stream's lines into the queue, without colours and workers' names. Put None when the stream ends.
+
+    Args:
+        stream: The standard output or standard error of a command.
+        wanted: Whether all lines of the stream are printed. It is put into the queue with each line.
+        lines: The queue.
+    """
     for line in stream:
         lines.put((_WORKER.sub("", _COLOUR.sub("", line)).rstrip(), wanted))
     lines.put(None)
 
 
 def _about(seconds: float) -> str:
+    """Return a rounded duration in words: in steps of 5 s below a minute, in minutes otherwise."""
     if seconds < 60:
         return f"about {max(5, round(seconds / 5) * 5)} s"
     return f"about {round(seconds / 60)} min"

@@ -1,4 +1,4 @@
-"""Run one of a job's subcommands and import only that one."""
+"""Run one of a job's subcommands and import only that subcommand's module, so that --help appears quickly."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -11,14 +11,14 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class Subcommand:
-    """Name a command class that is imported only if the user chooses it."""
+    """Describe a subcommand, whose class is imported only if the user chooses the subcommand."""
 
     module: str
-    """The module that defines the class. The class has a method `execute() -> int`, which returns the exit status."""
+    """Module that defines the class. The class has a method `execute() -> int`, which returns the exit status."""
     name: str
-    """Name of the class, whose docstring ends with an example."""
+    """Name of the class. The class's docstring ends with an example of the command."""
     summary: str
-    """One line for the list of subcommands, equal to the first line of the class's docstring."""
+    """One line for the list of subcommands in --help, equal to the first line of the class's docstring."""
 
     def load(self) -> type:
         """Import the class and return it."""
@@ -45,7 +45,7 @@ def run_subcommand(subcommands: Mapping[str, Subcommand], description: str | Non
 
 
 def _placeholder(summary: str) -> Callable[[], None]:
-    """Return a command that does nothing, for a subcommand that is listed but not chosen."""
+    """Return a function that stands for a subcommand that --help lists but the user did not choose. It does nothing."""
 
     def command() -> None: ...
 

@@ -2,8 +2,8 @@
 
     python jobs/bench.py render --steps 4 25
 
-`python jobs/bench.py NAME --help` describes a bench's options. The benches start the processes that they need on this
-machine. If RAY_ADDRESS is set, `curate` and `train` join that Ray cluster instead.
+`python jobs/bench.py NAME --help` describes the options of the benchmark NAME. The benchmarks start the processes that
+they need on this machine. If RAY_ADDRESS is set, `curate`, `dub` and `train` join that Ray cluster instead.
 """
 
 import _checkout  # noqa: F401

@@ -3,9 +3,11 @@
     python jobs/demo.py
     python jobs/demo.py --size box --stills faces
 
-The demo makes a corpus, trains stage 1 on it, makes latents of the corpus, trains stage 2 on the latents, reports on
-both models and renders videos. The results are in demo/. With `--size box` it makes the model in the box from scratch,
-which takes hours; the results are then in demo/box/. After an interruption, run the same command again to continue.
+The model in the box is the small model that comes with the package, in xactor/box. The demo makes a corpus and trains
+stage 1, the renderer and its motion encoder, on it. It then makes motion latents of the corpus and trains stage 2, the
+motion model, on them. Finally it reports on both models and renders videos. The results are in demo/. With `--size box`
+the command makes the model in the box from scratch, which takes hours; the results are then in demo/box/. After an
+interruption, run the same command again to continue.
 """
 
 import json
@@ -31,10 +33,10 @@ from xactor_platform.data.index import LANDMARKS, load_index
 from xactor_platform.evaluation.render_report import sheet
 
 DEMO = _checkout.CHECKOUT / "demo"
-# The corpus of the demo, and that of the model in the box, which learns from more people.
+# Options of the demo's corpus, and of the corpus for the model in the box, which learns from more people.
 CORPUS = {"demo": {"minutes": 5, "crop-px": 128}, "box": {"minutes": 24, "identities": 56, "crop-px": 128}}
 BOX = _checkout.CHECKOUT / "xactor" / "box"
-# Options of the preset `box` in the demo, which trains the model in the box for a few minutes more.
+# With these options of the preset `box` the demo trains the model in the box for a few minutes more.
 FURTHER: dict[str, dict[str, Any]] = {
     "stage1": {
         "model.start": BOX,
@@ -56,13 +58,17 @@ FURTHER: dict[str, dict[str, Any]] = {
         "train.evaluate-every": 30,
     },
 }
-# The guess alone is nearest to the truth at this size: see docs/results.md.
+# With 0 DDIM steps the frames show the guess: the portrait as the guess network moves it, not corrected by the UNet.
+# For a model of this size, a DDIM step took more time and hardly changed the measured figures: see docs/results.md. A
+# CFG of 1 means no guidance.
 RENDER = {"steps": 0, "cfg": 1.0}
-# Guidance by the audio, and steps of motion for each quality. Stronger guidance exaggerates the motion.
+# Scale of the guidance of the motion by the audio. Stronger guidance exaggerates the motion.
 AUDIO_CFG = 2.0
+# DDIM steps for a chunk of motion, by quality.
 MOTION_STEPS: dict[Quality, int] = {"draft": 5, "good": 10, "best": 20}
+# Number of pictures in a row of acting.png.
 SHEET_COLUMNS = 8
-# Title of each step, and its seconds on two CPU cores in the demo and for the model in the box.
+# Title of each step, and its expected seconds on two CPU cores: first in the demo, then for the model in the box.
 STEPS = (
     ("Making a corpus of talking clips", 150, 700),
     ("Training stage 1", 240, 5600),
@@ -80,11 +86,12 @@ class RunDemo:
     size: Literal["demo", "box"] = "demo"
     """`demo` trains the model in the box for a few minutes more; `box` makes that model from scratch, in hours."""
     stills: Path | None = None
-    """Folder of still faces, photographs or paintings. Every second person is then a puppet of one of them."""
+    """Folder of still faces, photographs or paintings. Every second person of the corpus is then no drawn person but a
+    puppet: one of these faces, moved by a program."""
 
 
 def main(args: RunDemo) -> None:
-    # Exit by an exception, so that SIGTERM also ends the cluster.
+    # Make SIGTERM raise SystemExit, so that the cluster's context manager ends the cluster.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     quick = args.size == "demo"
     folder, further = (DEMO, FURTHER) if quick else (DEMO / "box", {"stage1": {}, "stage2": {}})
@@ -111,6 +118,8 @@ def main(args: RunDemo) -> None:
         steps.next()
         export = runs / "stage1" / "export"
         encoding = {"videos": corpus / "videos", "model": export, "output": latents / "shards"}
+        # With `controls` the latents embed the clips' control tracks (blendshapes and head pose). Small renderers learn
+        # from them.
         submit(steps, cluster, folder, "precompute.py", {**encoding, "latents": "controls"})
         steps.next()
         train(steps, cluster, folder, "stage2", {"data.shards": latents / "shards", **further["stage2"]})
@@ -135,13 +144,14 @@ def main(args: RunDemo) -> None:
 
 
 def speak(steps: Steps, folder: Path) -> list[list[np.ndarray]]:
-    """Render a video of each held-out person.
+    """Put both trained models into one model folder, and render a video of each held-out person with it.
 
     Returns:
-        Rows of pictures: for each person one row with frames of the true clip, and one with frames of the video.
+        Rows of pictures: for each person one row with frames of the true clip, and one row with frames of the rendered
+        video.
     """
     corpus, model, videos = (folder / name for name in ("corpus", "model", "videos"))
-    # An earlier run may have left a model.
+    # An earlier run may have left a model, and `xactor assemble` does not replace a folder.
     if model.exists():
         shutil.rmtree(model)
     exports = {f"stage{n}": folder / f"runs/stage{n}/export" for n in (1, 2)}
@@ -153,7 +163,7 @@ def speak(steps: Steps, folder: Path) -> list[list[np.ndarray]]:
     xactor(steps, "assemble", {**exports, "recommended": recommended, "dtype": "float16", "output": model})
     videos.mkdir(exist_ok=True)
     held_out = load_index(str(corpus / "videos")).held_out()
-    # The shortest clip of each person: rows come in order of length, and `setdefault` keeps the first.
+    # Take the shortest clip of each person: the rows are in order of length, and `setdefault` keeps the first one.
     clips: dict[str, Path] = {}
     for row in np.argsort(held_out.frames, kind="stable"):
         clips.setdefault(str(held_out.speaker[row]), corpus / "clips" / "test" / f"{held_out.key[row]}.mp4")
@@ -173,7 +183,7 @@ def speak(steps: Steps, folder: Path) -> list[list[np.ndarray]]:
 
 
 def train(steps: Steps, cluster: LocalCluster, folder: Path, stage: str, options: Mapping[str, Any]) -> None:
-    """Train `stage1` or `stage2` with the given options of the preset `box`. Exit if the training was stopped."""
+    """Train `stage1` or `stage2` with the preset `box` and the given options. Exit if the training was stopped."""
     storage = folder / "runs"
     run_options = {"run.storage": storage, "run.name": stage}
     submit(steps, cluster, folder, f"train_{stage}.py box", {**run_options, **options})
@@ -182,7 +192,7 @@ def train(steps: Steps, cluster: LocalCluster, folder: Path, stage: str, options
 
 
 def submit(steps: Steps, cluster: LocalCluster, folder: Path, job: str, options: Mapping[str, Any]) -> None:
-    """Submit a job to the cluster and wait for it."""
+    """Submit a job to the cluster and wait until it ends. Exit if it fails."""
     entrypoint = ["python", *f"jobs/{job}".split(), *words(options)]
     command = cluster.submit_command(entrypoint, working_dir=_checkout.CHECKOUT)
     if code := steps.run(command, env=cluster.env):
@@ -193,25 +203,25 @@ def submit(steps: Steps, cluster: LocalCluster, folder: Path, job: str, options:
 
 
 def run(steps: Steps, job: str, options: Mapping[str, Any]) -> None:
-    """Run a job in a separate process and show its results."""
+    """Run a job in a separate process and show its results. Exit if it fails."""
     name, *subcommand = job.split()
     path = str(_checkout.CHECKOUT / "jobs" / name)
     _run(steps, f"jobs/{job}", path, *subcommand, *words(options))
 
 
 def xactor(steps: Steps, command: str, options: Mapping[str, Any]) -> None:
-    """Run `xactor` in a separate process and show its results."""
+    """Run a command of `xactor` in a separate process and show its results. Exit if it fails."""
     _run(steps, f"xactor {command}", "-m", "xactor.cli", command, *words(options))
 
 
 def _run(steps: Steps, name: str, *arguments: str) -> None:
-    """Run Python with the given arguments, and exit if it fails."""
+    """Run Python with the given arguments. If it fails, exit with a message that contains `name`."""
     if code := steps.run([sys.executable, *arguments], results=True):
         sys.exit(f"{name} failed with exit code {code}")
 
 
 def words(options: Mapping[str, Any]) -> list[str]:
-    """Return options as words of a command line. A tuple becomes several words after its option."""
+    """Return options as words of a command line. The values of a tuple become several words after the option's name."""
     found = []
     for name, value in options.items():
         values = value if isinstance(value, tuple) else (value,)

@@ -5,10 +5,11 @@
 
 The command also runs without `ray job submit`: it starts Ray, or joins the cluster of RAY_ADDRESS.
 
-A row of the manifest (.jsonl, .csv, .parquet) has the fields "id", "image" or "video", and "audio". It may also set
-options of `xactor animate` for this row alone. The job writes <id>.mp4 for each row, results.jsonl and bill.json. If
-the same command runs again, it makes only the videos that are missing or whose row has changed. Exit status: 0 all rows
-done, 2 the command is invalid, 3 some rows failed.
+A row of the manifest (.jsonl, .csv, .parquet) describes one video. It has the fields "id", "image" or "video", and
+"audio". It may also set options of `xactor animate` for this row alone. The job writes <id>.mp4 for each row,
+results.jsonl with the result of each row, and bill.json with the time and work of the job. If the same command runs
+again, it makes only the videos that are missing or whose row has changed. Exit status: 0 all rows done, 2 the command
+is invalid, 3 some rows failed.
 """
 
 import _checkout

@@ -1,4 +1,4 @@
-"""Evaluate as the paper does: compute Table 1's columns for a model, or for a folder of finished videos.
+"""Evaluate as the paper does: compute the columns of its Table 1 for a model, or for a folder of finished videos.
 
     ray job submit --working-dir . -- python jobs/evaluate.py self-driven \\
         --ravdess /data/ravdess --source.model /data/model --output /data/evaluation
@@ -38,16 +38,16 @@ class _Evaluation:
     weights: Weights = field(default_factory=Weights)
     """Weights of the metrics' networks."""
     actors: int = 1
-    """Number of Ray actors, at least 1. Each makes and scores one video at a time."""
+    """Number of Ray actors, at least 1. Each Ray actor makes and scores one video at a time."""
     gpus_per_actor: float = 0
     """GPUs that each Ray actor reserves; 0.5 is half a GPU."""
     seed: int = 0
-    """Seed of the choice of pairs."""
+    """Seed for the choice of pairs. A pair is a portrait and the sound that it speaks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelfDriven(_Evaluation):
-    """Pair a frame of one clip with the sound of another clip of the same actor. The other clip's video is the truth.
+    """Pair a frame of one clip with the sound of another clip of the same person. The other clip's video is the truth.
 
     Example: python jobs/evaluate.py self-driven --ravdess /data/ravdess --source.model model --output evaluation
     """
@@ -66,7 +66,7 @@ class SelfDriven(_Evaluation):
 
 @dataclass(frozen=True, kw_only=True)
 class CrossDriven(_Evaluation):
-    """Pair pictures with sounds at random, each at most once.
+    """Pair portraits with sounds at random, each portrait and each sound at most once.
 
     Example: python jobs/evaluate.py cross-driven --images faces --audios speech --source.model model --output out
     """
@@ -76,7 +76,8 @@ class CrossDriven(_Evaluation):
     audios: Path
     """Folder of sounds, or of videos with sound."""
     votes: Path | None = None
-    """A method's votes.json from jobs/user_study.py, for the columns of the user study."""
+    """File votes.json of the evaluated method, from jobs/user_study.py. It fills the table's columns of the user
+    study."""
 
     def make_pairs(self) -> list[Pair]:
         return cross_driven(self.images, self.audios, seed=self.seed)

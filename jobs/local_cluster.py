@@ -5,7 +5,7 @@
 
 The nodes are processes on this machine. The job prints a line whenever the number of nodes changes. When the command
 after `--` has ended and the last worker node has gone, the job ends with that command's exit status. Without a command
-it runs until Ctrl-C.
+the job runs until Ctrl-C. In the example, `--pools.groups` makes the command place its actors on the node groups.
 """
 
 import _checkout  # noqa: F401
@@ -25,7 +25,7 @@ from xactor_platform.cluster.local import LocalCluster, WorkerGroup, local_clust
 
 @dataclass(frozen=True, kw_only=True)
 class StartLocalCluster:
-    """Choose the sizes of the head node and of two groups of worker nodes, motion and render."""
+    """Choose the sizes of the head node and of two groups of worker nodes, `motion` and `render`."""
 
     cpus: int = 1
     """CPUs of the head node, which is never removed."""
@@ -68,6 +68,7 @@ def main() -> int:
         except KeyboardInterrupt:
             return 130
         ended.set()
+        # The last nodes go `idle_s` after the command has ended. Do not wait more than a minute longer than that.
         watcher.join(args.idle_s + 60)
         return status
 
@@ -90,6 +91,6 @@ def watch(cluster: LocalCluster, ended: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    # This process must use the same mode as the cluster, whose processes run without authentication.
+    # The cluster's processes run without authentication, and this process must use the same authentication mode.
     os.environ["RAY_AUTH_MODE"] = "disabled"
     run_command(main)

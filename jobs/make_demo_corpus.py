@@ -1,4 +1,4 @@
-"""Make the demo corpus: talking clips with known ground truth, and from them the shards for both stages.
+"""Make the demo corpus: talking clips whose motion is known exactly, and from them the shards for both trainings.
 
     ray job submit --working-dir . -- python jobs/make_demo_corpus.py --output /shared/demo/corpus
 
@@ -30,18 +30,18 @@ class MakeDemoCorpus:
     held_out_minutes: float | None = None
     """Minutes of speech that are held out. By default about two minutes."""
     size_px: int = 192
-    """Side of the clips, in pixels."""
+    """Side of the clips' frames, in pixels."""
     crop_px: int = 64
     """Side of the face crops in the video shards, in pixels."""
     identities: int = 48
-    """People to train on, at least 1; two more are held out."""
+    """Number of people to train on, at least 1; two more people are held out."""
     stills: Path | None = None
     """Folder of still faces, photographs or paintings (.jpg, .png). Every second person is then an animation of
-    one of them, and every sixth still is held out. By default only drawn people are trained on."""
+    one of these stills, and every sixth still is held out. By default only drawn people are trained on."""
     speech: Path | None = None
-    """Folder of recordings that the people speak. By default a synthetic voice."""
+    """Folder of recordings that the people speak. By default they speak with a synthetic voice."""
     audio_encoder: Path | None = None
-    """Folder of a Wav2Vec2 model for the audio features. By default they are log-mel energies."""
+    """Folder of a Wav2Vec2 model that computes the audio features. By default the features are log-mel energies."""
     workers: int | None = None
     """Number of processes, at least 1. By default one per core."""
 

@@ -1,4 +1,4 @@
-"""Make the portraits and recordings that the service's page offers: drawn people and a synthetic voice.
+"""Make the portraits and recordings that the service's web page offers as examples: drawn people and a synthetic voice.
 
     python jobs/make_examples.py
 
@@ -22,11 +22,13 @@ from xactor_platform.demo_corpus.speech import Synthesiser, Voice
 
 # Index of each drawn person. The presets train only on people with smaller indices.
 PORTRAITS = {"man-with-glasses": 83, "woman-with-black-hair": 84, "man-with-grey-hair": 85}
-# Text, pitch and arousal. The sentences are in no corpus.
+# Text, factor of the pitch, and arousal, which is 0 for a weary and 1 for a very excited voice. No corpus contains the
+# sentences.
 RECORDINGS = {
     "a-quiet-story": ("Maybe the river will be open by morning, and then we can go home.", 1.0, 0.2),
     "good-news": ("Come and see! Both boats are back, and all of them are singing!", 1.12, 0.9),
 }
+# Side of the portraits, in pixels.
 SIDE_PX = 256
 
 
@@ -47,12 +49,14 @@ def main(args: MakeExamples) -> None:
     synthesiser = Synthesiser()
     for name, (text, pitch, arousal) in RECORDINGS.items():
         samples = synthesiser.say(text, Voice(shift=pitch), arousal)
+        # A quarter of a second before and after the speech.
         silence = np.zeros(SAMPLE_RATE_HZ // 4, np.float32)
         write_sound(args.output / f"{name}.m4a", np.concatenate([silence, samples, silence]))
 
 
 def write_sound(path: Path, samples: np.ndarray) -> None:
-    """Write samples [N], mono, 16 kHz, as AAC."""
+    """Write sound as AAC to an .m4a file. The samples are float32 [N], mono, 16 kHz."""
+    # `ipod` is FFmpeg's name of the .m4a format.
     with av.open(str(path), "w", format="ipod") as container:
         stream = container.add_stream("aac", SAMPLE_RATE_HZ, layout="mono")
         frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")

@@ -1,4 +1,4 @@
-"""Make shards from any folder of talking videos, with a model of facial landmarks.
+"""Make training shards from any folder of talking videos, with a model that finds facial landmarks.
 
     ray job submit --working-dir . -- python jobs/shards_from_videos.py \\
         --videos /data/talking --output s3://bucket/corpus/shards --crops 512
@@ -34,13 +34,13 @@ class ShardsFromVideos:
     crops_output: str | None = None
     """Folder or URI for stage 1's video shards. By default videos/ next to the output."""
     landmarks: Path | None = None
-    """MediaPipe .task file of the landmark model. By default the one in this package."""
+    """MediaPipe .task file of the landmark model. By default the landmark model in this package."""
     held_out: float = 0.2
     """Videos to hold out: a number of videos if >= 1, a share of all videos if below 1."""
     audio_encoder: Path | None = None
-    """Folder of a Wav2Vec2 model for the audio features. By default they are log-mel energies."""
+    """Folder of a Wav2Vec2 model that computes the audio features. By default the features are log-mel energies."""
     seed: int = 0
-    """Seed of the choice of held-out videos."""
+    """Seed for the choice of held-out videos."""
     workers: int | None = None
     """Number of processes, at least 1. By default one per core."""
 
@@ -60,6 +60,7 @@ def main() -> int:
 
 
 def print_result(result: VideoResult) -> None:
+    """Print whether a video was used, its split (such as train or test) and its length; if it was not used, why."""
     reason = f": {result.reason}" if result.reason else ""
     print(f"{result.status:6} {result.split:5} {result.frames:6d} frames  {result.file}{reason}")
 

@@ -5,10 +5,10 @@
     ray job submit --working-dir . -- python jobs/train_stage2.py \\
         paper-7b --data.shards s3://bucket/shards --run.storage s3://bucket/runs
 
-The preset is optional. `tiny`, the default, runs on two CPU cores; `small` trains a 0.5B backbone on one GPU;
-`paper-7b` trains the paper's model on 16 GPUs. `train_stage2.py small --help` shows a preset's values. Without any
-arguments the job trains `tiny` on the demo corpus, and makes the corpus first if it does not exist. If the same command
-runs again, it resumes a run that was stopped.
+The first argument, which is optional, names a preset. `tiny`, the default, runs on two CPU cores; `small` trains a 0.5B
+backbone on one GPU; `paper-7b` trains the paper's model on 16 GPUs. `train_stage2.py small --help` shows the values of
+the preset `small`. Without any arguments the job trains `tiny` on the demo corpus, and makes the corpus first if it
+does not exist. If the same command runs again, it resumes a run that was stopped.
 """
 
 import _checkout
@@ -20,7 +20,8 @@ from xactor_platform.training.stage2_config import PRESETS
 
 
 def make_corpus(folder: Path) -> None:
-    """Make the demo corpus. The import is in here because it takes seconds, and --help does not need it."""
+    """Make the demo corpus in a folder, and print its progress."""
+    # Import the module only here, because the import takes seconds and --help does not need it.
     from xactor_platform.demo_corpus.corpus import make_demo_corpus
 
     make_demo_corpus(folder, progress=print)

@@ -2,8 +2,9 @@
 
     ray job submit --working-dir . -- python jobs/train_syncnet.py --videos /shared/demo/corpus/videos
 
-The command also runs without `ray job submit`. It needs no cluster: it works on one machine and takes minutes. It
-writes config.json, model.safetensors, training.json, metrics.jsonl, sync.json and sync.png.
+SyncNet measures how well the lips in a video fit the sound. The command also runs without `ray job submit`. It needs no
+cluster: it works on one machine and takes minutes. It writes config.json, model.safetensors, training.json,
+metrics.jsonl, sync.json and sync.png.
 """
 
 import _checkout  # noqa: F401

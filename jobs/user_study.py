@@ -3,12 +3,12 @@
     ray job submit --working-dir . -- python jobs/user_study.py make \\
         --methods ours=/data/ours sonic=/data/sonic --page /data/study --key /data/study.key.json
     python jobs/user_study.py count --votes votes --key study.key.json --output counted
-    python jobs/evaluate.py cross-driven ... --votes counted/ours/vote_count.json
+    python jobs/evaluate.py cross-driven ... --votes counted/ours/votes.json
 
-The command needs no cluster. Each method's folder holds its videos as `<id>.mp4`. The examples are drawn from the ids
-that all methods have. Upload the page's folder and nothing else, and give each rater an address with a different
-number: `https://.../?rater=3`. Raters send back the file that the page makes at the end. Exit status: 0 done, 2 the
-command cannot be carried out, 3 some vote files were left out.
+The command needs no cluster. Each method's folder holds the method's videos as `<id>.mp4`. The examples are drawn at
+random from the ids that occur in all folders. Upload the page's folder and nothing else, and give each rater an address
+with a different number: `https://.../?rater=3`. Raters send back the file that the page makes at the end. Exit status:
+0 done, 2 the command cannot be carried out, 3 some vote files were left out.
 """
 
 import _checkout  # noqa: F401
@@ -36,13 +36,14 @@ class MakeStudy:
     page: Path
     """Folder for the page, new or empty."""
     key: Path
-    """JSON file for the key, outside of the page's folder. Do not publish it."""
+    """JSON file for the key, outside of the page's folder. Do not publish this file."""
     examples: int = 10
     """Number of examples that each rater sees, at least 1."""
     raters: int = 21
-    """Number of raters, at least 1. The page has an order of the videos for each."""
+    """Number of raters, at least 1. The page shows each rater the videos in a different order."""
     seed: int | None = None
-    """Seed of the blinded names and the orders. By default it is drawn at random. The key file records it."""
+    """Seed of the examples, the blinded names and the orders. By default the seed is drawn at random. The key file
+    records it."""
 
     def execute(self) -> int:
         methods: dict[str, Path] = {}
@@ -70,9 +71,9 @@ class CountVotes:
     votes: tuple[Path, ...]
     """Vote files, or folders of *.json."""
     key: Path
-    """The study's key."""
+    """JSON file of the study's key."""
     output: Path
-    """Folder for vote_count.json, table.md and each method's <method>/vote_count.json."""
+    """Folder for vote_count.json, table.md and <method>/votes.json of each method."""
 
     def execute(self) -> int:
         files = [file for path in self.votes for file in (path.glob("*.json") if path.is_dir() else [path])]
@@ -80,9 +81,7 @@ class CountVotes:
         counted.save(self.output)
         for line in counted.left_out:
             print(f"left out: {line}", file=sys.stderr)
-        print(
-            f"{counted.table()}\nwritten: {self.output}/vote_count.json, table.md, <method>/vote_count.json"
-        )
+        print(f"{counted.table()}\nwritten: {self.output}/vote_count.json, table.md, <method>/votes.json")
         return 3 if counted.left_out else 0
 
 

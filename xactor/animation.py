@@ -1,4 +1,4 @@
-"""Define the result of the pipeline: a video whose frames are made while they are read, in the type that is wanted."""
+"""Define the result of the pipeline: a video whose frames are computed only when the caller reads them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,25 +14,28 @@ from xactor.provenance import ai_generated
 from xactor.rates import FPS
 
 OutputType = Literal["uint8", "pil", "np", "pt"]
-"""Type of frames: uint8 [H, W, 3], PIL images, float32 [H, W, 3] in [0, 1], or tensors [3, H, W] in [0, 1]."""
+"""Name of the type of frames: "uint8" for uint8 [H, W, 3], "pil" for PIL images, "np" for float32 [H, W, 3] in [0, 1],
+"pt" for float32 tensors [3, H, W] in [0, 1]."""
 OUTPUT_TYPES: tuple[str, ...] = get_args(OutputType)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Animation:
-    """Hold a video whose frames are computed while they are read. They can be read only once."""
+    """Hold a video whose frames are computed while they are read. The frames can be read only once."""
 
     frames: Iterator[Any]
-    """Frames at 25 fps, uint8 [H, W, 3], or of the type that the caller chose."""
+    """Frames at 25 fps: uint8 [H, W, 3], or the `OutputType` that the caller chose."""
     frame_count: int
     """Number of frames."""
     sound: Sound | np.ndarray
-    """The audio as the caller gave it."""
+    """The audio: a file with its own rate and channels, or samples float32 [N], mono, 16 kHz."""
     notes: tuple[str, ...] = ()
     """Remarks on the portrait for the user, such as that it holds several faces."""
 
     def save(self, path: str | Path) -> int:
-        """Compute the frames and write an mp4 that says it is AI-generated. Return the number of frames.
+        """Compute the frames and write them to an mp4 with the sound. Return the number of frames.
+
+        The metadata of the mp4 says that the video is AI-generated.
 
         The file appears only when it is complete.
         """
@@ -54,4 +57,4 @@ CONVERSIONS: dict[str, Callable[[np.ndarray], Any]] = {
     "np": lambda frame: frame.astype(np.float32) / 255,
     "pt": lambda frame: torch.from_numpy(frame).movedim(-1, 0) / 255,
 }
-"""The conversion of a frame to each output type."""
+"""For each output type, the function that converts a frame uint8 [H, W, 3] to that type."""

@@ -12,7 +12,7 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     """Yield a temporary path next to `target`, and rename it to `target` when the block ends without an error.
 
     A reader sees either the old file or the complete new one. If the block raises, the temporary path is deleted and
-    `target` stays unchanged. Several writers may run concurrently: the last one to finish wins.
+    `target` stays unchanged. Several writers of one file may run concurrently: the last one to finish wins.
 
     Args:
         target: The file to write, which may exist, or the folder to write, which may exist only if it is empty. The

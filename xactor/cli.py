@@ -1,12 +1,12 @@
-"""Make portraits speak, assemble models and check measures: the `xactor` command.
+"""Make portraits speak, assemble models and check metrics: the `xactor` command.
 
     xactor animate --image face.png --audio speech.wav --output out.mp4
     xactor assemble --stage1 runs/stage1/export --stage2 runs/stage2/export --output model
     xactor selfcheck syncnet --weights syncnet_v2.model --video data/example.avi
     xactor --version
 
-Exit status: 0 done, 1 a self-check's figures differ from the published ones, 2 the command cannot run as given, 3 some
-videos could not be made, 130 interrupted, 143 ended by SIGTERM. A video file appears only when it is complete.
+Exit status: 0 done, 1 a self-check's figures differ from the published ones, 2 the command cannot run as given, 3 at
+least one video could not be made, 130 interrupted, 143 ended by SIGTERM. A video file appears only when it is complete.
 """
 
 import json
@@ -48,7 +48,8 @@ class Animate:
     output: PathOption = None
     """The .mp4 to write. An existing file is replaced."""
     input: PathOption = None
-    """JSON-lines file for many videos. A row has image, audio, output and any options, named with underscores."""
+    """JSON-lines file for many videos. A row has image, audio and output, and may have the options of a video,
+    named with underscores, such as "paste_back"."""
     options: Annotated[AnimateOptions, tyro.conf.arg(name="")] = field(default_factory=AnimateOptions)
     """Options for every video. A row's own options override them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -76,7 +77,7 @@ class Selfcheck:
     """Score SyncNet's published example with its published weights, and compare with the published figures."""
 
     measure: tyro.conf.Positional[Literal["syncnet"]]
-    """The measure to check."""
+    """The metric to check."""
     weights: Path
     """The published weights, syncnet_v2.model."""
     video: Path
@@ -109,11 +110,12 @@ class Item:
             raise ValueError(f"{self.output}: the output must be a file, it is a folder")
         if not self.output.parent.is_dir():
             raise ValueError(f"{self.output.parent}: no such folder to write to")
+        # These raise ValueError if an option is out of range.
         self.options.sampling()
         self.options.rendering()
 
 
-# The commands by name: the class of the options, and examples that its help shows first.
+# For each command, the class of its options, and the examples that its help shows above the options.
 _COMMANDS: dict[str, tuple[Any, str]] = {
     "animate": (
         Animate,
@@ -140,7 +142,11 @@ A line of items.jsonl:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit with its status."""
+    """Run the command that the arguments name and exit with its status.
+
+    Args:
+        arguments: The command and its options; None means the arguments of this process.
+    """
     command = _parse(sys.argv[1:] if arguments is None else list(arguments))
     # SIGTERM ends the command as Ctrl-C does, so that no partial file stays behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -179,7 +185,7 @@ def _run(command: Animate | Assemble | Selfcheck) -> int:
 
 
 def animate(command: Animate) -> int:
-    """Make the command's videos with the model loaded once. Return the exit status."""
+    """Load the model once and make all videos of the command. Return the exit status: 0, or 3 if a video failed."""
     image, audio, output = command.image, command.audio, command.output
     if command.input is not None:
         if image or audio or output:
@@ -227,7 +233,7 @@ def read_items(path: Path, options: AnimateOptions) -> list[tuple[str, Item | Va
             items.append((f"{path}:{number}: ", item))
         except ValueError as error:
             items.append((f"{path}:{number}: ", error))
-        # For example, a path is too long, or its folder may not be read.
+        # For example, a path is too long, or the user has no permission to read its folder.
         except OSError as error:
             items.append((f"{path}:{number}: ", ValueError(f"{error.filename}: {error.strerror}")))
     if not items:
@@ -236,7 +242,17 @@ def read_items(path: Path, options: AnimateOptions) -> list[tuple[str, Item | Va
 
 
 def load(folder: Path, device: str) -> "XActorPipeline":
-    """Load the model and move it to the device. Its weights are bfloat16 on a GPU and float32 on a CPU."""
+    """Load the model and move it to the device. Weights are bfloat16 on a GPU and float32 on a CPU.
+
+    The audio encoder is not cast to bfloat16.
+
+    Args:
+        folder: The model folder.
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        ValueError: The folder does not hold a complete model, or `device` is "cuda" and there is no GPU.
+    """
     import torch
 
     from xactor.pipeline import XActorPipeline
@@ -251,7 +267,7 @@ def load(folder: Path, device: str) -> "XActorPipeline":
 
 
 def assemble(command: Assemble) -> int:
-    """Make one model folder from two exports. Return the exit status."""
+    """Make one model folder from the exports of the two trainings. Return the exit status, 0."""
     import torch
 
     from xactor.pipeline import XActorPipeline
@@ -294,7 +310,7 @@ def _make(pipeline: "XActorPipeline", place: str, item: Item | ValueError) -> bo
 
     Args:
         pipeline: The loaded model.
-        place: Start of each printed line: the row's place, or empty.
+        place: Text at the start of each printed line, such as "items.jsonl:3: ", or "" for a video without a row.
         item: The video, or the error in its row.
     """
     started = time.monotonic()

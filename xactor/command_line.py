@@ -1,4 +1,4 @@
-"""End a command the same way everywhere: exit status 2 and one line for an error that the user can correct."""
+"""Give all commands the same exit statuses, error messages and progress lines."""
 
 import sys
 from collections.abc import Callable

@@ -3,9 +3,10 @@
 A row is one frame: MediaPipe's 51 ARKit blendshapes (0..1, without `_neutral`) and six numbers of head pose. A landmark
 model measures control tracks in real videos, and the faces of the demo corpus are drawn from control tracks.
 
-`embed_controls` replaces a trained motion encoder, for users without stage 1. It is a constant orthogonal map to 512
-numbers, and `decode_controls` is its inverse. Such latents contain these 57 numbers and nothing else, so they carry no
-identity. They span 57 of the 512 dimensions.
+A motion latent z is 512 numbers that describe the facial motion of one frame. A motion encoder, trained in stage 1,
+computes z from a picture. `embed_controls` replaces the encoder for users who have not run stage 1: it computes z from
+a row of a control track by a constant orthogonal map. `decode_controls` is the inverse map. Such latents contain the 57
+numbers and nothing else, so they carry no identity. They span 57 of the 512 dimensions.
 """
 
 import math
@@ -38,9 +39,10 @@ CONTROL_COUNT = len(CONTROLS)  # 57
 INDEX = {name: i for i, name in enumerate(CONTROLS)}
 LATENT_DIM = 512
 
-# The change of a control that moves the latents by one unit, by prefix of the control's name. The longest matching
-# prefix counts. The change is about the control's standard deviation in speech, so that all controls weigh alike in a
-# loss over latents. Mouth controls have smaller values, because viewers notice errors there most.
+# The scale of each control, by prefix of the control's name; the longest matching prefix counts. `embed_controls`
+# divides each control by its scale. The scale is about the control's standard deviation in speech, so that all controls
+# weigh alike in a loss over latents. Mouth controls have smaller scales, because viewers notice errors of the mouth
+# most.
 _SCALES = {
     "brow": 0.15, "cheek": 0.15, "eyeBlink": 0.2, "eyeLook": 0.15, "eyeSquint": 0.15, "eyeWide": 0.1,
     "jawOpen": 0.07, "jaw": 0.1, "mouth": 0.1, "mouthClose": 0.06, "mouthFunnel": 0.08, "mouthPucker": 0.12,
@@ -72,7 +74,8 @@ def _signs(seed: int = 2508) -> np.ndarray:
     """Return 57 orthogonal columns of +1 and -1: int8 [512, 57].
 
     They are random columns of a Hadamard matrix in which random rows are negated. Every latent dimension depends on
-    every control. Only integers are used, so that every machine gets the same matrix.
+    every control. Only integers are used, so that every machine gets the same matrix. Another seed gives another map,
+    which cannot decode the latents of this one.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     hadamard = np.ones((1, 1), dtype=np.int8)
@@ -86,7 +89,7 @@ def _signs(seed: int = 2508) -> np.ndarray:
 
 
 _MAP = _signs().astype(np.float64)  # [512, 57]
-# Grid points per unit, for `embed_controls`.
+# Grid points per unit of a scaled control. `embed_controls` rounds scaled controls to this grid.
 _GRID = float(1 << 24)
 
 
@@ -94,6 +97,9 @@ def embed_controls(controls: np.ndarray) -> np.ndarray:
     """Return the motion latents z of controls [..., 57]: float32 [..., 512], of about unit variance in speech.
 
     The result is bit-equal on every machine: values are rounded to a grid on which sums are exact in any order.
+
+    Raises:
+        ValueError: The last dimension is not 57, or a number is not finite.
     """
     controls = _checked(controls, CONTROL_COUNT, "controls")
     on_grid = np.rint(controls / SCALES * _GRID) / _GRID  # [..., 57]
@@ -103,14 +109,20 @@ def embed_controls(controls: np.ndarray) -> np.ndarray:
 def decode_controls(z: np.ndarray) -> np.ndarray:
     """Return the controls of motion latents [..., 512], float32 [..., 57]: the inverse of `embed_controls`.
 
-    Latents from a model may have a component that no control explains. It is dropped.
+    Latents from a model may have a component that no control explains. This component is dropped.
+
+    Raises:
+        ValueError: The last dimension is not 512, or a number is not finite.
     """
     z = _checked(z, LATENT_DIM, "z")
     return (z @ _MAP * (np.sqrt(CONTROL_COUNT) / LATENT_DIM) * SCALES).astype(np.float32)  # [..., 57]
 
 
 def controls_to_latents(controls: "Tensor", latent_dim: int) -> "Tensor":
-    """Return the first `latent_dim` <= 512 components of `embed_controls`, for training: [..., latent_dim]."""
+    """Return the first `latent_dim` components, at most 512, of the latents of controls [..., 57]: [..., latent_dim].
+
+    Training uses this form of `embed_controls`. It computes on the device of `controls` and does not round to a grid.
+    """
     import torch
 
     scales, signs = (torch.as_tensor(a, dtype=controls.dtype, device=controls.device) for a in (SCALES, _MAP))

@@ -15,6 +15,7 @@ from xactor.rates import SAMPLE_RATE_HZ, frame_count
 from xactor.sandbox import Sandbox, SandboxError
 from xactor.still import best_still
 
+# Maximum memory of one decoding process: 3 GiB.
 _MEMORY_BYTES = 3 * 2**30
 # A process is replaced after this number of files, because codecs may leak memory.
 _MAX_FILES = 200
@@ -40,7 +41,8 @@ class FaceCrop:
     square: np.ndarray
     """The face's square, uint8 [S, S, 3] RGB."""
     picture: np.ndarray
-    """The whole portrait to paste the face back into, uint8 [H, W, 3] RGB; [0, W, 3] if there is no pasting."""
+    """The whole portrait, into which the animated face is pasted back, uint8 [H, W, 3] RGB. It is empty, [0, W, 3], if
+    the face is not pasted back."""
     box: CropBox
     """The face's square in the portrait."""
     notes: tuple[str, ...]
@@ -49,6 +51,9 @@ class FaceCrop:
 
 class DecodingPool:
     """Decode files in sandboxed processes. Each process decodes one file at a time.
+
+    The methods return futures. A future raises ValueError if the file cannot be used. It raises SandboxError if the
+    call takes too much time or memory, or kills its process. `refusal` converts these errors to `Refused`.
 
     Args:
         processes: Number of processes.
@@ -126,9 +131,13 @@ def _face(image: bytes | Path, size: int, paste_back: bool, from_video: bool) ->
 
 
 def _with_users_name(name: str, source: bytes | Path, read: Callable[[], T]) -> T:
-    """Return the result of `read`. In the messages of its errors, replace the local path by the user's name for it."""
+    """Return the result of `read`. In the messages of its errors, replace the path of `source` by `name`.
+
+    The user knows the file by `name`, such as `audio`, and does not know the local path.
+    """
 
     def renamed(error: ValueError) -> str:
+        # `read_image` calls a picture that is given as bytes "the picture".
         message = str(error).removeprefix(f"{source}: ").removeprefix("the picture: ")
         if not isinstance(source, bytes):
             message = message.replace(str(source), name)

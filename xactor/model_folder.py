@@ -1,14 +1,14 @@
-"""Find a model: list its components, copy it from an object store to this node. Imports no torch."""
+"""List the components of a model, and find its folder or copy it from an object store. This module imports no torch."""
 
 import hashlib
 import tempfile
 from pathlib import Path
 
 MOTION_COMPONENTS = ("motion", "motion_scheduler")
-"""The components that stage 2 trains."""
+"""The components that stage 2, the training of the motion model, produces."""
 
 RENDERER_COMPONENTS = ("motion_encoder", "unet", "reference_unet", "vae", "scheduler")
-"""The components that stage 1 trains."""
+"""The components that stage 1, the training of the renderer and the motion encoder, produces."""
 
 COMPONENTS = (
     "motion", "motion_scheduler", "motion_encoder", "audio_encoder", "unet", "reference_unet", "vae", "scheduler",
@@ -17,7 +17,7 @@ COMPONENTS = (
 
 
 BOX = "box"
-"""The name of the model that comes with this package. Each node uses its own copy."""
+"""The name of the model that comes with this package. Each node of a cluster uses the copy in its own installation."""
 
 
 def located(model: str | Path) -> str:
@@ -88,9 +88,9 @@ def _fetch(source, path: str, target: Path) -> None:
         try:
             Path(partial).rename(target)
         except OSError:
-            # Another process on this node may have copied it meanwhile.
+            # Another process on this node may have copied the folder meanwhile.
             if not target.is_dir():
                 raise
         else:
-            # TemporaryDirectory removes its folder at the end, so the folder must exist.
+            # TemporaryDirectory removes its folder at the end of the block, so create the folder again.
             Path(partial).mkdir()

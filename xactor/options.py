@@ -1,7 +1,9 @@
-"""Define the options of an animation, with the same names in every front end, and those that a model recommends.
+"""Define the options of an animation, and read the values that a model recommends for them.
+
+The options have the same names on the command line, in the manifests of bulk jobs and in HTTP requests.
 
 A model folder has its recommendation in `recommended.json` next to `model_index.json`: one object of options for each
-quality, and the name of the default one.
+quality, and the name of the default quality.
 
     {"default": "good", "draft": {"motion_steps": 5, ...}, "good": {...}, "best": {...}}
 """
@@ -32,12 +34,12 @@ PAPER: dict[str, Any] = {
     "render_cfg": 2.5,
     "relative_motion": True,
 }
-"""The paper's options (4.1), for models that recommend none. Ours: relative motion."""
+"""The paper's options (Paper 4.1), for models that recommend none. Ours: relative motion."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recommended:
-    """Hold recommended options by quality."""
+    """Hold the options that a model recommends for each quality, or the paper's options if it recommends none."""
 
     default: Quality = "good"
     """The quality for callers that choose none."""
@@ -46,21 +48,22 @@ class Recommended:
     )
     """Values of all options in PAPER, by quality."""
     from_model: bool = False
-    """False for the paper's options, because the model recommends none."""
+    """True if the model recommends the options. False for the paper's options, because the model recommends none."""
 
     @classmethod
     def of(cls, folder: str | Path) -> "Recommended":
-        """Read the recommendation of a local model folder; the paper's options if it has none.
+        """Return the recommendation of a local model folder, or the paper's options if the folder has none.
 
         Raises:
-            ValueError: The file is not as described above. The message names the file.
+            ValueError: recommended.json does not have the form that this module's docstring shows. The message names
+                the file.
         """
         path = Path(folder, RECOMMENDED_FILE)
         return read_recommended(path) if path.is_file() else cls()
 
     @classmethod
     def parse(cls, values: Any) -> "Recommended":
-        """Check the contents of a file. Raises ValueError that names what is wrong."""
+        """Check the parsed JSON of a recommendation and return it. Raises ValueError that names what is wrong."""
         wanted = {"default", *QUALITIES}
         if not isinstance(values, dict) or set(values) != wanted:
             raise ValueError(f"must be an object with {', '.join(sorted(wanted))}")
@@ -80,7 +83,7 @@ class Recommended:
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write the file, if the options are a model's own."""
+        """Write recommended.json to a model folder, but only if the model recommends the options."""
         if self.from_model:
             text = json.dumps({"default": self.default, **self.options}, indent=2)
             Path(folder, RECOMMENDED_FILE).write_text(text + "\n", encoding="utf-8")
@@ -96,27 +99,28 @@ def read_recommended(path: Path) -> Recommended:
 
 @dataclass(frozen=True, kw_only=True)
 class AnimateOptions:
-    """Choose how one animation is made. None takes what the model recommends for the chosen quality."""
+    """Choose how one animation is made. An option that is None has the value that the model recommends."""
 
     seed: int = 0
     """Random seed. The same seed, image and audio give the same video."""
     quality: Quality | None = None
-    """Choose among the options that the model recommends: the fastest, a good balance or the best. None: the model's
-    default."""
+    """The values that the model recommends for this quality replace the options that are None: `draft` is the fastest,
+    `good` is a good balance, `best` looks best. None means the model's default quality."""
     motion_steps: int | None = None
     """DDIM steps per chunk of motion, 1..1000. Fewer are faster."""
     audio_cfg: float | None = None
     """Guidance on the audio, 1..20: how strongly the motion follows it. 1 turns guidance off and halves the work."""
     history: Literal["linear", "vanilla", "fractional"] | None = None
-    """Noise on the past frames that the motion model sees: rising with their distance, none, or in four steps."""
+    """Noise on the past frames that the motion model sees: `linear` adds more noise to more distant frames, `vanilla`
+    adds none, `fractional` raises the noise in four steps of distance."""
     render_steps: int | None = None
-    """DDIM steps per window of 16 frames, 0..1000. Fewer are faster. 0 shows the portrait as the
-    guess network moves it, if the model has such a network."""
+    """DDIM steps per window of 16 frames, 0..1000. Fewer are faster. 0 is for models with a guess network only: it
+    shows the portrait as this network moves it, without the UNet's correction."""
     render_cfg: float | None = None
     """Guidance on the motion, 1..20: how strongly the frames follow it. 1 turns guidance off and halves the work."""
     relative_motion: bool | None = None
-    """Move the portrait by the change of motion since a short silence before the sound. False
-    shows the motion as it is, which is the paper's way."""
+    """Move the portrait by the change of motion since a short silence before the sound. False,
+    as in the paper, shows the motion itself."""
     paste_back: bool = False
     """Put the face back into the whole picture, which is shrunk so that no side is longer than 1920 px."""
     max_seconds: float = 3600
@@ -127,7 +131,10 @@ class AnimateOptions:
             raise ValueError(f"quality must be one of {', '.join(QUALITIES)}, got {self.quality!r}")
 
     def with_row(self, row: dict[str, Any]) -> "AnimateOptions":
-        """Return a copy of these options in which the values of a row replace their own.
+        """Return a copy of these options in which the values of a row replace the present values.
+
+        Args:
+            row: Values by option name.
 
         Raises:
             ValueError: The row names an unknown option, or holds a value of the wrong type.
@@ -137,7 +144,7 @@ class AnimateOptions:
                 raise ValueError(f"no option {name!r}; there are {', '.join(_TYPES)}")
             kind = _TYPES[name]
             accepted = (int, float) if kind is float else (kind,)
-            # isinstance also takes a bool for an int.
+            # For isinstance, a bool is also an int.
             if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
                 raise ValueError(f"{name} must be of type {kind.__name__}, got {value!r}")
         return replace(self, **row)
@@ -148,7 +155,11 @@ class AnimateOptions:
         return replace(self, **{name: value for name, value in chosen.items() if getattr(self, name) is None})
 
     def sampling(self) -> "SamplingConfig":
-        """Return the motion model's options, the paper's for each None. Raises ValueError if one is out of range."""
+        """Return the motion model's options, with the paper's value for each None.
+
+        Raises:
+            ValueError: An option is out of range.
+        """
         from xactor.motion import SamplingConfig
 
         values = self.with_recommended(Recommended())
@@ -159,7 +170,11 @@ class AnimateOptions:
         )
 
     def rendering(self) -> "RenderConfig":
-        """Return the renderer's options, the paper's for each None. Raises ValueError if one is out of range."""
+        """Return the renderer's options, with the paper's value for each None.
+
+        Raises:
+            ValueError: An option is out of range.
+        """
         from xactor.render import RenderConfig
 
         values = self.with_recommended(Recommended())
@@ -171,7 +186,10 @@ class AnimateOptions:
 
 
 def recommended(model: str | Path) -> Recommended:
-    """Read the options that a model recommends, given its folder, its URI or the name BOX.
+    """Return the options that a model recommends, or the paper's options if it recommends none.
+
+    Args:
+        model: The model's folder or URI, or the name BOX.
 
     Raises:
         ValueError: The recommendation is not well-formed, or the object store cannot be read.
@@ -192,7 +210,7 @@ def recommended(model: str | Path) -> Recommended:
 
 
 def _type(hint: Any) -> type:
-    """Return the type of an option's values: `Literal[...]` holds strings, and None is left out."""
+    """Return the type of an option's values other than None, given its annotation. For `Literal[...]` it is str."""
     kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
     return str if get_origin(kinds[0]) is Literal else kinds[0]
 

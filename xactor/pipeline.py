@@ -46,7 +46,6 @@ _CLASSES: dict[str, Any] = {
     "scheduler": DDIMScheduler,
 }
 
-
 Config = TypeVar("Config", SamplingConfig, RenderConfig)
 StepCallback = Callable[["XActorPipeline", int, int, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
 """A callback in diffusers' form: see `XActorPipeline.__call__`."""
@@ -116,7 +115,7 @@ class XActorPipeline(DiffusionPipeline):
             samples: The audio, float32 [N], mono, 16 kHz. It gives round(N / 640) frames.
             seed: The same seed, portrait and audio give the same frames.
             motion: Options of the motion model. By default the model's recommendation, `self.recommended`.
-            render: Options of the renderer. By default also the model's recommendation.
+            render: Options of the renderer. By default the model's recommendation, too.
             paste_back: Put the face back into its picture.
             callback_on_step_end: See `__call__`.
         """
@@ -151,7 +150,7 @@ class XActorPipeline(DiffusionPipeline):
         output_type: OutputType = "uint8",
         callback_on_step_end: StepCallback | None = None,
     ) -> Animation:
-        """Read and check the inputs. The frames are computed while they are read, under diffusers' progress bar.
+        """Check the inputs and return an animation. Its frames are computed, with a progress bar, while they are read.
 
         Args:
             image: A picture with a face: a file in any format that Pillow reads, its content, an open picture, or
@@ -165,13 +164,13 @@ class XActorPipeline(DiffusionPipeline):
             num_motion_steps: DDIM steps of each chunk of motion. By default `motion.steps`.
             audio_guidance_scale: Guidance of the motion by the audio, 1..20. By default `motion.audio_cfg`.
             motion: Options of the motion model. By default the model's recommendation, `self.recommended`.
-            render: Options of the renderer. By default also the model's recommendation.
+            render: Options of the renderer. By default the model's recommendation, too.
             paste_back: Put the face back into its picture, which is shrunk so that no side is longer than 1920
                 pixels.
-            max_seconds: Refuse longer audio.
+            max_seconds: Maximum length of the audio; None means no maximum.
             output_type: Type of the frames.
-            callback_on_step_end: Called after each DDIM step of each window with this pipeline, the number of the step
-                in the window, its timestep and {"latents": [N, W, C, h, w]}. Latents that it returns replace them.
+            callback_on_step_end: Called after each DDIM step of N windows of W frames with this pipeline, the step's
+                number, its timestep and {"latents": [N, W, C, h, w]}. "latents" in its result replace the given ones.
 
         Raises:
             ValueError: The picture has no face, a file cannot be decoded, the audio is too short or too long, or an
@@ -226,7 +225,7 @@ class XActorPipeline(DiffusionPipeline):
         return self
 
     def register_modules(self, **components):
-        """Register the components. Record ours as `xactor.<class>`, so that saved folders survive moved modules."""
+        """Register the components. Record ours as `xactor.<class>`, so that saved folders load if a class has moved."""
         super().register_modules(**components)
         ours = {name: c for name, c in components.items() if type(c).__module__.startswith("xactor.")}
         self.register_to_config(**{name: ("xactor", type(c).__name__) for name, c in ours.items()})
@@ -316,7 +315,7 @@ class XActorPipeline(DiffusionPipeline):
 
 
 def _downloaded(folder: str, hub: dict[str, Any]) -> str:
-    """Download a model if `folder` is a name on the hub. Return the local folder. Raises ValueError."""
+    """Download a model if `folder` is a name on the hub. Return the local folder. Raises ValueError if this fails."""
     if Path(folder).is_dir() or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", folder):
         return folder
     try:
@@ -363,6 +362,7 @@ def _load_diffusers(kind: Any, folder: Path, config: str, dtype: torch.dtype, op
 
 
 def _is_model(name: str) -> bool:
+    """Return whether a component is a torch module. The schedulers and the audio encoder are not."""
     return issubclass(_CLASSES[name], torch.nn.Module)
 
 
@@ -376,7 +376,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _samples(
     audio: str | Path | np.ndarray | tuple[int, np.ndarray], max_seconds: float | None
 ) -> np.ndarray:
-    """Return audio of any kind that `XActorPipeline` takes as float32 [N], mono, 16 kHz. Raises ValueError."""
+    """Convert audio of any kind that `XActorPipeline` takes to float32 [N], mono, 16 kHz. Raises ValueError."""
     if isinstance(audio, str | Path):
         return read_audio(audio, max_seconds=max_seconds)
     rate_hz, samples = audio if isinstance(audio, tuple) else (SAMPLE_RATE_HZ, audio)
@@ -394,7 +394,7 @@ def _replaced(config: Config, **values: Any) -> Config:
 def _call_back(
     pipeline: XActorPipeline, callback: StepCallback, step: int, level: int, latents: torch.Tensor
 ) -> torch.Tensor:
-    """Call a user's callback after a DDIM step. Return the latents to go on with."""
+    """Call a user's callback after a DDIM step. Return the latents for the next step."""
     return (callback(pipeline, step, level, {"latents": latents}) or {}).get("latents", latents)
 
 

@@ -24,9 +24,10 @@ _SQUARE_FRACTIONS = (1 / 2, 1 / 4)
 _MIN_SQUARE_PX = 96
 # Ours: maximum side of a video with the face pasted back. All players decode this size.
 PASTE_BACK_SIDE_PX = 1920
-# A face whose roll is smaller is upright, in degrees. Ours: a face that is turned to the side by more gets a note.
+# Angles in degrees. A face is upright if its roll, the rotation in the picture's plane, is below `_UPRIGHT`. Ours: if a
+# face is turned to the side by more than `_MAX_YAW`, the portrait has a note.
 _UPRIGHT, _MAX_YAW = 45, 35
-# Side of the picture in which a face is turned to find out whether it stands on its head.
+# Side in pixels of the square picture of a face that is turned to find out whether the face stands on its head.
 _TURNED_PX = 256
 # Landmarks at the outer corners of the eyes, the picture's left one first.
 _OUTER_EYE_CORNERS = (33, 263)
@@ -86,8 +87,12 @@ def read_image(source: str | Path | bytes | Image.Image | np.ndarray) -> np.ndar
 def find_portrait(picture: np.ndarray, landmarker: FaceLandmarker | None = None) -> Portrait:
     """Find the face to animate in a picture uint8 [H, W, 3] RGB: the largest one.
 
-    A face may be as small as a twenty-fifth of the picture's longer side. A picture that lies on its side or stands on
-    its head is turned.
+    A face may be as small as a twenty-fifth of the picture's longer side. If the face lies on its side or stands on its
+    head, the picture is turned by quarter turns.
+
+    Args:
+        picture: The picture.
+        landmarker: Finds faces; None means a new one.
 
     Raises:
         ValueError: There is no face.
@@ -138,8 +143,9 @@ def _quarter_turns(picture: np.ndarray, faces: list[Face], landmarker: FaceLandm
     roll = _roll(faces[0])
     if abs(roll) >= _UPRIGHT:
         return 2 if abs(roll) > 180 - _UPRIGHT else round(roll / 90)
-    # In a face that stands on its head, the model may see an upright face, but seldom in one that lies on its side.
-    # Turned to the left, an upright face has a roll of -90 degrees, and turned to the right one of 90 degrees.
+    # The model may take a face that stands on its head for an upright face, but seldom makes such an error with a face
+    # that lies on its side. So turn the face to its side. If it was upright, its roll is -90 degrees after a turn to
+    # the left, and 90 degrees after a turn to the right. If it stood on its head, its roll is the opposite.
     square = crop_box(faces[0]).cut(picture, _TURNED_PX)
     for turns in (1, -1):
         found = landmarker.detect(np.ascontiguousarray(np.rot90(square, turns)))
@@ -155,13 +161,17 @@ def _roll(face: Face) -> float:
 
 
 def _yaw(face: Face) -> float:
-    """Return the angle by which a face is turned to the side, in degrees."""
+    """Return the angle by which a face is turned to the side, in degrees; 0 looks at the camera."""
     forward = face.matrix[:3, 2]
     return float(np.degrees(np.arctan2(forward[0], forward[2])))
 
 
 def search_faces(picture: np.ndarray, landmarker: FaceLandmarker) -> list[Face]:
-    """Return the faces in a picture, the largest first. If the whole picture shows none, search squares of it."""
+    """Return the faces in a picture, the largest first.
+
+    If the model finds no face in the whole picture, squares of the picture are searched, because the model misses small
+    faces.
+    """
     found = landmarker.detect(picture)
     for fraction in _SQUARE_FRACTIONS:
         side = round(fraction * max(picture.shape[:2]))
@@ -184,7 +194,7 @@ def search_faces(picture: np.ndarray, landmarker: FaceLandmarker) -> list[Face]:
 def _square_corners(picture: np.ndarray, side: int) -> Iterator[tuple[int, int]]:
     """Yield (top, left) of squares with a given side that cover a picture. Neighbours overlap by at least half."""
     rows, columns = (
-        # The last square ends at the picture's border.
+        # First rows, and then first columns, of the squares. The last square ends at the picture's border.
         sorted({*range(0, max(length - side, 0), max(side // 2, 1)), max(length - side, 0)})
         for length in picture.shape[:2]
     )
@@ -234,7 +244,7 @@ def _in_srgb(image: Image.Image) -> Image.Image:
         return image
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        # A conversion from sRGB itself would only round.
+        # A conversion from sRGB to sRGB would only add rounding errors.
         description = ImageCms.getProfileDescription(source)
         if description.startswith("sRGB") and "linear" not in description.lower():
             return image
@@ -256,6 +266,7 @@ def _in_srgb(image: Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    """Convert a picture of any mode to 8-bit RGB. Transparent pixels are blended with white."""
     # Modes that start with I hold one channel of 16 or 32 bits, mode F one channel of floating-point numbers.
     if image.mode[0] in "IF":
         values = np.asarray(image, np.float32)

@@ -9,10 +9,11 @@ _SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrai
 
 
 def ai_generated(*, made_from: str | None = None) -> dict[str, str]:
-    """Return mp4 metadata that says the video is AI-generated: JSON in the comment tag, which every reader shows.
+    """Return mp4 metadata which says that the video is AI-generated: JSON in the comment tag, which every reader shows.
 
     Args:
-        made_from: Digest of everything that the video depends on. A later run compares it to recognise the video.
+        made_from: Digest of everything that the video depends on. A later run compares digests to recognise a finished
+            video.
     """
     statement: dict[str, object] = {
         "ai_generated": True,
@@ -25,7 +26,7 @@ def ai_generated(*, made_from: str | None = None) -> dict[str, str]:
 
 
 def made_from(comment: str) -> str | None:
-    """Return the digest in an mp4's comment, or None if there is none."""
+    """Return the digest that `ai_generated` wrote to an mp4's comment tag, or None if there is none."""
     try:
         statement = json.loads(comment)
     except ValueError:

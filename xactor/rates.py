@@ -1,4 +1,4 @@
-"""Define the rates of pictures and sound that all packages share. Imports neither torch nor numpy."""
+"""Define the rates of pictures and sound that all packages share. This module imports neither torch nor numpy."""
 
 FPS = 25
 """Video frames per second."""

@@ -1,6 +1,6 @@
 """Run calls on untrusted files in a pool of processes with bounded time and memory.
 
-Errors of a call:
+A call in the sandbox may raise these errors in addition to its own:
 
     SandboxError
     ├── TooSlow            the call took longer than its timeout
@@ -21,7 +21,9 @@ T = TypeVar("T")
 
 
 class SandboxError(Exception):
-    """Report a call that broke its bounds. The message is a predicate: put a subject such as "the file" before it.
+    """Report a call that exceeded its bounds or died.
+
+    The message has no subject, as in "takes longer than 5 s, the timeout". Put one, such as "the file", before it.
 
     Attributes:
         reason: Name of the kind of error, for metrics.
@@ -49,7 +51,7 @@ class Crashed(SandboxError):
 
 
 class Sandbox:
-    """Run functions in other processes. If these hang, run out of memory or die, the caller is not harmed.
+    """Run functions in other processes. If a process hangs, runs out of memory or dies, the caller is not harmed.
 
     A process takes one call at a time. A process that was killed or died is replaced. All processes end when the
     process that owns the sandbox ends, even if it is killed.
@@ -57,7 +59,7 @@ class Sandbox:
     Args:
         processes: Number of processes, and so of concurrent calls.
         memory_bytes: Maximum memory that each process may allocate.
-        prepare: Function that each process calls once before its first task. It must be picklable.
+        prepare: Function that each process runs once, before it takes calls. It must be picklable.
         max_calls: Number of calls after which a process is replaced, because libraries may leak memory; 0 means never.
 
     Raises:
@@ -88,7 +90,8 @@ class Sandbox:
             # A fork would copy the locks and the memory of a parent that has threads.
             context=multiprocessing.get_context("spawn"),  # pyright: ignore
         )
-        # The pool starts its processes at the first call. Make that call now, so that no user's call waits for them.
+        # The pool starts its processes at the first call. Make a first call now, so that no user's call waits for the
+        # processes to start.
         self._pool.schedule(_do_nothing)
 
     def submit(self, function: Callable[..., T], *arguments: Any, timeout_s: float) -> Future[T]:
@@ -107,9 +110,10 @@ class Sandbox:
         outer: Future[T] = Future()
 
         def finish(done: Future[T]) -> None:
+            """Pass the result of the pool's future on to the caller's future."""
             if done.cancelled():
                 outer.cancel()
-            # This is False if the caller has cancelled the future.
+            # The call below returns False if the caller has cancelled the future.
             if not outer.set_running_or_notify_cancel():
                 return
             if (error := done.exception()) is None:
@@ -118,6 +122,7 @@ class Sandbox:
                 outer.set_exception(self._translate(error, timeout_s))
 
         def forward_cancel(future: Future[T]) -> None:
+            """Cancel the call in the pool, which kills its process, if the caller has cancelled the caller's future."""
             if future.cancelled():
                 inner.cancel()
 
@@ -131,6 +136,7 @@ class Sandbox:
         self._pool.join()
 
     def _translate(self, error: BaseException, timeout_s: float) -> BaseException:
+        """Return the SandboxError that an error of the pool stands for. Return any other error as it is."""
         from pebble import ProcessExpired
 
         translated: SandboxError
@@ -164,7 +170,8 @@ def _set_up_process(memory_bytes: int, prepare: Callable[[], Any] | None) -> Non
 def _end_with_parent() -> None:
     """Wait until the parent process ends, then end this process at once.
 
-    Linux's PR_SET_PDEATHSIG is no alternative: it fires already when the thread that started this process ends.
+    Linux's PR_SET_PDEATHSIG is no alternative: it kills this process as soon as the thread that started it ends, even
+    if the parent process goes on.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None

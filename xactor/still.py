@@ -8,7 +8,7 @@ import numpy as np
 from xactor.controls import BLENDSHAPES
 from xactor.faces import Face, FaceLandmarker
 
-# Ours: the rate at which a video is searched, and the maximum number of searched frames.
+# Ours: frames per second of a video that are searched, and their maximum number.
 _FPS = 2
 _MAX_FRAMES = 120
 _EYE_BLINKS = [BLENDSHAPES.index(name) for name in ("eyeBlinkLeft", "eyeBlinkRight")]
@@ -49,7 +49,10 @@ def best_still(video: str | Path, landmarker: FaceLandmarker | None = None) -> n
 
 
 def portrait_score(face: Face, picture: np.ndarray) -> float:
-    """Score a frame as a portrait. Ours: a product, so that a good factor does not compensate for a bad one."""
+    """Score a frame as a portrait, from 0 up; more is better.
+
+    Ours: the score is a product, so that a good factor does not compensate for a bad one.
+    """
     left, top, right, bottom = (round(edge) for edge in face.box)
     height, width = picture.shape[:2]
     grey = picture[max(top, 0) : min(bottom, height), max(left, 0) : min(right, width)].mean(axis=2)

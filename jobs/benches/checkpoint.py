@@ -23,13 +23,15 @@ def measure(storage: str, *, width: int, layers: int, rounds: int, steps: int) -
 
     `blocked_s` is the time for which a save in the background blocks the training. `synchronous_s` is the time until
     such a save is complete, with its checksums. `plain_s` is the time of a save without our code: DeepSpeed writes into
-    a local folder, and the folder is copied to the storage.
+    a local folder, and the folder is copied to the storage. `step_s` is the time of a training step while no save is in
+    progress, and `step_beside_s` the time of a step during a save in the background. `first_blocked_s` is no median: it
+    is the time for which the very first save blocks the training.
 
     Args:
         storage: Folder or URI for the checkpoints.
         width: Width of the linear layers. A float32 parameter has 16 bytes of state.
         layers: Number of linear layers.
-        rounds: Number of rounds. Each round saves in every way. One more round warms up and is not counted.
+        rounds: Number of rounds. Each round saves in all three ways. One more round warms up and is not counted.
         steps: Number of training steps that are timed without a save in progress, and again during a save.
     """
     if not torch.cuda.is_available():
@@ -46,11 +48,13 @@ def measure(storage: str, *, width: int, layers: int, rounds: int, steps: int) -
 
 
 def _measure(storage: str, width: int, layers: int, rounds: int, steps: int) -> dict[str, Any]:
+    """Measure as `measure` does, once the process group exists."""
     model = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
     engine = make_engine(model, TrainConfig(), [list(model.parameters())], ranks=1, bf16=False)
     x = torch.randn(8, width, device=engine.device)
 
     def step() -> float:
+        """Do one training step and return the seconds that it took."""
         begun = time.perf_counter()
         engine.backward(engine(x).square().mean(), scale_wrt_gas=False)
         engine.step()

@@ -1,4 +1,7 @@
-"""Kill each kind of process of a training on purpose, and compare the result with an undisturbed training."""
+"""Kill processes of a training on purpose, and read its losses and samples to compare it with an undisturbed training.
+
+An undisturbed training is one in which no process was killed.
+"""
 
 import contextlib
 import json
@@ -18,10 +21,13 @@ from xactor_platform.training.run.checkpoints import Checkpoints
 from xactor_platform.training.run.run_log import last_attempts
 from xactor_platform.training.run.folder import METRICS, SAMPLES, RunFolder
 
+# The process to kill: a training worker of Ray Train, a process in which Ray Data reads samples, Ray Train's controller
+# or the driver. `stop` is no process: the driver gets SIGTERM, and the training saves a checkpoint before it ends.
 Victim = Literal["worker", "data", "controller", "driver", "stop"]
 VICTIMS: tuple[Victim, ...] = get_args(Victim)
-# How the titles of the processes start. Ray sets them.
+# Beginnings of the process titles that Ray sets. They identify the victims.
 _TITLES = {"worker": "ray::RayTrainWorker", "data": "ray::MapBatches", "controller": "ray::TrainController"}
+# Seconds between two checks for a process or for a finished step.
 _POLL_S = 0.02
 
 
@@ -32,7 +38,7 @@ class Kill:
     victim: Victim
     """The process that gets `kill -9`; `stop` sends SIGTERM to the driver instead."""
     after_step: int
-    """The kill follows as soon as this step is finished."""
+    """Number of a training step. The kill follows as soon as this step is finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,26 +50,30 @@ class Recovery:
     step: int
     """The last step that was finished before the training resumed."""
     checkpoint: int
-    """Step of the newest checkpoint that was complete at the kill, or for `stop` at the driver's end."""
+    """Step of the newest complete checkpoint: at the time of the kill, but for `stop` when the driver had ended."""
     resumed_from: int
-    """Step that the run resumed from; equal to `step` if no step was repeated."""
+    """Step after which the run resumed; equal to `step` if no step was repeated."""
     next_step_s: float
-    """Seconds from the kill to the end of the next step, including the start of another driver if one was needed."""
+    """Seconds from the kill to the end of the next step. They include the start of another driver, if the kill ended
+    the driver."""
 
     @property
     def lost_steps(self) -> int:
+        """Return the number of finished steps that the run repeated."""
         return self.step - self.resumed_from
 
 
 class Trial:
     """Run one training to its end, and start its driver again with the same command whenever a kill ended the driver.
 
+    The driver is the process that the user starts. This process must have started the Ray cluster as well.
+
     Args:
-        command: The driver's command; it must have --train.log-samples.
+        command: The driver's command. It must have the option --train.log-samples, for `history`.
         folder: The run's folder.
         cwd: The driver's working directory.
         env: The driver's environment, with the cluster's address.
-        log: File that gets the drivers' output.
+        log: File to which the output of all drivers is appended.
         timeout_s: Maximum time of each wait for a step or for the end, in seconds.
     """
 
@@ -84,7 +94,9 @@ class Trial:
         """Run to the end of the training, and return what followed each kill.
 
         Raises:
-            RuntimeError: A driver fails for another reason than a kill.
+            RuntimeError: A driver fails for another reason than a kill, or a wait for a process or a step takes longer
+                than `timeout_s`.
+            subprocess.TimeoutExpired: A driver does not end within `timeout_s`.
         """
         recoveries = []
         with self._driver() as driver:
@@ -110,7 +122,7 @@ class Trial:
 
     @contextlib.contextmanager
     def _driver(self) -> Iterator["_Driver"]:
-        """Start a driver. When the context ends, kill the driver that runs then, which may be a later one."""
+        """Start a driver. When the context ends, kill the current driver, which may be a restarted one."""
         driver = _Driver(self._start())
         try:
             yield driver
@@ -126,6 +138,7 @@ class Trial:
 
     def _restart(self, driver: "_Driver", victim: Victim) -> "_Driver":
         """Wait for the end of the driver, and start it again."""
+        # After SIGTERM a driver exits with status 143, which is 128 + 15.
         self._expect_exit(driver, 143 if victim == "stop" else -signal.SIGKILL)
         driver.process = self._start()
         return driver
@@ -137,13 +150,13 @@ class Trial:
         elif victim == "stop":
             driver.process.send_signal(signal.SIGTERM)
         elif process is None or not process.is_running():
-            # The process that was found has ended meanwhile. Those that read data come and go.
+            # The process that was found before the wait has ended. Ray starts and ends processes that read data often.
             self._find(driver, victim).kill()
         else:
             process.kill()
 
     def _find(self, driver: "_Driver", victim: Victim) -> psutil.Process:
-        """Find the victim among the descendants of this process, which has also started the cluster."""
+        """Find the victim among the descendants of this process. They include the cluster's processes."""
         deadline = time.monotonic() + self._timeout_s
         while time.monotonic() < deadline:
             if driver.process.poll() is not None:
@@ -156,7 +169,8 @@ class Trial:
                         return process
                     if title.startswith("ray::IDLE"):
                         idle = process
-            # A process that reads data is idle between two blocks of data.
+            # A process that reads data has the title ray::IDLE between two blocks of data. Once the training has
+            # finished a step, an idle process is such a process.
             if victim == "data" and idle and self._folder.read_lines(METRICS):
                 return idle
             time.sleep(_POLL_S)
@@ -170,14 +184,14 @@ class Trial:
     def _recovery(
         self, driver: "_Driver", victim: Victim, checkpoint: int, rows: list[dict[str, Any]], struck_at: float
     ) -> Recovery:
-        """Wait for the first step after the kill.
+        """Wait for the end of the first step after the kill, and return what followed the kill.
 
         Args:
             driver: The driver that runs now.
             victim: The process that was killed.
-            checkpoint: Step of the newest checkpoint that was complete at the kill, or for `stop` at the driver's end.
-            rows: The metrics of all steps before the kill, or for `stop` before the driver's end.
-            struck_at: Time of the kill.
+            checkpoint: Step of the newest complete checkpoint, as in `Recovery`.
+            rows: The metrics of all steps that were finished at the kill, or for `stop` when the driver had ended.
+            struck_at: Time of the kill by `time.monotonic`, in seconds.
         """
         self._wait_until(driver, lambda: len(self._folder.read_lines(METRICS)) > len(rows))
         next_step_s = time.monotonic() - struck_at
@@ -186,7 +200,8 @@ class Trial:
             last_step = max(row["step"] for row in rows)
             resumed_from = last_step
         else:
-            # The new row may be of a step that was in progress at the kill. Wait for a row of the next attempt.
+            # An attempt is one start of the training's workers. The new row may belong to a step that was in progress
+            # at the kill, so wait for a row of the next attempt.
             attempt = max(row["attempt"] for row in rows)
             self._wait_until(
                 driver, lambda: any(row["attempt"] > attempt for row in self._folder.read_lines(METRICS))
@@ -204,9 +219,10 @@ class Trial:
         )
 
     def _wait_until(self, driver: "_Driver", done: Callable[[], bool]) -> None:
+        """Wait until `done` returns true. Raise RuntimeError if the driver ends before, or after `timeout_s`."""
         deadline = time.monotonic() + self._timeout_s
         while True:
-            # Poll before the check, so that the check sees the last work of a driver that has ended.
+            # Ask whether the driver has ended before calling `done`, so that `done` sees the last work of the driver.
             has_ended = driver.process.poll() is not None
             if done():
                 return
@@ -220,7 +236,7 @@ class Trial:
         return f"the driver ended with {driver.process.returncode}; its output: {self._log}"
 
     def _expect_exit(self, driver: "_Driver", code: int) -> None:
-        """Wait for the end of the driver, and check its exit status."""
+        """Wait for the end of the driver. Raise RuntimeError if its exit status is not `code`."""
         found = driver.process.wait(self._timeout_s)
         if found != code:
             raise RuntimeError(f"the driver ended with {found}, not {code}; its output: {self._log}")
@@ -234,14 +250,23 @@ class _Driver:
 
 
 def random_kills(seed: int, steps: int, count: int = 1) -> list[Kill]:
-    """Draw `count` random kills, after any steps except the last four. The same seed gives the same kills."""
+    """Draw `count` random kills, by rising step. None follows one of the last four steps of the training.
+
+    Args:
+        seed: Seed of the choices. The same seed gives the same kills.
+        steps: Number of steps of the training.
+        count: Number of kills.
+    """
     generator = random.Random(seed)
     after_steps = sorted(generator.sample(range(1, steps - 3), count))
     return [Kill(victim=generator.choice(VICTIMS), after_step=step) for step in after_steps]
 
 
 def history(folder: RunFolder, steps: int) -> dict[str, Any]:
-    """Return the losses and samples of a finished run by step, from the step's last attempt and over all ranks.
+    """Return the losses, gradient norms and samples of a finished run's first `steps` steps, and its held-out loss.
+
+    If a step was done several times, because the run resumed from an earlier step, the last time counts. The samples of
+    a step are those of all ranks.
 
     Raises:
         ValueError: A sample occurs twice in an epoch.
@@ -268,13 +293,13 @@ def history(folder: RunFolder, steps: int) -> dict[str, Any]:
         "steps": [row["step"] for row in rows],
         "loss": [row["loss"] for row in rows],
         "grad_norm": [row["grad_norm"] for row in rows],
-        "samples": {step: sorted(of_step) for step, of_step in sorted(samples.items())},
+        "samples": {step: sorted(step_samples) for step, step_samples in sorted(samples.items())},
         "held_out_loss": rows[-1].get("held_out_loss"),
     }
 
 
 def python_env(cluster_env: Mapping[str, str], address: str) -> dict[str, str]:
-    """Return a driver's environment."""
+    """Return a driver's environment: the cluster's environment and address, and unbuffered output."""
     return {**cluster_env, "RAY_ADDRESS": address, "PYTHONUNBUFFERED": "1"}
 
 

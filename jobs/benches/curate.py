@@ -1,6 +1,6 @@
-"""Measure the stages of curation, compare decoding with PyAV, and measure how actors of two stages scale.
+"""Measure the stages of curation, compare decoding with PyAV, and compare two actors of a stage with one.
 
-The two stages are tracking, the slowest stage of curation, and encoding in precomputation.
+Actors are compared in two stages: tracking, the slowest stage of curation, and encoding, the stage of precomputation.
 """
 
 import itertools
@@ -40,16 +40,17 @@ _OPEN_GATES = Gates(min_crop_px=32, max_blur=1, max_occluded=1, min_speech_db=0,
 def bench_stages(
     folder: str, scratch: Path, syncnet: str, size_px: int
 ) -> tuple[list[dict[str, Any]], list[Piece]]:
-    """Measure how many hours of video each stage processes in one core-hour. The stages run in this process.
+    """Measure how many hours of video each stage processes in one hour of CPU time. The stages run in this process.
 
     Args:
         folder: Folder of videos.
-        scratch: Folder for what the stages write.
-        syncnet: Folder or file of a SyncNet, or `none`.
+        scratch: Folder for the files that the stages write.
+        syncnet: Folder or file of a SyncNet, or `none` to leave out the stage `sync`.
         size_px: Side of the face crops, in pixels.
 
     Returns:
-        A row for each stage and one for all stages together, and the pieces that the first two stages made.
+        The rows, one for each stage and one for all stages together; and the pieces into which the first two stages cut
+        the videos.
     """
     config = CurationConfig()
     max_s = config.bounds.max_s
@@ -62,7 +63,13 @@ def bench_stages(
     video_s: dict[str, float] = {}
 
     def timed(stage: str, seconds_of: Callable[[Any], float], work: Callable[[], Any]) -> Any:
-        """Do a stage's work, add its CPU time and the seconds of video in its result, and return the result."""
+        """Do a stage's work and return its result. Add the work's CPU time and its seconds of video to the sums.
+
+        Args:
+            stage: Name of the stage.
+            seconds_of: Returns the seconds of video that the work processed, given the result.
+            work: Does the work and returns the result.
+        """
         begun = time.process_time()
         result = work()
         cpu_s[stage] = cpu_s.get(stage, 0.0) + time.process_time() - begun
@@ -108,7 +115,16 @@ def bench_stages(
 
 
 def bench_decoding(path: Path, rounds: int) -> dict[str, float]:
-    """Measure the frames per second of PyAV's decoding to RGB arrays and of `read_span`, in turn, on one thread."""
+    """Compare `read_span` with PyAV's own decoding to RGB arrays, in turn, on one thread.
+
+    Args:
+        path: The video to decode.
+        rounds: Number of times that each of the two decodes the whole video.
+
+    Returns:
+        The frames per second of CPU time of `pyav` and of `read_span`, as medians over the rounds, and the median of
+        the rounds' `ratio`, `read_span` over `pyav`.
+    """
 
     def decode_with_pyav() -> int:
         with av.open(str(path)) as container:
@@ -135,12 +151,19 @@ def bench_decoding(path: Path, rounds: int) -> dict[str, float]:
 
 
 def bench_tracking(pieces: Sequence[Piece], scratch: Path, count: int, rounds: int) -> dict[str, Any]:
-    """Measure the seconds of video per second that one actor and two actors track. Tracking is the slowest stage.
+    """Measure how many seconds of video one actor and two actors track per second. Tracking is the slowest stage.
 
-    All pieces are cut to the length of the shortest one.
+    Args:
+        pieces: Pieces of video. They are shortened to the length of the shortest one, and used in turn.
+        scratch: Folder for the files that the actors write.
+        count: Number of pieces that each run tracks.
+        rounds: Number of runs with each number of actors.
+
+    Returns:
+        The rates of `_compare_actors`.
 
     Raises:
-        ValueError: There are too few pieces.
+        ValueError: `count` is too small.
     """
     frames = min(piece.end - piece.first for piece in pieces)
     equal_pieces = [replace(piece, end=piece.first + frames) for piece in pieces]
@@ -150,13 +173,22 @@ def bench_tracking(pieces: Sequence[Piece], scratch: Path, count: int, rounds: i
 
 
 def bench_encoding(videos: str, scratch: Path, count: int, rounds: int) -> dict[str, Any]:
-    """Measure the seconds of video per second that one actor and two actors of precomputation encode.
+    """Measure how many seconds of video one actor and two actors of precomputation encode per second.
 
-    The motion encoder takes pictures of 64 px and has random weights. The actors encode one clip repeatedly, and write
-    a shard each time. The figure `waits` is the share of the time in which the encoders had no pictures.
+    The motion encoder takes pictures of 64 px and has random weights. The actors encode the shortest clip of a corpus
+    repeatedly, and write a shard each time.
+
+    Args:
+        videos: Folder of the corpus's video shards.
+        scratch: Folder for the encoders and for the shards that the actors write.
+        count: Number of shards that each run writes.
+        rounds: Number of runs with each number of actors.
+
+    Returns:
+        The rates of `_compare_actors`, and as `waits` the share of the time in which the encoders waited for pictures.
 
     Raises:
-        ValueError: There are too few shards, or a clip cannot be encoded.
+        ValueError: `count` is too small, or the clip cannot be encoded.
     """
     index = load_index(videos)
     clip = index.subset(index.frames.argsort(kind="stable")[:1])
@@ -190,26 +222,27 @@ def _compare_actors(
     input_s: float,
     rounds: int,
 ) -> tuple[dict[str, float], list[Any]]:
-    """Measure the seconds of video per second that one actor and two actors of a stage process, in turn.
+    """Measure how many seconds of video one actor and two actors of a stage process per second, in turn.
 
-    Every actor computes on one thread, and all inputs have the same length. The time starts at the actors' first
-    results, because the first inputs wait for the models. It ends at the last result up to which all actors were busy,
-    because the last inputs may run alone.
+    Every actor computes on one thread, and all inputs have the same length. The measured time starts at the actors'
+    first results, because the first inputs wait until the models are loaded. With two actors the last result is left
+    out, because one actor may process the last input while the other actor has no work.
 
     Args:
         stage: The stage.
         arguments: Arguments of the stage's actors.
-        make_inputs: Returns the inputs of one run.
+        make_inputs: Returns the inputs of one run, at least 4.
         input_s: Seconds of video in each input.
-        rounds: Number of rounds.
+        rounds: Number of runs with each number of actors.
 
     Returns:
-        The rates, and the stage's results.
+        The rates and the results. The rates are `one` and `two`, the medians in seconds of video per second, and
+        `ratio`, the median of the rounds' ratios of two actors to one. The results are those of the stage in all runs.
 
     Raises:
-        ValueError: There are too few inputs.
+        ValueError: There are fewer than 4 inputs.
     """
-    # By number of actors, one rate for each round.
+    # The rates of all rounds, by number of actors.
     rates: dict[int, list[float]] = {1: [], 2: []}
     results: list[Any] = []
     for _ in range(rounds):
@@ -217,6 +250,7 @@ def _compare_actors(
             inputs = make_inputs()
             if len(inputs) < 4:
                 raise ValueError(f"pieces must be >= 4, got {len(inputs)}")
+            # With half a CPU each, two actors also start on a cluster with one CPU.
             pool = Pool(min=actors, max=actors, cpus=0.5)
             step = Step(stage=stage, pool=pool, arguments=arguments, max_in_flight=2)
             result_times = []

@@ -1,4 +1,7 @@
-"""Compare the planned stream with plain webdataset, and time the plan of the paper's corpus."""
+"""Compare the planned stream, our data stream, with plain webdataset, and time the plan of the paper's corpus.
+
+A plan is the order of the samples in an epoch. The planned stream reads the samples in this order through Ray Data.
+"""
 
 import logging
 import time
@@ -21,18 +24,28 @@ from xactor_platform.data.plan import Cursor, PlanConfig, plan_epoch
 from xactor_platform.data.shards import ShardWriter
 from xactor_platform.data.stream import PlannedStream
 
+# Numbers in a motion latent, and in one layer of a frame's audio features.
 LATENT_WIDTH, AUDIO_WIDTH = 512, 768
-# Frames per second that one A100 consumes in training of the 7B model: half of its 312 TFLOP/s, over 6 x 7.6e9 FLOPs
-# per frame.
+# Frames per second that one A100 consumes when it trains the 7B model. A frame takes 6 x 7.6e9 FLOPs, and the GPU is
+# assumed to reach half of its peak of 312 TFLOP/s.
 A100_FRAMES_PER_S = 3400
 
 
 def write_synthetic(folder: str, size_bytes: int, audio_layers: int, context_frames: int) -> None:
-    """Write shards of about `size_bytes`: clips of Gaussian noise, each from 1 s to `context_frames` long."""
+    """Write shards of Gaussian noise with the layout of motion shards.
+
+    Args:
+        folder: Folder of the shards.
+        size_bytes: Approximate size of all shards together.
+        audio_layers: Number of layers of the audio features.
+        context_frames: Maximum length of a clip. The lengths are random, and at least 1 s.
+    """
     generator = np.random.default_rng(0)
     values_per_frame = LATENT_WIDTH + audio_layers * AUDIO_WIDTH
-    bytes_per_frame = 2 * values_per_frame  # float16
+    # A float16 number has 2 bytes.
+    bytes_per_frame = 2 * values_per_frame
     noise = generator.standard_normal((2 * context_frames, values_per_frame), dtype=np.float32)
+    # All clips are parts of this noise.
     pool = noise.astype(np.float16)
     written = number = 0
     with ShardWriter(folder, "train", samples_per_shard=64) as writer:
@@ -55,10 +68,21 @@ def write_synthetic(folder: str, size_bytes: int, audio_layers: int, context_fra
 def compare(shards: str, *, workers: int, rounds: int, epochs: int, config: PlanConfig) -> dict[str, Any]:
     """Measure the frames per second of the planned stream and of webdataset, in turn, over local shards.
 
-    Both decode the same arrays to float32 batches of at most `config.budget_frames`. `workers` processes read the
-    shards, and this process takes the batches. A round's rate is measured from its first batch on.
+    Both decode the same arrays to float32 batches of at most `config.budget_frames` frames. `workers` processes read
+    the shards, and this process takes the batches. A round's rate is measured from its first batch on.
+
+    Args:
+        shards: Local folder of the shards.
+        workers: Number of reading processes.
+        rounds: Number of times that each reader reads all epochs. The rates are medians over the rounds.
+        epochs: Number of times that each round reads the shards.
+        config: Sizes of the samples and batches.
+
+    Returns:
+        The options, the rates and the rates of each round, for JSON. `ratio` is the planned stream's rate over
+        webdataset's, and `times_an_a100_rank` the planned stream's rate over A100_FRAMES_PER_S.
     """
-    # This process works on one core only.
+    # Torch computes on one core in this process, for both readers.
     torch.set_num_threads(1)
     index = load_index(shards)
     ray.init(address="local", num_cpus=workers, include_dashboard=False, logging_level=logging.ERROR)
@@ -86,7 +110,11 @@ def compare(shards: str, *, workers: int, rounds: int, epochs: int, config: Plan
 
 
 def _rate(batches: Iterable[int]) -> dict[str, float]:
-    """Measure the frames per second after the first batch. The iterable yields each batch's number of frames."""
+    """Return the seconds to the first batch, and the frames per second after it.
+
+    Args:
+        batches: Reads the batches, and yields the number of frames of each.
+    """
     started = time.perf_counter()
     iterator = iter(batches)
     next(iterator)
@@ -97,6 +125,7 @@ def _rate(batches: Iterable[int]) -> dict[str, float]:
 
 
 def _planned(index: Index, config: PlanConfig, workers: int, epochs: int) -> Iterator[int]:
+    """Read the shards with the planned stream, and yield the number of real frames of each batch."""
     steps = sum(plan_epoch(index.frames, index.shard, config, epoch).steps for epoch in range(epochs))
     with PlannedStream(LatentReader(index), config, rank=0, ranks=1, start=Cursor(), steps=steps) as stream:
         for batch in stream:
@@ -104,6 +133,7 @@ def _planned(index: Index, config: PlanConfig, workers: int, epochs: int) -> Ite
 
 
 def _webdataset(index: Index, config: PlanConfig, workers: int, epochs: int) -> Iterator[int]:
+    """Read the shards with webdataset, and yield the number of frames of each batch."""
     urls = [f"{index.location.path}/{name}" for name in index.shard_names] * epochs
     dataset = cast(Any, WebDataset(urls, shardshuffle=False, empty_check=False)).decode()
     loader = DataLoader(
@@ -113,6 +143,7 @@ def _webdataset(index: Index, config: PlanConfig, workers: int, epochs: int) -> 
         prefetch_factor=4,
         multiprocessing_context="spawn",
     )
+    # Convert to float32 in memory that is used again for every batch, as the planned stream does.
     arena = Arena()
     for motion, audio, _frames in loader:
         for stored in (motion, audio):
@@ -123,8 +154,9 @@ def _webdataset(index: Index, config: PlanConfig, workers: int, epochs: int) -> 
 class _Pack:
     """Pack decoded clips into batches as a plain loader does: in order and without padding.
 
-    Batches stay float16, and the main process converts them. A loader whose workers convert to float32 is half as fast,
-    because each batch's shared memory is new and causes page faults. The comparison uses the faster way.
+    The batches stay float16, and the main process converts them to float32. A loader whose workers convert them is half
+    as fast, because each batch then needs new shared memory, which causes page faults. The comparison uses the faster
+    way.
     """
 
     def __init__(self, budget_frames: int, context_frames: int):
@@ -145,7 +177,7 @@ class _Pack:
             yield self._join(motion, audio)
 
     def _join(self, motion: list[np.ndarray], audio: list[np.ndarray]) -> tuple[torch.Tensor, ...]:
-        """Return motion [N, D], audio [N, L, F], and the number of frames of each piece."""
+        """Join the pieces of a batch: motion [N, D], audio [N, L, F], and the number of frames of each piece."""
         joined = []
         for pieces in (motion, audio):
             joined.append(torch.from_numpy(np.concatenate(pieces)))
@@ -153,9 +185,9 @@ class _Pack:
 
 
 def paper_lengths() -> np.ndarray:
-    """Draw the lengths of the paper's clips, in frames.
+    """Draw random lengths with the distribution of the paper's clips, in frames, int64 [440,000].
 
-    160K clips have up to 10 s (5 s on average), and 280K have 10..60 s (15 s on average).
+    160K clips have up to 10 s (5 s on average), and 280K clips have 10..60 s (15 s on average).
     """
     generator = np.random.default_rng(0)
     short = np.clip(generator.gamma(4, 1.27, 160_000), 0.4, 10)
@@ -166,13 +198,14 @@ def paper_lengths() -> np.ndarray:
 
 
 def measure_plan(config: PlanConfig) -> dict[str, Any]:
-    """Measure the time, peak memory and padding of planning one epoch of the paper's corpus."""
+    """Measure the time and the peak memory of planning one epoch of the paper's corpus, and the padding in the plan."""
     lengths = paper_lengths()
+    # 256 clips in each shard.
     shard = np.arange(len(lengths)) // 256
     started = time.perf_counter()
     plan = plan_epoch(lengths, shard, config, 0)
     seconds = time.perf_counter() - started
-    # Plan again for the memory, because tracemalloc slows the plan down.
+    # Plan again to measure the memory, because tracemalloc makes planning slower.
     tracemalloc.start()
     plan_epoch(lengths, shard, config, 0)
     _, peak_bytes = tracemalloc.get_traced_memory()

@@ -1,4 +1,7 @@
-"""Compare bulk dubbing with a loop of `xactor animate` over the same rows, with one torch thread in each process."""
+"""Compare bulk dubbing with a loop of `xactor animate` over the same rows, with one torch thread in each process.
+
+Each row describes one video to make: the files of its portrait and its speech, and options.
+"""
 
 import json
 import os
@@ -13,28 +16,30 @@ from pathlib import Path
 from _checkout import CHECKOUT
 from xactor.rates import FPS
 
+# Stages of bulk dubbing. Each has a pool of actors.
 STAGES = ("decode", "motion", "render", "encode")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Hold the times of one way of making videos."""
+    """Hold the times of one way to make the videos."""
 
     name: str
     """`loop`, or bulk dubbing with `one` or `two` render workers."""
     seconds: float
-    """Seconds for all rows, from the command's start to its end."""
+    """Seconds that a run over all rows takes, from the command's start to its end."""
     few_s: float
-    """Seconds for a third of the rows."""
+    """Seconds that a run over a third of the rows takes."""
     rate: float
-    """Seconds of video per second while videos are made.
+    """Seconds of video that are made per second, without the time in which the command starts and ends.
 
-    It is the difference in video between both runs (all rows, a third of them), divided by the difference in time.
+    The two runs differ by two thirds of the rows. The rate is the length of these videos, divided by the difference of
+    the two runs' times.
     """
     starting_s: float
-    """Seconds that the command takes to start and to end: `seconds` minus the time to make the videos at `rate`."""
+    """Seconds in which the command starts and ends: `seconds` minus the time to make all videos at `rate`."""
     occupancy: dict[str, float] | None = None
-    """Share of the time in which each stage's actors worked; None for the loop."""
+    """By stage, the share of the time to make the videos in which the stage's actors worked; None for the loop."""
 
 
 def bench_dub(
@@ -47,6 +52,14 @@ def bench_dub(
     options: dict[str, object],
 ) -> dict[str, object]:
     """Measure the loop and bulk dubbing on the same rows, and return figures for JSON.
+
+    Args:
+        model: Model folder.
+        images: Files of the portraits. The rows use them in turn.
+        audios: Files of the speech. The rows use them in turn.
+        rows: Number of rows, at least 3.
+        folder: Folder for the videos.
+        options: Options of `xactor animate` that every row has.
 
     Raises:
         RuntimeError: A command fails, or the videos have different lengths.
@@ -87,14 +100,15 @@ class Made:
     video_s: float
     """Seconds of video that the command made."""
     actor_s: dict[str, float] = field(default_factory=dict)
-    """Seconds that the actors worked, by stage."""
+    """Seconds that a stage's actors worked, all together, by stage."""
     actors: dict[str, int] = field(default_factory=dict)
     """Number of actors, by stage."""
 
 
 def _timing(name: str, few: Made, complete: Made) -> Timing:
-    """Compute the times from a run over a third of the rows and one over all rows."""
+    """Compute the times from a run over a third of the rows and a run over all rows."""
     rate = (complete.video_s - few.video_s) / (complete.seconds - few.seconds)
+    # The time to make the videos, without the start and the end of the command.
     making_s = complete.video_s / rate
     occupancy = {
         stage: worked_s / (complete.actors[stage] * making_s) for stage, worked_s in complete.actor_s.items()
@@ -110,7 +124,7 @@ def _timing(name: str, few: Made, complete: Made) -> Timing:
 
 
 def _loop(model: str, items: list[dict], output: Path) -> Made:
-    """Make the videos with one `xactor animate` command, which makes one after another."""
+    """Make the videos with a single `xactor animate` command, which makes one video after another."""
     output.mkdir()
     manifest = output / "rows.jsonl"
     rows = [
@@ -124,7 +138,7 @@ def _loop(model: str, items: list[dict], output: Path) -> Made:
 
 
 def _dub(model: str, render_actors: int, items: list[dict], output: Path) -> Made:
-    """Make the videos with bulk dubbing."""
+    """Make the videos with bulk dubbing, with `render_actors` actors that render and one actor in each other stage."""
     output.mkdir()
     manifest = output / "rows.jsonl"
     manifest.write_text("".join(json.dumps(item) + "\n" for item in items))
@@ -134,6 +148,7 @@ def _dub(model: str, render_actors: int, items: list[dict], output: Path) -> Mad
     actors["render"] = render_actors
     for stage, count in actors.items():
         command += [f"--pools.{stage}.min", str(count), f"--pools.{stage}.max", str(count)]
+        # At 0.4 CPUs each, the five actors of a run with two render actors need two CPUs in all.
         command += [f"--pools.{stage}.cpus", "0.4"]
     seconds = _timed(command)
     spent = json.loads((output / "bill.json").read_text())["stage_s"]
@@ -146,7 +161,7 @@ def _dub(model: str, render_actors: int, items: list[dict], output: Path) -> Mad
 
 
 def _timed(command: list[str]) -> float:
-    """Run a command and return the seconds that it took."""
+    """Run a command and return the seconds that it took. Raise RuntimeError if the command fails."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     begun = time.monotonic()
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
@@ -156,11 +171,12 @@ def _timed(command: list[str]) -> float:
 
 
 def _video_s(output: Path, items: list[dict]) -> float:
+    """Return the length of all videos in a folder together, in seconds."""
     return sum(_frames(output, items)) / FPS
 
 
 def _frames(output: Path, items: list[dict]) -> list[int]:
-    """Return the number of frames of each video."""
+    """Return the number of frames of each row's video, <output>/<id>.mp4."""
     import av
 
     counts = []

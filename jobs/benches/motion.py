@@ -1,6 +1,8 @@
 """Measure the motion engine: its cache, its batching of streams, its speed, and the memory of an hour-long run.
 
-The weights are random, which does not change the speed. Ray is not needed.
+A stream is the motion of one recording. The engine generates it in chunks of frames and puts several streams into one
+forward pass. Its cache holds the keys and values of the frames before a chunk, the history. The weights are random,
+which does not change the speed. Ray is not needed.
 """
 
 import resource
@@ -28,7 +30,8 @@ from xactor.motion import (
 from xactor.motion.sampling_plan import sampling_plan
 from xactor.randomness import frame_noise
 
-# Sizes of Qwen2.5 (0.5B and 7B) and smaller ones of the same shape: hidden, layers, heads, key-value heads, mlp.
+# Sizes of Qwen2.5 (0.5B and 7B) and of smaller models with its architecture: width, layers, heads, key-value heads, MLP
+# width.
 SIZES = {
     "3M": (256, 4, 4, 2, 512),
     "15M": (512, 4, 8, 2, 1536),
@@ -36,12 +39,17 @@ SIZES = {
     "0.5B": (896, 24, 14, 2, 4864),
     "7B": (3584, 28, 28, 4, 18944),
 }
-# Layers and width of Wav2Vec2 base's features.
+# Layers L and width F of the audio features, as from Wav2Vec2 base.
 AUDIO = (4, 768)
+# The engine pauses a stream that is this many frames ahead of its viewer. Streams without a viewer must never pause.
+_NEVER_AHEAD_FRAMES = 10**9
 
 
 def make_model(size: str) -> MotionTransformer:
-    """Make a model with random weights and the paper's context and chunk, bfloat16 on a GPU and float32 on a CPU."""
+    """Make a motion model of a size in SIZES, with random weights and the paper's lengths of context and chunk.
+
+    The weights are bfloat16 on a GPU and float32 on a CPU.
+    """
     hidden, layers, heads, kv_heads, mlp = SIZES[size]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = Qwen2Config(
@@ -75,11 +83,14 @@ def speech(frames: int, seed: int = 0) -> Tensor:
 
 
 def compare_cache(size: str, *, steps: int, rounds: int) -> dict[str, Any]:
-    """Time one chunk after a full history: with the cache, and with the history recomputed in every DDIM step."""
+    """Time one chunk after a full history: with the cache, and with the history recomputed in every DDIM step.
+
+    The two ways make `rounds` chunks each, in turn. The times are medians.
+    """
     model = make_model(size)
     chunk, history = model.config.chunk_frames, model.config.context_frames - model.config.chunk_frames
     config, window = SamplingConfig(steps=steps), model.config.audio_window
-    engine = MotionEngine(model, max_streams=1, run_ahead_frames=10**9)
+    engine = MotionEngine(model, max_streams=1, run_ahead_frames=_NEVER_AHEAD_FRAMES)
     stream = engine.open(seed=0, config=config)
     stream.feed(speech(history + rounds * chunk + window))
     _step_until(engine, stream, history)
@@ -105,24 +116,28 @@ def compare_cache(size: str, *, steps: int, rounds: int) -> dict[str, Any]:
 def uncached_chunk(model: MotionTransformer, past: Tensor, audio: Tensor, config: SamplingConfig) -> Tensor:
     """Make the same chunk as the engine with seed 0, but without a cache.
 
+    Symbols: H frames of history, n frames of the chunk, w frames of sound that the model hears on each side of a frame.
+
     Args:
         model: The motion model.
-        past: The standardised history [1, H, D].
-        audio: Features of the history, the chunk and w frames after it, [H + n + w, L, F].
-        config: How motion is sampled.
+        past: The standardised latents of the history, [1, H, D].
+        audio: Audio features of the history, of the chunk and of the w frames after the chunk, [H + n + w, L, F].
+        config: The sampling options.
 
     Returns:
-        The standardised chunk [1, n, D].
+        The standardised latents of the chunk, [1, n, D].
     """
     scheduler, h, chunk = MotionScheduler(), past.shape[1], model.config.chunk_frames
     window, device = model.config.audio_window, past.device
     plan = sampling_plan(h, chunk, h, config).to(device)
     eps = frame_noise(0, "history", 0, h, past.shape[2]).to(past)[None]
     noised = scheduler.add_noise(past, eps, plan[:1, :h])
-    # The first frame's audio window reaches before the start. `audio_real` is False on these padded frames.
+    # The audio window of the first frame reaches w frames before the start of the sound. Pad these frames with zeros;
+    # `audio_real` is False for them.
     padded = torch.nn.functional.pad(audio, (0, 0, 0, 0, window, 0)).expand(2, -1, -1, -1).to(device)
     audio_real = (torch.arange(h + chunk + 2 * window, device=device) >= window).expand(2, -1)
-    # Both guidance branches are in one pass, as in the engine. The first keeps the audio, the second drops it.
+    # Both branches of classifier-free guidance are in one pass, as in the engine: the first with audio, the second
+    # without.
     branches = model.embed_audio(padded, torch.tensor([1.0, 0.0], device=device))
     z = frame_noise(0, "chunk", h, chunk, past.shape[2]).to(past)[None]
     for k, k_next in zip(plan[:-1, None], plan[1:, None], strict=True):
@@ -134,10 +149,10 @@ def uncached_chunk(model: MotionTransformer, past: Tensor, audio: Tensor, config
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Describe a recording that arrives some time after the start of the measurement."""
+    """Describe a request for the motion of one recording."""
 
     number: int
-    """The request's number, which is also its seed."""
+    """Number of the request, also the seed of its motion and of its audio features."""
     frames: int
     """Length of the recording, in frames."""
     arrives_s: float
@@ -149,9 +164,14 @@ def compare_batching(
 ) -> dict[str, Any]:
     """Compare three ways to serve the same requests.
 
-    The engine admits a request at any time. The other two ways serve one request after another, or batches of all
-    requests that have arrived. The requests arrive twice as fast as they can be served one by one. The three ways
-    take turns in every round. The figures and their ratio use medians over the rounds.
+    The engine admits a request at any time, into the batch of the running streams. The other two ways serve one request
+    after another, or one batch after another, where a batch is all requests that have arrived. The requests arrive
+    twice as fast as they can be served one after another. The three ways take turns in every round. There are `streams`
+    requests, each for `chunks` chunks.
+
+    Returns:
+        The options, the figures of each way as medians over the rounds, and the engine's frames per second divided by
+        those of the faster of the other two ways.
     """
     model = make_model(size)
     config = SamplingConfig(steps=steps)
@@ -187,11 +207,16 @@ def _serve(
 ) -> dict[str, float]:
     """Serve requests as they arrive.
 
-    Args:
-        admit: `any` admits a request when it arrives, `one` when the request before is finished, and `batch` admits all
-            that have arrived when the batch before is finished.
+    The rule of admission is `admit`. `any` admits each request when it arrives. `one` admits the next request when the
+    previous request is finished. `batch` admits all requests that have arrived when the previous batch is finished.
+
+    Returns:
+        `seconds` in which all requests were served; `frames_per_s` of all requests together; and the median and the
+        95th percentile of the seconds from a request's arrival to its first chunk.
     """
-    engine = MotionEngine(model, max_streams=len(requests), max_batch=max_batch, run_ahead_frames=10**9)
+    engine = MotionEngine(
+        model, max_streams=len(requests), max_batch=max_batch, run_ahead_frames=_NEVER_AHEAD_FRAMES
+    )
     waiting, running = list(requests), {}
     first_s: dict[int, float] = {}
     made = 0
@@ -211,6 +236,7 @@ def _serve(
             running[stream] = request
             waiting.remove(request)
         if not engine.step():
+            # No stream has work, so wait for the next request.
             time.sleep(0.0005)
         for stream, request in list(running.items()):
             made += len(stream.take())
@@ -230,10 +256,16 @@ def _serve(
 
 
 def measure_rate(size: str, *, config: SamplingConfig, rounds: int) -> dict[str, Any]:
-    """Measure one stream with a full history: frames per second, and the seconds that one second of motion takes."""
+    """Measure the speed of one stream with a full history, as medians over `rounds` chunks.
+
+    Returns:
+        The options; `frames_per_s`; `real_time_factor`, the seconds that one second of motion takes; `first_frames_s`,
+        the seconds from the start of a chunk to its first finished frames; and on a GPU `of_the_bandwidth_floor`, the
+        time to read all weights from memory in every forward pass, as a fraction of the measured time.
+    """
     model = make_model(size)
     chunk, history = model.config.chunk_frames, model.config.context_frames - model.config.chunk_frames
-    engine = MotionEngine(model, max_streams=1, run_ahead_frames=10**9)
+    engine = MotionEngine(model, max_streams=1, run_ahead_frames=_NEVER_AHEAD_FRAMES)
     stream = engine.open(seed=0, config=config)
     stream.feed(speech(history + (rounds + 1) * chunk + model.config.audio_window))
     _step_until(engine, stream, history)
@@ -256,16 +288,17 @@ def measure_rate(size: str, *, config: SamplingConfig, rounds: int) -> dict[str,
         "first_frames_s": median(first_frames_s),
     }
     if torch.cuda.is_available():
-        # Every pass reads all weights, so the memory's bandwidth bounds its time from below.
+        # Every forward pass reads all weights, so it takes at least the time to read them from memory.
         weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-        # The engine makes a pass for each step from one row of the plan to the next, and one over the history.
+        # The plan has a row of noise levels before the first step and after every step. The engine makes one pass for
+        # each step and one pass over the history, so the number of passes is the number of rows.
         passes = len(sampling_plan(0, chunk, 1, config))
         row["of_the_bandwidth_floor"] = passes * weight_bytes / memory_bandwidth() / median(chunk_s)
     return row
 
 
 def memory_bandwidth() -> float:
-    """Measure the GPU's memory bandwidth by a copy, in bytes read and written per second."""
+    """Measure the GPU's memory bandwidth with copies of 1 GiB: bytes read plus bytes written, per second."""
     source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     target.copy_(source)
@@ -273,13 +306,14 @@ def memory_bandwidth() -> float:
 
 
 def measure_length(size: str, *, minutes: int, steps: int) -> dict[str, Any]:
-    """Compare the time and memory of a chunk in a stream's last minute with those in its second minute.
+    """Compare the time of a chunk and the memory in the last minute of a long stream with those in a second minute.
 
     The first minute fills the context. A machine's speed changes over an hour. Therefore the last minute of the long
-    stream and the second minute of a new stream are both timed at the end, chunk by chunk in turn.
+    stream and the second minute of a new stream are both timed at the end, chunk by chunk in turn. The memory is that
+    of the long stream, at the start of its second minute and at the start of its last minute.
 
     Raises:
-        ValueError: There is no second minute.
+        ValueError: `minutes` is below 2.
     """
     if minutes < 2:
         raise ValueError(f"minutes must be >= 2, got {minutes}")
@@ -296,6 +330,7 @@ def measure_length(size: str, *, minutes: int, steps: int) -> dict[str, Any]:
         return engine, stream
 
     def make_chunk(engine: MotionEngine, stream: MotionStream) -> None:
+        """Feed the sound of one chunk, and make the chunk."""
         stream.feed(chunk_speech)
         _drain(engine, stream)
 
@@ -331,13 +366,14 @@ def _step_until(engine: MotionEngine, stream: MotionStream, made: int) -> None:
 
 
 def _drain(engine: MotionEngine, stream: MotionStream) -> None:
-    """Step the engine until all sound is used, as if a viewer played each frame at once."""
+    """Step the engine until all sound is used. Mark each frame as played at once, so that the stream does not pause."""
     while engine.step():
         stream.take()
         stream.played = stream.made
 
 
 def _seconds(action: Callable[[], Any]) -> float:
+    """Do something and return the seconds that it took, with the GPU's work that it started."""
     _synchronize()
     begun = time.perf_counter()
     action()
@@ -346,12 +382,13 @@ def _seconds(action: Callable[[], Any]) -> float:
 
 
 def _synchronize() -> None:
+    """Wait until the GPU, if there is one, has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def _memory_mb() -> float:
-    """Return the memory in use now, in MB: the GPU's, or the process's without a GPU."""
+    """Return the memory in use now, in MB: memory of the GPU, or of this process if there is no GPU."""
     if torch.cuda.is_available():
         return torch.cuda.memory_allocated() / 1e6
     with suppress(OSError), open("/proc/self/statm", encoding="ascii") as file:

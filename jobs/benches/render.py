@@ -50,9 +50,10 @@ class Case:
     steps: int
     """DDIM steps per window."""
     kind: Literal["cached", "uncached", "animatediff"] = "cached"
-    """`cached` computes the reference once, `uncached` for every window; `animatediff` is diffusers' own pipeline."""
+    """`cached` and `uncached` are our renderer, which computes the reference (the features of the portrait that it
+    copies from) once or for every window; `animatediff` is diffusers' AnimateDiff pipeline."""
     rounds: int = 3
-    """Number of windows that are timed, after one that warms up."""
+    """Number of windows that are timed, after one window that warms up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class Measured:
 
 
 def measure(cases: list[Case]) -> Iterator[dict[str, Any]]:
-    """Yield each case with its figures, as soon as it is measured."""
+    """Measure each case in a separate process. Yield the fields of the `Case` and of its `Measured` when it is done."""
     for case in cases:
         with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
             yield asdict(case) | asdict(pool.submit(run_case, case).result())
@@ -85,15 +86,25 @@ class Long:
     peak_mb: float
     """Peak of the GPU's memory, or of the process's memory on a CPU, in MB."""
     at_seams: float
-    """Mean absolute difference of successive frames where two windows share frames, in grey levels."""
+    """Mean absolute difference of two successive frames, in grey levels, where at least one belongs to two windows."""
     elsewhere: float
-    """Mean absolute difference of successive frames elsewhere, in grey levels."""
+    """Mean absolute difference of all other pairs of successive frames, in grey levels."""
 
 
 def measure_lengths(
     model: str, image: str, seconds: Sequence[float], *, steps: int
 ) -> Iterator[dict[str, Any]]:
-    """Make a video of each length in a separate process, and yield its figures."""
+    """Make and measure a video of each length, each in a separate process.
+
+    Args:
+        model: Folder of a pipeline.
+        image: File of the portrait.
+        seconds: Lengths of the videos, in seconds.
+        steps: DDIM steps per chunk of motion and per window of frames.
+
+    Yields:
+        The fields of `Long` for each video.
+    """
     for length_s in seconds:
         with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
             yield asdict(pool.submit(run_long, model, image, length_s, steps).result())
@@ -115,9 +126,10 @@ def run_long(model: str, image: str, seconds: float, steps: int) -> Long:
             differences.append(float(np.abs(current - previous).mean()))
         previous = current
     took_s = time.perf_counter() - begun
-    # A window's first `overlap_frames` frames are blended with the window before. The differences into, inside and out
-    # of these frames are seams.
-    later_frame = np.arange(1, len(differences) + 1)  # number of the second frame of each difference
+    # The first `overlap_frames` frames of each later window are blended with the previous window. A difference is at a
+    # seam if at least one of its two frames is such a blended frame.
+    # Number of the second of the two frames of each difference.
+    later_frame = np.arange(1, len(differences) + 1)
     is_seam = (later_frame >= config.stride) & (later_frame % config.stride <= config.overlap_frames)
     peak_mb = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else _peak_rss_mb()
     grey_levels = np.array(differences)
@@ -139,7 +151,7 @@ def run_case(case: Case) -> Measured:
     render_window = prepare(case, device, dtype)
     # The first window warms up.
     render_window()
-    # On a GPU, do not count the memory that was needed to make the models.
+    # On a GPU, leave out the memory that only the creation of the models needed. The peak of a process cannot be reset.
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
@@ -174,7 +186,7 @@ def _ours(case: Case, device: torch.device, dtype: torch.dtype) -> Callable[[], 
 
 
 def _animatediff(case: Case, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
-    """Return a function that renders a window with diffusers' AnimateDiff, with a UNet of the same widths."""
+    """Return a function that renders a window with diffusers' AnimateDiff, with a UNet of the same widths as ours."""
     parts = make_parts(case.size, case.image_size, device)
     ours = parts.unet.config
     names = (
@@ -198,6 +210,7 @@ def _animatediff(case: Case, device: torch.device, dtype: torch.dtype) -> Callab
         scheduler=parts.scheduler,
     ).to(device, dtype)
     pipeline.set_progress_bar_config(disable=True)
+    # Embeddings of CLIP's 77 text tokens.
     text = torch.randn(1, 77, ours["cross_attention_dim"], device=device, dtype=dtype)
 
     def render_window() -> None:
@@ -208,6 +221,8 @@ def _animatediff(case: Case, device: torch.device, dtype: torch.dtype) -> Callab
             height=case.image_size,
             width=case.image_size,
             num_inference_steps=case.steps,
+            # As in our renderer: the guidance scale that RenderConfig has by default, and four frames in a pass of the
+            # VAE's decoder.
             guidance_scale=2.5,
             decode_chunk_size=4,
             output_type="np",
@@ -217,7 +232,13 @@ def _animatediff(case: Case, device: torch.device, dtype: torch.dtype) -> Callab
 
 
 def make_parts(size: Size, image_size: int, device: torch.device) -> Components:
-    """Make networks with random weights. Those of SD1.5's size are made on the device, because a CPU takes long."""
+    """Make our renderer's networks with random weights. On a CPU, networks of SD1.5's size would take long to make.
+
+    Args:
+        size: Size of the networks.
+        image_size: Side of the pictures, in pixels.
+        device: Device on which networks of SD1.5's size are made.
+    """
     if size == "tiny":
         return random_components(image_size=image_size)
     latent_size = image_size // 8
@@ -239,4 +260,5 @@ def make_parts(size: Size, image_size: int, device: torch.device) -> Components:
 
 
 def _peak_rss_mb() -> float:
+    """Return the peak of this process's resident memory, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

@@ -1,4 +1,4 @@
-"""Write a bench's figures, with the command and the environment that they depend on."""
+"""Write the figures of a benchmark, with the command and the environment (machine and versions) that they depend on."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ BENCHMARKS = Path("infra/benchmarks")
 
 
 def save_results(output: Path, figures: Mapping[str, Any]) -> None:
-    """Write figures to a JSON file, with the command and the environment, and print the file's name."""
+    """Write figures to a JSON file, with the command line and the environment, and print the file's path."""
     from xactor_platform.cluster.environment import environment
 
     results = {

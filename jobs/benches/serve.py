@@ -1,4 +1,8 @@
-"""Measure the time that the service adds to the pipeline, and the service's throughput under overload."""
+"""Measure the time that the service adds to the pipeline's first fragment, and the service's throughput under overload.
+
+A fragment is a piece of an mp4 that a player can show before the rest exists. The service sends each fragment as soon
+as the fragment is finished.
+"""
 
 import asyncio
 import contextlib
@@ -28,12 +32,13 @@ from xactor.media import FragmentedVideo
 from xactor.motion import SamplingConfig
 from xactor.render import RenderConfig
 
+# Maximum time of one request, in seconds.
 TIMEOUT_S = 120
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """Hold the request to repeat."""
+    """Hold the content of a request, which the measurements send repeatedly."""
 
     image: bytes
     """The portrait's file."""
@@ -42,21 +47,25 @@ class Load:
     seconds: float
     """Length of the sound, in seconds."""
     fields: dict[str, str]
-    """The other form fields."""
+    """The other form fields: options of the video."""
 
     def of_another(self, number: int) -> "Load":
-        """Return the same request with a portrait that the service has not cached.
+        """Return the same request with another portrait, so that the service cannot use its cache.
 
-        The portrait is brighter by amounts that nobody sees.
+        The new portrait is the old one, brighter by amounts that nobody sees.
+
+        Args:
+            number: Number of the new portrait, from 0 to 511. Each number gives a different portrait.
         """
         picture = np.asarray(Image.open(io.BytesIO(self.image)).convert("RGB")).astype(int)
-        # The digits of `number` in base 8 are added to red, green and blue, so each number gives another picture.
+        # Add the three digits of `number` in base 8 to red, green and blue.
         brighter = (picture + np.array([number % 8, number // 8 % 8, number // 64])).clip(0, 255)
         portrait = io.BytesIO()
         Image.fromarray(brighter.astype(np.uint8)).save(portrait, "PNG")
         return replace(self, image=portrait.getvalue())
 
     def form(self) -> aiohttp.FormData:
+        """Return the request as a new form."""
         form = aiohttp.FormData()
         form.add_field("image", self.image, filename="face.png")
         form.add_field("audio", self.audio, filename="speech.wav")
@@ -76,13 +85,13 @@ class Answer:
     last_s: float = 0.0
     """Seconds from the request to the last bytes of the answer."""
     late: int = 0
-    """Number of fragments that came too late for a viewer who starts to play at the first fragment."""
+    """Number of fragments that came too late for a viewer who starts to play when the first fragment arrives."""
     fragments: int = 0
-    """Number of all fragments."""
+    """Number of fragments of the video."""
 
 
 def wav(samples: np.ndarray) -> bytes:
-    """Return samples as a 16-bit WAV file. They are float32 [N] in -1..1, mono, 16 kHz."""
+    """Return the bytes of a 16-bit WAV file. The samples are float32 [N] in -1..1, mono, 16 kHz."""
     speech = io.BytesIO()
     with wave.open(speech, "wb") as file:
         file.setnchannels(1)
@@ -93,7 +102,7 @@ def wav(samples: np.ndarray) -> bytes:
 
 
 async def ask(session: aiohttp.ClientSession, url: str, load: Load) -> Answer:
-    """Send one request and time its answer."""
+    """Send one request to <url>/v1/videos and time its answer. A request that breaks off has status 0."""
     begun = time.perf_counter()
     try:
         async with session.post(f"{url}/v1/videos", data=load.form()) as answer:
@@ -103,27 +112,38 @@ async def ask(session: aiohttp.ClientSession, url: str, load: Load) -> Answer:
             arrivals = [time.perf_counter() - begun async for _ in answer.content.iter_any()]
     except (aiohttp.ClientError, TimeoutError):
         return Answer(status=0)
-    # All fragments have the same length. A viewer needs fragment n at n such lengths after the first fragment.
+    # All fragments have the same length. A viewer needs fragment n when n such lengths have passed since the first
+    # fragment arrived.
     fragment_s = load.seconds / len(arrivals)
     late = sum(arrival > arrivals[0] + number * fragment_s for number, arrival in enumerate(arrivals))
     return Answer(status=200, first_s=arrivals[0], last_s=arrivals[-1], late=late, fragments=len(arrivals))
 
 
 async def _send_all(url: str, load: Load, starts_s: list[float]) -> list[Answer]:
-    """Send requests at the given times, in an open loop: no request waits for the answers to earlier ones."""
+    """Send requests at the given times, in an open loop: no request waits for the answers to earlier requests.
+
+    Args:
+        url: URL of the service.
+        load: The request.
+        starts_s: Time of each request, in seconds from now.
+
+    Returns:
+        The answers to all requests, in their order.
+    """
 
     async def send_at(session: aiohttp.ClientSession, start_s: float) -> Answer:
         await asyncio.sleep(start_s)
         return await ask(session, url, load)
 
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+    # A limit of 0 allows any number of connections, so that the client delays no request.
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
         return list(await asyncio.gather(*(send_at(session, start_s) for start_s in starts_s)))
 
 
 def first_fragments(url: str, load: Load, *, requests: int) -> list[float]:
-    """Measure the seconds to the first fragment of each request. The requests are sent one after another.
+    """Return the seconds to the first fragment of each request. The requests are sent one after another.
 
     Raises:
         RuntimeError: A request fails.
@@ -140,7 +160,13 @@ def first_fragments(url: str, load: Load, *, requests: int) -> list[float]:
 
 
 def under_load(url: str, load: Load, *, rate: float, seconds: float) -> dict[str, Any]:
-    """Send `rate` requests per second, evenly spaced, for `seconds`, and measure their answers."""
+    """Send `rate` requests per second, evenly spaced, for `seconds`, and measure their answers.
+
+    Returns:
+        Figures for JSON: the number of answers by HTTP status; the videos and the frames that were finished per second;
+        median and 95th percentile of the seconds to the first fragment; and the share of fragments that came on time
+        (see `Answer.late`).
+    """
     starts_s = np.arange(max(round(rate * seconds), 1)) / rate
     begun = time.perf_counter()
     answers = asyncio.run(_send_all(url, load, starts_s.tolist()))
@@ -162,14 +188,14 @@ def under_load(url: str, load: Load, *, rate: float, seconds: float) -> dict[str
 
 
 def held_up(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return how well the throughput holds up at rates above the one with the peak.
+    """Return how far the throughput falls when requests arrive faster than at the peak of the throughput.
 
     Args:
-        rows: Rows of `under_load` by rising rate.
+        rows: Results of `under_load`, by rising rate of requests.
 
     Returns:
-        The peak throughput; the lowest throughput at the peak's rate or above, as a fraction of the peak; and the
-        statuses other than 200 (success) and 429 and 503 (refusals).
+        The peak throughput; the lowest throughput at the rate of the peak or at a higher rate, as a fraction of the
+        peak; and the HTTP statuses that are neither 200 (success) nor 429 or 503 (refusals).
     """
     peak = max(range(len(rows)), key=lambda index: rows[index]["frames_per_s"])
     statuses = {status for row in rows for status in row["statuses"]}
@@ -186,7 +212,8 @@ def memory_under_load(url: str, load: Load, *, rate: float, seconds: float, part
     The time is divided into parts of `part_s` seconds.
 
     Returns:
-        The row of `under_load`, with the median memory in MiB in the second part and in the last part.
+        The figures of `under_load`, with the median memory in the second part and in the last part, both in MiB, and
+        the ratio of last to second.
     """
     # Seconds since the start, and memory in MiB.
     samples: list[tuple[float, float]] = []
@@ -203,16 +230,16 @@ def memory_under_load(url: str, load: Load, *, rate: float, seconds: float, part
     finally:
         ended.set()
         watcher.join()
-    # The first part is left out, because caches and pools fill then. After `seconds` there is no load any more.
+    # Leave out the first part, in which caches and pools fill, and the time after `seconds`, which has no load.
     early = median(mib for at_s, mib in samples if part_s <= at_s < 2 * part_s)
     late = median(mib for at_s, mib in samples if seconds - part_s <= at_s < seconds)
     return {**row, "seconds": seconds, "early_mib": early, "late_mib": late, "late_over_early": late / early}
 
 
 def _children_mib() -> float:
-    """Return the sum of the resident memory of all descendants, in MiB.
+    """Return the sum of the resident memory of all processes that this process has started, in MiB.
 
-    It is an upper bound, because shared memory counts once for each process.
+    The sum is an upper bound, because memory that processes share counts once for each of them.
     """
     total = 0
     for process in psutil.Process().children(recursive=True):
@@ -222,7 +249,13 @@ def _children_mib() -> float:
 
 
 def bare_first_fragment(pipeline, load: Load, folder: Path) -> float:
-    """Animate the portrait in this process, without a service, and return the seconds to the first fragment."""
+    """Animate the portrait in this process, without a service, and return the seconds to the first fragment.
+
+    Args:
+        pipeline: The loaded `XActorPipeline`.
+        load: The portrait, the sound and the options.
+        folder: Folder for the sound's file.
+    """
     audio = folder / "speech.wav"
     audio.write_bytes(load.audio)
     motion = SamplingConfig(steps=int(load.fields["motion_steps"]))
@@ -242,7 +275,7 @@ def bare_first_fragment(pipeline, load: Load, folder: Path) -> float:
 
 @serve.deployment(ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=100)
 class EmptyMotion:
-    """Return chunks of zeros."""
+    """Replace the motion deployment: return chunks of zeros, without a model."""
 
     def __init__(self, facts: MotionFacts):
         self._facts = facts
@@ -253,7 +286,7 @@ class EmptyMotion:
 
 @serve.deployment(ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=100)
 class EmptyRender:
-    """Return windows of black frames."""
+    """Replace the render deployment: return windows of black frames, without a model."""
 
     def __init__(self, facts: RenderFacts):
         self._facts = facts
@@ -265,9 +298,10 @@ class EmptyRender:
 
 @serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=100)
 class EmptyIngress:
-    """Receive the service's form, and call the empty deployments as often as a first fragment needs.
+    """Replace the ingress: receive the form, and call the empty deployments as often as the first fragment needs.
 
-    The motion deployment is called once per chunk of the first window, and the render deployment once.
+    The first fragment needs one window of frames. So the motion deployment is called once for each chunk in the first
+    window, and the render deployment once.
     """
 
     def __init__(self, motion: DeploymentHandle, render: DeploymentHandle, facts: MotionFacts, size: int):
@@ -307,7 +341,7 @@ class EmptyIngress:
 
 
 def empty_graph(motion: MotionFacts, render: RenderFacts) -> Application:
-    """Return the empty graph for models of the given shapes."""
+    """Return the Serve application without models. Its results have the shapes that the given models' results have."""
     return EmptyIngress.bind(EmptyMotion.bind(motion), EmptyRender.bind(render), motion, render.image_size)
 
 
@@ -316,9 +350,14 @@ def added(
 ) -> dict[str, float]:
     """Measure the time that the service adds to the pipeline's first fragment, and the time of the empty graph.
 
-    Service, pipeline and empty graph are measured in turn, because the machine's speed drifts. The added time is the
-    median of the rounds' differences. Each round uses another portrait, from number `first` on, because the service
-    caches what it computes from a portrait.
+    Service, pipeline and empty graph are measured in turn, because the machine's speed drifts. Each round uses another
+    portrait, because the service caches what it computes from a portrait. The portraits are those of `Load.of_another`
+    with the numbers from `first` on.
+
+    Returns:
+        The median seconds to the first fragment of the service, of the pipeline (`bare_s`) and of the empty graph;
+        `added_s`, the median of the rounds' differences between service and pipeline; and the added time divided by
+        that of the empty graph.
     """
     served_s, bare_s, empty_s = [], [], []
     for number in range(first, first + rounds):

@@ -1,6 +1,6 @@
-"""Compare a step of the training loop with the same engine on resident batches, and FlexAttention with SDPA.
+"""Compare a step of the training loop with a step on resident batches, and FlexAttention with SDPA.
 
-Resident batches are on the model's device before the step begins.
+Resident batches are on the model's device before the step begins. Both steps use the same DeepSpeed engine.
 """
 
 import dataclasses
@@ -27,16 +27,25 @@ from xactor_platform.training.stage2_config import Stage2Config
 
 
 def compare_loop(config: Stage2Config, *, rounds: int, use_gpu: bool) -> dict[str, Any]:
-    """Compare `train_step` over the planned stream with the same engine on resident batches, on one rank.
+    """Compare `train_step` on batches of the data stream with the same engine on resident batches, on one rank.
 
-    The two take turns, step by step, and get the same numbers of samples and frames. The ratio is the median of the
-    steps' ratios.
+    The two take turns, step by step, and get the same numbers of samples and frames.
+
+    Args:
+        config: Configuration of the training. The shards are replaced by noise.
+        rounds: Number of steps that are timed, after one step that warms up.
+        use_gpu: Whether the training worker gets a GPU.
+
+    Returns:
+        Figures for JSON: sizes; the median seconds of both steps; `ratio`, the median of the steps' ratios of loop to
+        resident; and the frames per second, the share of waiting for data and the model FLOPs utilisation of the loop.
     """
     with tempfile.TemporaryDirectory() as folder:
-        # Twice as many frames as the timed steps need.
+        # Write twice as many frames as the timed steps need.
         frames = 2 * rounds * config.train.micro_batches * config.train.budget_frames
         shards = f"{folder}/shards"
-        bytes_per_frame = 2 * (LATENT_WIDTH + AUDIO_WIDTH)  # float16, one audio layer
+        # A float16 number has 2 bytes. The audio features have one layer.
+        bytes_per_frame = 2 * (LATENT_WIDTH + AUDIO_WIDTH)
         write_synthetic(shards, frames * bytes_per_frame, 1, config.model.context_frames)
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, shards=shards))
         gpu = {"GPU": 1} if use_gpu else {}
@@ -57,12 +66,13 @@ def compare_loop(config: Stage2Config, *, rounds: int, use_gpu: bool) -> dict[st
 
 
 def _measure(options: dict[str, Any]) -> dict[str, Any]:
-    """Time the steps in a training worker."""
+    """Time the steps in a training worker, and return the figures of `compare_loop`."""
     config: Stage2Config = options["config"]
     rounds: int = options["rounds"]
     device = prepare_device(config)
     index = load_index(config.data.shards)
     width = index.frame_shape.latent_width
+    # The noise needs no standardisation: mean 0 and standard deviation 1 for each number of a latent.
     facts = {"moments": ([0.0] * width, [1.0] * width), "audio_encoder": None}
     stage = stage2.Stage2(config, facts, index, rank=0, ranks=1, device=device)
     engine = make_engine(
@@ -89,11 +99,12 @@ def _measure(options: dict[str, Any]) -> dict[str, Any]:
             loop_s.append(clock.step_s)
             waits_s.append(clock.waited_s)
             frames.append(step.frames)
-    # The first step of both is left out: it warms up, and waits for the first block of data.
+    # Leave out the first step of both, which warms up. In the loop it also waits for the first block of data.
     ratios = [loop / resident for loop, resident in zip(loop_s[1:], resident_s[1:], strict=True)]
     frames_per_s = sum(frames[1:]) / sum(loop_s[1:])
     parameters = sum(p.numel() for p in stage.objective.parameters())
-    peak = peak_flops()  # FLOP/s of the GPU; None if unknown
+    # Peak FLOP/s of the GPU; None if unknown.
+    peak = peak_flops()
     return {
         "parameters": parameters,
         "frames_a_step": median(frames[1:]),
@@ -108,7 +119,7 @@ def _measure(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resident(frames, shape: CorpusShape, config: Stage2Config, device: torch.device) -> ForcingBatch:
-    """Make a batch of noise with the given lengths, on the device."""
+    """Make a batch of noise on the device, whose samples have the lengths `frames`."""
     lengths = torch.as_tensor(frames)
     max_frames, count = int(lengths.max()), len(lengths)
     draws = [
@@ -128,6 +139,9 @@ def compare_attention(config: Stage2Config, *, rounds: int) -> dict[str, Any]:
     """Measure the model's forward pass with SDPA and with FlexAttention at the full context, in turn.
 
     On a GPU the backward pass is measured too. On a CPU FlexAttention has no backward pass.
+
+    Returns:
+        Figures for JSON. `seconds` are the medians over `rounds` passes, after one pass that warms up.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(config.scale.threads)
@@ -165,6 +179,6 @@ def compare_attention(config: Stage2Config, *, rounds: int) -> dict[str, Any]:
 
 
 def _finish(device: torch.device) -> None:
-    """Wait for the GPU's work."""
+    """Wait until a GPU has finished its work. On a CPU there is nothing to wait for."""
     if device.type == "cuda":
         torch.cuda.synchronize()

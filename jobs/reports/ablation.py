@@ -1,4 +1,7 @@
-"""Define the options of `jobs/report.py ablation`, and draw its picture of rollouts."""
+"""Define the options of `jobs/report.py ablation`, and draw its picture of rollouts.
+
+A rollout is the motion that a model generates, chunk by chunk, for the sound of a whole clip.
+"""
 
 import sys
 import time
@@ -12,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-# Number of columns of the picture. Side of a face and width of a row's name, in pixels.
+# Number of faces in a row of the picture. Side of a face and width of the row's name, in pixels.
 COLUMNS, PX, NAME_PX = 10, 112, 180
 
 
@@ -20,9 +23,9 @@ COLUMNS, PX, NAME_PX = 10, 112, 180
 class ReportAblation:
     """Train every variant of the paper's Table 2, score them and write the table.
 
-    The command starts a Ray cluster on this machine. If it runs again, it keeps the finished trainings. It writes
-    report.json, table.md and rollouts.png. The picture resembles the paper's Figure 4: it shows each variant's longest
-    held-out rollout, drawn from its latents.
+    The command starts a Ray cluster on this machine. If the command runs again, it keeps the finished trainings. It
+    writes report.json, table.md and rollouts.png. The picture resembles the paper's Figure 4: each row shows the motion
+    that one variant generates for the longest held-out clip, as faces drawn from the motion latents.
 
     Example: python jobs/report.py ablation --shards demo/corpus/shards --seeds 0 1 2 --train-steps 300
     """
@@ -49,7 +52,7 @@ class ReportAblation:
         def progress(line: str) -> None:
             print(f"{(time.monotonic() - started) / 60:5.1f} min  {line}", flush=True)
 
-        # A submitted training runs in another folder, so it needs an absolute path.
+        # A submitted training has another working directory, so it needs an absolute path.
         runs = (self.output / "runs").absolute()
         runs.mkdir(parents=True, exist_ok=True)
         if not self._train(runs, progress):
@@ -70,7 +73,8 @@ class ReportAblation:
             "frames": len(rollouts["truth"]),
         }
         save_report(self.output, scores, facts)
-        # Faces can be drawn only from latents of the fixed embedding (`xactor.controls`), which have this width.
+        # Faces can be drawn only from latents that are the fixed embedding of control tracks (`xactor.controls`). These
+        # latents have the width LATENT_DIM.
         if rollouts["truth"].shape[1] == LATENT_DIM:
             draw_rollouts(rollouts).save(self.output / "rollouts.png")
         print(markdown(scores))
@@ -78,7 +82,7 @@ class ReportAblation:
         return 0
 
     def _train(self, runs: Path, progress) -> bool:
-        """Submit every training that is not finished. Stop and return False if one fails."""
+        """Run every training that is not finished, one after another. Stop and return False if a training fails."""
         from xactor_platform.cluster.local import local_cluster
         from xactor_platform.evaluation.ablation import trainings
         from xactor_platform.storage.location import absolute
@@ -105,7 +109,7 @@ def draw_rollouts(rollouts: "dict[str, np.ndarray]") -> "Image":
     """Draw each rollout as a row of faces at evenly spaced times. All rows show the same held-out person.
 
     Args:
-        rollouts: Latents [T, D] of the fixed embedding, by the row's name.
+        rollouts: Latents [T, D] by the row's name. They are the fixed embedding of control tracks.
     """
     import numpy as np
     from PIL import Image, ImageDraw

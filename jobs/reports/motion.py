@@ -10,8 +10,9 @@ from xactor.motion import SamplingConfig
 class ReportMotion:
     """Report what a motion model has learned, on held-out clips.
 
-    The report writes report.json, loss.png and lips.png. With --minutes it also writes drift.json and drift.png. With
-    --few-steps it also writes few_steps.json. The defaults report on the demo's model.
+    The command compares the lip opening in the generated motion with the true lip opening. It writes report.json,
+    loss.png and lips.png. With --minutes it also writes drift.json and drift.png. With --few-steps it also writes
+    few_steps.json. The defaults report on the demo's model.
 
     Example: python jobs/report.py motion --run runs/stage2 --shards /data/latents --few-steps --minutes 10
     """
@@ -19,19 +20,22 @@ class ReportMotion:
     run: str = "demo/runs/stage2"
     """Local folder of stage 2's run."""
     shards: str = "demo/latents/shards"
-    """Folder or URI of motion shards. The held-out shards are used. They must hold the true lip opening."""
+    """Folder or URI of motion shards. Clips of the held-out shards are used. Their true lip opening must be known: from
+    control tracks in the shards, or from latents that are made of control tracks."""
     output: Path = Path("demo/report/motion")
     """Folder for the report."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """Options of the sampling."""
+    """Options of the sampling, which generates the motion."""
     seed: int = 0
     """Seed of the sampling."""
     max_clips: int = 8
     """Maximum number of held-out clips. The longest clips are used."""
     minutes: float = 0
-    """Length of a rollout in which drift is measured, in minutes; 0 measures no drift."""
+    """Length of a long generated motion, in minutes, that is tested for drift: for lips and statistics that change with
+    time; 0 leaves this test out."""
     few_steps: bool = False
-    """Also compare fewer steps and pipelined denoising with the default of 50 steps."""
+    """Also compare the default of 50 DDIM steps with fewer steps, and with pipelined denoising, in which groups of a
+    chunk's frames start to be denoised one after another."""
 
     def execute(self) -> int:
         from xactor_platform.evaluation.drift import measure_drift

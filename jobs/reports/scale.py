@@ -1,39 +1,42 @@
 """Define the options of `jobs/report.py scale`, and explain the formulas behind its tables.
 
-Symbols: P parameters, N ranks, M micro-batches of a step, T frames of context. Widths: H backbone, I MLP, A audio
-embedding, D latent, L x F audio features of a frame. h is the number of heads. Weights and activations are bf16; the
-states of Adam are fp32.
+Symbols: P parameters, N ranks, M micro-batches of a global step (one optimizer step over all ranks), T frames of
+context. Widths: H of the backbone, I of its MLP, A of the audio embedding, D of a motion latent. A frame has L x F
+audio features. h is the number of attention heads. Weights and activations are bf16; the states of Adam are fp32. In
+the formulas a stage is a stage of DeepSpeed's ZeRO. (The name of the planned training, stage 2, is unrelated.)
 
 Memory of one rank in the backward pass, in bytes:
 
-    parameters      2P       divided by N from ZeRO stage 3 on
+    parameters      2P       divided by N in ZeRO stage 3
     gradients       4P       divided by N from stage 2 on; accumulated in fp32 over a step's micro-batches
     optimizer      12P       divided by N from stage 1 on; fp32 weights and two moments
-    buckets         8e8      DeepSpeed's bucket of 2e8 bf16 gradients and its flat copy
+    buckets         8e8      DeepSpeed's bucket of 2e8 bf16 gradients and a flat copy of the bucket
     activations              for each padded frame of a micro-batch:
         backbone layer       26H + 8I + 4h + 2T; with checkpointing 2H, plus all activations of one layer at a time
         audio attention      36H + 10h per layer; it is not checkpointed
         other parts          18H + 4LF + 6A + 8D
     overhead        4e9      CUDA, NCCL, cuBLAS and fragmentation (an assumption)
 
-Tests compare the activations with torch's own tracker, at the widths of the 7B model too, and the parameters, gradients
-and optimizer states with a DeepSpeed engine and DeepSpeed's estimators.
+Tests compare the activations with torch's own memory tracker, at the widths of the 7B model too. They also compare the
+parameters, gradients and optimizer states with a DeepSpeed engine and with DeepSpeed's estimators.
 
-Time of a global step, if nothing overlaps:
+Time of a global step, if communication and computation do not overlap:
 
-    compute     M/N x frames x (6P + 12 x T x H x layers) / (peak x efficiency), where frames are a micro-batch's;
-                checkpointing adds a third of the layers' share
+    compute     M/N x frames x (6P + 12 x T x H x layers) / (peak x efficiency), with the number of frames in a
+                micro-batch; checkpointing adds a third of the part that belongs to the backbone's layers
     reduce      2 units for each all-reduce: one per step in stages 0 and 1, one per micro-batch of a rank in stage 2;
                 1 unit for each reduce-scatter: one per micro-batch of a rank in stage 3
     gather      1 unit per step in stages 1 and 2; 2 units per micro-batch of a rank in stage 3
 
-A unit is the time to send 2P(N-1)/N bytes over the link. Assumptions: an efficiency of 0.4 of the peak (--efficiency),
-and 0.8 of the speeds in the data sheets of NVLink and the network. The reported MFU counts 6P per frame over the whole
-step, as in a run's metrics.jsonl.
+A unit is the time to send 2P(N-1)/N bytes over the link between the ranks. Two assumptions: arithmetic reaches 0.4 of
+the GPU's peak (--efficiency), and communication reaches 0.8 of the speeds in the data sheets of NVLink and the network.
+The reported MFU (model FLOPs utilisation) counts 6P FLOPs per frame over the time of the whole step, as in a run's
+metrics.jsonl.
 
-The simulation plans one epoch of a corpus like the paper's (160K clips of up to 10 s, 280K of 10 to 60 s) with the
-platform's own plan and deals it to each number of ranks. It then simulates readers with bounded read-ahead that supply
-the ranks. They read from an object store that answers after 30 ms (median) and then sends 80 MB/s (assumptions).
+The simulation plans one epoch of a corpus like the paper's (160K clips of up to 10 s, 280K clips of 10 to 60 s), with
+the function that plans real trainings. It distributes the plan over each number of ranks. It then simulates readers
+that supply the ranks and read ahead by a bounded amount. The readers use an object store that answers after 30 ms
+(median) and then sends 80 MB/s (assumptions).
 """
 
 import dataclasses
@@ -50,6 +53,8 @@ from benches.results import BENCHMARKS, save_results
 class ReportScale:
     """Plan stage 2 on other machines: estimate memory, step time and data by formula and simulation.
 
+    Stage 2 is the training of the motion model.
+
     Example: python jobs/report.py scale paper-7b --gpus H200 --ranks 16 64
     """
 
@@ -60,11 +65,12 @@ class ReportScale:
     ranks: tuple[int, ...] = (16, 64, 256, 1024)
     """Numbers of ranks to plan for."""
     stages: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
-    """ZeRO stages to plan for. The trainer uses 2."""
+    """Stages of DeepSpeed's ZeRO to plan for. The trainer uses ZeRO stage 2."""
     budgets: tuple[int, ...] = (4096, 8192, 16_384)
     """Numbers of padded frames in a micro-batch, for the memory table. The other tables use the preset's number."""
     audio_layers: int = 4
-    """Audio layers of the corpus, at least 1. Each has 768 features per frame; a motion latent has 512."""
+    """Number of layers of the corpus's audio features, at least 1. Each layer has 768 numbers per frame. A motion
+    latent has 512 numbers."""
     efficiency: float | None = None
     """Share of the GPU's peak that arithmetic is assumed to reach, within 0..1. By default 0.4."""
     output: Path = BENCHMARKS / "scale.json"

@@ -35,12 +35,13 @@ from xactor_serving.videos import Videos, count_error
 
 _log = logging.getLogger("ray.serve")
 _PAGE = Path(__file__).parent / "page"
-# Portraits and recordings to try the service with. Both are made by the project: drawn people and a synthetic voice.
+# Files that the page at `/` offers for trying the service. The project made them: drawn people and a synthetic voice.
 _EXAMPLES = {
     "portraits": sorted((_PAGE / "examples").glob("*.png")),
     "recordings": sorted((_PAGE / "examples").glob("*.m4a")),
 }
 _HEALTH_TIMEOUT_S = 5
+# OpenAPI's description of an error answer.
 _ERROR = {
     "description": "An error",
     "content": {
@@ -51,11 +52,12 @@ _ERROR = {
         }
     },
 }
+# The error answers of `POST /v1/videos`, by status code.
 _ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 413, 415, 422, 429, 503, 504), _ERROR)
 
 
 def make_api(videos: Videos, keys: tuple[str, ...]) -> Guard:
-    """Return the ASGI application.
+    """Return the ASGI application: the routes behind the guard that checks keys and limits.
 
     Args:
         videos: Makes the videos.
@@ -122,12 +124,14 @@ async def _check_form(request: Request) -> None:
         raise bad_option(f"{', '.join(repeated)}: given more than once")
 
 
+# Types of a route's parameters, which tell FastAPI what to do before it calls the route: parse the form, and call
+# `_check_form`.
 _Fields = Annotated[VideoForm, Form(media_type="multipart/form-data")]
 _FormChecked = Annotated[None, Depends(_check_form)]
 
 
 async def _create(videos: Videos, request: Request, form: VideoForm) -> Response:
-    """Make a video and return the answer: a stream, or a plain mp4."""
+    """Make a video and return the answer: a fragmented mp4 that is sent while it is made, or a plain mp4 at the end."""
     begun = time.monotonic()
     async with AsyncExitStack() as stack:
         stack.enter_context(videos.slot(request.state.key))
@@ -153,14 +157,15 @@ async def _create(videos: Videos, request: Request, form: VideoForm) -> Response
         if not form.stream:
             return await _plain_mp4(_chained(first, fragments), folder, headers)
         metrics().first_fragment_s.observe(time.monotonic() - begun)
-        # No error answer is possible from here on. The response takes over the stack and closes it.
+        # The answer begins with status 200, so a later error cannot become an error answer. The response takes over the
+        # stack and closes it.
         return _VideoResponse(_chained(first, fragments), stack.pop_all(), headers)
 
 
 async def _plain_mp4(
     fragments: AsyncGenerator[bytes, None], folder: Path, headers: dict[str, str]
 ) -> Response:
-    """Write the fragments to a file, remux it to a plain mp4, and return that as one answer."""
+    """Write the fragments to a file, remux the file to a plain mp4, and return the plain mp4 as one answer."""
     fragmented, plain = folder / "fragments.mp4", folder / "video.mp4"
     with fragmented.open("wb") as file:
         async for data in fragments:
@@ -189,7 +194,7 @@ class _VideoResponse(StreamingResponse):
 
 
 def _handle_errors(api: FastAPI) -> None:
-    """Answer every exception in the API's one error format."""
+    """Register handlers that turn every exception into an error answer. All error answers have the same format."""
 
     def answer(request: Request, error: ServiceError) -> JSONResponse:
         count_error(error)
@@ -205,7 +210,8 @@ def _handle_errors(api: FastAPI) -> None:
 
     @api.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException):
-        # FastAPI wraps an exception that `receive` raises while the body is parsed. Answer with the original.
+        # If `receive` raises while FastAPI parses the body, FastAPI wraps that exception in an HTTPException. Answer
+        # with the original exception.
         if isinstance(error.__cause__, ServiceError):
             return answer(request, error.__cause__)
         path = request.url.path

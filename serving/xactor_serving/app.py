@@ -1,9 +1,11 @@
-"""Build the Serve application: `serve run xactor_serving.app:build model=DIR`, or in a Serve config file.
+"""Build the Serve application. `serve run xactor_serving.app:build model=DIR` or a Serve config file starts it.
 
     ingress (FastAPI)  ->  motion (chunks of latents)
                        ->  render (windows of frames)
 
-Each deployment has its own replicas, resources and autoscaling. A Serve config file sets them by the names above.
+The latents are the numbers that describe a face's motion. A chunk or a window is a group of frames that a model
+denoises together. Each deployment has its own replicas, resources and autoscaling. A Serve config file sets them under
+the deployments' names: `ingress`, `motion` and `render`.
 """
 
 import os
@@ -16,9 +18,9 @@ from xactor_serving.ingress import Ingress
 from xactor_serving.motion_replica import Motion
 from xactor_serving.render_replica import Render
 
-# Autoscaling of a deployment whose number of replicas is 0, unless a config file overrides it. Ingresses report samples
-# of their load every 10 s. A replica is added when two reports in a row ask for it, so that a single report during a
-# burst adds none.
+# Autoscaling of a deployment if the argument for its number of replicas is 0. A config file may override these options.
+# Ingress replicas report samples of their load every 10 s. A replica is added only when two reports in a row ask for
+# it, so that a single report during a burst adds none.
 _AUTOSCALING = {
     "min_replicas": 1,
     "max_replicas": MAX_AUTOSCALED_REPLICAS,
@@ -32,8 +34,8 @@ _AUTOSCALING = {
 def build(args: Arguments) -> Application:
     """Return the application.
 
-    The environment variable `XACTOR_API_KEYS` holds the accepted API keys, comma-separated. Without it no key is
-    needed.
+    The environment variable `XACTOR_API_KEYS` holds the accepted API keys, comma-separated. If the variable is not set,
+    no key is needed.
     """
     keys = tuple(key.strip() for key in os.environ.get("XACTOR_API_KEYS", "").split(",") if key.strip())
     actor_options = {"num_cpus": args.cpus, "num_gpus": args.gpus}
@@ -53,7 +55,8 @@ def build(args: Arguments) -> Application:
         ray_actor_options=actor_options,
         max_ongoing_requests=args.render_max_windows,
     ).bind(args.model, device=args.device, max_batch=args.render_max_batch, stuck_s=args.stuck_s)
-    # Serve passes on more requests than there may be videos, so that the ingress can refuse the excess with an error.
+    # An ingress replica gets more requests than it may make videos, so that it can refuse the excess with its own error
+    # answer.
     return Ingress.options(max_ongoing_requests=4 * args.limits.max_videos).bind(
         motion,
         render,

@@ -10,9 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from xactor.model_folder import BOX, located
 
+# Maximum number of replicas of a model if their number follows the load.
 MAX_AUTOSCALED_REPLICAS = 4
 
 _MAX_PORT = 65_535
+# Maximum number of replicas of a model that a user may ask for.
 _MAX_REPLICAS = 64
 
 
@@ -61,19 +63,22 @@ class Arguments(BaseModel):
     gpus: float = Field(default=0, ge=0)
     """GPUs that each replica of either model reserves. Below 1, replicas share a GPU."""
     motion_max_streams: int = Field(default=16, ge=1)
-    """Maximum number of streams that a motion replica works on concurrently, at least 1."""
+    """Maximum number of streams that a motion replica works on concurrently, at least 1. A stream is the motion of one
+    video."""
     motion_max_batch: int = Field(default=8, ge=1)
     """Maximum number of streams in one forward pass of the motion model, at least 1."""
     render_max_windows: int = Field(default=8, ge=1)
-    """Maximum number of windows that wait or are in progress at a render replica, at least 1."""
+    """Maximum number of windows that wait or are in progress at a render replica, at least 1. A window is a group of
+    neighbouring frames that are rendered together."""
     render_max_batch: int = Field(default=4, ge=1)
     """Maximum number of windows in one forward pass of the renderer, at least 1. A CPU renders one at a time."""
     call_timeout_s: float = Field(default=600, gt=0)
-    """Maximum time for one chunk or window, in seconds, including the time that it waits at a replica."""
+    """Maximum time for one chunk of motion or one window of frames, in seconds, including the time that it waits at a
+    replica."""
     retry_s: float = Field(default=60, gt=0)
     """Time during which a chunk or window is retried if its replica failed or was full, in seconds."""
     stuck_s: float = Field(default=60, gt=0)
-    """Duration of one forward pass after which Ray Serve replaces the replica, in seconds."""
+    """Maximum time for one forward pass, in seconds. Ray Serve replaces a replica that takes longer."""
     limits: Limits = Limits()
     """Limits of one ingress replica."""
 
@@ -91,7 +96,7 @@ class ServeCommand(Arguments):
     """GPUs that each replica of either model reserves. 0 shares the GPUs equally, unless --device is cpu."""
 
     def check_model(self) -> None:
-        """Check that the model's folder exists.
+        """Check that a local model folder holds a model. A model at a URI is not checked.
 
         Raises:
             ValueError: The folder holds no model.
@@ -119,11 +124,11 @@ class ServeCommand(Arguments):
 
 
 def gpu_share(gpus: float, replicas: int) -> float:
-    """Return the part of a GPU that each replica reserves so that all of them fit.
+    """Return the part of a GPU that each replica reserves so that all replicas fit; 0 without GPUs.
 
     Args:
-        gpus: GPUs of the cluster.
-        replicas: Replicas of both models.
+        gpus: Number of GPUs of the cluster.
+        replicas: Number of replicas of both models together.
     """
     count = int(gpus)
     if not count:

@@ -31,9 +31,9 @@ Routes:
     GET  /metrics       metrics of all replicas, in Prometheus' format
     GET  /openapi.json  the schema of the API
 
-XACTOR_API_KEYS: API keys, comma-separated. With it set, every route but / and /healthz needs one of them.
+XACTOR_API_KEYS: API keys, comma-separated. If it is set, every route except / and /healthz needs one of the keys.
 
-RAY_ADDRESS: with it set, the service runs on that Ray cluster; otherwise on this machine alone."""
+RAY_ADDRESS: if it is set, the service runs on that Ray cluster; otherwise on this machine alone."""
 
 # Modules of the serving extra.
 _MODULES = (
@@ -50,7 +50,7 @@ _MODULES = (
 
 
 def main() -> None:
-    """Parse the command line and serve. The exit status is 0 at the end, and 2 if the command cannot be carried out."""
+    """Parse the command line and serve until a signal. The exit status is 2 if the service cannot start, else 0."""
     if missing := [name for name in _MODULES if importlib.util.find_spec(name) is None]:
         _refuse(f"{', '.join(missing)} not installed; run: pip install 'xactor-ray[serving]'")
     from xactor_serving.arguments import ServeCommand
@@ -85,14 +85,14 @@ def run(command: "ServeCommand") -> None:
     replicas, cpus = command.max_replicas(), 1
     local = not os.environ.get("RAY_ADDRESS")
     if local:
-        # Each replica reserves at least one CPU, so Ray is told of at least as many CPUs as replicas. On a machine with
-        # fewer cores the replicas share them.
+        # Each replica reserves at least one CPU, so Ray is told that this machine has at least one CPU per replica. On
+        # a machine with fewer cores, the replicas share the cores.
         cpus = max((os.cpu_count() or 1) // replicas, 1)
         ray.init(address="local", num_cpus=max(os.cpu_count() or 1, replicas), log_to_driver=False)
     else:
         ray.init()
     ended = threading.Event()
-    # Set after ray.init, because ray.init installs handlers of its own.
+    # Install the signal handlers after ray.init, because ray.init installs handlers of its own.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     try:

@@ -16,9 +16,9 @@ T = TypeVar("T")
 
 
 class Decoder:
-    """Decode the files of one ingress replica.
+    """Decode the files that users upload to one ingress replica.
 
-    Its methods raise ServiceError for a file that is refused, and when too many files wait.
+    The methods raise ServiceError for a file that is refused, and when too many files wait.
 
     Args:
         processes: Number of files that are decoded concurrently.
@@ -34,7 +34,10 @@ class Decoder:
         return await self._run(lambda: self._pool.sound(audio, max_seconds=max_seconds))
 
     async def face(self, image: bytes, *, size: int, paste_back: bool) -> FaceCrop:
-        """Return the face of a picture, as a square with sides of `size` pixels."""
+        """Return the face of a picture, as a square with sides of `size` pixels.
+
+        With `paste_back` the result also holds the whole picture, for pasting the face back into it.
+        """
         return await self._run(lambda: self._pool.face(image, size=size, paste_back=paste_back))
 
     async def _run(self, submit: Callable[[], Future[T]]) -> T:
@@ -45,7 +48,7 @@ class Decoder:
             return await asyncio.wrap_future(submit())
         except Exception as error:
             refusal = self._pool.refusal(error)
-            # The error is not the file's fault.
+            # The file did not cause the error.
             if refusal is None:
                 raise
             if refusal.code == "too_large":

@@ -4,7 +4,7 @@ import torch
 
 
 def replica_device(name: str) -> str:
-    """Return the torch device for `auto`, `cpu` or `cuda`.
+    """Return the torch device for `auto`, `cpu` or `cuda`. `auto` means `cuda` if the replica sees a GPU, else `cpu`.
 
     Raises:
         ValueError: The device is `cuda`, but the replica sees no GPU.

@@ -1,14 +1,14 @@
 """Define the errors of the API. Every error answer is `{"error": {"code", "message", "request_id"}}`.
 
 ServiceError
-    400 bad_input      the image or audio cannot be decoded, or has no face
+    400 bad_input      a file cannot be decoded, the image has no face, or the audio is too short
     401 bad_key        the API key is missing or wrong
     404 not_found      no such path
     405 wrong_method   the path does not take this method
-    413 too_large      the upload is too large or the audio too long
+    413 too_large      the upload or its headers are too large, or the audio is too long
     415 wrong_type     the body is not multipart/form-data
     422 bad_option     a field is missing, unknown or out of range
-    429 too_many       this client has reached its limit
+    429 too_many       this client has its maximum of videos in progress
     500 failed         the service failed
     503 full, broken, not_ready    the service cannot take the request now
     504 timed_out      a deadline passed
@@ -28,11 +28,11 @@ class ServiceError(Exception):
     status: int
     """HTTP status code."""
     code: str
-    """A word for programs, see the table above."""
+    """Machine-readable kind of error, from the table at the top of this file."""
     message: str
-    """One line for people."""
+    """Description of the error, one line for people."""
     retry_after_s: int | None = None
-    """Seconds until a retry makes sense; None where a retry would fail again."""
+    """Seconds until a retry may succeed; None if a retry would fail again."""
 
     def __str__(self) -> str:
         return self.message
@@ -47,7 +47,7 @@ class ServiceError(Exception):
 
 
 def bad_input(message: str) -> ServiceError:
-    """Return the error for a file that cannot be decoded or has no face."""
+    """Return the error for a file that cannot be used, for example because it cannot be decoded or has no face."""
     return ServiceError(400, "bad_input", message)
 
 
@@ -72,7 +72,7 @@ def too_large(message: str) -> ServiceError:
 
 
 def wrong_type(message: str) -> ServiceError:
-    """Return the error for a body of another content type."""
+    """Return the error for a body that is not multipart/form-data."""
     return ServiceError(415, "wrong_type", message)
 
 
@@ -82,12 +82,12 @@ def bad_option(message: str) -> ServiceError:
 
 
 def too_many(message: str) -> ServiceError:
-    """Return the error for a client that has reached its own limit."""
+    """Return the error for a client that has its maximum of videos in progress."""
     return ServiceError(429, "too_many", message, retry_after_s=5)
 
 
 def full(message: str) -> ServiceError:
-    """Return the error for a service that has reached its limit."""
+    """Return the error for a service that has its maximum of videos in progress or of waiting work."""
     return ServiceError(503, "full", message, retry_after_s=5)
 
 
@@ -102,7 +102,7 @@ def timed_out(message: str) -> ServiceError:
 
 
 def validation_line(errors: Iterable[Mapping[str, Any]]) -> str:
-    """Return pydantic's errors as one line: each field, and what is wrong with it."""
+    """Return pydantic's first errors as one line: each field, and what is wrong with it."""
     lines = []
     for error in errors:
         field = ".".join(str(part) for part in error["loc"] if part != "body")

@@ -1,7 +1,10 @@
-"""Generate the frames of one video from its sound, on any replicas.
+"""Generate the frames of one video from its sound, by calls to any replicas of the motion model and the renderer.
 
-The ingress holds the whole state of a video: its last latents and its sound. Each call to a replica makes one chunk or
-one window. Several windows are rendered concurrently. If a replica is lost, another one retries the call.
+A call makes either one chunk or one window. A chunk is a group of frames whose motion latents the motion model denoises
+together. A window is a group of frames that the renderer denoises together. Several windows are rendered concurrently.
+
+The ingress holds the whole state of a video: its last latents and its sound. Replicas hold no state of a video, so if a
+replica is lost, another replica can retry the call.
 """
 
 import asyncio
@@ -29,7 +32,7 @@ class SoundBuffer:
         self._samples = np.zeros(0, np.float32)
         # Index of `_samples[0]` in the whole sound.
         self._first = 0
-        # Set when samples arrive or the sound ends, and when samples are dropped.
+        # `_arrived` is set when samples arrive or the sound ends. `_dropped` is set when samples are dropped.
         self._arrived, self._dropped = asyncio.Event(), asyncio.Event()
 
     @classmethod
@@ -62,13 +65,16 @@ class SoundBuffer:
             await self._dropped.wait()
 
     async def wait_until(self, sample: int) -> None:
-        """Wait until `sample` samples have arrived in all, or the sound has ended."""
+        """Wait until the first `sample` samples of the sound have arrived, or the sound has ended."""
         while self.received < sample and not self.ended:
             self._arrived.clear()
             await self._arrived.wait()
 
     def take(self, first: int, last: int) -> np.ndarray:
-        """Return the samples first..last-1, fewer at the end of the sound. Drop the samples before `first`."""
+        """Return the samples first..last-1 of the whole sound, float32 [N], or fewer if the buffer ends before `last`.
+
+        Drop the samples before `first`.
+        """
         self._samples, self._first = self._samples[first - self._first :], first
         self._dropped.set()
         return self._samples[: last - first]
@@ -79,7 +85,7 @@ class Generation:
     """Generate one video."""
 
     portrait: Callable[[], Awaitable[PortraitJob]]
-    """Returns the portrait. The windows wait for it, the motion does not."""
+    """Function that returns the portrait. The windows wait for the portrait, the motion does not."""
     sound: SoundBuffer
     """The sound that the motion follows."""
     seed: int
@@ -91,16 +97,17 @@ class Generation:
     facts: MotionFacts
     """Description of the motion model."""
     make_chunk: MakeChunk
-    """Makes a chunk of motion on some replica."""
+    """Function that makes a chunk of motion on some replica."""
     make_window: MakeWindow
-    """Renders a window on some replica."""
+    """Function that renders a window on some replica."""
     windows_ahead: int = 4
-    """Maximum number of windows in the queue, rendered or still in progress."""
+    """Maximum number of windows, rendered or in progress, in the queue from which `frames` takes them."""
 
     async def frames(self) -> AsyncGenerator[list[np.ndarray], None]:
-        """Yield frames uint8 [S, S, 3] in order, 25 for each second of sound.
+        """Yield the video's frames in order, in lists of uint8 [S, S, 3], 25 frames for each second of sound.
 
-        Each list holds the frames that one more window has completed. Closing the generator cancels the work.
+        Each list holds the frames that the next window completes. Frames that two windows share are complete after the
+        second window. Closing the generator cancels the work.
         """
         windows: asyncio.Queue[asyncio.Future[np.ndarray | None]] = asyncio.Queue(self.windows_ahead)
         first_frames_sent = asyncio.Event()
@@ -129,8 +136,12 @@ class Generation:
     async def _generate(self, windows: asyncio.Queue, first_frames_sent: asyncio.Event) -> None:
         """Generate motion chunk by chunk, and start to render each window as soon as its latents are complete.
 
-        The queue's last entry is a future with None, or with the error that ended the motion. The reader therefore
-        yields all frames before an error.
+        The queue's last entry is a future with None, or with the error that ended the motion. `frames` therefore yields
+        all frames that were made before an error, and then raises the error.
+
+        Args:
+            windows: Queue to which this method adds a future of each window's frames.
+            first_frames_sent: Is set when `frames` has yielded the first window's frames.
         """
         cutter = Cutter(self.rendering, np.concatenate, lead_frames=self.rendering.lead_frames)
         end: asyncio.Future[np.ndarray | None] = asyncio.get_running_loop().create_future()
@@ -151,7 +162,7 @@ class Generation:
     async def _start(
         self, windows: asyncio.Queue, first_frame: int, z: np.ndarray, origin: np.ndarray
     ) -> None:
-        """Start the rendering of a window, and wait until the queue has space for it."""
+        """Start to render the window of latents z, [W, D], and wait until the queue has space for its future."""
         job = WindowJob(
             portrait=await self.portrait(),
             z=z,
@@ -176,19 +187,21 @@ class Generation:
         facts, sound, lead_frames = self.facts, self.sound, self.rendering.lead_frames
         lead = lead_frames * SAMPLES_PER_FRAME
         past = np.zeros((0, facts.latent_dim), np.float32)
+        # Number of frames whose latents are made, which is the index of the next frame.
         first = 0
         # When the first latents were made, which is about when the viewer starts to play.
         play_begun: float | None = None
         clock = asyncio.get_running_loop()
         while True:
-            # The chunk's last frame also depends on the `audio_window` frames after it.
+            # The chunk's last frame also depends on the audio of the `audio_window` frames after it. `known` is the
+            # number of frames, from the video's start, whose audio features this chunk needs.
             known = first + facts.chunk_frames + facts.audio_window
             from_sample, to_sample = sound_needed(self._first_audio_frame(first), known, facts.windows)
             await sound.wait_until(to_sample - lead)
             frames = lead_frames + frame_count(sound.received)
             ended = sound.ended and frames <= known
             if ended:
-                # One job makes all remaining frames.
+                # The sound ends here, so this job makes all remaining frames.
                 known = frames
                 if first >= known:
                     return
@@ -218,5 +231,5 @@ class Generation:
             assert first > job.first_frame, "a chunk without frames"
 
     def _first_audio_frame(self, first_frame: int) -> int:
-        """Return the first frame whose audio features a chunk needs, including those of its history."""
+        """Return the first frame whose audio features are needed for the chunk at `first_frame` and its history."""
         return max(first_frame - self.facts.history_frames - self.facts.audio_window, 0)

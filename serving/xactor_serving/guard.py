@@ -1,4 +1,4 @@
-"""Check the id, API key, size and upload time of every request before the application sees it."""
+"""Give every request an id, check its API key, and bound its size and upload time, before the application reads it."""
 
 import asyncio
 import hmac
@@ -14,7 +14,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-# Paths that need no key, besides the page's examples.
+# Paths that need no key. The files below /examples/, which the page at `/` offers, need none either.
 _OPEN_PATHS = ("/", "/healthz")
 # Maximum bytes of all headers of a request, checked here because Serve's HTTP servers have different bounds.
 _MAX_HEADER_BYTES = 64 << 10
@@ -22,17 +22,20 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def is_known(keys: tuple[str, ...], key: str) -> bool:
-    """Return whether a key is accepted, in constant time. If `keys` is empty, every key is accepted."""
+    """Return whether a key is accepted. If `keys` is empty, every key is accepted.
+
+    The comparison takes constant time, so that its duration tells an attacker nothing about the accepted keys.
+    """
     matches = [hmac.compare_digest(accepted.encode(), key.encode()) for accepted in keys]
     return not keys or any(matches)
 
 
 class Guard:
-    """Wrap an ASGI application.
+    """Wrap an ASGI application, and refuse requests with a wrong key or with headers or a body beyond the limits.
 
     Args:
         app: The application.
-        keys: Accepted API keys; empty where none is needed.
+        keys: Accepted API keys; empty if none is needed.
         max_body_bytes: Maximum size of a request's body.
         upload_timeout_s: Seconds within which a request's whole body must arrive.
     """
@@ -46,12 +49,12 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin1").lower(): value.decode("latin1") for name, value in scope["headers"]}
-        # Serve's proxy gives every request an id and puts it into the answer's headers.
+        # Serve's proxy gives every request an id, and puts the same id into the headers of the answer.
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         header_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
-        # A WebSocket's key is in its first message.
+        # A WebSocket client sends its key in its first message, which the application checks.
         if scope["type"] == "websocket":
             if header_bytes > _MAX_HEADER_BYTES:
                 await send({"type": "websocket.close"})
@@ -72,14 +75,19 @@ class Guard:
             scope["state"]["key"] = self._check(path, headers)
             await self._app(scope, self._bounded(receive), tracked_send)
         except ServiceError as error:
-            # Once the answer has begun it cannot become an error answer. The server then ends the connection without
-            # a final chunk, which clients report as an incomplete read.
+            # An answer that has begun cannot become an error answer. So the error is raised, and the server ends the
+            # connection without a final chunk, which clients report as an incomplete read.
             if answer_begun:
                 raise
             await answer_error(error, request_id, send)
 
     def _check(self, path: str, headers: dict[str, str]) -> str:
-        """Return the request's key. Refuse a wrong key, and a body whose declared length is too large."""
+        """Return the request's key, empty if it has none.
+
+        Raises:
+            ServiceError: The path needs a key and the request's key is not accepted, or the body's declared length is
+                too large.
+        """
         scheme, _, key = headers.get("authorization", "").partition(" ")
         key = key.strip() if scheme.lower() == "bearer" else ""
         is_open = path in _OPEN_PATHS or path.startswith("/examples/")

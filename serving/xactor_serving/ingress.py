@@ -1,6 +1,6 @@
 """Run the ingress deployment, the HTTP side of the service.
 
-Its replicas load the code of neither model, so they start within seconds and need little memory.
+Its replicas do not load the code of the models, so they start within seconds and need little memory.
 """
 
 from ray import serve
@@ -11,7 +11,8 @@ from xactor_serving.arguments import Limits
 from xactor_serving.replicas import Replicas
 from xactor_serving.videos import Videos
 
-# An ingress that is replaced, for example because of new weights, first finishes its videos in progress.
+# Maximum time, in seconds, in which an ingress replica finishes its videos in progress before it ends. Replicas end,
+# for example, when a deployment with new weights replaces them.
 DRAIN_S = 600
 
 
@@ -29,9 +30,9 @@ class Ingress:
         motion: Handle of the motion deployment.
         render: Handle of the render deployment.
         limits: Limits of this replica.
-        keys: Accepted API keys; empty where none is needed.
-        call_timeout_s: Seconds for one chunk or window.
-        retry_s: Seconds to retry a chunk or window.
+        keys: Accepted API keys; empty if none is needed.
+        call_timeout_s: Maximum seconds for one call to a model, which makes a chunk of motion or a window of frames.
+        retry_s: Seconds during which a call is retried if its replica failed or was full.
     """
 
     def __init__(
@@ -48,10 +49,11 @@ class Ingress:
         self._videos, self._keys = Videos(replicas, limits), keys
 
     async def drain(self) -> None:
-        """Refuse new videos and wait for those in progress. The caller keeps both models running until then."""
+        """Refuse new videos and wait until those in progress are finished. Both models must run until this returns."""
         await self._videos.drain()
 
     def __serve_build_asgi_app__(self):
+        """Return the ASGI application of this replica. Ray Serve calls this method after the constructor."""
         return make_api(self._videos, self._keys)
 
     def __del__(self):

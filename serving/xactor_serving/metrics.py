@@ -1,6 +1,7 @@
 """Define the metrics of the service.
 
-Ray's agents collect the metrics of all processes, and `GET /metrics` of any ingress shows all of them.
+Ray's agent on each node collects the metrics of the node's processes. `GET /metrics`, sent to any ingress replica,
+shows the metrics of all nodes.
 """
 
 import asyncio
@@ -26,7 +27,10 @@ _AGENT_TIMEOUT_S = 5
 
 
 class _Metrics:
-    """Hold the metrics of one process. Create it inside a replica: Ray labels metrics with the replica's name."""
+    """Hold the metrics of one process.
+
+    Create an instance only inside a replica, because Ray labels the metrics with the name of the replica.
+    """
 
     def __init__(self):
         # Chunks or windows that are waiting or in progress, by deployment.
@@ -45,6 +49,7 @@ class _Metrics:
         )
         self.window_s = histogram("window_seconds", "Seconds of a window, from job to frames", _SECONDS)
         self.video_fps = histogram("video_frames_per_second", "Frames a second of a finished video", _FPS)
+        # The label `of` is the name of a deployment, `motion` or `render`.
         self.batch_size = histogram(
             "batch_size", "Streams or windows in one forward pass", _BATCH_SIZES, ("of",)
         )
@@ -106,7 +111,11 @@ async def _fetch(session: aiohttp.ClientSession, url: str) -> str | None:
 
 
 class _Merged(Collector):
-    """Merge the application's metric families of several nodes, without Ray's prefix."""
+    """Merge the application's metric families of several nodes. Remove Ray's prefix `ray_` from their names.
+
+    Args:
+        texts: Metrics of each node, in Prometheus' text format.
+    """
 
     def __init__(self, texts: list[str]):
         self._texts = texts

@@ -1,7 +1,10 @@
 """Run the motion deployment, which makes chunks of motion for many streams.
 
-The engine batches the DDIM steps of all chunks in progress. A replica keeps no state of a stream between two chunks.
-Any replica can therefore make a stream's next chunk, also one that replaces a failed replica or has new weights.
+A stream is the motion of one video. A chunk is a group of frames whose motion latents are denoised together. The engine
+batches the DDIM steps of all chunks in progress.
+
+A replica keeps no state of a stream between two chunks. Therefore any replica can make a stream's next chunk, even a
+replica that has just replaced a failed one, or that has new weights.
 """
 
 import asyncio
@@ -23,7 +26,8 @@ from xactor_serving.device import replica_device
 from xactor_serving.metrics import metrics
 from xactor_serving.replica_messages import ChunkJob, MotionFacts
 
-# A job bounds its own frames, so the engine needs no bound on how far it runs ahead of playback.
+# Number of frames by which a stream may be ahead of its viewer before the engine pauses the stream. Each job ends after
+# a bounded number of frames, so the engine needs no such bound, and this number is never reached.
 _NO_LIMIT = 10**9
 
 
@@ -36,7 +40,7 @@ class Motion:
         device: auto, cpu or cuda.
         max_streams: Maximum number of chunks in progress.
         max_batch: Maximum number of streams in one forward pass.
-        stuck_s: Seconds of one forward pass after which the health check fails.
+        stuck_s: Maximum seconds for one forward pass. After them the health check fails.
     """
 
     def __init__(self, model: str, *, device: str, max_streams: int, max_batch: int, stuck_s: float):
@@ -64,7 +68,7 @@ class Motion:
         )
 
     async def chunk(self, job: ChunkJob) -> AsyncGenerator[np.ndarray, None]:
-        """Yield a chunk's latents as they become clean, float32 [n, D] each."""
+        """Yield a chunk's latents in pieces, float32 [n, D], as soon as they are fully denoised."""
         begun = time.monotonic()
         with metrics().queued("motion"):
             async for piece in self._worker.chunk(job):
@@ -81,17 +85,18 @@ class Motion:
 
 
 class EngineThread:
-    """Step an engine in its own thread, for callers on an event loop.
+    """Run an engine in a separate thread, and give its results to callers on an event loop.
 
     Args:
         engine: The engine. No other thread may use it.
-        encoder: Makes the audio features.
+        encoder: Computes the audio features.
     """
 
     def __init__(self, engine: MotionEngine, encoder: AudioEncoder):
         self._engine, self._encoder = engine, encoder
         self._inbox: queue.SimpleQueue[_Ticket] = queue.SimpleQueue()
-        # When the current step or admission began; None while the thread waits for work.
+        # Time at which the current step began, or the current admission of a job to the engine. None while the thread
+        # waits for work.
         self._busy_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="motion-engine", daemon=True)
         self._thread.start()
@@ -103,17 +108,17 @@ class EngineThread:
 
     @property
     def busy_s(self) -> float:
-        """Return the seconds that the current step or admission has taken so far; 0 while there is no work."""
+        """Return the seconds that the current step or admission of a job has taken so far; 0 while there is no work."""
         busy_since = self._busy_since
         return 0.0 if busy_since is None else time.monotonic() - busy_since
 
     async def chunk(self, job: ChunkJob) -> AsyncGenerator[np.ndarray, None]:
-        """Yield a chunk's latents as they become clean, [n, D] each.
+        """Yield a chunk's latents in pieces, float32 [n, D], as soon as they are fully denoised.
 
         Closing the generator frees the stream at the next step.
 
         Raises:
-            ValueError: The engine refuses the job, or the model makes NaN of it.
+            ValueError: The engine refuses the job, or the model's latents are NaN.
         """
         ticket = _Ticket(job)
         self._inbox.put(ticket)
@@ -126,10 +131,10 @@ class EngineThread:
             ticket.closed = True
 
     def _run(self) -> None:
-        """Step the engine for as long as the process lives, and admit new tickets between the steps."""
+        """Step the engine for as long as the process lives, and admit new tickets (waiting jobs) between the steps."""
         active: list[_Ticket] = []
         while True:
-            # Wait for a ticket while there is no work. Otherwise admit only those that have arrived already.
+            # Wait for a ticket while there is no work. Otherwise admit only the tickets that have arrived already.
             while not active or not self._inbox.empty():
                 if not active:
                     # This wait may last long, and is no sign of a stuck replica.
@@ -139,12 +144,12 @@ class EngineThread:
                 self._busy_since = time.monotonic()
                 if not ticket.closed and self._admit(ticket):
                     active.append(ticket)
-            # Restart the clock, because the health check bounds the time of a step without the admissions before it.
+            # Restart the clock, because the health check bounds the time of each step and of each admission alone.
             self._busy_since = time.monotonic()
             try:
                 stepped = self._engine.step()
             except Exception as error:
-                # A forward pass fails for all streams in it.
+                # If the engine's step fails, all active jobs fail.
                 for ticket in active:
                     ticket.send(error)
                     ticket.closed = True
@@ -158,7 +163,7 @@ class EngineThread:
             active = [ticket for ticket in active if not ticket.closed]
 
     def _admit(self, ticket: "_Ticket") -> bool:
-        """Open a stream for a ticket. Return whether the engine took it."""
+        """Open a stream in the engine for a ticket's job. Return False if that failed."""
         job, config = ticket.job, self._engine.model.config
         try:
             first = config.first_audio_frame(job.first_frame)
@@ -182,11 +187,11 @@ class EngineThread:
         return True
 
     def _deliver(self, ticket: "_Ticket", *, stalled: bool) -> None:
-        """Send the latents that are clean now. Then close the ticket if its job is complete or cannot go on.
+        """Send the latents that are now fully denoised. Then close the ticket if its job is complete or cannot go on.
 
         Args:
             ticket: An active ticket.
-            stalled: Whether the engine could step no stream.
+            stalled: Whether the engine's last step found no stream to advance.
         """
         stream, job = ticket.stream, ticket.job
         assert stream is not None
@@ -212,13 +217,13 @@ class EngineThread:
 
 
 class _Ticket:
-    """Hold a job and the queue of its results."""
+    """Hold a job, its stream in the engine and the queue of its results."""
 
     def __init__(self, job: ChunkJob):
         self.job = job
         self.results: asyncio.Queue[Any] = asyncio.Queue()
         self.stream: MotionStream | None = None
-        # Whether no more results are sent: the job is complete or has failed, or its caller has gone.
+        # True when no more results are sent, because the job is complete or has failed, or its caller has gone.
         self.closed = False
         self._loop = asyncio.get_running_loop()
 

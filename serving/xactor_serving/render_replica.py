@@ -1,6 +1,7 @@
 """Run the render deployment, which renders windows of many videos in batches.
 
-A portrait's reference is computed once and cached.
+A window is a group of frames that are denoised together. A portrait's reference, the features that the renderer copies
+from the portrait, is computed once and cached.
 """
 
 import asyncio
@@ -40,8 +41,8 @@ class Render:
         model: Model folder or its URI.
         device: auto, cpu or cuda.
         max_batch: Maximum number of windows in one forward pass on a GPU. A CPU renders one window at a time, because
-            a batch is no faster there and delays its first window.
-        stuck_s: Seconds of one batch after which the health check fails.
+            on a CPU a batch is no faster and delays its first window.
+        stuck_s: Maximum seconds for one batch of windows, or one reference. After them the health check fails.
     """
 
     def __init__(self, model: str, *, device: str, max_batch: int, stuck_s: float):
@@ -52,12 +53,12 @@ class Render:
             self._renderer.to("cuda", torch.bfloat16)
         else:
             max_batch = 1
-        # Face crops of recent portraits by the portrait's name, the oldest first.
+        # Face crops of recent portraits by the portrait's name, the least recently used first.
         self._squares: dict[str, np.ndarray] = {}
         self._stuck_s = stuck_s
-        # A single thread runs one pass at a time, and reuses the memory that earlier passes have allocated.
+        # A single thread runs one forward pass at a time, and reuses the memory that earlier passes have allocated.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="render")
-        # When the current pass began; None between passes.
+        # Time at which the thread began its current work, a batch or a reference. None while it has no work.
         self._pass_begun: float | None = None
         self._batched.set_max_batch_size(max_batch)  # pyright: ignore
 
@@ -70,14 +71,17 @@ class Render:
         )
 
     async def prepare(self, portrait: PortraitJob) -> None:
-        """Compute the reference of a portrait. The caller sets the multiplexed model id to the portrait's name."""
+        """Compute the reference of a portrait, before its first window needs it.
+
+        The caller must set the call's `multiplexed_model_id` to the portrait's name.
+        """
         self._keep(portrait)
         await self._reference(portrait.name)  # pyright: ignore
 
     async def window(self, job: WindowJob) -> np.ndarray:
         """Return a window's frames, uint8 [W, S, S, 3].
 
-        The caller sets the multiplexed model id to the portrait's name.
+        The caller must set the call's `multiplexed_model_id` to the portrait's name.
         """
         begun = time.monotonic()
         z = torch.tensor(job.z)
@@ -92,7 +96,7 @@ class Render:
         return frames
 
     def _keep(self, portrait: PortraitJob) -> None:
-        """Store the face crop for `_reference`, because Serve passes only the name to it."""
+        """Store a portrait's face crop for `_reference`, which gets only the portrait's name from Serve."""
         # Remove and insert, so that the first entry is the one that was used least recently.
         self._squares.pop(portrait.name, None)
         self._squares[portrait.name] = portrait.square
@@ -101,17 +105,18 @@ class Render:
 
     @serve.multiplexed(max_num_models_per_replica=MAX_REFERENCES)
     async def _reference(self, name: str) -> Reference:
-        """Compute a portrait's reference. Serve caches the last ones used and reports their names to the router."""
+        """Compute a portrait's reference. Serve caches the last used ones, and reports their names to the router."""
         square = self._squares[name]
         metrics().references.inc()
         return await self._in_thread(lambda: self._renderer.reference(square))
 
     @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.005)
     async def _batched(self, jobs: Sequence[tuple[WindowJob, Reference]]) -> list[np.ndarray]:
+        """Return the frames of windows that Serve has collected from concurrent calls, at most `max_batch` windows."""
         return await self._in_thread(lambda: self._render(jobs))
 
     def _render(self, jobs: Sequence[tuple[WindowJob, Reference]]) -> list[np.ndarray]:
-        """Render windows. Those with equal lengths and options share forward passes."""
+        """Return the frames of each window. Windows with equal lengths and options share forward passes."""
         groups: dict[object, list[int]] = {}
         for index, (job, _) in enumerate(jobs):
             groups.setdefault((len(job.z), job.config), []).append(index)
@@ -123,7 +128,7 @@ class Render:
         return [frames[index] for index in range(len(jobs))]
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Run work in the render thread, timed for the health check."""
+        """Run work in the render thread, and record when it began, for the health check."""
 
         def timed() -> T:
             self._pass_begun = time.monotonic()

@@ -28,7 +28,7 @@ class MotionFacts:
     latent_dim: int
     """Width D of a motion latent."""
     chunk_frames: int
-    """Number of frames in a chunk."""
+    """Number of frames in a chunk, which the model denoises together."""
     history_frames: int
     """Maximum number of past frames that the model sees."""
     audio_window: int
@@ -51,7 +51,7 @@ class RenderFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkJob:
-    """Ask for one chunk of motion."""
+    """Ask for one chunk of motion: the latents of frames that the model denoises together."""
 
     seed: int
     """Seed of the video."""
@@ -61,9 +61,9 @@ class ChunkJob:
     """Index of the chunk's first frame, counted from the start of the silence before the sound, as are all frames and
     samples of this message; see `RenderConfig.lead_frames`."""
     past: np.ndarray
-    """Latents before the chunk, float32 [H, D]."""
+    """Latents of the H frames before the chunk, float32 [H, D]."""
     samples: np.ndarray
-    """Sound, float32 [N], mono, 16 kHz."""
+    """The part of the video's sound that the chunk depends on, float32 [N], mono, 16 kHz."""
     samples_from: int
     """Index of `samples[0]` in the video's sound."""
     known_frames: int
@@ -71,7 +71,7 @@ class ChunkJob:
     ended: bool
     """Whether `samples` reaches the end of the sound. If so, the job asks for all remaining frames."""
     buffered_frames: int
-    """Frames that are made but not played yet. The engine steps the streams with the fewest first."""
+    """Number of frames that are made but not played yet. The engine first steps the videos with the fewest of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +91,15 @@ class PortraitJob:
 
 @dataclass(frozen=True, kw_only=True)
 class WindowJob:
-    """Ask for the frames of one window."""
+    """Ask for the frames of one window, a group of frames that the renderer denoises together."""
 
     portrait: PortraitJob
     """The portrait to show."""
     z: np.ndarray
-    """Motion latents, float32 [W, D]."""
+    """Motion latents of the window's W frames, float32 [W, D]."""
     origin: np.ndarray | None
-    """The first latent that the motion model made, float32 [D], see `xactor.render.Window`."""
+    """The latent at which the portrait does not move, float32 [D]: the first latent that the motion model made. None
+    means the portrait's own latent. See `xactor.render.Window`."""
     seed: int
     """Seed of the video."""
     first_frame: int

@@ -26,13 +26,14 @@ T = TypeVar("T")
 
 
 class Replicas:
-    """Call both deployments.
+    """Call the replicas of both deployments.
 
     Args:
         motion: Handle of the motion deployment.
         render: Handle of the render deployment.
-        call_timeout_s: Seconds for one chunk or window, waiting included.
-        retry_s: Seconds to retry work whose replica failed or was full.
+        call_timeout_s: Maximum seconds for one call, which makes a chunk of motion or a window of frames. The time that
+            the call waits at a replica counts.
+        retry_s: Seconds during which a call is retried if its replica failed or was full.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Replicas:
         return await self._motion.facts.remote(), await self._render.facts.remote()
 
     async def chunk(self, job: ChunkJob) -> AsyncGenerator[np.ndarray, None]:
-        """Yield a chunk's latents, float32 [n, D] each.
+        """Yield a chunk's latents in pieces, float32 [n, D].
 
         Raises:
             ServiceError: The chunk could not be made.
@@ -71,7 +72,7 @@ class Replicas:
             pieces.put_nowait(None)
 
         work = asyncio.ensure_future(self._retry("motion", attempt))
-        # End the loop below after a failure too. `await work` then raises the error.
+        # None ends the loop below after a failure too. `await work` then raises the error.
         work.add_done_callback(lambda _: pieces.put_nowait(None))
         try:
             while (piece := await pieces.get()) is not None:
@@ -114,11 +115,14 @@ class Replicas:
         return await self._retry("render", attempt)
 
     async def _retry(self, deployment: str, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Call a deployment. Retry on another replica when a replica is lost or full.
+        """Call a deployment, and return the result. Call again if the replica was lost or full.
 
         Args:
             deployment: The deployment's name, for metrics and messages.
             attempt: Makes one call. Each call has the deadline `call_timeout_s`.
+
+        Raises:
+            ServiceError: The calls failed for `retry_s` seconds, a call took too long, or the model failed.
         """
 
         def count_retry(state: RetryCallState) -> None:
@@ -149,5 +153,5 @@ class Replicas:
 
 
 def _one_line(error: Exception) -> str:
-    """Return a remote error's message as one line, without its stack."""
+    """Return the message of a replica's error as one line, without the stack trace."""
     return " ".join(str(getattr(error, "cause", None) or error).split())

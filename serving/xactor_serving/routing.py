@@ -12,20 +12,24 @@ from ray.serve.request_router import (
     RunningReplica,
 )
 
-# Maximum number of portraits whose last replica is remembered. A few suffice, because replicas report their references
+# Maximum number of portraits whose last replica is remembered. A few suffice, because a replica reports a new reference
 # within some tenths of a second.
 _MAX_PORTRAITS = 32
 
 
 class PortraitRouter(FIFOMixin, MultiplexMixin, RequestRouter):
-    """Prefer replicas that have the portrait's reference, then the less busy of two random others, like Serve.
+    """Prefer replicas that have the portrait's reference. If these are full, take the less busy of two random others.
 
-    Serve's router knows about a reference only after the replica has reported it. Until then it sends calls to any
-    replica, and a video's first window comes before that report. This router therefore also remembers the replica that
-    got a portrait's last call.
+    A reference holds the features that the renderer copies from a portrait. For Serve, a reference is a multiplexed
+    model whose id is the portrait's name.
 
-    FIFOMixin gives the chosen replicas to the waiting calls in order, as in Serve's router. A plain RequestRouter finds
-    the call by its request id. All calls of a video share one id, so that all but the first waiting call would be lost.
+    Serve's own router knows about a reference only after a replica has reported it. Until then that router sends calls
+    to any replica, and a video's first window comes before the report. Therefore this router also remembers the replica
+    that got a portrait's last call.
+
+    FIFOMixin assigns the chosen replicas to the waiting calls in order, as in Serve's router. A plain RequestRouter
+    finds the waiting call by its request id. All calls of a video share one id, so a plain RequestRouter would lose all
+    waiting calls except the first.
     """
 
     def initialize_state(self, **kwargs: Any) -> None:
@@ -35,6 +39,7 @@ class PortraitRouter(FIFOMixin, MultiplexMixin, RequestRouter):
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
+        """Return two groups of replicas: first those that have or compute the reference, then two others."""
         name, last_replica = "", None
         if pending_request is not None:
             name = pending_request.metadata.multiplexed_model_id

@@ -31,7 +31,8 @@ from xactor_serving.video_options import StreamStart
 from xactor_serving.videos import Videos, count_error
 
 _log = logging.getLogger("ray.serve")
-# Maximum audio that waits for the motion model. Beyond it the service stops reading, so that the client waits.
+# Maximum audio that waits for the motion model, in samples: 60 s. If more audio waits, the service stops reading from
+# the socket, so that the client must wait.
 _MAX_AHEAD_SAMPLES = 60 * SAMPLE_RATE_HZ
 # Close codes of the WebSocket protocol.
 _CLOSE_REFUSED, _CLOSE_FAILED = 1008, 1011
@@ -40,18 +41,19 @@ _CLOSE_REFUSED, _CLOSE_FAILED = 1008, 1011
 class StreamSession:
     """Serve one WebSocket connection, see docs/websocket.md.
 
-    The client sends JSON of `StreamStart`, then audio as bytes (PCM16 little endian, 16 kHz, mono), then JSON
-    {"type": "end"}. The service sends JSON {"type": "start", "request_id", "notes"}, then video as bytes, then JSON
-    {"type": "end", "frames"}. After an error it sends {"error": {...}} and closes the socket.
+    The client sends the fields of `StreamStart` as JSON, then audio as bytes (PCM16 little endian, 16 kHz, mono), then
+    JSON {"type": "end"}. The service sends JSON {"type": "start", "request_id", "notes"}, then video as bytes, then
+    JSON {"type": "end", "frames"}. After an error the service sends {"error": {...}} and closes the socket.
 
     Args:
         videos: Makes the video.
-        keys: Accepted API keys; empty where none is needed.
+        keys: Accepted API keys; empty if none is needed.
         socket: The connection.
     """
 
     def __init__(self, videos: Videos, keys: tuple[str, ...], socket: WebSocket):
         self._videos, self._keys, self._socket = videos, keys, socket
+        # Both get the same audio: `_sound` for the motion model, `_track` for the video's audio track.
         self._sound, self._track = SoundBuffer(), LiveSound()
 
     async def run(self) -> None:
@@ -70,6 +72,7 @@ class StreamSession:
             await self._refuse(count_error(failed), request_id)
 
     async def _serve(self, request_id: str) -> None:
+        """Receive the first message. Then receive audio and send video concurrently, until one fails or both end."""
         start = await self._receive_start()
         with self._videos.slot(start.key):
             # Raise for options out of range before the picture is decoded.
@@ -85,7 +88,7 @@ class StreamSession:
             sending = asyncio.create_task(self._send_video(face, start))
             try:
                 await asyncio.wait((receiving, sending), return_when=asyncio.FIRST_EXCEPTION)
-                # Raise the error of the task that failed. Otherwise both are done.
+                # If a task has failed, awaiting it raises its error. If none has failed, both are done.
                 for task in (receiving, sending):
                     if task.done():
                         await task
@@ -96,7 +99,7 @@ class StreamSession:
                 await asyncio.gather(receiving, sending, return_exceptions=True)
 
     async def _receive_start(self) -> StreamStart:
-        """Receive the first message and check its API key."""
+        """Receive the first message, check its API key and return it."""
         message = await self._next_message()
         text = message.get("text")
         if text is None:
@@ -110,7 +113,11 @@ class StreamSession:
         return start
 
     async def _receive_audio(self) -> None:
-        """Receive the audio until its end."""
+        """Receive audio until the client's end message, and pass it to the motion model and the audio track.
+
+        Raises:
+            ServiceError: The audio is too long or too short, or a message is neither audio nor the end message.
+        """
         max_samples = int(self._videos.limits.max_seconds * SAMPLE_RATE_HZ)
         while True:
             await self._sound.wait_for_space(_MAX_AHEAD_SAMPLES)
@@ -118,6 +125,7 @@ class StreamSession:
             if (data := message.get("bytes")) is not None:
                 if len(data) % 2:
                     raise bad_option(f"audio must be PCM16, two bytes a sample, got {len(data)} bytes")
+                # Scale 16-bit samples to [-1, 1).
                 samples = np.frombuffer(data, "<i2").astype(np.float32) / 32768
                 if self._sound.received + len(samples) > max_samples:
                     raise too_large(f"the audio may last at most {self._videos.limits.max_seconds:g} s")

@@ -59,10 +59,10 @@ class VideoOptions(BaseModel):
     )
 
     def configs(self, recommended: Recommended | None = None) -> tuple[SamplingConfig, RenderConfig]:
-        """Return the options of both models.
+        """Return the options of the motion model and those of the renderer.
 
         Args:
-            recommended: The model's recommendation, for the options that are None.
+            recommended: The model's recommendation, for the options that are None. By default the paper's options.
 
         Raises:
             ServiceError: An option is out of range.

@@ -29,7 +29,7 @@ class Videos:
     """Make the videos of one ingress replica.
 
     Args:
-        replicas: Calls to both models.
+        replicas: Object that calls the replicas of both models.
         limits: Limits of this ingress replica.
     """
 
@@ -43,7 +43,7 @@ class Videos:
         self._facts: tuple[MotionFacts, RenderFacts] | None = None
 
     async def facts(self) -> tuple[MotionFacts, RenderFacts]:
-        """Return the descriptions of both models. They are cached, because new weights come with a new ingress."""
+        """Return the descriptions of both models. They are cached: new weights come with new ingress replicas."""
         self._facts = self._facts or await self._replicas.facts()
         return self._facts
 
@@ -56,7 +56,7 @@ class Videos:
         """Count one video in progress for an API key while the `with` block runs.
 
         Raises:
-            ServiceError: No slot is free.
+            ServiceError: The service is ending, or has its maximum of videos in progress, in total or for this key.
         """
         if self._draining:
             raise ServiceError(503, "not_ready", "the service is ending", retry_after_s=5)
@@ -78,7 +78,7 @@ class Videos:
             metrics().open_videos.set(self._open.total())
 
     async def drain(self) -> None:
-        """Refuse new videos and wait for those in progress."""
+        """Refuse new videos and wait until those in progress are finished."""
         self._draining = True
         while self._open:
             await asyncio.sleep(_DRAIN_POLL_S)
@@ -119,7 +119,8 @@ class Videos:
             ServiceError: The replicas failed or were too slow.
         """
         begun, frames_made = time.monotonic(), 0
-        # The reference and the file's header are made while the motion is generated.
+        # While the motion is generated, a replica computes the portrait's reference (the features that the renderer
+        # copies from it), and the video file is opened.
         portrait = asyncio.ensure_future(self._portrait(face))
         preparing = asyncio.ensure_future(self._prepare(portrait))
         opening = asyncio.ensure_future(asyncio.to_thread(FragmentedVideo, track, metadata=ai_generated()))
@@ -156,15 +157,15 @@ class Videos:
         return PortraitJob.of((await face).square)
 
     async def _prepare(self, portrait: asyncio.Future[PortraitJob]) -> None:
-        # Ignore an error here: the first window raises the same one.
+        # Ignore an error here, because rendering the first window raises the same error.
         with contextlib.suppress(ServiceError):
             await self._replicas.prepare(await portrait)
 
     @staticmethod
     def _encode(video: FragmentedVideo, face: FaceCrop, frames: Iterator[np.ndarray]) -> bytes:
-        """Take frames until they complete a fragment, and return it. Return b"" if the frames run out first."""
+        """Encode frames until they complete a fragment. Return its bytes, or b"" if the frames run out before that."""
         for frame in frames:
-            # The picture is empty unless the face is pasted back.
+            # `face.picture` is empty unless the frame is to be pasted back into the whole portrait.
             picture = face.box.paste(face.picture, frame) if len(face.picture) else frame
             if data := video.add(picture):
                 return data

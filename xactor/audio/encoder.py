@@ -1,7 +1,8 @@
-"""Define the audio encoders. They share one interface, from samples to features [T, L, F] aligned with video frames.
+"""Define the audio encoders, which convert sound to features [T, L, F]: L vectors of F numbers for each video frame.
 
-Every encoder computes its features in fixed windows (windows.py). Precomputation, animation, serving and bulk dubbing
-all use this interface, so their features agree.
+All encoders share one interface. An encoder computes its features from feature windows: pieces of the recording that
+have a fixed length and start at fixed positions (windows.py). Precomputation, animation, serving and bulk dubbing all
+use this interface, so their features agree.
 """
 
 import json
@@ -25,7 +26,7 @@ class AudioEncoder(ABC):
     """Compute the features of audio: L vectors of F numbers for every video frame of 40 ms."""
 
     windows: WindowSpec
-    """The feature windows."""
+    """Sizes and scaling of the feature windows."""
     layers: int
     """L, the number of vectors per frame."""
     width: int
@@ -33,10 +34,12 @@ class AudioEncoder(ABC):
 
     @abstractmethod
     def encode(self, windows: Tensor) -> Tensor:
-        """Return the features of the `hop_frames` frames of each window: float32 [W, hop_frames, L, F].
+        """Return the features of W feature windows: float32 [W, hop_frames, L, F].
+
+        A window gives features for `hop_frames` frames. It also holds sound before and after these frames.
 
         Args:
-            windows: float32 [W, windows.frames * 640], from `cut_window`.
+            windows: The sound of the windows from `cut_window`, float32 [W, self.windows.frames * SAMPLES_PER_FRAME].
         """
 
     @abstractmethod
@@ -48,7 +51,7 @@ class AudioEncoder(ABC):
         return self
 
     def features(self, samples: np.ndarray, *, batch_windows: int = 16) -> np.ndarray:
-        """Return the features of a whole recording, float32 [T, L, F] with T = round(duration x 25).
+        """Return the features of a whole recording, float32 [T, L, F] with T = round(duration in s x 25).
 
         The arguments and errors are those of `stream`.
         """
@@ -62,14 +65,14 @@ class AudioEncoder(ABC):
             batch_windows: Number of windows that are encoded together.
 
         Raises:
-            ValueError: The samples are not finite or not one-dimensional, or no longer than half a frame.
+            ValueError: The samples are not finite or not one-dimensional, or they last no longer than half a frame.
         """
         _check(samples)
         stream = FeatureStream(self, batch_windows=batch_windows)
         size = batch_windows * self.windows.hop_frames * SAMPLES_PER_FRAME
         ahead = self.windows.right_frames * SAMPLES_PER_FRAME
-        # Each piece completes `batch_windows` windows. The first one also holds the samples that its last window reads
-        # after its own frames.
+        # Each piece completes `batch_windows` windows. The last of these windows also reads `ahead` samples after its
+        # own frames, so the first piece is longer by `ahead` samples.
         for piece in np.split(samples, range(size + ahead, len(samples), size)):
             if len(features := stream.feed(piece)):
                 yield features
@@ -85,15 +88,20 @@ class AudioEncoder(ABC):
         start: int = 0,
         batch_windows: int = 16,
     ) -> np.ndarray:
-        """Return the features of some frames, equal to those of the whole recording: float32 [n, L, F].
+        """Return the features of n = last_frame - first_frame frames: float32 [n, L, F].
+
+        They equal the features that the whole recording gives for these frames.
 
         Args:
-            samples: float32 [N], mono, 16 kHz, from `start` to the end that `sound_needed` returns, or to the end of
-                the recording.
-            first_frame: The first frame to return.
-            last_frame: The frame after the last one to return.
-            start: Position in the recording at which `samples` begins.
+            samples: A part of the recording: float32 [N], mono, 16 kHz. It must hold the range that `sound_needed`
+                returns, but may end where the recording ends.
+            first_frame: Number of the first frame to return.
+            last_frame: Number of the frame after the last one to return.
+            start: Number of the recording's sample with which `samples` begins.
             batch_windows: Number of windows that are encoded together.
+
+        Raises:
+            ValueError: The samples are not finite or not one-dimensional.
         """
         _check(samples)
         spec = self.windows
@@ -107,9 +115,9 @@ class AudioEncoder(ABC):
 
 
 class FeatureStream:
-    """Compute the features of audio that arrives in pieces. They equal the features of the whole recording.
+    """Compute the features of audio that arrives in pieces. The features equal those of the whole recording.
 
-    A window is encoded as soon as all its audio has arrived. Only samples that the next window reads are kept.
+    A window is encoded as soon as all its audio has arrived. Samples that no later window reads are dropped.
     """
 
     def __init__(self, encoder: AudioEncoder, *, batch_windows: int = 16):
@@ -132,12 +140,14 @@ class FeatureStream:
         _check(samples)
         self._samples = np.concatenate([self._samples, samples])
         spec = self._encoder.windows
-        # A window ends `right_frames` after its own frames.
+        # A window also reads `right_frames` frames after the frames that it gives features for.
         frames = self._received // SAMPLES_PER_FRAME - spec.right_frames
         return self._encode(max(frames // spec.hop_frames, self._windows_done))
 
     def end(self) -> np.ndarray:
-        """Return the remaining features, float32 [n, L, F]. In total the stream returns round(duration x 25) frames.
+        """Return the features of the remaining frames, float32 [n, L, F].
+
+        In total the stream returns the features of round(duration in s x 25) frames.
 
         Raises:
             ValueError: The audio is no longer than half a frame.
@@ -157,10 +167,10 @@ class FeatureStream:
         return self._start + len(self._samples)
 
     def _encode(self, windows_end: int) -> np.ndarray:
-        """Encode the windows before number `windows_end`, and drop samples that no later window reads.
+        """Encode the windows up to number `windows_end` - 1, and drop samples that no later window reads.
 
         Returns:
-            float32 [n, L, F].
+            The features of these windows, float32 [n, L, F].
         """
         encoder = self._encoder
         pieces = [np.zeros((0, encoder.layers, encoder.width), np.float32)]
@@ -177,20 +187,22 @@ class FeatureStream:
 
 
 class LogMelEncoder(AudioEncoder):
-    """Compute log-mel energies, without trained weights.
+    """Compute log-mel energies, which need no trained weights.
 
-    The four steps of 10 ms in a frame are joined to one layer of 4 x mels numbers. Ours, for the `tiny` preset. The
-    paper's features are Wav2Vec2's.
+    Ours, for the `tiny` preset: the paper's features come from Wav2Vec2. The energies are computed every 10 ms, each
+    from an analysis window of 25 ms. The four results in a video frame are joined to one vector (L = 1) of
+    F = 4 x mels numbers.
     """
 
     STEP = SAMPLES_PER_FRAME // 4
-    """Samples from the start of one analysis window to the start of the next."""
+    """Samples from the start of one analysis window to the start of the next: 10 ms."""
     WIDTH = 400
     """Samples of an analysis window: 25 ms."""
     FFT = 512
     """Length of the Fourier transform of an analysis window, in samples."""
     POWER_FLOOR = 1e-3
-    """Power that is added to each band before the logarithm, about 35 dB below speech: quieter sound is silence."""
+    """Power that is added to each mel band before the logarithm. It is about 35 dB below speech, so that quieter sound
+    counts as silence."""
 
     def __init__(self, *, mels: int = 40, windows: WindowSpec | None = None):
         """Build the encoder with `mels` mel bands, 1..128."""
@@ -201,6 +213,7 @@ class LogMelEncoder(AudioEncoder):
         self.layers, self.width = 1, 4 * mels
         from transformers.audio_utils import mel_filter_bank
 
+        # The bands lie between 60 Hz and 7600 Hz.
         bank = mel_filter_bank(
             self.FFT // 2 + 1, mels, 60.0, 7600.0, SAMPLE_RATE_HZ, norm="slaney", mel_scale="slaney"
         )
@@ -208,13 +221,15 @@ class LogMelEncoder(AudioEncoder):
 
     def encode(self, windows: Tensor) -> Tensor:
         spec = self.windows
-        # Samples of an analysis window before its step and after it, so that the window is centred on the step.
+        # An analysis window is longer than a step. It is centred on its step, so it begins `edge` samples before the
+        # step and ends `edge` samples after the step.
         edge = (self.WIDTH - self.STEP) // 2
-        hop = slice(
+        # The samples of the `hop_frames` frames and `edge` samples on either side, as positions in the padded sound.
+        needed = slice(
             spec.left_frames * SAMPLES_PER_FRAME,
             (spec.left_frames + spec.hop_frames) * SAMPLES_PER_FRAME + 2 * edge,
         )
-        sound = torch.nn.functional.pad(windows.float(), (edge, edge))[:, hop]
+        sound = torch.nn.functional.pad(windows.float(), (edge, edge))[:, needed]
         cuts = sound.unfold(-1, self.WIDTH, self.STEP) * torch.hann_window(self.WIDTH)  # [W, 4 hop, 400]
         power = torch.fft.rfft(cuts, n=self.FFT).abs().square()  # [W, 4 hop, 257]
         mel = torch.log(power @ self.bank + self.POWER_FLOOR)  # [W, 4 hop, mels]
@@ -233,7 +248,10 @@ class LogMelEncoder(AudioEncoder):
 
 
 class Wav2Vec2Encoder(AudioEncoder):
-    """Return chosen hidden layers of a Wav2Vec2 model, linearly interpolated from its 50 Hz to 25 fps.
+    """Compute features from L chosen hidden layers of a Wav2Vec2 model.
+
+    The model gives 50 outputs per second. They are interpolated linearly at the centres of the video frames, 25 per
+    second.
 
     Paper 3.2: "intermediate and output features". The paper leaves open which layers. Ours: the layers at one, two,
     three and four quarters of the depth.
@@ -243,10 +261,13 @@ class Wav2Vec2Encoder(AudioEncoder):
         """Wrap a Wav2Vec2Model.
 
         Args:
-            model: The model of transformers.
+            model: The Wav2Vec2Model of the library transformers.
             layers: Numbers of the hidden layers to use instead of the default ones. 0 is the input of the transformer,
                 1 the output of its first layer.
-            windows: The feature windows.
+            windows: Sizes and scaling of the feature windows. None: the defaults of WindowSpec.
+
+        Raises:
+            ValueError: The model has no layer of such a number.
         """
         depth = model.config.num_hidden_layers
         chosen = layers or tuple(sorted({max(1, depth * q // 4) for q in (1, 2, 3, 4)}))
@@ -265,17 +286,21 @@ class Wav2Vec2Encoder(AudioEncoder):
     def encode(self, windows: Tensor) -> Tensor:
         spec = self.windows
         hidden = self.model(windows.to(self.model.device), output_hidden_states=True).hidden_states
-        chosen = torch.stack([hidden[i] for i in self.chosen], dim=2).float()  # [W, n, L, F]
-        position = self._positions().to(chosen.device).clamp(0, chosen.shape[1] - 1)  # [hop]
+        # The n outputs of the model for each window.
+        outputs = torch.stack([hidden[i] for i in self.chosen], dim=2).float()  # [W, n, L, F]
+        position = self._positions().to(outputs.device).clamp(0, outputs.shape[1] - 1)  # [hop]
         low = position.floor().long()
-        high = (low + 1).clamp(max=chosen.shape[1] - 1)
+        high = (low + 1).clamp(max=outputs.shape[1] - 1)
         fraction = (position - low).view(1, -1, 1, 1)
         assert len(position) == spec.hop_frames
-        return chosen[:, low] * (1 - fraction) + chosen[:, high] * fraction  # [W, hop, L, F]
+        return outputs[:, low] * (1 - fraction) + outputs[:, high] * fraction  # [W, hop, L, F]
 
     def _positions(self) -> Tensor:
-        """Return the positions of the frames' centres, counted in the model's own steps: float [hop]."""
-        # Samples between two of the model's steps, and samples that one step sees.
+        """Return the position of each frame's centre in the sequence of the model's outputs: float [hop].
+
+        Position 0 is the centre of the first output, and 0.5 is midway between the first and the second.
+        """
+        # Samples from one output to the next, and samples that one output depends on.
         step_samples, seen_samples = 1, 1
         for kernel, stride in zip(self.model.config.conv_kernel, self.model.config.conv_stride, strict=True):
             seen_samples += (kernel - 1) * step_samples
@@ -297,6 +322,7 @@ class Wav2Vec2Encoder(AudioEncoder):
 
 
 def _check(samples: np.ndarray) -> None:
+    """Raise ValueError if the samples are not one-dimensional or not finite."""
     if samples.ndim != 1:
         raise ValueError(f"audio must be mono, one-dimensional, got shape {samples.shape}")
     if not np.isfinite(samples).all():
@@ -304,15 +330,15 @@ def _check(samples: np.ndarray) -> None:
 
 
 def load_audio_encoder(folder: str | Path, *, layers: tuple[int, ...] | None = None) -> AudioEncoder:
-    """Load the encoder that is saved in `folder`: ours, or any Wav2Vec2 folder in transformers' layout.
+    """Load an audio encoder that `save_pretrained` wrote, or any Wav2Vec2 model in the format of transformers.
 
     Args:
         folder: Holds preprocessor_config.json, config.json, or both.
-        layers: Wav2Vec2 layers to use instead of the saved or default ones.
+        layers: Wav2Vec2 layers to use instead of the saved or default ones. A LogMelEncoder ignores them.
 
     Raises:
         FileNotFoundError: There is no such folder, or it holds neither file.
-        ValueError: The model is not Wav2Vec2.
+        ValueError: The model is not Wav2Vec2, or has no layer of such a number.
     """
     folder = Path(folder)
     config_file, model_file = folder / CONFIG_FILE, folder / "config.json"
@@ -327,7 +353,7 @@ def load_audio_encoder(folder: str | Path, *, layers: tuple[int, ...] | None = N
     kind = json.loads(model_file.read_text()).get("model_type") if model_file.exists() else None
     if kind != "wav2vec2":
         raise ValueError(f"audio encoder in {folder} must be a wav2vec2 model, got model_type {kind!r}")
-    # transformers would keep the type of the saved weights, but the sound and the features are float32.
+    # Without dtype, transformers would keep the dtype of the saved weights. The sound and the features are float32.
     model = Wav2Vec2Model.from_pretrained(folder, dtype=torch.float32)
     saved = tuple(config["layers"]) if "layers" in config else None
     return Wav2Vec2Encoder(model, layers=layers or saved, windows=windows)

@@ -1,9 +1,9 @@
-"""Define fixed feature windows, which make streamed features equal to the whole file's.
+"""Define the feature windows: the pieces of a recording from each of which an audio encoder computes some features.
 
-The frames of a recording are cut at absolute positions into runs of `hop_frames`. The features of a run are computed
-from one window of audio: the run itself, `left_frames` before it and `right_frames` after it. Each window is normalised
-on its own, and nothing outside it is read. So the features do not depend on the pieces in which the audio arrives, and
-the cost is linear in the length of the recording.
+The video frames of a recording are divided at fixed positions into runs of `hop_frames`. The features of a run are
+computed from one window of audio: the run itself, `left_frames` before it and `right_frames` after it. Each window is
+normalised separately, and its features depend on nothing outside it. So audio that arrives in pieces gives the same
+features as the whole file, and the cost is linear in the length of the recording.
 """
 
 from dataclasses import dataclass
@@ -15,17 +15,18 @@ from xactor.rates import SAMPLES_PER_FRAME
 
 @dataclass(frozen=True, kw_only=True)
 class WindowSpec:
-    """Define the feature windows, in video frames of 40 ms."""
+    """Hold the sizes of the feature windows, in video frames of 40 ms, and the limit of their scaling."""
 
     hop_frames: int = 16
-    """Frames whose features one window gives, >= 1."""
+    """Number of frames that one window gives features for, >= 1."""
     left_frames: int = 112
-    """Frames of audio that the window has before these frames, >= 0."""
+    """Number of frames of audio that the window has before these frames, >= 0."""
     right_frames: int = 2
-    """Frames of audio that the window has after these frames, >= 0."""
+    """Number of frames of audio that the window has after these frames, >= 0."""
     floor_db: float = -40.0
-    """Loudness in dBFS (RMS). A window at least this loud is scaled to unit variance. A quieter window stays quieter by
-    the difference, because the noise of a long pause must not become as loud as speech. -inf scales every window."""
+    """Loudness in dBFS (RMS). A window that is at least this loud is scaled to unit variance. A window that is x dB
+    quieter than `floor_db` stays x dB quieter than that, because the noise of a long pause must not become as loud as
+    speech. -inf: every window is scaled to unit variance."""
 
     def __post_init__(self):
         for name, minimum in (("hop_frames", 1), ("left_frames", 0), ("right_frames", 0)):
@@ -42,21 +43,23 @@ class WindowSpec:
 
 def window_count(frames: int, spec: WindowSpec) -> int:
     """Return the number of windows that cover a recording of this many frames."""
-    # Rounded up.
+    # Divide and round up.
     return -(-frames // spec.hop_frames)
 
 
 def cut_window(samples: np.ndarray, index: int, spec: WindowSpec, *, start: int = 0) -> np.ndarray:
     """Cut one window out of a recording and normalise it: float32 [spec.frames * SAMPLES_PER_FRAME].
 
-    The recording's samples get zero mean and unit variance (Wav2Vec2's own preprocessing, here per window), unless the
-    window is quieter than `spec.floor_db`. Samples before the recording's start or past its end are zero.
+    The window's samples get zero mean and unit variance, as in Wav2Vec2's own preprocessing, which does this for a
+    whole recording. A window that is quieter than `spec.floor_db` gets a smaller variance. Where the window extends
+    past the start or the end of the recording, it is zero.
 
     Args:
         samples: float32 [N], mono, 16 kHz.
         index: Number of the window.
-        spec: The windows.
-        start: Position in the recording at which `samples` begins, if earlier samples are no longer needed.
+        spec: The sizes and the scaling of the windows.
+        start: Number of the recording's sample with which `samples` begins. It is above 0 if earlier samples have been
+            dropped.
     """
     first = window_start(index, spec)
     size = spec.frames * SAMPLES_PER_FRAME
@@ -73,12 +76,16 @@ def cut_window(samples: np.ndarray, index: int, spec: WindowSpec, *, start: int 
 
 
 def window_start(index: int, spec: WindowSpec) -> int:
-    """Return the first sample that a window reads. It is negative for windows that begin before the recording."""
+    """Return the number of the first sample that a window reads, < 0 for a window that begins before the recording."""
     return (index * spec.hop_frames - spec.left_frames) * SAMPLES_PER_FRAME
 
 
 def sound_needed(first_frame: int, last_frame: int, spec: WindowSpec) -> tuple[int, int]:
-    """Return the samples [first, last) that the features of frames [first_frame, last_frame) depend on."""
+    """Return the range of samples that the features of the frames [first_frame, last_frame) depend on.
+
+    Returns:
+        Number of the first sample, and of the sample after the last one. The latter may lie past the recording's end.
+    """
     first = window_start(first_frame // spec.hop_frames, spec)
     last = window_start(window_count(last_frame, spec) - 1, spec) + spec.frames * SAMPLES_PER_FRAME
     return max(first, 0), last

@@ -8,20 +8,23 @@ from PIL import Image
 
 from xactor.faces.landmarker import Face
 
-# Ours: side of the square, relative to the longer side of the landmarks' box, which ends at the hairline and the chin.
-# There is room for hair, a dropped jaw and a head that moves by a fifth of its size, and the mouth still has a sixth of
-# the width.
+# Ours: the side of the square is this many times the longer side of the landmarks' box. The box reaches from the
+# hairline to the chin, so the square has room for hair, for a dropped jaw and for a head that moves by a fifth of its
+# size. The mouth still takes up a sixth of the square's width.
 MARGIN = 1.7
-# Position of the whole face and of the mouth in that square: top, bottom, left, right as fractions of its side.
+# Regions of the whole face and of the mouth in that square: top, bottom, left and right as fractions of its side.
 FACE_REGION = (0.18, 0.85, 0.2, 0.8)
 MOUTH_REGION = (0.55, 0.8, 0.32, 0.68)
-# Width of the border over which a pasted patch fades into the picture, as a fraction of the side.
+# Width of the border over which a pasted patch fades into the picture, as a fraction of the patch's side.
 _FEATHER = 1 / 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class CropBox:
-    """Describe a square of a picture, in whole pixels of the picture. It may extend past the picture's border."""
+    """Hold the position and size of a square in a picture, in whole pixels.
+
+    The square may extend past the picture's border.
+    """
 
     left: int
     """Column of the left edge."""
@@ -35,14 +38,14 @@ class CropBox:
             raise ValueError(f"side must be >= 1, got {self.side}")
 
     def scaled(self, factor: float) -> "CropBox":
-        """Return the same square in the picture after a resize by a factor."""
+        """Return the square that shows the same content after the picture was resized by `factor`."""
         left, top, side = (round(value * factor) for value in (self.left, self.top, self.side))
         return CropBox(left=left, top=top, side=max(side, 1))
 
     def cut(self, picture: np.ndarray, size_px: int) -> np.ndarray:
         """Cut the square out of a picture uint8 [H, W, 3] and resize it to uint8 [size_px, size_px, 3].
 
-        Pixels outside the picture repeat its edge.
+        Pixels outside the picture repeat the picture's edge.
         """
         rows, above_below = _span(self.top, self.side, picture.shape[0])
         columns, left_right = _span(self.left, self.side, picture.shape[1])
@@ -54,14 +57,14 @@ class CropBox:
     def paste(self, picture: np.ndarray, patch: np.ndarray) -> np.ndarray:
         """Return a copy of a picture uint8 [H, W, 3] with a patch uint8 [S, S, 3] in this square.
 
-        The patch's border fades into the picture.
+        The patch is resized to the square, and its border fades into the picture.
         """
         pixel = np.arange(self.side) + 0.5
         # Weight of the patch along one axis: 0 at its edges, 1 inside.
         ramp = (np.minimum(pixel, self.side - pixel) / (_FEATHER * self.side)).clip(0, 1)
         weight = (np.minimum.outer(ramp, ramp)[..., None]).astype(np.float32)  # [side, side, 1]
         height, width = picture.shape[:2]
-        # The part of the square that is inside the picture, in coordinates of the picture and of the square.
+        # The part of the square that is inside the picture, first in the picture's coordinates, then in the square's.
         top, left = max(self.top, 0), max(self.left, 0)
         bottom = max(min(self.top + self.side, height), top)
         right = max(min(self.left + self.side, width), left)
@@ -75,15 +78,15 @@ class CropBox:
 
 
 def region_pixels(region: tuple[float, ...], side: int) -> tuple[slice, slice]:
-    """Return the rows and columns of a region in a square of `side` pixels."""
+    """Return the rows and columns of a region, such as MOUTH_REGION, in a square of `side` x `side` pixels."""
     top, bottom, left, right = (round(fraction * side) for fraction in region)
     return slice(top, bottom), slice(left, right)
 
 
 def crop_box(faces: Face | Sequence[Face]) -> CropBox:
-    """Return the square around a face. For the faces of a clip's frames, return their median square.
+    """Return the square around a face. Given the faces of a clip's frames, return one square for the whole clip.
 
-    Its centre and its side are the medians over the frames.
+    The centre and the side of a clip's square are the medians over the frames.
 
     Raises:
         ValueError: There are no faces.
@@ -99,22 +102,28 @@ def crop_box(faces: Face | Sequence[Face]) -> CropBox:
 
 
 def _span(start: int, side: int, length: int) -> tuple[slice, tuple[int, int]]:
-    """Return the pixels of a row or column of `length` that a square covers, and the padding before and after them.
+    """Return the rows (or columns) of a picture that a square covers, and the padding before and after them.
 
-    A square outside the picture gets the nearest pixel, because padding repeats a pixel and needs at least one.
+    At least one row is returned, because padding repeats a row of the picture. A square that lies outside the picture
+    gets the nearest row.
+
+    Args:
+        start: First row of the square; negative if it begins before the picture.
+        side: Number of rows of the square.
+        length: Number of rows of the picture.
     """
     first = min(max(start, 0), length - 1)
-    last = max(min(start + side, length), first + 1)
-    # At most side - 1, so that the one pixel has room.
+    stop = max(min(start + side, length), first + 1)
+    # At most side - 1, because one of the square's rows comes from the picture.
     before = min(max(-start, 0), side - 1)
-    return slice(first, last), (before, side - before - (last - first))
+    return slice(first, stop), (before, side - before - (stop - first))
 
 
 def _resized(square: np.ndarray, size_px: int) -> np.ndarray:
-    """Return a square picture uint8 [S, S, 3] with another side: uint8 [size_px, size_px, 3]."""
+    """Resize a square picture uint8 [S, S, 3] to uint8 [size_px, size_px, 3]."""
     if square.shape[0] == size_px:
         return np.ascontiguousarray(square)
-    # To reduce, average over the area of a new pixel. Hamming does that as a box filter does, but does not shift the
-    # picture.
+    # When the picture gets smaller, each new pixel must be an average over its area. The Hamming filter averages as a
+    # box filter does, but it does not shift the picture.
     resampling = Image.Resampling.HAMMING if size_px < square.shape[0] else Image.Resampling.BICUBIC
     return np.asarray(Image.fromarray(square).resize((size_px, size_px), resampling))

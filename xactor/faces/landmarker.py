@@ -16,22 +16,27 @@ class Face:
     """Hold one face that the landmark model found."""
 
     points: np.ndarray
-    """Landmarks, float32 [478, 3]: x and y in pixels of the picture, z in the same unit, smaller is nearer."""
+    """Landmarks, float32 [478, 3]: x and y in pixels of the picture, and the depth z in the same unit. A smaller z is
+    nearer to the camera."""
     blendshapes: np.ndarray
-    """Blendshapes, float32 [51], 0..1, in the order of `xactor.controls.BLENDSHAPES`."""
+    """Blendshapes (strengths of facial movements such as jawOpen), float32 [51], 0..1, in the order of
+    `xactor.controls.BLENDSHAPES`."""
     matrix: np.ndarray
     """Transform from MediaPipe's canonical face to the camera, float32 [4, 4], in cm. The camera looks along -z;
     x points right and y up."""
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of the landmarks in pixels. They may lie outside the picture."""
+        """Return left, top, right and bottom of the box around the landmarks, in pixels of the picture.
+
+        The box may extend past the picture's border.
+        """
         (left, top), (right, bottom) = self.points[:, :2].min(axis=0), self.points[:, :2].max(axis=0)
         return float(left), float(top), float(right), float(bottom)
 
     @property
     def area(self) -> float:
-        """Area of the box in square pixels."""
+        """Return the area of `box` in square pixels."""
         left, top, right, bottom = self.box
         return (right - left) * (bottom - top)
 
@@ -40,7 +45,7 @@ class FaceLandmarker:
     """Find faces with MediaPipe's model, which this package contains.
 
     Args:
-        model: Another `.task` bundle with blendshapes.
+        model: Path of another MediaPipe model, a `.task` file that also gives blendshapes.
         max_faces: Maximum number of faces to find. A larger number takes more time.
 
     Raises:
@@ -75,6 +80,10 @@ class FaceLandmarker:
         """Yield the largest face in each frame of a video, or None if the frame shows none.
 
         Positions are tracked from frame to frame, which is faster and steadier than detection in each frame.
+
+        Args:
+            frames: The video's frames, each uint8 [H, W, 3] RGB.
+            fps: Frames per second of the video.
         """
         with self._task(self._vision.RunningMode.VIDEO) as task:
             for number, picture in enumerate(frames):
@@ -101,6 +110,7 @@ class FaceLandmarker:
 
 
 def _image(picture: np.ndarray):
+    """Return a picture as MediaPipe's Image. Raises ValueError if it is not uint8 [H, W, 3]."""
     from mediapipe import Image, ImageFormat
 
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
@@ -116,6 +126,7 @@ def _faces(result, picture: np.ndarray) -> list[Face]:
         result.face_landmarks, result.face_blendshapes, result.facial_transformation_matrixes, strict=True
     ):
         scores = {shape.category_name: shape.score for shape in shapes}
+        # MediaPipe gives x and z as fractions of the picture's width, and y as a fraction of its height.
         pixels = np.array([(p.x * width, p.y * height, p.z * width) for p in points], dtype=np.float32)
         blendshapes = np.array([scores[name] for name in BLENDSHAPES], dtype=np.float32)
         faces.append(Face(points=pixels, blendshapes=blendshapes, matrix=np.array(matrix, dtype=np.float32)))

@@ -1,6 +1,7 @@
-"""Choose the face landmarks from which a guess is made, and give their places in an average face crop.
+"""Choose the face landmarks by which the renderer moves a portrait, and give their mean places in a face crop.
 
-The landmarks are those of MediaPipe's face mesh that outline lips, eyes, brows, nose and face.
+The chosen landmarks are points of MediaPipe's face mesh that outline lips, eyes, brows, nose and face. A face crop is
+the square around a face that the models see; see crop.py.
 """
 
 import logging
@@ -15,9 +16,10 @@ from xactor.faces.landmarker import Face, FaceLandmarker
 
 _log = logging.getLogger(__name__)
 
-# Number of the landmark in MediaPipe's mesh, number of its mirror image (itself on the midline), and its mean place in
-# a face crop, from the crop's centre, in thousandths of half its side, x to the right and y down. Means of the faces of
-# the demo corpus, made symmetric.
+# Each row is (number, mirrored number, x, y). The first two are the numbers of a landmark and of its mirror image in
+# MediaPipe's mesh. A landmark on the face's midline is its own mirror image. (x, y) is the landmark's mean place in a
+# face crop: x to the right and y down from the crop's centre, in thousandths of half the crop's side. The means are
+# those of the faces of the demo corpus, made symmetric.
 _TABLE = (
     (61, 291, -197, 269), (146, 375, -179, 294), (91, 321, -151, 319), (181, 405, -111, 344), (84, 314, -59, 360),
     (17, 17, 0, 365), (185, 409, -178, 254), (40, 270, -151, 239), (39, 269, -112, 224), (37, 267, -57, 211),
@@ -43,41 +45,44 @@ _TABLE = (
 _PAIRED = [row for row in _TABLE if row[0] != row[1]]
 LANDMARKS = np.array([row[0] for row in _TABLE] + [row[1] for row in _PAIRED])
 """Numbers of the chosen landmarks in MediaPipe's mesh, [K], K = 165."""
-_PLACE = {int(number): place for place, number in enumerate(LANDMARKS)}
+# Position in LANDMARKS of each number in the mesh.
+_POSITION = {int(number): position for position, number in enumerate(LANDMARKS)}
 _MIRROR = {a: b for left, right, _, _ in _TABLE for a, b in ((left, right), (right, left))}
-MIRRORED = np.array([_PLACE[_MIRROR[int(number)]] for number in LANDMARKS])
+MIRRORED = np.array([_POSITION[_MIRROR[int(number)]] for number in LANDMARKS])
 """Position in LANDMARKS of each landmark's mirror image, [K]."""
 MEAN_LANDMARKS = (
     np.array([row[2:] for row in _TABLE] + [(-x, y) for _, _, x, y in _PAIRED], dtype=np.float32) / 1000
 )
-"""Mean places of the chosen landmarks in a face crop, from the crop's centre, in halves of its side, [K, 2]."""
+"""Mean places (x, y) of the chosen landmarks in a face crop, [K, 2], from the crop's centre, in units of half the
+crop's side: the crop's edges are at -1 and 1."""
 _INNER_RING = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191)
 _OUTER_RING = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
 INNER_LIPS, OUTER_LIPS = (
-    np.array([_PLACE[number] for number in ring]) for ring in (_INNER_RING, _OUTER_RING)
+    np.array([_POSITION[number] for number in ring]) for ring in (_INNER_RING, _OUTER_RING)
 )
-"""Positions in LANDMARKS of the inner and outer edge of the lips, in order around the mouth from its left corner, [20]
-each. The lower lip comes first: the numbers n and 20 - n face each other."""
-MOUTH_CORNERS = np.array([_PLACE[61], _PLACE[291]])
+"""Positions in LANDMARKS of the inner and outer edge of the lips, [20] each. They go around the mouth from the corner
+on the picture's left, first along the lower lip. The entries n and 20 - n lie opposite each other on the two lips."""
+MOUTH_CORNERS = np.array([_POSITION[61], _POSITION[291]])
 """Positions in LANDMARKS of the corners of the mouth, the picture's left one first, [2]."""
 _EYE_RINGS = (
     (33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246),
     (263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466),
 )
-LIDS = np.array([[_PLACE[number] for number in ring] for ring in _EYE_RINGS])
-"""Positions in LANDMARKS of the lids' edges, in order around each eye, the picture's left eye first, [2, 16]. The lower
-lid comes first: the numbers n and 16 - n face each other."""
-EYES = np.array([[_PLACE[33], _PLACE[133]], [_PLACE[362], _PLACE[263]]])
-"""Positions in LANDMARKS of the corners of both eyes, the picture's left eye first, [2, 2]."""
+LIDS = np.array([[_POSITION[number] for number in ring] for ring in _EYE_RINGS])
+"""Positions in LANDMARKS of the lids' edges, the picture's left eye first, [2, 16]. They go around each eye from its
+outer corner, first along the lower lid. The entries n and 16 - n lie opposite each other on the two lids."""
+EYES = np.array([[_POSITION[33], _POSITION[133]], [_POSITION[362], _POSITION[263]]])
+"""Positions in LANDMARKS of the corners of both eyes, [2, 2]: the picture's left eye first, and of each eye the corner
+on the picture's left first."""
 
 LANDMARK_FRAMES = 8
 """Number of frames of a clip whose landmarks are kept for training."""
 
 
 def find_landmarks(picture: np.ndarray) -> np.ndarray:
-    """Return the landmarks of the face in a face crop uint8 [S, S, 3]: float32 [K, 2], as `crop_landmarks` does.
+    """Return the landmarks of the face in a face crop uint8 [S, S, 3]: float32 [K, 2], in units of half its side.
 
-    The landmarks of an average face stand in for those of a face that is not found.
+    If no face is found, log a warning and return MEAN_LANDMARKS.
     """
     faces = _landmarker().detect(picture)
     if not faces:
@@ -87,13 +92,18 @@ def find_landmarks(picture: np.ndarray) -> np.ndarray:
 
 
 def crop_landmarks(face: Face, box: CropBox) -> np.ndarray:
-    """Return the chosen landmarks of a face in a crop, from its centre, in halves of its side: float32 [K, 2]."""
+    """Return the chosen landmarks of a face, from the centre of a crop, in units of half its side: float32 [K, 2].
+
+    Args:
+        face: The face, found in a picture.
+        box: The crop, a square of the same picture.
+    """
     corner = np.array([box.left, box.top], dtype=np.float32)
     return (face.points[LANDMARKS, :2] - corner) * np.float32(2 / box.side) - 1
 
 
 def landmark_track(faces: Sequence[Face | None], box: CropBox) -> np.ndarray:
-    """Return the landmarks of successive frames in a crop, float32 [T, K, 2]; see `crop_landmarks`.
+    """Return the landmarks of the faces of T successive frames in a crop, float32 [T, K, 2]; see `crop_landmarks`.
 
     A frame without a face gets the landmarks of the nearest frame with one.
 
@@ -108,7 +118,11 @@ def landmark_track(faces: Sequence[Face | None], box: CropBox) -> np.ndarray:
 
 
 def landmark_frames(frames: int) -> np.ndarray:
-    """Return the numbers of the frames of a clip whose landmarks are kept, int64 [LANDMARK_FRAMES], evenly spaced."""
+    """Return the numbers of the frames whose landmarks are kept, int64 [LANDMARK_FRAMES], evenly spaced.
+
+    Args:
+        frames: Number of frames of the clip.
+    """
     return np.linspace(0, frames - 1, LANDMARK_FRAMES).round().astype(np.int64)
 
 

@@ -19,20 +19,26 @@ Source = str | Path | Any
 """A path, or a file that is open for reading and can seek."""
 _log = logging.getLogger(__name__)
 
-# Only formats that contain their media. FFmpeg would also open playlists, which refer to other files and hosts.
+# Formats that are accepted: only those that contain their media. FFmpeg would also open playlists, which refer to other
+# files and hosts.
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,flv,asf,ogg,mxf,nut,"
     "wav,w64,mp3,flac,aac,ac3,eac3,aiff,au,amr,caf,wv,ape,tta"
 )
-# Buffer for an open file. It is large, because the file may be remote.
+# Size of the buffer through which an open file is read, 1 MiB. It is large, because the file may be remote.
 _BUFFER_BYTES = 1 << 20
-# A file is corrupt if more packets than this and more than 1 % are damaged. Fewer are skipped.
+# A file counts as corrupt if more packets than this, and more than 1 % of its packets, are damaged. Otherwise the
+# damaged packets are skipped.
 _MAX_DAMAGED_PACKETS = 3
 
 
 @contextmanager
 def open_container(source: Source) -> Iterator[InputContainer]:
-    """Open a file for reading. Raises ValueError if it is missing, empty or of an unknown format."""
+    """Open a file for reading and close it at the end of the `with` block.
+
+    Raises:
+        ValueError: The file is missing, is empty or has an unknown format; the message names it.
+    """
     options = {"format_whitelist": _FORMATS}
     try:
         if isinstance(source, str | Path):
@@ -80,6 +86,11 @@ def _best(container: InputContainer, kind: Literal["video", "audio"], source: ob
 def decode(container: InputContainer, stream, source: object) -> Iterator[AudioFrame | VideoFrame]:
     """Yield the frames of one stream and skip a few damaged packets.
 
+    Args:
+        container: The open file.
+        stream: The audio or video stream to decode.
+        source: Path of the file, or the file, for messages.
+
     Raises:
         ValueError: The file is corrupt or truncated.
     """
@@ -108,8 +119,9 @@ def decode(container: InputContainer, stream, source: object) -> Iterator[AudioF
         raise ValueError(
             f"{source}: corrupt ({damaged} of {packets} packets cannot be decoded: {last_error})"
         )
-    # An mp4's index gives the length that is shown. Its number of packets also counts those that an edit list cuts off,
-    # and for uncompressed sound it is the number of samples.
+    # An mp4 is truncated if its packets end before 90 % of the duration that its index gives. The number of packets in
+    # the index is no measure: it includes packets that an edit list cuts off, and for uncompressed sound it is the
+    # number of samples.
     declared = stream.duration if "mp4" in container.format.name else None
     if declared and end < 0.9 * declared:
         found_s, declared_s = (float(ticks * stream.time_base) for ticks in (end, declared))
@@ -119,10 +131,10 @@ def decode(container: InputContainer, stream, source: object) -> Iterator[AudioF
 
 
 def origin_s(container: InputContainer) -> float:
-    """Return the time at which a player would start, on the file's own clock."""
+    """Return the time at which a player would start, in seconds on the file's own clock."""
     return (container.start_time or 0) / av.time_base
 
 
 def length_s(frame: AudioFrame | VideoFrame) -> float | None:
-    """Return the frame's duration according to the container, or None if the container gives none."""
+    """Return the frame's duration in seconds according to the container, or None if the container gives none."""
     return float(frame.duration * frame.time_base) if frame.duration and frame.time_base else None

@@ -1,4 +1,4 @@
-"""Encode a video as the bytes of a fragmented mp4, which viewers can watch while it is made."""
+"""Encode a video as a fragmented mp4: a sequence of pieces that a player can show before the rest exists."""
 
 import io
 from fractions import Fraction
@@ -23,8 +23,8 @@ class FragmentedVideo:
 
     Args:
         samples: Float32 [N] mono at `sample_rate_hz`, the sound of a file, or live sound. Live sound must arrive no
-            later than its pictures.
-        sample_rate_hz: Rate of `samples`. The sound of a file has its own rate.
+            later than the pictures of the same time.
+        sample_rate_hz: Rate of an array or of live sound. The sound of a file has its own rate.
         fps: Pictures per second.
         fragment_frames: Pictures in a fragment.
         crf: Quality of x264: 0 is lossless, larger is worse.
@@ -46,7 +46,8 @@ class FragmentedVideo:
         self._fps = fps
         self._out = _UntakenBytes()
         options = {
-            # Write the index with the first fragment, because the delay of the AAC encoder is unknown before.
+            # Write the index with the first fragment and not earlier, because it contains the delay of the AAC encoder,
+            # which is unknown until then.
             "movflags": "delay_moov+default_base_moof+skip_trailer",
             "frag_duration": str(fragment_frames * 1_000_000 // fps),
         }
@@ -57,7 +58,7 @@ class FragmentedVideo:
         self._speech = Speech(self._container, samples, sample_rate_hz, fast=False)
 
     def add(self, picture: np.ndarray) -> bytes:
-        """Add a picture uint8 [H, W, 3]. Return the bytes that are finished, which are often none."""
+        """Add a picture uint8 [H, W, 3]. Return the bytes of the fragments that are now finished, often none."""
         self._pictures.write(picture)
         self._speech.write(until=Fraction(self._pictures.count, self._fps))
         return self._out.take()
@@ -73,7 +74,7 @@ class FragmentedVideo:
 
 
 class _UntakenBytes(io.RawIOBase):
-    """Keep written bytes until they are taken."""
+    """Collect the bytes that the container writes, until `take` returns and forgets them."""
 
     def __init__(self):
         self._bytes = bytearray()

@@ -13,16 +13,17 @@ from av.video.stream import VideoStream
 from xactor.media.container import decode, length_s, open_container, origin_s, video_stream
 from xactor.rates import FPS
 
-# Maximum aspect ratio of a pixel. If a file gives a larger one, it is wrong and pixels are square.
+# Maximum ratio between the two sides of a pixel. A file with a larger ratio is taken to be wrong, and its pixels to be
+# square.
 _MAX_STRETCH = 4
-# FFmpeg's number for a frame without the tag that names the matrix of its colours.
+# FFmpeg's value of `colorspace` for a frame without the tag that names the matrix of its colours.
 _UNTAGGED = 2
 
 
 def read_frames(source: str | Path, fps: float = FPS) -> Iterator[np.ndarray]:
     """Yield the pictures of a video at a constant rate, uint8 [H, W, 3] RGB.
 
-    Frame n is the picture nearest in time to n / fps. The source may have any rate, also a variable one. The number of
+    Frame n is the picture nearest in time to n / fps. The source may have any rate, even a variable one. The number of
     frames is round(duration x fps). Pictures are upright with square pixels, and have the colours that players show.
 
     Raises:
@@ -33,10 +34,12 @@ def read_frames(source: str | Path, fps: float = FPS) -> Iterator[np.ndarray]:
         stream.thread_type = "AUTO"
         stream.thread_count = 1
         start_s = origin_s(container)
+        # Duration of a frame for which the file gives none.
         usual_s = float(1 / stream.average_rate) if stream.average_rate else 1 / fps
         n = 0
         previous: VideoFrame | None = None
         previous_s = end_s = 0.0
+        # The previous frame after conversion, so that a frame that is yielded several times is converted once.
         picture: np.ndarray | None = None
         converter = PictureConverter(stream)
         for frame in decode(container, stream, source):
@@ -64,7 +67,7 @@ class PictureConverter:
 
     Args:
         stream: The frames' stream.
-        max_px: Maximum of the longer side. Larger pictures are reduced to it, which is cheap at this point.
+        max_px: Maximum of the longer side. Larger pictures are reduced to it during the conversion, which is cheap.
     """
 
     def __init__(self, stream: VideoStream, max_px: int | None = None):
@@ -80,7 +83,7 @@ class PictureConverter:
         options: dict[str, Any] = {}
         if (width, height) != (frame.width, frame.height):
             options = {"width": width, "height": height, "interpolation": Interpolation.AREA}
-        # Without a tag, FFmpeg takes BT.601 for every size, and players BT.709 for sizes from 720p on.
+        # For a frame without the tag, FFmpeg assumes BT.601 at every size, but players assume BT.709 for large frames.
         large = frame.width >= 1280 or frame.height > 576
         if frame.colorspace == _UNTAGGED and large:
             options["src_colorspace"] = Colorspace.ITU709

@@ -15,10 +15,10 @@ from xactor.media.container import length_s, origin_s
 from xactor.media.pictures import PictureConverter
 from xactor.rates import FPS
 
-# Up to this distance, decoding all pictures in between is as fast as a seek.
+# If the next picture is at most this much later, decoding all pictures in between is as fast as a seek.
 _MAX_DECODE_S = 1.0
-# Seconds before the picture to seek to, tried in this order. A seek may end after the picture by the codec's delay, and
-# the next try must then start earlier.
+# A seek aims at a time this many seconds before the wanted picture. The values are tried in this order: a seek may end
+# after the wanted picture, by the codec's delay, and the next try must then aim earlier.
 _SEEK_BEFORE_S = (0.0, 0.5, 2.0, 8.0)
 
 
@@ -31,7 +31,8 @@ def pick_frames(video: bytes, numbers: Sequence[int], fps: float = FPS) -> Itera
         fps: Rate at which frames are numbered.
 
     Raises:
-        ValueError: There is no video track, it is damaged before a requested frame, or it is too short.
+        ValueError: There is no video track, it is damaged before a requested frame, it is too short, or it contains a
+            frame without a time.
     """
     try:
         with av.open(io.BytesIO(video), "r") as container:
@@ -49,6 +50,7 @@ def _pick(
     """Yield the pictures that are nearest in time to n / fps, for each number n."""
     stream.thread_count = 1
     start_s = origin_s(container)
+    # Duration of a frame for which the file gives none.
     usual_s = float(1 / stream.average_rate) if stream.average_rate else 1 / fps
     frames: Iterator[VideoFrame] = iter(())
     converter = PictureConverter(stream)
@@ -73,7 +75,13 @@ def _pick(
 
 
 def decode_from(container: InputContainer, stream: VideoStream, due_s: float) -> Iterator[VideoFrame]:
-    """Yield the frames from a keyframe no later than `due_s`, or from the beginning."""
+    """Yield the frames from a keyframe no later than `due_s`, or from the beginning if no seek finds such a keyframe.
+
+    Args:
+        container: The open file.
+        stream: Its video stream.
+        due_s: Time in seconds on the file's own clock.
+    """
     assert stream.time_base is not None
     begin_s = float((stream.start_time or 0) * stream.time_base)
     for before_s in _SEEK_BEFORE_S:

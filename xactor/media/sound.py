@@ -1,4 +1,4 @@
-"""Read the sound of a file: whole and mono for features, or in blocks with all its channels for a video's track."""
+"""Read the sound of a file: as one mono array for audio features, or in blocks of all channels for a video's track."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -14,9 +14,11 @@ from av.container import InputContainer
 from xactor.media.container import Source, audio_stream, decode, length_s, open_container, origin_s
 from xactor.rates import SAMPLE_RATE_HZ
 
-# A larger gap between the times of two frames is silence; a smaller one is rounding in the container.
+# A larger gap between the end of a frame and the time of the next one is silence; a smaller one is rounding in the
+# container.
 _GAP_S = 0.05
-# Power of the average of channels, relative to the first channel's, below which they cancel each other: -20 dB.
+# Channels cancel each other if the power of their average, divided by the first channel's power, is below this value:
+# -20 dB.
 _CANCELLED = 0.01
 T = TypeVar("T")
 
@@ -27,7 +29,7 @@ class TooLong(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Sound:
-    """Refer to the sound of a file. The file is read again each time, so even an hour of sound takes no memory."""
+    """Refer to the sound of a file. `blocks` reads the file at each call, so even an hour of sound takes no memory."""
 
     source: Source
     """A path, or an open file that can seek."""
@@ -38,7 +40,11 @@ class Sound:
 
     @classmethod
     def of(cls, source: Source) -> "Sound":
-        """Open a file. Raises ValueError, which names it, if it cannot be opened or has no audio track."""
+        """Return the sound of a file, with the rate and layout of its audio track.
+
+        Raises:
+            ValueError: The file cannot be opened or has no audio track; the message names it.
+        """
         with open_container(source) as container:
             stream = audio_stream(container, source)
             return cls(source=source, sample_rate_hz=stream.rate, layout=stream.layout.name)
@@ -52,7 +58,8 @@ class Sound:
         with open_container(self.source) as container:
             start_s = origin_s(container)
             conversion = _Conversion(sample_rate_hz, layout)
-            # End of the frames so far, in output samples. The resampler still holds some of them.
+            # End of the frames that were decoded so far, in output samples. The resampler may not have returned all of
+            # these samples yet.
             taken = 0.0
             stream = audio_stream(container, self.source)
             for frame, is_last in _with_last_marked(decode(container, stream, self.source)):
@@ -110,7 +117,7 @@ def read_audio(
 ) -> np.ndarray:
     """Read the sound of any file that PyAV reads, video included: float32 [N], mono, in [-1, 1].
 
-    Several channels are mixed down. Of two channels that cancel each other, the first one is used.
+    Several channels are mixed down to one. If two channels cancel each other, the first one is used.
 
     Args:
         source: A path, or an open file that can seek.
@@ -137,10 +144,12 @@ def read_audio(
 
 
 def mono(samples: np.ndarray, sample_rate_hz: int) -> np.ndarray:
-    """Return samples of any rate as the models take them: float32 [N], mono, 16 kHz.
+    """Convert samples of any rate to the form that the models take: float32 [N], mono, 16 kHz.
+
+    Several channels are averaged. If they cancel each other, the first one is used.
 
     Args:
-        samples: [N] or [N, channels], float in [-1, 1] or int16. Several channels are averaged, as by `read_audio`.
+        samples: [N] or [N, channels], float in [-1, 1] or int16.
         sample_rate_hz: Rate of the samples.
 
     Raises:
@@ -179,7 +188,7 @@ class _Conversion:
     """Convert decoded frames of any rate and layout to blocks float32 [n, channels] of one rate and layout.
 
     Attributes:
-        made: Number of samples that have been returned.
+        made: Number of samples per channel in the blocks that have been yielded.
     """
 
     def __init__(self, sample_rate_hz: int, layout: str):
@@ -224,7 +233,7 @@ class _Conversion:
 
 
 def _declared_s(container: InputContainer, stream: AudioStream) -> float:
-    """Return the length of the sound according to the file, or 0 if the file does not give it."""
+    """Return the length of the sound in seconds according to the file, or 0 if the file does not give it."""
     # For these formats FFmpeg guesses the length from the bit rate.
     if container.format.name in ("mp3", "aac"):
         return 0.0

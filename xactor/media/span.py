@@ -19,7 +19,7 @@ def read_span(
     """Yield the frames from `first` up to `end`, fewer if the video ends earlier: uint8 [H, W, 3] RGB.
 
     Frame n is the picture that a player shows in the middle of the frame's time, at (n + 1/2) / fps. So pictures and
-    sound are at most half a frame apart. The source may have any rate, also a variable one. Pictures are upright with
+    sound are at most half a frame apart. The source may have any rate, even a variable one. Pictures are upright with
     square pixels.
 
     Args:
@@ -49,7 +49,10 @@ def read_span(
 
 
 def usual_s(stream: VideoStream, fps: float = FPS) -> float:
-    """Return the duration of a frame that does not give its own."""
+    """Return the duration in seconds that a frame is assumed to have if the file gives none for it.
+
+    The value follows from the stream's average rate, or from `fps` if the stream has no average rate.
+    """
     return float(1 / stream.average_rate) if stream.average_rate else 1 / fps
 
 
@@ -63,8 +66,9 @@ def _at_constant_rate(
     fps: float,
 ) -> Iterator[np.ndarray]:
     """Yield the pictures of the frames from `n` up to `end`. Each decoded frame is converted at most once."""
-    # The decoded frame that is on the screen until the next one begins, and its picture once that is converted.
+    # The decoded frame that is on the screen until the next one begins.
     current: VideoFrame | None = None
+    # The picture of the current frame, or None before its conversion.
     shown: np.ndarray | None = None
     until_s = 0.0
     for frame in frames:

@@ -18,18 +18,18 @@ from xactor.media.container import open_container
 from xactor.media.sound import LiveSound, Sound
 from xactor.rates import FPS, SAMPLE_RATE_HZ
 
-# Rates and layouts that AAC supports. Other rates become 48 kHz. Other layouts become the usual layout with the same
-# number of channels, or with fewer.
+# Rates that AAC supports. Other rates are converted to 48 kHz.
 _AAC_RATES_HZ = frozenset(
     (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)
 )
-# The usual layouts of 1 to 6 channels.
+# The usual layouts of 1 to 6 channels, which AAC supports. A layout that AAC does not support is converted to the usual
+# layout with the same number of channels, or to 5.1 if it has more than 6.
 _AAC_LAYOUTS = ("mono", "stereo", "2.1", "4.0", "5.0", "5.1")
 # Other layouts that AAC supports.
 _AAC_OTHER_LAYOUTS = ("3.0", "quad")
 # Samples per channel in an AAC frame.
 _BLOCK = 1024
-# Frames by which decoding is ahead of display, with x264's usual B-frames.
+# Number of frames by which the decoding times are ahead of the display times, with x264's default B-frames.
 _REORDERED = 2
 
 
@@ -55,12 +55,15 @@ def write_video(
         frames: uint8 [H, W, 3]; H and W must be even (yuv420p).
         fps: Frames per second.
         samples: Float32 [N] mono at `sample_rate_hz`, or the sound of a file, which keeps its rate and channels as far
-            as AAC supports them. No samples give a video without an audio track.
-        sample_rate_hz: Rate of `samples`. The sound of a file has its own rate.
+            as AAC supports them. An empty array gives a video without an audio track.
+        sample_rate_hz: Rate of an array of samples. The sound of a file has its own rate.
         crf: Quality of x264: 0 is lossless, larger is worse.
         preset: Preset of x264; "ultrafast" also encodes the sound faster.
         keyframe_every: Maximum number of frames from one keyframe to the next; None leaves it to x264.
         metadata: Tags of the mp4.
+
+    Raises:
+        ValueError: There are no frames, a frame is of another type or size, or the samples are not mono.
     """
     path = Path(path)
     if isinstance(samples, np.ndarray) and samples.ndim != 1:
@@ -95,7 +98,10 @@ def write_video(
 
 
 def remux(source: str | Path, target: str | Path) -> None:
-    """Convert a fragmented mp4 to a plain one with the index at its start, without encoding again."""
+    """Convert a fragmented mp4 to a plain one with the index at its start, without encoding again.
+
+    Of the tags, only the comment is kept.
+    """
     with (
         av.open(str(source)) as fragmented,
         av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as plain,
@@ -130,6 +136,9 @@ def join_videos(
         samples: See `write_video`.
         sample_rate_hz: See `write_video`.
         metadata: Tags of the mp4.
+
+    Raises:
+        ValueError: There are no segments, or a file cannot be decoded.
     """
     target = Path(target)
     with (
@@ -154,8 +163,9 @@ def join_videos(
                     if packet.pts is None:
                         continue
                     packet.pts += segment_start
-                    # Decoding times must rise, but a short segment reorders fewer frames than a long one. So count them
-                    # over all segments.
+                    # Decoding times must rise over the whole file. A short segment reorders fewer frames than a long
+                    # one, so the segments' own decoding times may fall at a border. Use the number of frames so far
+                    # instead.
                     packet.dts = round((frames - _REORDERED) * frame_ticks)
                     packet.stream = track
                     container.mux(packet)
@@ -168,7 +178,16 @@ def join_videos(
 
 
 class Pictures:
-    """Encode the video track."""
+    """Encode pictures to the video track of a container.
+
+    Args:
+        container: The open file.
+        fps: Pictures per second.
+        options: Options of x264.
+
+    Attributes:
+        count: Number of pictures that have been written.
+    """
 
     def __init__(self, container: OutputContainer, fps: int, options: dict[str, object]):
         self.count = 0
@@ -177,12 +196,13 @@ class Pictures:
         self._stream = container.add_stream("libx264", rate=fps)
         self._stream.pix_fmt = "yuv420p"
         self._stream.options = options
-        # Tagged, because players guess the colours of untagged videos by their size.
+        # Tag the colours, because players guess the colours of an untagged video from its size.
         codec = self._stream.codec_context
         codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG
         codec.color_primaries, codec.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
 
     def write(self, picture: np.ndarray) -> None:
+        """Encode one picture, uint8 [H, W, 3]. Raises ValueError if it has another type or size, or an odd side."""
         if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
             raise ValueError(f"a frame must be uint8 [H, W, 3], got {picture.dtype} {picture.shape}")
         height, width = picture.shape[:2]
@@ -207,13 +227,20 @@ class Pictures:
         self.count += 1
 
     def close(self) -> None:
+        """Write the pictures that the encoder still holds."""
         self._container.mux(self._stream.encode(None))
 
 
 class Speech:
-    """Encode the audio track in blocks of the codec's size.
+    """Encode sound to the audio track of a container, in blocks of the codec's size.
 
     Without sound there is no audio track, because some players fail on an empty one.
+
+    Args:
+        container: The open file.
+        samples: Float32 [N] mono, the sound of a file, or live sound.
+        sample_rate_hz: Rate of an array or of live sound. The sound of a file has its own rate.
+        fast: Use FFmpeg's `fast` AAC coder.
     """
 
     def __init__(
@@ -250,7 +277,7 @@ class Speech:
             self._stream.codec_context.time_base = Fraction(1, self._rate_hz)
 
     def write(self, until: Fraction | None = None) -> None:
-        """Encode all whole blocks up to a time in seconds, or all remaining samples."""
+        """Encode all whole blocks that end by `until`, a time in seconds. With None, encode all remaining samples."""
         while self._stream is not None:
             if until is not None and self._written + _BLOCK > until * self._rate_hz:
                 return
@@ -268,6 +295,7 @@ class Speech:
             self._written += len(block)
 
     def close(self) -> None:
+        """Encode the remaining samples and write those that the encoder still holds."""
         self.write()
         if self._stream is not None:
             self._container.mux(self._stream.encode(None))

@@ -4,20 +4,22 @@ Source: the paper names EMONet (Toisoul et al. 2021, "Estimation of continuous v
 naturalistic conditions") and "the L1 difference between predicted and ground-truth emotion vectors", and gives no more
 detail.
 
-Ours, since the paper leaves it open:
+Ours, because the paper leaves these choices open:
 
 - A frame's emotion vector is the softmax over EMONet's expressions (neutral, happy, sad, surprise, fear, disgust,
   anger, contempt; or five of them), then valence and arousal, each clipped to -1..1 as EMONet's own demo does.
-- The difference is the L1 norm (a sum over the vector, 0 to 6) of each frame, averaged over the video. The metric asks
-  whether the emotion fits the sound, so an emotion at the wrong time is an error. Both videos have the same frames.
-- Frames in which one of the two videos shows no face are excluded, and the note gives their number.
+- DEmo is the L1 norm of the difference of the two vectors (a sum over the vector, 0 to 6), averaged over the frames.
+  Frame n of the generated video is compared with frame n of the true video, because the metric asks whether the emotion
+  fits the sound: the right emotion at the wrong time is an error. Both videos must have the same number of frames.
+- Frames in which one of the two videos shows no face are excluded, and the score's note gives their number.
 
-EMONet's crop, from its evaluation: a square around the 68 points of its landmark model, from brows to chin. Its side is
-(width + height) / 1.1 of the points' box. It is resized to 256 x 256, RGB in 0..1.
+EMONet's crop, as in its authors' evaluation code: a square around the 68 points of their landmark model, from brows to
+chin. The square's side is (w + h) / 1.1, where w and h are the sides of the points' bounding box. The square is resized
+to 256 x 256, RGB in 0..1.
 
 The weights, `emonet_8.pth` and `emonet_5.pth` of github.com/face-analysis/emonet, are under CC BY-NC-ND 4.0: not for
-commercial use. `ScriptedModel` runs the user's own model instead. It maps pictures [B, 3, 256, 256] in 0..1 to vectors
-[B, K].
+commercial use. `ScriptedModel` runs a TorchScript model of the user instead, which maps pictures [B, 3, 256, 256] in
+0..1 to vectors [B, K].
 """
 
 from collections.abc import Iterable
@@ -39,15 +41,17 @@ _LANDMARKS = 68
 _HOURGLASSES = 2
 # Halvings of the side in an hourglass, from 64 to 4.
 _DEPTH = 4
+# Channels of the features.
 _WIDTH = 256
 
-# MediaPipe's points on the outline of the 68: upper rims of both brows, and the face's rim from ear to chin to ear.
+# MediaPipe's landmarks on the outline of EMONet's 68 points: the upper edges of both brows, and the edge of the face
+# from ear to chin to ear.
 _BROWS = (70, 63, 105, 66, 107, 336, 296, 334, 293, 300)
 _RIM = (234, 93, 132, 58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397, 288, 361, 323, 454)
 
 
 class EmotionModel(Protocol):
-    """Map pictures [B, 3, 256, 256] in 0..1 to emotion vectors [B, K]. `ScriptedModel` is one."""
+    """Map pictures [B, 3, 256, 256] in 0..1 to emotion vectors [B, K]. `EmoNetVectors` and `ScriptedModel` do so."""
 
     weights: str
 
@@ -91,7 +95,7 @@ class EmoNet(nn.Module):
             self.add_module(f"conv_last{i}", nn.Conv2d(_WIDTH, _WIDTH, 1))
             self.add_module(f"bn_end{i}", nn.BatchNorm2d(_WIDTH))
             self.add_module(f"l{i}", nn.Conv2d(_WIDTH, _LANDMARKS, 1))
-            # These add the features and the heat maps to the next hourglass's input.
+            # These map the features and the heat maps, which are then added to the next hourglass's input.
             if i < _HOURGLASSES - 1:
                 self.add_module(f"bl{i}", nn.Conv2d(_WIDTH, _WIDTH, 1))
                 self.add_module(f"al{i}", nn.Conv2d(_LANDMARKS, _WIDTH, 1))
@@ -264,12 +268,14 @@ def emotion_vectors(
 
 
 def emotion_difference(made: np.ndarray, true: np.ndarray, *, weights: str) -> Score:
-    """Compute DEmo of one generated video. The score counts frames.
+    """Compute DEmo of one generated video.
+
+    `count` of the score is the number of frames in which both videos show a face.
 
     Args:
         made: Emotion vectors of the generated video, [T, K].
         true: Emotion vectors of the true video, [T, K].
-        weights: Weights of the model that computed them.
+        weights: Name of the weights of the model that computed the vectors.
 
     Raises:
         ValueError: The shapes differ, or there is no frame in which both videos show a face.

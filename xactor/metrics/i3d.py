@@ -33,7 +33,7 @@ _MIXED = {
     "Mixed_5c": (384, 192, 384, 48, 128, 128),
 }
 
-# Frames, rows, columns.
+# A size in frames, rows and columns.
 _Size = tuple[int, int, int]
 
 
@@ -74,6 +74,8 @@ class _Unit(nn.Module):
 
 
 class _MaxPool(nn.Module):
+    """Run max pooling with the padding of TensorFlow's 'SAME'."""
+
     def __init__(self, kernel: _Size, stride: _Size):
         super().__init__()
         self._kernel, self._stride = kernel, stride
@@ -83,7 +85,12 @@ class _MaxPool(nn.Module):
 
 
 class _Mixed(nn.Module):
-    """Run four parallel branches, [B, channels, ...] to [B, a + b + c + d, ...]."""
+    """Run the four parallel branches of an Inception module and concatenate their outputs along the channels.
+
+    Args:
+        channels: Channels of the input.
+        widths: Channels of the six convolutions, as in `_MIXED`.
+    """
 
     def __init__(self, channels: int, widths: tuple[int, ...]):
         super().__init__()
@@ -199,7 +206,10 @@ def _own_name(published: str) -> str:
 
 
 def preprocess(picture: np.ndarray) -> Tensor:
-    """Convert a frame uint8 [H, W, 3] RGB to I3D's input, float32 [3, 224, 224] in -1..1, as the reference does.
+    """Convert a frame uint8 [H, W, 3] RGB to I3D's input, float32 [3, 224, 224] in -1..1.
+
+    The frame is resized as in FVD's reference implementation: output pixels are interpolated linearly along both axes,
+    without averaging over areas and without an offset of half a pixel.
 
     Raises:
         ValueError: The frame has another type or shape.

@@ -3,7 +3,7 @@
 Source: ArcFace (Deng et al. 2019) and its convention, which talking-head papers report as CSIM. X-Actor's tables have
 no such column. Protocol: the face of the portrait and of every frame is aligned to the model's own template by a
 similarity transform of its landmarks, and embedded. The score is the mean over frames of the cosine between the frame's
-and the portrait's embedding. Frames without a face are excluded, and the note gives their number.
+and the portrait's embedding. Frames without a face are excluded, and the score's note gives their number.
 
 Two models implement one small protocol, `FaceEmbedder`:
 
@@ -38,8 +38,8 @@ ARCFACE_SIDE_PX = 112
 ARCFACE_TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
-# Ours: MediaPipe's points in the same places. An eye is the middle of its corners, because an iris would follow the
-# gaze.
+# Ours: MediaPipe's landmarks for ArcFace's five points. An eye's point is the mean of the two corners of the eye,
+# because the iris would follow the gaze.
 _EYES = ((33, 133), (362, 263))
 _NOSE, _MOUTH = 1, (61, 291)
 
@@ -65,10 +65,10 @@ class FaceEmbedder(Protocol):
 
 
 class ArcFaceModel:
-    """Run a TorchScript file of ArcFace's convention.
+    """Embed faces with a TorchScript model that follows ArcFace's convention: its template, and RGB in -1..1.
 
     Args:
-        path: The file.
+        path: The TorchScript file.
         device: Where the model runs.
 
     Raises:
@@ -95,7 +95,7 @@ class DlibModel:
         path: File of the weights; None means the file in the installed package face-recognition-models.
 
     Raises:
-        ValueError: dlib or the weights are missing, or the file holds something else.
+        ValueError: dlib or the weights are missing, or the file does not hold dlib's weights.
     """
 
     def __init__(self, path: str | Path | None = None):
@@ -138,7 +138,7 @@ def _packaged_dlib_weights() -> Path:
 
 
 def five_points(face: Face) -> np.ndarray:
-    """Return ArcFace's five points in the picture, [5, 2] in pixels."""
+    """Return the places of ArcFace's five points in the face's picture, [5, 2] in pixels, x and y."""
     eyes = [face.points[list(corners), :2].mean(axis=0) for corners in _EYES]
     return np.stack([*eyes, face.points[_NOSE, :2], *face.points[list(_MOUTH), :2]])
 
@@ -146,7 +146,8 @@ def five_points(face: Face) -> np.ndarray:
 def similarity(points: np.ndarray, template: np.ndarray) -> np.ndarray:
     """Return the rotation, scale and shift [2, 3] that fit points [n, 2] to a template [n, 2] by least squares.
 
-    The result equals that of Umeyama (1991) without mirror images. In the complex plane it takes one division.
+    The result equals that of Umeyama (1991) without mirror images. With points as complex numbers, rotation and scale
+    are one complex factor, which one division computes.
 
     Raises:
         ValueError: All points are in one place.
@@ -162,22 +163,26 @@ def similarity(points: np.ndarray, template: np.ndarray) -> np.ndarray:
 
 
 def aligned(frame: np.ndarray, points: np.ndarray, template: np.ndarray, side_px: int) -> np.ndarray:
-    """Align points of a frame uint8 [H, W, 3] to a template: uint8 [side_px, side_px, 3], black past the border.
+    """Cut an aligned picture of a face, the chip, out of a frame uint8 [H, W, 3]: uint8 [side_px, side_px, 3].
 
-    A new pixel is interpolated between four pixels, as ArcFace's own alignment does at any scale. Ours: if four or more
-    pixels of the frame, along a side, become one pixel of the chip, squares of them are averaged first, so that large
-    portraits and small videos look alike.
+    The frame is rotated, scaled and shifted so that `points`, [n, 2] in its pixels, lie as near as possible to those of
+    `template`, [n, 2] in the chip's pixels. Past the frame's border the chip is black.
+
+    A pixel of the chip is interpolated between four pixels of the frame, as ArcFace's own alignment does at any scale.
+    Ours: if a pixel of the chip covers four or more pixels of the frame along each side, squares of the frame's pixels
+    are averaged first, so that large portraits and small videos look alike.
     """
     to_template = similarity(points, template)
-    # Side of the squares that are averaged. After that, two to four pixels along a side become one.
+    # Side of the squares that are averaged. If it is above 1, a pixel of the chip then covers two to four averaged
+    # pixels along each side.
     averaged_px = max(int(1 / (2 * np.hypot(*to_template[:, 0]))), 1)
     picture = torch.from_numpy(np.array(frame, order="C")).permute(2, 0, 1)[None].float()  # [1, 3, H, W]
     picture = F.avg_pool2d(picture, averaged_px, ceil_mode=True)
-    # From the chip's pixels to the frame's.
+    # The inverse transform, from places in the chip to places in the frame.
     to_frame = np.linalg.inv(np.vstack([to_template, [0, 0, 1]]))[:2]
     v, u = np.mgrid[:side_px, :side_px]
     place = np.einsum("ij,jvu->vui", to_frame, np.stack([u, v, np.ones_like(u)]))  # x, y [S, S, 2]
-    # In pixels of the averaged picture.
+    # Convert places in the frame to places in the averaged picture.
     place = (place - (averaged_px - 1) / 2) / averaged_px
     # grid_sample's coordinates run from -1, the first pixel's outer edge, to 1, the last one's.
     grid = (2 * place + 1) / [picture.shape[3], picture.shape[2]] - 1
@@ -192,7 +197,9 @@ def identity_similarity(
     *,
     batch_frames: int = 8,
 ) -> Score:
-    """Compute the mean cosine between a portrait and a video's frames, -1..1. The score counts frames.
+    """Compute the mean cosine, -1..1, between the embeddings of a portrait's face and of the faces in a video's frames.
+
+    `count` of the score is the number of frames with a face.
 
     Args:
         model: Embeds faces.

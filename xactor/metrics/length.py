@@ -1,7 +1,7 @@
-"""Compute by how much a video's sound is longer than its pictures. In a dub both must have the same length.
+"""Compute by how much a video's sound is longer than its pictures. In a dubbed video both must have the same length.
 
-Both are decoded and counted on a player's clock. Durations in headers are ignored. A video with round(25 x s) frames
-for s seconds of sound differs by at most half a frame, 20 ms.
+Sound and pictures are decoded, and samples and frames are counted as a player would play them. Durations in headers are
+ignored. If a video has round(25 x s) frames for s seconds of sound, the two differ by at most half a frame, 20 ms.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from xactor.rates import FPS, SAMPLE_RATE_HZ
 
 
 def length_difference_s(video: str | Path) -> float:
-    """Return the seconds of sound minus the seconds of pictures.
+    """Return the length of the sound minus the length of the pictures, in seconds.
 
     Raises:
         ValueError: The file has no sound or no pictures, or cannot be decoded.

@@ -1,7 +1,8 @@
-"""Compute the mel cepstra that SyncNet reads, as `python_speech_features` 0.6 does by default, for any range of rows.
+"""Compute the mel-frequency cepstral coefficients (MFCC) that SyncNet reads, one row of 13 numbers per 10 ms of sound.
 
-That package needs the whole recording at once, which takes gigabytes for an hour of sound. The numbers are the same;
-the tests compare them.
+The numbers equal those of the package `python_speech_features` 0.6 with its default options; the tests compare them.
+That package needs the whole recording at once, which takes gigabytes for an hour of sound. This module computes any
+range of rows from only the samples that those rows need.
 """
 
 from functools import lru_cache
@@ -15,25 +16,30 @@ COEFFICIENTS = 13
 STEP = SAMPLE_RATE_HZ // 100
 # Rows per video frame at 25 fps.
 ROWS_PER_FRAME = 4
-# Samples of an analysis window: 25 ms, not tapered.
+# Samples of an analysis window: 25 ms, without a window function that tapers its ends.
 _WINDOW = 400
+# Length of the Fourier transform of a window, which is filled up with zeros.
 _FFT = 512
+# Number of triangular mel filters.
 _FILTERS = 26
-# Pre-emphasis subtracts this share of the sample before.
+# Pre-emphasis subtracts this share of the previous sample from each sample.
 _EMPHASIS = 0.97
-# Strength of the lifter, which scales up the higher cepstra.
+# Strength of the lifter, which scales up the higher coefficients.
 _LIFTER = 22
-# Replaces zero before a logarithm.
+# Energy that replaces zero before a logarithm.
 _EPSILON = np.finfo(np.float64).eps
 
 
 def row_count(samples: int) -> int:
-    """Return the number of rows of a recording. The last row may extend past the end, into zeros."""
+    """Return the number of rows of a recording, given its length in samples.
+
+    The window of the last row may extend past the recording's end. Missing samples are zeros.
+    """
     return 1 + max(-(-(samples - _WINDOW) // STEP), 0)
 
 
 def mfcc(samples: np.ndarray, first: int = 0, count: int | None = None) -> np.ndarray:
-    """Compute the cepstra of a recording: float32 [count, 13], 100 rows per second.
+    """Compute rows of the coefficients of a recording: float32 [count, 13], 100 rows per second.
 
     Coefficient 0 is the logarithm of the window's energy. A row depends on its own 25 ms and the sample before them.
 
@@ -59,7 +65,7 @@ def mfcc(samples: np.ndarray, first: int = 0, count: int | None = None) -> np.nd
     pcm = np.rint(np.clip(needed * 32768, -32768, 32767))
     emphasized = pcm.copy()
     emphasized[1:] -= _EMPHASIS * pcm[:-1]
-    # Zero past the recording's end.
+    # Samples past the recording's end are zeros.
     sound = np.zeros(stop - start)
     sound[: len(emphasized) - before] = emphasized[before:]
     windows = np.lib.stride_tricks.sliding_window_view(sound, _WINDOW)[::STEP]  # [count, 400]
@@ -71,16 +77,16 @@ def mfcc(samples: np.ndarray, first: int = 0, count: int | None = None) -> np.nd
 
 
 def _positive(energy: np.ndarray) -> np.ndarray:
-    """Return energies whose logarithm is finite."""
+    """Return the energies with a tiny number in place of zeros, so that their logarithms are finite."""
     return np.where(energy == 0, _EPSILON, energy)
 
 
 @lru_cache(maxsize=1)
 def _tables() -> tuple[np.ndarray, np.ndarray]:
-    """Return the triangular mel filters [257, 26], and the orthonormal cosines times the lifter [26, 13]."""
+    """Return the triangular mel filters [257, 26], and the orthonormal cosine transform times the lifter [26, 13]."""
     top_mel = 2595 * np.log10(1 + SAMPLE_RATE_HZ / 2 / 700)
     edges_hz = 700 * (10 ** (np.linspace(0, top_mel, _FILTERS + 2) / 2595) - 1)
-    # As whole bins of the transform.
+    # Convert the filters' edges to whole bins of the Fourier transform.
     edges = np.floor((_FFT + 1) * edges_hz / SAMPLE_RATE_HZ)
     low, middle, high = edges[:-2], edges[1:-1], edges[2:]
     bins = np.arange(_FFT // 2 + 1)[:, None]

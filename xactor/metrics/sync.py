@@ -1,12 +1,13 @@
-"""Compute the offset, distance and confidence of a talking face (SynD and SynC) by the reference's protocol.
+"""Measure how well the lips of a talking face fit the sound: offset, distance (SynD) and confidence (SynC).
 
     model = load_published("syncnet_v2.model")
     score = sync(model, crops, samples)
     score.offset_frames, score.distance, score.confidence
 
-The protocol is that of github.com/joonson/syncnet_python. Embed every SyncNet window of 5 frames. For each offset from
--15 to 15 frames, average over the clip the L2 distance between the window's embedding and the sound's embedding at that
-offset. SynD is the smallest average. SynC is the median of the averages minus SynD.
+The protocol is that of the reference implementation, github.com/joonson/syncnet_python. SyncNet embeds every window of
+5 frames, and the sound of every window. For each offset from -15 to 15 frames, the L2 distance between a window's
+embedding and the embedding of the sound at that offset is averaged over the clip. SynD is the smallest of these
+averages. SynC is the median of the averages minus SynD.
 """
 
 from collections.abc import Iterable, Iterator
@@ -40,7 +41,7 @@ class SyncScore:
     windows: int
     """Number of compared SyncNet windows of 5 frames."""
     weights: str
-    """Weights of the model. Scores of different models are not comparable."""
+    """Name of the model's weights. Scores of different models are not comparable."""
     curve: tuple[float, ...]
     """Average distance at each offset, from the smallest offset to the largest, [2 x max_shift_frames + 1]."""
 
@@ -56,7 +57,7 @@ def sync(
     """Score a clip at 25 fps. Neither frames nor embeddings are kept, so memory does not grow with the clip.
 
     As in the reference, the following are ignored: frames without sound, sound without frames, and the last window.
-    Embeddings past the clip's ends are zero.
+    Where an offset reaches past the clip's ends, the embedding of the sound is zero.
 
     Args:
         model: SyncNet.
@@ -102,7 +103,10 @@ def sync(
 
 
 def cepstra_windows(samples: np.ndarray, first: int, count: int) -> np.ndarray:
-    """Return the cepstra of `count` windows from frame `first` on, for `SyncNet.hear`: float32 [count, 13, 20]."""
+    """Return the input of `SyncNet.hear` for `count` windows from frame `first` on: float32 [count, 13, 20].
+
+    A window has 20 rows of 13 cepstra (mel-frequency cepstral coefficients), four rows per video frame.
+    """
     rows = mfcc(samples, ROWS_PER_FRAME * first, ROWS_PER_FRAME * (count - 1) + WINDOW_ROWS)
     return np.lib.stride_tricks.sliding_window_view(rows, WINDOW_ROWS, axis=0)[::ROWS_PER_FRAME].copy()
 
@@ -113,12 +117,13 @@ def frames_to_model(frames: np.ndarray) -> Tensor:
 
 
 class _Distances:
-    """Sum the distances of each offset as windows arrive.
+    """Sum the distances between lips and sound at each offset, as the embeddings of windows arrive.
 
-    It holds the embeddings of 2 x max_shift_frames + 1 windows and of one batch.
+    The object holds the embeddings of at most 2 x max_shift_frames + 1 windows and of one batch.
 
     Attributes:
-        total: Float64 [2 x max_shift_frames + 1], from the smallest offset to the largest.
+        total: Sum of the distances at each offset, float64 [2 x max_shift_frames + 1], from the smallest offset to the
+            largest.
         windows: Number of compared windows.
     """
 
@@ -128,11 +133,11 @@ class _Distances:
         self._shift = max_shift_frames
         # Embeddings of the lips that are not compared yet.
         self._lips: Tensor | None = None  # [n, E]
-        # Embeddings of the sound, from `max_shift_frames` before the first of these lips on.
+        # Embeddings of the sound. The first is `max_shift_frames` frames earlier than the first of `_lips`.
         self._sound: Tensor | None = None  # [m, E]
 
     def add(self, lips: Tensor, sound: Tensor) -> None:
-        """Add the embeddings of the next windows, [n, E] each."""
+        """Add the embeddings of the next n windows, [n, E] each."""
         if self._lips is None or self._sound is None:
             self._lips, self._sound = lips, pad(sound, (0, 0, self._shift, 0))
         else:
@@ -146,15 +151,16 @@ class _Distances:
             self._compare()
 
     def _compare(self) -> None:
+        """Add the distances of the windows for which the sound of all offsets has arrived, and forget these windows."""
         assert self._lips is not None
         assert self._sound is not None
         ready = len(self._sound) - 2 * self._shift
         if ready < 1:
             return
         around = self._sound.unfold(0, len(self.total), 1).transpose(1, 2)  # [ready, offsets, E]
-        # Columns further right compare with later sound.
+        # The columns run from earlier sound to later sound.
         distance = pairwise_distance(self._lips[:ready, None], around)  # [ready, offsets]
-        # Lips that fit later sound mean late sound, which is a negative offset. So reverse the columns.
+        # If the lips fit later sound, the sound is late, which is a negative offset. So reverse the columns.
         self.total += distance.double().sum(0).flip(0).cpu().numpy()
         self.windows += ready
         self._lips, self._sound = self._lips[ready:], self._sound[ready:]
@@ -163,7 +169,7 @@ class _Distances:
 def _embeddings(
     model: SyncNet, frames: Iterable[np.ndarray], samples: np.ndarray, batch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the embeddings of lips and sound, [n, E] each, in batches."""
+    """Yield the embeddings of lips and sound, [n, E] each, for batches of n windows."""
 
     def embed(first: int, crops: list[np.ndarray]) -> tuple[Tensor, Tensor]:
         windows = len(crops) - WINDOW_FRAMES + 1
@@ -188,6 +194,7 @@ def _embeddings(
 
 
 def _check_sound(samples: np.ndarray) -> None:
+    """Raise ValueError unless the samples are mono, finite and not silent."""
     if samples.ndim != 1:
         raise ValueError(f"samples must be mono [N], got shape {list(samples.shape)}")
     if not np.isfinite(samples).all():

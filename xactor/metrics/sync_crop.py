@@ -1,8 +1,9 @@
 """Cut the square that SyncNet sees out of a picture: the face's box with the reference's margin, shifted down.
 
-Ours, different from github.com/joonson/syncnet_python: boxes come from landmarks and not from S3FD, but also end at the
-hairline and the chin. A new pixel averages over the area that it covers, while OpenCV interpolates four pixels.
-Pictures do not pass through XviD and JPEG.
+The reference is github.com/joonson/syncnet_python. Ours, different from the reference: boxes come from landmarks, and
+not from the face detector S3FD; like that detector's boxes, they end at the hairline and the chin. A pixel of the crop
+averages over the area that it covers, while the reference's OpenCV interpolates between four pixels. Pictures are not
+compressed with XviD and JPEG before they are cut.
 """
 
 from collections.abc import Sequence
@@ -13,9 +14,10 @@ from PIL import Image
 from xactor.faces.crop import MARGIN
 
 SYNCNET_PX = 224
-# Margin on the left and on the right, relative to half the face. The margin below is twice as large, above it is zero.
+# Margin to the left and to the right of the face, as a fraction of half the longer side of the face's box. The margin
+# below the face is twice as large. There is no margin above the face.
 _MARGIN = 0.4
-# Grey level past the picture's border.
+# Grey level of the parts of a crop that lie past the picture's border.
 _GREY = 110
 # Length of the median filter over a track, in frames.
 _STEADY_FRAMES = 13
@@ -53,15 +55,23 @@ def sync_crop(picture: np.ndarray, box: Box, size_px: int = SYNCNET_PX) -> np.nd
 
 
 def face_in_crop(side_px: int) -> tuple[float, float, float, float]:
-    """Return the face's box in a square crop that `crop_box` made with its margin."""
+    """Return the face's box in a crop that was cut by `xactor.faces.crop_box`, which adds a margin around the face.
+
+    Args:
+        side_px: Side of the crop.
+
+    Returns:
+        Left, top, right and bottom in pixels of the crop.
+    """
     edge = side_px * (1 - 1 / MARGIN) / 2
     return edge, edge, side_px - edge, side_px - edge
 
 
 def steady_boxes(boxes: np.ndarray) -> np.ndarray:
-    """Smooth the boxes of a track to squares, float64 [T, 4], by a median over 13 frames of centre and size.
+    """Smooth the boxes [T, 4] of one face in successive frames. Return squares, float64 [T, 4].
 
-    Ours: past its ends a track is mirrored, while the reference assumes zeros.
+    The centre and the size of a square are medians over 13 frames. Ours: the track is mirrored at its ends, while the
+    reference assumes zeros past the ends.
 
     Raises:
         ValueError: The boxes are not [T, 4] with T >= 1.

@@ -21,10 +21,11 @@ from xactor.metrics.mfcc import COEFFICIENTS, ROWS_PER_FRAME
 from xactor.metrics.weights import RANDOM, described
 
 WINDOW_FRAMES = 5
-# Rows of cepstra in a window: 0.2 s.
+# Rows of cepstra (mel-frequency cepstral coefficients of the sound) in a window: 0.2 s.
 WINDOW_ROWS = ROWS_PER_FRAME * WINDOW_FRAMES
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-# Ours: height of the mouth's centre in a face crop, from the top, as a fraction of the side. The jaw has room below.
+# Ours: distance of the mouth's centre from the top of a face crop, as a fraction of the side. This leaves room for the
+# jaw below the mouth.
 _MOUTH = 0.56
 # Maximum number of tensors that an error names.
 _NAMED = 4
@@ -69,14 +70,17 @@ class SyncNetConfig:
 
     @property
     def seen_px(self) -> int:
-        """Side of the part of a crop that the network sees."""
+        """Return the side, in pixels, of the part of a crop that the network sees."""
         return self.mouth_px or self.image_size
 
     @property
     def last_side(self) -> int:
-        """Side of the features before the last convolution, whose kernel has the same side: 6 for 224 px."""
+        """Return the side of the features before the last convolution, whose kernel has the same side: 6 for 224 px.
+
+        The result is 0 if the picture is too small for the layers before.
+        """
         side = self.seen_px
-        # The convolutions and poolings that change the side.
+        # Kernel, stride and padding of each convolution and pooling that changes the side.
         for kernel, stride, padding in ((7, self.stem_stride, 0), (3, 2, 0), (5, 2, 1), (3, 2, 1), (3, 2, 0)):
             side = (side + 2 * padding - kernel) // stride + 1
             if side < 1:
@@ -101,7 +105,7 @@ def small_config() -> SyncNetConfig:
 
 
 class SyncNet(nn.Module):
-    """Hold the networks of lips and of sound.
+    """Hold two networks: one embeds pictures of lips, the other embeds sound.
 
     Args:
         config: Sizes; None means those of the published model.
@@ -121,9 +125,9 @@ class SyncNet(nn.Module):
         return next(self.parameters()).device
 
     def see(self, frames: Tensor) -> Tensor:
-        """Embed every 5 successive frames of face crops float [B, 3, T, S, S], BGR in 0..255: [B, T - 4, E].
+        """Embed every window of 5 successive face crops float [B, 3, T, S, S], BGR in 0..255: [B, T - 4, E].
 
-        Only the first layer spans time, so one pass serves all windows. The result equals that of single windows.
+        Only the first layer spans time, so one pass computes all windows. The result equals that of a pass per window.
         """
         lips = self.netcnnlip(self._mouths(frames))  # [B, C, T - 4, 1, 1]
         lips = lips.flatten(2).transpose(1, 2)  # [B, T - 4, C]
@@ -200,18 +204,24 @@ def load_published(path: str | Path) -> SyncNet:
 
 
 class _PickledModule(nn.Module):
-    """Stand in for the reference's own class when a whole module was pickled."""
+    """Replace the class of the reference implementation in a file that holds a whole pickled module."""
 
 
 def _names_of_modules() -> list[tuple[type[nn.Module], str]]:
-    """Return the stand-in together with each name under which the reference's class may have been pickled."""
+    """Return `_PickledModule` together with each name under which the reference's class may have been pickled."""
     return [(_PickledModule, f"{package}SyncNetModel.S") for package in ("", "syncnet_python.", "syncnet.")]
 
 
 def _fill(model: SyncNet, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy weights strictly by name and shape. Raises ValueError that names wrong tensors."""
+    """Copy the weights of a state dict to the model. Raises ValueError that names tensors of wrong name or shape.
+
+    Args:
+        model: The model to fill.
+        state: Tensors by name.
+        source: Name of the file, for messages.
+    """
     wanted = model.state_dict()
-    # Files that torch < 0.4.1 wrote have no count of batches, and scoring does not need it.
+    # Files that torch < 0.4.1 wrote have no `num_batches_tracked`, and scoring does not need it.
     missing = [n for n in wanted if n not in state and not n.endswith("num_batches_tracked")]
     unknown = [n for n in state if n not in wanted]
     misshaped = [
@@ -233,7 +243,7 @@ def _fill(model: SyncNet, state: Mapping[str, Tensor], source: str) -> None:
 
 
 def _audio_layers(c: tuple[int, ...]) -> nn.Sequential:
-    """Return the layers from cepstra [N, 1, 13, 20] to [N, c[5], 1, 1]."""
+    """Return the layers from cepstra [N, 1, 13, 20] to [N, c[5], 1, 1]. `c` is `SyncNetConfig.audio_channels`."""
     # The last kernel, (5, 4), fits only these sizes.
     assert (COEFFICIENTS, WINDOW_ROWS) == (13, 20)
     return nn.Sequential(

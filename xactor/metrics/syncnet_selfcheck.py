@@ -1,4 +1,7 @@
-"""Check SyncNet on the reference's example: compare its scores with those in the reference's README."""
+"""Check SyncNet on the example video of the reference implementation, github.com/joonson/syncnet_python.
+
+The scores that are measured here are compared with those in the reference's README.
+"""
 
 import io
 from collections.abc import Iterable, Iterator
@@ -21,16 +24,16 @@ from xactor.rates import FPS
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """Hold one figure, as measured and as published."""
+    """Hold one number, as measured and as published."""
 
     name: str
-    """Name and unit of the figure."""
+    """Name of the number, with its unit if it has one."""
     measured: float
     """Value measured here."""
     published: float
     """Value in the reference's README."""
     tolerance: float
-    """Maximum difference at which the two agree."""
+    """Maximum difference at which the measured and the published value agree."""
 
     @property
     def agrees(self) -> bool:
@@ -38,9 +41,9 @@ class Figure:
 
 
 def syncnet_figures(model: SyncNet, video: str | Path) -> list[Figure]:
-    """Measure the three figures that the reference's README gives for its `data/example.avi`.
+    """Measure the three numbers that the reference's README gives for its `data/example.avi`.
 
-    Ours: the tolerances. Our JPEG encoder and sound decoder are not the reference's. They change the distances a
+    Ours: the tolerances. Our JPEG encoder and sound decoder differ from the reference's. This changes the distances a
     little, but never the offset.
 
     Args:
@@ -65,8 +68,8 @@ def syncnet_figures(model: SyncNet, video: str | Path) -> list[Figure]:
 def compressed_as_in_the_reference(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Yield frames uint8 [H, W, 3] after JPEG compression at the default bit rate of the reference's ffmpeg.
 
-    The published figures include the losses of that rate, 200 kbit/s. After a few hundred frames they are visible in
-    pictures of 224 px (32 dB).
+    The reference compressed the frames before it scored them, so the published figures include the losses of that bit
+    rate, 200 kbit/s. After a few hundred frames the losses are visible in pictures of 224 px (32 dB).
     """
     encoder: VideoCodecContext | None = None
     for number, picture in enumerate(frames):

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-# Name of the weights of a network that no file was loaded into.
+# Name of the weights of a network into which no file was loaded.
 RANDOM = "random weights"
 
 

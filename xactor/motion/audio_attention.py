@@ -1,13 +1,14 @@
-"""Condition the motion model on audio: fuse the encoder's layers, and attend to the audio in windows, in O(5T)."""
+"""Condition the motion model on audio: fuse the audio encoder's layers, and let each frame attend to nearby audio."""
 
 import torch
 from torch import Tensor, nn
 
 
 class AudioFusion(nn.Module):
-    """Fuse the chosen layers of the audio encoder to one embedding per frame: [B, T, L, F] -> [B, T, A].
+    """Fuse the L chosen layers of the audio encoder to one embedding per frame: [B, T, L, F] -> [B, T, A].
 
-    Paper 3.2: "fused and projected through a MLP". Audio that is dropped is replaced by one learned embedding.
+    Paper 3.2: "fused and projected through a MLP". For classifier-free guidance the audio of a row of the batch may be
+    dropped. One learned embedding then replaces the embedding of every frame.
     """
 
     def __init__(self, layers: int, width: int, out: int):
@@ -21,13 +22,13 @@ class AudioFusion(nn.Module):
 
         Args:
             audio: Features [B, T, L, F].
-            keep: 1 for a row that keeps its audio, 0 for a row whose audio is dropped, [B]. None keeps the audio of
-                all.
+            keep: 1 for a row that keeps its audio, 0 for a row whose audio is dropped, [B]. None: all rows keep their
+                audio.
         """
         embedded = self.mlp(self.norm(audio).flatten(2))  # [B, T, A]
         if keep is None:
             return embedded
-        # Multiply instead of skipping, so that every rank computes the same graph.
+        # Multiply instead of skipping rows, so that every training process computes the same graph.
         cond = keep.to(embedded.dtype)[:, None, None]  # [B, 1, 1]
         return cond * embedded + (1 - cond) * self.dropped
 
@@ -39,7 +40,8 @@ class WindowedAudioAttention(nn.Module):
     windows.
 
     Ours: each position in the window has a learned bias, because attention alone does not know the positions' order.
-    The output projection starts at zero, so that training starts from the loaded backbone.
+    The model's initialisation sets the output projection to zero. So at first this layer adds nothing, and training
+    starts from the pretrained backbone.
     """
 
     def __init__(self, hidden: int, audio: int, heads: int, window: int, eps: float):

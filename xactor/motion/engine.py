@@ -1,4 +1,7 @@
-"""Generate many motion streams at once, each chunk by chunk until its audio ends (Paper 3.3.1).
+"""Generate the motion of many recordings at once (Paper 3.3.1).
+
+A stream is the motion of one recording. It is generated chunk by chunk until its audio ends. A chunk is a number of
+frames that are denoised together. Its history is the frames before it that the model sees.
 
     engine = MotionEngine(model)
     stream = engine.open(seed=0)
@@ -10,9 +13,10 @@
         # The engine pauses a stream that is far ahead of its viewer.
         stream.played = stream.made
 
-One step of the engine is one forward pass. It is either one DDIM step of several streams, each with its own noise
-levels and frame numbers, or a history pass: the pass over one stream's history that must precede the steps of a new
-chunk.
+One step of the engine is one forward pass. There are two kinds of passes:
+
+- one DDIM step of several streams, each with its own noise levels and frame numbers;
+- a history pass over the history of one stream, which must precede the DDIM steps of a new chunk.
 """
 
 from collections.abc import Iterable, Iterator
@@ -33,7 +37,7 @@ class EngineFull(RuntimeError):
 
 
 class MotionEngine:
-    """Step the streams of one model. An engine must not be used by several threads at once."""
+    """Generate the streams of one model step by step. Only one thread at a time may use an engine."""
 
     def __init__(
         self,
@@ -49,7 +53,7 @@ class MotionEngine:
             model: The motion transformer.
             max_streams: Maximum number of open streams.
             max_batch: Maximum number of streams in one DDIM step.
-            run_ahead_frames: A stream pauses while it has this many frames that are made and not yet played.
+            run_ahead_frames: A stream pauses while it has at least this many frames that are made and not yet played.
         """
         bounds = {"max_streams": max_streams, "max_batch": max_batch, "run_ahead_frames": run_ahead_frames}
         for name, value in bounds.items():
@@ -57,8 +61,9 @@ class MotionEngine:
                 raise ValueError(f"{name} must be >= 1, got {value}")
         self.model = model.eval()
         self.max_streams, self.max_batch, self.run_ahead_frames = max_streams, max_batch, run_ahead_frames
-        # Open streams in the order in which they were opened, and the slot of each. A slot is two rows of the cache:
-        # 2 * slot for the cond branch and 2 * slot + 1 for the uncond branch.
+        # Open streams in the order in which they were opened, and the slot of each. A slot is two rows of the cache,
+        # one for each branch of classifier-free guidance: row 2 * slot for the conditional branch (cond), and row
+        # 2 * slot + 1 for the unconditional branch (uncond), whose audio is dropped.
         self._slots: dict[MotionStream, int] = {}
         self._last_was_history = False
         self._cache = HistoryCache(
@@ -79,15 +84,15 @@ class MotionEngine:
     ) -> MotionStream:
         """Open a stream, which takes part from the next step on.
 
-        It may continue the stream of another engine with the same weights, after the end of a chunk.
+        The new stream may continue a stream of another engine that has the same weights, from the end of a chunk.
 
         Args:
             seed: Seed of the noise. A frame's noise depends only on the seed and the frame number.
             config: The sampling options.
             first_frame: Number of the first frame to make. The features to feed start at frame
                 `model.config.first_audio_frame(first_frame)`.
-            history: The stored latents of the frames before `first_frame`, [n, D]: all frames, or at least as many as
-                the model sees.
+            history: Latents of the frames before `first_frame`, [n, D], as `MotionStream.take` returns them: all of
+                these frames, or at least the last `model.config.history_frames`.
 
         Raises:
             EngineFull: `max_streams` streams are open.
@@ -129,7 +134,8 @@ class MotionEngine:
             stream.begin_chunk()
         need_history = [s for s in chosen if s.needs_history_pass]
         denoising = [s for s in chosen if not s.needs_history_pass]
-        # A history pass is long. So it is for one stream at a time, and DDIM steps of other streams run in between.
+        # A history pass takes long. So it serves only one stream, and a DDIM step of other streams runs between two
+        # history passes.
         denoising_is_due = self._last_was_history and bool(denoising)
         self._last_was_history = bool(need_history) and not denoising_is_due
         if self._last_was_history:
@@ -156,7 +162,10 @@ class MotionEngine:
             raise ValueError("history must be finite, got NaN or infinite numbers")
 
     def _cache_history(self, stream: MotionStream) -> None:
-        """Cache keys and values of the chunk's noised history for all its steps, in the cond and the uncond branch."""
+        """Compute and cache the keys and values of the history of a stream's chunk, for each guidance branch.
+
+        All DDIM steps of the chunk read them.
+        """
         history = stream.history_input()
         branches = [history.audio]
         if stream.config.audio_cfg != 1:
@@ -177,7 +186,7 @@ class MotionEngine:
         stream.history_cached()
 
     def _denoise(self, streams: list[MotionStream]) -> None:
-        """Run one DDIM step of each stream's chunk, all in one forward pass."""
+        """Run one DDIM step of each stream's chunk. One forward pass serves all streams."""
         steps = [stream.step_input() for stream in streams]
         z_k = pad_sequence([step.z_k for step in steps], batch_first=True)  # [B, T, D]
         levels = pad_sequence([step.levels for step in steps], batch_first=True).to(
@@ -218,18 +227,19 @@ class MotionEngine:
             scale, rescale = values.T[..., None, None]  # [guided, 1, 1] each
             cond = v[guided]
             out = uncond + scale * (cond - uncond)
+            # Guidance makes the velocity larger. `rescale` resets its size: 0 not at all, 1 to the size of cond.
             v[guided] = out * (1 + rescale * (_size(cond) / _size(out) - 1))
         return v
 
     def _chunk_frames(self, streams: list[MotionStream]) -> Tensor | None:
-        """Return the chunk length of each row of a pass, int [B]; None if all are the model's."""
+        """Return the chunk length of each row of a pass, int [B], or None if all equal the model's chunk_frames."""
         lengths = [stream.chunk_frames for stream in streams]
         if set(lengths) == {self.model.config.chunk_frames}:
             return None
         return torch.tensor(lengths, device=self.model.device)
 
     def _uncond(self, audio: Tensor) -> Tensor:
-        """Return the learned embedding of dropped audio, in the shape of the embeddings [n, A]."""
+        """Return the learned embedding of dropped audio, repeated to the shape of the audio embeddings [n, A]."""
         return self.model.audio_fusion.dropped.expand_as(audio)
 
 
@@ -241,7 +251,7 @@ def _size(v: Tensor) -> Tensor:
 def sample_motion(
     model: MotionTransformer, audio: Tensor, *, seeds: list[int], config: SamplingConfig | None = None
 ) -> Tensor:
-    """Sample the motion of whole recordings: stored latents, float32 [B, T, D].
+    """Return the motion of whole recordings: latents as files store them, not standardised, float32 [B, T, D].
 
     Args:
         model: The motion transformer.
@@ -268,7 +278,9 @@ def sample_motion(
 def stream_motion(
     model: MotionTransformer, audio: Iterable[Tensor], *, seed: int, config: SamplingConfig | None = None
 ) -> Iterator[Tensor]:
-    """Yield the motion of one recording, each piece as soon as its audio has arrived: stored latents, float32 [n, D].
+    """Yield the motion of one recording, each piece as soon as its audio has arrived.
+
+    A piece is latents as files store them, not standardised, float32 [n, D].
 
     Args:
         model: The motion transformer.

@@ -1,4 +1,8 @@
-"""Define diffusion forcing, the training objective of the motion model, with the ablations of Table 2 (Paper 3.3)."""
+"""Define diffusion forcing, the training objective of the motion model, with the ablations of Table 2 (Paper 3.3).
+
+Diffusion forcing adds noise to each frame at a level of its own. The model learns to predict the velocity, a mix of
+noise and signal, of every frame.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,19 +30,19 @@ class Draw:
     keep: float
     """1.0 if the sample keeps its audio, 0.0 if its audio is dropped."""
     chunk_frames: int | None = None
-    """Length of the sample's chunks in frames. None: the model's chunk_frames."""
+    """Length of the sample's chunks in frames, if it was drawn. None: the model's chunk_frames."""
 
 
 def draw(
     key: tuple[str | int, ...], frames: int, latent_dim: int, chunk_frames: int, config: ForcingConfig
 ) -> Draw:
-    """Draw the random choices of one sample. They depend only on its key, not on rank, batch or step.
+    """Draw the random choices of one sample. They depend only on the sample's key, not on rank, batch or step.
 
     Args:
         key: Identifies the sample: (seed, epoch, clip, start).
         frames: T, the sample's length.
         latent_dim: D, the width of a latent.
-        chunk_frames: Frames per chunk, if the objective does not draw it.
+        chunk_frames: Length of a chunk in frames, used unless `config.chunk_lengths` gives lengths to draw from.
         config: The training objective.
     """
     generator = keyed_generator(*key)
@@ -64,11 +68,11 @@ class ForcingBatch:
     frames: Tensor
     """Lengths without padding, int [B]."""
     weight: Tensor
-    """Weights in the loss, float [B]; 0 for a sample that only fills up the batches of a step."""
+    """Weight of each sample in the loss, float [B]; 0 for a sample that only fills up the batches of a step."""
     eps: Tensor
-    """Noise of each sample's draw, [B, T, D]."""
+    """Noise, [B, T, D]."""
     k: Tensor
-    """Noise levels of each sample's draw, int64 [B, T]."""
+    """Noise levels 0..1000, int64 [B, T]."""
     keep: Tensor
     """1 if the sample keeps its audio, 0 if its audio is dropped, [B]."""
     chunk_frames: Tensor | None = None
@@ -96,7 +100,7 @@ class ForcingBatch:
 
 
 class DiffusionForcing(nn.Module):
-    """Hold model and loss in one module, so that a training engine such as DeepSpeed's can wrap both."""
+    """Hold the motion model and its loss in one module, so that a training engine such as DeepSpeed's can wrap both."""
 
     def __init__(self, model: MotionTransformer, config: ForcingConfig):
         super().__init__()
@@ -107,8 +111,11 @@ class DiffusionForcing(nn.Module):
     def forward(self, batch: ForcingBatch) -> Tensor:
         """Return the squared error of the velocity, averaged over D and summed over the real frames: a scalar.
 
-        For the mean, divide by the number of frames. Ours: every frame has the same weight, while Equation 3 averages
-        per chunk. The two differ only in the short last chunk of a clip.
+        A sample's frames count with the sample's weight. The caller divides the sum by a number of frames to get a
+        mean.
+
+        Ours: every frame of a sample has the same weight, while Equation 3 averages per chunk. The two differ only in
+        the short last chunk of a clip.
         """
         model, z = self.model, self.model.standardise(batch.z)
         z_k = self.scheduler.add_noise(z, batch.eps, batch.k)  # [B, T, D]
@@ -131,7 +138,7 @@ class DiffusionForcing(nn.Module):
 
 
 def pad_to_windows(audio: Tensor, frames: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """Pad the audio of whole clips by w frames at both ends, as the model needs it.
+    """Pad the audio of samples by w frames at both ends, because frame t attends to the audio of frames t-w..t+w.
 
     Args:
         audio: Embeddings [B, T, A].
@@ -139,7 +146,7 @@ def pad_to_windows(audio: Tensor, frames: Tensor, window: int) -> tuple[Tensor, 
         window: w, the reach of the audio window in frames.
 
     Returns:
-        The embeddings [B, T + 2w, A], and bool [B, T + 2w], False before a clip's start and past its end.
+        The embeddings [B, T + 2w, A], and bool [B, T + 2w], False before a sample's start and past its end.
     """
     real = real_frames(frames, audio.shape[1])
     return pad(audio, (0, 0, window, window)), pad(real, (window, window))

@@ -1,4 +1,4 @@
-"""Load a motion model from a folder: the transformer with its latents' moments, and the scheduler."""
+"""Load a motion model from a folder, and check the scheduler that is saved with it."""
 
 import json
 from pathlib import Path
@@ -13,29 +13,30 @@ from xactor.motion.transformer import MotionTransformer, MotionTransformerConfig
 from xactor.randomness import into_own_memory
 
 LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
-"""Errors that libraries raise on folders they cannot load."""
+"""Errors that transformers, diffusers and safetensors raise for folders that they cannot load."""
 
 
 def load_motion_model(
     folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> MotionTransformer:
-    """Load the motion model of a model folder or of stage 2's export, ready to sample.
+    """Load the motion transformer, in evaluation mode.
 
-    The latents' moments are part of the transformer. The scheduler has no state, so it is not returned. Only its kind
-    is checked: it must be the scheduler with which the engine samples.
+    The transformer holds the mean and standard deviation of the latents. The scheduler has no state, so it is not
+    returned. Only its kind is checked: it must be the one that the motion engine uses for sampling.
 
     Args:
-        folder: Holds motion/ and motion_scheduler/.
+        folder: A model folder, or the export of stage 2, which trains the transformer. Holds motion/ and
+            motion_scheduler/.
         device: Where the model computes.
         dtype: Type of the weights.
 
     Raises:
-        ValueError: A component is missing, truncated or of another kind. The message names it.
+        ValueError: A component is missing, truncated or of another kind. The message names the component.
     """
     for name in MOTION_COMPONENTS:
         if not Path(folder, name).is_dir():
             raise ValueError(f"{folder}: the component {name}/ is missing")
-    # The component that is being loaded, for the error's message.
+    # The component that is being loaded. The error message below names it.
     name = "motion_scheduler"
     try:
         MotionScheduler.from_pretrained(Path(folder, name))
@@ -49,13 +50,14 @@ def load_transformer(folder: Path, **options: Any) -> MotionTransformer:
     """Load a motion transformer, in evaluation mode.
 
     Args:
-        folder: The component's own folder, with config.json and the weights.
+        folder: The transformer's own folder, with config.json and the weights.
         **options: Options of transformers' `from_pretrained`, such as `dtype`.
 
     Raises:
-        ValueError: The folder holds another model, or weights are missing. Libraries may raise other LOADING_ERRORS.
+        ValueError: The folder holds another kind of model, or weights are missing.
+        LOADING_ERRORS: A library cannot load the folder.
     """
-    # transformers would also load the config of another model, and would leave the weights random.
+    # Without this check, transformers would accept the config of another kind of model and leave the weights random.
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type") != MotionTransformerConfig.model_type:
         kind = config.get("model_type", config.get("_class_name"))

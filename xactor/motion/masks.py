@@ -1,7 +1,7 @@
 """Define attention masks as predicates over positions (q, kv). A predicate is True where q may attend to kv.
 
-Positions are frame numbers. Positions and chunk lengths are ints, or integer tensors that broadcast. The same predicate
-builds the dense mask of SDPA and the `mask_mod` of FlexAttention.
+Positions are frame numbers, except in `teacher_visible`. Positions and chunk lengths are ints, or integer tensors that
+broadcast. The same predicate builds the dense mask of SDPA and the `mask_mod` of FlexAttention.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from xactor.motion.forcing_config import Attention
 
-# Takes the positions of queries and keys, and the length of a chunk.
+# A function of the positions of queries and keys, and of the length of a chunk.
 Predicate = Callable[[Tensor, Tensor, int | Tensor], Tensor]
 
 
@@ -29,10 +29,11 @@ def visible(q, kv, chunk_frames, *, attention: Attention):
 
 
 def teacher_visible(q, kv, chunk_frames, *, frames: int, attention: Attention):
-    """Return whether kv is visible to q in teacher forcing: one pass over 2 x frames tokens, [clean | noised].
+    """Return whether kv is visible to q in teacher forcing.
 
-    A clean frame sees clean frames by the rule of `visible`. A noised frame of chunk c sees the clean frames of the
-    chunks before c and, by the rule of `visible`, the noised frames of c itself.
+    One pass has 2 x `frames` tokens: positions 0..frames-1 are the clean frames, and the following positions are the
+    same frames noised. A clean frame sees clean frames by the rule of `visible`. A noised frame of chunk c sees the
+    clean frames of the chunks before c. By the rule of `visible`, it also sees the noised frames of c itself.
     """
     q_noised, kv_noised = q >= frames, kv >= frames
     q_frame, kv_frame = q % frames, kv % frames
@@ -54,7 +55,7 @@ def dense_mask(
         predicate: Returns whether a key is visible to a query.
         q: Positions of the queries, int [Q], or [B, Q] if they differ between rows.
         kv: Positions of the keys, int [KV] or [B, KV].
-        chunk_frames: Length of a chunk, or the lengths of each row's chunks, int [B].
+        chunk_frames: Length of a chunk in frames, or the chunk length of each row, int [B].
         kv_real: True for keys that are not padding, bool [B, KV].
     """
     if isinstance(chunk_frames, Tensor):
@@ -94,18 +95,18 @@ def make_mask(
     chunk_frames: int | Tensor,
     kv_real: Tensor | None = None,
 ):
-    """Return the mask in the form that an attention implementation of transformers takes.
+    """Return the mask in the form that an attention implementation of the library transformers takes.
 
     Args:
         implementation: `sdpa` or `flex_attention`.
         predicate: Returns whether a key is visible to a query.
         q: Positions of the queries, as in `dense_mask`.
         kv: Positions of the keys, as in `dense_mask`.
-        chunk_frames: Lengths of the chunks, as in `dense_mask`.
+        chunk_frames: Length of a chunk, as in `dense_mask`.
         kv_real: True for keys that are not padding, as in `dense_mask`.
     """
     makers = {"sdpa": dense_mask, "flex_attention": block_mask}
-    # "eager" is missing, because it would add the booleans to the scores.
+    # transformers' implementation "eager" is missing, because it would add a boolean mask to the scores.
     if implementation not in makers:
         raise ValueError(f"attn_implementation must be one of {', '.join(makers)}, got {implementation!r}")
     return makers[implementation](predicate, q, kv, chunk_frames, kv_real)

@@ -1,4 +1,7 @@
-"""Define the options of motion sampling. Imports no torch: command lines and services read this module."""
+"""Define the options of motion sampling.
+
+This module imports no torch, because command lines and services read it.
+"""
 
 from dataclasses import dataclass
 
@@ -7,27 +10,30 @@ from xactor.motion.noise_levels import HISTORIES, MAX_LEVEL, History
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Configure how a chunk of motion is sampled."""
+    """Configure how motion is sampled, chunk by chunk. The frames of a chunk are denoised together."""
 
     steps: int = 50
     """DDIM steps per frame, 1..1000. The paper uses 50."""
     audio_cfg: float = 3.0
-    """Guidance scale on the audio, 1..20. The paper uses 3. At 1 the uncond branch is not computed."""
+    """Scale of classifier-free guidance by the audio, 1..20. The paper uses 3. At 1 there is no guidance, and the
+    unconditional branch is not computed."""
     cfg_rescale: float = 0.0
     """Strength, 0..1, with which the size of the guided motion is reset to its size without guidance, after Lin et al.
-    2024 ("Common Diffusion Noise Schedules and Sample Steps are Flawed"). At 0, as in the paper, motion grows with the
-    guidance and over a long video."""
+    2024 ("Common Diffusion Noise Schedules and Sample Steps are Flawed"). At 0, as in the paper, motion becomes larger
+    with the guidance and in the course of a long video."""
     chunk_frames: int | None = None
-    """Frames that are denoised together: one of the model's chunk_lengths. None: its chunk_frames. Shorter chunks need
-    less audio ahead of time."""
+    """Number of frames that are denoised together: one of the model's chunk_lengths. None: the model's chunk_frames.
+    Shorter chunks need less audio ahead of time."""
     history: History = "linear"
-    """Noise schedule of the history frames: see `history_levels`. The paper uses `linear`."""
+    """Noise schedule of the history, the frames before a chunk: see `history_levels`. The paper uses `linear`."""
     history_level: int = 0
     """Noise level of all history frames with `history="vanilla"`, 0..1000. 0 is clean."""
     groups: int = 1
-    """Groups of frames in pipelined denoising, 1..steps: see `sampling_plan`. The paper uses 1."""
+    """Number of groups into which a chunk's frames are divided, 1..steps. With more than 1, denoising is pipelined: the
+    groups start one after the other; see `sampling_plan`. The paper uses 1."""
     group_delay: int | None = None
-    """Steps between the starts of two groups, 1..steps. None means steps / groups, rounded up."""
+    """DDIM steps from the start of one group to the start of the next, 1..steps. None means steps / groups, rounded
+    up."""
 
     def __post_init__(self):
         if not 1 <= self.steps <= MAX_LEVEL:

@@ -15,12 +15,14 @@ class MotionScheduler:
     """Define variance-preserving diffusion over noise levels k in 0..1000.
 
     k = 0 is clean and k = 1000 is pure noise (zero terminal SNR). The paper leaves the schedule open. Ours: the
-    cosine schedule alpha = cos(pi/2 k/1000), sigma = sin(pi/2 k/1000), for which v-prediction is a rotation.
+    cosine schedule alpha = cos(pi/2 k/1000), sigma = sin(pi/2 k/1000). With it, the map from (z, eps) to (z_k, v) is a
+    rotation.
     """
 
     def coefficients(self, k: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha and sigma of levels [..], float32 [.., 1]; exactly (1, 0) at 0 and (0, 1) at 1000."""
         angle = k.double()[..., None] * (torch.pi / 2 / MAX_LEVEL)
+        # The cosine of pi/2 is not exactly 0 in floating point.
         alpha = torch.where(k[..., None] >= MAX_LEVEL, 0.0, angle.cos())
         return alpha.float(), angle.sin().float()
 
@@ -30,22 +32,29 @@ class MotionScheduler:
         return alpha * z + sigma * eps
 
     def velocity(self, z: Tensor, eps: Tensor, k: Tensor) -> Tensor:
-        """Return v = alpha eps - sigma z, the target of Equation 2."""
+        """Return the velocity v = alpha eps - sigma z, which the model learns to predict (Equation 2), [B, T, D]."""
         alpha, sigma = self.coefficients(k)
         return alpha * eps - sigma * z
 
     def step(self, v: Tensor, z_k: Tensor, k: Tensor, k_next: Tensor) -> Tensor:
-        """Take one DDIM step (Song et al. 2021, Equation 12 with eta = 0), each frame from its k to its k_next."""
-        # 1. The clean latents and the noise that v implies.
+        """Return the latents after one DDIM step (Song et al. 2021, Equation 12 with eta = 0), [B, T, D].
+
+        Args:
+            v: Predicted velocity, [B, T, D].
+            z_k: Latents before the step, [B, T, D].
+            k: Each frame's noise level before the step, [B, T].
+            k_next: Each frame's noise level after the step, [B, T].
+        """
+        # 1. Compute the clean latents and the noise that v implies.
         alpha, sigma = self.coefficients(k)
         z = alpha * z_k - sigma * v
         eps = sigma * z_k + alpha * v
-        # 2. Both at the next level.
+        # 2. Mix both at the next level.
         alpha, sigma = self.coefficients(k_next)
         return alpha * z + sigma * eps
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write scheduler_config.json to `folder`."""
+        """Write scheduler_config.json to `folder`, which is created if it is missing."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         config = {
             "_class_name": "MotionScheduler",

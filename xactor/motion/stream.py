@@ -1,7 +1,10 @@
-"""Define a stream of motion: audio features come in, latents come out chunk by chunk (Paper 3.3.1).
+"""Define a stream of motion: audio features come in, motion latents come out chunk by chunk (Paper 3.3.1).
 
-A stream never runs the transformer. It gives the engine the input of its next forward pass and takes the result, so
-that the engine can put several streams into one pass.
+A chunk is a number of frames that are denoised together. Its history is the frames before it that the model sees, with
+noise added.
+
+A stream never runs the transformer. The engine (engine.py) asks it for the input of the next forward pass and gives it
+the result, so that the engine can put several streams into one pass.
 """
 
 from dataclasses import dataclass
@@ -19,21 +22,24 @@ from xactor.randomness import frame_noise
 
 @dataclass(frozen=True)
 class HistoryInput:
-    """Hold the input of the pass over a chunk's noised history, of H frames."""
+    """Hold the input of the forward pass over a chunk's noised history of H frames."""
 
     z_k: Tensor
     """Noised latents, standardised, [H, D]."""
     levels: Tensor
     """Their noise levels, [H]."""
     audio: Tensor
-    """Audio embeddings with w frames on either side, [H + 2w, A]."""
+    """Audio embeddings of these frames and of w frames on either side, [H + 2w, A]; w is the model's audio_window."""
     audio_real: Tensor
     """bool [H + 2w], False before the recording's start and past its end."""
 
 
 @dataclass(frozen=True)
 class StepInput:
-    """Hold the input of one DDIM step of a chunk: its first n frames, whose noise levels have begun to fall."""
+    """Hold the input of one DDIM step of a chunk.
+
+    The step changes only the chunk's first n frames, whose noise levels have begun to fall: the moving frames.
+    """
 
     z_k: Tensor
     """Noised latents, standardised, [n, D]."""
@@ -42,27 +48,28 @@ class StepInput:
     next_levels: Tensor
     """Their noise levels after the step, [n], on the CPU."""
     audio: Tensor
-    """Audio embeddings with w frames on either side, [n + 2w, A]."""
+    """Audio embeddings of these frames and of w frames on either side, [n + 2w, A]; w is the model's audio_window."""
     audio_real: Tensor
     """bool [n + 2w], False before the recording's start and past its end."""
     history_frames: int
-    """Length of the history that the chunk continues."""
+    """Length of the history that the chunk continues, in frames."""
 
 
 class MotionStream:
-    """Generate the motion of one recording, frame after frame. Open it with `MotionEngine.open`.
+    """Generate the motion of one recording, frame after frame. `MotionEngine.open` makes a stream.
 
     Callers use `feed`, `end`, `take`, `close` and the attributes. The methods from `begin_chunk` on are for the
     engine. The memory of a stream does not grow with its length.
     """
 
     made: int
-    """Number of the next frame to make: the frames made so far, counted from the recording's start."""
+    """Number of frames made so far, counted from the recording's start. It is also the number of the next frame."""
     played: int
-    """Frames that the viewer has seen. The stream's owner must keep this up to date, because the engine first steps the
-    stream with the least playback buffer, and pauses a stream that is far ahead of its viewer."""
+    """Number of frames that the viewer has seen, counted from the recording's start. The stream's owner must keep it up
+    to date, because the engine first steps the stream with the smallest playback buffer, `made` - `played`, and pauses
+    a stream that is far ahead of its viewer."""
     chunk_frames: int
-    """Frames that are denoised together."""
+    """Length of a chunk in frames."""
     error: Exception | None
     """The error that stopped the stream, or None."""
 
@@ -82,11 +89,11 @@ class MotionStream:
         self.is_open = True
         self._model = model
         self.chunk_frames = config.chunk_frames or model.config.chunk_frames
-        # For each row of the plan, the number of frames in a full chunk whose noise levels have begun to fall. The
-        # history does not matter here, so its length is 0 and its capacity is arbitrary.
+        # For each row of the sampling plan, the number of frames in a full chunk whose noise levels have begun to fall.
+        # They do not depend on the history, so its length is 0 here and its capacity is arbitrary.
         plan = sampling_plan(0, self.chunk_frames, 1, config)
         self._moving_frames = (plan < MAX_LEVEL).sum(1).tolist()
-        # Features [n, L, F] from frame `_audio_first` on.
+        # Audio features [n, L, F] of the frames from `_audio_first` on.
         self._audio = torch.zeros(0, model.config.audio_layers, model.config.audio_dim)
         self._audio_first = model.config.first_audio_frame(first_frame)
         self._audio_ended = False
@@ -94,7 +101,7 @@ class MotionStream:
         self._history = torch.zeros(0, model.config.latent_dim, device=model.device)
         if history is not None:
             self._history = model.standardise(history.to(model.device))[-model.config.history_frames :]
-        # Number of the chunk's first frame.
+        # Number of the first frame of the chunk that is being denoised, or of the next chunk.
         self._chunk_first = first_frame
         self._chunk: _Chunk | None = None
         # Latents that are made and not yet taken, in order.
@@ -124,7 +131,7 @@ class MotionStream:
         """Declare that no more audio will follow.
 
         Raises:
-            ValueError: There was no audio at all, or it does not reach the first frame to make.
+            ValueError: There was no audio at all, or the audio ends before the frame at which the stream continues.
         """
         if self._audio_stop == 0:
             raise ValueError("the stream is empty: it must be fed audio before it ends")
@@ -138,7 +145,9 @@ class MotionStream:
             self.close()
 
     def take(self) -> Tensor:
-        """Return the motion made since the last call: stored latents, float32 [n, D]; n may be 0.
+        """Return the motion made since the last call: latents as files store them, not standardised, float32 [n, D].
+
+        n may be 0.
 
         Raises:
             ValueError: The stream failed, and all motion from before the failure has been taken.
@@ -149,28 +158,28 @@ class MotionStream:
         return torch.cat([torch.zeros(0, self._model.config.latent_dim, device=self._model.device), *taken])
 
     def close(self) -> None:
-        """Close the stream. The engine drops it before its next step."""
+        """Close the stream. The engine removes a closed stream before the engine's next step."""
         self.is_open = False
 
     @property
     def done(self) -> bool:
-        """Return whether all motion is made and taken."""
+        """Return whether the stream is closed, did not fail, and all its motion has been taken."""
         return not self.is_open and not self._ready and self.error is None
 
     @property
     def needs_audio(self) -> bool:
-        """Return whether the next step needs more audio than has been fed."""
+        """Return whether the next DDIM step needs more audio than has been fed."""
         row = 0 if self._chunk is None else self._chunk.row
         needed = self._chunk_first + self._moving_frames[row + 1] + self._model.config.audio_window
         return not self._audio_ended and self._audio_stop < needed
 
     @property
     def needs_history_pass(self) -> bool:
-        """Return whether the chunk's history is not yet in the engine's cache."""
+        """Return whether a chunk has begun whose history is not yet in the engine's cache."""
         return self._chunk is not None and not self._chunk.history_cached
 
     def begin_chunk(self) -> None:
-        """Begin the next chunk, unless a chunk has begun."""
+        """Begin the next chunk, unless a chunk is being denoised."""
         if self._chunk is not None:
             return
         history, size = len(self._history), self.chunk_frames
@@ -184,7 +193,7 @@ class MotionStream:
         )
 
     def history_input(self) -> HistoryInput:
-        """Return the input of the pass over the history, noised as this chunk sees it."""
+        """Return the input of the pass over the history. Its noise levels are those at which this chunk sees it."""
         assert self._chunk is not None
         frames = len(self._history)
         first = self._chunk_first - frames
@@ -195,7 +204,7 @@ class MotionStream:
         return HistoryInput(z_k=z_k, levels=levels, audio=audio, audio_real=audio_real)
 
     def history_cached(self) -> None:
-        """Record that the history's keys and values are in the cache, for all steps of this chunk."""
+        """Record that the history's keys and values are in the engine's cache. All steps of this chunk read them."""
         assert self._chunk is not None
         self._chunk.history_cached = True
 
@@ -206,6 +215,7 @@ class MotionStream:
         moving = self._moving_frames[chunk.row + 1]
         if self._audio_ended:
             moving = min(moving, self._audio_stop - self._chunk_first)
+        # Steps with the same number of moving frames share the audio embeddings.
         if chunk.audio is None or len(chunk.audio[0]) != moving + 2 * self._model.config.audio_window:
             chunk.audio = self._embed_audio(self._chunk_first, self._chunk_first + moving)
         return StepInput(
@@ -220,7 +230,7 @@ class MotionStream:
     def advance(self, z_k: Tensor) -> None:
         """Store the result of a DDIM step, and make the frames that are now clean available to `take`.
 
-        Latents that are not finite stop the stream: see `error`.
+        Latents that are not finite stop the stream and set `error`.
 
         Args:
             z_k: The moving frames after the step, standardised, [n, D].
@@ -251,13 +261,13 @@ class MotionStream:
         return self._audio_first + len(self._audio)
 
     def _embed_audio(self, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Return audio embeddings for the frames from w before `first` to w past the last frame, `last` - 1.
+        """Embed the audio of n = last - first frames from `first` on, and of w frames on either side.
 
         Returns:
             The embeddings [n + 2w, A], and bool [n + 2w], False before the recording's start and past its end.
         """
-        # Embed here and not in `feed`, whose pieces may have any length: rounding depends on which frames are embedded
-        # together.
+        # Embed the audio here and not in `feed`, whose pieces may have any length: rounding depends on which frames are
+        # embedded together.
         window, device = self._model.config.audio_window, self._model.device
         frame = torch.arange(first - window, last + window)
         real = (frame >= 0) & (frame < self._audio_stop)
@@ -265,13 +275,14 @@ class MotionStream:
         return self._model.embed_audio(features.to(device)[None])[0], real.to(device)
 
     def _finish_chunk(self, z: Tensor) -> None:
-        """Move the clean chunk [n, D] to the history, and drop audio that no later chunk needs."""
+        """Append the clean chunk [n, D] to the history, and drop audio that no later chunk needs."""
         capacity, window = self._model.config.history_frames, self._model.config.audio_window
         self._history = torch.cat([self._history, z])[-capacity:]
         self._chunk_first += len(z)
         self._chunk = None
-        keep = max(self._chunk_first - len(self._history) - window, 0)
-        self._audio, self._audio_first = self._audio[keep - self._audio_first :].clone(), keep
+        # Later chunks need the audio from this frame on.
+        needed = max(self._chunk_first - len(self._history) - window, 0)
+        self._audio, self._audio_first = self._audio[needed - self._audio_first :].clone(), needed
         if self._audio_ended and self._chunk_first >= self._audio_stop:
             self.close()
 
@@ -289,8 +300,8 @@ class _Chunk:
     history_cached: bool
     """Whether the history's keys and values are in the cache."""
     row: int = 0
-    """Row of the plan that the chunk has reached: the number of steps done."""
+    """Row of the plan that the chunk has reached, which is the number of steps done."""
     clean: int = 0
-    """Number of frames that are clean."""
+    """Number of the chunk's frames that are clean."""
     audio: tuple[Tensor, Tensor] | None = None
-    """Audio embeddings for the moving frames, and the mask of the real ones: see `_embed_audio`."""
+    """Result of `_embed_audio` for the moving frames, or None before the first step."""

@@ -22,14 +22,16 @@ class MotionTransformerConfig(PreTrainedConfig):
     Args:
         backbone: A Qwen2Config, or its dict.
         latent_dim: D, the width of a motion latent. It must match the data shards.
-        audio_layers: L, the layers of the audio features. It must match the data shards.
+        audio_layers: L, the number of layers in the audio features. It must match the data shards.
         audio_dim: F, the width of the audio features. It must match the data shards.
         audio_width: A, the width of the fused audio embedding.
-        chunk_frames: Maximum number of frames that are denoised together.
-        chunk_lengths: Numbers of frames that may be denoised together, divisors of chunk_frames. None: chunk_frames.
-        context_frames: Maximum length of history and chunk together, in frames: a multiple of chunk_frames.
+        chunk_frames: Maximum length of a chunk, in frames. The frames of a chunk are denoised together.
+        chunk_lengths: The chunk lengths that the model is trained with, divisors of chunk_frames. None: chunk_frames
+            alone.
+        context_frames: Maximum length of a chunk and its history together, in frames: a multiple of chunk_frames. The
+            history is the frames before the chunk that the model sees.
         audio_window: w, in frames. Frame t attends to the audio of frames t-w..t+w.
-        attention: `chunk` (the paper's) or `causal` (Table 2, first row).
+        attention: Self-attention: `chunk` (the paper's) or `causal` (Table 2, first row); see `visible` in masks.py.
     """
 
     model_type = "xactor_motion"
@@ -110,9 +112,10 @@ class LevelEmbedding(nn.Module):
 class MotionTransformer(PreTrainedModel):
     """Predict the velocity from noised latents, their noise levels and audio: v_theta of Equations 2 and 3.
 
-    The backbone is transformers' Qwen2 without its token embedding and head. A windowed audio cross-attention
-    follows each of its layers. Latents are standardised by `latent_mean` and `latent_std`, the moments of each
-    dimension in the training corpus, which are saved with the model.
+    The backbone is the model Qwen2 of the library transformers, without its token embedding and head. A windowed audio
+    cross-attention follows each of its layers. The model takes and returns standardised latents. `latent_mean` and
+    `latent_std` are the mean and standard deviation of each dimension in the training corpus, and are saved with the
+    model.
     """
 
     config: MotionTransformerConfig
@@ -146,7 +149,7 @@ class MotionTransformer(PreTrainedModel):
         )
         self.latent_out = nn.Linear(hidden, config.latent_dim)
         # Ours: a gated skip connection around the backbone. At low noise levels the velocity is nearly the noise
-        # itself, and a backbone narrower than D could not carry its D numbers per frame.
+        # itself, and a backbone that is narrower than D could not carry the noise's D numbers per frame.
         self.pass_gain = nn.Linear(hidden, config.latent_dim)
         self.pass_out = nn.Linear(config.latent_dim, config.latent_dim, bias=False)
         self.register_buffer("latent_mean", torch.zeros(config.latent_dim))
@@ -181,11 +184,11 @@ class MotionTransformer(PreTrainedModel):
         self.latent_std.copy_(std)
 
     def standardise(self, z: Tensor) -> Tensor:
-        """Return stored latents [.., D] as the model takes them."""
+        """Return latents [.., D] scaled for the model: each dimension of the corpus gets mean 0 and variance 1."""
         return (z - self.latent_mean) / self.latent_std
 
     def destandardise(self, z: Tensor) -> Tensor:
-        """Return the model's latents [.., D] as they are stored."""
+        """Return the model's latents [.., D] in the scale in which files store them: the inverse of `standardise`."""
         return z * self.latent_std + self.latent_mean
 
     def embed_audio(self, audio: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -193,7 +196,10 @@ class MotionTransformer(PreTrainedModel):
         return self.audio_fusion(audio.to(self.latent_in.weight.dtype), keep)
 
     def enable_checkpointing(self) -> None:
-        """Recompute the backbone's activations in the backward pass: less memory, but about a third more time."""
+        """Enable activation checkpointing in the backbone.
+
+        The backward pass then recomputes the activations: training needs less memory, but about a third more time.
+        """
         # transformers < 5.20 has only the second method.
         enable = getattr(self, "activation_checkpointing_enable", None) or self.gradient_checkpointing_enable
         enable()
@@ -219,9 +225,11 @@ class MotionTransformer(PreTrainedModel):
                 the last.
             audio_real: bool [B, T + 2w], False before the clip's start and past its end.
             frames: Lengths without padding, int [B]. None means that nothing is padded.
-            chunk_frames: Length of each row's chunks, int [B]. None means the model's chunk_frames.
-            clean: Clean latents [B, T, D] for teacher forcing. Every chunk sees these as its history.
-            history: View of the history cache: either the T latents continue the cached histories, or the pass
+            chunk_frames: Length of each row's chunks in frames, int [B]. None means the model's chunk_frames.
+            clean: Clean latents of the same frames, [B, T, D], for teacher forcing. Each chunk sees the clean latents
+                of earlier chunks as its history.
+            history: View of the history cache, from `HistoryCache.read` or `HistoryCache.write`. With `read`, the T
+                latents continue the cached histories. With `write`, the T latents are the histories, and the pass
                 writes their keys and values to the cache.
         """
         assert audio.shape[1] == z_k.shape[1] + 2 * self.config.audio_window
@@ -233,12 +241,14 @@ class MotionTransformer(PreTrainedModel):
         predicate, q, kv = functools.partial(visible, **rule), position, position
         if history is not None:
             assert clean is None
+            # The latents of each row follow a history of a different length.
             position = q = history.frames[:, None] + position  # [B, T]
             before = torch.arange(-history.width, 0, device=z_k.device) + history.frames[:, None]  # [B, H]
             # Positions below 0 are padding.
             kv = torch.cat([before, position], dim=1)  # [B, H + T]
             real = (kv >= 0) if real is None else torch.cat([before >= 0, real], dim=1)
         elif clean is not None:
+            # Teacher forcing runs over the clean and the noised frames in one pass.
             z_k, k = torch.cat([clean, z_k], 1), torch.cat([torch.zeros_like(k), k], 1)  # [B, 2T, ..]
             position = position.repeat(2)
             q = kv = torch.arange(2 * width, device=z_k.device)
@@ -268,13 +278,17 @@ class MotionTransformer(PreTrainedModel):
 def _attend_to_audio(
     attention: nn.Module, x: Tensor, audio: Tensor, audio_real: Tensor, *, doubled: bool
 ) -> Tensor:
-    """Return the cross-attention's residual. In teacher forcing both halves, clean and noised, see the same audio."""
+    """Return what the cross-attention adds to x, in the shape of x: [B, T, H], or [B, 2T, H] if `doubled`.
+
+    `doubled` means teacher forcing: the clean and the noised half of x see the same audio.
+    """
     if not doubled:
         return attention(x, audio, audio_real)
     return torch.cat([attention(half, audio, audio_real) for half in x.chunk(2, dim=1)], dim=1)
 
 
 def _qwen_config(folder: str | Path) -> Qwen2Config:
+    """Read the config in a folder. Raises ValueError if it is not that of a Qwen2 model."""
     config, _ = PreTrainedConfig.get_config_dict(folder)
     if config.get("model_type") != "qwen2":
         raise ValueError(

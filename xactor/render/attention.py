@@ -1,4 +1,8 @@
-"""Define the attention processors that give the renderer's UNet the reference and the motion (Paper 3.1.1)."""
+"""Define the attention processors that give the renderer's UNet the reference and the motion (Paper 3.1.1).
+
+The reference is a set of features that the reference network (reference.py) computes from the portrait. Through
+self-attention the UNet copies from it.
+"""
 
 import inspect
 import json
@@ -12,7 +16,7 @@ from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor, nn
 
 ReferenceFeatures = dict[str, Tensor]
-"""Features of a reference at every self-attention of the UNet: [B, tokens, C] by the attention's name."""
+"""Features of a reference for every self-attention of the UNet: the attention's name -> [B, tokens, C]."""
 
 
 class WriteReference:
@@ -38,14 +42,14 @@ class WriteReference:
 class Locality(nn.Module):
     """Weaken the attention of a query to keys that are far from the place at which the query looks.
 
-    Queries and keys lie in square planes. A query looks at its own place plus a learned offset, so that it can find a
-    moved part at its old place. With p the place at which the query looks and k the key's place, the logits get the
-    term -a |p - k|^2. It equals 2 a p.k - a |k|^2 plus a term that all keys share, which the softmax ignores. So three
-    more columns of queries and keys compute it.
+    Queries and keys lie in square planes. A query looks at its own place plus a learned offset. So when a part of the
+    face has moved, a query can look at the place where the part was. With p the place at which the query looks and k
+    the key's place, the term -a |p - k|^2 is added to the logits. It equals 2 a p.k - a |k|^2 plus a term that all keys
+    share, which the softmax ignores. So three more columns of queries and keys are enough to compute it.
 
     Args:
         heads: Number of attention heads.
-        width: Width of the tokens.
+        width: Width of the query tokens.
         fall: Initial value of a for the first head, in logits per squared distance between neighbouring keys. Each
             further head starts at an eighth of the previous head's value. The values are learned.
     """
@@ -68,7 +72,7 @@ class Locality(nn.Module):
             Columns of the queries, [B, heads, N, 3], and of the keys, [K, 3].
         """
         query_side, key_side = math.isqrt(hidden_states.shape[1]), math.isqrt(keys)
-        # In units of the distance between neighbouring keys.
+        # Places are in units of the distance between neighbouring keys.
         place = _places(query_side, hidden_states) * (key_side / query_side)  # [N, 2]
         offset = self.look(hidden_states).unflatten(-1, (-1, 2)).transpose(1, 2)  # [B, heads, N, 2]
         fall = self.fall.abs()[:, None, None]  # [heads, 1, 1]
@@ -81,7 +85,10 @@ class Locality(nn.Module):
 
 
 def _places(side: int, like: Tensor) -> Tensor:
-    """Return the places of a plane's tokens relative to its middle, in units of a token: [side x side, 2]."""
+    """Return the places of a square plane's tokens relative to the plane's middle: [side x side, 2].
+
+    The unit is the distance between neighbouring tokens.
+    """
     line = torch.arange(side, device=like.device, dtype=like.dtype) - (side - 1) / 2
     return torch.cartesian_prod(line, line)
 
@@ -89,7 +96,8 @@ def _places(side: int, like: Tensor) -> Tensor:
 class ReadReference:
     """Run a self-attention of the UNet over the tokens of a frame and of its reference together.
 
-    If the attention has a `Locality`, it applies to both planes of keys alike.
+    Without a reference it is an ordinary self-attention. The keys lie in two planes: that of the frame and that of the
+    reference. If the attention has a `Locality`, it applies to both planes in the same way.
     """
 
     def __init__(self, name: str):
@@ -113,7 +121,7 @@ class ReadReference:
 
 
 class ReadMotion:
-    """Run the cross-attention of a frame to its motion tokens."""
+    """Run the cross-attention of a frame to its motion tokens, which are computed from the motion latent z."""
 
     def __call__(
         self,
@@ -132,7 +140,7 @@ class ReadMotion:
 def _append_reference(own: Tensor, reference: Tensor) -> Tensor:
     """Append the tokens of references [B, M, C] to the tokens of their frames [B F, N, C]: [B F, N + M, C].
 
-    References are expanded over F, so that only the concatenation copies them.
+    A reference belongs to F frames. It is expanded over F without a copy, so that only the concatenation copies it.
     """
     own = own.unflatten(0, (len(reference), -1))  # [B, F, N, C]
     reference = reference[:, None].expand(-1, own.shape[1], -1, -1)  # [B, F, M, C]
@@ -140,13 +148,10 @@ def _append_reference(own: Tensor, reference: Tensor) -> Tensor:
 
 
 def _attend(attn: Any, hidden_states: Tensor, key: Tensor, value: Tensor, *, planes: int = 1) -> Tensor:
-    """Attend from tokens [B, N, C] to keys and values [B, M, C].
+    """Attend from tokens [B, N, C] to keys and values [B, M, C]. Return the attention's output, [B, N, C].
 
     Args:
-        planes: Number of square planes in the keys. Only an attention with a `Locality` uses it.
-
-    Returns:
-        [B, N, C].
+        planes: Number of square planes in which the keys lie. Only an attention with a `Locality` uses it.
     """
     query = attn.to_q(hidden_states)  # [B, N, C]
     query, key, value = (
@@ -158,7 +163,7 @@ def _attend(attn: Any, hidden_states: Tensor, key: Tensor, value: Tensor, *, pla
             hidden_states, key.shape[2] // planes
         )  # [B, heads, N, 3], [M / planes, 3]
         of_keys = of_keys.repeat(planes, 1).expand(*key.shape[:2], -1, -1)  # [B, heads, M, 3]
-        # Undo the scale of the attention for these columns.
+        # The attention divides logits by sqrt(width). Undo this for the columns of the locality.
         query = torch.cat([query, of_queries * math.sqrt(width)], dim=-1)  # [B, heads, N, C' + 3]
         key, value = torch.cat([key, of_keys], dim=-1), F.pad(value, (0, 3))  # [B, heads, M, C' + 3]
     out = F.scaled_dot_product_attention(query, key, value, scale=width**-0.5)
@@ -167,7 +172,10 @@ def _attend(attn: Any, hidden_states: Tensor, key: Tensor, value: Tensor, *, pla
 
 
 def spatial_blocks(unet: nn.Module) -> list[tuple[str, Any]]:
-    """Return the name and module of each transformer block within a frame. Blocks over time are left out."""
+    """Return the name and module of each transformer block whose attentions stay within a frame.
+
+    Blocks of the temporal layers, which attend over the frames of a window, are left out.
+    """
     return [
         (name, module)
         for name, module in unet.named_modules()
@@ -176,7 +184,10 @@ def spatial_blocks(unet: nn.Module) -> list[tuple[str, Any]]:
 
 
 def own_config(model: ConfigMixin) -> str:
-    """Return config.json with only the arguments that the model's own class accepts, since its parent accepts more."""
+    """Return the text of a model's config.json, with only the arguments that the model's own class accepts.
+
+    The config also holds arguments of the parent class in diffusers, which the model's own class does not accept.
+    """
     accepted = inspect.signature(type(model).__init__).parameters
     config = {name: value for name, value in model.config.items() if name in accepted}
     config |= {"_class_name": type(model).__name__, "_diffusers_version": diffusers.__version__}

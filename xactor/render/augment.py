@@ -1,7 +1,8 @@
-"""Augment frames to keep identity out of z: the encoder's and the renderer's frame share only motion (Paper 3.1).
+"""Augment frames to keep identity out of the motion latent z (Paper 3.1).
 
-X-NeMo varies colour, scale, crop and warp between the driving frame, which the encoder sees, and the target. So the
-colour or the shape of a face in the driving frame says nothing about the target, and only motion is useful in z.
+The motion encoder computes z from the driving frame, and the renderer learns to render the target frame from z. X-NeMo
+varies colour, scale, crop and warp between the driving frame and the target. So the colour or the shape of a face in
+the driving frame says nothing about the target, and only motion is useful in z.
 """
 
 from dataclasses import dataclass, replace
@@ -12,17 +13,18 @@ from torch import Tensor
 
 # Knots of the smooth warp along a side.
 _KNOTS = 5
-# Side of the field of offsets in which places are looked up, and steps of the fixed-point iteration. An offset changes
-# by about 0.4 of a distance at most, so that each step takes away most of the error.
+# `augment_places` looks up offsets in a field of this side, and finds each place by this number of fixed-point
+# iterations. The offsets of two places differ by about 0.4 of the places' distance at most, so that each iteration
+# removes most of the error.
 _PLACES_SIDE, _PLACES_ITERATIONS = 64, 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Bound the random change of pictures. Each value is drawn uniformly from -bound to +bound."""
+    """Hold the bounds of a random change of pictures. Each value is drawn uniformly from -bound to +bound."""
 
     colour: float = 0.25
-    """Change of each channel's gain and bias, and of the logarithm of gamma."""
+    """Change of each channel's gain, of each channel's bias, and of the logarithm of gamma, drawn separately."""
     scale: float = 0.1
     """Relative change of the width and of the height, drawn separately."""
     shift: float = 0.03
@@ -31,12 +33,12 @@ class AugmentConfig:
     """Shift of each knot of the smooth warp, as a fraction of the picture's side."""
 
 
-# Changes the reference and the target in the same way, as if they showed another person.
+# Bounds of the change that the reference (the portrait) and the target share. It makes them look like another person.
 PERSON = AugmentConfig(colour=0.3, scale=0.12, shift=0.05, warp=0.035)
-# Replaces PERSON where z is made from controls, which contain no identity. With strong changes of colour nobody could
-# tell from a closed mouth which colours its inside has.
+# Bounds in place of PERSON if z is computed from a control track, which contains no identity. Strong changes of colour
+# would make it impossible to tell from a closed mouth which colours its inside has.
 TAUGHT_PERSON = replace(PERSON, colour=0.1)
-# Changes the driving frame once more, by its own draw.
+# Bounds of a second change, drawn separately, of the driving frame alone.
 DRIVING = AugmentConfig(colour=0.4, scale=0.04, shift=0.01, warp=0.02)
 
 
@@ -51,7 +53,8 @@ class Augmentation:
     gamma: Tensor
     """Exponent of the intensities, [1]."""
     offsets: Tensor
-    """Offset (x, y) from each knot to the place whose colour it takes, in halves of the side, [2, knots, knots]."""
+    """Offset (x, y) from each knot of the warp to the place whose colour it takes, [2, knots, knots]. The unit is half
+    the picture's side."""
 
     @classmethod
     def draw(cls, config: AugmentConfig, generator: torch.Generator) -> "Augmentation":
@@ -62,6 +65,7 @@ class Augmentation:
 
         line = torch.linspace(-1, 1, _KNOTS)
         place = torch.stack([line.expand(_KNOTS, _KNOTS), line[:, None].expand(_KNOTS, _KNOTS)])  # x, y
+        # Shift and warp are fractions of the side, but offsets are in units of half the side: hence the factor 2.
         scale, shift = config.scale * uniform(2, 1, 1), 2 * config.shift * uniform(2, 1, 1)
         return cls(
             gain=1 + config.colour * uniform(3),
@@ -72,10 +76,10 @@ class Augmentation:
 
 
 def augment(frames: Tensor, changes: list[Augmentation]) -> Tensor:
-    """Change frames [B, F, 3, S, S] in [-1, 1]. Each sample has its own change, which applies to all of its frames.
+    """Return changed frames [B, F, 3, S, S] in [-1, 1]. Each sample has its own change, the same for all its frames.
 
-    The function computes in float32 and returns the frames' type: in bf16, coordinates would be wrong by up to two
-    pixels at 512 px.
+    The function computes in float32, because in bf16 coordinates would be wrong by up to two pixels at 512 px. It
+    returns the dtype of `frames`.
     """
     samples, count = frames.shape[:2]
     size = frames.shape[-1]
@@ -101,10 +105,13 @@ def augment(frames: Tensor, changes: list[Augmentation]) -> Tensor:
 
 
 def augment_places(places: Tensor, changes: list[Augmentation]) -> Tensor:
-    """Return where `augment` moves places [B, N, 2] of a picture, in halves of its side from its centre."""
+    """Return where `augment` moves places of a picture, [B, N, 2].
+
+    Places are (x, y) from the picture's centre, in units of half its side.
+    """
     offsets = _offsets(changes, _PLACES_SIDE, places.device)  # [B, 2, S, S]
     found = places.float()
-    # A place p moves to where x + offset(x) = p.
+    # The changed picture takes its colour at x from x + offset(x). So place p moves to the x with x + offset(x) = p.
     for _ in range(_PLACES_ITERATIONS):
         offset = F.grid_sample(
             offsets, found[:, None], padding_mode="border", align_corners=False
@@ -114,6 +121,9 @@ def augment_places(places: Tensor, changes: list[Augmentation]) -> Tensor:
 
 
 def _offsets(changes: list[Augmentation], side: int, device: torch.device) -> Tensor:
-    """Return the offset of each pixel to the place whose colour it takes, in halves of the side, [B, 2, side, side]."""
+    """Return the offset (x, y) from each pixel to the place whose colour it takes, [B, 2, side, side].
+
+    The unit is half the picture's side.
+    """
     offsets = torch.stack([change.offsets for change in changes]).to(device)  # [B, 2, knots, knots]
     return F.interpolate(offsets, (side, side), mode="bicubic", align_corners=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """Encode pictures [N, 3, S, S] in [-1, 1] to latents [N, C, h, w], scaled to about unit variance."""
+    """Encode pictures [N, 3, S, S] in [-1, 1] to latents [N, C, h, w], which are scaled to about unit variance."""
     posterior: Any = cast(Any, vae.encode(cast(Any, pictures), return_dict=False))[0]
     return posterior.mode() * vae.config["scaling_factor"]
 
@@ -24,9 +24,15 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 
 
 def reconstruction_loss(vae: AutoencoderKL, pictures: Tensor, generators: list[torch.Generator]) -> Tensor:
-    """Return the decoder's loss for pictures [B, n, 3, S, S], when a VAE is trained from random weights: [B].
+    """Return the loss for training the decoder of a VAE from random weights: [B].
 
-    Ours: a little noise on the latents, drawn for each sample, stands for the error that the renderer will leave.
+    The loss is the mean absolute error of the decoded pictures plus 4 times their mean squared error. Ours: the decoder
+    sees latents with a little noise, which stands for the error that the renderer will leave.
+
+    Args:
+        vae: The VAE. Its encoder is not trained.
+        pictures: n pictures per sample, [B, n, 3, S, S] in [-1, 1].
+        generators: Random generator of each sample.
     """
     with torch.no_grad():
         latents = encode(vae, pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])  # [B, n, C, h, w]
@@ -35,36 +41,42 @@ def reconstruction_loss(vae: AutoencoderKL, pictures: Tensor, generators: list[t
     return error.abs().mean(dim=(1, 2, 3, 4)) + 4 * (error**2).mean(dim=(1, 2, 3, 4))
 
 
-# Constants much larger than a signal of about 1, so that norms hardly change the signal's size. The decoder's constant
-# is smaller, because the decoder is trained further.
+# Constants that `start_as_cosines` puts into channels next to the signal. They are much larger than the signal, which
+# is about 1, so that norm layers hardly change the signal's size. The decoder's constant is smaller, because the
+# decoder is trained further.
 _ENCODER_CONSTANT, _DECODER_CONSTANT = 30.0, 4.0
 
 
 @torch.no_grad()
 def start_as_cosines(vae: AutoencoderKL) -> None:
-    """Set a VAE's weights to the transform of JPEG: an orthonormal cosine transform of blocks in opponent colours.
+    """Set a VAE's weights to the transform of JPEG: an orthonormal cosine transform of tiles in opponent colours.
+
+    A tile is a square of a picture that becomes one place of the latents. Opponent colours are brightness and two
+    colour differences.
 
     The encoder then needs no training, and its latents are easy to denoise: an error of latents equals the error of
-    pictures, latents of still places stay still, and a block's mean has the largest variance. The decoder starts by
-    giving each block its mean colour, and learns the rest: nearest upsampling followed by convolutions cannot invert
-    the transform exactly.
+    pictures, tiles that do not change keep their latents, and a tile's mean has the largest variance. The decoder at
+    first gives each tile its mean colour. It must learn the rest, because nearest upsampling followed by convolutions
+    cannot invert the transform exactly.
 
-    Activations and norms must not change a signal a. For the activations it is stored as the pair (a, -a), because
-    silu(a) - silu(-a) = a. For the norms there are large constants next to it, which fix the norms' scale.
+    Activations and norm layers must pass a signal a on unchanged. For the activations, the signal is stored in two
+    channels as (a, -a), because silu(a) - silu(-a) = a. For the norm layers, there are large constants in the channels
+    next to the signal, which fix the scale that a norm divides by.
 
     Raises:
         ValueError: The VAE has too few channels.
     """
     encoder, decoder = cast(Any, vae.encoder), cast(Any, vae.decoder)
     widths, coefficients = list(vae.config["block_out_channels"]), int(vae.config["latent_channels"])
-    block_px, halvings = 1 << (len(widths) - 1), len(widths) - 1
-    # Channels that each block needs. A block collects the 4 places of each of its channels, starting from 3 colours,
-    # and the last two blocks hold the coefficients. `_pass_as_pairs` needs 4 channels per signal: for the coefficients
-    # in the encoder's last block, and for 3 colours in the decoder's last block, which has the width of the first.
+    tile_px, halvings = 1 << (len(widths) - 1), len(widths) - 1
+    # Number of channels that each block of the encoder network needs. A block that halves the side turns 2 x 2 places
+    # of a channel into 4 channels, starting from 3 colours. The last two blocks hold the coefficients of the transform.
+    # `_pass_as_pairs` needs 4 channels per signal. Its signals are the coefficients in the encoder's last block, and 3
+    # colours in the decoder's last block, which is as wide as the encoder's first block.
     need = [3 * 4 ** (i + 1) for i in range(halvings - 1)] + [coefficients, 4 * coefficients]
     need[0] = max(need[0], 12)
     too_narrow = any(w < n for w, n in zip(widths, need, strict=False))
-    if halvings < 1 or coefficients > 3 * block_px**2 or too_narrow:
+    if halvings < 1 or coefficients > 3 * tile_px**2 or too_narrow:
         raise ValueError(
             f"a VAE from random weights with {coefficients} latent channels needs blocks of at least {tuple(need)} "
             f"channels, got {tuple(widths)}"
@@ -76,7 +88,7 @@ def start_as_cosines(vae: AutoencoderKL) -> None:
             _set_zero(module.conv2)
         elif isinstance(module, Attention):
             _set_zero(cast(Any, module.to_out)[0])
-    basis = _cosines(block_px, coefficients)  # [L, 3, block, block]
+    basis = _cosines(tile_px, coefficients)  # [L, 3, tile, tile]
     _write_encoder(encoder, basis, halvings)
     for conv in (vae.quant_conv, vae.post_quant_conv):
         _set_identity(cast(Any, conv))
@@ -84,12 +96,12 @@ def start_as_cosines(vae: AutoencoderKL) -> None:
 
 
 def _write_encoder(encoder: Any, basis: Tensor, halvings: int) -> None:
-    """Write the encoder's transform.
+    """Write the transform into the encoder's weights.
 
-    Strided convolutions collect a block's places as channels. The last convolution transforms them.
+    Strided convolutions collect the pixels of a tile as channels. The last of these convolutions also transforms them.
 
     Args:
-        basis: The transform, [L, 3, block, block].
+        basis: The transform to L coefficients, [L, 3, tile, tile].
         halvings: Number of strided convolutions.
     """
     coefficients = len(basis)
@@ -98,7 +110,8 @@ def _write_encoder(encoder: Any, basis: Tensor, halvings: int) -> None:
         conv = down_block.downsamplers[0].conv
         _set_zero(conv)
         side, last = 1 << level, level == halvings - 1
-        # The kernel's place (y, x) holds a block of side x side places (v, u), for each colour c.
+        # At each place, the input channels hold side x side pixels (v, u) of each colour c. The kernel sees 2 x 2 such
+        # places (y, x).
         for y, x, c, v, u in itertools.product(range(2), range(2), range(3), range(side), range(side)):
             channel_in = (c * side + v) * side + u
             row, column = y * side + v, x * side + u
@@ -114,19 +127,21 @@ def _write_encoder(encoder: Any, basis: Tensor, halvings: int) -> None:
         coefficients,
         _ENCODER_CONSTANT,
     )
-    # The posterior's log variance: almost no noise.
+    # The remaining outputs are the posterior's log variance. The posterior gets almost no noise.
     encoder.conv_out.bias[coefficients:] = -12.0
 
 
 def _write_decoder(decoder: Any, basis: Tensor) -> None:
-    """Write a decoder that gives each block its mean colour and carries the coefficients along.
+    """Set the decoder's weights so that it gives each tile its mean colour.
+
+    Further channels pass the coefficients on, so that the decoder can learn to use them.
 
     Args:
-        basis: The transform, [L, 3, block, block].
+        basis: The transform to L coefficients, [L, 3, tile, tile].
     """
     coefficients = len(basis)
     _set_zero(decoder.conv_in)
-    # A block's mean colour.
+    # The first 3 channels are a tile's mean colour.
     decoder.conv_in.weight[:3, :, 1, 1] = basis.mean(dim=(2, 3)).T  # [3, L]
     for i in range(coefficients):
         decoder.conv_in.weight[3 + i, i, 1, 1] = 1
@@ -144,22 +159,27 @@ def _write_decoder(decoder: Any, basis: Tensor) -> None:
 
 
 def _cosines(side: int, count: int) -> Tensor:
-    """Return the first products of a block's orthonormal cosines and opponent colours: [count, 3, side, side]."""
+    """Return the basis of the cosine transform of a tile, orthonormal pictures: [count, 3, side, side].
+
+    Each is the product of a cosine along y, a cosine along x and an opponent colour.
+    """
     k = torch.arange(side)
     wave = torch.cos(math.pi * (2 * k + 1) * k[:, None] / (2 * side)) * math.sqrt(2 / side)
     wave[0] = math.sqrt(1 / side)
     colours = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
     colours /= colours.norm(dim=1, keepdim=True)
     basis = torch.einsum("ay,bx,kc->kabcyx", wave, wave, colours).flatten(0, 2)  # [3 side^2, 3, side, side]
-    # Low frequencies come first. Colour varies less and more slowly than brightness, so its cosines come later.
+    # Low frequencies come first. Colour varies less and more slowly than brightness, so a cosine in a colour difference
+    # ranks like a cosine in brightness whose frequency is higher by 2.5.
     rank = (torch.tensor([0.0, 2.5, 2.5])[:, None, None] + k[:, None] + k).flatten()
     return basis[rank.argsort(stable=True)[:count]]
 
 
 def _pass_as_pairs(shortcut: Any, norm: Any, out: Any, count: int, constant: float) -> None:
-    """Make the first `count` channels pass the shortcut, norm, activation and output unchanged.
+    """Set weights so that the first `count` channels pass through shortcut, norm, activation and output unchanged.
 
-    Channel i becomes the channels 4 i and 4 i + 1, with opposite signs. Channels 4 i + 2 and 4 i + 3 hold constants.
+    The shortcut maps channel i to the channels 4 i and 4 i + 1, with opposite signs. Channels 4 i + 2 and 4 i + 3 hold
+    the constant, with opposite signs.
     """
     _set_zero(shortcut)
     _set_zero(out)
@@ -169,15 +189,17 @@ def _pass_as_pairs(shortcut: Any, norm: Any, out: Any, count: int, constant: flo
         for channel, sign in ((4 * i, 1.0), (4 * i + 1, -1.0)):
             shortcut.weight[channel, i] = sign
             out.weight[i, channel, 1, 1] = sign
+    # Half of the channels are +-constant and the others small, so the norm divides by about constant / sqrt(2).
     norm.weight.fill_(constant / math.sqrt(2))
 
 
 def _set_identity(conv: nn.Conv2d) -> None:
-    """Make a convolution the identity."""
+    """Set a convolution's weights so that it returns its input."""
     nn.init.dirac_(conv.weight)
     nn.init.zeros_(cast(nn.Parameter, conv.bias))
 
 
 def _set_zero(layer: nn.Module) -> None:
+    """Set all weights of a layer to zero."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

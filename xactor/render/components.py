@@ -20,13 +20,16 @@ from xactor.render.unet import RendererUNet
 
 _log = logging.getLogger(__name__)
 
+# Width of the motion latent z.
 LATENT_DIM = 512
-# Channels of the guess network of a renderer from random weights.
+# Channels of the three levels of the guess network, in a renderer from random weights. The guess network moves the
+# portrait to make a first version of a frame, the guess, which the UNet corrects.
 GUESS_CHANNELS = (24, 48, 96)
-# RMS distance of latents from the guess, measured on the demo corpus, whose latents have unit variance.
+# RMS difference between the VAE's latents of a frame and of its guess, measured on the demo corpus, whose latents have
+# unit variance.
 GUESS_SPREAD = 0.25
-# Largest side of latents at which the blocks of a UNet from random weights attend. On CPUs, attention between 32 x 32
-# places of a frame and of the reference would take most of the time.
+# Largest side, in latents, at which the blocks of a UNet from random weights have attention. On CPUs, attention between
+# the 32 x 32 places of a frame and those of the reference would take most of the time.
 _MAX_ATTENTION_SIDE = 16
 # Without this option diffusers needs the package accelerate to load models, and nothing else here needs it.
 _LOADING: Any = {"low_cpu_mem_usage": False}
@@ -49,7 +52,11 @@ class Components:
 
 
 def ddim_scheduler(prediction_type: str = "v_prediction") -> DDIMScheduler:
-    """Return SD1.5's noise schedule, with zero terminal SNR for v-prediction; epsilon does not allow it."""
+    """Return a DDIM scheduler with SD1.5's noise schedule.
+
+    With `v_prediction` the schedule is changed to zero terminal SNR. With `epsilon` it is not, because a prediction of
+    the noise says nothing about the frame at a level of pure noise.
+    """
     if prediction_type not in ("v_prediction", "epsilon"):
         raise ValueError(f"prediction_type must be v_prediction or epsilon, got {prediction_type!r}")
     return DDIMScheduler(
@@ -101,7 +108,7 @@ def random_components(
         window_frames: Maximum number of frames in a window.
         prediction_type: `v_prediction` or `epsilon`.
         guess_channels: Channels of the guess network's three levels; None means no guess.
-        guess_scale: How many times larger than `image_size` portraits and frames are.
+        guess_scale: How many times larger than `image_size` the side of portraits and frames is.
         seed: Seed of the random weights.
     """
     shrink = 1 << (len(vae_channels) - 1 + len(channels) - 1)
@@ -162,11 +169,12 @@ def random_components(
     )
     start_as_cosines(components.vae)
     _pass_values_on(components.unet)
-    # The first output is zero, which says that the guess is already right: see `predict`.
+    # At first the UNet's output is zero, which leaves the guess as it is: see `predict`.
     if corrects_guess:
         nn.init.zeros_(components.unet.conv_out.weight)
         nn.init.zeros_(components.unet.conv_out.bias)  # pyright: ignore[reportArgumentType]
-    # Both networks start from the same weights, as with published weights. So equal features match in attention.
+    # Both networks start from the same weights, as they do with published weights. So equal features of the frame and
+    # of the reference match in attention.
     own = components.reference_unet.state_dict()
     components.reference_unet.load_state_dict(
         {n: w for n, w in components.unet.state_dict().items() if n in own}, strict=False
@@ -175,7 +183,10 @@ def random_components(
 
 
 def _pass_values_on(unet: RendererUNet) -> None:
-    """Initialise attention to pass values on at full strength, because no trained weights need a small start."""
+    """Initialise the attentions of a UNet from random weights so that they pass values on at full strength.
+
+    Only a UNet that is loaded with trained weights needs attentions that add little at first.
+    """
     for _, block in spatial_blocks(unet):
         for attention in (block.attn1, block.attn2):
             for layer in (attention.to_v, attention.to_out[0]):
@@ -196,18 +207,18 @@ def published_components(
 ) -> Components:
     """Return components that start from published weights, read in their published formats.
 
-    The text cross-attention of SD1.5's UNet is dropped, and listed in the log.
+    The weights of the text cross-attention of SD1.5's UNet are not used. The log lists them.
 
     Args:
         sd15: Folder of Stable Diffusion 1.5 (`unet/`, `vae/`).
         animatediff: Folder of AnimateDiff's motion adapter. Without it the temporal layers start from random weights.
-        vae: Folder of another SD VAE; None means the one in `sd15`.
+        vae: Folder of another Stable Diffusion VAE; None means the one in `sd15`.
         latent_dim: Width of z.
         motion_tokens: Number of motion tokens per frame, a square number.
-        window_frames: Maximum number of frames in a window. An adapter's own maximum replaces it.
+        window_frames: Maximum number of frames in a window, if there is no motion adapter. An adapter has its own.
         prediction_type: `v_prediction` or `epsilon`.
         guess_channels: Channels of the guess network's three levels; None means no guess.
-        seed: Seed of the weights that are random.
+        seed: Seed of the weights that no published model has.
 
     Raises:
         FileNotFoundError: A folder is missing.
@@ -278,15 +289,16 @@ def _folder(*path: str | Path) -> str:
 
 
 def _load(model: nn.Module, weights: dict[str, torch.Tensor], source: str, *, new: tuple[str, ...]) -> None:
-    """Load published weights without the text cross-attention, which is listed in the log.
+    """Load published weights into a model, without those of the text cross-attention. Log the names of the latter.
 
     Args:
+        model: The model.
         weights: The published weights by name.
-        source: Their folder, for messages.
-        new: Substrings of the names of weights that the published model does not have.
+        source: Folder of the weights, for messages.
+        new: Substrings of the names of the model's weights that the published model does not have.
 
     Raises:
-        ValueError: Other weights are missing or have no place in the model.
+        ValueError: Other weights of the model are missing, or published weights have no place in the model.
     """
     own = model.state_dict()
     # ReferenceUNet also lacks the norm before the text cross-attention.

@@ -6,15 +6,15 @@ from torch import Tensor
 
 
 def to_model(frames: np.ndarray | Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Convert uint8 [..., H, W, 3] to [..., 3, H, W] in [-1, 1]."""
+    """Convert pictures uint8 [..., H, W, 3] to [..., 3, H, W] in [-1, 1]."""
     if isinstance(frames, np.ndarray):
-        # torch warns about read-only arrays. This copies them.
+        # np.require copies a read-only array, because torch would warn about it.
         frames = torch.from_numpy(np.require(frames, requirements="W"))
     frames = frames.to(device)
     return frames.movedim(-1, -3).to(dtype) / 127.5 - 1
 
 
 def from_model(frames: Tensor) -> np.ndarray:
-    """Convert [..., 3, H, W] in [-1, 1] to uint8 [..., H, W, 3]."""
+    """Convert pictures [..., 3, H, W] in [-1, 1] to uint8 [..., H, W, 3]."""
     pixels = ((frames.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return pixels.movedim(-3, -1).contiguous().cpu().numpy()

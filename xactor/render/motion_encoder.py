@@ -1,4 +1,8 @@
-"""Define E_mot, which encodes a face to a motion latent. Bottleneck and augmentation remove identity (Paper 3.1)."""
+"""Define the motion encoder E_mot, which encodes a face to a motion latent z (Paper 3.1).
+
+z must describe the facial motion and not the person. Two things remove identity from z: z is narrow (a bottleneck), and
+the faces that E_mot sees in training are augmented.
+"""
 
 from typing import cast
 
@@ -11,19 +15,20 @@ from torch import Tensor, nn
 
 from xactor.render.frames import to_model
 
-# Sides of the grids to which the last blocks' features are pooled. A grid preserves where in the face a motion is.
+# Sides of the grids to which the features of the last three blocks are pooled. A grid preserves where in the face a
+# motion is.
 _GRIDS = (8, 8, 4)
 
 
 class MotionEncoder(ModelMixin, ConfigMixin):
-    """Encode face crops to mean and log variance of z.
+    """Encode face crops to mean and log variance of the motion latent z.
 
     Paper 3.1: "multiscale facial motions into a compact 1D latent". The paper and X-NeMo leave the network open. Ours:
     strided residual blocks. The outputs of the last three blocks are pooled to grids of few channels, 8 x 8, 8 x 8 and
     4 x 4, and fused by a linear map.
 
     Args:
-        image_size: Side of the pictures that it encodes, in pixels. Other pictures are resized.
+        image_size: Side in pixels to which pictures are resized before they are encoded.
         channels: Channels of each block; each block halves the side.
         latent_dim: Width of z.
     """
@@ -52,8 +57,8 @@ class MotionEncoder(ModelMixin, ConfigMixin):
         self.scales = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(used, kept, strict=True))
         features = sum(width * grid**2 for width, grid in zip(kept, _GRIDS, strict=True))
         self.fuse = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, 2 * latent_dim))
-        # z starts small, so that the learned part soon outweighs the random start. Its noise starts small too: with
-        # variance 1 the renderer would learn to ignore z.
+        # The mean of z starts small, so that the learned part soon outweighs the random start. The variance of z starts
+        # small too (log variance -8): with variance 1 the renderer would learn to ignore z.
         head = cast(nn.Linear, self.fuse[-1])
         with torch.no_grad():
             head.weight[:latent_dim] *= 0.1
@@ -61,7 +66,7 @@ class MotionEncoder(ModelMixin, ConfigMixin):
             head.bias[latent_dim:] = -8.0
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode frames [N, 3, S, S] in [-1, 1] to mean and log variance, each [N, latent_dim]."""
+        """Encode frames [N, 3, S, S] in [-1, 1] to mean and log variance of z, each [N, latent_dim]."""
         size = self.config["image_size"]
         if frames.shape[-1] != size:
             frames = F.interpolate(frames, (size, size), mode="bilinear", antialias=True, align_corners=False)
@@ -82,7 +87,11 @@ class MotionEncoder(ModelMixin, ConfigMixin):
         """Encode frames uint8 [T, S, S, 3] to z, the posterior's mean: float32 [T, latent_dim] on the CPU.
 
         Args:
+            frames: Face crops.
             batch: Number of frames that are encoded together, which bounds the memory.
+
+        Raises:
+            ValueError: `frames` has another dtype or shape.
         """
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
             raise ValueError(f"frames must be uint8 [T, S, S, 3], got {frames.dtype} {frames.shape}")
@@ -96,7 +105,7 @@ class MotionEncoder(ModelMixin, ConfigMixin):
 
 
 class _DownBlock(nn.Module):
-    """Halve the side by a strided convolution, followed by a residual block."""
+    """Halve the side by a strided convolution, then run a residual block."""
 
     def __init__(self, width_in: int, width_out: int):
         super().__init__()

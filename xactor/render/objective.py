@@ -1,4 +1,8 @@
-"""Compute the loss of stage 1: denoise frames, given a reference and the latents of the frames' motion (Paper 3.1)."""
+"""Compute the loss of stage 1, which trains the renderer and the motion encoder E_mot (Paper 3.1).
+
+E_mot encodes the motion of frames to motion latents z. The renderer denoises the frames, given these latents and a
+reference: another frame of the same clip, in the role of the portrait.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,28 +27,31 @@ from xactor.render.prediction import predict
 from xactor.render.reference import ReferenceUNet
 from xactor.render.unet import RendererUNet
 
-# Weight of the error that all frames of a clip have in common, relative to the error of their differences.
+# Weight of the error of E_mot that all frames of a clip have in common, relative to the rest of the error.
 _COMMON_WEIGHT = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class FaceTracks:
-    """Hold what a landmark model found in clips. With it, a small renderer learns motion from the first step, when
-    E_mot knows nothing yet.
+    """Hold the controls and landmarks that a landmark model found in clips.
+
+    Controls are 57 numbers per frame that describe expression and head pose; see `xactor.controls`. With them, a small
+    renderer learns motion from the first step, when E_mot knows nothing yet.
     """
 
     controls: Tensor
-    """Controls of the reference and the frames, float32 [B, 1 + F, 57]. E_mot learns them, and the renderer learns from
-    their latents instead of E_mot's."""
+    """Controls of the reference and the frames, float32 [B, 1 + F, 57]. E_mot learns to predict the latents that the
+    controls stand for. The renderer learns from the changes of these latents, instead of E_mot's."""
     landmarks: Tensor | None = None
-    """Landmarks of the reference, then of n - 1 other frames of its clip, float32 [B, n, K, 2]."""
+    """Landmarks of n frames of each clip, the reference first, float32 [B, n, K, 2]. The other n - 1 frames need not be
+    among the F frames."""
     landmark_controls: Tensor | None = None
     """Controls of these n frames, float32 [B, n, 57]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Clips:
-    """Hold augmented clips, cut into windows of frames that are denoised together."""
+    """Hold augmented clips, divided into windows of frames that are denoised together."""
 
     pictures: Tensor
     """Reference and frames [B, 1 + F, 3, S, S]."""
@@ -53,17 +60,18 @@ class _Clips:
     generators: list[torch.Generator]
     """Random generator of each clip. The results depend on the order of the draws."""
     taught: Tensor | None
-    """Latents that the controls of reference and frames stand for, [B, 1 + F, D]; None without controls."""
+    """Latents that the controls of the reference and the frames stand for, [B, 1 + F, D]; None without controls."""
     landmarks: Tensor
-    """Landmarks of the reference, then of n - 1 other frames, float32 [B, n, K, 2]."""
+    """Landmarks of n frames, the reference first, float32 [B, n, K, 2]."""
     landmark_latents: Tensor | None
-    """Latents that the controls of these n frames stand for, [B, n, D]; None if only the reference's are known."""
+    """Latents that the controls of these n frames stand for, [B, n, D]; None without landmarks in the data."""
     windows: int
-    """Number of windows per clip: F windows of one frame, or one window of F frames. Below, N = B x windows, and
+    """Number of windows per clip: F windows of one frame, or one window of F frames. In this file N = B x windows, and
     each window has W frames."""
 
     @property
     def frames(self) -> int:
+        """Return F, the number of frames per clip without the reference."""
         return self.pictures.shape[1] - 1
 
     def draw(self, function: Callable[[torch.Generator], Any]) -> list:
@@ -71,26 +79,26 @@ class _Clips:
         return [function(generator) for generator in self.generators for _ in range(self.windows)]
 
     def weighted_sum(self, loss: Tensor) -> Tensor:
-        """Sum the losses of frames [B F] over the clips whose weight is 1."""
+        """Return the sum of the losses [B F] of all frames of clips whose weight is 1: a scalar."""
         return (loss * self.weight.repeat_interleave(self.frames)).sum()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Motion:
-    """Hold the motion latents of clips."""
+    """Hold the motion latents z of clips. The posterior is the distribution of z that E_mot returns for a frame."""
 
     mean: Tensor
     """Posterior mean of the frames' z, [B F, D]."""
     logvar: Tensor
     """Posterior log variance of the frames' z, [B F, D]."""
     z: Tensor
-    """The frames' z from which the renderer learns, [B F, D]: samples of the posterior, or made from controls."""
+    """The frames' z from which the renderer learns, [B F, D]: samples of the posterior, or computed from controls."""
     origin: Tensor
     """Posterior mean of the references' z, [B, D]."""
 
 
 class RenderObjective(nn.Module):
-    """Hold the renderer's components and their loss in one module, for a training engine.
+    """Hold the renderer's components and their loss in one module, so that a training engine can wrap both.
 
     Args:
         motion_encoder: E_mot.
@@ -99,7 +107,7 @@ class RenderObjective(nn.Module):
         vae: The autoencoder.
         scheduler: Noise schedule and prediction type.
         config: Weights of the loss.
-        train_vae: Train the VAE's decoder. The encoder needs no training, even from random weights.
+        train_vae: Train the VAE's decoder. The VAE's encoder needs no training, even in a renderer from random weights.
     """
 
     def __init__(
@@ -156,11 +164,11 @@ class RenderObjective(nn.Module):
             reference: Another frame of each clip, uint8 [B, S, S, 3].
             weight: Weight of each sample, [B].
             seeds: Seed of each sample, for all of its random draws.
-            phase: One of PHASES.
-            tracks: What a landmark model found in the clips.
+            phase: The phase of stage 1.
+            tracks: Controls and landmarks of the clips, if the data has them.
         """
         windows = 1 if phase == "temporal" else frames.shape[1]
-        # The VAE learns from colours that vary more.
+        # Without tracks, `_augmented` varies colours more. The VAE learns from such pictures.
         clips = self._augmented(frames, reference, weight, seeds, windows, None if phase == "vae" else tracks)
         phase_loss = {
             "vae": self._vae_loss,
@@ -171,20 +179,21 @@ class RenderObjective(nn.Module):
         return phase_loss(clips)
 
     def _vae_loss(self, clips: _Clips) -> Tensor:
-        """Return the reconstruction error of a quarter of each picture."""
+        """Return the VAE's reconstruction error for a quarter of each picture."""
         quarters = torch.stack(
             [_quarter(clip, g) for clip, g in zip(clips.pictures, clips.generators, strict=True)]
         )  # [B, 1 + F, 3, S / 2, S / 2]
         loss = reconstruction_loss(self.vae, quarters, clips.generators)  # [B]
+        # A clip's mean error counts once for each of its frames, because the loss of a phase is a sum over frames.
         return (loss * clips.weight).sum() * clips.frames
 
     def _motion_loss(self, clips: _Clips) -> Tensor:
-        """Return the error of the guess and the penalties on z. The UNet does not run."""
+        """Return the loss terms of the phase `motion`: the error of the guess and terms of z. The UNet does not run."""
         motion = self._encode_motion(clips)
         return clips.weighted_sum(self._motion_terms(clips, motion))
 
     def _frames_loss(self, clips: _Clips) -> Tensor:
-        """Return the denoising error of single frames plus the terms of the motion phase."""
+        """Return the denoising error of single frames plus the loss terms of the phase `motion`."""
         motion = self._encode_motion(clips)
         terms = self._motion_terms(clips, motion)
         return clips.weighted_sum(terms + self._denoising_error(clips, motion))
@@ -203,7 +212,7 @@ class RenderObjective(nn.Module):
         windows: int,
         tracks: FaceTracks | None,
     ) -> _Clips:
-        """Flip and augment each clip and its reference alike, as if they showed another person."""
+        """Flip and augment each clip and its reference in the same way, as if they showed another person."""
         generators = [keyed_generator(*seed, "render") for seed in seeds]
         device, dtype = self.vae.device, self.vae.dtype
         pictures = torch.cat([reference[:, None], frames], dim=1)  # [B, 1 + F, S, S, 3]
@@ -235,7 +244,7 @@ class RenderObjective(nn.Module):
         return controls_to_latents(controls, self.motion_encoder.config["latent_dim"]).to(self.vae.dtype)
 
     def _encode_motion(self, clips: _Clips) -> _Motion:
-        """Encode the motion of clips. Augment the pictures once more for it, each window by its own draw."""
+        """Encode the motion of clips. E_mot sees pictures that are augmented once more, by one draw for each window."""
         pictures = clips.pictures[:, 1:].unflatten(1, (clips.windows, -1)).flatten(0, 1)  # [N, W, 3, S, S]
         driving = augment(pictures, clips.draw(lambda g: Augmentation.draw(DRIVING, g)))
         mean, logvar = self.motion_encoder(driving.flatten(0, 1))  # [B F, D]
@@ -248,7 +257,8 @@ class RenderObjective(nn.Module):
         origin = self.motion_encoder(reference)[0]  # [B, D]
         if clips.taught is None:
             return _Motion(mean=mean, logvar=logvar, z=mean + noise, origin=origin)
-        # When a portrait is animated, its own z comes from E_mot, and the change of z from the motion model.
+        # When a portrait is animated, the portrait's own z comes from E_mot, and the change of z from the motion model.
+        # Here the controls take the place of the motion model.
         change = (clips.taught[:, 1:] - clips.taught[:, :1]).flatten(0, 1)  # [B F, D]
         z = (origin.repeat_interleave(clips.frames, dim=0) + change + noise).detach()
         return _Motion(mean=mean, logvar=logvar, z=z, origin=origin)
@@ -259,7 +269,7 @@ class RenderObjective(nn.Module):
         return self.config.kl_weight * 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(1)
 
     def _motion_terms(self, clips: _Clips, motion: _Motion) -> Tensor:
-        """Return the weighted terms of single frames from which z learns without the UNet, [B F]."""
+        """Return the weighted loss terms that train E_mot and the guess network without the UNet, [B F]."""
         taught = clips.taught is not None
         loss = self._controls_error(clips, motion) if taught else self._divergence(motion)
         if self.unet.guess_network:
@@ -268,16 +278,16 @@ class RenderObjective(nn.Module):
             error = self._landmark_error(clips, self.unet.guess_network, clips.landmark_latents)
             loss = loss + self.config.landmark_weight * error.repeat_interleave(clips.frames)
         if taught:
-            # The controls contain no identity, so z needs no penalty on it.
+            # The controls contain no identity, so z needs no penalty on identity.
             return loss
         means = motion.mean.unflatten(0, (-1, clips.frames))  # [B, F, D]
         shared = shared_part(torch.cat([motion.origin[:, None], means], dim=1))  # [B]
         return loss + self.config.person_weight * shared.repeat_interleave(clips.frames)
 
     def _controls_error(self, clips: _Clips, motion: _Motion) -> Tensor:
-        """Return the squared error of E_mot's latents, [B F].
+        """Return the weighted squared difference of E_mot's latents and the controls' latents, [B F].
 
-        The error that all frames of a clip have in common weighs little: a person's face at rest is not known.
+        The error that all frames of a clip have in common weighs little: E_mot cannot know a person's face at rest.
         """
         means = torch.cat([motion.origin[:, None], motion.mean.unflatten(0, (-1, clips.frames))], dim=1)
         error = means - cast(Tensor, clips.taught)  # [B, 1 + F, D]
@@ -286,7 +296,7 @@ class RenderObjective(nn.Module):
         return self.config.controls_weight * loss.repeat_interleave(clips.frames)
 
     def _guess_error(self, clips: _Clips, motion: _Motion) -> Tensor:
-        """Return the error of the guessed frames and of their edges, [B F]."""
+        """Return the error of the guessed frames and of their edges, the differences of neighbouring pixels: [B F]."""
         error = self._guess(clips, motion) - clips.pictures[:, 1:].flatten(0, 1)  # [B F, 3, S, S]
         weights = torch.ones_like(error[0, 0])  # [S, S]
         weights[region_pixels(MOUTH_REGION, len(weights))] += self.config.mouth_weight
@@ -299,7 +309,12 @@ class RenderObjective(nn.Module):
         return sum(((e.abs().mean(1) * w).mean((1, 2)) for e, w in terms), start=error.new_zeros(len(error)))
 
     def _landmark_error(self, clips: _Clips, network: GuessNetwork, latents: Tensor) -> Tensor:
-        """Return how far from their places the guess moves the references' landmarks, [B], in halves of the side."""
+        """Return the mean absolute error of the landmarks that the guess network moves: [B], in halves of the side.
+
+        Args:
+            network: The guess network, which moves the reference's landmarks to where they should be in other frames.
+            latents: Latents of the n frames with landmarks, the reference first, [B, n, D].
+        """
         count = latents.shape[1] - 1
         change = (latents[:, 1:] - latents[:, :1]).flatten(0, 1)  # [B (n - 1), D]
         references = clips.landmarks[:, 0].repeat_interleave(count, dim=0)  # [B (n - 1), K, 2]
@@ -307,11 +322,12 @@ class RenderObjective(nn.Module):
         return error.abs().mean((1, 2)).unflatten(0, (-1, count)).mean(1)
 
     def _guess(self, clips: _Clips, motion: _Motion, keep: Tensor | None = None) -> Tensor:
-        """Return the frames as the guess network makes them from their references, [B F, 3, S, S].
+        """Return the frames that the guess network makes by moving their references, [B F, 3, S, S].
 
         Args:
-            keep: False for the windows whose motion is dropped, [N].
+            keep: False for the windows whose motion is dropped, [N]. Their guess is the unmoved reference.
         """
+        # With controls, E_mot learns from the controls alone, and not through the guess.
         origin = motion.origin if clips.taught is None else motion.origin.detach()  # [B, D]
         change = motion.z - origin.repeat_interleave(clips.frames, dim=0)  # [B F, D]
         if keep is not None:
@@ -321,7 +337,10 @@ class RenderObjective(nn.Module):
         return cast(GuessNetwork, self.unet.guess_network)(references, landmarks, change)
 
     def _denoising_error(self, clips: _Clips, motion: _Motion) -> Tensor:
-        """Return the squared error of the prediction for noised frames, each window at its own level, [B F]."""
+        """Return the squared error of the renderer's prediction for noised frames, [B F].
+
+        Each window has its own noise level.
+        """
         device, dtype = clips.pictures.device, clips.pictures.dtype
         with torch.no_grad():
             latents = encode(self.vae, clips.pictures.flatten(0, 1))
@@ -361,7 +380,7 @@ def _mirrored_landmarks(landmarks: Tensor, flips: Tensor) -> Tensor:
 
 
 def _quarter(clip: Tensor, generator: torch.Generator) -> Tensor:
-    """Cut a random square of half the side out of pictures [..., S, S]. An autoencoder learns enough from it."""
+    """Cut a random square of half the side out of pictures [..., S, S], which is enough to train an autoencoder."""
     side = clip.shape[-1] // 2
     top, left = torch.randint(0, clip.shape[-1] - side + 1, (2,), generator=generator).tolist()
     return clip[..., top : top + side, left : left + side]
@@ -370,7 +389,7 @@ def _quarter(clip: Tensor, generator: torch.Generator) -> Tensor:
 def shared_part(z: Tensor) -> Tensor:
     """Return the share of n latents [B, n, D] that is common to all n: [B], from about 0 (nothing) to 1 (everything).
 
-    It is a share and not an amount, because an amount could be reduced by shrinking the latents.
+    The result is a share and not an amount, because training could reduce an amount by shrinking the latents.
     """
     z = z.float()
     squares = z.square().sum((1, 2))  # [B]

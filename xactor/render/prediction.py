@@ -1,4 +1,7 @@
-"""Compute the renderer's prediction: the UNet's output plus the prediction that follows from the guess alone."""
+"""Compute the renderer's prediction: the UNet's output plus the prediction that follows from the guess alone.
+
+The guess is a first version of the frames: the portrait, moved by the guess network (guess.py).
+"""
 
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
@@ -17,20 +20,24 @@ def predict(
     reference: ReferenceFeatures,
     guess: Tensor | None,
 ) -> Tensor:
-    """Return the scheduler's prediction for noised latents, [B, F, C, h, w].
+    """Return the prediction for noised latents, of the scheduler's prediction type: [B, F, C, h, w].
 
-    With `guess_spread` s, the UNet's output corrects the best velocity for latents that are normally distributed around
-    the guess with standard deviation s. This is the preconditioning of Karras et al. 2022 (EDM). With
-    x_t = a x + b eps and g the guess,
+    Without a guess, or if the UNet's config has no `guess_spread`, this is the UNet's output.
+
+    With `guess_spread` s, the result is a velocity. The UNet's output corrects the velocity that would be best if clean
+    latents x were normally distributed around the guess g with standard deviation s. This is the preconditioning of
+    Karras et al. 2022 (EDM). With the noised latents x_t = a x + b eps,
 
         E[x] = g + a s^2 / (a^2 s^2 + b^2) (x_t - a g),   v = (a x_t - E[x]) / b.
 
-    The output is multiplied by v's standard deviation around this, s / sqrt(a^2 s^2 + b^2). So a UNet whose output is
-    zero renders the guess, and an output of unit variance corrects it by as much as the guess is wrong.
+    The output is multiplied by the standard deviation of the true velocity around this v, s / sqrt(a^2 s^2 + b^2). So a
+    UNet whose output is zero renders the guess, and a correction that is as large as the error of the guess needs an
+    output of about unit variance.
 
     Args:
-        unet: The UNet; the arguments from `noisy` to `guess` are those of its `forward`.
-        scheduler: Gives a^2, the signal's share, at each level.
+        unet: The UNet.
+        scheduler: Gives a^2, the signal's share, at each noise level.
+        noisy: Noised latents x_t. This and the other arguments are those of `RendererUNet.forward`.
     """
     out = unet(noisy, level, z, keep, reference, guess)  # [B, F, C, h, w]
     spread = unet.config["guess_spread"]
@@ -40,7 +47,8 @@ def predict(
     signal = signal[:, None, None, None, None]  # [B, 1, 1, 1, 1]
     noise = 1 - signal  # b^2
     a, b = signal.sqrt(), noise.sqrt()
-    variance = signal * spread**2 + noise  # of the UNet's input x_t around a g
+    # Variance of the UNet's input x_t around a g.
+    variance = signal * spread**2 + noise
     return (
         spread / variance.sqrt() * out + a * b * (1 - spread**2) / variance * (noisy - a * guess) - b * guess
     )

@@ -1,4 +1,8 @@
-"""Define the reference network, which gives features of the portrait for each self-attention of the renderer's UNet."""
+"""Define the reference network, which computes features of the portrait for each self-attention of the renderer's UNet.
+
+The renderer's UNet contains the same layers. Each of its self-attentions also sees the features that the reference
+network computed for the same self-attention.
+"""
 
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -8,7 +12,7 @@ from xactor.render.attention import ReferenceFeatures, WriteReference, own_confi
 
 
 class ReferenceUNet(UNet2DConditionModel):
-    """Run SD1.5's UNet over the portrait, without its text cross-attention (Paper 3.1.1, after Hu 2024).
+    """Run SD1.5's UNet, without the text cross-attention, over the portrait (Paper 3.1.1, after Hu 2024).
 
     The arguments are those of diffusers' UNet2DConditionModel. `attention_head_dim` is the number of heads, as in
     SD1.5's config.
@@ -47,13 +51,13 @@ class ReferenceUNet(UNet2DConditionModel):
             layers_per_block=layers_per_block,
             norm_num_groups=norm_num_groups,
             attention_head_dim=attention_head_dim,
-            # The width of the text layers, which are removed below.
+            # The width of the text cross-attentions. Any width will do, because they are removed below.
             cross_attention_dim=8,
         )
         for name, block in spatial_blocks(self):
             block.attn2 = block.norm2 = None
             block.attn1.set_processor(WriteReference(f"{name}.attn1"))
-        # The output after the last self-attention is not used, so these layers are not trained.
+        # Only the inputs of self-attentions are used. These layers come after the last one, so they are not trained.
         for layer in (self.conv_norm_out, self.conv_out):
             if layer is not None:
                 layer.requires_grad_(False)

@@ -1,8 +1,8 @@
-"""Render a portrait's features and motion latents to frames, in windows that are independent of each other.
+"""Render frames from a portrait and motion latents, in windows that are independent of each other.
 
-The frames of a window depend only on the reference, the window's latents, the video's first latent, the seed and the
-absolute frame numbers. So windows may be rendered on any machine, in any order, and again after a failure. A video of
-any length needs the memory of two windows.
+A window is the frames that are denoised together. Its frames depend only on the reference (the features of the
+portrait), the window's latents, the video's first latent, the seed and the absolute frame numbers. So windows may be
+rendered on any machine, in any order, and again after a failure. A video of any length needs the memory of two windows.
 """
 
 import copy
@@ -29,7 +29,8 @@ from xactor.render.reference import ReferenceUNet
 from xactor.render.unet import RendererUNet
 from xactor.render.windows import Blend, RenderConfig, windows_of
 
-# Frames that the VAE takes together. At 512 px its activations need more memory than the UNet's.
+# Number of frames that the VAE encodes or decodes together. At 512 px the VAE's activations need more memory than the
+# UNet's.
 _VAE_FRAMES = 4
 OnStep = Callable[[int, int, Tensor], Tensor]
 """A function that is called after each DDIM step: see `Renderer.windows`."""
@@ -40,7 +41,7 @@ class Reference:
     """Hold the data that is computed once from a portrait and used for all of its windows."""
 
     features: ReferenceFeatures
-    """Features from the reference network."""
+    """Features from the reference network, for the UNet's self-attentions."""
     picture: Tensor
     """The portrait, [1, 3, S, S] in [-1, 1]. The frames have the same size."""
     latents: Tensor
@@ -48,7 +49,7 @@ class Reference:
     z: Tensor
     """The portrait's own motion latent, [1, D]."""
     landmarks: Tensor | None
-    """The face's landmarks, float32 [1, K, 2]. None for a renderer without a guess."""
+    """The face's landmarks, float32 [1, K, 2], for the guess network. None for a renderer without this network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +63,17 @@ class Window:
     seed: int
     """Seed of the video."""
     first_frame: int
-    """Number of the first frame in the video. Noise is keyed by it."""
+    """Number of the first frame in the video. The noise of each frame depends on the frame's number."""
     origin: Tensor | None = None
     """Latent [D] at which the portrait does not move: the first latent that the motion model made. A motion model's
     latents also describe another person a little, so only changes from the first latent are used. None means the
     portrait's own latent, and z is used unchanged."""
 
     def from_portrait(self) -> "Window":
-        """Return the window with the portrait's own latent as its origin."""
+        """Return the window with z made relative to the portrait, so that no `origin` is needed.
+
+        The new z is the portrait's own latent plus the change of z since `origin`.
+        """
         if self.origin is None:
             return self
         z = (self.z - self.origin).to(self.reference.z) + self.reference.z  # [W, D]
@@ -77,7 +81,7 @@ class Window:
 
 
 class Renderer:
-    """Render with the components that stage 1 trains.
+    """Render frames with the components that stage 1, the renderer's training, produces.
 
     Args:
         motion_encoder: E_mot.
@@ -105,8 +109,9 @@ class Renderer:
         for model in (motion_encoder, unet, reference_unet, vae):
             model.eval()
         shrink = 1 << (len(vae.config["block_out_channels"]) - 1)
-        # Side of the pictures that the UNet sees, and of those that go in and come out, in pixels.
+        # Side in pixels of the pictures whose latents the UNet sees.
         self.model_size = int(unet.config["sample_size"]) * shrink
+        # Side in pixels of full-size portraits and frames.
         self.image_size = self.model_size * int(unet.config["guess_scale"])
         self.latent_dim = int(unet.config["latent_dim"])
         self.max_window_frames = int(unet.config["motion_max_seq_length"])
@@ -121,9 +126,9 @@ class Renderer:
 
     @torch.no_grad()
     def reference(self, image: np.ndarray) -> Reference:
-        """Compute the reference of a portrait uint8 [S, S, 3], S = image_size or model_size.
+        """Compute the reference of a portrait uint8 [S, S, 3], where S is image_size or model_size.
 
-        The frames have the portrait's size.
+        Frames that are rendered with this reference have the portrait's size.
         """
         shapes = [(side, side, 3) for side in (self.image_size, self.model_size)]
         if image.shape not in shapes or image.dtype != np.uint8:
@@ -172,8 +177,11 @@ class Renderer:
         Args:
             windows: The windows.
             config: Steps and guidance.
-            on_step: Called after each DDIM step with its number, its timestep and the latents [N, W, C, h, w]. Returns
-                the latents to go on with.
+            on_step: Called after each DDIM step with the step's number, the timestep before the step and the latents
+                after it, [N, W, C, h, w]. Returns the latents with which the next step continues.
+
+        Raises:
+            ValueError: The windows differ in length, or `check` fails.
         """
         config = config or RenderConfig()
         for window in windows:
@@ -183,7 +191,7 @@ class Renderer:
             raise ValueError(f"windows must be alike in length, got {lengths}")
         if config.relative_motion:
             windows = [window.from_portrait() for window in windows]
-        # The conditional branch uses the motion. The unconditional branch, needed for guidance only, does not.
+        # The conditional branch uses the motion. The unconditional branch does not. Only guidance needs the latter.
         branches = 2 if config.cfg > 1 else 1
         x = torch.stack([self._noise(window) for window in windows])  # [N, W, C, h, w]
         z = torch.stack([window.z for window in windows]).to(self.device, self.dtype)  # [N, W, D]
@@ -193,7 +201,7 @@ class Renderer:
         guessed = self._encoded(guesses)  # [N, W, C, h, w]
         guess = guessed
         if guessed is not None and branches == 2:
-            # Without motion the guess is the unmoved portrait.
+            # The unconditional branch has no motion, so its guess is the unmoved portrait.
             still = torch.stack([window.reference.latents for window in windows])  # [N, 1, C, h, w]
             guess = torch.cat([guessed, still.expand_as(guessed)])  # [branches N, W, C, h, w]
         keep = torch.tensor([1, 0][:branches], device=self.device).repeat_interleave(len(windows))
@@ -277,7 +285,12 @@ class Renderer:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Renderer":
-        """Load a renderer that `save_pretrained` saved. Raises FileNotFoundError that names a missing component."""
+        """Load a renderer that `save_pretrained` saved.
+
+        Raises:
+            FileNotFoundError: A component is missing. The message names the component.
+            ValueError: A component lacks weights.
+        """
         classes = {
             "motion_encoder": MotionEncoder,
             "unet": RendererUNet,
@@ -296,7 +309,7 @@ class Renderer:
             components[name], info = kind.from_pretrained(
                 str(config.parent), low_cpu_mem_usage=False, output_loading_info=True
             )
-            # diffusers leaves weights that are missing random. Models of earlier versions lack some.
+            # diffusers would leave missing weights random. Models that earlier versions saved lack some weights.
             if info["missing_keys"]:
                 missing = ", ".join(sorted(info["missing_keys"])[:3])
                 raise ValueError(f"{config.parent}: weights are missing: {missing}")
@@ -304,7 +317,7 @@ class Renderer:
         return cls(**components)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Renderer":
-        """Move the models in place and return the renderer."""
+        """Move the models to a device, and convert them if a dtype is given. Return this renderer."""
         for model in vars(self.components).values():
             if isinstance(model, nn.Module):
                 model.to(device=device, dtype=dtype)
@@ -321,7 +334,10 @@ class Renderer:
         return torch.stack(noise).to(self.device, self.dtype)
 
     def _guess(self, reference: Reference, z: Tensor) -> Tensor | None:
-        """Guess the frames of motion latents [W, D]: [W, 3, S, S]. Return None if the UNet has no guess."""
+        """Return the frames that the guess network makes from motion latents [W, D]: [W, 3, S, S].
+
+        Return None for a renderer without a guess network.
+        """
         network = self.components.unet.guess_network
         if network is None or reference.landmarks is None:
             return None
@@ -333,16 +349,19 @@ class Renderer:
         return torch.cat(parts)
 
     def _scale(self, pictures: Tensor) -> int:
-        """Return how many times larger pictures are than those that the UNet sees."""
+        """Return how many times larger than model_size the side of pictures is."""
         return pictures.shape[-1] // self.model_size
 
     def _reduced(self, pictures: Tensor) -> Tensor:
-        """Reduce pictures [N, 3, S, S] to the size that the UNet sees, [N, 3, M, M]."""
+        """Reduce pictures [N, 3, S, S] to [N, 3, M, M], M = model_size."""
         scale = self._scale(pictures)
         return F.avg_pool2d(pictures, scale) if scale > 1 else pictures
 
     def _encoded(self, guesses: Sequence[Tensor | None]) -> Tensor | None:
-        """Return the latents [N, W, C, h, w] of guessed frames [W, 3, S, S] each. Return None if there is no guess."""
+        """Return the latents [N, W, C, h, w] of the guessed frames of N windows, [W, 3, S, S] each, or None.
+
+        None means a renderer without a guess network.
+        """
         vae = self.components.vae
         encoded = [
             torch.cat([encode(vae, self._reduced(part)).to(self.dtype) for part in guess.split(_VAE_FRAMES)])
@@ -352,10 +371,10 @@ class Renderer:
         return torch.stack(encoded) if encoded else None
 
     def _decode(self, latents: Tensor, guess: Tensor | None, guessed: Tensor | None) -> np.ndarray:
-        """Decode latents [W, C, h, w] to uint8 [W, S, S, 3], a few frames at a time.
+        """Decode latents [W, C, h, w] to frames uint8 [W, S, S, 3], a few frames at a time.
 
         Args:
-            latents: Latents of the frames.
+            latents: Denoised latents of the frames.
             guess: The guessed frames, [W, 3, S, S].
             guessed: The guessed frames' latents, [W, C, h, w].
         """
@@ -365,8 +384,8 @@ class Renderer:
             part = slice(i, i + _VAE_FRAMES)
             pictures = decode(vae, latents[part])  # [n, 3, M, M]
             if guess is not None and guessed is not None and unet.config["guess_spread"] is not None:
-                # Ours: a small autoencoder loses about the same details of the guess and of the frame, so the
-                # difference of the two decoded pictures is added to the guess.
+                # Ours: a small autoencoder loses details, about the same ones of the guess and of the frame. The guess
+                # itself still has them. So the difference of the two decoded pictures is added to the guess.
                 correction = pictures - decode(vae, guessed[part])
                 size = guess.shape[-2:]
                 pictures = guess[part] + F.interpolate(correction, size, mode="bilinear", align_corners=False)

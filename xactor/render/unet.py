@@ -1,4 +1,8 @@
-"""Define the renderer's UNet: SD1.5's with temporal layers, motion cross-attention and reference self-attention."""
+"""Define the renderer's UNet: that of Stable Diffusion 1.5 (SD1.5) with three additions.
+
+Temporal layers attend over the frames of a window. A cross-attention to motion tokens replaces that to text. The
+self-attention also sees the reference, the features of the portrait.
+"""
 
 import math
 from collections.abc import Callable
@@ -23,8 +27,8 @@ from xactor.render.attention import (
 )
 from xactor.render.guess import GuessNetwork
 
-# Preferred backends for attention over few frames at many places. FlashAttention comes second, because its tiles are
-# many times longer than such sequences.
+# Backends in order of preference for attention over the few frames of a window, at many places. FlashAttention comes
+# second, because its tiles are many times longer than such sequences.
 _BACKENDS_FOR_SHORT = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -36,27 +40,28 @@ _BACKENDS_FOR_SHORT = [
 class RendererUNet(UNetMotionModel):
     """Predict the scheduler's target from noised frames, motion latents and a reference (Paper 3.1.1).
 
-    A motion latent becomes several tokens, because attention to a single token could not tell places apart. Ours: a
-    linear map makes `motion_tokens` tokens, in a square grid over the face. The output projections of the motion
-    cross-attention and of the temporal layers start at zero, so that training starts from the loaded UNet with the
-    reference in its self-attention.
+    The motion latent z of a frame becomes several tokens, because attention to a single token could not tell places
+    apart. Ours: a linear map makes `motion_tokens` tokens, in a square grid over the face. The output projections of
+    the motion cross-attention and of the temporal layers start at zero, so that they add nothing at first. So training
+    starts from the loaded UNet, whose self-attention also sees the reference.
 
-    Ours: the UNet also sees a guess of the frames, which is the portrait moved by `guess_network`. The weights of that
-    input start at zero too. A UNet from random weights outputs a correction of the guess; see `predict`.
+    Ours: the UNet can also see a guess of the frames: the portrait, moved by `guess_network`. The weights of that input
+    start at zero too. A UNet from random weights outputs a correction of the guess; see `predict`.
 
     Args:
         latent_dim: Width of z.
         motion_tokens: Number of tokens into which z is mapped, a square number.
         cross_attention_dim: Width of the motion tokens.
-        locality: Strength of `Locality` for the first head, in the frame, the reference and the grid of motion tokens.
-            None means the published attention. Ours, after ALiBi's slopes: without it, training from random weights
-            takes thousands of steps until the UNet uses the reference.
+        locality: Initial strength of `Locality`, which weakens attention to places that are far away, in the first
+            head. It applies to the frame, the reference and the grid of motion tokens. None means attention without
+            it, as in published weights. Ours, after ALiBi's slopes: without it, training from random weights takes
+            thousands of steps until the UNet uses the reference.
         guess_channels: Channels of the guess network's three levels. None means that the UNet sees no guess: published
-            weights were trained without one.
-        guess_spread: RMS distance of latents from the guess, if the UNet outputs a correction of the guess. None means
-            that it outputs the whole prediction, as published weights do.
-        guess_scale: How many times larger than the UNet's pictures the portrait and the frames are. The guess moves
-            the large portrait, and the UNet's correction is enlarged. More than 1 needs `guess_spread`.
+            weights were trained without a guess.
+        guess_spread: RMS difference between the latents of a frame and of its guess, if the UNet outputs a correction
+            of the guess. None means that the UNet outputs the whole prediction, as with published weights.
+        guess_scale: How many times larger than the UNet's pictures the portrait and the frames are. The guess network
+            moves the large portrait, and the UNet's correction is enlarged. More than 1 needs `guess_spread`.
 
     The other arguments are those of diffusers' UNetMotionModel.
     """
@@ -119,7 +124,7 @@ class RendererUNet(UNetMotionModel):
         if guess_channels:
             self.conv_in = _FramesAndGuess(self.conv_in)
         self.motion_proj = nn.Linear(latent_dim, motion_tokens * cross_attention_dim)
-        # The bias has unit variance, because without it the norm would scale up the tokens of a small z.
+        # The bias has unit variance, because without a bias the norm would scale up the tokens of a small z.
         nn.init.normal_(self.motion_proj.bias)
         self.motion_norm = nn.LayerNorm(cross_attention_dim)
         self.null_motion = nn.Parameter(torch.zeros(motion_tokens, cross_attention_dim))
@@ -144,16 +149,18 @@ class RendererUNet(UNetMotionModel):
         reference: ReferenceFeatures,
         guess: Tensor | None,
     ) -> Tensor:
-        """Return the prediction for noised latents, [B, F, C, h, w].
+        """Return the network's output for noised latents, [B, F, C, h, w].
 
         Args:
             noisy: Noised latents [B, F, C, h, w].
-            level: The scheduler's timesteps [B].
+            level: The noise level of each window, as the scheduler's timestep, [B].
             z: Motion latents [B, F, latent_dim].
-            keep: 1 if the motion is used, 0 if it is dropped, for classifier-free guidance, [B].
+            keep: 1 if the motion is used, 0 if it is dropped for classifier-free guidance, [B]. A learned embedding
+                replaces dropped motion.
             reference: Features from `ReferenceUNet.features`, [B, ...] each.
             guess: Latents of the guessed frames, [B, F, C, h, w]; None for a UNet without a guess.
         """
+        # M motion tokens of width E for each frame.
         tokens = self.motion_proj(z.flatten(0, 1)).unflatten(-1, self.null_motion.shape)  # [B F, M, E]
         keep = keep.to(tokens.dtype).repeat_interleave(z.shape[1])[:, None, None]  # [B F, 1, 1]
         tokens = keep * self.motion_norm(tokens) + (1 - keep) * self.null_motion  # [B F, M, E]
@@ -171,12 +178,15 @@ class RendererUNet(UNetMotionModel):
         return own_config(self)
 
     def temporal_layers(self) -> list["TemporalLayer"]:
-        """Return the layers over time."""
+        """Return the temporal layers, which attend over the frames of a window."""
         return [module for module in self.modules() if isinstance(module, TemporalLayer)]
 
 
 class _FramesAndGuess(nn.Conv2d):
-    """Add a convolution over the guess to the UNet's first convolution, which keeps its published names."""
+    """Run the UNet's first convolution over the frames, and add a second convolution over the guess.
+
+    The weights of the first convolution keep their published names.
+    """
 
     def __init__(self, published: nn.Conv2d):
         channels, size, padding = published.in_channels, published.kernel_size[0], published.padding
@@ -191,10 +201,10 @@ class _FramesAndGuess(nn.Conv2d):
 
 
 class TemporalLayer(nn.Module):
-    """Run AnimateDiff's layer over time, and let a single frame pass unchanged.
+    """Run a temporal layer of AnimateDiff over the frames of a window, and let a single frame pass unchanged.
 
-    Attention over time does nothing useful for a single frame, and the first phases train without these layers. The
-    submodules are those of the published layer and keep their names.
+    Attention over time does nothing useful for a single frame, and the first phases of training run without these
+    layers. The submodules are those of the published layer and keep their names, so that published weights fit.
     """
 
     def __init__(self, published: AnimateDiffTransformer3D):
@@ -211,9 +221,10 @@ class TemporalLayer(nn.Module):
         num_frames: int = 1,
         cross_attention_kwargs: dict[str, Any] | None = None,
     ) -> Tensor:
-        """Add attention over time to [B F, C, h, w].
+        """Return the features [B F, C, h, w] plus the output of attention over time.
 
-        The signature is diffusers', whose middle block passes all arguments by position. The conditions are not used.
+        The signature is that of the layer in diffusers, because the UNet's middle block passes all arguments by
+        position. Only `hidden_states` and `num_frames` are used.
         """
         if num_frames == 1:
             return hidden_states
@@ -222,8 +233,8 @@ class TemporalLayer(nn.Module):
         x = self.norm(x.permute(0, 2, 1, 3, 4))  # [B, C, F, h, w]
         x = x.permute(0, 3, 4, 2, 1).reshape(batch * height * width, frames, channels)  # [B h w, F, C]
         x = self.proj_in(x)  # [B h w, F, C']
-        # The preference applies to the whole process. Another thread may run with it meanwhile, which can only make
-        # that thread slower.
+        # The preference applies to the whole process. It may also apply to another thread that runs meanwhile, which
+        # can only make that thread slower.
         preferred = sdpa_kernel(_BACKENDS_FOR_SHORT, set_priority=True) if x.is_cuda else nullcontext()
         with preferred:
             for block in self.transformer_blocks:
@@ -236,9 +247,10 @@ class TemporalLayer(nn.Module):
 
 
 class _SplitGEGLU(nn.Module):
-    """Run diffusers' GEGLU as two products, so that both factors are contiguous: a GPU is slow on halves of rows.
+    """Run diffusers' GEGLU activation with two matrix products instead of one.
 
-    A projection that is not a plain linear layer, such as a layer with an adapter, is called unchanged.
+    So value and gate are contiguous in memory: a GPU is slow on the halves of the rows of one product. If the
+    projection is not a plain linear layer, but a layer with an adapter for example, it is called as one product.
     """
 
     def __init__(self, published: GEGLU):
@@ -255,7 +267,10 @@ class _SplitGEGLU(nn.Module):
 
 
 def _replace(model: nn.Module, published: type[nn.Module], ours: Callable[[Any], nn.Module]) -> None:
-    """Replace each published layer by ours. Ours takes over the submodules, so that weights keep their names."""
+    """Replace each layer of the class `published` by the result of `ours`.
+
+    `ours` must take over the layer's submodules, so that weights keep their names.
+    """
     for name, module in list(model.named_modules()):
         if isinstance(module, published):
             parent, _, child = name.rpartition(".")
@@ -263,5 +278,6 @@ def _replace(model: nn.Module, published: type[nn.Module], ours: Callable[[Any],
 
 
 def _zero(layer: nn.Module) -> None:
+    """Set all weights of a layer to zero."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

@@ -1,6 +1,7 @@
-"""Define the windows of a video: how many frames they have, where they start, and how neighbours blend.
+"""Define the windows of a video: how many frames they have, where they start, and how neighbouring windows blend.
 
-This module imports neither torch nor diffusers: processes that render nothing use it too.
+A window is frames that the renderer denoises together. This module imports neither torch nor diffusers, because
+processes that render nothing use it too.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-# A tensor or an array of latents, [n, D].
+# The type of motion latents [n, D]: a torch tensor or a NumPy array.
 Latents = TypeVar("Latents", bound=Any)
 # Frames of silence in which relative motion begins, before the sound. The number is even, so that it does not change
 # how half a frame of sound is rounded.
@@ -18,20 +19,20 @@ _LEAD_FRAMES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class RenderConfig:
-    """Choose how a video is rendered."""
+    """Configure how a video is rendered."""
 
     steps: int = 25
-    """DDIM steps per window, 0..1000. The paper uses 25. 0 shows the portrait as the guess network
-    moves it, if the renderer has such a network."""
+    """DDIM steps per window, 0..1000. The paper uses 25. With 0, the frames show the portrait as the guess network
+    moves it, without denoising. A renderer without this network needs at least 1."""
     cfg: float = 2.5
-    """Guidance of the frames by the motion, 1..20. The paper uses 2.5; 1 means no guidance."""
+    """Scale of classifier-free guidance by the motion, 1..20. The paper uses 2.5; 1 means no guidance."""
     window_frames: int = 16
-    """Frames that are denoised together, at least 1."""
+    """Number of frames that are denoised together, at least 1."""
     relative_motion: bool = True
     """Move the portrait by the change of motion since a short silence before the sound, in which the portrait is
     unmoved. False: show the motion as it is (the paper's way)."""
     overlap_frames: int = 4
-    """Frames that two neighbouring windows share, at most half of window_frames."""
+    """Number of frames that two neighbouring windows share, at most half of window_frames."""
 
     def __post_init__(self):
         if not 0 <= self.steps <= 1000:
@@ -62,7 +63,14 @@ class RenderConfig:
 
 
 def render_windows(frames: int, config: RenderConfig) -> list[tuple[int, int]]:
-    """Return the windows of a video as (first, end). Each window starts one stride after the previous window."""
+    """Return the windows of a video as (first, end): the first frame, and the frame after the last.
+
+    Each window starts `config.stride` frames after the previous window.
+
+    Args:
+        frames: Number of frames of the video.
+        config: Sizes of the windows.
+    """
     starts = range(0, max(frames - config.overlap_frames, 1), config.stride)
     return [(start, min(start + config.window_frames, frames)) for start in starts] if frames else []
 
@@ -70,7 +78,8 @@ def render_windows(frames: int, config: RenderConfig) -> list[tuple[int, int]]:
 class Cutter(Generic[Latents]):
     """Cut latents that arrive in pieces into the windows of `render_windows`.
 
-    Each window is (first frame, latents [W, D], origin [D]). The origin is the very first latent, see `Window`.
+    A window is (number of the first frame, latents [W, D], origin [D]). The origin is the first latent of all, see
+    `Window`.
 
     Args:
         config: Sizes of the windows.
@@ -84,7 +93,7 @@ class Cutter(Generic[Latents]):
         self._config, self._join, self._lead_frames = config, join, lead_frames
         self._origin: Latents | None = None
         self._held: Latents | None = None
-        # Frame number of the first of `_held`.
+        # Latents that have arrived and that later windows need are in `_held`. This is the frame number of the first.
         self._first = 0
 
     def add(self, piece: Latents) -> Iterator[tuple[int, Latents, Latents]]:
@@ -102,7 +111,7 @@ class Cutter(Generic[Latents]):
     def rest(self) -> Iterator[tuple[int, Latents, Latents]]:
         """Yield the last window, when no more latents will come."""
         held, self._held = self._held, None
-        # Up to `overlap_frames` frames are no window of their own: they are the end of the previous one.
+        # If at most `overlap_frames` frames are held, the previous window already contains all of them.
         if held is not None and len(held) and (self._first == 0 or len(held) > self._config.overlap_frames):
             assert self._origin is not None
             yield self._first, held, self._origin
@@ -115,7 +124,7 @@ def windows_of(
     *,
     lead_frames: int = 0,
 ) -> Iterator[tuple[int, Latents, Latents]]:
-    """Cut all latents, given in pieces [n, D], into windows. See `Cutter`."""
+    """Yield the windows of latents that are given in pieces [n, D]. See `Cutter`."""
     cutter = Cutter(config, join, lead_frames=lead_frames)
     for piece in pieces:
         yield from cutter.add(piece)
@@ -123,15 +132,15 @@ def windows_of(
 
 
 class Blend:
-    """Join windows in order. Frames that two windows share fade from the first window to the second."""
+    """Join rendered windows, in order, to a video. Frames that two windows share fade from the first to the second."""
 
     def __init__(self, config: RenderConfig):
         self._overlap = config.overlap_frames
-        # The last frames of the previous window, which the next window may share.
+        # The last frames of the previous window. The next window, if there is one, shares them.
         self._held: np.ndarray | None = None
 
     def add(self, window: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield the frames that the next window, uint8 [W, S, S, 3], completes."""
+        """Yield the frames that are finished when the next window, uint8 [W, S, S, 3], has arrived."""
         if self._held is not None:
             share = min(len(self._held), len(window))
             fade = (np.arange(1, share + 1) / (share + 1)).reshape(-1, 1, 1, 1)
@@ -142,7 +151,7 @@ class Blend:
         yield from window[:done]
 
     def rest(self) -> Iterator[np.ndarray]:
-        """Yield the frames that are left when no window follows."""
+        """Yield the remaining frames. Call this after the last window."""
         if self._held is not None:
             yield from self._held
         self._held = None

@@ -24,7 +24,7 @@ class BenchCheckpoint:
     rounds: int = 4
     """Number of rounds. Each round saves once in each of the three ways. An extra round warms up."""
     steps: int = 3
-    """Number of training steps that are timed without a save in progress, and again during a save."""
+    """Number of training steps that each round times without a save in progress, and then again during a save."""
     storage: str | None = None
     """Folder or URI for the checkpoints. By default a temporary folder."""
     output: Path = BENCHMARKS / "checkpoint.json"

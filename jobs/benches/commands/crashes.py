@@ -9,7 +9,7 @@ from statistics import median
 from _checkout import CHECKOUT
 from benches.results import BENCHMARKS, save_results
 
-# Options for a model that is so small that a run takes seconds.
+# Options of the trainings. The model is so small that a run takes seconds.
 SMALL = {
     "model.hidden": 64,
     "model.layers": 2,
@@ -36,9 +36,9 @@ class BenchCrashes:
     runs: int = 20
     """Number of runs in which a process is killed."""
     seed: int = 0
-    """Seed of the random choices: run N draws its victim and moment from seed + N."""
+    """Seed of the random choices: run N uses seed + N to choose the process and the moment of the kill."""
     steps: int = 60
-    """Training steps of each run, at least 5."""
+    """Training steps of each run, at least 5, because no kill comes in the last four steps."""
     checkpoint_every: int = 10
     """Number of steps between checkpoints."""
     shards: str = "demo/corpus/shards"
@@ -77,6 +77,7 @@ class BenchCrashes:
                 equal_runs += is_equal
                 recoveries.append(recovery)
                 print(f"{number + 1}/{self.runs}: {recovery}{'' if is_equal else '  DIFFERS'}", flush=True)
+        # Seconds from each kill to the end of the next training step, by the kind of process that was killed.
         next_step_s: dict[str, list[float]] = {}
         for recovery in recoveries:
             next_step_s.setdefault(recovery.victim, []).append(recovery.next_step_s)

@@ -13,29 +13,30 @@ from benches.results import BENCHMARKS, save_results
 class BenchCurate:
     """Measure each stage of curation, and how curation and precomputation scale to two actors.
 
-    Decoding is compared with PyAV's own loop, and the throughput of two actors with that of one. Every process computes
-    on one thread. The defaults use the demo corpus, without SyncNet.
+    The speed of decoding is compared with a plain loop over PyAV's decoder, and the throughput of two actors with that
+    of one actor. Every process computes on one thread. The defaults use the demo corpus, without SyncNet.
 
     Example: python jobs/bench.py curate --videos /data/talking --syncnet weights/syncnet_v2.model
     """
 
     videos: str = "demo/corpus/clips"
-    """Folder of videos."""
+    """Folder of videos to curate."""
     shards: str = "demo/corpus/videos"
-    """Folder of video shards, whose shortest clip is encoded again and again."""
+    """Folder of video shards for precomputation. Only their shortest clip is encoded, repeatedly."""
     syncnet: str = "none"
     """Folder or file of a SyncNet; `none` leaves out the stage that measures lip sync."""
     size_px: int = 512
     """Side of the face crops, in pixels."""
     pieces: int = 12
-    """Number of pieces of video that the actors track, and of shards that they encode; at least 4."""
+    """Number of pieces of video in which the actors of curation track faces, and number of shards that the actors of
+    precomputation encode; at least 4."""
     rounds: int = 3
     """Number of rounds of each comparison. The figures are medians."""
     output: Path = BENCHMARKS / "curate.json"
     """JSON file for the figures."""
 
     def execute(self) -> int:
-        # Must be set before numpy, OpenCV and torch are imported.
+        # NumPy, OpenCV and torch read these variables when they are imported, so set them before.
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[name] = "1"
         import cv2

@@ -17,13 +17,13 @@ class BenchData:
     """
 
     shards: str | None = None
-    """Local folder of shards to read. By default synthetic ones in a temporary folder."""
+    """Local folder of shards to read. By default synthetic shards are written to a temporary folder."""
     size_gb: float = 1.0
     """Size of the synthetic shards, in GB."""
     audio_layers: int = 3
-    """Audio layers L of the synthetic shards."""
+    """Number of layers L of the audio features in the synthetic shards."""
     workers: tuple[int, ...] = (1, 2)
-    """Numbers of reading processes. Each number is one comparison."""
+    """Numbers of reading processes. Our stream and webdataset are compared once for each number."""
     rounds: int = 3
     """Number of rounds of each comparison. The figures are medians."""
     epochs: int = 3

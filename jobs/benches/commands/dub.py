@@ -13,7 +13,7 @@ from xactor.model_folder import BOX, located
 class BenchDub:
     """Compare the speed of bulk dubbing with a loop of `xactor animate` over the same rows.
 
-    Bulk dubbing is measured with one render worker and with two.
+    Each row describes one video to make. Bulk dubbing is measured with one render worker and with two.
 
     Example: python jobs/bench.py dub --rows 12
     """
@@ -21,13 +21,14 @@ class BenchDub:
     model: str = BOX
     """Model folder. `box` is the model that comes with the package."""
     clips: tuple[Path, ...] = (Path("demo/corpus/clips/test/test-0002.mp4"),)
-    """Videos whose first frames are the portraits and whose sound is the speech. The rows use them in turn."""
+    """Videos whose first frames are the portraits and whose sound is the speech. The rows use the videos in turn."""
     rows: int = 12
     """Number of videos to make, at least 3."""
     motion_steps: int = 10
     """DDIM steps of a chunk of motion, within 1..1000."""
     render_steps: int = 1
-    """DDIM steps of a window of frames, within 1..1000."""
+    """DDIM steps of a window of frames, within 0..1000. 0 shows the portrait as the guess network moves it, if the
+    model has such a network."""
     output: Path = BENCHMARKS / "dub.json"
     """JSON file for the figures."""
 

@@ -13,7 +13,9 @@ Size = Literal["3M", "15M", "90M", "0.5B", "7B"]
 class BenchMotion:
     """Measure the motion engine: its cache, its batching, its speed and an hour-long run.
 
-    The weights are random, which does not change the speed. Models are float32 on a CPU and bfloat16 on a GPU.
+    The engine generates motion from audio, chunk by chunk. Its cache holds the keys and values of the frames before a
+    chunk. Batching puts several streams, each the motion of one recording, into one forward pass. The weights are
+    random, which does not change the speed. Models are float32 on a CPU and bfloat16 on a GPU.
 
     Example: python jobs/bench.py motion --sizes 3M 15M --steps 10 20 50 --minutes 60
     """
@@ -63,7 +65,14 @@ class BenchMotion:
         return 0
 
     def _rates(self, sizes: tuple[Size, ...]) -> list[dict[str, Any]]:
-        """Measure every size with each number of steps, and with four groups for each number except the highest."""
+        """Measure the speed of every size with each number of steps.
+
+        Each number of steps except the highest is also measured with pipelined denoising: a chunk's frames form four
+        groups, and the groups start to be denoised one after another.
+
+        Returns:
+            The rows of `measure_rate`.
+        """
         from benches.motion import measure_rate
         from xactor.motion import SamplingConfig
 

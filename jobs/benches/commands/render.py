@@ -11,8 +11,9 @@ from benches.results import BENCHMARKS, save_results
 class BenchRender:
     """Compare the renderer's frames per second and peak memory with AnimateDiff's.
 
-    Each combination of window, steps and picture size is measured with and without the cached reference. The weights
-    are random, which does not change the speed.
+    Each combination of window, steps and picture size is measured with AnimateDiff and with our renderer. Our renderer
+    is measured twice: with a cached reference, and computing the reference for every window. The reference is the
+    features of the portrait that the renderer copies from. The weights are random, which does not change the speed.
 
     Example: python jobs/bench.py render --image-sizes 64 128 --steps 4 25
     """
@@ -28,11 +29,12 @@ class BenchRender:
     rounds: int = 3
     """Number of rounds of each measurement. The figures are medians."""
     model: Path | None = None
-    """Folder of a pipeline. If it and an image are given, whole videos are measured too: memory, speed and seams."""
+    """Folder of a pipeline. If `model` and `image` are given, whole videos are measured too: memory, speed, and the
+    change between frames at the seams of windows."""
     image: Path | None = None
-    """Portrait of the whole videos."""
+    """Picture of the portrait in the whole videos."""
     seconds: tuple[float, ...] = (20, 120)
-    """Lengths of the whole videos, in seconds."""
+    """Lengths of the whole videos, in seconds. They are made with 4 DDIM steps per chunk and per window."""
     output: Path = BENCHMARKS / "render.json"
     """JSON file for the figures."""
 
@@ -64,7 +66,7 @@ class BenchRender:
         return 0
 
     def _lengths(self) -> list[dict[str, Any]]:
-        """Measure whole videos. Return no rows if the model or the image is missing."""
+        """Measure whole videos and return one row for each length, or no rows if the model or the image is missing."""
         from benches.render import measure_lengths
 
         if not (self.model and self.image):

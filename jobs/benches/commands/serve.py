@@ -23,8 +23,9 @@ _FIRST_FRAGMENT_SPEECH_S = 2.0
 class BenchServe:
     """Measure the service: time to the first fragment, throughput under rising load, and memory.
 
-    The time to the first fragment is compared with that of the pipeline without a service, and with that of an empty
-    graph: the same deployments without models. The command starts its own Ray.
+    A fragment is a piece of an mp4 that a player can show before the rest exists. The time to the first fragment is
+    measured for the service, for the pipeline without a service, and for an empty graph: the service's deployments
+    without models. The command starts its own Ray.
 
     Example: python jobs/bench.py serve --rates 0.25 0.5 1 2 4 --seconds 30 --soak-s 600
     """
@@ -40,15 +41,17 @@ class BenchServe:
     seconds: float = 30
     """Duration of each rate, in seconds."""
     requests: int = 40
-    """Number of rounds for the first fragment. Each round measures the service, the pipeline and the empty graph."""
+    """Number of rounds that measure the time to the first fragment. A round sends one request to the service and one to
+    the empty graph, and runs the pipeline once."""
     motion_steps: int = 10
     """DDIM steps of a chunk of motion, within 1..1000."""
     render_steps: int = 1
-    """DDIM steps of a window of frames, within 1..1000."""
+    """DDIM steps of a window of frames, within 0..1000. 0 shows the portrait as the guess network moves it, if the
+    model has such a network."""
     max_videos: int = 4
-    """Maximum number of videos that the service makes concurrently. It refuses more."""
+    """Maximum number of videos that the service makes concurrently. The service refuses further requests."""
     soak_s: float = 600
-    """Duration of the test for growing memory, at the highest rate, in seconds; 0 leaves it out."""
+    """Duration of the test for growing memory, at the highest rate, in seconds; 0 leaves the test out."""
     output: Path = BENCHMARKS / "serve.json"
     """JSON file for the figures."""
 
@@ -92,7 +95,7 @@ class BenchServe:
 
     @property
     def _fields(self) -> dict[str, int]:
-        """Return the form fields of every request."""
+        """Return the options in the form of every request, next to the picture and the sound."""
         return {"motion_steps": self.motion_steps, "render_steps": self.render_steps, "render_cfg": 1}
 
     def _load(self, seconds: float) -> "Load":
@@ -114,7 +117,11 @@ class BenchServe:
         )
 
     def _first_fragments(self, url: str) -> dict[str, float]:
-        """Deploy the service and an empty graph, and measure their times to the first fragment."""
+        """Deploy the service and an empty graph, and compare their times to the first fragment with the pipeline's.
+
+        Returns:
+            The figures of `added`.
+        """
         import torch
         from ray import serve
 
@@ -134,14 +141,15 @@ class BenchServe:
         torch.set_num_threads(max(1, int(arguments.cpus)))
         with tempfile.TemporaryDirectory() as folder:
             compared = (url, f"{url}/empty", pipeline, self._load(_FIRST_FRAGMENT_SPEECH_S), Path(folder))
-            # Warm up. The counted rounds start at portrait 3, because the service has cached the first three.
+            # Warm up with portraits 0 to 2. The service caches them, so the counted rounds start with portrait 3.
             added(*compared, rounds=3)
             return added(*compared, rounds=self.requests, first=3)
 
     def _soak(self, url: str, load: "Load") -> dict[str, Any]:
-        """Measure how the memory grows at the highest rate."""
+        """Measure how the memory grows at the highest rate, and return the figures of `memory_under_load`."""
         from benches.serve import memory_under_load
 
+        # Compare the second tenth of the time with the last tenth.
         part_s = self.soak_s / 10
         rate = max(self.rates)
         soak = memory_under_load(url, load, rate=rate, seconds=self.soak_s, part_s=part_s)

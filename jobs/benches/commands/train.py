@@ -24,7 +24,7 @@ class BenchTrain:
     hidden: int | None = None
     """Width of the model, a multiple of 64. The heads and the MLP scale with it. By default the preset's width."""
     rounds: int = 12
-    """Number of steps that are timed, after one that warms up."""
+    """Number of steps that are timed, after one step that warms up."""
     output: Path = BENCHMARKS / "train.json"
     """JSON file for the figures."""
 

@@ -1,4 +1,4 @@
-"""Report the actors' time and the wall-clock time that a run took, with the figures of its pipeline."""
+"""Report the actors' time and the wall-clock time that a run took, with the pipeline's own counts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +8,10 @@ from xactor_platform.bulk.message import StageSeconds
 
 @dataclass(frozen=True, kw_only=True)
 class Bill:
-    """Hold the figures and the times of a run."""
+    """Hold the counts and the times of a run."""
 
     figures: dict[str, Any]
-    """Figures that only this pipeline has, by name, as JSON values."""
+    """The pipeline's own counts, such as written files, by name, as JSON values."""
     stage_s: StageSeconds
     """Seconds of actors' time, by stage."""
     wall_s: float
@@ -19,7 +19,7 @@ class Bill:
 
     @property
     def actor_s(self) -> float:
-        """Seconds of actors' time of all stages."""
+        """Return the seconds of actors' time of all stages together."""
         return sum(self.stage_s.values())
 
     def as_json(self) -> dict[str, Any]:
@@ -27,10 +27,10 @@ class Bill:
         return {**self.figures, "stage_s": self.stage_s, "wall_s": self.wall_s}
 
     def stages_line(self, unit: str = "actors' time") -> str:
-        """Return the seconds of each stage in one line for people to read.
+        """Return the total seconds and the seconds of each stage, in one line for people to read.
 
         Args:
-            unit: whose time was measured.
+            unit: the kind of time that was measured, such as `threads' time`.
         """
         stages = "  ".join(f"{name} {seconds:,.1f}" for name, seconds in self.stage_s.items())
         return f"{self.actor_s:,.1f} s of {unit}, by stage: {stages}"

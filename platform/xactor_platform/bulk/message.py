@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 COLUMN = "message"
+"""Name of the only column of these tables."""
 StageSeconds = dict[str, float]
 """Seconds of actors' time, by the name of the stage."""
 
@@ -21,13 +22,14 @@ class Message:
     """Carry one unit of work, or its result, out of a stage.
 
     Attributes:
-        finished: whether later stages pass the message on unchanged. Subclasses that are results set it to True.
+        finished: whether later stages pass the message on unchanged. Subclasses that hold final results set it to True.
     """
 
     finished: ClassVar[bool] = False
 
     stage_s: StageSeconds = field(default_factory=dict)
-    """Seconds of actors' time that no earlier message has reported. `Stage` fills it in."""
+    """Seconds of actors' time that led to this message, by stage. If several messages come from one message, only the
+    first of them carries the seconds of the earlier stages, so that no second is counted twice. Stages fill this in."""
 
 
 def pack(message: Any) -> pa.Table:
@@ -47,5 +49,5 @@ def empty_table() -> pa.Table:
 
 
 def add_seconds(a: StageSeconds, b: StageSeconds) -> StageSeconds:
-    """Return the sum of both for each stage."""
+    """Return the sum of the seconds in `a` and in `b` for each stage."""
     return {name: a.get(name, 0.0) + b.get(name, 0.0) for name in {**a, **b}}

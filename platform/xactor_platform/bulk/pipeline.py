@@ -31,37 +31,37 @@ class Step:
     stage: type[BatchStage]
     """Class of the actors."""
     pool: Pool
-    """Number of actors, and CPUs of each actor."""
+    """Number of actors, and CPUs of each actor. The pool's GPUs are not used here, see `gpus`."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the stage's constructor."""
     gpus: float = 0
     """GPUs of each actor."""
     batch: int = 1
-    """Messages that an actor takes at a time."""
+    """Number of messages that an actor takes at a time, as one table."""
     max_in_flight: int | None = None
-    """Maximum number of tables that one actor holds, running or waiting. None is Ray Data's default. If the actor dies
-    twice, all these tables are lost."""
+    """Maximum number of tables that one actor holds, in progress or waiting. None means Ray Data's default. If the
+    actor dies twice, all these tables are lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """Run messages through steps. Each message is a block of its own, so that any idle actor can take the next one."""
+    """Run messages through steps. Each message is a block of Ray Data, so any idle actor can take the next message."""
 
     steps: Sequence[Step]
     """Stages in order."""
     start_timeout_s: int
-    """Seconds to wait for nodes with room for the first actor of every pool."""
+    """Seconds to wait for nodes with room for the minimum number of actors of every pool."""
     node_groups: bool = False
     """Whether each stage runs only on the nodes of its node group."""
 
     def run(self, messages: Sequence[Any]) -> Generator[Any, None, None]:
         """Yield results as they come, in any order.
 
-        The result of a message is missing when its actor died twice, or when its stage raised an error.
+        The result of a message is missing if an actor that worked on it died twice, or if a stage raised an error.
         Close the generator to stop the run early.
 
         Raises:
-            TimeoutError: the cluster had no room for the first actor of every pool in time.
+            TimeoutError: the cluster had no room in time for the minimum number of actors of every pool.
         """
         with _data_context(self.start_timeout_s):
             tables = self.source(messages)
@@ -111,15 +111,17 @@ def run_passes(
     is_finished: Callable[[T], bool],
     say: Callable[[str], None] = lambda line: None,
 ) -> list[T]:
-    """Run messages in passes, and return those that no pass finished. Each later pass runs only unfinished messages.
+    """Run messages in several passes, because messages can be lost with actors.
+
+    Each later pass runs only unfinished messages. Return the messages that no pass finished.
 
     Args:
         messages: all messages.
         attempts: maximum number of passes.
         run_pass: runs messages and records their results. It is called with the messages and the number of the pass,
             from 1.
-        is_finished: tells whether a message needs no further pass.
-        say: is called with a line of progress before each further pass.
+        is_finished: returns whether a message needs no further pass.
+        say: is called with a line of progress before each later pass.
     """
     left = messages
     for attempt in range(1, attempts + 1):
@@ -133,7 +135,7 @@ def run_passes(
 
 
 class PendingTasks(Generic[T]):
-    """Hold the Ray tasks that a driver has started, each with its item, and yield them when they have ended."""
+    """Hold the Ray tasks that a driver has started, each with the item that it works on, until they have ended."""
 
     def __init__(self):
         self._pending: dict[ray.ObjectRef, T] = {}
@@ -143,7 +145,10 @@ class PendingTasks(Generic[T]):
         self._pending[task] = item
 
     def ended(self, *, max_pending: int) -> Iterator[tuple[T, ray.ObjectRef]]:
-        """Yield each item whose task has ended, with the task. Wait while more than `max_pending` tasks are pending."""
+        """Yield each item whose task has ended, with the task, and stop holding the task.
+
+        Wait while more than `max_pending` tasks are pending.
+        """
         while self._pending:
             must_wait = len(self._pending) > max_pending
             ended, _ = ray.wait([*self._pending], timeout=None if must_wait else 0)
@@ -162,9 +167,9 @@ def _retry_once() -> dict[str, Any]:
 def _data_context(start_timeout_s: int) -> Iterator[None]:
     """Set Ray Data's options for datasets that are built inside the block."""
     context = ray.data.DataContext.get_current().copy()
-    # In bytes. Every message is larger, so each becomes a block of its own.
+    # In bytes. Every message is larger than one byte, so each message becomes its own block.
     context.target_max_block_size = 1
-    # A lost table is not an error: the driver runs its messages again in the next pass.
+    # No limit, because a lost table is not an error: the driver runs its messages again in the next pass.
     context.max_errored_blocks = -1
     context.wait_for_min_actors_s = start_timeout_s
     context.enable_progress_bars = False

@@ -25,24 +25,24 @@ class BatchStage(ABC):
 
     @abstractmethod
     def run_batch(self, messages: list[Any]) -> Iterator[Message]:
-        """Yield the results of several messages. Most implementations pass them through `timed`."""
+        """Yield the results of several messages. Most implementations pass each message's results through `timed`."""
 
     @abstractmethod
     def failed(self, message: Any, error: Exception) -> Message:
         """Return the result of a message whose work raised an error.
 
-        Implementations raise the error again if the message did not cause it. Its table is then lost, and the driver
-        retries it in the next pass.
+        Implementations raise the error again if the message did not cause the error. The message's table is then lost,
+        and the driver runs its messages again in the next pass.
         """
 
     def timed(self, message: Any, results: Iterable[Message], took_s: float = 0.0) -> Iterator[Message]:
-        """Yield the results of a message with their seconds. An exception becomes one result that reports the failure.
+        """Yield the results of a message, with the seconds that each took. An exception becomes the result of `failed`.
 
         The first result also carries the seconds of earlier stages.
 
         Args:
             message: the message that is processed.
-            results: its results. Iterating over them does the work that is timed.
+            results: the results of the message. The iteration over them does the work that is timed.
             took_s: seconds that this stage has already spent on the message.
         """
         begun = time.perf_counter() - took_s
@@ -57,7 +57,7 @@ class BatchStage(ABC):
             yield replace(failure, stage_s=add_seconds(earlier_s, {self.name: time.perf_counter() - begun}))
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Process a table of messages from Ray Data. Yield tables of one message each."""
+        """Process a table of messages from Ray Data. Yield tables of one message each, first the finished messages."""
         unfinished = []
         for message in unpack(table):
             if isinstance(message, Message) and message.finished:
@@ -77,7 +77,7 @@ class Stage(BatchStage):
 
     @abstractmethod
     def work(self, message: Any) -> Iterable[Message]:
-        """Return the results of one message. The caller adds their seconds."""
+        """Return the results of one message. The caller sets the `stage_s` of the results."""
 
     def run_batch(self, messages: list[Any]) -> Iterator[Message]:
         """Process the messages in order."""

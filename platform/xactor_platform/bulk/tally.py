@@ -21,8 +21,8 @@ class Tally:
         stages: names of the stages, in the order of the bill.
         counters: description and labels of each counter, by the metric's name.
         stage_seconds: name of the metric that counts seconds of actors' time, with the label `stage`.
-        items_left: name of the metric of unfinished items.
-        seconds_left: name of the metric of the seconds until the run ends.
+        items_left: name of the metric that shows the number of unfinished items.
+        seconds_left: name of the metric that shows the estimated seconds until the run ends.
         begun: value of `time.monotonic()` at the start of the run, by default now.
     """
 
@@ -86,7 +86,7 @@ class Tally:
         """Start the clock of the time estimate. Later calls change nothing.
 
         Args:
-            work: amount that is left to do, in the unit in which `finish_item` reports it.
+            work: amount of work that is left, in any unit. `finish_item` takes amounts in the same unit.
         """
         if self._pace_begun is None:
             self._pace_begun = time.monotonic()
@@ -106,18 +106,18 @@ class Tally:
 
     @property
     def finished(self) -> int:
-        """Number of finished items."""
+        """Return the number of finished items."""
         return self.total - self.left
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until the run ends at its pace so far, None while nothing has been done."""
+        """Return the seconds until the run ends at its pace so far; None while nothing has been done."""
         if self._pace_begun is None or not self._work_done:
             return None
         return self._work_left * (time.monotonic() - self._pace_begun) / self._work_done
 
     def time_left(self) -> str:
-        """Return `, m:ss left` for a line of progress, empty while nothing has been done."""
+        """Return the time left, as `, m:ss left` to append to a line of progress; empty while nothing has been done."""
         left = self.seconds_left
         return "" if left is None else f", {int(left) // 60}:{int(left) % 60:02d} left"
 
@@ -125,7 +125,7 @@ class Tally:
         """Return the bill up to now.
 
         Args:
-            figures: figures that only this pipeline has, by name.
+            figures: the pipeline's own counts, by name.
         """
         return Bill(figures=figures, stage_s=dict(self.stage_s), wall_s=time.monotonic() - self._begun)
 

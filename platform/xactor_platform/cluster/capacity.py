@@ -17,9 +17,12 @@ _POLL_S = 1.0
 
 
 def check_pools_fit(min_cpus: float) -> None:
-    """Raise ValueError if the pools at their smallest sizes need more CPUs than this process's own Ray has.
+    """Raise ValueError if the pools at their smallest sizes need more CPUs than Ray has on this machine.
 
-    A cluster that RAY_ADDRESS names is not checked, because it may grow.
+    If RAY_ADDRESS names a cluster, nothing is checked, because the cluster may grow.
+
+    Args:
+        min_cpus: CPUs that all pools together need at their smallest sizes.
     """
     available = ray.cluster_resources().get("CPU", 0.0)
     if min_cpus > available and "RAY_ADDRESS" not in os.environ:
@@ -38,24 +41,25 @@ def room_for_ranks(
     device: Literal["auto", "cpu", "gpu"],
     timeout_s: float,
 ) -> Iterator[bool]:
-    """Ask the cluster to grow to what the ranks and Ray Data need, and wait until there is room for them.
+    """Ask the cluster to grow until the ranks (a training's processes) and Ray Data fit, and wait for the room.
 
-    The request is withdrawn when the block ends. The block gets True if each rank gets a GPU.
+    The request to the autoscaler is withdrawn when the `with` block ends. The block gets True if each rank gets a GPU.
 
     Args:
         ranks: number of ranks that the cluster should have room for.
-        min_ranks: number of ranks that must have room before the block starts. None is all `ranks`.
+        min_ranks: number of ranks that must have room before the block starts. None means all `ranks`.
         cpus_per_rank: CPUs of each rank.
-        device: `gpu` needs one GPU for each rank; `auto` does so if the cluster has any GPU.
+        device: `gpu` needs one GPU for each rank. `auto` does the same if the cluster has any GPU.
         timeout_s: seconds to wait for the room.
 
     Raises:
-        ValueError: there is not enough room after the timeout. Ranks that take every CPU would wait for data for ever.
+        ValueError: there is not enough room after the timeout. If the ranks took every CPU, none would be left to read
+            data, and the ranks would wait for ever.
     """
     rank_resources = {"CPU": cpus_per_rank}
     if device == "gpu" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0):
         rank_resources["GPU"] = 1
-    # One bundle for each rank, not their sum, so that a rank fits on each added node. Ray needs whole numbers.
+    # Ask for one bundle per rank instead of one sum, so that a rank fits on each added node. Ray needs whole numbers.
     bundle = {name: math.ceil(amount) for name, amount in rank_resources.items() if amount}
     request_resources(bundles=[*([bundle] * ranks), {"CPU": math.ceil(DATA_CPUS)}])
     try:
@@ -67,6 +71,7 @@ def room_for_ranks(
 
 
 def _wait_for_room(ranks: int, cpus_per_rank: float, device: str, timeout_s: float) -> bool:
+    """Wait until the cluster has room for the ranks and Ray Data. Return whether each rank gets a GPU."""
     needed_cpus = ranks * cpus_per_rank + DATA_CPUS
     deadline = time.monotonic() + timeout_s
     while True:

@@ -12,7 +12,9 @@ from xactor_platform.cluster.upload import PY_MODULES_MAX_BYTES, check_upload
 
 
 def connect(py_modules: list[str]) -> None:
-    """Join the cluster that RAY_ADDRESS names, or start one on this machine. In a submitted job Ray sets RAY_ADDRESS.
+    """Join the cluster that RAY_ADDRESS names. If RAY_ADDRESS is not set, start a cluster on this machine.
+
+    Ray sets RAY_ADDRESS in a job that is submitted with `ray job submit`.
 
     Args:
         py_modules: folders of code that the cluster's workers need.
@@ -25,8 +27,9 @@ def connect(py_modules: list[str]) -> None:
     os.environ.update(env)
     options_of_new_cluster: dict[str, Any] = {}
     if "RAY_ADDRESS" not in os.environ:
-        # Give Ray the dashboard's address. Otherwise Ray takes it from a file that an earlier cluster left, and waits
-        # minutes for that cluster, which has ended. Ray's subprocesses do the same when a training ends.
+        # Give Ray the dashboard's address. Otherwise Ray takes the address from a file that an earlier cluster left,
+        # and waits minutes for that cluster, which has ended. When a training ends, Ray's subprocesses would do the
+        # same, so they get the address from the environment.
         port = free_port()
         options_of_new_cluster["dashboard_port"] = port
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
@@ -39,7 +42,7 @@ def connect(py_modules: list[str]) -> None:
         )
     except RuntimeEnvSetupError:
         ray.shutdown()
-        # If a folder is too large, raise an error that says which of its entries is the largest.
+        # If a folder is too large, check_upload raises an error that names the folder's largest entry.
         for folder in py_modules:
             check_upload(folder, PY_MODULES_MAX_BYTES)
         raise

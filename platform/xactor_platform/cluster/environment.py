@@ -23,7 +23,10 @@ def environment() -> dict[str, Any]:
 
 
 def packages() -> dict[str, str]:
-    """Return the versions of those PACKAGES that are installed. To run a model, Ray and DeepSpeed are not needed."""
+    """Return the versions of those PACKAGES that are installed, by name.
+
+    Ray and DeepSpeed may be missing, because they are not needed to run a model.
+    """
     return {name: found for name in PACKAGES if (found := _version(name))}
 
 

@@ -17,11 +17,13 @@ from pathlib import Path
 
 from xactor_platform.cluster.upload import SUBMIT_MAX_BYTES, check_upload
 
-# Seconds in which a cluster must start, and in which it must stop before it is killed.
+# Maximum seconds until a cluster has started.
 START_S = 90.0
+# Seconds after which a cluster that should stop is killed.
 _STOP_S = 20.0
-# Ray's provider of fake nodes, which are processes of this machine, knows the head node by this id.
+# Id by which Ray's provider of fake nodes recognises the head node. Fake nodes are processes of one machine.
 _HEAD_ID = "f" * 51 + "00000"
+# Size of the object store of each worker node.
 _WORKER_STORE_BYTES = 256 << 20
 
 
@@ -44,7 +46,7 @@ class LocalCluster:
     dashboard: str
     """URL that jobs are submitted to."""
     env: dict[str, str]
-    """Environment of a process that talks to the cluster."""
+    """Environment variables for a process that uses the cluster."""
 
     def submit(self, entrypoint: list[str], *, working_dir: Path) -> int:
         """Run a command with `ray job submit`, print its output, and return its exit code.
@@ -60,13 +62,13 @@ class LocalCluster:
         return subprocess.run(command, env=self.env, cwd=working_dir, check=False).returncode
 
     def submit_command(self, entrypoint: list[str], *, working_dir: Path) -> list[str]:
-        """Return the command line of `ray job submit`; it needs `env` as its environment."""
+        """Return the command line of `ray job submit`. Run the command with `env` as its environment."""
         command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit"]
         command += ["--address", self.dashboard, "--working-dir", str(working_dir), "--log-style", "record"]
         return [*command, "--", *entrypoint]
 
     def worker_nodes(self) -> Counter[str]:
-        """Return the number of nodes that are alive now, by group."""
+        """Return the number of worker nodes that are alive now, by group. The head node is in no group."""
         from ray._raylet import GcsClient  # pyright: ignore
 
         # State 0 is ALIVE.
@@ -88,10 +90,11 @@ def local_cluster(
 
     Args:
         cpus: CPUs that the head node declares. They may be more than the machine has.
-        groups: worker groups by name. With them Ray's autoscaler adds and removes nodes, processes of this machine.
+        groups: worker groups by name. Ray's autoscaler adds and removes their nodes, which are processes of this
+            machine. Without groups there is only the head node.
         idle_s: seconds without work after which a worker node is removed.
         python: interpreter whose environment the workers use.
-        log: file for the head's output.
+        log: file for the head node's output. None discards the output.
 
     Raises:
         RuntimeError: the cluster did not start in START_S seconds.
@@ -132,8 +135,9 @@ def local_cluster(
 
 
 def _environment(dashboard: str, python: str) -> dict[str, str]:
-    """Return the environment of the cluster's processes and of those that talk to it."""
-    # Drop Ray's variables, because they describe other clusters. Keep the priority of this machine's workers.
+    """Return the environment variables for the cluster's processes and for processes that use the cluster."""
+    # Drop Ray's variables, because they describe other clusters. Keep only RAY_worker_niceness, the priority of Ray's
+    # workers on this machine.
     env = {
         name: value
         for name, value in os.environ.items()
@@ -143,7 +147,7 @@ def _environment(dashboard: str, python: str) -> dict[str, str]:
         # Only this machine can reach the cluster, and the cluster is temporary.
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
-        # At its end the cluster has no requests to wait for.
+        # When the cluster ends, it has no requests to wait for.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         # Otherwise Ray reads the address from a file that another cluster may have left.
         "RAY_API_SERVER_ADDRESS": dashboard,
@@ -180,7 +184,7 @@ def _autoscaling(
         "gcs_address": address,
         "launch_multiple": True,
     }
-    # A process needs no setup.
+    # A node that is a process of this machine needs no commands that set it up or start Ray on it.
     setup = ("setup_commands", "head_setup_commands", "worker_setup_commands", "initialization_commands")
     no_commands = (*setup, "head_start_ray_commands", "worker_start_ray_commands")
     return {

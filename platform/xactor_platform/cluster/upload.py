@@ -7,7 +7,7 @@ from pathlib import Path
 SUBMIT_MAX_BYTES = 100 << 20
 """Maximum size of the folder that `ray job submit --working-dir` uploads. Ray does not compress it."""
 PY_MODULES_MAX_BYTES = 512 << 20
-"""Maximum size of a folder in `py_modules`."""
+"""Maximum size of a folder in `py_modules`, the folders of code that Ray uploads in a runtime environment."""
 
 
 def check_upload(folder: str | Path, max_bytes: int) -> None:

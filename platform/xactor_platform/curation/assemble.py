@@ -1,4 +1,7 @@
-"""Assemble the clips of a group of finished videos into shards."""
+"""Assemble the clips of a group of finished videos into shards (tar files).
+
+`GroupPlan` assigns each video to a group. No shard holds clips of two groups.
+"""
 
 from typing import Any
 
@@ -8,16 +11,19 @@ from xactor_platform.curation.video_progress import VideoProgress
 from xactor_platform.data.shards import Shard, encode_members
 from xactor_platform.storage.location import Location
 
+# Folder of the groups' reports, in the output.
 REPORTS = "reports"
 SPLITS = ("short", "long", "test")
+# Maximum number of shards of one split in a group: the last two digits of a shard's number count them.
 _MAX_SHARDS_PER_GROUP = 100
 
 
 def assemble(output: str, group: int, keys: list[str], bytes_per_shard: int) -> list[str]:
     """Write each shard of a group atomically, and then the group's report. The report marks the group as finished.
 
-    The number of a shard begins with the number of its group: `long-000302.tar` is the third shard of group 3. At the
-    end, the saved progress of the group's videos is deleted. If the group has a report, only this step is repeated.
+    The number of a shard begins with the number of its group: `long-000302.tar` is the third shard of group 3 in the
+    split `long`. At the end, the function deletes the saved progress of the group's videos. If the group already has a
+    report, the function only deletes the progress.
 
     Args:
         output: folder or URI of the shards.
@@ -26,7 +32,7 @@ def assemble(output: str, group: int, keys: list[str], bytes_per_shard: int) -> 
         bytes_per_shard: bytes after which a shard is complete.
 
     Returns:
-        The names of the shards that were written.
+        The names of the shards that this call wrote.
 
     Raises:
         ValueError: the group does not fit into 100 shards of a split.
@@ -34,11 +40,12 @@ def assemble(output: str, group: int, keys: list[str], bytes_per_shard: int) -> 
     place = Location.parse(output)
     report, names = f"{group:06d}.parquet", []
     if place.filesystem.get_file_info(f"{place.path}/{REPORTS}/{report}").is_file:
-        # An earlier attempt was interrupted while it deleted the progress, of which the rest is not complete.
+        # An earlier call wrote the report. If it was interrupted while it deleted the progress, the rest of the
+        # progress is incomplete, so the shards must not be written again from it.
         _delete_progress(output, keys)
         return names
     fates: list[Fate] = []
-    # Key of the video, key of the clip and json of each kept clip.
+    # By split, for each kept clip: the key of its video, its own key, and its metadata (the json in the shard).
     clips_of_split: dict[str, list[tuple[str, str, dict[str, Any]]]] = {split: [] for split in SPLITS}
     for key in keys:
         video_fates, samples = VideoProgress(output, key).all_results()
@@ -78,9 +85,9 @@ def _write_shard(
 
     Args:
         place: folder of the shards.
-        output: its path or URI.
+        output: path or URI of the same folder.
         name: name of the shard.
-        waiting: key of the video, key of the clip and json of each clip.
+        waiting: clips that are not written yet: key of the video, key of the clip, and metadata.
         bytes_per_shard: bytes after which the shard is complete.
     """
     with Shard(place, name) as shard:

@@ -1,4 +1,7 @@
-"""Write the report of a run: the fate of every clip in Parquet, and an HTML page with counts and histograms."""
+"""Write the report of a run: the fate of every clip as a Parquet table, and a web page with counts and histograms.
+
+The fate of a clip tells whether the clip was kept, and why not.
+"""
 
 import html
 from collections import Counter
@@ -14,7 +17,7 @@ from xactor_platform.curation.messages import Fate
 from xactor_platform.storage.location import Location
 
 REPORT, PAGE = "report.parquet", "report.html"
-# Parquet types of numbers. Every other field of a fate is a string.
+# Parquet types of the fields that are numbers. Every other field of a `Fate` is a string.
 _ARROW_TYPES = {int: pa.int64(), float: pa.float64()}
 
 
@@ -28,7 +31,7 @@ def _arrow_type(annotation: Any) -> pa.DataType:
 
 _FIELD_TYPES = get_type_hints(Fate)
 SCHEMA = pa.schema([(f.name, _arrow_type(_FIELD_TYPES[f.name])) for f in fields(Fate)])
-# Columns with a histogram, and the histograms' titles with units.
+# Columns that the page shows as histograms, and the title of each histogram, with its unit.
 _HISTOGRAMS = (
     ("seconds", "length, s"),
     ("crop_px", "side of the face's square in the video, px"),
@@ -38,6 +41,7 @@ _HISTOGRAMS = (
     ("sync_confidence", "SyncNet's confidence"),
     ("sync_offset", "SyncNet's offset, frames"),
 )
+# Number of bars in a histogram, and its width and height in pixels.
 _BINS, _WIDTH, _HEIGHT = 30, 420, 110
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:960px;margin:2rem auto;padding:0 1rem;color:#222}"
@@ -48,19 +52,19 @@ _STYLE = (
 
 
 def write_fates(place: Location, name: str, fates: Sequence[Fate]) -> None:
-    """Write a table of fates atomically."""
+    """Write fates atomically as a Parquet table."""
     with place.atomic_write(name) as stream:
         pq.write_table(pa.Table.from_pylist([asdict(fate) for fate in fates], SCHEMA), stream)
 
 
 def read_fates(place: Location, name: str) -> list[Fate]:
-    """Read a table of fates."""
+    """Read fates from a Parquet table."""
     with place.open(name) as file:
         return [Fate(**row) for row in pq.read_table(file).to_pylist()]
 
 
 def page(fates: Sequence[Fate], title: str) -> str:
-    """Return an HTML page without scripts: counts and hours by reason, and histograms of kept and other clips."""
+    """Return a web page without scripts: clips and hours by reason, and histograms of kept clips and other clips."""
 
     def kept_and_frequent_first(item: tuple[tuple[str, str], int]) -> tuple[bool, int]:
         (status, _), count = item
@@ -85,10 +89,18 @@ def page(fates: Sequence[Fate], title: str) -> str:
 
 
 def _histogram(fates: Sequence[Fate], name: str, label: str) -> str:
-    """Return a histogram of one column as SVG with stacked bars, or an empty text if nothing was measured."""
+    """Return the HTML of a histogram of one column, or an empty text if no clip has a value.
+
+    The bars are drawn as SVG. In each bar, the clips that were not kept are stacked on the kept ones.
+
+    Args:
+        fates: fates of clips and videos.
+        name: name of the column, a field of `Fate`.
+        label: title of the histogram.
+    """
 
     def measured(kept: bool) -> np.ndarray:
-        """Return the column's values of the clips that are kept, or of those that are not."""
+        """Return the measured values of the kept clips or, if `kept` is False, of the other clips."""
         column = [getattr(f, name) for f in fates if f.clip and (f.status == "kept") == kept]
         return np.array([value for value in column if value is not None], float)
 
@@ -102,7 +114,7 @@ def _histogram(fates: Sequence[Fate], name: str, label: str) -> str:
     tallest = max(int((bars[True] + bars[False]).max()), 1)
     bar_px, rectangles = _WIDTH / _BINS, []
     for n in range(_BINS):
-        # Counted from the top of the picture. Each bar stands on the one before.
+        # Upper edge of what is drawn so far, in pixels from the top of the picture.
         y = float(_HEIGHT)
         for kept, style in ((True, "kept"), (False, "not")):
             height = bars[kept][n] / tallest * _HEIGHT

@@ -2,8 +2,9 @@
 
     probe -> scan -> track -> cut -> sync -> write | assemble
 
-Ray Data runs the stages up to `write`. The shards of a group of videos need all of its clips, so the driver starts an
-`assemble` task when the group's last video is finished.
+Ray Data runs the stages up to `write`, which saves the finished clips one by one. The shards of a group of videos
+need all clips of the group. So the driver starts an `assemble` task, which writes them, when the group's last video is
+finished.
 """
 
 import json
@@ -34,30 +35,31 @@ from xactor_platform.curation.write import Write
 from xactor_platform.data.index import load_index
 from xactor_platform.storage.location import Location, check_output
 
+# File with the time that the run spent and the work that it did.
 BILL = "bill.json"
 # Maximum number of groups that are assembled concurrently.
 _MAX_ASSEMBLING = 8
-# Videos between two lines of progress.
+# Number of videos that finish between two lines of progress.
 _SAY_EVERY = 20
 
 
 class TooManyFailed(ValueError):
-    """Report that too many videos are unreadable. Finished work is kept, and the same command continues from it."""
+    """Report that too many videos failed. Finished work is kept; running the same command again continues from it."""
 
 
 def curate(
     config: CurationConfig, *, connect: Callable[[], None], say: Callable[[str], None]
 ) -> CurationResult:
-    """Write shards of all videos that no shard holds yet.
+    """Curate all videos that earlier runs did not finish, write shards of their clips, and return the result.
 
     Args:
         config: configuration of the run.
-        connect: joins the cluster. It is called after everything else was found valid.
+        connect: connects to the Ray cluster. It is called after the videos, SyncNet and the output were found valid.
         say: is called with lines of progress.
 
     Raises:
         ValueError: an option or an input is invalid. No work has started.
-        TooManyFailed: too many videos are unreadable.
+        TooManyFailed: more than the allowed fraction of the videos failed (`CurationConfig.max_failed`).
     """
     videos, refused = find_videos(config.videos, config.dataset, config.metadata)
     syncnet = syncnet_facts(config.syncnet, config.gates.min_confidence)
@@ -74,8 +76,8 @@ class CurationRun:
 
     Args:
         config: configuration of the run.
-        plan: groups of all videos.
-        min_confidence: smallest confidence of SyncNet.
+        plan: assigns all videos to groups.
+        min_confidence: smallest confidence of SyncNet with which a clip is kept.
         say: is called with lines of progress.
     """
 
@@ -90,26 +92,34 @@ class CurationRun:
         self._group_of = {key: n for n, group in enumerate(plan.groups) for key in group}
         # Numbers of the finished pieces of each unfinished video, by the video's key.
         self._pieces: dict[str, set[int]] = {}
+        # Keys of the finished videos, and of the videos that failed as a whole or in part.
         self._finished: set[str] = set()
         self._failed: set[str] = set()
         self._assembling: PendingTasks[int] = PendingTasks()
 
     def make(self, videos: list[Video], refused: list[tuple[str, Fate]]) -> CurationResult:
-        """Write the shards of all videos. Return the result, which also reports the refused videos."""
+        """Write the shards of all videos. Return the result, which also reports the refused videos.
+
+        Args:
+            videos: videos to examine.
+            refused: key and fate of each listed video that cannot be examined.
+        """
         try:
             self._make(videos, refused)
         finally:
-            # Also after an error, so that no shard is left half written.
+            # Wait for the `assemble` tasks also after an error, so that no shard is left half written.
             self._finish_assembled(max_pending=0)
         return self._close()
 
     def _make(self, videos: list[Video], refused: list[tuple[str, Fate]]) -> None:
+        # Keys of the videos that earlier runs finished.
         earlier = {key for n in self._reported_groups() for key in self._groups[n]}
         self._finished = set(earlier)
-        # A group must not wait for videos that an earlier run saw and that do not exist any more.
         listed = {video.key for video in videos} | {key for key, _ in refused}
         # Keys of unfinished videos, by group.
         self._left = [set(group) - earlier for group in self._groups]
+        # The plan also names videos that an earlier run saw and that do not exist any more. They are ended as failed
+        # below, because their groups would wait for them for ever.
         gone = [key for group in self._left for key in group if key not in listed]
         self._tally = CurationTally(videos=len(listed) + len(gone), earlier=len(earlier & listed))
         for key, fate in refused:
@@ -173,6 +183,7 @@ class CurationRun:
                 pool=pool,
                 arguments={**common, **arguments[stage.name]},
                 gpus=(pool.gpus or 1) if needs_gpu else 0,
+                # The message that the actor works on and the next one.
                 max_in_flight=2,
             )
             steps.append(step)
@@ -182,9 +193,10 @@ class CurationRun:
         """Record a finished piece or video. The last piece finishes a video, and the last video finishes a group."""
         if ended.key in self._finished:
             return
+        # `of` is the number of the video's pieces, or 0 if the message reports the video as a whole.
         is_whole_video = ended.of == 0
         pieces = self._pieces.setdefault(ended.key, set())
-        # A video that is refused ends as a whole, even if its first piece has ended before.
+        # A refused video ends as a whole, even if its first piece, which has the same number 0, has ended before.
         if ended.number in pieces and not is_whole_video:
             return
         pieces.add(ended.number)
@@ -212,6 +224,7 @@ class CurationRun:
         self._finish_assembled(max_pending=_MAX_ASSEMBLING)
 
     def _check_failed(self) -> None:
+        """Raise TooManyFailed if more than the allowed fraction of the videos failed."""
         failed, videos = len(self._failed), self._tally.videos
         if failed > self._config.max_failed * videos:
             raise TooManyFailed(
@@ -243,7 +256,7 @@ class CurationRun:
             return []
 
     def _close(self) -> CurationResult:
-        """Write the report of all groups as a table and as a page, the bill, and the index."""
+        """Write the report of all groups as a table and a web page, the bill and the index. Return the result."""
         fates = [*self._all_fates()]
         write_fates(self._place, REPORT, fates)
         bill = self._tally.bill()
@@ -251,6 +264,7 @@ class CurationRun:
         for name, text in texts.items():
             with self._place.atomic_write(name) as file:
                 file.write(text.encode())
+        # All groups are written, so no saved progress is needed any more.
         path = f"{self._place.path}/{PROGRESS_FOLDER}"
         if self._place.filesystem.get_file_info(path).type.name != "NotFound":
             self._place.filesystem.delete_dir(path)
@@ -260,5 +274,6 @@ class CurationRun:
         return CurationResult(bill=bill, fates=fates)
 
     def _all_fates(self) -> Iterator[Fate]:
+        """Yield the fates in the reports of all groups, including those of earlier runs."""
         for group in self._reported_groups():
             yield from read_fates(self._place, f"{REPORTS}/{group:06d}.parquet")

@@ -6,30 +6,35 @@ from typing import Any, Literal
 from xactor_platform.bulk.pool import Pool
 from xactor_platform.data.index import CONTROLS, LANDMARKS
 
-# Paper 4.1: short clips of 1 to 10 s, long ones of 10 to 60 s.
+# Bounds of a clip's length in seconds. Paper 4.1: short clips of 1 to 10 s, long ones of 10 to 60 s.
 SHORTEST_S, SHORT_S, LONGEST_S = 1.0, 10.0, 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gates:
-    """Set the gates that a clip must pass. Ours, because the paper names only lip-sync.
+    """Set the gates: the bounds of the quality measures that a clip must meet to be kept.
+
+    The gates are ours, because the paper names only lip-sync.
 
     Raises:
         ValueError: a value is out of its bounds.
     """
 
     min_crop_px: int = 256
-    """Smallest side of the face's square in the video, at least 32. A square of 256 px is enlarged twofold."""
+    """Smallest side, in pixels of the video, of the square around the face, at least 32. If clips have the default
+    side of 512 px (`size_px`), a square of 256 px is enlarged twofold."""
     max_blur: float = 0.7
-    """Maximum blur, 0 to 1. 1 lets every clip pass."""
+    """Maximum blur, 0 (sharp) to 1. 1 lets every clip pass."""
     max_occluded: float = 0.15
-    """Largest fraction of frames in which something covers the face, 0 to 1. 1 lets every clip pass. A cover shows
-    as a change of the picture: a dark object is nearly always found, a hand in the color of the face seldom."""
+    """Largest fraction of frames in which something covers the face, 0 to 1. 1 lets every clip pass. Covered faces are
+    found by the change of the picture: a dark object is nearly always found, a hand in the color of the face seldom."""
     min_speech_db: float = 6.0
-    """Smallest range of the sound's level, in dB. Music and noise under speech lower it. 0 lets every clip pass."""
+    """Smallest difference between the loud and the quiet parts of a clip's sound, in dB. Music and noise under speech
+    reduce the difference. 0 lets every clip pass."""
     min_confidence: float | None = None
-    """Smallest confidence of SyncNet. The default for published weights is 3. The default for a small model is the mean
-    of two confidences in its own report: with the clip's sound, and with another clip's sound."""
+    """Smallest confidence of SyncNet, which judges lip-sync. The default for published weights is 3. The default for a
+    small model is the mean of two confidences in the model's own report: with the clip's sound, and with another
+    clip's sound."""
 
     def __post_init__(self):
         if self.min_crop_px < 32:
@@ -54,9 +59,9 @@ class Bounds:
     max_pixels: int = 8192 * 4320
     """Maximum number of pixels in a frame, at least 1."""
     memory_gib: float = 4
-    """Maximum memory of a process that decodes, in GiB, at least 1."""
+    """Maximum memory of each process that decodes videos, in GiB, at least 1."""
     timeout_factor: float = 4
-    """Maximum seconds that a stage may take for each second of video, in addition to 60 s. At least 0."""
+    """A stage may take 60 s, plus this number of seconds for each second of video. At least 0."""
 
     def __post_init__(self):
         for name, bound in (("max_s", 1), ("max_pixels", 1), ("memory_gib", 1), ("timeout_factor", 0)):
@@ -66,7 +71,7 @@ class Bounds:
 
 @dataclass(frozen=True, kw_only=True)
 class CurationPools:
-    """Set the pools of actors. See `Pool`."""
+    """Set the size of each stage's pool of actors, and the resources of each actor. See `Pool`."""
 
     probe: Pool = field(default_factory=lambda: Pool(max=2, cpus=0.1))
     """Actors that check whether a video can be decoded."""
@@ -83,7 +88,7 @@ class CurationPools:
 
     @property
     def min_cpus(self) -> float:
-        """CPUs of all pools at their smallest sizes."""
+        """Return the CPUs of all pools at their smallest sizes."""
         return sum(pool.min_cpus for pool in vars(self).values())
 
 
@@ -103,17 +108,17 @@ class CurationConfig:
     """Dataset that the videos belong to. `folder` takes all files; the others take the videos and parts of videos that
     the dataset names. Nothing is downloaded."""
     metadata: str | None = None
-    """Published file or folder of the dataset. hdtf and celebv-hq need it."""
+    """File or folder that the dataset's authors published and that lists its videos. hdtf and celebv-hq need it."""
     syncnet: str = "demo/syncnet"
     """SyncNet: a folder that jobs/train_syncnet.py wrote, or the published syncnet_v2.model. `none` skips lip-sync."""
     device: Literal["cpu", "gpu"] = "cpu"
     """Device of SyncNet. With gpu, each of its actors has one GPU unless `pools.sync.gpus` sets another number."""
     size_px: int = 512
-    """Side of the clips, even and at least 32."""
+    """Side of the clips' frames in pixels, even and at least 32."""
     held_out: float = 0.0
     """Fraction of the speakers whose clips go to the split `test`, at least 0 and below 1."""
     seed: int = 0
-    """Seed of the choice of speakers."""
+    """Seed of the choice of held-out speakers."""
     videos_per_shard: int = 64
     """Maximum number of videos in a group, at least 1. Each group becomes shards of its own."""
     bytes_per_shard: int = 1 << 30
@@ -121,11 +126,12 @@ class CurationConfig:
     max_input_bytes: int = 64 << 30
     """Maximum size of a video file in bytes, at least 1."""
     max_failed: float = 0.5
-    """Largest fraction of unreadable videos, 0 to 1. The run stops if more are unreadable."""
+    """Largest fraction of videos that may fail, as a whole or in part, 0 to 1. A video fails if it cannot be examined,
+    for example because it is unreadable. The run stops if more videos fail."""
     attempts: int = 3
-    """Maximum number of attempts at work whose workers die, at least 1."""
+    """Maximum number of times that a video is tried if the workers that process it die, at least 1."""
     start_timeout_s: int = 900
-    """Seconds to wait for nodes, at least 1."""
+    """Seconds to wait for nodes with room for the first actor of every pool, at least 1."""
     gates: Gates = field(default_factory=Gates)
     """Gates of the clips."""
     bounds: Bounds = field(default_factory=Bounds)
@@ -145,14 +151,14 @@ class CurationConfig:
             raise ValueError(f"max_failed must be within 0..1, got {self.max_failed:g}")
 
     def decisive(self, syncnet: dict[str, Any]) -> dict[str, Any]:
-        """Return the settings that, together with the videos, determine the content of the shards.
+        """Return the settings that, together with the videos, determine the content of the shards, by name.
 
         Args:
-            syncnet: see `syncnet_facts`.
+            syncnet: name and digest of SyncNet's weights and the smallest confidence, see `syncnet_facts`.
         """
         names = ("dataset", "size_px", "held_out", "seed", "videos_per_shard", "bytes_per_shard")
         bounds = {"max_s": self.bounds.max_s, "max_pixels": self.bounds.max_pixels}
         chosen = {name: getattr(self, name) for name in names}
-        # Outputs of versions that wrote other members cannot be continued.
+        # Members (files) of a clip in the shards. An output of a version that wrote other members cannot be continued.
         chosen["members"] = [CONTROLS, LANDMARKS]
         return {**chosen, "gates": asdict(self.gates), "bounds": bounds, "syncnet": syncnet}

@@ -6,6 +6,7 @@ from xactor_platform.bulk.bill import Bill
 from xactor_platform.bulk.tally import Tally
 from xactor_platform.curation.messages import Ended, Fate
 
+# Names of the Ray metrics that count clips and seconds of video.
 CLIPS, VIDEO_SECONDS = "xactor_curate_clips_total", "xactor_curate_video_seconds_total"
 STAGES = ("probe", "scan", "track", "cut", "sync", "write")
 
@@ -15,19 +16,20 @@ class CurationResult:
     """Hold the result of a curation run."""
 
     bill: Bill
-    """Its figures are `videos` (all of them), `there` (videos that earlier runs finished) and, for this run alone,
-    `hours_in`, `hours_kept`, `clips` (kept clips) and `fates`. `fates` counts clips by reason; a video that gave no
-    clip counts as one."""
+    """Time that the run spent and work that it did. The bill's figures are `videos` (all videos), `there` (videos that
+    earlier runs finished) and, for this run alone, `hours_in` (examined), `hours_kept`, `clips` (kept clips) and
+    `fates`. `fates` counts clips by the reason for not keeping them, and kept clips as `kept`. A video that gave no
+    clip counts as one clip."""
     fates: list[Fate]
-    """Fates of all clips, including those of earlier runs."""
+    """Fates of all clips (whether each was kept, and why not), including those of earlier runs."""
 
     @property
     def failed(self) -> list[Fate]:
-        """Fates of the videos and clips that could not be read."""
+        """Return the fates of the videos and clips that could not be examined."""
         return [fate for fate in self.fates if fate.status == "failed"]
 
     def summary(self) -> list[str]:
-        """Return the bill in lines for people to read."""
+        """Return the bill as lines of text for people to read."""
         figures = self.bill.figures
         by_count = sorted(figures["fates"].items(), key=lambda item: -item[1])
         reasons = ", ".join(f"{count} {name}" for name, count in by_count) or "nothing"
@@ -64,7 +66,10 @@ class CurationTally:
         self._fates: dict[str, int] = {}
 
     def add(self, ended: Ended) -> None:
-        """Add the seconds of a piece or video, and count it unless an earlier run finished it."""
+        """Count a finished piece or video.
+
+        The actors' time always counts. Clips and seconds of video count only if this run finished the piece or video.
+        """
         self._tally.add_seconds(ended.stage_s)
         if ended.earlier:
             return
@@ -82,12 +87,12 @@ class CurationTally:
 
     @property
     def clips(self) -> int:
-        """Number of clips kept in this run."""
+        """Return the number of clips kept in this run."""
         return int(self._tally.sum(CLIPS, status="kept"))
 
     @property
     def finished(self) -> int:
-        """Number of finished videos, including those of earlier runs."""
+        """Return the number of finished videos, including those of earlier runs."""
         return self._earlier + self._tally.finished
 
     def progress(self) -> str:

@@ -1,4 +1,7 @@
-"""Run the work of curation stages in a sandbox, and turn their errors into fates of clips."""
+"""Run the work of curation stages in a sandbox, and turn errors of this work into fates of clips and videos.
+
+A fate is a row of the report. It tells whether a clip was kept, and why not.
+"""
 
 import atexit
 import os
@@ -14,10 +17,11 @@ from xactor_platform.bulk.stage import Stage
 from xactor_platform.curation.messages import Clip, Ended, Fate, Piece, Probed, Video, fate_of
 from xactor_platform.curation.video_progress import VideoProgress
 
+# Seconds that a stage may take for a message of any length.
 _BASE_TIMEOUT_S = 60
-# Reasons that concern the content of a readable file. Such a video counts as dropped, not as failed.
+# Reasons for refusing a file that can be read but has useless content. Such a video counts as dropped, not as failed.
 _DROPPING_REASONS = {"no_sound", "silent", "no_picture", "too_short"}
-# Function that does a stage's work, in a process of the sandbox. See `_prepare`.
+# In a process of the sandbox: the function that does the stage's work. `_prepare` sets it.
 _sandboxed_work: Callable[[Any], Any]
 
 
@@ -25,8 +29,8 @@ class Unusable(Exception):
     """Report that a video or piece cannot be used.
 
     Attributes:
-        reason: one word to count by.
-        detail: one sentence.
+        reason: the reason in one word, by which the report counts clips.
+        detail: the reason in one sentence.
     """
 
     def __init__(self, reason: str, detail: str):
@@ -41,10 +45,11 @@ class CurationStage(Stage):
         output: folder or URI of the shards, where finished pieces are saved.
         timeout_factor: see `Bounds`.
         memory_gib: see `Bounds`.
-        arguments: passed to `make`.
+        arguments: arguments of `make`.
 
     Attributes:
         make: returns the function that processes one message. `make` is called once, in the process that does the work.
+            Each subclass defines it.
         sandboxed: whether the work decodes untrusted files and therefore runs in a sandbox.
     """
 
@@ -54,8 +59,8 @@ class CurationStage(Stage):
     def __init__(self, *, output: str, timeout_factor: float, memory_gib: float, **arguments: Any):
         self._output, self._timeout_factor = output, timeout_factor
         if self.sandboxed:
-            # Ray ends an actor's child processes before the actor. At its exit the actor would print an error for each
-            # of them, so its stderr is then redirected to /dev/null.
+            # Ray ends the processes of the sandbox before the actor that owns them. The exiting actor would print an
+            # error for each of them, so the actor's stderr is redirected to /dev/null at its exit.
             atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)
             self._sandbox = Sandbox(
                 processes=1,
@@ -75,7 +80,7 @@ class CurationStage(Stage):
         return self._sandbox.submit(_do, argument, timeout_s=timeout_s).result()
 
     def timeout_s(self, message: Video | Probed | Piece) -> float:
-        """Return the seconds that one message may take."""
+        """Return the seconds that the work on one message may take."""
         seconds = 0.0
         if isinstance(message, Piece):
             seconds = (message.end - message.first) / FPS
@@ -84,7 +89,10 @@ class CurationStage(Stage):
         return _BASE_TIMEOUT_S + self._timeout_factor * seconds
 
     def failed(self, message: Any, error: Exception) -> Ended | Piece:
-        """Refuse the message if it caused the error. Raise other errors again: the next pass retries the message."""
+        """Return the refusal of a message that caused the error, see `refused`.
+
+        Any other error is raised again, so that the next pass over the videos retries the message.
+        """
         match error:
             case Unusable():
                 return self.refused(message, error.reason, error.detail)
@@ -97,7 +105,17 @@ class CurationStage(Stage):
         raise error
 
     def refused(self, message: Video | Probed | Piece, reason: str, detail: str) -> Ended | Piece:
-        """Return a piece with its kept clips marked as failed. For a video, save its refusal and return the result."""
+        """Return the result of a message whose work failed.
+
+        A piece is returned with its kept clips marked as failed. If it has no clips yet, it gets one failed clip that
+        covers the whole piece. For a video, the function saves the refusal, so that later runs do not examine the video
+        again, and returns the message that reports it.
+
+        Args:
+            message: the message.
+            reason: the reason in one word.
+            detail: the reason in one sentence.
+        """
         if isinstance(message, Piece):
             clips = message.clips or (Clip(first=message.first, end=message.end),)
             failed = tuple(
@@ -120,7 +138,7 @@ def clip_fate(piece: Piece, number: int, split: str) -> Fate:
     Args:
         piece: the piece, with its clips.
         number: number of the clip in the piece, from 0.
-        split: split of the clip, empty if it is not kept.
+        split: split of the clip (`short`, `long` or `test`), empty if the clip is not kept.
     """
     clip = piece.clips[number]
     more: dict[str, Any] = {}
@@ -145,18 +163,23 @@ def clip_fate(piece: Piece, number: int, split: str) -> Fate:
 
 
 def one_line(video: Video, detail: str) -> str:
-    """Return a detail as one line, in which the video's name replaces its path or URI."""
+    """Return a detail as one line of at most 500 characters, in which the video's name replaces its path or URI."""
     detail = detail.removeprefix(f"{video.uri}: ").replace(video.uri, video.name)
     return " ".join(detail.replace(f"{os.path.dirname(video.uri)}/", "").split())[:500]
 
 
 def clip_key(piece: Piece, number: int) -> str:
-    """Return the key of a piece's clip."""
+    """Return the key of a piece's clip: the key of the video, the number of the piece, and the number of the clip."""
     return f"{piece.video.key}-{piece.number:04d}-{number:02d}"
 
 
 def _prepare(make: Callable[..., Callable[[Any], Any]], arguments: dict[str, Any]) -> None:
-    """Make the function that does a stage's work. The sandbox calls this once in its process."""
+    """Make the function that does a stage's work. The sandbox calls this once in each process that it starts.
+
+    Args:
+        make: see `CurationStage`.
+        arguments: arguments of `make`.
+    """
     global _sandboxed_work
     os.environ["OMP_NUM_THREADS"] = "1"
     _sandboxed_work = make(**arguments)

@@ -1,4 +1,7 @@
-"""Cut clips to the square around the face, without sound, and apply the gates."""
+"""Cut the square around the face out of a clip's frames, and apply the gates, which drop clips of bad quality.
+
+The resulting mp4 has no sound: the `write` stage adds it after SyncNet has measured the sound's offset.
+"""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,14 +21,15 @@ from xactor_platform.curation.video_files import open_video
 from xactor_platform.data.face_video import face_video
 
 _MEASURE_EVERY_FRAMES = 5
-# Largest size at which blur is measured. A smaller face is not enlarged, because that would look like blur.
+# Largest side, in pixels, of the square in which blur is measured. A smaller square is not enlarged to this side,
+# because an enlarged picture looks blurred.
 _BLUR_PX = 256
-# The face fills this range of a crop, in both directions, as fractions of the side.
+# The face lies between these fractions of the square's side, both horizontally and vertically.
 _FACE_RANGE = (1 / 5, 4 / 5)
 
 
 class Cut(CurationStage):
-    """Cut out the clips of a piece."""
+    """Cut out the clips of a piece, a part of a video."""
 
     name = "cut"
 
@@ -42,13 +46,15 @@ class Cut(CurationStage):
 
 
 def cut_clip(piece: Piece, clip: Clip, gates: Gates, size_px: int) -> Clip:
-    """Return the clip with its mp4, or as dropped by a gate. The cheap gates come first.
+    """Return the clip with its mp4, or marked as dropped by the first gate that it does not pass.
+
+    Gates that need no decoded pictures come first, because they are cheap.
 
     Args:
         piece: the clip's piece.
         clip: a clip with the square and the points of its face.
         gates: gates that the clip must pass.
-        size_px: side of the clip's frames.
+        size_px: side of the frames of the mp4, in pixels.
 
     Raises:
         ValueError: the clip cannot be decoded.
@@ -60,6 +66,7 @@ def cut_clip(piece: Piece, clip: Clip, gates: Gates, size_px: int) -> Clip:
     measured = _MeasuredCrops()
     with open_video(piece.video.uri) as source:
         frames = read_span(source, clip.first, clip.end)
+        # The empty array means no sound.
         mp4 = face_video(measured.crops(frames, clip, size_px), np.zeros(0, np.float32))
     if measured.count != clip.end - clip.first:
         raise ValueError(f"only {measured.count} of {clip.end - clip.first} frames can be decoded")
@@ -76,7 +83,7 @@ def cut_clip(piece: Piece, clip: Clip, gates: Gates, size_px: int) -> Clip:
 
 
 def _with_cheap_gates(piece: Piece, clip: Clip, gates: Gates) -> Clip:
-    """Add the measures that need no picture to the clip, and drop it if it does not pass their gates."""
+    """Return the clip with the measures that need no decoded pictures, dropped if it does not pass their gates."""
     assert clip.box is not None
     measures = Measures(crop_px=clip.box.side)
     if clip.box.side < gates.min_crop_px:
@@ -94,7 +101,7 @@ def _with_cheap_gates(piece: Piece, clip: Clip, gates: Gates) -> Clip:
 
 
 def sound_of_clip(piece: Piece, clip: Clip, offset_frames: int = 0) -> np.ndarray:
-    """Return a clip's sound, float32 [frames x 640].
+    """Return a clip's sound at 16 kHz, which is 640 samples per frame, float32 [frames x 640].
 
     Args:
         piece: the clip's piece.
@@ -108,7 +115,7 @@ def sound_of_clip(piece: Piece, clip: Clip, offset_frames: int = 0) -> np.ndarra
 
 
 class _MeasuredCrops:
-    """Measure a clip's crops while they are cut.
+    """Measure the blur and the covers of a clip's face while its frames are cut.
 
     Attributes:
         count: number of frames cut so far.
@@ -121,14 +128,16 @@ class _MeasuredCrops:
 
     @property
     def blur(self) -> float:
+        """Return the median blur of the measured frames, 0 (sharp) to 1."""
         return float(np.median(self._blurs))
 
     @property
     def occluded(self) -> float:
+        """Return the fraction of the measured frames in which something covers the face."""
         return occluded(np.stack(self._thumbnails))
 
     def crops(self, frames: Iterator[np.ndarray], clip: Clip, size_px: int) -> Iterator[np.ndarray]:
-        """Yield the clip's square of each frame, uint8 [size_px, size_px, 3]."""
+        """Yield the clip's square of each frame, uint8 [size_px, size_px, 3]. Measure every fifth square."""
         assert clip.box is not None
         assert clip.points is not None
         side = min(clip.box.side, _BLUR_PX)
@@ -147,7 +156,7 @@ class _MeasuredCrops:
 
 @contextmanager
 def as_file(mp4: bytes) -> Iterator[str]:
-    """Write a video's content to a temporary file and yield the path."""
+    """Write the content of an mp4 to a temporary file, yield the file's path, and delete the file afterwards."""
     with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
         file.write(mp4)
         file.flush()

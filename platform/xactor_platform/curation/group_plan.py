@@ -1,4 +1,4 @@
-"""Assign videos to groups, each of which becomes shards of its own."""
+"""Assign videos to groups. The clips of a group are written into shards that hold no clips of other groups."""
 
 import json
 from dataclasses import dataclass
@@ -7,12 +7,13 @@ from typing import Any
 from xactor_platform.curation.curation_config import CurationConfig
 from xactor_platform.storage.location import Location
 
+# File of the plan, in the output folder.
 PLAN = "curate.json"
 
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """Assign each video to a group once. Videos of later runs get groups of their own.
+    """Assign each video to a group once. Videos that a later run adds get new groups.
 
     Therefore the same videos give the same shards, and additional videos change no existing shard.
     """
@@ -22,11 +23,11 @@ class GroupPlan:
 
     @classmethod
     def update(cls, config: CurationConfig, syncnet: dict[str, Any], keys: list[str]) -> "GroupPlan":
-        """Read the output's plan, add new videos and save it.
+        """Read the plan from the output folder, add groups of new videos, save the plan and return it.
 
         Args:
             config: configuration of the run.
-            syncnet: see `syncnet_facts`.
+            syncnet: name and digest of SyncNet's weights and the smallest confidence, see `syncnet_facts`.
             keys: keys of all videos.
 
         Raises:
@@ -34,7 +35,7 @@ class GroupPlan:
         """
         place = Location.parse(config.output)
         place.filesystem.create_dir(place.path, recursive=True)
-        # As they will be read back: JSON turns tuples into lists.
+        # JSON turns tuples into lists. Convert the settings in the same way, to compare them with the saved ones.
         settings = json.loads(json.dumps(config.decisive(syncnet)))
         groups: list[list[str]] = []
         if PLAN in place.sizes():

@@ -14,16 +14,18 @@ from xactor_platform.curation.cut import as_file, sound_of_clip
 from xactor_platform.curation.messages import Clip, Piece, SyncVerdict
 
 NO_SYNCNET = "none"
-# Ours: by SyncNet's own report, sound and lips seldom belong together below this confidence.
+# Smallest confidence for the published weights. Ours: by SyncNet's own report, sound and lips seldom belong together
+# below this confidence.
 _PUBLISHED_CONFIDENCE = 3.0
+# Length of the shortest clip after trimming: one second.
 _MIN_FRAMES = 25
 
 
 class Sync(CurationStage):
-    """Judge the clips of a piece. Without a model, pass all of them on."""
+    """Judge the clips of a piece, a part of a video. Without a model, pass all clips on."""
 
     name = "sync"
-    # The clips that it decodes were encoded by the stage before it, so they are trusted.
+    # This stage decodes only mp4s that the stage before it encoded, so they are trusted.
     sandboxed = False
 
     @staticmethod
@@ -46,7 +48,11 @@ class Sync(CurationStage):
 
 
 def _judge_clip(piece: Piece, clip: Clip, model: Any, min_confidence: float) -> Clip:
-    """Return a clip with SyncNet's verdict: dropped if it is out of sync, else trimmed to the frames with sound."""
+    """Return a clip with SyncNet's verdict.
+
+    The clip is dropped if sound and lips do not belong together. Otherwise it is trimmed to the frames that have sound
+    after the correction of the offset.
+    """
     score = _score(piece, clip, model)
     verdict = SyncVerdict(
         offset_frames=score.offset_frames,
@@ -58,7 +64,7 @@ def _judge_clip(piece: Piece, clip: Clip, model: Any, min_confidence: float) -> 
     if score.confidence < min_confidence:
         low = f"SyncNet's confidence is {score.confidence:.2f}, at least {min_confidence:.2f} is needed"
         return clip.dropped("out_of_sync", low)
-    # The sound will be delayed by the offset. Frames whose sound would then lie outside the recording have no sound.
+    # The `write` stage will delay the sound by the offset. Leave out frames for which the recording then has no sound.
     first = max(clip.first, piece.heard[0] + score.offset_frames)
     end = min(clip.end, piece.heard[1] + score.offset_frames)
     if end - first < _MIN_FRAMES:
@@ -79,6 +85,7 @@ def _score(piece: Piece, clip: Clip, model: Any) -> Any:
     with as_file(clip.mp4) as file:
         pictures = read_frames(file)
         first = next(pictures)
+        # Convert the face's boxes from pixels of the video to pixels of the mp4.
         corner = np.tile((clip.box.left, clip.box.top), 2)
         boxes = steady_boxes((clip.faces - corner) * (first.shape[0] / clip.box.side))
 
@@ -91,18 +98,22 @@ def _score(piece: Piece, clip: Clip, model: Any) -> Any:
 
 
 def load_syncnet(path: str) -> Any:
-    """Load SyncNet from a small model's folder, or from the published file. See `SyncNet` for the errors."""
+    """Load SyncNet from a small model's folder or from the published file. `SyncNet` states the errors."""
     from xactor.metrics.syncnet import SyncNet, load_published
 
     return SyncNet.from_pretrained(path) if Path(path).is_dir() else load_published(path)
 
 
 def syncnet_facts(path: str, min_confidence: float | None) -> dict[str, Any]:
-    """Return the weights' name and digest, and the smallest confidence that passes. A run's clips depend on them.
+    """Return the properties of SyncNet on which a run's clips depend.
 
     Args:
         path: path of the model, or `none`.
-        min_confidence: smallest confidence. None is the model's default, see `Gates`.
+        min_confidence: smallest confidence with which a clip is kept. None is the model's default, see `Gates`.
+
+    Returns:
+        The name (`weights`) and the `digest` of the weights, and `min_confidence`. Without a model, `weights` is None
+        and there is no digest.
 
     Raises:
         ValueError: the model does not exist, or has no report of its confidences.
@@ -119,7 +130,7 @@ def syncnet_facts(path: str, min_confidence: float | None) -> dict[str, Any]:
 
 
 def _default_confidence(path: str) -> float:
-    """Return the smallest confidence at which sound and lips are taken to belong together. See `Gates`."""
+    """Return the model's default for the smallest confidence with which a clip is kept. See `Gates`."""
     if not Path(path).is_dir():
         return _PUBLISHED_CONFIDENCE
     report = Path(path) / "sync.json"
@@ -130,7 +141,7 @@ def _default_confidence(path: str) -> float:
 
 
 def _digest(model: Any) -> str:
-    """Return a digest of the weights."""
+    """Return a digest of the model's weights, 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

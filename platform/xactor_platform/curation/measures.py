@@ -1,4 +1,7 @@
-"""Measure a clip for the gates: blur, covers of the face, and speech in the sound. All are cheap and need no model."""
+"""Measure a clip's quality: blur, things that cover the face, and speech in the sound.
+
+The gates of curation drop clips by these measures. The measures are cheap and need no model.
+"""
 
 import cv2
 import numpy as np
@@ -7,18 +10,19 @@ import numpy as np
 _BLUR_TAPS = 9
 # Side of a face's thumbnail, in pixels.
 _THUMB = 32
-# Where the eyes' outer corners and the base of the nose lie in a thumbnail: x, y.
+# Places of the eyes' outer corners and of the base of the nose in a thumbnail: x, y.
 _PLACES = np.array([(7, 10), (25, 10), (16, 19)], np.float32)
-# Pixels of skin that moves little: the forehead, the cheeks with the nose, and the region around the mouth.
+# Pixels of a thumbnail with skin that moves little: the forehead, the cheeks with the nose, and around the mouth.
 _SKIN = np.zeros((_THUMB, _THUMB), bool)
 _SKIN[2:7, 8:24] = _SKIN[11:19, 5:27] = _SKIN[19:27, 8:24] = True
 # Rows of these three regions.
 _REGIONS = (slice(2, 7), slice(11, 19), slice(19, 27))
-# A pixel is covered if it differs from its median by more than this, in standard deviations of the face.
+# A pixel counts as covered if it differs from its median over the clip by more than this. The unit is the standard
+# deviation of the brightness of a thumbnail.
 _MIN_DIFFERENCE = 0.7
-# A region is covered if more than this fraction of its skin is covered.
+# A region counts as covered if more than this fraction of its pixels is covered.
 _MIN_COVERED = 0.4
-# Quieter frames count as this quiet, relative to the loudest frame.
+# Smallest level of a frame relative to the loudest frame. Quieter frames count as this loud.
 _FLOOR_DB = -70.0
 
 
@@ -43,7 +47,7 @@ def blur(face: np.ndarray) -> float:
 
 
 def face_thumbnail(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Return a face aligned by three points, float32 [32, 32], with mean 0 and deviation 1.
+    """Return a grey thumbnail of a face, aligned by three points: float32 [32, 32], mean 0, standard deviation 1.
 
     Args:
         picture: uint8 [H, W, 3].
@@ -54,11 +58,14 @@ def face_thumbnail(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
         picture, transform, (_THUMB, _THUMB), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE
     )
     grey = cv2.GaussianBlur(cv2.cvtColor(aligned, cv2.COLOR_RGB2GRAY), (0, 0), 1).astype(np.float32)
+    # The bound, in levels of 255, keeps the noise of a nearly uniform picture small.
     return (grey - grey.mean()) / max(float(grey.std()), 4.0)
 
 
 def occluded(thumbnails: np.ndarray) -> float:
-    """Return the fraction of frames in which a region of the skin differs from its median over the clip.
+    """Return the fraction of frames in which something covers a region of the face.
+
+    A cover is recognised by pixels that differ from their medians over the clip.
 
     Args:
         thumbnails: thumbnails of the clip's faces, float32 [N, 32, 32].

@@ -2,7 +2,7 @@
 
     Video -> Probed -> Piece -> Piece ... -> Ended
 
-A piece is at most a minute of a video, so that a worker that dies loses the work on at most a minute.
+A piece is at most a minute of a video, so that the death of a worker loses the work on at most a minute.
 """
 
 from dataclasses import dataclass, replace
@@ -14,15 +14,17 @@ from xactor.faces import CropBox
 from xactor_platform.bulk.message import Message
 
 SPARE_FRAMES = 15
-"""Frames of sound that a piece has before its start and after its end: the largest offset that SyncNet finds."""
+"""Number of frames of sound that a piece has before its start, and also after its end: the largest offset that SyncNet
+finds."""
 
 Status = Literal["kept", "dropped", "failed"]
-"""Result of a clip: `dropped` did not pass a gate, `failed` could not be examined."""
+"""Result of a clip or video. `dropped`: its quality or its content is not good enough. `failed`: it could not be
+examined."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """Name a part of a video that its dataset selects."""
+    """Describe a part of a video that the video's dataset selects."""
 
     start_s: float
     """Start in the video, in seconds."""
@@ -34,10 +36,10 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Video:
-    """Name a video file."""
+    """Describe a video file."""
 
     key: str
-    """Unique key made of the file's name and path. The keys of the video's clips begin with it."""
+    """Unique key, made of the file's name and a digest of the path. Keys of the video's clips begin with this key."""
     name: str
     """Path of the video below the folder of all videos, as reports show it."""
     uri: str
@@ -47,7 +49,7 @@ class Video:
     speaker: str
     """Name of the speaker, copied to the clips."""
     segments: tuple[Segment, ...] = ()
-    """Parts to examine. Empty: all of the video."""
+    """Parts of the video to examine. Empty: the whole video."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ class Facts:
     height: int
     """Height of the upright picture, in pixels."""
     fps: float
-    """Frames per second, 0 where the rate varies."""
+    """Average number of frames per second, 0 if the file does not state it."""
     rotation: int
     """Rotation of the stored pictures, in degrees."""
     seconds: float
@@ -68,14 +70,14 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Fate:
-    """Report the result of a clip, or of a whole video, as one row of the report."""
+    """Report the result of a clip, or of a whole video that gave no clip, as one row of the report."""
 
     video: str
     """Name of the video."""
     status: Status
     """Result of the clip or video."""
     reason: str = ""
-    """Reason in one word, by which the report counts. Empty for kept clips."""
+    """Reason in one word, by which the report counts clips. Empty for kept clips."""
     detail: str = ""
     """Reason in one sentence. Empty for kept clips."""
     clip: str = ""
@@ -85,7 +87,7 @@ class Fate:
     end_s: float = 0.0
     """End in the video, in seconds."""
     split: str = ""
-    """Split of the clip: `short`, `long` or `test`."""
+    """Split of the clip: `short`, `long` or `test`. Empty if the clip is not kept."""
     corpus: str = ""
     """Name of the dataset."""
     speaker: str = ""
@@ -121,17 +123,20 @@ class Fate:
 
 @dataclass(frozen=True, kw_only=True)
 class Probed(Message):
-    """Hold a video that can be decoded."""
+    """Hold a video that can be decoded, with its facts."""
 
     video: Video
     """The video."""
     facts: Facts
-    """Its facts."""
+    """Facts of the video."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    """Hold the measures of a clip for the gates. None: not measured, because an earlier gate dropped the clip."""
+    """Hold the measures that the gates compare with their bounds to drop clips of bad quality.
+
+    A measure is None if an earlier gate dropped the clip.
+    """
 
     crop_px: int
     """Side of the face's square in the video, in pixels."""
@@ -140,7 +145,7 @@ class Measures:
     occluded: float | None = None
     """Fraction of the frames in which something covers the face."""
     speech: float | None = None
-    """Range of the sound's level, in dB. Speech has a large range."""
+    """Difference between the loud and the quiet parts of the sound, in dB. It is large for speech."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,29 +159,32 @@ class SyncVerdict:
     distance: float
     """Smallest distance between the embeddings of sound and lips."""
     weights: str
-    """Name of the weights."""
+    """Name of SyncNet's weights."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Clip:
-    """Hold frames `first` to `end` of a video, which show one steady face in one shot."""
+    """Hold the frames of a video from `first` up to `end`, which show one face in one place in one shot.
+
+    Below, T is the number of frames of `mp4`. Without `mp4`, T is `end - first`.
+    """
 
     first: int
     """First frame."""
     end: int
     """Frame after the last one."""
     box: CropBox | None = None
-    """Square around the face in all frames."""
+    """Square of the video around the face, the same in all frames."""
     faces: np.ndarray | None = None
-    """Box of the face in each frame, in pixels, float32 [T, 4]."""
+    """Left, top, right and bottom of the face in each frame, in pixels of the video, float32 [T, 4]."""
     points: np.ndarray | None = None
-    """Outer corners of the eyes and base of the nose, in pixels, float32 [T, 3, 2]."""
+    """Outer corners of the eyes and base of the nose, in pixels of the video, float32 [T, 3, 2]."""
     controls: np.ndarray | None = None
-    """Control track of the frames of `mp4`, float32 [T, 57]; see `xactor.controls`."""
+    """Control track: the face's motion as 57 numbers per frame, float32 [T, 57]; see `xactor.controls`."""
     landmarks: np.ndarray | None = None
-    """Landmarks in the square, float32 [T, K, 2]; see `xactor.faces.landmarks`."""
+    """Landmarks of the face in the square, float32 [T, K, 2]; see `xactor.faces.landmarks`."""
     mp4: bytes = b""
-    """The video of the square, without sound."""
+    """Encoded video of the square, without sound."""
     measures: Measures | None = None
     """Measures so far."""
     sync: SyncVerdict | None = None
@@ -186,24 +194,24 @@ class Clip:
     status: Status = "kept"
     """Result so far."""
     reason: str = ""
-    """Reason for dropping the clip, one word. Empty if it is kept."""
+    """Reason for not keeping the clip, one word. Empty if the clip is kept."""
     detail: str = ""
-    """Reason in one sentence. Empty if it is kept."""
+    """The same reason in one sentence. Empty if the clip is kept."""
 
     def dropped(self, reason: str, detail: str, status: Status = "dropped") -> "Clip":
-        """Return the clip as a dropped one, without the data that only kept clips need."""
+        """Return the clip marked as dropped (or failed), without the data that only kept clips need."""
         nothing = {"mp4": b"", "faces": None, "points": None, "controls": None, "landmarks": None}
         return replace(self, status=status, reason=reason, detail=detail, **nothing)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Piece(Message):
-    """Hold frames `first` to `end` of a video, all of one shot, and the clips in them."""
+    """Hold the frames of a video from `first` up to `end`, all of one shot, and the clips in these frames."""
 
     video: Video
     """The video."""
     facts: Facts
-    """Its facts."""
+    """Facts of the video."""
     number: int
     """Number of the piece, from 0."""
     of: int
@@ -213,7 +221,8 @@ class Piece(Message):
     end: int
     """Frame after the last one."""
     samples: np.ndarray
-    """Sound with SPARE_FRAMES before and after, silent outside the video, float32 [(end - first + 30) x 640]."""
+    """Sound with SPARE_FRAMES (15) more frames before and after the piece, silent outside the video, 640 samples per
+    frame, float32 [(end - first + 30) x 640]."""
     heard: tuple[int, int]
     """Range (first, end) of the video's frames that have sound."""
     clips: tuple[Clip, ...] = ()
@@ -231,9 +240,9 @@ class Ended(Message):
     number: int
     """Number of the piece, from 0."""
     of: int
-    """Number of pieces of the video. 0: the report is of the whole video."""
+    """Number of pieces of the video. 0 if this message reports the whole video."""
     fates: tuple[Fate, ...]
-    """Fates of its clips, or of the video."""
+    """Fates of the piece's clips, or the one fate of the whole video."""
     looked_s: float = 0.0
     """Seconds of video that were examined."""
     earlier: bool = False
@@ -241,7 +250,7 @@ class Ended(Message):
 
 
 def fate_of(video: Video, facts: Facts | None, status: Status, **more: Any) -> Fate:
-    """Return the fate of a clip or a video, with its origin filled in.
+    """Return the fate of a clip or a video. The fields that describe the video are copied from `video` and `facts`.
 
     Args:
         video: the video.

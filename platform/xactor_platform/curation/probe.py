@@ -1,4 +1,4 @@
-"""Check whether a video can be decoded and is within the bounds, by its header and first picture."""
+"""Check by a video's header and first picture whether the video can be decoded and is within the bounds."""
 
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -34,7 +34,7 @@ class Probe(CurationStage):
 
 
 def read_facts(uri: str, *, max_input_bytes: int, max_s: float, max_pixels: int) -> Facts:
-    """Return the facts of a video.
+    """Return the size, the frame rate, the rotation and the length of a video.
 
     Args:
         uri: path or URI of the file.
@@ -43,7 +43,7 @@ def read_facts(uri: str, *, max_input_bytes: int, max_s: float, max_pixels: int)
         max_pixels: maximum number of pixels in a frame.
 
     Raises:
-        Unusable: `too_large`, `too_long`, `no_picture` or `no_sound`.
+        Unusable: the reason is `too_large`, `too_long`, `no_picture` or `no_sound`.
         ValueError: the file cannot be decoded.
     """
     size = size_of(uri)
@@ -76,7 +76,8 @@ def read_facts(uri: str, *, max_input_bytes: int, max_s: float, max_pixels: int)
                 raise ValueError(f"the first picture cannot be decoded ({error.strerror})") from error
         if rotation is None:
             raise Unusable("no_picture", "the video track is empty")
-        # `read_span` gives the picture as it is shown: upright, with square pixels.
+        # `read_span` gives the picture as players show it: upright, with square pixels. Later stages measure faces in
+        # such pictures, so `Facts` holds the size of this picture.
         first = next(islice(read_span(source, 0, 1), 1), None)
     if first is None:
         raise Unusable("no_picture", "the video track is empty")

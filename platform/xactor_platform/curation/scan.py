@@ -17,23 +17,25 @@ from xactor_platform.curation.video_files import open_video
 from xactor_platform.curation.video_progress import VideoProgress
 
 SILENCE = 1e-3
-"""Largest sample of a silent recording."""
+"""Amplitude that at least one sample must reach. A quieter recording counts as silent. Full scale is 1."""
 
+# Lengths of the shortest clip and of the longest piece, in frames.
 MIN_FRAMES, MAX_FRAMES = round(SHORTEST_S * FPS), round(LONGEST_S * FPS)
-# A border between two pieces of a long shot lies at the quietest of this many frames.
+# A long shot is split at the quietest of this many frames around the planned border.
 _BORDER_SEARCH_FRAMES = 2 * FPS
 Span = tuple[int, int]
-"""Frames (first, end) of a piece."""
+"""Frames of a piece: the first one, and the one after the last."""
 
 
 class Scan(CurationStage):
-    """Cut videos into pieces. A piece that an earlier run finished is passed on as its result."""
+    """Cut videos into pieces. If an earlier run finished a piece, pass on the saved result instead of the piece."""
 
     name = "scan"
 
     @staticmethod
     def make(*, max_s: float) -> Callable[[tuple[Probed, list[Span] | None]], tuple[list[Span], np.ndarray]]:
         def scan(argument: tuple[Probed, list[Span] | None]) -> tuple[list[Span], np.ndarray]:
+            # The spans are None unless an earlier run saved them.
             probed, spans = argument
             with open_video(probed.video.uri) as source:
                 samples = read_sound(source, max_s)
@@ -60,7 +62,7 @@ def read_sound(source: Source, max_s: float) -> np.ndarray:
     """Return a video's sound at 16 kHz, float32 [N].
 
     Raises:
-        Unusable: `silent` or `too_long`.
+        Unusable: the reason is `silent` or `too_long`.
         ValueError: the sound cannot be decoded.
     """
     try:
@@ -79,10 +81,10 @@ def spans_of(source: Source, samples: np.ndarray, segments: Sequence[Segment], m
         source: the video.
         samples: its sound, float32 [N].
         segments: parts that its dataset selects. Empty: all of the video.
-        max_s: maximum seconds of pictures.
+        max_s: maximum length of the video's pictures in seconds.
 
     Raises:
-        Unusable: `too_long` or `too_short`.
+        Unusable: the reason is `too_long` or `too_short`.
         ValueError: the pictures cannot be decoded.
     """
 
@@ -98,7 +100,7 @@ def spans_of(source: Source, samples: np.ndarray, segments: Sequence[Segment], m
     ends = [*starts[1:], count]
     shots = [(start, min(end, count)) for start, end in zip(starts, ends, strict=True) if start < count]
     wanted = [(round(s.start_s * FPS), round(s.end_s * FPS)) for s in segments] or [(0, count)]
-    # The recording may end within the last frame: `sound_between` adds silence.
+    # The recording may end within the last frame. `sound_between` fills the rest of the frame with silence.
     heard = sound_between(samples, 0, count)
     loudness = np.square(heard.reshape(count, SAMPLES_PER_FRAME)).mean(axis=1)  # [count]
     spans: list[Span] = []
@@ -113,18 +115,18 @@ def spans_of(source: Source, samples: np.ndarray, segments: Sequence[Segment], m
 
 
 def split_shot(first: int, end: int, loudness: np.ndarray) -> list[Span]:
-    """Split a long shot into pieces of similar length and at most a minute, at quiet frames.
+    """Split a shot at quiet frames into pieces of similar length and at most a minute. Return the pieces in order.
 
     Args:
         first: first frame of the shot.
         end: frame after the shot's last one.
-        loudness: loudness of each frame of the video, [frames].
+        loudness: mean power of the sound in each frame of the video, [frames].
     """
     pieces = []
     while end - first > MAX_FRAMES:
-        # Number of pieces, rounded up. A border may be half the search range later than planned.
-        left = math.ceil((end - first) / (MAX_FRAMES - _BORDER_SEARCH_FRAMES // 2))
-        planned = first + round((end - first) / left)
+        # A border may lie half the search range later than planned, so planned pieces are shorter by that length.
+        pieces_left = math.ceil((end - first) / (MAX_FRAMES - _BORDER_SEARCH_FRAMES // 2))
+        planned = first + round((end - first) / pieces_left)
         low = max(planned - _BORDER_SEARCH_FRAMES // 2, first + MIN_FRAMES)
         high = min(planned + _BORDER_SEARCH_FRAMES // 2, first + MAX_FRAMES)
         border = low + int(np.argmin(loudness[low:high]))
@@ -164,7 +166,10 @@ def _piece(probed: Probed, number: int, spans: list[Span], samples: np.ndarray) 
 
 
 def sound_between(samples: np.ndarray, first: int, end: int) -> np.ndarray:
-    """Return the sound of frames first..end, silent where there is none, float32 [(end - first) x 640]."""
+    """Return the sound from frame `first` up to frame `end`, 640 samples per frame, float32 [(end - first) x 640].
+
+    Frames outside the recording are silent.
+    """
     sound = np.zeros((end - first) * SAMPLES_PER_FRAME, np.float32)
     # `first` and `end` may lie outside the recording.
     inside = samples[max(first, 0) * SAMPLES_PER_FRAME : max(end, 0) * SAMPLES_PER_FRAME]

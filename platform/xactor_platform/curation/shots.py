@@ -1,4 +1,4 @@
-"""Find the starts of a video's shots: its cuts and dissolves."""
+"""Find the first frame of each shot of a video. Shots are separated by cuts and dissolves."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -6,21 +6,22 @@ from collections.abc import Iterable
 import numpy as np
 
 THUMBNAIL_PX = 64
-# Ours: all values below. Differences are mean absolute differences of thumbnails, in levels of 255.
+# Ours: we chose all values below. The difference of two frames is the mean absolute difference of their thumbnails, in
+# levels from 0 to 255.
 # Smallest difference of successive frames at a cut.
 _MIN_CHANGE = 6.0
 # Smallest ratio of the difference at a cut to the mean of the differences around it.
 _MIN_RATIO = 5.0
-# A difference this large needs no such ratio.
+# A difference this large is not compared with the differences around it.
 _ALWAYS_CUT = 40.0
-# Frames before and after a cut from which that mean is taken.
+# The mean of the differences around a cut covers this many frames before the cut and this many after it.
 _NEARBY_FRAMES = 8
-# Number of frames on each side of a cut: the last of those after it must differ from all of those before it. A camera's
-# flash is shorter.
+# Number of frames on each side of a cut that are compared. The last of the frames after the cut must differ from all of
+# the frames before it. A camera's flash is shorter, so it does not count as a cut.
 _LASTING_FRAMES = 3
-# In a dissolve, two pictures this many frames apart are different shots, and the picture halfway is their mean.
+# In a dissolve, two pictures this many frames apart show different shots, and the picture halfway is about their mean.
 _DISSOLVE_FRAMES = 24
-# Smallest difference of the two pictures.
+# Smallest difference of these two pictures.
 _MIN_DISSOLVE = 25.0
 # Largest difference of the middle picture from their mean, as a fraction of their difference. A moving object fails
 # this test, because it is not at two places in one picture.
@@ -31,14 +32,14 @@ def shot_starts(thumbnails: Iterable[np.ndarray]) -> tuple[list[int], int]:
     """Return the first frame of each shot, and the number of frames.
 
     A cut is a change that is much larger than the changes around it, unlike a gesture, and that lasts, unlike a flash.
-    A dissolve becomes shots of its own, of less than a second each, which are too short to be used.
+    A dissolve is divided into shots of less than a second, which curation drops as too short.
 
     Args:
         thumbnails: thumbnails of all frames, uint8 [H, W, 3]. Only the most recent ones are held in memory.
     """
     # For each frame n: its difference from frame n - 1.
     change: list[float] = []
-    # For each frame n: the smallest difference of frame n + _LASTING_FRAMES - 1 from the frames just before n.
+    # For each frame n: the smallest difference of frame n + _LASTING_FRAMES - 1 from the _LASTING_FRAMES before n.
     lasting: list[float] = []
     # Numbers of the frames that are the mean of an earlier and a later frame.
     mixed: list[int] = []
@@ -46,7 +47,7 @@ def shot_starts(thumbnails: Iterable[np.ndarray]) -> tuple[list[int], int]:
     around: deque[np.ndarray] = deque(maxlen=_DISSOLVE_FRAMES + 1)
     for thumbnail in thumbnails:
         picture = thumbnail.astype(np.int16)
-        # Where a stream changes its size, there is a cut.
+        # If the size of the pictures changes, there is a cut. 255 is the largest possible difference.
         if recent and recent[-1].shape != picture.shape:
             change.append(255.0)
             recent.clear()
@@ -58,10 +59,11 @@ def shot_starts(thumbnails: Iterable[np.ndarray]) -> tuple[list[int], int]:
         if len(around) == around.maxlen and _is_mixed(around):
             mixed.append(len(change) - 1 - _DISSOLVE_FRAMES // 2)
         if len(recent) > _LASTING_FRAMES:
-            # Frames at the start or next to a change of size were not compared: a change there counts as lasting.
+            # Frames at the start or next to a change of size were not compared. Changes at these frames count as
+            # lasting.
             lasting += [255.0] * (len(change) - _LASTING_FRAMES - len(lasting))
             lasting.append(min(_difference(before, picture) for before in list(recent)[:-_LASTING_FRAMES]))
-    # The last frames have too few frames after them: a change there counts as lasting.
+    # The last frames have too few frames after them to compare. Changes at these frames count as lasting.
     lasting += change[len(lasting) :]
     changes, lasting_changes = np.array(change), np.array(lasting)
     count = len(changes)
@@ -96,12 +98,12 @@ def _dissolve_starts(mixed: list[int], count: int) -> list[int]:
     if not mixed:
         return starts
     # Mixed frames that are close to each other belong to one dissolve.
-    for run in np.split(np.array(mixed), np.flatnonzero(np.diff(mixed) > half) + 1):
-        first, end = int(run[0]) - half, int(run[-1]) + half + 1
+    for dissolve in np.split(np.array(mixed), np.flatnonzero(np.diff(mixed) > half) + 1):
+        first, end = int(dissolve[0]) - half, int(dissolve[-1]) + half + 1
         starts += [*range(first, end, _DISSOLVE_FRAMES), end]
     return [start for start in starts if start < count]
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the mean absolute difference of two pictures, in levels."""
+    """Return the mean absolute difference of two pictures, in levels from 0 to 255."""
     return float(np.abs(a - b).mean())

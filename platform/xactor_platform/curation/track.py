@@ -17,7 +17,8 @@ from xactor_platform.curation.messages import Clip, Piece
 from xactor_platform.curation.scan import MIN_FRAMES
 from xactor_platform.curation.video_files import open_video
 
-# Longest side of the pictures. The landmark model sees 256 px, so larger pictures show it no more detail.
+# Longest side, in pixels, of the pictures in which faces are found. The landmark model sees 256 px, so larger pictures
+# show it no more detail.
 _LONGEST_PX = 960
 # Side of the square that is searched while a face is followed, as a multiple of the face's box.
 _SQUARE_OF_BOX = 2.6
@@ -27,14 +28,15 @@ _SEARCH_EVERY = 5
 _MAX_GAP = 5
 # Smallest intersection over union of the boxes of one face in two successive frames.
 _MIN_OVERLAP = 0.4
-# Landmarks of the eyes' outer corners and of the base of the nose.
+# Numbers, in MediaPipe's face mesh, of the eyes' outer corners and of the base of the nose.
 _POINTS = (33, 263, 2)
 
 Box = tuple[float, float, float, float]
+"""Left, top, right and bottom."""
 
 
 class Track(CurationStage):
-    """Follow the main face of a piece."""
+    """Follow the main face of a piece, a part of a video, and divide the piece into clips."""
 
     name = "track"
 
@@ -60,22 +62,23 @@ def follow(
     hint: Box | None,
     width: int,
 ) -> tuple[list[Face | None], float]:
-    """Follow the main face.
+    """Follow the main face of a piece of a video.
 
-    The face is searched in the whole picture and, for small faces, in crops of the picture. It is then followed within
-    a square around it, so that other faces may come and go.
+    The function searches the whole picture for faces and, if it finds none, crops of the picture, which show small
+    faces larger. It then follows the main face within a square around this face, so that other faces may come and go.
 
     Args:
-        frames: uint8 [H, W, 3].
-        landmarker: follows one face.
-        searcher: finds several faces.
+        frames: frames of the piece, uint8 [H, W, 3].
+        landmarker: model that follows one face.
+        searcher: model that finds several faces.
         hint: box of the main face as fractions of the picture, if the dataset states it.
         width: width of the video, in pixels.
 
     Returns:
-        The face in each frame, None where there is none, and the pixels of the video for each pixel of a frame.
+        The face in each frame (None where there is none), and the number of pixels of the video per pixel of a frame.
     """
     faces: list[Face | None] = []
+    # `last` is the face in the last frame, `unseen` the number of successive frames without a face.
     scale, last, unseen = 1.0, None, 0
     for frame in frames:
         scale = width / frame.shape[1]
@@ -88,32 +91,33 @@ def follow(
                 continue
         unseen = 0
         square = _square_around(last)
+        # This loop takes the next frames from the same iterator as the outer loop.
         for face in _follow_in_square(chain([frame], frames), square, landmarker):
             faces.append(face)
             if face is None or not _well_inside(face, square):
                 break
-        # The next square is laid around this face. If the face is lost, the next frame is searched for one.
+        # The next square lies around this face. If the face is lost, the next frame is searched for faces.
         last = faces[-1]
     return faces, scale
 
 
 def clips_of(faces: Sequence[Face | None], scale: float, first: int) -> Iterator[Clip]:
-    """Yield the clips of a piece, or one dropped clip that states why there are none.
+    """Yield the clips of a piece. If the piece has none, yield one dropped clip of its whole length with the reason.
 
     Args:
         faces: the face in each frame, None where there is none.
-        scale: pixels of the video for each pixel of the faces.
+        scale: number of pixels of the video per pixel of the frames in which the faces were found.
         first: first frame of the piece.
     """
     runs = list(_steady_runs(faces))
     seen = sum(face is not None for face in faces)
-    none = Clip(first=first, end=first + max(len(faces), 1))
+    whole = Clip(first=first, end=first + max(len(faces), 1))
     if not runs:
         found = f"a face in {seen} of {len(faces)} frames"
         if seen < MIN_FRAMES:
-            yield none.dropped("no_face", found)
+            yield whole.dropped("no_face", found)
         else:
-            yield none.dropped("unsteady", f"{found}, never the same face for {SHORTEST_S:g} s in one place")
+            yield whole.dropped("unsteady", f"{found}, never the same face for {SHORTEST_S:g} s in one place")
         return
     for start, end in runs:
         numbers = [n for n in range(start, end) if faces[n] is not None]
@@ -136,8 +140,9 @@ def clips_of(faces: Sequence[Face | None], scale: float, first: int) -> Iterator
 
 def _steady_runs(faces: Sequence[Face | None]) -> Iterator[tuple[int, int]]:
     """Yield runs (start, end) of at least a second in which the same face is visible and stays within one square."""
-    # First frame of the current run, None between runs, and the last frame with a face.
+    # First frame of the current run, None between runs.
     start: int | None = None
+    # The most recent frame with a face.
     last = -1
     # The added None ends the last run.
     for n, face in enumerate([*faces, None]):
@@ -158,7 +163,10 @@ def _steady_runs(faces: Sequence[Face | None]) -> Iterator[tuple[int, int]]:
 
 
 def _runs_within_square(faces: Sequence[Face | None], start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield a run if its face stays within one square. Otherwise halve the run, and leave out runs under a second."""
+    """Yield the run (start, end) if its face stays within one square. Otherwise do the same with each half of the run.
+
+    Runs of less than a second are left out.
+    """
     if end - start < MIN_FRAMES:
         return
     found_faces = [face for face in faces[start:end] if face is not None]
@@ -178,7 +186,10 @@ def _runs_within_square(faces: Sequence[Face | None], start: int, end: int) -> I
 def _follow_in_square(
     frames: Iterable[np.ndarray], square: CropBox, landmarker: FaceLandmarker
 ) -> Iterator[Face | None]:
-    """Yield the face within a square of each frame, in the frame's pixels. Read no frame ahead of the yielded face."""
+    """Yield the face within a square of each frame, in pixels of the frame, None where there is none.
+
+    No frame after that of the yielded face is read, so that the caller can continue in another square.
+    """
     shift: np.ndarray | None = None
 
     def inside() -> Iterator[np.ndarray]:
@@ -196,7 +207,13 @@ def _follow_in_square(
 
 
 def _main_face(faces: list[Face], frame: np.ndarray, hint: Box | None) -> Face | None:
-    """Return the largest face whose middle lies in the hint's box. Without such a face, return the largest of all."""
+    """Return the largest face whose middle lies in the hinted box. Without such a face, return the largest face of all.
+
+    Args:
+        faces: faces in the frame, the largest first.
+        frame: uint8 [H, W, 3].
+        hint: box as fractions of the frame.
+    """
     if hint:
         height, width = frame.shape[:2]
         left, top, right, bottom = hint
@@ -219,7 +236,7 @@ def _square_around(face: Face) -> CropBox:
 
 
 def _well_inside(face: Face, square: CropBox) -> bool:
-    """Return whether a face has room to move within the square, and fills enough of it."""
+    """Return whether a face has room to move within the square and fills enough of the square."""
     left, top, right, bottom = face.box
     room = 0.05 * square.side
     inside = left > square.left + room and right < square.left + square.side - room
@@ -238,14 +255,22 @@ def _overlap(a: Box, b: Box) -> float:
 
 
 def _interpolate(rows: np.ndarray, numbers: list[int], start: int, end: int) -> np.ndarray:
-    """Interpolate the rows of the frames `numbers` to all frames from `start` to `end`, float32 [frames, columns]."""
+    """Interpolate rows linearly to every frame from `start` up to `end`, float32 [end - start, columns].
+
+    Args:
+        rows: rows of some of the frames, [len(numbers), columns].
+        numbers: number of the frame of each row.
+        start: first frame.
+        end: frame after the last one.
+    """
     frames = np.arange(start, end)
     return np.stack([np.interp(frames, numbers, column) for column in rows.T], axis=1).astype(np.float32)
 
 
 def _hint(piece: Piece) -> Box | None:
-    """Return the face's box that the dataset states for the piece's segment, None if it states none."""
+    """Return the face's box that the dataset states for the segment with the piece, None if it states none."""
     for segment in piece.video.segments:
+        # One frame more on both sides, because the borders of pieces are rounded to frames.
         if segment.start_s * FPS - 1 <= piece.first and piece.end <= segment.end_s * FPS + 1:
             return segment.box
     return None

@@ -15,15 +15,16 @@ from xactor_platform.curation.messages import Fate, Video, fate_of
 from xactor_platform.storage.location import Location
 
 SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp"}
+# Maximum length of the part of a key that repeats the file's name, and length of the digest after it.
 _STEM_CHARS, _DIGEST_CHARS = 48, 10
 
 
 @contextmanager
 def open_video(uri: str) -> Iterator[Source]:
-    """Yield a local path, or an open remote file of which only the needed parts are read.
+    """Yield the path of a local video or, for a URI, an open file, whose content is fetched only as it is read.
 
     Raises:
-        ValueError: it cannot be opened.
+        ValueError: the file of a URI cannot be opened.
     """
     if "://" not in uri:
         yield Path(uri)
@@ -38,7 +39,7 @@ def open_video(uri: str) -> Iterator[Source]:
 
 
 def size_of(uri: str) -> int:
-    """Return a file's size in bytes. ValueError: there is no such file."""
+    """Return a file's size in bytes. Raise ValueError if there is no such file."""
     try:
         filesystem, path = fs.FileSystem.from_uri(uri) if "://" in uri else (fs.LocalFileSystem(), uri)
         info = filesystem.get_file_info(path)
@@ -50,7 +51,9 @@ def size_of(uri: str) -> int:
 
 
 def list_videos(folder: str) -> tuple[list[Video], list[tuple[str, Fate]]]:
-    """Return the videos of a folder and its subfolders in order of name, and the keys and fates of refused videos.
+    """Return the videos of a folder and its subfolders in order of name, and the key and fate of each refused video.
+
+    A fate is a row of the report: it tells why the video gives no clips.
 
     Raises:
         ValueError: there is no such folder, or no video in it.
@@ -71,17 +74,18 @@ def list_videos(folder: str) -> tuple[list[Video], list[tuple[str, Fate]]]:
 
 
 def video_of(folder: str, name: str, *, corpus: str = "folder", speaker: str | None = None) -> Video:
-    """Return a video of a folder.
+    """Return the description of a video in a folder.
 
     Args:
         folder: folder or URI of all videos.
-        name: path of the video below it.
+        name: path of the video relative to the folder.
         corpus: name of the dataset.
         speaker: name of the speaker, by default the name of the video.
     """
     # In reports and keys, characters that cannot be printed, such as control characters, are escaped.
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
     if "://" in folder:
+        # Options of the storage, such as a region, may follow the folder's path after a question mark.
         base, mark, query = folder.partition("?")
         uri = f"{base.rstrip('/')}/{quote(name)}{mark}{query}"
     else:
@@ -96,7 +100,11 @@ def video_of(folder: str, name: str, *, corpus: str = "folder", speaker: str | N
 
 
 def key_of(name: str) -> str:
-    """Return a key of letters, digits, '-' and '_': the file's name for people, and a digest that makes it unique."""
+    """Return a unique key of letters, digits, '-' and '_': the file's name, for people, and a digest of the path.
+
+    Args:
+        name: path of the video relative to the folder of all videos, or another unique name.
+    """
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", os.path.splitext(os.path.basename(name))[0]).strip("-")
     digest = hashlib.sha256(name.encode()).hexdigest()[:_DIGEST_CHARS]
     return f"{stem[:_STEM_CHARS] or 'video'}-{digest}"
@@ -126,7 +134,7 @@ def _is_video(name: str) -> bool:
 
 
 def _bad_link(folder: str, name: str) -> str:
-    """Return why a name is refused: a link out of the folder, or no file. Return an empty text for accepted names."""
+    """Return the reason for refusing a file: it is a link out of the folder, or no regular file. Empty if accepted."""
     path = Path(folder, name)
     try:
         target = path.resolve(strict=True)

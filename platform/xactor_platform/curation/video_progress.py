@@ -1,10 +1,13 @@
-"""Save finished work on a video next to the shards until they are written, so that a later run continues from it.
+"""Save the finished work on each video in the output folder, so that a later run continues after it.
 
-.parts/<video>/refused.json     the video gives no clips
-.parts/<video>/spans.json       pieces of the video
-.parts/<video>/0003.json        fates of a piece, saved after its clips
-.parts/<video>/<clip>.mp4       a kept clip
-.parts/<video>/<clip>.controls.npy, <clip>.landmarks.npy   its tracks
+The saved work is deleted when the clips are in shards. `<video>` and `<clip>` are keys.
+
+.parts/<video>/refused.json           fate of a video that gives no clips (a row of the report, with the reason)
+.parts/<video>/spans.json             frames of each piece that the video is cut into
+.parts/<video>/0003.json              fates and metadata of the clips of piece 3, saved after the clips themselves
+.parts/<video>/<clip>.mp4             a kept clip
+.parts/<video>/<clip>.controls.npy    control track of the clip: the face's motion as 57 numbers per frame
+.parts/<video>/<clip>.landmarks.npy   landmarks of the face in some frames of the clip
 """
 
 import io
@@ -39,12 +42,12 @@ class VideoProgress:
         self._place = Location(f"{output}/{folder}", place.filesystem, f"{place.path}/{folder}")
 
     def refuse(self, fate: Fate) -> Ended:
-        """Save that the video gives no clips. Return the message that reports this."""
+        """Save the fate of a video that gives no clips. Return the message that reports this fate."""
         self._write(_REFUSED, asdict(fate))
         return Ended(key=self._key, number=0, of=0, fates=(fate,), looked_s=fate.seconds)
 
     def refused(self) -> Ended | None:
-        """Return the message of an earlier `refuse`, None if there is none."""
+        """Return the message that reports the fate saved by an earlier run's `refuse`, None if none is saved."""
         found = self._read(_REFUSED)
         if found is None:
             return None
@@ -52,7 +55,7 @@ class VideoProgress:
         return Ended(key=self._key, number=0, of=0, fates=(fate,), looked_s=fate.seconds, earlier=True)
 
     def save_spans(self, spans: list[tuple[int, int]]) -> None:
-        """Save the pieces of the video, as frames (first, end)."""
+        """Save the pieces of the video, each as its first frame and the frame after its last one."""
         self._write(_SPANS, spans)
 
     def spans(self) -> list[tuple[int, int]] | None:
@@ -64,8 +67,8 @@ class VideoProgress:
         """Save a piece's clips and then its fates. The fates mark the piece as finished.
 
         Args:
-            ended: the piece.
-            samples: members of each kept clip's sample, by the clip's key.
+            ended: the message that reports the piece.
+            samples: by the key of each kept clip, the clip's members in a shard: mp4, metadata and tracks.
         """
         for key, members in samples.items():
             with self._place.atomic_write(f"{key}.mp4") as file:
@@ -79,7 +82,7 @@ class VideoProgress:
         self._write(f"{ended.number:04d}.json", record)
 
     def finished(self, number: int) -> Ended | None:
-        """Return a finished piece, None if it is not finished."""
+        """Return the message that reports a finished piece, None if the piece is not finished."""
         found = self._read(f"{number:04d}.json")
         if found is None:
             return None
@@ -90,7 +93,7 @@ class VideoProgress:
         )
 
     def all_results(self) -> tuple[list[Fate], list[tuple[str, dict[str, Any]]]]:
-        """Return the fates of a finished video, and the key and json of each kept clip, in order."""
+        """Return the fates of a finished video, and the key and the metadata of each kept clip, in order."""
         ended = self.refused()
         if ended:
             return [*ended.fates], []

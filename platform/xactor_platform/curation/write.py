@@ -23,9 +23,10 @@ from xactor_platform.data.index import CONTROLS, LANDMARKS
 
 
 class Write(CurationStage):
-    """Save the clips of a piece."""
+    """Save the clips of a piece, a part of a video."""
 
     name = "write"
+    # This stage decodes only mp4s that an earlier stage encoded, so they are trusted.
     sandboxed = False
 
     @staticmethod
@@ -42,6 +43,7 @@ class Write(CurationStage):
                     assert clip.landmarks is not None
                     kept_frames = slice(*clip.trimmed) if clip.trimmed else slice(None)
                     controls, landmarks = clip.controls[kept_frames], clip.landmarks[kept_frames]
+                    # Shards hold the landmarks of only a few frames of each clip.
                     tracks = {CONTROLS: controls, LANDMARKS: landmarks[landmark_frames(len(landmarks))]}
                     members = {"mp4": with_sound(piece, clip), **tracks}
                     samples[key] = {**members, "json": meta_of(piece, clip, fates[-1])}
@@ -58,7 +60,7 @@ class Write(CurationStage):
         return write
 
     def refused(self, message: Any, reason: str, detail: str) -> Ended | Piece:
-        """Save a piece with its kept clips marked as failed."""
+        """Save a piece with its kept clips marked as failed, and return the message that reports it."""
         (ended,) = self._function(super().refused(message, reason, detail))
         return ended
 
@@ -72,7 +74,7 @@ def split_of(clip: Clip, speaker: str, held_out: float, seed: int) -> str:
         held_out: fraction of the speakers that are held out.
         seed: seed of the choice of held-out speakers.
     """
-    # A number in 0..1 for each speaker that does not depend on the other speakers.
+    # A pseudo-random number from 0 to 1 that depends only on the seed and the speaker, not on the other speakers.
     drawn = hashlib.sha256(f"{seed}/{speaker}".encode()).digest()[:8]
     if int.from_bytes(drawn, "big") / 2**64 < held_out:
         return "test"
@@ -80,7 +82,7 @@ def split_of(clip: Clip, speaker: str, held_out: float, seed: int) -> str:
 
 
 def with_sound(piece: Piece, clip: Clip) -> bytes:
-    """Return a clip's mp4 with its sound in sync. Only the pictures of a trimmed clip are encoded again."""
+    """Return a clip's mp4 with sound in sync. The pictures are encoded again only if the clip was trimmed."""
     offset = clip.sync.offset_frames if clip.sync else 0
     samples = sound_of_clip(piece, clip, offset)
     with as_file(clip.mp4) as file, tempfile.TemporaryDirectory(prefix="xactor-curate-") as folder:
@@ -94,7 +96,7 @@ def with_sound(piece: Piece, clip: Clip) -> bytes:
 
 
 def meta_of(piece: Piece, clip: Clip, fate: Fate) -> dict[str, Any]:
-    """Return the json of a clip in its shard."""
+    """Return the metadata of a clip, which its shard holds as json."""
     assert clip.box is not None
     measures = asdict(clip.measures) if clip.measures else {}
     return {

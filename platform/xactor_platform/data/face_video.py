@@ -1,4 +1,4 @@
-"""Encode the square crops of a face, with sound, as a video for stage 1's shards."""
+"""Encode the square crops of a face, with sound, as a video for the shards of stage 1, the training of the renderer."""
 
 import tempfile
 from collections.abc import Iterable
@@ -11,24 +11,25 @@ import numpy as np
 from xactor.media import write_video
 from xactor.rates import FPS
 
-# Nearly lossless: the motion encoder and the renderer learn from these pixels.
+# Constant rate factor of the h264 encoder. 10 is nearly lossless, because the motion encoder and the renderer learn
+# from these pixels.
 _CRF = 10
-# A keyframe every second, because training seeks to a few frames of a clip.
+# Frames from one keyframe to the next: one second, because training seeks to a few frames of a clip.
 _KEYFRAME_EVERY = FPS
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSamples:
-    """Hold one clip's members by extension, for the shards of both stages."""
+    """Hold the files of one clip for the shards of both trainings. Keys are file extensions, such as `motion.npy`."""
 
     motion: dict[str, Any]
-    """Members for stage 2's shards."""
+    """Files for the shards of stage 2, the training of the motion model."""
     video: dict[str, Any] | None
-    """Members for stage 1's shards. None if no face crops are made."""
+    """Files for the shards of stage 1, the training of the renderer. None if no face crops are made."""
 
 
 def face_video(crops: Iterable[np.ndarray], samples: np.ndarray) -> bytes:
-    """Encode crops uint8 [S, S, 3] at 25 fps and sound float32 [N] at 16 kHz as an mp4."""
+    """Encode crops uint8 [S, S, 3] at 25 fps and sound float32 [N] at 16 kHz. Return the bytes of an mp4."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "face.mp4"
         write_video(

@@ -7,13 +7,15 @@ import numpy as np
 
 from xactor_platform.data.index import Index
 
+# Maximum number of missing, of changed and of new shards that the error names.
 _MAX_NAMES = 5
 
 
 def fingerprint(index: Index) -> dict[str, str]:
-    """Return a digest of each shard by its name.
+    """Return a digest of each shard, by the name of the shard.
 
-    The digest covers the shard's size and what the plan depends on: the keys and lengths of its samples, in order.
+    The digest covers the shard's size in bytes, and the keys and lengths of its samples in order. If the keys or
+    lengths change, a training step no longer gets the same data.
     """
     order = np.argsort(index.shard, kind="stable")
     # Rows of shard i are order[edges[i] : edges[i + 1]].
@@ -33,7 +35,7 @@ def refuse_changed_corpus(before: Mapping[str, str], now: Mapping[str, str], uri
     Args:
         before: the fingerprint when the run began.
         now: the fingerprint of the corpus as it is now.
-        uri: names the corpus in the message.
+        uri: path or URI of the corpus, for the message.
     """
     differences = {
         "missing": sorted(before.keys() - now.keys()),

@@ -1,4 +1,7 @@
-"""Index a folder of shards: one row per sample, with the byte range of each of its members."""
+"""Index a folder of shards: one row per sample, with the byte range of each member in its shard.
+
+A shard is a WebDataset tar. A sample is here all files of one clip, and each of these files is a member.
+"""
 
 import json
 import logging
@@ -19,14 +22,15 @@ from xactor_platform.storage.retries import with_retries
 
 INDEX_NAME = "index.parquet"
 VERSION = 1
+# Maximum number of shards that are scanned concurrently.
 SCAN_THREADS = 32
 CONTROLS = "controls.npy"
 """Member with the control track of a clip, float32 [frames, 57]; see `xactor.controls`."""
 LANDMARKS = "landmarks.npy"
-"""Member with the landmarks of some frames of a clip, float32 [8, K, 2]; see `xactor.faces.landmarks`."""
+"""Member with K landmarks in each of 8 frames of a clip, float32 [8, K, 2]; see `xactor.faces.landmarks`."""
 LatentSource = Literal["encoder", "controls"]
 """Source of motion latents: a motion encoder applied to the pictures, or the fixed embedding of control tracks."""
-# Beginnings of the names of held-out shards.
+# Beginnings of the names of held-out shards, which are not used for training.
 HELD_OUT = ("test-", "val-")
 # Number of bad samples that a message names.
 NAMED_IN_ERRORS = 5
@@ -39,11 +43,11 @@ class BadSample:
     """Name a sample that cannot be used."""
 
     key: str
-    """Key of the sample. Empty if it stands for all samples that are missing at the end of a truncated shard."""
+    """Key of the sample. Empty if this object stands for all samples that are missing at a truncated shard's end."""
     shard: str
     """Name of the shard."""
     reason: str
-    """The fault, for a message."""
+    """Description of the fault, for messages."""
 
     def __str__(self) -> str:
         key = f"{self.key}: " if self.key else ""
@@ -85,10 +89,10 @@ class CorpusShape:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Index:
-    """Hold a corpus, one row per sample. All arrays are [samples].
+    """Describe the samples of a corpus. Each array holds one value per sample, [samples].
 
-    `offset`, `length` and `header` are keyed by member extension (`motion.npy`, `mp4`, ...). The data of an array
-    member begins at `offset + header` in its shard.
+    `offset`, `length` and `header` are keyed by the extension of a member (`motion.npy`, `mp4`, ...). The data of an
+    array member begins at `offset + header` in its shard.
     """
 
     location: Location
@@ -98,15 +102,15 @@ class Index:
     shard_sizes: tuple[int, ...]
     """Bytes of each shard."""
     key: np.ndarray
-    """Keys, object (str)."""
+    """Key of each sample, object (str)."""
     shard: np.ndarray
-    """Positions in `shard_names`, int32."""
+    """Position of each sample's shard in `shard_names`, int32."""
     frames: np.ndarray
-    """Lengths, int64."""
+    """Length of each sample in frames, int64."""
     speaker: np.ndarray
-    """Speakers, object (str)."""
+    """Speaker of each sample, object (str). Empty if unknown."""
     sync_confidence: np.ndarray
-    """SyncNet's confidence, float32. NaN if unknown."""
+    """SyncNet's confidence that lips and sound are in sync, float32. NaN if unknown."""
     offset: Mapping[str, np.ndarray]
     """First byte of each member in its shard, int64. -1 if the sample lacks an optional member."""
     length: Mapping[str, np.ndarray]
@@ -116,7 +120,7 @@ class Index:
     shape: CorpusShape | None
     """Shape of a frame. None for a corpus of videos."""
     bad: tuple[BadSample, ...]
-    """Samples that were left out."""
+    """Unusable samples. They have no row."""
 
     @property
     def samples(self) -> int:
@@ -159,7 +163,7 @@ class Index:
         return np.array([name.startswith(HELD_OUT) for name in self.shard_names])[self.shard]
 
     def read(self, row: int, member: str) -> bytes:
-        """Return one member's bytes, for example of `mp4`. Raise KeyError if the sample does not have the member."""
+        """Return the bytes of one member, such as `mp4`. Raise KeyError if the sample does not have the member."""
         offset = self.offset[member][row] if member in self.offset else -1
         if offset < 0:
             raise KeyError(f"{self.key[row]} has no {member}")
@@ -172,7 +176,7 @@ class Index:
         return with_retries(read, f"{self.location.uri}/{shard}")
 
     def read_meta(self, row: int) -> dict[str, Any]:
-        """Return a sample's parsed json."""
+        """Return the parsed content of a sample's json member."""
         return json.loads(self.read(row, "json"))
 
 
@@ -188,7 +192,7 @@ def load_index(location: str, *, max_bad_fraction: float = 0.0) -> Index:
 
     Raises:
         FileNotFoundError: the folder does not exist or holds no shard.
-        ValueError: the fraction of unusable samples is larger than max_bad_fraction.
+        ValueError: the fraction of unusable samples is larger than max_bad_fraction, or all samples are unusable.
     """
     if not 0 <= max_bad_fraction <= 1:
         raise ValueError(f"max_bad_fraction must be in 0..1, got {max_bad_fraction}")
@@ -210,7 +214,7 @@ def load_index(location: str, *, max_bad_fraction: float = 0.0) -> Index:
 
 
 def build_index(location: Location, shards: Mapping[str, int]) -> Index:
-    """Scan shards in parallel, and return their usable samples as an index that lists the unusable ones in `bad`.
+    """Scan shards in parallel, and return their index. Unusable samples have no row, and are listed in `Index.bad`.
 
     Args:
         location: folder of the shards.
@@ -226,9 +230,9 @@ def build_index(location: Location, shards: Mapping[str, int]) -> Index:
     # Usable samples, each with the number of its shard.
     good: list[tuple[int, ScannedSample]] = []
     bad: list[BadSample] = []
-    # The most frequent shape is the corpus's. Samples of another shape are bad.
+    # The shape of the corpus is the most frequent shape. Samples of another shape are bad.
     shapes = Counter(_frame_shape(sample) for scan in scans for sample in scan.samples if not sample.reason)
-    # Samples without arrays do not count. Deleting a missing key from a Counter is no error.
+    # None stands for samples without arrays, which do not count. Deleting a missing key from a Counter is no error.
     del shapes[None]
     shape = shapes.most_common(1)[0][0] if shapes else None
     shard_of_key: dict[str, str] = {}
@@ -311,7 +315,8 @@ def _stored(location: Location, shards: Mapping[str, int]) -> Index | None:
 def _required_members(scans: list[ShardScan]) -> tuple[str, ...]:
     """Return the members that every sample must have.
 
-    If any sample has an array, or none has an mp4, this is a corpus of latents. Otherwise it is a corpus of videos.
+    If any sample has an array, or no sample has an mp4, this is a corpus of latents. Otherwise this is a corpus of
+    videos.
     """
     found = {extension for scan in scans for sample in scan.samples for extension in sample.members}
     has_arrays = bool(found & {"motion.npy", "audio.npy"})
@@ -321,7 +326,7 @@ def _required_members(scans: list[ShardScan]) -> tuple[str, ...]:
 
 
 def _frame_shape(sample: ScannedSample) -> CorpusShape | None:
-    """Return the shape of the sample's frames, or None if it lacks an array."""
+    """Return the shape of the sample's frames, or None if the sample lacks an array."""
     if not {"motion.npy", "audio.npy"} <= set(sample.shape):
         return None
     (_, width), (_, layers, features) = sample.shape["motion.npy"], sample.shape["audio.npy"]
@@ -378,6 +383,7 @@ def _assemble(
 
 
 def _check_bad(index: Index, max_bad_fraction: float) -> None:
+    """Log the bad samples, or raise ValueError if there are too many."""
     if not index.bad:
         return
     samples = len(index.bad) + index.samples

@@ -1,8 +1,11 @@
-"""Plan an epoch's order from (lengths, seed, epoch), the same for any number of ranks.
+"""Plan the order of the training data in an epoch.
+
+The plan depends only on the clips' lengths and shards, the configuration with its seed, and the epoch. It is the same
+for any number of ranks.
 
 Shards are shuffled, then divided into groups of `shuffle_shards`. Within a group, clips are cut into samples of at most
-`context_frames` frames, samples of similar lengths form micro-batches, and the micro-batches are shuffled. Every M of
-them form a global step.
+`context_frames` frames, samples of similar lengths form micro-batches, and the micro-batches are shuffled. Every M
+micro-batches form a global step, which is one step of the optimizer.
 """
 
 import itertools
@@ -17,7 +20,7 @@ class PlanConfig:
     """Configure how an epoch is divided into samples, micro-batches and steps."""
 
     seed: int = 0
-    """Seed of the order, together with the epoch."""
+    """Seed of the random order. The order of an epoch depends on this seed and on the number of the epoch."""
     micro_batches: int = 16
     """M, the number of micro-batches in a global step over all ranks."""
     budget_frames: int = 4096
@@ -60,18 +63,18 @@ class MicroBatch:
     """Hold the samples that one forward pass takes together. Arrays are int64 [B]."""
 
     row: np.ndarray
-    """Rows of the index."""
+    """Row of each sample's clip in the index."""
     start: np.ndarray
     """First frame of each sample in its clip."""
     frames: np.ndarray
-    """Length of each sample."""
+    """Length of each sample in frames."""
     is_filler: bool = False
-    """True if the micro-batch only fills a short last step: it repeats one short sample at weight 0, so that every rank
-    runs the same number of backward passes."""
+    """True if the micro-batch only completes the last step of an epoch, which may lack micro-batches. A filler repeats
+    one short sample at weight 0, so that every rank runs the same number of backward passes."""
 
     @property
     def weight(self) -> float:
-        """Return the weight of the samples in the loss."""
+        """Return the weight of each sample in the loss."""
         return 0.0 if self.is_filler else 1.0
 
     @property
@@ -99,22 +102,22 @@ class EpochPlan:
     epoch: int
     """Number of the epoch."""
     row: np.ndarray
-    """Rows of the index, int64 [samples]."""
+    """Row of each sample's clip in the index, int64 [samples]."""
     start: np.ndarray
     """First frame of each sample in its clip, int64 [samples]."""
     frames: np.ndarray
-    """Length of each sample, int64 [samples]."""
+    """Length of each sample in frames, int64 [samples]."""
     edges: np.ndarray
-    """Micro-batch i is samples `edges[i]:edges[i + 1]`, int64 [micro-batches + 1]."""
+    """Bounds of the micro-batches, int64 [micro-batches + 1]: micro-batch i is samples `edges[i]:edges[i + 1]`."""
 
     @property
     def micro_batches(self) -> int:
-        """Return the number of micro-batches without fillers."""
+        """Return the number of micro-batches in the epoch, fillers not counted."""
         return len(self.edges) - 1
 
     @property
     def steps(self) -> int:
-        """Return the number of global steps, the last one included if it is short."""
+        """Return the number of global steps in the epoch. The last step counts even if it needs fillers."""
         return -(-self.micro_batches // self.config.micro_batches)
 
     @property
@@ -131,12 +134,15 @@ class EpochPlan:
         return real + [self._filler(first, end)] * short
 
     def step_frames(self, number: int) -> int:
-        """Return the number of real frames of a global step over all ranks, by which the step's loss is divided."""
+        """Return the number of frames of a global step over all ranks, without padding and fillers.
+
+        The training divides the step's loss by this number.
+        """
         first, end = self._bounds(number)
         return int(self.frames[self.edges[first] : self.edges[end]].sum())
 
     def _bounds(self, number: int) -> tuple[int, int]:
-        """Return the first micro-batch of a step, and the one after its last."""
+        """Return the number of a step's first micro-batch, and the number of the micro-batch after its last one."""
         if not 0 <= number < self.steps:
             raise IndexError(f"step must be in 0..{self.steps - 1}, got {number}")
         size = self.config.micro_batches
@@ -147,7 +153,7 @@ class EpochPlan:
         return MicroBatch(self.row[samples], self.start[samples], self.frames[samples])
 
     def _filler(self, first: int, end: int) -> MicroBatch:
-        """Return a filler with the shortest sample of the micro-batches `first` to `end` - 1."""
+        """Return a filler that repeats the shortest sample of the micro-batches `first` to `end` - 1."""
         first_sample, end_sample = self.edges[first], self.edges[end]
         position = first_sample + int(self.frames[first_sample:end_sample].argmin())
         shortest = slice(position, position + 1)
@@ -161,12 +167,13 @@ def plan_epoch(frames: np.ndarray, shard: np.ndarray, config: PlanConfig, epoch:
 
     Args:
         frames: lengths of the clips, int [clips].
-        shard: the shard that holds each clip, int [clips].
+        shard: number of the shard that holds each clip, int [clips].
         config: see `PlanConfig`.
         epoch: number of the epoch, from 0.
 
     Raises:
-        ValueError: there are no clips, a clip has no frames, or with `whole` no clip is long enough.
+        ValueError: there are no clips, a clip has no frames, or with `whole` no clip is long enough. Also if `frames`
+            and `shard` differ in length, or `epoch` is negative.
     """
     frames, shard = np.asarray(frames, dtype=np.int64), np.asarray(shard, dtype=np.int64)
     if not len(frames):
@@ -205,15 +212,15 @@ def plan_epoch(frames: np.ndarray, shard: np.ndarray, config: PlanConfig, epoch:
 def _tile(
     frames: np.ndarray, context: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut clips that are longer than the context, every `context` frames from a random frame on.
+    """Cut every clip that is longer than the context at a random frame, and every `context` frames after it.
 
     Returns:
-        clip, start and length, each [samples].
+        the clip, the first frame and the length of each sample, each [samples].
     """
-    # The first cut of each clip. If it is 0, no shorter sample lies before it.
+    # Frame of the first cut in each clip. The frames before it form a shorter sample. With 0 there is no such sample.
     first_cut = generator.integers(0, context, len(frames))
     first_cut[frames <= context] = 0
-    # The quotient is rounded up.
+    # Number of samples of each clip. The quotient is rounded up.
     tiles = (first_cut > 0) + -(-(frames - first_cut) // context)
     clip = np.repeat(np.arange(len(frames)), tiles)
     # Number of each sample in its clip, from 0.
@@ -229,8 +236,9 @@ def _tile_whole(
     """Cut as many samples of the context's length as fit into each clip, one after another from a random frame on.
 
     Returns:
-        clip, start and length, each [samples].
+        the clip, the first frame and the length of each sample, each [samples].
     """
+    # Number of samples of each clip.
     tiles = frames // context
     offset = generator.integers(0, frames - tiles * context + 1)
     clip = np.repeat(np.arange(len(frames)), tiles)
@@ -240,10 +248,10 @@ def _tile_whole(
 
 
 def _cut(length: np.ndarray, group: np.ndarray, budget_frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cut samples, sorted longest first within each group, into micro-batches.
+    """Divide samples into micro-batches. Within each group the samples are sorted, the longest first.
 
     Returns:
-        edges [micro-batches + 1] and the group of each micro-batch.
+        the bounds of the micro-batches [micro-batches + 1], as in `EpochPlan.edges`, and the group of each micro-batch.
     """
     group_ends = np.append(np.flatnonzero(np.diff(group)) + 1, len(group)).tolist()
     lengths = length.tolist()
@@ -260,14 +268,15 @@ def _cut(length: np.ndarray, group: np.ndarray, budget_frames: int) -> tuple[np.
 def rank_micro_batches(step: Sequence[MicroBatch], rank: int, ranks: int) -> list[MicroBatch]:
     """Return the micro-batches of a step that one rank trains, in order. In turn j, each rank trains its j-th one.
 
-    The micro-batches are sorted by decreasing cost, and in turn j rank r trains number j * ranks + r. So the ranks'
-    micro-batches of a turn cost about the same, and no rank waits long in the reduction that ends the turn.
+    The micro-batches are sorted by decreasing cost, and in turn j rank r trains number j * ranks + r. So the
+    micro-batches that the ranks train in the same turn cost about the same. Therefore no rank waits long for the others
+    in the gradient reduction that ends the turn.
     """
     if not 0 <= rank < ranks or len(step) % ranks:
         raise ValueError(
             f"rank must be in 0..{ranks - 1} and ranks divide {len(step)}, got {rank} of {ranks}"
         )
-    # With equal numbers of frames, fillers come last.
+    # Among micro-batches with equal numbers of frames, fillers come last.
     cost = [(batch.padded_frames, int(batch.frames.max()), not batch.is_filler) for batch in step]
     order = sorted(range(len(step)), key=lambda i: cost[i], reverse=True)
     return [step[i] for i in order[rank::ranks]]
@@ -282,7 +291,7 @@ class Step:
     micro_batches: list[MicroBatch]
     """The M micro-batches, fillers included."""
     frames: int
-    """Number of real frames over all ranks."""
+    """Number of frames over all ranks, without padding and fillers."""
     padding: float
     """Fraction of frames that are padding, fillers not counted."""
     following: Cursor
@@ -297,6 +306,9 @@ def planned_steps(frames: np.ndarray, shard: np.ndarray, config: PlanConfig, sta
         shard: see `plan_epoch`.
         config: see `PlanConfig`.
         start: position of the first step.
+
+    Raises:
+        ValueError: see `plan_epoch`, or `start` lies after the last step of its epoch.
     """
     step = start.step
     for epoch in itertools.count(start.epoch):

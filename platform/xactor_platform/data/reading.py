@@ -1,4 +1,7 @@
-"""Read planned micro-batches from shards by byte ranges, without Ray and without torch."""
+"""Read planned micro-batches of latents from shards by byte ranges, without Ray and without torch.
+
+In this file a `Request` names one micro-batch, and a read is one access to the storage.
+"""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,14 +16,15 @@ from xactor_platform.data.scan import parse_npy_header
 from xactor_platform.storage.location import Location
 from xactor_platform.storage.retries import StorageUnavailable, with_retries
 
-# A sample's array members, and the names of their data in `Raw`.
+# File extensions of a sample's two arrays in a shard, and the names of their data in `Raw`.
 MEMBERS = ("motion.npy", "audio.npy")
 ARRAYS = ("motion", "audio")
-# Maximum gap between two ranges that one request reads. To read such a gap costs less than another request.
+# Maximum number of bytes between two ranges that one read covers. Reading these bytes takes less time than a second
+# read.
 MERGE_BYTES = 64 << 10
-# Maximum length of one request.
+# Maximum number of bytes of one read.
 MAX_READ_BYTES = 32 << 20
-# Number of concurrent requests of a task. An object store answers each in 20 to 100 ms.
+# Number of concurrent reads from an object store, which takes 20 to 100 ms to answer one read.
 REMOTE_READS = 16
 
 
@@ -29,19 +33,20 @@ class Request:
     """Name what to read for one micro-batch. A request is small, because it does not refer to the index."""
 
     keys: list[str]
-    """Keys of the clips, [B]."""
+    """Key of each sample's clip, [B]."""
     shards: list[str]
-    """Names of the clips' shards, [B]. Empty for a filler, none of whose bytes are read."""
+    """Name of the shard of each clip, [B]. Empty for a filler: nothing is read for it."""
     starts: np.ndarray
     """First frame of each sample in its clip, int64 [B]."""
     frames: np.ndarray
-    """Length of each sample, int64 [B]."""
+    """Length of each sample in frames, int64 [B]."""
     clip_frames: np.ndarray
-    """Length of each clip, int64 [B]."""
+    """Length of each clip in frames, int64 [B]."""
     data: np.ndarray
-    """First byte in the shard of each array's data, behind its header, in the order of MEMBERS, int64 [B, 2]."""
+    """Position in the shard of the first byte after the .npy header of each array, in the order of MEMBERS, int64
+    [B, 2]."""
     header: np.ndarray
-    """Length of the .npy header before that data in bytes, int64 [B, 2]."""
+    """Length of that header in bytes, int64 [B, 2]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +54,9 @@ class Raw:
     """Hold the bytes of a micro-batch, as Ray Data transports them."""
 
     arrays: dict[str, np.ndarray]
-    """Concatenated samples by name, flat uint8. The names are ARRAYS for latents."""
+    """Bytes of each array by name, the samples one after another, flat uint8. For latents the names are ARRAYS."""
     bad: list[tuple[int, str]]
-    """Position in the micro-batch and reason of each bad sample."""
+    """Bad samples: the position of each in the micro-batch, and the reason why it is bad."""
 
 
 @dataclass(slots=True, eq=False)
@@ -64,13 +69,14 @@ class _Range:
     target: np.ndarray
     """Memory to fill, uint8."""
     sample: tuple[int, int]
-    """Number of the request, and position of the sample in it."""
+    """Number of the request, and position of the sample in the request."""
     dtype: str
     """Type of the array."""
     shape: tuple[int, ...]
     """Shape of the array of the complete clip."""
     header: int
-    """Length of the .npy header before the range, which is read and checked too. 0 if no header is before the range."""
+    """Length in bytes of the .npy header before the range. The header is read and checked too. 0 if the range does not
+    follow a header."""
 
     @property
     def begin(self) -> int:
@@ -97,13 +103,13 @@ def make_request(index: Index, micro_batch: MicroBatch) -> Request:
 
 
 def read_raw(location: Location, shape: CorpusShape, requests: Sequence[Request]) -> list[Raw]:
-    """Read several micro-batches together. One request reads neighbouring ranges of a shard.
+    """Read several micro-batches together. One read covers neighbouring ranges of a shard.
 
-    A sample is listed in `bad`, and its bytes are zero, if it cannot be read, is not what was indexed, or holds NaN or
-    infinity.
+    A sample is bad if it cannot be read, is not what was indexed, or holds NaN or infinity. `Raw.bad` lists such a
+    sample, and its bytes are zero.
 
     Raises:
-        StorageUnavailable: the storage fails. This makes no sample bad.
+        StorageUnavailable: the storage fails. No sample is listed as bad for this reason.
     """
     raws, ranges = [], []
     for number, request in enumerate(requests):
@@ -118,7 +124,7 @@ def read_raw(location: Location, shape: CorpusShape, requests: Sequence[Request]
             problems_of_runs = pool.map(lambda run: _read_run(location, run), runs)
             problems = list(chain.from_iterable(problems_of_runs))
     reasons = dict(problems)
-    # If one array of a sample is bad, the other one is zero too.
+    # If one array of a sample is bad, set both arrays to zero.
     for r in ranges:
         if r.sample in reasons:
             r.target[:] = 0
@@ -128,7 +134,7 @@ def read_raw(location: Location, shape: CorpusShape, requests: Sequence[Request]
 
 
 def _lay_out(request: Request, number: int, shape: CorpusShape) -> tuple[Raw, list[_Range]]:
-    """Allocate memory for a micro-batch's bytes. Return it with the ranges that are to be read into it."""
+    """Allocate memory for a micro-batch's bytes. Return the memory, and the ranges to read into it."""
     buffers, ranges = [], []
     for member, (dtype, frame_shape) in enumerate(shape.members):
         frame_bytes = int(np.prod(frame_shape)) * np.dtype(dtype).itemsize
@@ -137,7 +143,8 @@ def _lay_out(request: Request, number: int, shape: CorpusShape) -> tuple[Raw, li
         offsets = (request.data[:, member] + request.starts * frame_bytes).tolist()
         buffer = np.empty(ends[-1] if request.shards else 0, np.uint8)
         for i, shard in enumerate(request.shards):
-            # The header lies just before a clip's first frame. Checking it detects a shard that has changed.
+            # The header lies just before a clip's first frame, so it is read with samples that start there. Checking it
+            # detects a shard that has changed.
             header = int(request.header[i, member]) if request.starts[i] == 0 else 0
             clip_shape = (int(request.clip_frames[i]), *frame_shape)
             target = buffer[begins[i] : ends[i]]
@@ -147,7 +154,7 @@ def _lay_out(request: Request, number: int, shape: CorpusShape) -> tuple[Raw, li
 
 
 def _merge(ranges: Sequence[_Range]) -> Iterator[list[_Range]]:
-    """Group ranges, which are sorted by shard and offset, into runs. One request reads a run."""
+    """Group ranges, which are sorted by shard and offset, into runs. A run is the ranges that one read covers."""
     run: list[_Range] = []
     end = 0
     for r in ranges:
@@ -163,7 +170,7 @@ def _merge(ranges: Sequence[_Range]) -> Iterator[list[_Range]]:
 
 
 def _read_run(location: Location, run: list[_Range]) -> list[tuple[tuple[int, int], str]]:
-    """Read a run, and fill the memory of its ranges. Return (sample, reason) for each range that cannot be used."""
+    """Read the ranges of a run into their memory. Return (sample, reason) for each range that cannot be used."""
     begin, end = run[0].begin, max(r.end for r in run)
 
     def read() -> np.ndarray:
@@ -204,7 +211,7 @@ def _fault(r: _Range, header: np.ndarray, content: np.ndarray) -> str:
 
 def _is_finite(data: np.ndarray, dtype: str) -> bool:
     """Return whether all values are finite. Comparing bits is ten times as fast as `np.isfinite` on float16."""
-    # A float is NaN or infinite if its bits without the sign, as an integer, are at least those of infinity.
+    # A float is NaN or infinite if its bits without the sign, read as an integer, are >= the bits of infinity.
     if dtype == "float16":
         return bool((data.view(np.uint16) & 0x7FFF).max() < 0x7C00)
     return bool((data.view(np.uint32) & 0x7FFFFFFF).max() < 0x7F800000)

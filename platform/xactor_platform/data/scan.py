@@ -1,4 +1,7 @@
-"""Scan a shard's headers to find its samples, without reading the arrays."""
+"""Find the samples of a shard, a WebDataset tar, by reading its headers but not its arrays.
+
+A sample is all files of one key in the tar, and each of these files is a member.
+"""
 
 import ast
 import json
@@ -16,7 +19,7 @@ from xactor_platform.storage.location import Location
 
 # Size of a tar's blocks in bytes.
 BLOCK = 512
-# Minimum bytes of a read. They cover the end of a member, a small json and the next array's header.
+# Minimum bytes of a read. One such read covers the end of a member, a small json and the next array's header.
 READ_AHEAD = 4096
 
 
@@ -31,7 +34,7 @@ class BrokenShard(ValueError):
 
 @dataclass
 class ScannedSample:
-    """Describe one sample as a shard's headers do. Members are keyed by extension."""
+    """Hold the facts about one sample from its headers and its json. Members are keyed by file extension."""
 
     key: str
     """Key of the sample."""
@@ -68,12 +71,14 @@ class ShardScan:
 
 
 class _Window:
-    """Read a file with a small read-ahead, so that a header does not cost a request of its own."""
+    """Read a file with a small read-ahead, so that a small header needs no request of its own to the storage."""
 
     def __init__(self, file: NativeFile, size: int):
+        # `data` holds the bytes of the file from position `at` on.
         self.file, self.size, self.at, self.data = file, size, 0, b""
 
     def read(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes from position `offset` on."""
         first = offset - self.at
         if first < 0 or first + length > len(self.data):
             wanted = min(max(length, READ_AHEAD), self.size - offset)
@@ -83,6 +88,8 @@ class _Window:
 
 def scan_shard(location: Location, shard: str, size: int) -> ShardScan:
     """Read the tar headers, the .npy headers and the json of every sample of one tar.
+
+    A fault of the tar raises no error. `ScannedSample.reason` and `ShardScan.broken` describe it.
 
     Args:
         location: folder of the shard.
@@ -108,7 +115,7 @@ def scan_shard(location: Location, shard: str, size: int) -> ShardScan:
         except BrokenShard as error:
             broken = str(error)
             key, _ = split_name(error.name)
-            # The incomplete member is the first of its sample: list the sample without members.
+            # If the incomplete member is the first of its sample, list the sample without members.
             if key and (not samples or samples[-1].key != key):
                 samples.append(ScannedSample(key))
     for sample in samples:
@@ -151,7 +158,7 @@ def _members(window: _Window) -> Iterator[tuple[str, int, int]]:
                 f"truncated: {name} needs bytes up to {data + info.size}, the file ends at {window.size}",
                 name,
             )
-        # A name that is too long for a header is in an entry before the file's own.
+        # A name that is too long for a file's header is stored in an extra entry just before the file.
         if info.type == tarfile.GNUTYPE_LONGNAME:
             long_name = window.read(data, info.size).rstrip(b"\0").decode("utf-8", "surrogateescape")
         elif info.type == tarfile.XHDTYPE:
@@ -168,7 +175,7 @@ def _members(window: _Window) -> Iterator[tuple[str, int, int]]:
 
 
 def _pax_path(records: bytes) -> str:
-    """Return the path in a pax header's records, each `<length> <name>=<value>\\n`. Empty if there is none.
+    """Return the path in a pax header's records, each `<length> <name>=<value>\\n`, or an empty string if none has one.
 
     Raises:
         ValueError: a record's length is not a number, or does not fit the records.
@@ -186,6 +193,7 @@ def _pax_path(records: bytes) -> str:
 
 
 def _add_member(sample: ScannedSample, extension: str, offset: int, length: int, window: _Window) -> None:
+    """Add a member to a sample, with the facts from its json or its .npy header. Set `reason` if there is a fault."""
     if extension in sample.members:
         sample.reason = sample.reason or f"has {extension} twice"
         return
@@ -194,12 +202,14 @@ def _add_member(sample: ScannedSample, extension: str, offset: int, length: int,
         if extension == "json":
             _read_json(sample, window.read(offset, length))
         elif extension in ("motion.npy", "audio.npy"):
+            # 1024 bytes are more than the .npy header of a plain array has.
             _read_header(sample, extension, window.read(offset, min(length, 1024)), length)
     except ValueError as error:
         sample.reason = sample.reason or f"{extension}: {error}"
 
 
 def _read_json(sample: ScannedSample, text: bytes) -> None:
+    """Set the fields that come from the json. Raise ValueError if it is faulty."""
     try:
         meta: Any = json.loads(text)
     except ValueError as error:
@@ -218,10 +228,19 @@ def _read_json(sample: ScannedSample, text: bytes) -> None:
 
 
 def _read_header(sample: ScannedSample, extension: str, head: bytes, length: int) -> None:
+    """Set the fields that come from an array's .npy header. Raise ValueError if the array is faulty.
+
+    Args:
+        sample: the sample to change.
+        extension: extension of the member.
+        head: first bytes of the member, with the complete header.
+        length: bytes of the member.
+    """
     try:
         header, dtype, fortran, shape = parse_npy_header(head)
     except ValueError as error:
         raise ValueError(f"not a .npy array ({error})") from error
+    # Latents are [T, D], audio features are [T, L, F].
     axes = 2 if extension == "motion.npy" else 3
     if dtype not in ("<f2", "<f4"):
         raise ValueError(f"dtype must be float16 or float32, got {dtype}")
@@ -241,14 +260,15 @@ def parse_npy_header(head: bytes) -> tuple[int, str, bool, tuple[int, ...]]:
     """Parse the first bytes of a .npy file.
 
     Returns:
-        the header's length in bytes, the dtype as it is written, whether the order is Fortran's, and the shape.
+        the header's length in bytes, the dtype as the header writes it (such as `<f2`), whether the array is in Fortran
+        order, and the shape.
 
     Raises:
         ValueError: the bytes are not the start of a .npy file.
     """
     if head[:6] != b"\x93NUMPY" or len(head) < 12:
         raise ValueError("no .npy magic")
-    # The length of the header has 2 bytes in version 1, and 4 bytes in later versions.
+    # The header's length is stored from byte 8 on: in 2 bytes in version 1, and in 4 bytes in later versions.
     start = 10 if head[6] == 1 else 12
     end = start + int.from_bytes(head[8:start], "little")
     if end > len(head):
@@ -266,7 +286,7 @@ def _parse_fields(text: bytes) -> tuple[str, bool, tuple[int, ...]]:
 
 
 def _disagreement(sample: ScannedSample) -> str:
-    """Return how an array's length differs from the json's, or an empty string."""
+    """Return a message if an array has another length than the json states, otherwise an empty string."""
     for extension, shape in sample.shape.items():
         if sample.frames > 0 and shape[0] != sample.frames:
             return f"{extension} has {shape[0]} frames, its json says {sample.frames}"

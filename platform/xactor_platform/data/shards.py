@@ -1,4 +1,4 @@
-"""Write shards: WebDataset tars that are complete or absent."""
+"""Write shards, which are WebDataset tars. A shard appears in its folder only when it is complete."""
 
 import io
 import json
@@ -36,13 +36,19 @@ class Shard:
         if self._tar is not None:
             # An error on closing must not replace the block's own error.
             suppressed = suppress(OSError) if exc_type else nullcontext()
-            # A tar that is not closed would write to its closed stream when it is garbage-collected.
+            # Close the tar here. Otherwise it would be closed when it is garbage-collected, and write to a stream that
+            # is already closed.
             with suppressed:
                 self._tar.close()
         self._stack.__exit__(exc_type, exc, traceback)
 
     def write(self, key: str, members: Mapping[str, bytes]) -> None:
-        """Add one sample, encoded by `encode_members`."""
+        """Add one sample, whose members `encode_members` has encoded.
+
+        Args:
+            key: name of the sample in the tar.
+            members: content of each file of the sample, by extension.
+        """
         if self._tar is None:
             stream = self._stack.enter_context(self._location.atomic_write(self._name))
             self._tar = TarWriter(stream, encoder=False, mtime=0)
@@ -59,11 +65,11 @@ class ShardWriter:
 
     Args:
         location: URI or path of the folder, created if it is missing.
-        split: the beginning of the shards' names. `test` and `val` are held out from training.
+        split: the beginning of the shards' names. Shards of the splits `test` and `val` are held out from training.
         samples_per_shard: number of samples after which a shard is full.
         bytes_per_shard: number of bytes of members after which a shard is full, even if it has fewer samples.
-        overwrite: delete the split's earlier shards at the start. Otherwise they are an error, because a run that
-            writes fewer shards would leave some of them next to its own.
+        overwrite: delete the split's earlier shards at the start. If it is False, earlier shards raise FileExistsError,
+            because a run that writes fewer shards would leave some of them next to its own.
     """
 
     def __init__(
@@ -125,7 +131,7 @@ class ShardWriter:
                 `{"mp4": bytes, "json": {...}}`. The json has `frames` = T and `fps` = 25.
 
         Raises:
-            ValueError: no reader would accept the key or the sample.
+            ValueError: the key was already written, or no reader would accept the key or the sample.
         """
         if key in self._keys:
             raise ValueError(f"key {key!r} was already written")

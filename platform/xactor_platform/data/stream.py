@@ -1,4 +1,4 @@
-"""Stream the planned micro-batches of one rank through Ray Data."""
+"""Stream one rank's micro-batches from the shards through Ray Data, in the order of the plan."""
 
 import json
 import logging
@@ -23,14 +23,16 @@ from xactor_platform.data.index import Index
 from xactor_platform.data.plan import Cursor, MicroBatch, PlanConfig, Step, planned_steps, rank_micro_batches
 from xactor_platform.data.reading import Raw
 
-# Bytes of a block, which one task reads. With fewer bytes the overhead per task becomes noticeable.
+# Approximate bytes of a block, the data that one Ray task reads. With fewer bytes the overhead per task becomes
+# noticeable.
 BLOCK_BYTES = 32 << 20
 # Number of blocks of one rank that are read ahead of the training.
 BLOCKS_AHEAD = 8
-# Number of blocks that one Ray Data execution reads. All of their requests are made before it starts.
+# Number of blocks that one Ray Data execution reads. The requests for all these blocks are made before the execution
+# starts.
 SEGMENT_BLOCKS = 256
 # Minimum seconds between two iterations of Ray Data's scheduling loop. The loop runs in the training's process and
-# needs its interpreter lock. At 0.01 s its thread used a quarter of a core.
+# needs the interpreter lock of that process. With 0.01 s the loop's thread used a quarter of a core.
 SCHEDULE_S = 0.05
 
 # Ray Data logs the end of each execution. A training has many executions, and the log lines would hide its progress.
@@ -46,20 +48,21 @@ class Reader(Protocol):
     bytes_per_frame: int
     """Approximate number of bytes that Ray Data transports for each planned frame."""
     read: Callable[[Sequence[Any]], list[Raw]]
-    """Function that reads the requests of a block in a Ray Data task. It is sent to the tasks, the index is not."""
+    """Function that reads the requests of a block in a Ray Data task. Ray sends the function to the tasks, but not the
+    index."""
 
     def request(self, micro_batch: MicroBatch, *, step: int, epoch: int) -> Any:
         """Return a small object that names what to read for a micro-batch.
 
         Args:
-            micro_batch: from the plan.
-            step: number of its global step in the run, from 0.
-            epoch: number of its epoch.
+            micro_batch: a micro-batch of the plan.
+            step: number of the micro-batch's global step in the run, from 0.
+            epoch: number of the micro-batch's epoch, from 0.
         """
         ...
 
     def batch(self, request: Any, raw: Raw) -> Batch:
-        """Turn the bytes that were read into the arrays that the training takes."""
+        """Turn the bytes that were read for a request into the arrays that the training takes."""
         ...
 
 
@@ -104,7 +107,7 @@ class PlannedStream:
         self._per_block = max(1, BLOCK_BYTES // micro_batch_bytes)
         cpus = max(1.0, wait_for_cpus(cpu_timeout_s) // ranks)
         ahead_bytes = 2 * BLOCKS_AHEAD * max(BLOCK_BYTES, micro_batch_bytes)
-        # All ranks together use at most a quarter of the object store, because others use it too.
+        # All ranks together use at most a quarter of the object store, because other work on the cluster uses it too.
         store_share = ray.cluster_resources().get("object_store_memory", ahead_bytes) / (4 * ranks)
         self._limits = ExecutionResources.for_limits(
             cpu=cpus, object_store_memory=min(ahead_bytes, store_share)
@@ -142,7 +145,10 @@ class PlannedStream:
             self._opened.pop().close()
 
     def _run(self) -> Generator[Batch, None, None]:
-        """Yield the micro-batches of one segment after another. Open the next one before the last blocks are used."""
+        """Yield the micro-batches of one segment after another.
+
+        Open the next segment while the current segment still has blocks left, so that the training need not wait.
+        """
         while self._next_segment and (segment := self._next_segment.result()):
             self._next_segment = None
             for number, (blocks_left, raw) in enumerate(segment.raws()):
@@ -168,7 +174,14 @@ class PlannedStream:
 
 
 class _Segment:
-    """Read consecutive micro-batches of a rank with one Ray Data execution."""
+    """Read consecutive micro-batches of a rank with one Ray Data execution.
+
+    Args:
+        turns: the global step and the request of each micro-batch.
+        per_block: number of micro-batches in a block.
+        read: see `Reader.read`.
+        limits: CPUs and object store memory that the execution may use.
+    """
 
     def __init__(
         self,
@@ -198,11 +211,11 @@ class _Segment:
             batch_size=None, batch_format="pyarrow", prefetch_batches=BLOCKS_AHEAD // 2
         )
         self._tables = cast(Generator[pa.Table, None, None], iter(tables))
-        # The first `next` starts the execution.
+        # The first `next` starts the execution, so call it now.
         self._first_table = next(self._tables)
 
     def raws(self) -> Iterator[tuple[int, Raw]]:
-        """Yield, for each micro-batch, the number of blocks that come after its block, and its bytes."""
+        """Yield for each micro-batch the number of blocks that come after its block, and the micro-batch's bytes."""
         number = 0
         for table in chain([self._first_table], self._tables):
             self._blocks_left -= 1
@@ -220,8 +233,8 @@ class _Segment:
 class _SchedulingPace(ExecutionCallback):
     """Limit how often the scheduling loop of a Ray Data execution iterates.
 
-    The loop waits for the output of tasks. But when output is ready and backpressure holds it back, the loop spins:
-    it occupies a core, and takes the interpreter lock from the training.
+    The loop waits for the output of tasks. But when output is ready and backpressure holds the output back, the loop
+    iterates without a pause: it occupies a core, and takes the interpreter lock from the training.
     """
 
     def __init__(self):
@@ -233,7 +246,15 @@ class _SchedulingPace(ExecutionCallback):
 
 
 def _read_block(read: Callable[[Sequence[Any]], list[Raw]], block: pa.Table) -> pa.Table:
-    """Read the requests of a block, which has one row, in a Ray Data task. Return a row for each request."""
+    """Read the micro-batches of a block in a Ray Data task.
+
+    Args:
+        read: see `Reader.read`.
+        block: one row with the block's pickled requests, and the number of the first request in the segment.
+
+    Returns:
+        a row for each request: its number in the segment, and the content of its `Raw`.
+    """
     first = block["first"][0].as_py()
     raws = read(pickle.loads(block["requests"][0].as_py()))
     return pa.table(
@@ -266,7 +287,8 @@ def _raw_of(table: pa.Table, row: int) -> Raw:
 def wait_for_cpus(timeout_s: float) -> float:
     """Wait until Ray runs a task, and return the number of CPUs that no placement group holds.
 
-    If a training holds every CPU, none is left to read its data, and it would wait for ever without an error.
+    If a training holds every CPU, none is left to read its data. Without this check the training would then wait for
+    ever, without an error.
 
     Raises:
         ValueError: no CPU came free in `timeout_s` seconds.
@@ -289,4 +311,7 @@ def wait_for_cpus(timeout_s: float) -> float:
 
 @ray.remote(num_cpus=1, scheduling_strategy="SPREAD", max_retries=0)
 def _probe() -> None:
-    """Do nothing. To run this, a worker process imports this module, which prepares it to read blocks."""
+    """Do nothing. If this task runs, there is a free CPU.
+
+    The worker process of the task has then also imported this module, and is ready to read blocks.
+    """

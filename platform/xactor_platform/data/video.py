@@ -27,7 +27,11 @@ MIN_REFERENCE_DISTANCE = FPS
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class VideoBatch(Batch):
-    """Hold the pictures of B samples. Each has F targets and one reference, all from the same clip."""
+    """Hold the pictures of B samples. Each has F targets and one reference, all from the same clip.
+
+    The renderer learns to generate the targets from the reference. Controls are 57 numbers per frame that describe the
+    face's motion; see `xactor.controls`.
+    """
 
     targets: np.ndarray
     """Target pictures, uint8 [B, F, S, S, 3]."""
@@ -36,48 +40,49 @@ class VideoBatch(Batch):
     controls: np.ndarray | None = None
     """Controls of the reference and of the targets, float32 [B, 1 + F, 57]. None if they were not read."""
     landmarks: np.ndarray | None = None
-    """Landmarks of the reference, then of 7 other frames of its clip, float32 [B, 8, K, 2]. None if not read."""
+    """K landmarks of the reference, then of 7 other frames of its clip, float32 [B, 8, K, 2]. None if not read."""
     landmark_controls: np.ndarray | None = None
-    """Controls of these frames, float32 [B, 8, 57]."""
+    """Controls of the 8 frames in `landmarks`, float32 [B, 8, 57]. None if `landmarks` is None."""
 
 
 @dataclass(frozen=True, eq=False)
 class VideoRequest:
-    """Name what to decode for one micro-batch."""
+    """Name what to decode for one micro-batch. Tracks are a clip's controls and landmarks."""
 
     keys: list[str]
-    """Keys of the clips, [B]."""
+    """Key of each sample's clip, [B]."""
     shards: list[str]
-    """Names of the clips' shards, [B]. Empty for a filler."""
+    """Name of the shard of each clip, [B]. Empty for a filler: nothing is read for it."""
     starts: np.ndarray
     """First frame of each sample in its clip, int64 [B]."""
     frames: np.ndarray
-    """Length of each sample, int64 [B]."""
+    """Length of each sample in frames, int64 [B]."""
     offset: np.ndarray
     """First byte of the mp4 in its shard, int64 [B]."""
     length: np.ndarray
     """Bytes of the mp4, int64 [B]."""
     controls: np.ndarray | None
-    """First byte of the control track in its shard and its number of bytes, int64 [B, 2]. None without controls."""
+    """First byte of the control track in its shard and its number of bytes, int64 [B, 2]. None if it is not read."""
     landmarks: np.ndarray | None
-    """First byte of the landmarks in their shard and their number of bytes, int64 [B, 2]. None without landmarks."""
+    """First byte of the landmarks in their shard and their number of bytes, int64 [B, 2]. None if they are not read."""
     wanted: np.ndarray
     """Frame numbers of the targets, and of the reference at the end, int64 [B, F + 1]."""
     measured: np.ndarray | None
-    """Numbers of the frames with landmarks, in rising order, int64 [B, 8]. None without landmarks."""
+    """Numbers of the frames with landmarks, in rising order, int64 [B, 8]. None if landmarks are not read."""
     order: np.ndarray | None
-    """Order of these frames in the batch, with the reference first, int64 [B, 8]. None without landmarks."""
+    """Positions in `measured`, int64 [B, 8], in the batch's order: the reference first. None if `measured` is None."""
 
 
 class VideoReader:
-    """Read the pictures for a stream.
+    """Read pictures from videos. This is a `Reader` for `xactor_platform.data.stream.PlannedStream`.
 
     Args:
         index: a corpus of videos with square pictures.
         image_size: side in pixels that pictures are resized to.
         seed: decides which frames are drawn, together with the epoch and the sample.
-        stills: function of the number of a global step. Returns how many frames to draw for each sample, None for all.
-        tracks: read the control tracks and the landmarks too, if all samples have them.
+        stills: function that takes the number of a global step, and returns the number of targets to draw for each
+            sample, or None for all frames of the sample.
+        tracks: read the control tracks too, if all samples have them, and then also the landmarks, if all have them.
     """
 
     def __init__(
@@ -94,7 +99,7 @@ class VideoReader:
         self.index, self._image_size, self._seed, self._stills = index, image_size, seed, stills
         self._has_controls = tracks and index.having(CONTROLS) == index.samples
         self._has_landmarks = self._has_controls and index.having(LANDMARKS) == index.samples
-        # 3 bytes per pixel. There are at most as many references as targets, hence the factor 2.
+        # A picture has 3 bytes per pixel. There are at most as many references as targets, hence the factor 2.
         self.bytes_per_frame = 2 * 3 * image_size**2
         self.read = partial(read_videos, index.location, image_size)
 
@@ -137,7 +142,7 @@ class VideoReader:
         return np.stack([self.index.offset[member][rows], self.index.length[member][rows]], axis=1)
 
     def batch(self, request: VideoRequest, raw: Raw) -> VideoBatch:
-        """Shape the decoded pictures into a batch."""
+        """Turn the decoded pictures and tracks into a batch."""
         weight, bad = weigh_samples(request.keys, request.shards, raw)
         side = self._image_size
         # A copy, because arrays from Ray are read-only, and torch needs writable ones.
@@ -145,10 +150,11 @@ class VideoReader:
         controls = landmarks = landmark_controls = None
         if self._has_controls:
             shape = len(request.wanted), -1, CONTROL_COUNT
-            # Rows of the targets, of the reference, and of the frames with landmarks.
+            # Rows of the targets, then of the reference, then of the frames with landmarks.
             rows = raw.arrays["controls"].view(np.float32).reshape(shape)
             targets = request.wanted.shape[1] - 1
-            controls = np.roll(rows[:, : targets + 1], 1, axis=1)  # the reference first
+            # Move the reference's row to the front.
+            controls = np.roll(rows[:, : targets + 1], 1, axis=1)
             if self._has_landmarks:
                 shape = len(request.wanted), LANDMARK_FRAMES, *MEAN_LANDMARKS.shape
                 landmarks = raw.arrays["landmarks"].view(np.float32).reshape(shape).copy()
@@ -177,16 +183,16 @@ def draw_frames(
 ) -> np.ndarray:
     """Draw the frames of a clip that are targets, and the frame that is their reference.
 
-    The reference is at least a second away from all targets, or as far as the frames it is chosen from allow.
+    The reference is at least a second away from all targets. If no frame is, the farthest frame becomes the reference.
 
     Args:
-        key: determines the draw.
+        key: key of the random generator. Equal keys give equal draws.
         start: first frame of the sample.
         frames: length of the sample.
         clip_frames: length of the clip.
         stills: number of targets. One is in the sample, the others are anywhere in its clip, because neighbouring
             frames teach little that is new. None takes all frames of the sample.
-        references: frames of the clip that the reference is chosen from, in rising order; by default all.
+        references: frames of the clip that the reference is chosen from, in rising order. By default all frames.
 
     Returns:
         frame numbers, int64 [F + 1]: the targets in rising order, then the reference.
@@ -215,7 +221,7 @@ def draw_frames(
 
 
 def _reference_first(frames: np.ndarray, reference: int) -> np.ndarray:
-    """Return an order in which the reference is the first of the frames that contain it, int64 [len(frames)]."""
+    """Return the positions of `frames` in an order that puts the reference, one of them, first: int64 [len(frames)]."""
     order = np.arange(len(frames))
     place = int(np.flatnonzero(frames == reference)[0])
     order[[0, place]] = order[[place, 0]]
@@ -247,6 +253,7 @@ def read_videos(location: Location, image_size: int, requests: Sequence[VideoReq
     def read_clip(clip: tuple[str, int, int]) -> list[tuple[int, int, str]]:
         """Decode one clip's samples into their buffers. Return the samples that failed, each with the reason."""
         shard, offset, length = clip
+        # All samples of the clip have the same members, so the first sample tells where these are.
         number, place = clips[clip][0]
         first = requests[number]
         spans = [
@@ -292,16 +299,19 @@ def read_videos(location: Location, image_size: int, requests: Sequence[VideoReq
 
 @dataclass(frozen=True, eq=False)
 class _Tracks:
-    """Hold what is read of the tracks of one micro-batch. None stands for a track that is not read."""
+    """Hold the controls and landmarks that are read for one micro-batch. None stands for data that is not read."""
 
     controls: np.ndarray | None
-    """Controls of the wanted frames, then of the frames with landmarks, float32 [B, F + 1 (+ 8), 57]."""
+    """Controls of the F + 1 wanted frames, and of the 8 frames with landmarks if these are read, float32 [B, n, 57]."""
     landmarks: np.ndarray | None
     """Landmarks with the reference first, float32 [B, 8, K, 2]."""
 
     @classmethod
     def empty(cls, request: VideoRequest) -> "_Tracks":
-        """Return tracks for a request to be read. A sample that is bad keeps an average face."""
+        """Return tracks to be filled for a request. Until then the controls are 0 and the landmarks an average face's.
+
+        A bad sample keeps these values.
+        """
         controls = landmarks = None
         samples, rows = request.wanted.shape
         if request.measured is not None:
@@ -341,7 +351,7 @@ class _Tracks:
         return rows, points
 
     def store(self, place: int, found: tuple[np.ndarray | None, np.ndarray | None]) -> None:
-        """Write one sample's controls and landmarks."""
+        """Write the controls and landmarks that `parse` returned to the arrays."""
         for array, values in zip((self.controls, self.landmarks), found, strict=True):
             if array is not None:
                 array[place] = values
@@ -353,7 +363,7 @@ def _numbers(name: str, data: bytes, shape: tuple[int | None, ...]) -> np.ndarra
     Args:
         name: name of the file.
         data: its content.
-        shape: shape of the array, None for any length.
+        shape: expected shape of the array, with None for an axis of any length.
 
     Raises:
         ValueError: the file is faulty.
@@ -370,14 +380,14 @@ def _numbers(name: str, data: bytes, shape: tuple[int | None, ...]) -> np.ndarra
 
 
 def _decode(video: bytes, wanted: np.ndarray, buffer: np.ndarray) -> None:
-    """Decode the wanted pictures into `buffer`, uint8 [F + 1, S, S, 3]. If it raises ValueError, it wrote none."""
+    """Decode the wanted pictures into `buffer`, uint8 [F + 1, S, S, 3]. After a ValueError `buffer` is unchanged."""
     numbers = np.unique(wanted)
     pictures = np.stack([_fit(p, buffer.shape[1]) for p in pick_frames(video, numbers.tolist(), FPS)])
     buffer[:] = pictures[np.searchsorted(numbers, wanted)]
 
 
 def _fit(picture: np.ndarray, image_size: int) -> np.ndarray:
-    """Resize a square picture to the model's size. Average areas if it becomes smaller."""
+    """Resize a square picture to the model's size. Average over areas if the picture becomes smaller."""
     height, width = picture.shape[:2]
     if height != width:
         raise ValueError(f"pictures must be square, got {width}x{height}")

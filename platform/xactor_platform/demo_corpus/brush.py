@@ -1,12 +1,14 @@
 """Paint anti-aliased shapes, strokes, soft tints and smooth lines on a square canvas.
 
-Coordinates run from -1 to 1 over the canvas, x to the right and y down. Colours are RGB in 0..255. Parts that do not
-move are painted at `FINE` times the canvas's resolution and reduced afterwards.
+Coordinates run from -1 to 1 over the canvas, x to the right and y down. One canvas unit is half the canvas's side.
+Colours are RGB in 0..255. Parts that do not move are painted at `FINE` times the canvas's resolution and reduced
+afterwards.
 """
 
 import cv2
 import numpy as np
 
+# Side of the canvas in pixels.
 CANVAS_PX = 384
 FINE = 2
 # Fractional bits of a coordinate for OpenCV.
@@ -14,12 +16,18 @@ _SHIFT = 4
 
 
 def px(value: float) -> float:
-    """Return a canvas coordinate in canvas pixels."""
+    """Convert a coordinate from -1..1 to pixels of the canvas."""
     return (value + 1) * (CANVAS_PX / 2)
 
 
 def _fixed(points: np.ndarray, fine: float = 1, at: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """Convert canvas points [n, 2] to OpenCV's fixed-point pixels, relative to a patch at `at`."""
+    """Convert points in canvas coordinates to OpenCV's fixed-point pixel coordinates, int32 [n, 2].
+
+    Args:
+        points: [n, 2] in canvas coordinates.
+        fine: see `fill`.
+        at: see `fill`.
+    """
     scale = CANVAS_PX * fine / 2 * (1 << _SHIFT)
     # OpenCV's integer coordinates are centres of pixels, hence the half pixel.
     fixed = points * scale + (scale - (1 << _SHIFT) / 2)
@@ -29,7 +37,7 @@ def _fixed(points: np.ndarray, fine: float = 1, at: tuple[int, int] = (0, 0)) ->
 
 
 def _colour(colour) -> tuple[float, float, float, float]:
-    """Return an RGB colour as an opaque one for OpenCV."""
+    """Return an RGB colour with full opacity as four numbers, the form that OpenCV takes."""
     red, green, blue = (float(value) for value in colour)
     return red, green, blue, 255.0
 
@@ -41,7 +49,7 @@ def fill(picture, points, colour, at=(0, 0), alpha: float = 1.0, fine: int = 1) 
         picture: uint8 [h, w, 3 or 4], painted in place.
         points: the outline, [n, 2] in canvas coordinates.
         colour: RGB.
-        at: corner of `picture` on the canvas in pixels, if it is a patch.
+        at: top left corner of `picture` on the canvas in pixels, for a picture that is a patch of the canvas.
         alpha: opacity, 0..1.
         fine: pixels of `picture` for each canvas pixel, in each direction.
     """
@@ -56,7 +64,7 @@ def fill(picture, points, colour, at=(0, 0), alpha: float = 1.0, fine: int = 1) 
 
 
 def stroke(picture, points, colour, width: int, at=(0, 0), alpha: float = 1.0, fine: int = 1) -> None:
-    """Draw an open line of `width` pixels. The other arguments are those of `fill`."""
+    """Draw an open line through points, `width` pixels wide. The other arguments are those of `fill`."""
 
     def draw(target, shape):
         cv2.polylines(target, shape, False, _colour(colour), width, cv2.LINE_AA, _SHIFT)
@@ -77,7 +85,7 @@ def _draw_transparent(picture, points, at, fine, margin, alpha, draw) -> None:
         fine: see `fill`.
         margin: pixels around the points that `draw` may touch.
         alpha: see `fill`.
-        draw: function of a picture and shapes that draws without transparency.
+        draw: function that draws shapes on a picture without transparency, called with the picture and the shapes.
     """
     pixels = (points + 1) * (CANVAS_PX * fine / 2) - np.asarray(at)
     low = np.maximum(pixels.min(axis=0).astype(int) - margin, 0)
@@ -100,7 +108,16 @@ def disc(picture, x: float, y: float, radius: float, colour, at=(0, 0)) -> None:
 
 
 def cut(picture: np.ndarray, outline: np.ndarray) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
-    """Return the patch around an outline (a view), its corner, and the outline's soft mask uint8 [h, w]."""
+    """Cut out the patch of a picture around an outline.
+
+    Args:
+        picture: the canvas, uint8 [CANVAS_PX, CANVAS_PX, 3 or 4].
+        outline: [n, 2] in canvas coordinates.
+
+    Returns:
+        The patch (a view of the picture), its top left corner in pixels, and the anti-aliased mask of the area inside
+        the outline, uint8 [h, w].
+    """
     pixels = (outline + 1) * (CANVAS_PX / 2)
     low = np.clip(pixels.min(axis=0).astype(int) - 3, 0, CANVAS_PX - 4)
     high = np.clip(pixels.max(axis=0).astype(int) + 4, low + 4, CANVAS_PX)
@@ -118,7 +135,13 @@ def blend(patch: np.ndarray, over: np.ndarray, mask: np.ndarray) -> None:
 
 
 def tint(picture: np.ndarray, colour, strength: np.ndarray) -> None:
-    """Move colours towards `colour` in place, by a strength [H, W] in 0..1. Transparency stays."""
+    """Move the colours of a picture towards `colour` in place.
+
+    Args:
+        picture: uint8 [H, W, 4]. Its alpha channel stays as it is, and transparent pixels are not tinted.
+        colour: RGB, or a picture with one colour per pixel, [H, W, 3].
+        strength: [H, W], from 0 (no change) to 1 (the new colour).
+    """
     # Work only on the box in which the strength is visible.
     rows, columns = np.flatnonzero(strength.max(axis=1) > 2e-3), np.flatnonzero(strength.max(axis=0) > 2e-3)
     if not rows.size or not columns.size:
@@ -132,7 +155,12 @@ def tint(picture: np.ndarray, colour, strength: np.ndarray) -> None:
 
 
 def soft(outline: np.ndarray, blur: float) -> np.ndarray:
-    """Return the area inside an outline as a mask [H, W] in 0..1 of the fine size, blurred by `blur` canvas units."""
+    """Return the area inside an outline as a blurred mask in 0..1, float32 [S, S] with S = FINE x CANVAS_PX.
+
+    Args:
+        outline: [n, 2] in canvas coordinates.
+        blur: standard deviation of the Gaussian blur in canvas units. 0 does not blur.
+    """
     size = CANVAS_PX * FINE
     # A mask with a wide blur has no fine detail, so it is made smaller and enlarged afterwards.
     coarse = 1 if blur < 0.015 else 4
@@ -160,14 +188,18 @@ def ellipse(x: float, y: float, radius_x: float, radius_y: float, power: float =
 
 
 def mirror(right_half: list[tuple[float, float]]) -> np.ndarray:
-    """Return a closed smooth outline, given its right half from top to bottom, whose ends are at x = 0."""
+    """Return a closed, smooth outline that is symmetric about x = 0, [n, 2].
+
+    Args:
+        right_half: points (x, y) of the right half, from top to bottom. The first and the last one are at x = 0.
+    """
     right = np.array(right_half)
     left = right[1:-1][::-1] * (-1, 1)
     return through(np.concatenate([right, left]), 10, closed=True)
 
 
 def through(points: np.ndarray, steps: int, closed: bool = False) -> np.ndarray:
-    """Return a smooth (Catmull-Rom) line through points, with `steps` points from each point to the next."""
+    """Return a smooth (Catmull-Rom) line through points [n, 2]. It takes `steps` steps from each point to the next."""
     # Each piece of the line also depends on a point before it and a point after it.
     if closed:
         padded = np.concatenate([points[-1:], points, points[:2]])

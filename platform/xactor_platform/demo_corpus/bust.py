@@ -1,6 +1,7 @@
-"""Paint the parts of a drawn person that do not move: wall, shoulders, head, nose, ears and hair.
+"""Paint the parts of a drawn person that are painted once and not for each frame.
 
-Ours: all coordinates, factors of colours and strengths were chosen by eye.
+These are the wall in the background, shoulders, head, nose, ears and hair. Ours: all coordinates, factors of colours
+and strengths were chosen by eye. Coordinates are those of the canvas (`brush.py`): -1 to 1, x to the right, y down.
 """
 
 import cv2
@@ -23,7 +24,10 @@ from xactor_platform.demo_corpus.looks import EYES_Y, NOSE_Y, Looks
 
 
 def paint_wall(looks: Looks) -> np.ndarray:
-    """Paint the parts that do not move with the head: wall, shoulders, collar and neck, uint8 [P, P, 3]."""
+    """Paint the parts that do not move with the head: wall, shoulders, collar and neck.
+
+    Return uint8 [P, P, 3] with P = FINE x CANVAS_PX.
+    """
     size = CANVAS_PX * FINE
     at = (np.arange(size) / (size / 2) - 1).astype(np.float32)
     light = 1.06 - 0.22 * np.hypot(at + 0.5, at[:, None] + 0.7) / 1.6
@@ -41,7 +45,10 @@ def paint_wall(looks: Looks) -> np.ndarray:
 
 
 def paint_head(looks: Looks, rng: np.random.Generator) -> np.ndarray:
-    """Paint the head without its moving features, uint8 [K, K, 4]. Colours are multiplied by alpha."""
+    """Paint the head without its moving features (eyes, brows and mouth).
+
+    Return uint8 [K, K, 4] with K = CANVAS_PX. Colours are premultiplied by alpha.
+    """
     size = CANVAS_PX * FINE
     head = np.zeros((size, size, 4), dtype=np.uint8)
     _paint_hair_behind(head, looks, rng)
@@ -93,7 +100,7 @@ def paint_head(looks: Looks, rng: np.random.Generator) -> np.ndarray:
         )
         stroke(head, wing, dark, 4, alpha=0.7, fine=FINE)
         shade(ellipse(side * 0.034 * nose, NOSE_Y + 0.03, 0.02 * nose, 0.0095), dark * 0.45, 0.9, 0.007)
-    # The dent above the lips.
+    # The dent between the nose and the upper lip.
     shade(ellipse(0, 0.275, 0.018, 0.04), dark, 0.35, 0.02)
     shade(ellipse(0, chin - 0.07, 0.09, 0.05), light, 0.3, 0.04)
     if looks.freckles:
@@ -219,7 +226,8 @@ def _hairline(style: str, w: float) -> list[tuple[float, float]]:
         style: style of the hair.
         w: half the width of the face.
     """
-    # The hair at the right side of the face, which is mirrored for the left side, and the edge between both.
+    # The edge of the hair at the right side of the face, which is mirrored for the left side, and the edge over the
+    # forehead between the two sides.
     falls, middle = {
         "short": ([(w - 0.03, -0.22), (w - 0.06, -0.38)], [(0.22, -0.46), (0.0, -0.5), (-0.2, -0.44)]),
         "long": ([(w - 0.01, 0.1), (w - 0.04, -0.22)], [(0.3, -0.46), (0.08, -0.57), (-0.12, -0.5)]),

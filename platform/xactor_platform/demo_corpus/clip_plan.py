@@ -10,7 +10,7 @@ from xactor.rates import SAMPLE_RATE_HZ
 from xactor_platform.demo_corpus.identity import Identity, held_out_identities, training_identities
 from xactor_platform.demo_corpus.speech import MIN_CLIP_S, cut_recording, recordings, sentences
 
-# Still faces to train on, and held-out ones.
+# Pictures of still faces: those to train on, and those that are held out (not used for training).
 Stills = tuple[Sequence[Path], Sequence[Path]]
 # Lengths of the held-out clips in seconds. One clip is longer than a minute, to show a long rollout.
 HELD_OUT_S = (64.0, 20.0, 12.0, 16.0)
@@ -35,33 +35,34 @@ class ClipPlan:
     recording: str | None = None
     """Path of the recording that is spoken. None means synthetic speech."""
     segment: int = 0
-    """Number of the recording's segment, see `cut_recording`."""
+    """Number of the clip among the clips that `cut_recording` cuts out of the recording, from 0."""
 
 
 def plan_synthetic(
     *, seed: int, train_s: float, held_out_s: float, identities: int, stills: Stills = ((), ())
 ) -> list[ClipPlan]:
-    """Plan the clips of a corpus spoken by the synthetic voice, `train` first.
+    """Plan the clips of a corpus that the synthetic voice speaks. The clips of the split `train` come first.
 
     Args:
         seed: seed of all random choices.
         train_s: minimum seconds of speech to train on.
         held_out_s: minimum seconds of held-out speech.
         identities: number of people to train on.
-        stills: still faces to train on, and held-out ones.
+        stills: pictures of still faces to train on, and of held-out ones.
     """
+    # The second number of each seed separates the random choices of the plan (1), of `train` (2) and of `test` (3).
     rng = np.random.Generator(np.random.PCG64([seed, 1]))
     people = training_identities(identities, stills[0])
     plans: list[ClipPlan] = []
     lines = sentences("train")
-    # Short and long clips are mixed, as in the paper's data. No clip is longer than half a minute, so that each fits
-    # into one context.
+    # Short and long clips are mixed, as in the paper's data. No clip is longer than half a minute, so that each clip
+    # fits into one context, the frames that the motion model sees at once.
     planned = 0.0
     while planned < train_s:
         duration_s = float(rng.choice([8.0, 10.0, 13.0, 17.0, 22.0]))
         duration_s = max(min(duration_s, train_s - planned), MIN_CLIP_S)
         number = len(plans)
-        # The clip speaks as many of these 24 sentences as fit.
+        # The clip holds as many of these 24 sentences, in this order, as fit into its length.
         order = tuple(lines[i] for i in rng.permutation(len(lines))[:24])
         plans.append(
             ClipPlan(
@@ -104,9 +105,9 @@ def plan_recordings(
     identities: int,
     stills: Stills = ((), ()),
 ) -> list[ClipPlan]:
-    """Plan the clips of a corpus spoken by recordings, `train` first. Every sixth recording is held out.
+    """Plan the clips of a corpus whose speech is recorded. The clips of the split `train` come first.
 
-    All speech of the recordings is used, up to the given lengths.
+    Every sixth recording is held out. All speech of the recordings is used, up to the given lengths.
 
     Args:
         speech: folder of the recordings.
@@ -114,7 +115,7 @@ def plan_recordings(
         train_s: maximum seconds of speech to train on. The last clip may exceed it.
         held_out_s: maximum seconds of held-out speech. The last clip may exceed it.
         identities: number of people to train on.
-        stills: still faces to train on, and held-out ones.
+        stills: pictures of still faces to train on, and of held-out ones.
 
     Raises:
         ValueError: there are fewer than two recordings, or they are too short.
@@ -126,7 +127,7 @@ def plan_recordings(
         )
     held_out = set(found[5::6])
     if not held_out:
-        # Of fewer than six recordings, the last one is held out.
+        # If there are fewer than six recordings, the last one is held out.
         held_out = {found[-1]}
     plans: list[ClipPlan] = []
     for split, max_s, people in (

@@ -1,13 +1,14 @@
-"""Make the demo corpus: talking clips with known ground truth. The same seed gives the same corpus.
+"""Make the demo corpus: clips of talking faces whose motion is known. The same seed gives the same corpus.
 
     <output>/clips/<split>/<key>.mp4            the clip, 25 fps, with sound
-    <output>/clips/<split>/<key>.controls.npy   its control track, float32 [T, 57]
-    <output>/videos/<split>-000000.tar ...      stage 1's samples: square face crops with sound, control track and
-                                                landmarks
-    <output>/shards/<split>-000000.tar ...      stage 2's samples
+    <output>/clips/<split>/<key>.controls.npy   its control track: the motion of the face, float32 [T, 57]
+    <output>/videos/<split>-000000.tar ...      samples for stage 1, the training of the renderer and the motion
+                                                encoder: square face crops with sound, control track and landmarks
+    <output>/shards/<split>-000000.tar ...      samples for stage 2, the training of the motion model: motion and
+                                                audio features
     <output>/audio_encoder/                     the encoder of the audio features
 
-A clip has the same key everywhere. The motion in `shards` is the fixed embedding of the control track
+A clip has the same key in all folders. The motion in `shards` is the fixed embedding of the control track
 (`xactor.controls.embed_controls`), for use without a motion encoder. With a motion encoder, `jobs/precompute.py` makes
 the motion from `videos`. No face and no sentence of `test` occurs in `train`. In the default ten minutes nearly every
 clip has a different face, so that a renderer learns to generalise to new faces.
@@ -49,9 +50,9 @@ class DemoCorpus:
     folder: Path
     """Folder of the corpus."""
     shards: Path
-    """Folder of stage 2's shards."""
+    """Folder of the shards for stage 2, the training of the motion model."""
     videos: Path
-    """Folder of stage 1's shards."""
+    """Folder of the shards for stage 1, the training of the renderer and the motion encoder."""
     clips: dict[str, int]
     """Number of clips by split."""
     minutes: dict[str, float]
@@ -96,8 +97,8 @@ def make_demo_corpus(
         size_px: side of the clips in pixels, even, at least 32.
         crop_px: side of the face crops in the video shards in pixels, even, at least 32.
         identities: number of people to train on.
-        stills: folder of still faces, photographs or paintings (.jpg, .png). Every second person is a puppet of one of
-            them. Every sixth still is held out.
+        stills: folder of still faces, photographs or paintings (.jpg, .png). Every sixth still is held out. Every
+            second person to train on is a puppet, a still that a program animates, until all stills are used.
         speech: folder of recordings that replace the synthetic voice. Every sixth recording is held out.
         audio_encoder: folder of a Wav2Vec2 model. The default is log-mel features, which need no weights.
         workers: number of processes. The default is the number of cores.
@@ -157,7 +158,7 @@ def make_demo_corpus(
 
 
 def speak(plan: ClipPlan) -> tuple[np.ndarray, list[str]]:
-    """Return the sound of a planned clip, float32 [N] at 16 kHz, and its sentences (none for a recording)."""
+    """Return the sound of a planned clip, float32 [N] at 16 kHz, and its sentences (an empty list for a recording)."""
     if plan.recording is not None:
         return _segments(plan.recording)[plan.segment], []
     rng = np.random.Generator(np.random.PCG64(list(plan.seed)))
@@ -169,6 +170,7 @@ def make_clip(plan: ClipPlan, folder: Path, sizes: Sizes) -> ClipSamples:
     samples, text = speak(plan)
     controls = perform(samples, seed=hash_seed(plan.seed))  # [T, 57]
     box = find_crop(plan.identity, sizes.size_px)
+    # If no face is found, the crops show the whole frames.
     square = box or CropBox(left=0, top=0, side=sizes.size_px)
     target = folder / "clips" / plan.split
     target.mkdir(parents=True, exist_ok=True)
@@ -238,7 +240,7 @@ def _make_clips(
                 done.result()
                 progress(f"{number + 1}/{len(plans)} clips")
             for i in range(len(plans)):
-                # Removing the future frees its clip's memory.
+                # Removing the future frees the memory of its samples.
                 yield futures.pop(i).result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

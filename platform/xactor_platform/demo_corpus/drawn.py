@@ -1,11 +1,12 @@
 """Draw people from a seed, and animate them by a control track.
 
-A head is painted once on a canvas (bust.py). For each frame, the opening jaw stretches the face, eyes, brows and mouth
-are drawn on it as smooth shapes, and the pose turns the head in front of a still background. Ours: all coordinates and
-factors were chosen by eye.
+A control track describes the motion of a face by 57 named numbers per frame (`xactor.controls`). A head is painted once
+on a canvas (bust.py). For each frame, the lower face is first stretched as far as the jaw opens. Then eyes, brows and
+mouth are drawn on the head as smooth shapes. At last the pose turns the head in front of a still background. Ours: all
+coordinates and factors were chosen by eye.
 
 In the methods below, `control` holds a frame's controls by name. `side` is -1 at the left of the picture and 1 at the
-right.
+right. Coordinates are those of the canvas (brush.py): -1 to 1, x to the right, y down.
 """
 
 import cv2
@@ -29,12 +30,18 @@ from xactor_platform.demo_corpus.bust import paint_head, paint_wall
 from xactor_platform.demo_corpus.looks import BROWS_Y, EYES_Y, NOSE_Y, draw_looks
 from xactor_platform.demo_corpus.pose import PoseMap
 
-# The square of the canvas that is shown: its centre and half its side. `xactor.faces.crop_box` finds about this square.
+# The square of the canvas that frames show: x and y of its centre, and half its side. `xactor.faces.crop_box`, which
+# finds the square around a face, gives about this square.
 VIEW = (0.0, 0.12, 0.87)
 
 
 class DrawnFace:
-    """Render a drawn person in frames of `size_px` x `size_px`."""
+    """Render a drawn person.
+
+    Args:
+        seed: seed of the person's looks.
+        size_px: side of the frames in pixels.
+    """
 
     def __init__(self, seed: int, size_px: int = 256):
         self.looks = draw_looks(seed)
@@ -49,11 +56,12 @@ class DrawnFace:
         self._pose = PoseMap(
             centre=(0, 0.05), radii=(0.46, 0.62), source_px=CANVAS_PX, size_px=size_px, reach=None, view=VIEW
         )
-        # The opening jaw pulls down the head below the nose, and less towards the sides.
+        # The opening jaw pulls down this part of the canvas, below the nose. The pull decreases towards the sides.
         self._jaw = slice(int(px(0.14)), CANVAS_PX), slice(int(px(-0.6)), int(px(0.6)) + 1)
         rows, columns = np.mgrid[self._jaw].astype(np.float32)
         x, y = (columns + 0.5) / (CANVAS_PX / 2) - 1, (rows + 0.5) / (CANVAS_PX / 2) - 1
         pull = step((y - 0.2) / (self.looks.chin - 0.2)) * (1 - step((abs(x) - 0.36) / 0.24))
+        # Pixel coordinates within this part, and the pull at each pixel, in pixels for each unit that the jaw drops.
         self._rows, self._columns = rows - self._jaw[0].start, columns - self._jaw[1].start
         self._pull = pull * (CANVAS_PX / 2)
 
@@ -76,7 +84,7 @@ class DrawnFace:
         return cv2.add(cv2.cvtColor(turned, cv2.COLOR_RGBA2RGB), visible_wall)
 
     def _stretch_jaw(self, head: np.ndarray, control: dict[str, float]) -> None:
-        """Pull the lower face down, in place."""
+        """Pull the lower face down in place, as far as the jaw opens."""
         drop = 0.17 * control["jawOpen"]
         if drop < 1e-3:
             return
@@ -88,7 +96,8 @@ class DrawnFace:
     def _draw_mouth(self, head: np.ndarray, control: dict[str, float]) -> None:
         """Draw the lips, and the inside of the mouth if it is open."""
         looks = self.looks
-        # Controls of each half of the mouth. Left and right refer to the picture: the person's right is at the left.
+        # Controls of the mouth's halves at the left and at the right of the picture. The names of the controls refer to
+        # the person, whose right is at the left of the picture.
         left, right = (
             {
                 name: control[f"mouth{name}{who}"]
@@ -100,7 +109,7 @@ class DrawnFace:
         press, smile = both["Press"], both["Smile"]
         roll_upper, roll_lower = control["mouthRollUpper"], control["mouthRollLower"]
         round_, funnel = control["mouthPucker"], control["mouthFunnel"]
-        # How far the mouth is open, how far the upper lip rises, and how thick both lips are.
+        # The height of the mouth's opening, the height by which the upper lip rises, and the thickness of both lips.
         gap = max(0.33 * (control["jawOpen"] - control["mouthClose"]) + 0.05 * funnel - 0.03 * press, 0.0)
         rise = 0.035 * both["UpperUp"] + 0.02 * control["mouthShrugUpper"] + 0.015 * funnel
         full = looks.lip_fullness
@@ -132,6 +141,7 @@ class DrawnFace:
         flat = np.sqrt(arch)
         # The dent of the upper lip.
         bow = 0.35 * np.exp(-(((t - 0.5) / 0.07) ** 2)) * 0.03
+        # Height (y) of the upper lip's inner edge at the middle of the mouth.
         line = looks.mouth_y + 0.01 * smile - rise
         inner_up = base + (line - base) * flat**0.9
         inner_low = base + (line + gap + 0.03 * both["LowerDown"] + rise * 0.3 - base) * (
@@ -170,7 +180,7 @@ class DrawnFace:
             stroke(head, np.stack([x, (inner_up + inner_low) / 2], 1), lips * 0.5, 2)
 
     def _draw_inside(self, head, opened, x, inner_up, inner_low, gap, control) -> None:
-        """Draw the inside of an open mouth: tongue, upper teeth and, if it is wide open, lower teeth.
+        """Draw the inside of an open mouth: tongue, upper teeth and, in a wide open mouth, lower teeth.
 
         Args:
             head: painted in place.
@@ -178,7 +188,7 @@ class DrawnFace:
             x: x of the lips' edges, [25].
             inner_up: y of the upper lip's inner edge, [25].
             inner_low: y of the lower lip's inner edge, [25].
-            gap: how far the mouth is open.
+            gap: height of the mouth's opening.
             control: controls by name.
         """
         patch, at, mask = cut(head, opened)
@@ -203,7 +213,7 @@ class DrawnFace:
         blend(patch, inside, mask)
 
     def _draw_eye(self, head: np.ndarray, control: dict[str, float], side: int) -> None:
-        """Draw an eye with its lids and lashes."""
+        """Draw the eye of one side, with its lids and lashes."""
         looks = self.looks
         who = "Right" if side < 0 else "Left"
         blink = min(control[f"eyeBlink{who}"], 1.0)
@@ -216,13 +226,14 @@ class DrawnFace:
         )
         look_y = control[f"eyeLookDown{who}"] - control[f"eyeLookUp{who}"]
         cx, cy, w = side * looks.eye_gap, EYES_Y, looks.eye_size
-        # Heights of the upper and of the lower lid's edge. Looking down lowers the upper lid.
+        # Distances of the edges of both open lids from the eye's centre. Looking down lowers the upper lid.
         lid_full = 0.056 * (1 + 0.5 * control[f"eyeWide{who}"] - 0.12 * max(look_y, 0.0))
         low_full = 0.036 * (1 - 0.45 * cheek - 0.35 * squint)
         t = np.linspace(-1, 1, 21)
         x = cx + w * t
         # The outer corners are a little higher.
         tilt = -0.012 * side * t
+        # Heights (y) of both lids' edge in a closed eye, and of the lids' edges in an open eye.
         closed = cy + 0.022 * (1 - t**2) + tilt
         top = cy + tilt - lid_full * (1 - np.abs(t + side * 0.12) ** 2.2).clip(0) ** 0.8
         bottom = cy + tilt + low_full * (1 - t**2) ** 0.9
@@ -260,7 +271,7 @@ class DrawnFace:
             self._shade(head, np.stack([x, lower + 0.03], 1)[5:-5], min(0.3 * cheek + 0.1 * squint, 0.25), 4)
 
     def _draw_brow(self, head: np.ndarray, control: dict[str, float], side: int) -> None:
-        """Draw a brow."""
+        """Draw the brow of one side."""
         looks = self.looks
         who = "Right" if side < 0 else "Left"
         inner = -0.085 * control["browInnerUp"] + 0.06 * control[f"browDown{who}"]
@@ -300,5 +311,5 @@ class DrawnFace:
         )
 
     def _shade(self, head: np.ndarray, line: np.ndarray, depth: float, width: int) -> None:
-        """Draw a faint dark line of the skin's colour, with opacity `depth`."""
+        """Draw a faint line in a darker tone of the skin, with opacity `depth` and `width` pixels wide."""
         stroke(head, line, self.looks.skin * (0.62, 0.52, 0.5), width, alpha=depth)

@@ -1,4 +1,7 @@
-"""List the people of the demo corpus: drawn people and puppets of still faces, each with a voice."""
+"""List the people of the demo corpus, each with a voice.
+
+A person is drawn by a program, or is a puppet: a photograph or painting of a face that a program animates.
+"""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -17,14 +20,15 @@ from xactor_platform.demo_corpus.puppet import Puppet
 from xactor_platform.demo_corpus.speech import Voice
 
 PHOTO = "astronaut"
-# Left, top and side of the square around the face in scikit-image's photograph of the astronaut Eileen Collins (NASA,
-# public domain).
+# Left, top and side, in pixels, of the square around the face in scikit-image's photograph of the astronaut Eileen
+# Collins (NASA, public domain).
 _PHOTO_SQUARE = (135, 33, 180)
-# Faces are detected in pictures of this size.
+# Side, in pixels, of the pictures in which faces are detected.
 DETECTED_PX = 256
-# Side of the stills that puppets are made of.
+# Side, in pixels, of the stills that puppets are made of.
 _STILL_PX = 384
-# The photograph is held out, to show how a renderer handles a real face that it never saw.
+# Names of people who are not used for training. The photograph is one of them, to show how a renderer handles a real
+# face that it never saw.
 HELD_OUT = ("drawn-007", PHOTO)
 
 
@@ -33,11 +37,11 @@ class Identity:
     """Describe one person of the demo corpus."""
 
     name: str
-    """Name, also the speaker in the shards."""
+    """Name, which the shards state as the speaker."""
     voice: Voice
     """Settings of the synthetic voice."""
     still: str | None = None
-    """Path of the still face that the person is a puppet of."""
+    """Path of the still face that the person is a puppet of. None for drawn people and the photographed person."""
 
 
 def training_identities(count: int, stills: Sequence[Path] = ()) -> list[Identity]:
@@ -49,6 +53,7 @@ def training_identities(count: int, stills: Sequence[Path] = ()) -> list[Identit
     """
     if count < 1:
         raise ValueError(f"identities must be >= 1, got {count}")
+    # The range has one seed more than people, because it may contain the seed of the held-out person.
     seeds = (seed for seed in range(count + 1) if f"drawn-{seed:03d}" not in HELD_OUT)
     puppets = iter(stills)
     people = []
@@ -72,7 +77,7 @@ def held_out_identities(stills: Sequence[Path] = ()) -> list[Identity]:
 
 
 def split_stills(folder: str | Path, say: Callable[[str], None]) -> tuple[list[Path], list[Path]]:
-    """Return the still faces of a folder to train on, and those that are held out: every sixth.
+    """Return the still faces of a folder: first those to train on, then those that are held out, every sixth one.
 
     Args:
         folder: folder of pictures.
@@ -87,6 +92,7 @@ def split_stills(folder: str | Path, say: Callable[[str], None]) -> tuple[list[P
     usable = []
     for path in found:
         try:
+            # The size of the frames does not matter, because no frame is rendered.
             _puppet_face(str(path), 32)
             usable.append(path)
         except ValueError as error:
@@ -99,19 +105,31 @@ def split_stills(folder: str | Path, say: Callable[[str], None]) -> tuple[list[P
 
 
 def render_frame(identity: Identity, controls: np.ndarray, size_px: int = 256) -> np.ndarray:
-    """Render one frame of a person, uint8 [S, S, 3] RGB, from a row of controls [57]. It depends on nothing else."""
+    """Render one frame of a person, uint8 [S, S, 3] RGB.
+
+    Args:
+        identity: the person.
+        controls: a row of the control track, which describes the motion of the face, [57].
+        size_px: side of the frame in pixels.
+    """
     return _face(identity.name, identity.still, size_px).render(controls)
 
 
 @lru_cache(maxsize=16)
 def find_crop(identity: Identity, size_px: int) -> CropBox | None:
-    """Return the square around a person's face at rest, in frames of side `size_px`. None if no face is found."""
+    """Return the square around a person's resting face, in pixels of frames with the side `size_px`.
+
+    Return None if no face is found.
+    """
     face = find_face(render_frame(identity, np.zeros(CONTROL_COUNT, np.float32), size_px))
     return crop_box(face).scaled(size_px / DETECTED_PX) if face else None
 
 
 def find_face(picture: np.ndarray) -> Face | None:
-    """Return the face in a frame uint8 [S, S, 3], in pixels of the frame resized to the side DETECTED_PX."""
+    """Return the face in a frame uint8 [S, S, 3], None if there is none.
+
+    Places are in pixels of the frame after resizing it to the side DETECTED_PX.
+    """
     faces = _landmarker().detect(cv2.resize(picture, (DETECTED_PX, DETECTED_PX)))
     return faces[0] if faces else None
 
@@ -124,10 +142,14 @@ def _face(name: str, still: str | None, size_px: int) -> DrawnFace | Puppet:
 
 
 def _puppet_face(still: str | None, size_px: int) -> Puppet:
-    """Return the puppet of a still, or of the photograph for None."""
+    """Return the puppet of a still, or the puppet of the photograph if `still` is None.
+
+    Raises:
+        ValueError: the still cannot be read, shows no face, or cannot be animated.
+    """
     picture = _photograph() if still is None else read_image(still)
     side = min(picture.shape[:2])
-    # The middle, if the still is not square.
+    # If the still is not square, use the square in its middle.
     top, left = ((length - side) // 2 for length in picture.shape[:2])
     shrinks = side > _STILL_PX
     square = cv2.resize(
@@ -156,7 +178,7 @@ def _photograph() -> np.ndarray:
 
 
 def _puppet(still: Path) -> Identity:
-    # A voice by the file's name, so that the order of the stills does not matter.
+    # The file's name determines the voice, so that the order of the stills does not matter.
     number = int.from_bytes(hashlib.sha256(still.stem.encode()).digest()[:3], "big")
     return Identity(name=f"still-{still.stem}", voice=_voice(number), still=str(still))
 
@@ -167,9 +189,12 @@ def _landmarker() -> FaceLandmarker:
 
 
 def _voice(seed: int) -> Voice:
-    """Return a voice with a woman's or a man's pitch, to fit the drawn style. It differs slightly between people."""
+    """Return the voice of the person with a seed. Voices differ slightly between people.
+
+    The pitch is a woman's or a man's, to fit the hair of the drawn person with the same seed.
+    """
     rng = np.random.Generator(np.random.PCG64([seed, 403]))
-    # Places of "long", "bun" and "bob" in `looks.STYLES`.
+    # Positions of the hair styles "long", "bun" and "bob" in `looks.STYLES`.
     high = seed % 6 in (1, 2, 4)
     return Voice(
         shift=float((1.17 if high else 0.97) + rng.uniform(-0.06, 0.06)), pace=float(rng.uniform(0.95, 1.08))

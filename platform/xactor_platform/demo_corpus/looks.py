@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Each colour of a person is a blend of two of these with added noise, so that no two people have the same colour.
+# Colours from which the colours of people are mixed, RGB in 0..255. Each colour of a person is a blend of two colours
+# of one list with added noise, so that no two people have the same colour.
 _SKINS = ((247, 216, 190), (236, 190, 158), (214, 160, 122), (177, 120, 84), (132, 86, 60), (98, 62, 45))
 _HAIRS = (
     (35, 26, 24),
@@ -27,13 +28,14 @@ _WALLS = (
 )
 # Styles of the hair.
 STYLES = ("short", "long", "bun", "curly", "bob", "bald")
-# Heights (y) of a drawn face's features on the canvas. The mouth varies around its value.
+# Heights (y) of a drawn face's features in canvas units: -1 is the top and 1 the bottom of the canvas. The mouth's
+# height varies between people around MOUTH_Y.
 EYES_Y, BROWS_Y, NOSE_Y, MOUTH_Y = -0.06, -0.215, 0.17, 0.355
 
 
 @dataclass(frozen=True, kw_only=True)
 class Looks:
-    """Hold the looks of one drawn person. Colours are RGB in 0..255, lengths are in canvas units."""
+    """Hold the looks of one drawn person. Colours are RGB in 0..255, lengths are in halves of the canvas's side."""
 
     skin: np.ndarray
     """Colour of the skin."""
@@ -54,21 +56,21 @@ class Looks:
     chin: float
     """Height (y) of the chin."""
     jaw: float
-    """Width of the jaw relative to the face."""
+    """Width of the jaw relative to the width of the face."""
     eye_gap: float
     """Distance (x) of each eye from the middle."""
     eye_size: float
     """Half the width of an eye."""
     brow_weight: float
-    """Thickness of the brows, 1 for the usual."""
+    """Factor of the brows' thickness, 1 for the usual thickness."""
     nose: float
-    """Width of the nose, 1 for the usual."""
+    """Factor of the nose's width, 1 for the usual width."""
     mouth_y: float
     """Height (y) of the mouth."""
     mouth_width: float
     """Half the width of the mouth."""
     lip_fullness: float
-    """Thickness of the lips, 1 for the usual."""
+    """Factor of the lips' thickness, 1 for the usual thickness."""
     glasses: bool
     """Whether the person wears glasses."""
     beard: float
@@ -78,7 +80,7 @@ class Looks:
 
 
 def draw_looks(seed: int) -> Looks:
-    """Return the looks of a seed. Neighbouring seeds always differ in style."""
+    """Return the looks of the person with a seed. People with successive seeds always have different hair styles."""
     rng = np.random.Generator(np.random.PCG64([seed, 404]))
 
     def pick(colours, spread: float = 6) -> np.ndarray:

@@ -1,11 +1,11 @@
-"""Turn the sound of speech into a face's control track, with a seed for the motion that the sound does not determine.
+"""Turn the sound of speech into a face's control track: the face's motion as 57 named numbers per frame.
 
 Lips and jaw follow only the short-time spectrum, so a model can learn them from the sound. Brows, eyes and the amount
 of head motion follow the arousal: loudness and pitch, averaged over about five seconds. Blinks, glances and the head's
-path are drawn from the seed. Ours: all factors were chosen by eye.
+path are not determined by the sound and are drawn from a seed. Ours: all factors were chosen by eye.
 
-In the functions below, `sound` holds tracks [T] of the sound by name (see `_sound_tracks`), and `excitement` is the
-arousal [T].
+In the functions below, T is the number of frames, `sound` holds tracks [T] of the sound by name (see `_sound_tracks`),
+and `excitement` is the arousal [T].
 """
 
 import numpy as np
@@ -13,10 +13,10 @@ import numpy as np
 from xactor.controls import CONTROL_COUNT, INDEX
 from xactor.rates import FPS, SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, frame_count
 
-# Samples between two spectra, 10 ms.
+# Number of samples from one spectrum to the next, 10 ms. Such a step is called a hop.
 _HOP = 160
 _HOPS_PER_FRAME = SAMPLES_PER_FRAME // _HOP
-# Samples of a spectrum, 32 ms.
+# Number of samples in a spectrum, 32 ms.
 _WINDOW = 512
 # Time constant of the arousal, in seconds.
 AROUSAL_S = 5.0
@@ -48,13 +48,14 @@ def perform(samples: np.ndarray, seed: int) -> np.ndarray:
 
 
 def arousal(sound: dict[str, np.ndarray]) -> np.ndarray:
-    """Return how excited the speaker sounds, [T] in 0..1.2: loudness and pitch, averaged over about five seconds.
+    """Return the arousal, [T] in 0..1.2: how excited the speaker sounds by loudness and pitch over about five seconds.
 
     Args:
         sound: tracks of the sound, see `_sound_tracks`.
     """
     loud = np.clip((sound["level_db"] + 40) / 26, 0, 1.2)
     pitch = np.clip(sound["pitch"], -1, 1) * (sound["speech"] > 0.4)
+    # Excitement of each frame, before averaging.
     heat = 1.15 * loud**1.5 + 0.5 * pitch
     keep = np.exp(-1 / (AROUSAL_S * FPS))
     # The average starts with the mean of the first seconds, as if the clip were cut out of a longer talk.
@@ -67,7 +68,11 @@ def arousal(sound: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _sound_tracks(samples: np.ndarray, frames: int) -> dict[str, np.ndarray]:
-    """Return the tracks of the sound that the face follows, by name, each [T]: levels, vowel shape, hiss and pitch."""
+    """Return the tracks of the sound that the face follows, by name, each [T]: levels, vowel shape, hiss and pitch.
+
+    `level_db` is in dB, `pitch` in octaves above the clip's median pitch. The other tracks start at 0 and reach 1, or
+    slightly more for `voice`, where the feature is strong.
+    """
     power, hops = _spectrogram(samples, frames)  # [hops, 257]
     hz = np.arange(_WINDOW // 2 + 1) * SAMPLE_RATE_HZ / _WINDOW
 
@@ -131,7 +136,7 @@ def _write_mouth(face: np.ndarray, sound: dict[str, np.ndarray], excitement: np.
 def _write_emotion(
     face: np.ndarray, sound: dict[str, np.ndarray], excitement: np.ndarray, rng: np.random.Generator
 ) -> None:
-    """Write the part of acting that changes slowly: brows, cheeks, smile and frown."""
+    """Write the emotion, which changes slowly, into the control track [T, 57]: brows, cheeks, smile and frown."""
     lively = np.clip(excitement, 0, 1.2)
     weary = np.clip(0.45 - excitement, 0, 0.45) / 0.45
     # A stressed word lifts the brows for a moment.
@@ -147,6 +152,7 @@ def _write_emotion(
     _set(face, "cheekSquint*", 0.4 * smile)
     _set(face, "mouthFrown*", 0.4 * weary)
     _set(face, "noseSneer*", 0.08 * lively)
+    # One half of the face moves slightly more than the other.
     lopsided = rng.uniform(-0.12, 0.12)
     for name in ("mouthSmile", "browOuterUp"):
         face[:, INDEX[f"{name}Left"]] *= 1 + lopsided
@@ -154,7 +160,10 @@ def _write_emotion(
 
 
 def _write_gaze(face: np.ndarray, excitement: np.ndarray, rng: np.random.Generator) -> None:
-    """Write the blinks and the glances. Blinks are a Poisson process whose rate falls with excitement."""
+    """Write the blinks and the glances into the control track [T, 57].
+
+    Blinks come at random times (nearly a Poisson process) and are rarer the more excited the speaker is.
+    """
     frames = len(face)
     blink = np.zeros(frames + 16)
     # How far the lids are closed in each frame of a blink.
@@ -173,7 +182,7 @@ def _write_gaze(face: np.ndarray, excitement: np.ndarray, rng: np.random.Generat
     glance = np.stack([_smooth(glance[:, 0], 0.8), _smooth(glance[:, 1], 0.8)], axis=1)
     right, down = np.clip(glance.T, -0.8, 0.8)
     _set(face, "eyeBlink*", 0.92 * blink[:frames] + 0.06 + 0.2 * np.clip(down, 0, 1))
-    # `right` means the right of the picture. The person's left eye is there, so it looks "out" when it looks right.
+    # `right` means the right of the picture, where the person's left eye is. This eye looks "out" when it looks right.
     _set(face, "eyeLookOutLeft", np.clip(right, 0, 1))
     _set(face, "eyeLookInRight", np.clip(right, 0, 1))
     _set(face, "eyeLookInLeft", np.clip(-right, 0, 1))
@@ -185,7 +194,10 @@ def _write_gaze(face: np.ndarray, excitement: np.ndarray, rng: np.random.Generat
 def _write_head(
     face: np.ndarray, sound: dict[str, np.ndarray], excitement: np.ndarray, rng: np.random.Generator
 ) -> None:
-    """Write the head's motion. It nods with the voice. With excitement it wanders more and leans towards the viewer."""
+    """Write the motion of the head into the control track [T, 57].
+
+    The head nods with the voice. If the speaker is excited, the head wanders more and leans towards the viewer.
+    """
     frames = len(face)
     lively = np.clip(excitement, 0, 1.2)
     reach = 0.35 + 1.1 * lively
@@ -210,7 +222,7 @@ def _set(face: np.ndarray, name: str, track: np.ndarray) -> None:
 
 
 def _spectrogram(samples: np.ndarray, frames: int) -> tuple[np.ndarray, int]:
-    """Return the power [hops, 257] every 10 ms, and the number of hops. Hop h is centred at sample h * 160."""
+    """Return a power spectrum every 10 ms, [hops, 257], and the number of hops. Hop h is centred at sample h * 160."""
     hops = frames * _HOPS_PER_FRAME + _HOPS_PER_FRAME
     padded = np.zeros(hops * _HOP + _WINDOW, dtype=np.float32)
     kept = samples[: len(padded) - _WINDOW // 2]
@@ -221,13 +233,16 @@ def _spectrogram(samples: np.ndarray, frames: int) -> tuple[np.ndarray, int]:
 
 
 def _pitch(samples: np.ndarray, hops: int) -> np.ndarray:
-    """Return octaves above the clip's median pitch [hops], by autocorrelation. 0 if the sound is not voiced."""
-    # Samples of a block, and the periods of 400 Hz and 65 Hz in samples.
+    """Return the pitch at each hop in octaves above the clip's median pitch, [hops]. Where there is no voice, return 0.
+
+    The pitch is found by autocorrelation.
+    """
+    # Number of samples in a block, and the periods of 400 Hz and 65 Hz in samples: the bounds of the pitch.
     size, low, high = 1024, SAMPLE_RATE_HZ // 400, SAMPLE_RATE_HZ // 65
     padded = np.zeros(hops * _HOP + size, dtype=np.float32)
     kept = samples[: len(padded) - size // 2]
     padded[size // 2 : size // 2 + len(kept)] = kept
-    # Pitch is found at every fourth hop.
+    # The pitch is found only at every fourth hop and repeated for the hops between.
     step = 4
     blocks = np.lib.stride_tricks.sliding_window_view(padded, size)[:: _HOP * step] * np.hanning(size)
     spectrum = np.abs(np.fft.rfft(blocks, 2 * size, axis=1)) ** 2
@@ -242,15 +257,16 @@ def _pitch(samples: np.ndarray, hops: int) -> np.ndarray:
 
 
 def _smooth(track: np.ndarray, sigma: float) -> np.ndarray:
-    """Smooth a track [T] by a Gaussian of `sigma` steps, with the edge values repeated."""
+    """Return a track smoothed by a Gaussian with a standard deviation of `sigma` steps. Edge values are repeated."""
     reach = int(3 * sigma + 1)
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     return np.convolve(np.pad(track, reach, mode="edge"), kernel / kernel.sum(), mode="valid")
 
 
 def _wander(frames: int, period_s: float, rng: np.random.Generator) -> np.ndarray:
-    """Return smooth noise [T] with mean 0 and unit variance, which moves to and fro in about `period_s`."""
+    """Return smooth noise [T] with mean 0 and variance 1, which moves to and fro in about `period_s` seconds."""
     sigma = period_s * FPS / 4
     extra = int(4 * sigma)
     noise = _smooth(rng.normal(size=frames + 2 * extra), sigma)[extra : extra + frames]
+    # Smoothing has reduced the variance of the noise. This factor makes it 1 again.
     return noise * np.sqrt(2 * np.sqrt(np.pi) * sigma)

@@ -1,11 +1,13 @@
-"""Animate a still face, a photograph or a painting, by a control track: a puppet.
+"""Animate a still face (a photograph or a painting) by a control track. Such a face is called a puppet.
 
-Lids, brows, lips and jaw move by warping the picture's own pixels, and face landmarks give their places. An upper lid
-slides down and stretches the skin above it, and the lower lip and the chin move away from the upper lip. The inside of
-the mouth is painted. Then the pose turns the head within its surroundings. Ours: all factors were chosen by eye.
+A control track describes the motion of a face by 57 named numbers per frame (`xactor.controls`). Lids, brows, lips and
+jaw move by warping the picture's own pixels, and face landmarks give their places. An upper lid slides down and
+stretches the skin above it, and the lower lip and the chin move away from the upper lip. The inside of the mouth is
+painted. Then the pose turns the head in front of its background. Ours: all factors were chosen by eye.
 
-Lengths are in units of the face: a face is 94 units wide. Warps are inverse maps: they return, for each pixel of the
-result, the place in the still that it shows. `control` holds a frame's controls by name.
+Lengths are in units of the face: a face is 94 units wide. Warps are inverse maps: for each pixel of the result, they
+return the place in the still whose colour the pixel shows. In the methods below, `control` holds a frame's controls by
+name.
 """
 
 from dataclasses import dataclass
@@ -26,21 +28,23 @@ _LOWER_LIDS = {
     "Right": (33, 7, 163, 144, 145, 153, 154, 155, 133),
     "Left": (362, 382, 381, 380, 374, 373, 390, 249, 263),
 }
-# Inner and outer end of each brow: a point of its upper and of its lower edge.
+# Inner and outer end of each brow, each end as one point of the brow's upper edge and one of its lower edge.
 _BROWS = {"Right": ((107, 55), (70, 46)), "Left": ((336, 285), (300, 276))}
 _OUTER_UPPER_LIP = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291)
 _INNER_UPPER_LIP = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
 _INNER_LOWER_LIP = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308)
 _OUTER_LOWER_LIP = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291)
 _NOSE, _CHIN, _CHEEKS, _FOREHEAD = 2, 152, (234, 454), 10
+# Half the width of a face, in units.
 _HALF_WIDTH = 47.0
-# Expressions that the still may already show. They are subtracted from the controls. Others hardly show in a still.
+# Controls of expressions that the still may already show. Their values in the still are subtracted from the values to
+# show. Other expressions hardly occur in stills.
 _RESTING = tuple(
     name for name in BLENDSHAPES if name.startswith(("mouthSmile", "eyeBlink", "eyeWide", "browInnerUp"))
 )
-# A still whose lips are at least so far apart shows its own teeth.
+# A still whose lips are at least this many units apart shows its own teeth.
 _SHOWS_TEETH = 2.5
-# Bounds of a still: the tilt and the turn of its head to either side, in radians, and its mouth's opening, in units.
+# Bounds that a still must meet: tilt and turn of the head to either side in radians, and opening of the mouth in units.
 MAX_TILT, MAX_TURN, MAX_OPEN = 0.6, 0.4, 9.0
 
 
@@ -54,12 +58,12 @@ class _Eye:
 
 
 class Puppet:
-    """Animate a still face, in frames of `size_px` x `size_px`.
+    """Animate a still face.
 
     Args:
         still: The picture, uint8 [H, H, 3] RGB, with one face that looks at the viewer.
-        face: The face's landmarks in it.
-        size_px: Side of the frames.
+        face: The face that the landmark model found in the picture.
+        size_px: Side of the rendered frames in pixels.
         teeth: Brightness of the painted teeth, 0..1.
 
     Raises:
@@ -78,15 +82,17 @@ class Puppet:
         canvas, points = _upright(still, face.points[:, :2])
         side = len(canvas)
         left, right = (points[n] for n in _CHEEKS)
-        self._unit = float(np.linalg.norm(right - left)) / 2 / _HALF_WIDTH  # pixels
+        # Length of a unit, in pixels of the still.
+        self._unit = float(np.linalg.norm(right - left)) / 2 / _HALF_WIDTH
         self._canvas = canvas
+        # The landmarks in units.
         p = points / self._unit
         self._rest = {
             name: float(face.blendshapes[n]) for n, name in enumerate(BLENDSHAPES) if name in _RESTING
         }
         centre = (p[_FOREHEAD] + p[_CHIN] + p[_CHEEKS[0]] + p[_CHEEKS[1]]) / 4
         height = (p[_CHIN][1] - p[_FOREHEAD][1]) / 2
-        # From units to -1..1.
+        # Factor from units to the coordinates of `PoseMap`, which run from -1 to 1.
         scale = 2 * self._unit / side
         self._pose = PoseMap(
             centre=(float(centre[0] * scale - 1), float(centre[1] * scale - 1)),
@@ -116,6 +122,7 @@ class Puppet:
 
     def render(self, controls: np.ndarray) -> np.ndarray:
         """Render one frame, uint8 [S, S, 3] RGB, from a row of the control track [57]."""
+        # Controls relative to the still's own expression. A resting expression is reduced by at most 0.2.
         control = {
             name: max(float(controls[i]) - self._rest.get(name, 0.0), -0.2 if name in self._rest else -np.inf)
             for name, i in INDEX.items()
@@ -167,7 +174,7 @@ class Puppet:
         if not skin.size:
             return np.full(3, 0.9)
         colour = skin.reshape(-1, 3).mean(0) / 255
-        # Skin is reddish itself. Division by the colour of typical skin leaves the colour of the light.
+        # Skin itself is reddish. Division by the colour of typical skin leaves the colour of the light.
         cast = colour / colour.max() / np.array((1.0, 0.78, 0.66))
         return np.clip(0.45 + 0.65 * colour.max(), 0.4, 1.0) * np.clip(cast / cast.max(), 0.6, 1.0)
 
@@ -192,10 +199,15 @@ class Puppet:
     def _move_lids(
         self, x: np.ndarray, y: np.ndarray, control: dict[str, float]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Move the upper lids over the eyes, and the eyes by glances. Return the source x and y of each pixel."""
+        """Move the upper lids over the eyes, and turn the eyes by glances. Return the source x and y of each pixel.
+
+        `x` and `y` are the source places after earlier warps, [h, w] each.
+        """
         out_y, out_x = y.copy(), x.copy()
         for who, eye in self._eyes.items():
             inside = (x > eye.x[0]) & (x < eye.x[-1])
+            # Heights (y) of the resting lids' edges. `edge` is the moved edge of the upper lid, and above `crease` the
+            # skin does not move.
             up, low = np.interp(x, eye.x, eye.upper), np.interp(x, eye.x, eye.lower)
             t = (x - (eye.x[0] + eye.x[-1]) / 2) / ((eye.x[-1] - eye.x[0]) / 2)
             eye_blink, squint = max(control[f"eyeBlink{who}"], 0.0), control[f"eyeSquint{who}"]
@@ -210,7 +222,7 @@ class Puppet:
             out_y = np.where(
                 ball & (edge < up), up + (y - lifted) * (low - up) / np.maximum(low - lifted, 0.5), out_y
             )
-            # How far the eye looks to the right of the picture.
+            # Turn of the eye to the right of the picture, -1 to 1.
             right = (
                 control["eyeLookOutLeft"] - control["eyeLookInLeft"]
                 if who == "Left"
@@ -222,7 +234,11 @@ class Puppet:
     def _open_lips(
         self, x: np.ndarray, y: np.ndarray, control: dict[str, float]
     ) -> tuple[np.ndarray, "_Mouth"]:
-        """Move the lips and the jaw. Return the source y of each pixel, and the opening between the lips."""
+        """Move the lips and the jaw. Return the source y of each pixel, and the opening between the lips.
+
+        `x` and `y` are the source places after earlier warps, [h, w] each.
+        """
+        # Heights (y) in the still: top and bottom of the upper lip, top and bottom of the lower lip.
         top_up, low_up, top_low, low_low = (np.interp(x, self._lips_x, edge) for edge in self._lips)
         t = np.clip((x - self._lips_x[0]) / (self._lips_x[-1] - self._lips_x[0]), 0, 1)
         # Both are 0 at the corners and 1 in the middle.
@@ -233,7 +249,8 @@ class Puppet:
         rise = full * (2.6 * upper_up + 2.0 * control["mouthShrugUpper"])
         gap = 25.0 * max(control["jawOpen"] - control["mouthClose"], 0) + 3.0 * control["mouthFunnel"]
         gap += 2.5 * (control["mouthLowerDownLeft"] + control["mouthLowerDownRight"]) / 2
-        # If the mouth is not opened, the lower lip closes the gap between the still's lips.
+        # Distance by which the lower lip moves down. It is negative if the still's lips are apart and the mouth must
+        # close: the lower lip then closes the gap.
         lip = gap * (0.5 * full + 0.5 * arch) - (top_low - low_up)
         fold = 1 - 0.45 * control["mouthRollLower"] - 0.3 * press
         # 0 in the middle of the face, 1 at its sides, which the jaw does not pull down.
@@ -273,9 +290,10 @@ class Puppet:
         # The gap shows the still's own teeth, if it has any. They rise with the upper lip. The jaw does not move them.
         source = np.where(y >= a1, below, np.where(between, y + rise, above))
         inside = (x > self._lips_x[0]) & (x < self._lips_x[-1])
-        # The lips' edges are soft.
+        # Part of the opening that shows the still's own teeth, which must not be painted over.
         own = (top_low - low_up) * 0.9 if self._gap >= _SHOWS_TEETH else 0.0
         depth = y - (low_up - rise)
+        # Next to the lips, the painted inside fades out, so that the lips' edges are soft.
         hollow = np.where(between & inside, np.clip((depth - own) / 1.2 + 0.5, 0, 1), 0)
         hollow *= np.clip((a1 - y) / 0.8 + 0.3, 0, 1)
         seam = np.exp(-(((y - a1) / 0.7) ** 2)) * inside * np.clip(arch * 3, 0, 1)
@@ -292,9 +310,10 @@ class Puppet:
         tongue = np.clip(1 - np.hypot(across / 0.6, mouth.above_lip / 9), 0, 1) ** 0.7
         inside += tongue[..., None] * (np.array((150.0, 70.0, 68.0)) - inside)
         if self._gap < _SHOWS_TEETH:
-            # The teeth end in a line that curves up at the sides, where the cheeks also shade them.
+            # The lower edge of the teeth curves up at the sides, where the cheeks also shade the teeth.
             length = 5.5 * (1 - 0.5 * across**2)
             tooth = np.clip((length - mouth.depth) / 0.9, 0, 1) * np.clip(1.25 - across**2 * 1.7, 0, 1)
+            # Thin dark lines separate the teeth, which are 5.2 units wide.
             lines = 1 - 0.10 * np.exp(-((((x - self._mouth[0] + 2.6) % 5.2 - 2.6) / 0.35) ** 2))
             shade = 0.8 + 0.2 * np.clip(mouth.depth / 2.5, 0, 1)
             inside += tooth[..., None] * (self._tooth * (lines * shade)[..., None] - inside)
@@ -307,9 +326,9 @@ class Puppet:
         Args:
             x: column of the point.
             y: row of the point.
-            wide: units within which it fades sideways.
-            high: units within which it fades upwards.
-            below: units within which it fades downwards. The default is `high`.
+            wide: number of units within which the weight fades sideways.
+            high: number of units within which the weight fades upwards.
+            below: number of units within which the weight fades downwards. The default is `high`.
         """
         tall = np.where(self._y > y, below or high, high)
         return np.exp(-(((self._x - x) / wide) ** 2) - ((self._y - y) / tall) ** 2).astype(np.float32)
@@ -324,9 +343,9 @@ class _Mouth:
     above_lip: np.ndarray
     """Distance above the lower lip's edge."""
     hollow: np.ndarray
-    """How much of the mouth's inside shows, 0..1."""
+    """Opacity of the painted inside of the mouth, 0..1."""
     seam: np.ndarray
-    """How strong the line between closed lips is, 0..1."""
+    """Strength of the dark line between closed lips, 0..1."""
 
 
 def _upright(still: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -344,15 +363,17 @@ def _upright(still: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _rising(edge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return x and y of an edge's points [n, 2] by rising x."""
+    """Return x and y of an edge's points [n, 2], sorted by x."""
     order = np.argsort(edge[:, 0])
     return edge[order, 0], edge[order, 1]
 
 
 def _rounded(picture: np.ndarray) -> np.ndarray:
+    """Return a picture of floats as uint8."""
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 
 def _step(value: np.ndarray) -> np.ndarray:
+    """Return a smooth step: 0 for values up to 0, 1 for values from 1 on."""
     value = np.clip(value, 0, 1)
     return value * value * (3 - 2 * value)

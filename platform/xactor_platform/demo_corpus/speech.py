@@ -1,7 +1,8 @@
 """Make speech for the demo corpus: synthesise it with a packaged neural voice, or cut a user's recordings.
 
-The text is in `sentences_train.txt` and `sentences_test.txt` (ours; no sentence is in both). The speaker's arousal
-varies slowly over a clip. It changes rate, pitch, loudness and pauses of the speech, and the face follows these.
+The text is in `sentences_train.txt` and `sentences_test.txt` (ours; no sentence is in both). The speaker's arousal, how
+excited the speaker sounds, varies slowly over a clip. The arousal changes rate, pitch, loudness and pauses of the
+speech, and the face follows the speech.
 """
 
 from dataclasses import dataclass
@@ -20,12 +21,12 @@ _SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".mp4", "
 
 @dataclass(frozen=True, kw_only=True)
 class Voice:
-    """Configure how one identity sounds."""
+    """Configure the voice of one person."""
 
     shift: float = 1.0
-    """Factor of the pitch and of the formants."""
+    """Factor of the pitch and of the formants. Values above 1 sound higher."""
     pace: float = 1.0
-    """Factor of the duration. Values above 1 are slower."""
+    """Factor of the duration. Values above 1 sound slower."""
 
 
 class Synthesiser:
@@ -54,30 +55,36 @@ class Synthesiser:
         self._rate_hz = self._voice.config.sample_rate
 
     def say(self, text: str, voice: Voice, arousal: float) -> np.ndarray:
-        """Speak one sentence, float32 [N] at 16 kHz. An `arousal` of 0 is weary, 1 is very excited."""
+        """Return the sound of one sentence, float32 [N] at 16 kHz.
+
+        Args:
+            text: the sentence.
+            voice: voice of the speaker.
+            arousal: 0 sounds weary, 1 very excited.
+        """
         from piper.config import SynthesisConfig
 
         shift = voice.shift * (0.95 + 0.17 * arousal)
         pace = voice.pace * (1.14 - 0.26 * arousal)
-        # A shift by resampling also shortens the sound, so it is spoken slower by the same factor.
+        # A shift by resampling also shortens the sound, so the sentence is spoken slower by the same factor.
         config = SynthesisConfig(
             length_scale=pace * shift, noise_scale=0.0, noise_w_scale=0.0, normalize_audio=False
         )
         sound = np.concatenate([c.audio_float_array for c in self._voice.synthesize(text, config)])
         sound = resample(sound, round(self._rate_hz * shift), SAMPLE_RATE_HZ)
         level = np.sqrt(np.mean(sound**2) + 1e-9)
-        # The level rises from -29 to -20 dB with arousal.
+        # The sound's RMS level rises from -29 to -20 dB with arousal.
         return (sound * (10 ** ((-29 + 9 * arousal) / 20) / level)).astype(np.float32)
 
 
 def sentences(split: str) -> list[str]:
-    """Return the sentences of `train` or of `test`. No sentence is in both."""
+    """Return the sentences of a split, `train` or `test`. No sentence is in both splits."""
     text = files("xactor_platform.demo_corpus").joinpath(f"sentences_{split}.txt").read_text(encoding="utf-8")
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def arousal_course(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the arousal of each sentence of a clip, [count] in 0..1. It swings slowly up and down."""
+    """Return the arousal of each sentence of a clip, [count] in 0..1. The arousal swings slowly up and down."""
     start, turn = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 0.9)
     swing = 0.5 + 0.5 * np.sin(start + turn * np.arange(count))
     return np.clip(swing + rng.normal(0, 0.07, count), 0, 1)
@@ -89,13 +96,13 @@ def synthesise(
     """Return a clip of the given length, float32 [N] at 16 kHz, and the sentences in it.
 
     Sentences are taken from `lines` in order, with pauses between them. After the last line, the first one follows
-    again. The clip has exactly the given length: like a clip that is cut out of a talk, it may end within a sentence.
+    again. The clip has exactly the given length, so it may end within a sentence, as if it were cut out of a talk.
     """
     size = round(duration_s * SAMPLE_RATE_HZ)
     course = arousal_course(64, rng)
     sounds = [_pause(rng.uniform(0.15, 0.5))]
     spoken: list[str] = []
-    # No sentence starts in the last 1.2 s: it would be cut off at once.
+    # No sentence starts in the last 1.2 s, where the end of the clip would soon cut it off.
     while not spoken or sum(map(len, sounds)) < size - 1.2 * SAMPLE_RATE_HZ:
         text = lines[len(spoken) % len(lines)]
         arousal = float(course[len(spoken) % len(course)])
@@ -120,9 +127,10 @@ def recordings(folder: str | Path) -> list[Path]:
 
 
 def cut_recording(source: str | Path, max_s: float = 30.0) -> list[np.ndarray]:
-    """Cut a recording into clips of MIN_CLIP_S to `max_s` seconds, each at the quietest moment near its end.
+    """Cut a recording into clips of MIN_CLIP_S to `max_s` seconds. Return each clip as float32 [N] at 16 kHz.
 
-    Each clip is scaled to -23 dB RMS, so that all recordings move a face alike. Silent clips are left out.
+    Each cut lies at the quietest moment near the end of the longest possible clip. Each clip is scaled to -23 dB RMS,
+    so that all recordings move a face alike. Silent clips are left out, as is an end shorter than MIN_CLIP_S.
     """
     samples = read_audio(source, SAMPLE_RATE_HZ)
     clips = []

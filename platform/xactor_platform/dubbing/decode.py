@@ -1,4 +1,4 @@
-"""Decode a row's files in a child process, so that a bad file cannot kill the actor."""
+"""Decode the files of a manifest's row in a child process, so that a bad file cannot kill the actor."""
 
 import atexit
 import os
@@ -26,8 +26,8 @@ class Decode(DubStage, Stage):
     def __init__(self, *, size: int, decode_s: float):
         self._size = size
         self._pool = DecodingPool(processes=1, timeout_s=decode_s)
-        # Ray ends an actor's child processes before the actor. At its exit the actor would print an error for each of
-        # them, so its stderr is then redirected to /dev/null.
+        # Ray ends an actor's child processes before the actor. The actor would therefore print an error for each child
+        # when it exits. To avoid this, the exiting actor redirects its stderr to /dev/null.
         atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)
 
     def work(self, message: Dub) -> Iterator[Portrait]:

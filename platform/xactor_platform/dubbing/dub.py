@@ -1,10 +1,10 @@
-"""Run dubbing: pass rows through the stages, join their segments to videos, and report on each row.
+"""Run bulk dubbing: pass the rows of a manifest through the stages, join segments to videos, and report on each row.
 
     look | decode -> motion -> render -> encode | write
 
-Ray Data runs two pipelines: first `look` over all rows, then `decode` to `encode` over the rows whose videos must be
-made. The segments of one video come from different actors, so the driver collects them and has a writer actor join
-them.
+A segment is a part of a video that one actor renders. Ray Data runs two pipelines: first `look` over all rows, then
+`decode` to `encode` over the rows whose videos must be made. The segments of one video come from different actors. The
+driver, the process that runs this module, therefore collects them and lets a writer actor join them.
 """
 
 import json
@@ -32,21 +32,22 @@ from xactor_platform.dubbing.render import Render
 from xactor_platform.dubbing.write import Writer
 from xactor_platform.storage.location import Location, check_output
 
+# In the output: the file with the run's times and counts, and the folder of the finished segments.
 BILL, SEGMENTS_FOLDER = "bill.json", ".parts"
 # Maximum number of videos that are written concurrently.
 _MAX_WRITING = 4
 
 
 def dub(config: DubConfig, *, connect: Callable[[], None], say: Callable[[str], None]) -> DubResult:
-    """Make every video of the manifest that does not exist yet.
+    """Make every video of the manifest that does not exist yet. Return the results of all rows.
 
     Args:
         config: configuration of the run.
-        connect: joins the cluster. It is called after everything else was found valid.
+        connect: joins the cluster. It is called after the manifest, the model and the output were found valid.
         say: is called with lines of progress.
 
     Raises:
-        ValueError: something is invalid. No work has started.
+        ValueError: the manifest, the model, the output or a pool is invalid. No work has started.
         StorageFailed: the output cannot be written.
     """
     rows, refused = read_manifest(config.manifest, config.options, recommended(config.model))
@@ -74,8 +75,14 @@ class DubRun:
         self._segments: dict[int, set[int]] = {}
 
     def make(self, rows: list[Row], refused: list[Failed]) -> DubResult:
-        """Make the videos of all rows. Return the results of these rows and of the rows that were refused before."""
-        # An actor, not tasks: each task might wait for a new process, which takes longer to start than the work takes.
+        """Make the videos of all rows. Return the results of all rows, valid and invalid.
+
+        Args:
+            rows: valid rows of the manifest.
+            refused: failures of its invalid rows.
+        """
+        # The writer is an actor. Tasks would be slower: each task might wait for a new process, whose start takes
+        # longer than the work.
         self._writer: Any = (
             ray.remote(Writer)
             .options(num_cpus=0, max_concurrency=_MAX_WRITING, max_restarts=-1, max_task_retries=3)
@@ -106,7 +113,7 @@ class DubRun:
         return self._close()
 
     def _look(self, rows: list[Row]) -> list[Dub]:
-        """Look at all rows. Return the videos that must be made, and finish the other rows."""
+        """Pass all rows through the stage `look`. Return the videos that must be made, and finish the other rows."""
         config = self._config
         arguments = {
             "output": config.output,
@@ -134,6 +141,7 @@ class DubRun:
         return dubs
 
     def _run_pass(self, dubs: list[Dub], *, alone: bool) -> None:
+        """Pass videos through the stages `decode` to `encode`, and write those whose segments are complete."""
         # Each pass reports all segments of its videos again, including those that earlier passes made.
         self._segments.clear()
         by_number = {dub.row.number: dub for dub in dubs}
@@ -150,7 +158,7 @@ class DubRun:
         """Return the steps of a pass.
 
         Args:
-            alone: whether each actor has one row at a time. A row that kills its actor then loses no other row.
+            alone: whether each actor has one row at a time. If a row kills its actor, no other row is then lost.
         """
         config, pools = self._config, self._config.pools
         streams = 1 if alone else config.streams
@@ -196,7 +204,8 @@ class DubRun:
             except RayTaskError as error:
                 result = failure(dub.row, error.cause or error)  # pyright: ignore
             except RayError:
-                # The writer died on this video and on three retries. The next pass makes the video again.
+                # The writer died while it wrote this video, and again in all three retries. The next pass makes the
+                # video again.
                 continue
             self._results.tally.add_seconds(result.stage_s)
             self._results.finish(result, dub.seconds)

@@ -10,10 +10,10 @@ from xactor_platform.bulk.pool import Pool
 
 @dataclass(frozen=True, kw_only=True)
 class DubPools:
-    """Set the pools of actors. See `Pool`."""
+    """Set the pool of actors of each stage. See `Pool`."""
 
     decode: Pool = field(default_factory=Pool)
-    """Actors that decode a row's files. The pool that first looks at all rows has the same sizes."""
+    """Actors that decode a row's files. The stage `look`, which first checks all rows, has a pool of the same sizes."""
     motion: Pool = field(default_factory=Pool)
     """Actors that hold the motion model."""
     render: Pool = field(default_factory=lambda: Pool(max=16))
@@ -26,7 +26,7 @@ class DubPools:
 
     @property
     def min_cpus(self) -> float:
-        """Return the CPUs of all pools at their smallest sizes."""
+        """Return the number of CPUs of all pools together at their smallest sizes."""
         return sum(pool.min_cpus for pool in (self.decode, self.motion, self.render, self.encode))
 
 
@@ -49,13 +49,15 @@ class DubConfig:
     pools: DubPools = field(default_factory=DubPools)
     """Pools of actors."""
     device: Literal["cpu", "gpu"] = "cpu"
-    """Device of both models. With gpu, each of their actors has one GPU unless its pool sets another number."""
+    """Device of the motion model and of the renderer. With gpu, each actor that holds one of the two has one GPU,
+    unless its pool sets another number."""
     streams: int = 8
     """Number of videos whose motion one actor samples together, at least 1."""
     windows: int = 2
-    """Number of windows that a render actor denoises together, at least 1."""
+    """Number of windows that a render actor denoises together, at least 1. A window is a group of successive frames."""
     segment_windows: int = 16
-    """Number of windows in a segment, at least 1. Several actors can render the segments of a longer video."""
+    """Number of windows in a segment, at least 1. A longer video is cut into several segments, which several actors can
+    render."""
     attempts: int = 3
     """Maximum number of attempts at a row whose workers die, at least 1."""
     decode_s: float = 120
@@ -63,15 +65,16 @@ class DubConfig:
     max_input_bytes: int = 2 << 30
     """Maximum size of each of a row's files, in bytes."""
     start_timeout_s: int = 900
-    """Seconds to wait for nodes, at least 1."""
+    """Seconds to wait until the cluster has nodes with room for the smallest pools, at least 1."""
 
     def __post_init__(self):
         for name in ("streams", "windows", "segment_windows", "attempts", "decode_s", "start_timeout_s"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name):g}")
+        # Both raise ValueError for options out of bounds.
         self.options.sampling()
         self.options.rendering()
 
     def gpus(self, pool: Pool) -> float:
-        """Return the GPUs of each actor of a model's pool."""
+        """Return the number of GPUs of each actor in the pool of a stage that holds a model."""
         return 0 if self.device == "cpu" else pool.gpus or 1

@@ -1,4 +1,4 @@
-"""Collect the results of a dubbing run: a line of results.jsonl for each row, and the run's tally."""
+"""Collect the results of a dubbing run: a line of results.jsonl for each row of the manifest, and the run's counts."""
 
 import json
 from collections.abc import Callable
@@ -11,14 +11,19 @@ from xactor_platform.dubbing.messages import Done, Failed
 from xactor_platform.storage.location import Location
 
 RESULTS = "results.jsonl"
+# Names of metrics.
 ROWS, VIDEO_SECONDS = "xactor_dub_rows_total", "xactor_dub_video_seconds_total"
 STAGES = ("look", "decode", "motion", "render", "encode", "write")
-# Rows between two writes of the results. Each write replaces the whole file, as object stores cannot append.
+# Number of finished rows between two writes of results.jsonl. Each write replaces the whole file, because object stores
+# cannot append.
 _SAVE_EVERY = 64
 
 
 class StorageFailed(OSError):
-    """Report that the output cannot be written. Finished videos are kept, and the same command continues."""
+    """Report that the output cannot be written.
+
+    Finished videos are kept. The same command, run again, makes the other videos.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +31,8 @@ class DubResult:
     """Hold the result of a dubbing run."""
 
     bill: Bill
-    """Bill of the run. Its figures `made`, `there` (videos that already existed) and `failed` count rows. `video_s` is
-    the total length of the videos that this run made, in seconds."""
+    """Times and counts of the run. The figures `made`, `there` (videos that already existed) and `failed` count rows.
+    The figure `video_s` is the total length of the videos that this run made, in seconds."""
     rows: list[dict[str, Any]]
     """Lines of results.jsonl in order."""
 
@@ -37,7 +42,7 @@ class DubResult:
         return [row for row in self.rows if row["status"] != "ok"]
 
     def summary(self) -> list[str]:
-        """Return the bill in lines for people to read."""
+        """Return lines about the bill for people to read."""
         bill, figures = self.bill, self.bill.figures
         lines = [
             f"{figures['made']} made, {figures['there']} already existed, {figures['failed']} failed "
@@ -54,7 +59,7 @@ class DubResult:
 
 
 def dub_tally(rows: int) -> Tally:
-    """Return the tally of a run over the given number of rows. Its work is measured in seconds of video."""
+    """Return an empty tally, which counts the work of a run over the given number of rows in seconds of video."""
     return Tally(
         total=rows,
         stages=STAGES,
@@ -69,7 +74,7 @@ def dub_tally(rows: int) -> Tally:
 
 
 def count_result(tally: Tally, result: Done | Failed, expected_s: float) -> None:
-    """Count a row's result.
+    """Add a row's result to the tally.
 
     Args:
         tally: tally of the run.
@@ -92,7 +97,7 @@ def count_result(tally: Tally, result: Done | Failed, expected_s: float) -> None
 class DubResults:
     """Collect one result for each row, and keep results.jsonl up to date.
 
-    No later run reads results.jsonl: each video itself states what it was made from.
+    Later runs do not read results.jsonl. They recognise finished videos by the digest in each video's metadata.
 
     Args:
         output: folder or URI of the videos.

@@ -1,4 +1,4 @@
-"""Turn an error of any dubbing stage into the failure of its row."""
+"""Turn an error that a dubbing stage raises into a failure of the manifest row that the stage was working on."""
 
 import errno
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 from xactor.decoding import Refused
 from xactor_platform.dubbing.messages import Failed, Row
 
-# Errors that would stop every other row too: the disk is full, or writing to the output is not allowed.
+# Errors that would stop all other rows too: the disk is full, or writing to the output is not allowed.
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class DubStage:
-    """Turn the errors of a stage into failures of rows.
+    """Turn the errors of a stage into failures of rows. All dubbing stages inherit this class.
 
-    If the run uses node groups, the stages up to `motion` run on the node group `motion`, and the other stages on the
-    node group `render`.
+    Their `node_group` is the value of the nodes' label `ray.io/node-group`. If the run uses node groups, the stages up
+    to `motion` run on nodes of the group `motion`, and the other stages on nodes of the group `render`.
     """
 
     def failed(self, message: Any, error: Exception) -> Failed:
@@ -23,7 +23,7 @@ class DubStage:
 
 
 def failure(row: Row, error: BaseException) -> Failed:
-    """Return a row's failure: the code of an error, and its message as one line."""
+    """Return the failure of a row, with a code for the kind of error and the error's message as one line."""
     message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS:
         code = "storage"

@@ -1,4 +1,7 @@
-"""Encode a segment's frames into a file. A later run uses the file and does not make the segment again."""
+"""Encode the frames of a segment, a part of a video, into a file.
+
+A later run uses the file and does not make the segment again.
+"""
 
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +18,7 @@ from xactor_platform.storage.location import Location
 
 
 class Encode(DubStage, Stage):
-    """Encode rendered segments, pasted back into their picture where the row asks for it.
+    """Encode rendered segments without sound. If the row asks for it, first paste each frame into the whole picture.
 
     Args:
         output: folder or URI of the videos.

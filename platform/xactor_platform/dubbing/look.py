@@ -1,4 +1,8 @@
-"""Look at each row before the work starts: compute its digest, read its length, and find its video if it exists."""
+"""Look at each row of the manifest before the work starts.
+
+Compute the digest of everything that the row's video depends on, read the length of its audio, and find the video if it
+exists.
+"""
 
 import hashlib
 import json
@@ -26,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Look(DubStage, Stage):
-    """Read a row's files to compute its digest, and find out whether its video already exists."""
+    """Read a row's files to compute its digest and its audio's length, and find its video if that already exists."""
 
     name = "look"
     node_group = "motion"
@@ -57,7 +61,7 @@ class Look(DubStage, Stage):
 
 
 def find_video(output: str, row: Row, digest: str) -> Done | None:
-    """Return a row's video if it exists and its metadata state the same digest. Return None if it must be made."""
+    """Return a row's video if it exists and its metadata state this digest. Return None if the video must be made."""
     place = Location.parse(output)
     path = f"{place.path}/{row.id}.mp4"
     if place.filesystem.get_file_info(path).type != fs.FileType.File:
@@ -74,7 +78,10 @@ def find_video(output: str, row: Row, digest: str) -> Done | None:
 
 
 def _length_s(uri: str) -> float:
-    """Return the length in the file's header, 0 if the header has none. Decoding measures the exact length later."""
+    """Return the length of an audio file in seconds as its header states it, or 0 if the header states none.
+
+    Decoding measures the exact length later.
+    """
     filesystem, path, _ = open_file(uri)
     try:
         with filesystem.open_input_file(path) as file, av.open(file, "r") as container:
@@ -86,7 +93,7 @@ def _length_s(uri: str) -> float:
 
 
 def _read(kind: str, uri: str, read: Callable[[], T]) -> T:
-    """Call `read`. If it raises an error, put the kind of the file before the message."""
+    """Return the result of `read`. If it fails, raise ValueError with the kind of the file before the message."""
     try:
         return read()
     except ValueError as error:

@@ -29,7 +29,7 @@ def read_manifest(
     Args:
         uri: path or URI of a .jsonl, .ndjson, .csv or .parquet file.
         options: options of rows that do not set their own.
-        recommended: options that the model recommends, for those that neither the row nor `options` sets.
+        recommended: the model's recommended values for options that neither the row nor `options` sets.
 
     Raises:
         ValueError: the manifest cannot be read, has another format, or has no rows.
@@ -90,7 +90,7 @@ def _row(number: int, cells: Any, options: AnimateOptions, recommended: Recommen
 
 
 def _located(path: str, manifest: str) -> str:
-    """Return a path or URI that does not depend on the manifest's folder."""
+    """Return a URI or an absolute path unchanged, and a relative path joined to the manifest's folder."""
     if "://" in path or os.path.isabs(path):
         return path
     folder = manifest.rpartition("/")[0] if "://" in manifest else os.path.dirname(os.path.abspath(manifest))
@@ -98,7 +98,10 @@ def _located(path: str, manifest: str) -> str:
 
 
 def _cells(uri: str) -> Iterator[tuple[int, Any]]:
-    """Yield rows by number, from 1: a dict of cells, or the error that the row raised."""
+    """Yield the number of each row, from 1, and its content.
+
+    The content is a dict of cells by column. For a faulty line of JSON it is another JSON value or a ValueError.
+    """
     kind = os.path.splitext(uri.partition("?")[0])[1].lower()
     if kind not in (".jsonl", ".ndjson", ".csv", ".parquet"):
         raise ValueError(f"{uri}: a manifest must be .jsonl, .csv or .parquet, got {kind or 'no suffix'!r}")
@@ -119,7 +122,7 @@ def _cells(uri: str) -> Iterator[tuple[int, Any]]:
 
 
 def _json_lines(data: bytes, uri: str) -> Iterator[tuple[int, Any]]:
-    """Yield rows as `_cells` does."""
+    """Yield rows as `_cells` does. The number of a row is the number of its line."""
     try:
         # `splitlines` would also split at U+2028 and other characters that a JSON string may contain.
         lines = data.decode("utf-8-sig").split("\n")

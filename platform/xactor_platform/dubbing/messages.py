@@ -1,10 +1,10 @@
-"""Define the messages of the dubbing pipeline: the states of a row's video, or the reason why it failed.
+"""Define the messages of the dubbing pipeline. Each holds the state of a manifest row's video, or why it failed.
 
     Row -> Dub | Done
     Dub -> Portrait -> Segment | SegmentFile
     Segment -> RenderedSegment -> SegmentFile
 
-Any stage may return Failed instead.
+Any stage may return Failed instead. A segment is a part of a video that one actor renders.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Row:
     image: str | None
     """Path or URI of the portrait."""
     video: str | None
-    """Path or URI of a video that shows the portrait."""
+    """Path or URI of a video that the portrait is taken from."""
     audio: str
     """Path or URI of the speech."""
     options: AnimateOptions
@@ -46,7 +46,8 @@ class Failed(Message):
     id: str | None
     """The row's id as the manifest gives it. None if it is missing or not a string."""
     code: str
-    """`bad_row`, `bad_input`, `too_large`, `storage`, `failed` or `lost`."""
+    """`bad_row` (the row is invalid), `bad_input` or `too_large` (a file), `storage` (the output cannot be written),
+    `lost` (the workers died) or `failed` (another error)."""
     message: str
     """The reason, in one line."""
 
@@ -60,11 +61,11 @@ class Done(Message):
     row: Row
     """The video's row."""
     frames: int
-    """Frames of the video."""
+    """Number of frames of the video."""
     seconds: float
     """Length of the video in seconds."""
     made: bool
-    """Whether this run made it. False: an earlier run did."""
+    """Whether this run made the video. If False, an earlier run made it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +77,12 @@ class Dub(Message):
     digest: str
     """SHA-256 of everything that the video depends on: its files, its options and the model."""
     seconds: float
-    """Length of the audio by its header, in seconds. It orders the work and serves to estimate the time left."""
+    """Length of the audio in seconds as its header states it. It decides the order of the videos, and the time that is
+    left is estimated from it."""
 
     @property
     def folder(self) -> str:
-        """Return the folder below the output that holds the finished parts of the video."""
+        """Return the name of the folder in the output that holds the finished segments of the video."""
         return f".parts/{self.row.id}-{self.digest[:12]}"
 
 
@@ -91,11 +93,11 @@ class Portrait(Message):
     dub: Dub
     """The video."""
     square: np.ndarray
-    """The face, uint8 [S, S, 3]."""
+    """The square that is cut out around the face, uint8 [S, S, 3]."""
     samples: np.ndarray
     """The audio, float32 [N]."""
     picture: np.ndarray
-    """The whole picture that frames are pasted back into, uint8 [H, W, 3]."""
+    """The whole picture that frames are pasted back into, uint8 [H, W, 3]. H is 0 if the row asks for no pasting."""
     box: CropBox
     """Place of the square in the picture."""
 
@@ -120,17 +122,18 @@ class Segment(Message):
     end: int
     """Frame after the last one of the segment."""
     total: int
-    """Frames of the whole video."""
+    """Number of frames of the whole video."""
     z_first: int
-    """Frame of the first row of `z`."""
+    """Number of the frame that the first row of `z` belongs to."""
     z: np.ndarray
-    """Latents of all windows that reach into the segment, float32 [n, D]."""
+    """Motion latents of all windows that reach into the segment, float32 [n, D]. A window is a group of successive
+    frames that the renderer denoises together."""
     origin: np.ndarray
     """The first latent that the motion model made, float32 [D]. See `xactor.render.Window`."""
     square: np.ndarray
-    """The face, uint8 [S, S, 3]."""
+    """The square that is cut out around the face, uint8 [S, S, 3]."""
     picture: np.ndarray
-    """The whole picture that frames are pasted back into, uint8 [H, W, 3]."""
+    """See `Portrait.picture`."""
     box: CropBox
     """Place of the square in the picture."""
 
@@ -147,7 +150,7 @@ class RenderedSegment(Message):
     segment: Segment
     """The segment."""
     frames: np.ndarray
-    """Its frames, uint8 [n, S, S, 3]."""
+    """The segment's frames, uint8 [n, S, S, 3]."""
 
     @property
     def row(self) -> Row:
@@ -168,7 +171,7 @@ class SegmentFile(Message):
     of: int
     """Number of segments of the video."""
     made: bool
-    """Whether this run made it. False: an earlier run did."""
+    """Whether this run made the file. If False, an earlier run made it."""
 
 
 def segment_file_name(number: int) -> str:

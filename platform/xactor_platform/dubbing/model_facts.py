@@ -1,4 +1,4 @@
-"""Read facts about a model without loading it: whether it is complete, and its fingerprint."""
+"""Read facts about a model without loading it: its fingerprint, the size of its frames, and whether it is complete."""
 
 import hashlib
 import json
@@ -9,22 +9,22 @@ from pyarrow import NativeFile
 from xactor.model_folder import COMPONENTS, config_file, located
 from xactor_platform.storage.location import Location
 
-# Size of a sample in bytes, and number of samples that the fingerprint of a large file covers.
-_SAMPLE_BYTES, _SAMPLES = 4096, 64
+# The fingerprint covers only excerpts of a large file: the size of an excerpt in bytes, and the number of excerpts.
+_EXCERPT_BYTES, _EXCERPTS = 4096, 64
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Describe a pipeline's folder."""
+    """Hold facts about the folder of a pipeline, the set of models that makes videos."""
 
     fingerprint: str
-    """SHA-256 of the configs and of samples of the weights."""
+    """SHA-256 of the configs and of excerpts of the weights."""
     image_size: int
     """Side of the model's frames, in pixels."""
 
 
 def read_model_facts(uri: str) -> ModelFacts:
-    """Read a pipeline's configs and samples of its weights. Samples suffice, because training changes all weights.
+    """Read a pipeline's configs and excerpts of its weights. Excerpts suffice, because training changes all weights.
 
     Args:
         uri: folder or URI of the pipeline, or `box`.
@@ -53,10 +53,11 @@ def read_model_facts(uri: str) -> ModelFacts:
         for info in sorted(files, key=lambda info: info.base_name):
             digest.update(f"{component}/{info.base_name} {info.size}".encode())
             with place.filesystem.open_input_file(info.path) as file:
-                _digest_samples(file, info.size, digest)
-    # The UNet's sample_size counts latent pixels. All blocks of the VAE but one halve the picture's side.
+                _digest_excerpts(file, info.size, digest)
+    # The UNet's sample_size is in latent pixels. Each block of the VAE except one halves the picture's side.
     vae_scale = 1 << (len(configs["vae"]["block_out_channels"]) - 1)
     unet = configs["unet"]
+    # Frames are `guess_scale` times larger than the UNet's pictures.
     side = int(unet["sample_size"]) * vae_scale * int(unet.get("guess_scale", 1))
     return ModelFacts(digest.hexdigest(), side)
 
@@ -76,17 +77,21 @@ def _configs(place: Location, uri: str) -> dict[str, dict]:
     return configs
 
 
-def _digest_samples(file: NativeFile, size: int, digest) -> None:
-    """Add a small file to a digest, or samples of a large file that are spread evenly over it."""
-    if size <= _SAMPLE_BYTES * _SAMPLES:
+def _digest_excerpts(file: NativeFile, size: int, digest) -> None:
+    """Add a small file to a digest. Of a large file, add excerpts that are spread evenly over the file."""
+    if size <= _EXCERPT_BYTES * _EXCERPTS:
         digest.update(file.read())
         return
-    for number in range(_SAMPLES):
-        digest.update(file.read_at(_SAMPLE_BYTES, (size - _SAMPLE_BYTES) * number // (_SAMPLES - 1)))
+    for number in range(_EXCERPTS):
+        digest.update(file.read_at(_EXCERPT_BYTES, (size - _EXCERPT_BYTES) * number // (_EXCERPTS - 1)))
 
 
 def _json(place: Location, name: str) -> dict:
-    """Return the JSON object of a file. Return an empty one if there is no such file or it holds no object."""
+    """Return the JSON object of a file, or an empty dict if there is no such file or it holds another JSON value.
+
+    Raises:
+        ValueError: the file cannot be read, or is not JSON.
+    """
     try:
         with place.open(name) as file:
             found = json.loads(file.read())

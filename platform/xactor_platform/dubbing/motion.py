@@ -1,4 +1,7 @@
-"""Sample motion from audio, for many videos at once in one engine, and cut each video's motion into segments."""
+"""Sample motion latents from audio, for many videos at once in one engine, and cut each video's latents into segments.
+
+A segment is a part of a video that one actor renders.
+"""
 
 import io
 import time
@@ -123,7 +126,7 @@ class Perform(DubStage, BatchStage):
             )
 
     def _saved_segments(self, message: Portrait) -> Iterator[Segment | SegmentFile]:
-        """Yield a video's segments, with the latents that an earlier run saved."""
+        """Yield a video's segments, cut from the latents that an earlier run saved."""
         with self._output.open(f"{message.dub.folder}/{MOTION_FILE}") as file:
             z = np.load(io.BytesIO(file.read()), allow_pickle=False)
         yield from self._segments(message, z)
@@ -150,7 +153,7 @@ class _Performance:
         self.exchange()
 
     def exchange(self) -> None:
-        """Feed the stream as many features as its next step needs, and take the latents that it has made."""
+        """Feed the stream the audio features that its next step needs, and take the latents that it has made."""
         try:
             while self.stream.needs_audio and not self.stream.done and self.stream.error is None:
                 features = next(self._features, None)
@@ -161,7 +164,8 @@ class _Performance:
             z = self.stream.take()
             if len(z):
                 self.made.append(z)
-                # Nobody plays the frames. If none are left to play, the engine treats all streams alike.
+                # Count all frames as played, because nobody plays them. The engine prefers streams with few frames left
+                # to play, and now treats all streams alike.
                 self.stream.played = self.stream.made
         except ValueError as error:
             self.error = error

@@ -1,4 +1,8 @@
-"""Render segments, several windows at a time."""
+"""Render segments of videos.
+
+A segment is a part of a video that one actor renders. A window is a group of successive frames that the renderer
+denoises together.
+"""
 
 import hashlib
 from collections import OrderedDict
@@ -15,17 +19,18 @@ from xactor_platform.dubbing.dub_stage import DubStage
 from xactor_platform.dubbing.messages import RenderedSegment, Segment
 from xactor_platform.dubbing.segments import Span, windows_of_span
 
-# Number of references that an actor keeps. The segments of one portrait come soon after each other.
+# Number of references that an actor keeps. A reference is the features of a portrait that the renderer copies from. The
+# segments of one portrait come soon after each other.
 _MAX_REFERENCES = 8
 
 
 class Render(DubStage, Stage):
-    """Render segments to frames.
+    """Render segments to frames, several windows in one batch.
 
     Args:
         model: folder or URI of a pipeline.
         device: cpu or cuda.
-        windows: number of windows that are denoised together.
+        windows: maximum number of windows in a batch.
     """
 
     name = "render"
@@ -43,14 +48,14 @@ class Render(DubStage, Stage):
         windows = self._plan(message)
         blend = Blend(config)
         frames: list[np.ndarray] = []
-        # Only windows of one length can be denoised together. The last window may be shorter.
+        # Only windows of equal length can form a batch. The last window may be shorter than the others.
         for _, group in groupby(windows, key=lambda window: len(window.z)):
             same_length = list(group)
             for start in range(0, len(same_length), self._windows):
                 for window in self._renderer.windows(same_length[start : start + self._windows], config):
                     frames += blend.add(window)
         frames += blend.rest()
-        # The first and the last window also cover frames of the neighbouring segments.
+        # The first and the last window also cover frames of the neighbouring segments. Leave these frames out.
         first = windows[0].first_frame
         segment_frames = frames[message.first - first : message.end - first]
         yield RenderedSegment(segment=message, frames=np.stack(segment_frames))
@@ -78,7 +83,7 @@ class Render(DubStage, Stage):
         ]
 
     def _reference(self, square: np.ndarray) -> Reference:
-        """Return the reference of a face, uint8 [S, S, 3], from the cache of recently used ones if it is there."""
+        """Return the reference of a face, uint8 [S, S, 3]. Recently used references are cached."""
         digest = hashlib.sha256(square.tobytes()).hexdigest()
         if digest not in self._references:
             self._references[digest] = self._renderer.reference(square)

@@ -1,4 +1,7 @@
-"""Cut a video into segments that different actors can render. Joined, they equal the video rendered at once."""
+"""Cut a video into segments that different actors can render. The joined segments equal the video rendered as a whole.
+
+The renderer denoises windows, groups of successive frames. Neighbouring windows overlap, and blend in the overlap.
+"""
 
 from dataclasses import dataclass
 
@@ -10,26 +13,27 @@ class Span:
     """Locate a segment and the latents that it is rendered from."""
 
     first: int
-    """First frame."""
+    """First frame of the segment."""
     end: int
-    """Frame after the last one."""
+    """Frame after the last one of the segment."""
     z_first: int
-    """Frame of the first latent that a window of the segment reads."""
+    """Frame of the first latent from which the segment is rendered."""
     z_end: int
-    """Frame after the last such latent."""
+    """Frame after the frame of the last such latent."""
 
 
 def spans(frames: int, windows: int, config: RenderConfig) -> list[Span]:
-    """Cut a video into segments.
+    """Cut a video into segments, and return them in order.
 
-    Two neighbouring segments both render the window at their border, so that their frames equal those of the whole
-    video.
+    Two neighbouring segments both render the window at their border. Therefore the segments' frames equal the frames of
+    the video rendered as a whole.
 
     Args:
         frames: number of frames of the video.
-        windows: number of windows in a segment. The last segment has at most one and a half times as many.
+        windows: number of windows in a segment. The last segment may have up to one and a half times this number.
         config: sizes of the windows.
     """
+    # Frames of a segment. A window starts every `stride` frames.
     size = windows * config.stride
     # A remainder of at most half a segment belongs to the segment before it.
     starts = [first for first in range(0, frames, size) if first == 0 or frames - first > size // 2]
@@ -38,6 +42,7 @@ def spans(frames: int, windows: int, config: RenderConfig) -> list[Span]:
         Span(
             first=first,
             end=end,
+            # The window before the segment overlaps the segment's first frames.
             z_first=max(first - config.stride, 0),
             z_end=min(end + config.overlap_frames, frames),
         )
@@ -46,7 +51,13 @@ def spans(frames: int, windows: int, config: RenderConfig) -> list[Span]:
 
 
 def windows_of_span(span: Span, frames: int, config: RenderConfig) -> list[tuple[int, int]]:
-    """Return the windows (first, end) of the whole video that a segment is rendered from."""
+    """Return those windows of the whole video that a segment is rendered from, as (first frame, frame after the last).
+
+    Args:
+        span: the segment.
+        frames: number of frames of the whole video.
+        config: sizes of the windows.
+    """
     return [
         (first, end)
         for first, end in render_windows(frames, config)

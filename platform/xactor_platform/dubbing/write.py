@@ -1,4 +1,4 @@
-"""Join the segments and the sound of a video."""
+"""Join the rendered segments of a video, and add its sound."""
 
 import tempfile
 import time
@@ -15,7 +15,12 @@ from xactor_platform.storage.location import Location
 
 
 def write(output: str, dub: Dub, segments: int) -> Done:
-    """Write a video atomically from the files of its segments, and then delete the files.
+    """Write a video atomically from the files of its segments, and then delete the folder of these files.
+
+    Args:
+        output: folder or URI of the videos.
+        dub: the video.
+        segments: number of its segments.
 
     Raises:
         OSError, ValueError: a file is gone or cannot be written.
@@ -37,6 +42,7 @@ def write(output: str, dub: Dub, segments: int) -> Done:
             metadata=ai_generated(made_from=dub.digest),
         )
         with place.atomic_write(f"{dub.row.id}.mp4") as target, video.open("rb") as source:
+            # Copy 1 MiB at a time, so that the video need not fit into memory.
             while block := source.read(1 << 20):
                 target.write(block)
     with suppress(OSError):
@@ -45,7 +51,7 @@ def write(output: str, dub: Dub, segments: int) -> Done:
 
 
 class Writer:
-    """Write videos under one output, in an actor that takes several calls at a time.
+    """Write videos to one output folder. A Ray actor of this class takes several calls at a time.
 
     Args:
         output: folder or URI of the videos.
@@ -55,7 +61,7 @@ class Writer:
         self._output = output
 
     def write(self, dub: Dub, segments: int) -> Done:
-        """Write one video. See `write`."""
+        """Write one video with the function `write`, and add the seconds that this took to the result."""
         begun = time.perf_counter()
         done = write(self._output, dub, segments)
         return replace(done, stage_s={"write": time.perf_counter() - begun})

@@ -1,8 +1,9 @@
 """Score the variants of the paper's Table 2 on shards with a known lip opening, all with the same seeds.
 
-The paper scores rendered videos by SyncNet. This module scores the latents themselves, which needs no renderer and no
-published weights. It measures the correlation of the sampled lip opening with the true one (higher is better, as for
-SynC), and the error of the lip opening relative to its standard deviation (lower is better, as for SynD).
+The table compares ways to train and to sample a motion model. The paper scores rendered videos by SyncNet's confidence
+(SynC) and distance (SynD). This module scores the motion latents themselves, which needs no renderer and no published
+weights. It measures the correlation of the sampled lip opening with the true one (higher is better, as for SynC), and
+the error of the lip opening relative to the true one's standard deviation (lower is better, as for SynD).
 """
 
 import json
@@ -18,7 +19,9 @@ from xactor.motion import MotionEngine, MotionTransformer, SamplingConfig, load_
 from xactor_platform.evaluation.motion_report import correlation, held_out_clips
 from xactor_platform.training.run.folder import EXPORT
 
+# Clips are scored in this many equal parts too, which shows whether the quality falls over time.
 QUARTERS = 4
+# Name of the variant that the others are compared with.
 FULL = "full model"
 
 
@@ -38,7 +41,7 @@ class Variant:
 
 VARIANTS = (
     Variant(name="fully causal attention", paper=(4.04, 9.39), train=("--model.attention", "causal")),
-    # This model never saw a noised history in training, so its history is clean.
+    # This model never saw a noised history in training, so it is sampled with a clean history.
     Variant(
         name="teacher forcing",
         paper=(5.79, 7.67),
@@ -96,17 +99,18 @@ def score_variants(
     Args:
         runs: Folder of the finished trainings.
         shards: URI of the shards.
-        seeds: Seeds. Each variant is scored once with each seed.
-        steps: DDIM steps of a chunk.
+        seeds: Each variant is scored once with each of these seeds. A training with the seed must exist in `runs`.
+        steps: DDIM steps of a chunk, the frames that are denoised together.
         max_clips: Maximum number of clips.
         progress: Called with a line after each variant and seed.
 
     Returns:
-        The scores of each variant, one for each seed, and latents [T, D] of the first clip to show: those that each
-        variant sampled with the first seed, and the true ones as `truth`.
+        The scores by variant, one for each seed. And latents [T, D] of the longest clip, for a figure: those that each
+        variant sampled with the first seed, by variant, and the true latents as `truth`.
 
     Raises:
-        ValueError: There are no held-out clips, or the longest clip is shorter than four contexts.
+        ValueError: There are no held-out clips, or the longest clip is shorter than four contexts. A context is the
+            frames that the model sees at once.
     """
     clips, lips = held_out_clips(shards, max_clips=max_clips)
     motion, truth = [clip.motion for clip in clips], [clip.lips for clip in clips]
@@ -132,7 +136,17 @@ def score_variants(
 def _sample(
     model: MotionTransformer, audios: list[torch.Tensor], *, seed: int, config: SamplingConfig
 ) -> list[np.ndarray]:
-    """Sample several recordings in one engine, given features [T, L, F] of each. Return latents [T, D] of each."""
+    """Sample motion for several recordings in one engine.
+
+    Args:
+        model: The motion model.
+        audios: Audio features [T, L, F] of each recording.
+        seed: Seed of the sampling.
+        config: Options of the sampling.
+
+    Returns:
+        Latents [T, D] of each recording.
+    """
     engine = MotionEngine(model, max_streams=len(audios), max_batch=len(audios))
     streams = [engine.open(seed=seed, config=config) for _ in audios]
     pieces_of_stream: list[list[torch.Tensor]] = [[] for _ in audios]
@@ -142,7 +156,7 @@ def _sample(
     while engine.step():
         for stream, pieces in zip(streams, pieces_of_stream, strict=True):
             pieces.append(stream.take())
-            # The engine pauses streams that are far ahead of what is played.
+            # Count all frames as played, because the engine pauses streams that are far ahead of what is played.
             stream.played = stream.made
     return [torch.cat(pieces).numpy() for pieces in pieces_of_stream]
 
@@ -160,7 +174,7 @@ def _score(sampled: list[np.ndarray], truth: list[np.ndarray], latents: list[np.
     all_sampled, all_true = np.concatenate(sampled_lips), np.concatenate(truth)
 
     def quarter(tracks: list[np.ndarray], number: int) -> np.ndarray:
-        """Return the quarter with this number of all clips together."""
+        """Return one quarter of each track, with this number from 0 or from the end, concatenated."""
         return np.concatenate([np.array_split(track, QUARTERS)[number] for track in tracks])
 
     return Score(
@@ -172,13 +186,14 @@ def _score(sampled: list[np.ndarray], truth: list[np.ndarray], latents: list[np.
 
 
 def markdown(scores: dict[str, list[Score]]) -> str:
-    """Return the table: means and standard deviations over the seeds, and the paper's figures.
+    """Return a Markdown table of means and standard deviations over the seeds, with the paper's figures.
 
-    `behind` is the lip correlation of the full model minus that of the variant, as a mean over the seeds. All variants
-    use the same seeds, and variants that differ only in the sampling use the same models.
+    The column `behind` is the lip correlation of the full model minus that of the variant. It too is a mean over the
+    seeds. All variants use the same seeds, and variants that differ only in the sampling use the same models.
     """
 
     def spread(values: list[float]) -> str:
+        """Return the mean and the standard deviation as text."""
         return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.3f}"
 
     lines = [
@@ -201,7 +216,7 @@ def markdown(scores: dict[str, list[Score]]) -> str:
 
 
 def save_report(output: Path, scores: dict[str, list[Score]], facts: dict[str, Any]) -> None:
-    """Write report.json and table.md."""
+    """Write report.json and table.md to `output`. `facts` are further entries of report.json."""
     output.mkdir(parents=True, exist_ok=True)
     rows = {name: [asdict(score) for score in variant_scores] for name, variant_scores in scores.items()}
     (output / "report.json").write_text(json.dumps({**facts, "scores": rows}, indent=2) + "\n")

@@ -1,8 +1,9 @@
 """Report how well portraits act speech: read lip openings from generated videos and compare them with the true clips.
 
 Of each clip's first second, the frame with the most closed lips is animated by the clip's sound, and once more by the
-sound shifted by half a clip. The lips of all videos are read by the same landmark model as in curation. The model also
-reads the true clip's lips. Their correlation with the truth is the upper bound of what generated lips can reach.
+sound shifted by half a clip. A landmark model, the same as in curation, reads the lip opening from these videos and from
+the true clip. All are compared with the truth, the lip opening in the clip's control track. The correlation of the true
+clip's reading with the truth is the upper bound of what generated lips can reach.
 """
 
 import json
@@ -21,29 +22,30 @@ from xactor.pipeline import XActorPipeline
 from xactor.rates import FPS, SAMPLES_PER_FRAME
 from xactor_platform.evaluation.render_report import sheet
 
-# Pictures in each row of the sheet.
+# Number of pictures in each row of acting.png.
 _COLUMNS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipActing:
-    """Hold correlations of lip openings over a clip. The truth is the clip's control track."""
+    """Hold correlations of lip openings over a clip. The truth is the lip opening in the clip's control track."""
 
     frames: int
-    """Frames of the clip that were compared."""
+    """Number of frames of the clip that were compared."""
     true_read: float
     """Correlation of the truth with the lips that are read from the true clip: the upper bound."""
     generated: float
     """Correlation of the truth with the lips that are read from the generated video."""
     shuffled: float
-    """The same for the video generated from the shifted sound. It is near 0 if the lips follow the sound."""
+    """Correlation of the truth with the lips that are read from the video generated from the shifted sound. This is
+    near 0 if the lips follow the sound."""
     opening: float
-    """Standard deviation of the generated video's lip opening, divided by that of the true clip."""
+    """Standard deviation of the lip opening read from the generated video, divided by that read from the true clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActingReport:
-    """Hold the figures of all clips by key."""
+    """Hold the figures of all clips."""
 
     clips: dict[str, ClipActing]
     """The figures by key of the clip."""
@@ -64,7 +66,9 @@ class ActingReport:
 def report_acting(
     model: str, clips: Path, output: Path, *, options: AnimateOptions | None = None, max_seconds: float = 20.0
 ) -> ActingReport:
-    """Animate a frame of each clip by its sound. Write report.json and acting.png to `output`.
+    """Animate a frame of each clip by the clip's sound, and compare the lips with the truth.
+
+    Write report.json and acting.png to `output`, and return the report.
 
     Each clip has three rows in acting.png: the true clip, the generated video, and the video from the shifted sound.
 

@@ -1,6 +1,7 @@
-"""Measure whether a long rollout drifts: repeat the sound of one held-out clip in rounds.
+"""Measure whether motion that is sampled for a long time drifts: repeat the sound of one held-out clip in rounds.
 
-Every round hears the same sound, so the lips and the statistics of the latents can be compared between rounds.
+All rounds are one continuous rollout of the motion model. Every round hears the same sound, so the lips and the
+statistics of the latents can be compared between rounds.
 """
 
 import json
@@ -24,9 +25,9 @@ class Drift:
     clip_s: float
     """Length of a round, in seconds."""
     steps: int
-    """DDIM steps of a chunk."""
+    """DDIM steps of a chunk, the frames that are denoised together."""
     lips: list[float]
-    """Correlation with the true lip opening, by round."""
+    """Correlation of the sampled lip opening with the true one, by round."""
     off: list[float]
     """Distance of the mean latent from the true mean, in standard deviations of the true latents (RMS over dimensions),
     by round."""
@@ -35,9 +36,11 @@ class Drift:
 
     @property
     def seconds(self) -> float:
+        """Return the length of all rounds together."""
         return self.clip_s * len(self.lips)
 
     def table(self) -> str:
+        """Return a table for the terminal."""
         rows = [f"{self.seconds / 60:.1f} minutes, {len(self.lips)} rounds of the same {self.clip_s:.0f} s"]
         rows.append(f"  {'':<22}{'first':>8}{'last':>8}   all")
         for name, values in (
@@ -59,14 +62,14 @@ def measure_drift(
     config: SamplingConfig | None = None,
     seed: int = 0,
 ) -> Drift:
-    """Measure a rollout over complete rounds of the longest held-out clip. Write drift.json and drift.png to `output`.
+    """Measure a rollout over whole rounds of the longest held-out clip. Write drift.json and drift.png to `output`.
 
     Args:
         run: Local folder of the run.
         shards: URI of the shards. Those named `test-*` and `val-*` are used.
         output: Folder for the report.
-        minutes: Minimum length of the rollout, in minutes.
-        config: How motion is sampled.
+        minutes: Minimum length of the rollout, in minutes. It is rounded up to whole rounds.
+        config: Options of the sampling. None means the defaults.
         seed: Seed of the sampling.
 
     Raises:
@@ -84,7 +87,7 @@ def measure_drift(
     pieces = list(stream_motion(model, (clip.audio for _ in range(rounds)), seed=seed, config=config))
     latents_of_round = np.split(torch.cat(pieces).numpy(), rounds)
     deviation = truth.std(0)
-    # Dimensions that never change have no deviation to measure distances in.
+    # A dimension that never changes has a deviation of 0, by which no distance can be divided.
     moves = deviation > 0
     drift = Drift(
         clip_s=len(truth) / FPS,

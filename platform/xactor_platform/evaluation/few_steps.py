@@ -1,6 +1,8 @@
 """Compare fewer sampling steps, and pipelined denoising, with the default of 50 steps.
 
-Every way of sampling gets the same clips and seeds, so that its motion can be compared with that of the default.
+Pipelined denoising divides a chunk, the frames that are denoised together, into groups, and starts one group after
+another. Every way of sampling gets the same clips and seeds, so that its motion can be compared with the motion that
+the default gives.
 """
 
 import json
@@ -16,8 +18,9 @@ from xactor.rates import FPS
 from xactor_platform.evaluation.motion_report import correlation, held_out_clips
 from xactor_platform.training.run.folder import EXPORT
 
+# Default number of DDIM steps.
 DEFAULT = SamplingConfig().steps
-# Pairs of steps and groups. See `Way`.
+# Pairs of a number of steps and a number of groups. See `Way`.
 WAYS = ((DEFAULT, 1), (20, 1), (10, 1), (20, 4), (10, 4))
 
 
@@ -28,9 +31,9 @@ class Way:
     steps: int
     """DDIM steps of a chunk."""
     groups: int
-    """Groups of a chunk's frames. Denoising starts one group after another; 1 is without pipelining."""
+    """Number of groups of a chunk's frames. Denoising starts one group after another; 1 is without pipelining."""
     lips: float
-    """Correlation with the true lip opening."""
+    """Correlation of the sampled lip opening with the true one."""
     rms: float
     """Standard deviation of the latents, divided by that of the true latents."""
     apart: float
@@ -49,14 +52,14 @@ def compare_steps(
     seed: int = 0,
     max_clips: int = 8,
 ) -> list[Way]:
-    """Sample the run's exported model with each pair of `ways`. Write few_steps.json to `output`.
+    """Sample the run's exported model in each way, and return the ways' figures. Write few_steps.json to `output`.
 
     Args:
         run: Local folder of the run.
         shards: URI of the shards. Those named `test-*` and `val-*` are used.
         output: Folder for the report.
         ways: Pairs of steps and groups. All ways are compared with the first.
-        config: How motion is sampled. Its steps and groups are replaced.
+        config: Options of the sampling, except the steps and groups, which each way sets. None means the defaults.
         seed: Seed of the sampling.
         max_clips: Maximum number of held-out clips. The longest are used.
 
@@ -71,7 +74,7 @@ def compare_steps(
     moves = deviation > 0
     model = load_motion_model(Path(run) / EXPORT)
     found: list[Way] = []
-    # Latents of the first way, with which all are compared.
+    # Latents that the first way sampled. Those of all ways are compared with them.
     first: np.ndarray | None = None
     # The first call of a process is slow, so warm up before the ways are timed.
     sample_motion(model, clips[0].audio[None, :FPS], seeds=[seed], config=SamplingConfig(steps=1))

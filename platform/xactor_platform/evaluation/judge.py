@@ -1,4 +1,7 @@
-"""Score one video by every metric whose weights are given. Only a few frames are in memory at a time."""
+"""Score one video by every metric that needs no network or whose network's weights are given.
+
+Only a few frames are in memory at a time.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,20 +34,23 @@ class Weights:
     """Name the files of the metrics' networks. A metric whose network is not given is left out."""
 
     syncnet: Path | None = None
-    """The published syncnet_v2.model, or a folder of a small SyncNet, for SynC and SynD."""
+    """The published syncnet_v2.model, or a folder of a small SyncNet, for SynC and SynD (lip sync)."""
     i3d: Path | None = None
-    """The published I3D file, for FVD."""
+    """The published I3D file, for FVD (Fréchet Video Distance)."""
     emonet: Path | None = None
-    """The published EmoNet file, for DEmo."""
+    """The published EmoNet file, for DEmo (difference of the emotions from those of the true video)."""
     identity: Path | None = None
-    """A TorchScript face embedder in ArcFace's convention, for identity."""
+    """A TorchScript face embedder in ArcFace's convention, for identity (likeness to the portrait)."""
 
 
 class Judge:
-    """Hold the metrics' networks, loaded once.
+    """Score videos with the metrics' networks, which are loaded once.
+
+    Args:
+        weights: The networks' files.
 
     Raises:
-        ValueError: Weights do not load.
+        ValueError: A file does not hold weights of its network.
     """
 
     def __init__(self, weights: Weights):
@@ -71,10 +77,12 @@ class Judge:
         Args:
             video: The generated video.
             portrait: The portrait that it was made from.
-            truth: The true video, and the square of its frames that the generated video shows; None if there is none.
+            truth: The true video, and the square of its frames that the generated video shows. None if there is no true
+                video.
 
         Returns:
-            The scores by column, and FVD's statistics of the `made` and the `true` frames.
+            The scores by column of the evaluation's table, and statistics for FVD: of the generated frames as `made`,
+            and of the true frames as `true`.
 
         Raises:
             ValueError: A video cannot be read or has no face.
@@ -108,7 +116,10 @@ class Judge:
         return list(self._landmarker.follow(_frames(video, box)))
 
     def _sync(self, video: Path, faces: list[Face | None]):
-        """Return SyncNet's score of a video as a `SyncScore`. Missing boxes of the face are interpolated."""
+        """Return SyncNet's score of a video as a `SyncScore`.
+
+        The face's box in frames without a face is interpolated from the other frames.
+        """
         assert self._syncnet
         boxes = np.array([[np.nan] * 4 if face is None else face.box for face in faces])  # [T, 4]
         known = np.flatnonzero(np.isfinite(boxes[:, 0]))
@@ -127,13 +138,16 @@ class Judge:
         return statistics
 
     def _emotion_difference(self, made: tuple[Any, ...], true: tuple[Any, ...]) -> float:
-        """Return DEmo of two videos, each given as its path, the square of its frames or None, and its faces."""
+        """Return DEmo, the difference of emotions between two videos.
+
+        Each video is given as its path, the square of its frames or None for whole frames, and its faces.
+        """
         assert self._emotion
         made_vectors, true_vectors = (
             emotion_vectors(self._emotion, zip(_frames(video, box), faces, strict=True))
             for video, box, faces in (made, true)
         )
-        # The lengths of the two videos may differ by a frame.
+        # Compare only the frames that both videos have, because their lengths may differ by a frame.
         shared = min(len(made_vectors), len(true_vectors))
         return emotion_difference(
             made_vectors[:shared], true_vectors[:shared], weights=self._emotion.weights
@@ -141,7 +155,11 @@ class Judge:
 
 
 def _frames(video: Path, box: CropBox | None) -> Iterator[np.ndarray]:
-    """Yield a video's frames uint8 [H, W, 3], or a square of each. No side is shorter than MIN_SIDE_PX."""
+    """Yield a video's frames uint8 [H, W, 3], or a square of each.
+
+    A frame is enlarged if a side is shorter than MIN_SIDE_PX. A square is resized to at least MIN_SIDE_PX and at most
+    512 pixels.
+    """
     for frame in read_frames(video):
         if box is not None:
             yield box.cut(frame, max(MIN_SIDE_PX, min(box.side, 512)))

@@ -13,7 +13,7 @@ def fit_linear(known: np.ndarray, wanted: np.ndarray) -> Callable[[np.ndarray], 
 
     Args:
         known: Latents [N, D] whose values are known.
-        wanted: Values [N, K] of these latents.
+        wanted: Known values [N, K] of these latents.
 
     Returns:
         A function from latents [M, D] to values [M, K].

@@ -1,7 +1,8 @@
 """Report what a motion model has learned: compare the sampled with the true lip opening on held-out clips.
 
-The lip opening is read from latents. Those of the fixed embedding (`xactor.controls`) give it directly. For the latents
-of a motion encoder, a linear map is fitted on training clips whose control track is known.
+The lip opening is read from motion latents. Latents that are the fixed embedding of a control track (`xactor.controls`)
+give the lip opening directly. For the latents of a motion encoder, a linear map is fitted on training clips whose
+control track is known.
 """
 
 import io
@@ -22,6 +23,7 @@ from xactor_platform.data.plan import MicroBatch
 from xactor_platform.evaluation.linear import fit_linear
 from xactor_platform.training.run.folder import EXPORT, METRICS, RunFolder
 
+# The longest clip is scored in this many equal parts too, which shows whether the quality falls over time.
 QUARTERS = 4
 # Minimum number of frames of training clips that the linear map is fitted on.
 _FITTED_FRAMES = 4000
@@ -34,26 +36,26 @@ class MotionReport:
     clips: int
     """Number of held-out clips."""
     frames: int
-    """Frames of all clips."""
+    """Number of frames of all clips together."""
     steps: int
-    """DDIM steps of a chunk."""
+    """DDIM steps of a chunk, the frames that are denoised together."""
     audio_cfg: float
-    """Audio guidance scale of `with_cfg`, `shuffled` and the rollout."""
+    """Scale of the classifier-free guidance by the audio in `with_cfg`, `shuffled` and the rollout."""
     readable: float
     """Correlation of the true lip opening with the one that is read from the true latents. It is the upper bound for
     the other correlations, and 1 for the fixed embedding."""
     with_cfg: float
-    """Correlation with guidance."""
+    """Correlation if the latents are sampled with guidance."""
     without_cfg: float
-    """Correlation without guidance."""
+    """Correlation if the latents are sampled without guidance."""
     shuffled: float
-    """Correlation if the audio is shifted by half a clip. It is near 0 if the lips follow the audio."""
+    """Correlation if the audio is shifted by half a clip. This is near 0 if the lips follow the audio."""
     rollout_s: float
-    """Length of the longest clip, in seconds."""
+    """Length of the rollout in seconds. The rollout is the longest clip, sampled with guidance."""
     quarters: list[float]
-    """Correlation in each quarter of the longest clip."""
+    """Correlation in each quarter of the rollout."""
     rms: float
-    """Standard deviation of the latents in the longest clip's last quarter, divided by that of the true latents."""
+    """Standard deviation of the latents in the rollout's last quarter, divided by that of the true latents."""
 
     def table(self) -> str:
         """Return a table for the terminal."""
@@ -81,13 +83,15 @@ def report_motion(
     seed: int = 0,
     max_clips: int = 8,
 ) -> MotionReport:
-    """Sample the run's exported model on held-out clips. Write report.json, loss.png and lips.png to `output`.
+    """Sample the run's exported model on held-out clips, and return the report.
+
+    Write report.json, loss.png and lips.png to `output`.
 
     Args:
         run: Local folder of the run.
         shards: URI of the shards. Those named `test-*` and `val-*` are used.
         output: Folder for the report.
-        config: How motion is sampled.
+        config: Options of the sampling. None means the defaults.
         seed: Seed of the sampling.
         max_clips: Maximum number of held-out clips. The longest are used.
 
@@ -176,7 +180,11 @@ def held_out_clips(
 
 
 def read_clip(index: Index, row: int) -> tuple[np.ndarray, torch.Tensor]:
-    """Read all frames of a clip: latents [T, D] and audio features [T, L, F]."""
+    """Read all frames of a clip: latents [T, D] and audio features [T, L, F].
+
+    Raises:
+        ValueError: The clip cannot be used.
+    """
     all_frames = MicroBatch(np.array([row]), np.array([0]), index.frames[row : row + 1])
     batch = read_batch(index, all_frames)
     if batch.bad:
@@ -185,7 +193,14 @@ def read_clip(index: Index, row: int) -> tuple[np.ndarray, torch.Tensor]:
 
 
 def _true_lips(index: Index, row: int, z: np.ndarray, lips: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Return a clip's lip opening [T]: from its control track if the shards hold it, otherwise from its latents."""
+    """Return a clip's lip opening [T].
+
+    Args:
+        index: Index of the clip's shards.
+        row: Row of the clip in the index.
+        z: Latents of the clip [T, D]. They are used only if the shards hold no control tracks.
+        lips: Function from latents [T, D] to lip opening [T].
+    """
     return _controlled_lips(index, row) if _has_controls(index) else lips(z)
 
 
@@ -252,6 +267,7 @@ def _plot_lips(
     import matplotlib.figure
 
     figure = matplotlib.figure.Figure(figsize=(11, 6), layout="constrained")
+    # Plot 10 s (250 frames) from the beginning and from the end of the clip.
     shown = min(len(true), 250)
     for axes, first in zip(figure.subplots(2), (0, len(true) - shown), strict=True):
         seconds = np.arange(first, first + shown) / FPS

@@ -1,4 +1,8 @@
-"""Pair portraits with sounds, in the self-driven and in the cross-driven setting (Paper 4.1)."""
+"""Pair portraits with sounds, in the self-driven and in the cross-driven setting (Paper 4.1).
+
+In the self-driven setting the sound is from the person in the portrait, and a true video of this speech exists. In the
+cross-driven setting portrait and sound are from different sources, and there is no true video.
+"""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +23,7 @@ class Pair:
     portrait: Path
     """A picture, or a video from which one frame is taken."""
     position: float | None
-    """Place of that frame in the video, as a fraction 0..1 of the video's length. None for a picture."""
+    """Position of that frame in the video, as a fraction 0..1 of the video's length. None for a picture."""
     audio: Path
     """The sound to speak."""
     truth: Path | None
@@ -27,10 +31,10 @@ class Pair:
 
 
 def self_driven(ravdess: Path, *, pairs: int, seed: int) -> list[Pair]:
-    """Pair a random frame of one clip with the sound of another clip of the same actor, whose video is the truth.
+    """Pair a random frame of one clip with the sound of another clip of the same actor. The sound's clip is the truth.
 
-    RAVDESS's layout is `Actor_07/01-01-05-02-01-02-07.mp4`, where a first number of 01 means sound and pictures. No
-    clip's sound is used a second time before every clip's sound was used once.
+    The file names of RAVDESS are as in `Actor_07/01-01-05-02-01-02-07.mp4`. A first number of 01 in the file name means
+    that the file has sound and pictures. No clip's sound is used a second time before every clip's sound was used once.
 
     Args:
         ravdess: The folder of RAVDESS.

@@ -1,12 +1,15 @@
-"""Report what stage 1 has learned: how close generated frames are to the true ones, and what the latents contain.
+"""Report what stage 1, the training of renderer and motion encoder, has learned.
 
-Frames are compared on the held-out clips of a folder of video shards. The reference is a clip's first frame, and the
-latents come from the true frames or from the clip's control track. The regions are those of `xactor.faces.crop`, which
-frames every face alike.
+Two things are measured: how close generated frames are to the true ones, and what the motion latents z contain.
 
-Latents are probed on drawn people that no training saw, who all act the same controls. Only drawn faces make this
-possible. The probe measures three things: whether a linear map can tell the person from z; how far apart one expression
-of two people is, compared with two expressions of one person; and whether a linear map can read the controls from z.
+Frames are compared on the held-out clips of a folder of video shards. The reference, the picture that is animated, is a
+clip's first frame, and the latents come from the true frames or from the clip's control track. The regions of mouth and
+face are fixed parts of a picture (see `xactor.faces.crop`), because all faces are cropped in the same way.
+
+Latents are probed on drawn people that no training saw, who all act the same controls. This is possible only with drawn
+faces. The probe measures three things: whether a linear map can tell the person from z; how far apart the latents of
+one expression of two people are, compared with two expressions of one person; and whether a linear map can read the
+controls from z.
 """
 
 import io
@@ -28,8 +31,9 @@ from xactor_platform.demo_corpus.identity import Identity, find_crop, render_fra
 from xactor_platform.demo_corpus.speech import Voice
 from xactor_platform.evaluation.linear import fit_linear
 
+# Controls of the head's rotation.
 HEAD = ("headPitch", "headYaw", "headRoll")
-# Clips and columns of faces.png, and the side of its pictures in pixels. Each clip has two rows.
+# Number of clips and of columns in faces.png, and the side of its pictures in pixels. Each clip has two rows.
 _SHEET_ROWS, _SHEET_COLUMNS, _SHEET_PX = 6, 7, 96
 # Number of expressions and of drawn people in the probe.
 _EXPRESSIONS, _PEOPLE = 120, 8
@@ -41,16 +45,17 @@ _UNSEEN = 1000
 class Gain:
     """Hold the share of the reference's error that the generated frames remove.
 
-    The error is the squared difference from the true frames. The reference is one still frame. A gain of 1 is perfect.
+    The error is the squared difference from the true frames. The reference is one still frame, shown all the time. A
+    share of 1 is perfect.
     """
 
     mouth: float
-    """The share in the mouth's region."""
+    """The share of the error removed in the mouth's region."""
     face: float
-    """The share in the face's region."""
+    """The share of the error removed in the face's region."""
     mouth_colours: float
-    """The share of the generated pixels in the mouth's region with a colour that occurs there in the true frames: each
-    channel lies between the darkest and the brightest value of that region."""
+    """The share of the generated pixels in the mouth's region that have true colours: each channel lies between the
+    darkest and the brightest value that this channel has in the same region of the true frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,32 +67,33 @@ class Latents:
     identity_accuracy: float
     """Share of the latents for which the probe names the right person."""
     identity_of_change: float
-    """The same share for a probe of z minus z of the person's first expression. Such differences move a portrait. All
-    differences of a person contain the deviation of that first frame from the person's mean."""
+    """The same share for a probe of differences: z minus z of the person's first expression. Such differences move a
+    portrait. All differences of a person share the deviation of that first expression from the person's mean."""
     chance: float
     """The accuracy of guessing: 1 / people."""
     lips: float
-    """R² of the lip opening."""
+    """R² (coefficient of determination) of the lip opening that a linear map reads from z."""
     head: float
-    """R² of the head's rotation."""
+    """R² of the head's rotation that a linear map reads from z."""
     expression_ratio: float
-    """Mean distance between one expression of two people, divided by that between two expressions of one person."""
+    """Mean distance of z between two people with the same expression, divided by the mean distance between two
+    expressions of one person."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RenderReport:
-    """Hold the gains of all held-out clips, and what the latents tell."""
+    """Hold the gains of all held-out clips, and the results of the probe of latents."""
 
     clips: dict[str, Gain]
     """Gains by key of the held-out clip."""
     speakers: dict[str, Gain]
     """Gains by speaker."""
     steps: int
-    """DDIM steps of a window."""
+    """DDIM steps of a window, the frames that are denoised together."""
     cfg: float
-    """Guidance of the rendering."""
+    """Scale of the classifier-free guidance in the rendering."""
     latents: Latents | None
-    """None if the shards hold no control tracks."""
+    """Results of the probe. None if the shards hold no control tracks."""
 
     def table(self) -> str:
         """Return a table for the terminal."""
@@ -121,14 +127,16 @@ def report_render(
     max_clips: int = 8,
     seed: int = 0,
 ) -> RenderReport:
-    """Render held-out clips from their own latents. Write report.json and faces.png to `output`.
+    """Render held-out clips from their own latents, and probe latents of drawn people. Return the report.
+
+    Write report.json and faces.png to `output`.
 
     Args:
         model: Folder of stage 1's export.
         videos: URI of video shards. Those named `test-*` and `val-*` are used.
         output: Folder for the report.
-        config: How frames are rendered.
-        latents: What makes the latents: the motion encoder, from the true frames, or the clips' control tracks.
+        config: Options of the rendering. None means the defaults.
+        latents: Source of the latents: the motion encoder, applied to the true frames, or the clips' control tracks.
         windows: Number of windows that are rendered of each clip. They are spread over the clip.
         max_clips: Maximum number of held-out clips. The longest are used.
         seed: Seed of the rendering.
@@ -176,9 +184,9 @@ def _render_clip(
     """Render a clip's windows.
 
     Returns:
-        The figures of each window (the squared errors mouth generated, mouth still, face generated, face still; the
-        share of the mouth's pixels with true colours), and two rows of pictures for the sheet: true and generated
-        frames.
+        The figures of each window, and two rows of pictures for faces.png, the true and the generated frames. The
+        figures are four mean squared errors (in the mouth's region of the generated frames and of the still reference,
+        then the same in the face's region) and the share of the mouth's pixels with true colours.
     """
     # Frame 0 is the reference, so windows start at frame 1 at the earliest.
     count = min(config.window_frames, int(index.frames[row]) - 1)
@@ -228,7 +236,11 @@ def _error(shown: np.ndarray, true: np.ndarray, region: tuple[float, ...]) -> fl
 
 
 def _true_colours(shown: np.ndarray, true: np.ndarray, region: tuple[float, ...]) -> float:
-    """Return the share of the pixels of frames [T, S, S, 3] in a region that have a colour of the true frames there."""
+    """Return the share of the pixels of frames [T, S, S, 3] in a region that have true colours.
+
+    A pixel has a true colour if each channel lies between the darkest and the brightest value that this channel has in
+    the same region of the true frames.
+    """
     rows, columns = region_pixels(region, true.shape[1])
     shown, true = shown[:, rows, columns], true[:, rows, columns]
     within = (shown >= true.min((0, 1, 2))) & (shown <= true.max((0, 1, 2)))  # [T, h, w, 3]
@@ -236,7 +248,7 @@ def _true_colours(shown: np.ndarray, true: np.ndarray, region: tuple[float, ...]
 
 
 def _gain(figures: Sequence[tuple[float, ...]]) -> Gain:
-    """Return the gain of windows, given their figures as `_render_clip` returns them."""
+    """Return the mean gain of windows, given their figures as `_render_clip` returns them."""
     mouth, still_mouth, face, still_face, colours = np.mean(figures, axis=0)
     return Gain(
         mouth=float(1 - mouth / still_mouth),
@@ -268,7 +280,8 @@ def _expressions(index: Index) -> np.ndarray | None:
 def probe_latents(renderer: Renderer, controls: np.ndarray) -> Latents:
     """Probe the latents of drawn people who all act the same expressions, rows of controls [E, 57]."""
     people = [Identity(name=f"drawn-{seed}", voice=Voice()) for seed in range(_UNSEEN, _UNSEEN + _PEOPLE)]
-    # The maps are fitted on every second expression and tested on the others, so that both halves hold all moods.
+    # Expressions are sorted by clip. The maps are fitted on every second expression and tested on the others, so that
+    # both halves hold all moods.
     controls = np.concatenate([controls[::2], controls[1::2]])
     expressions, half = len(controls), (len(controls) + 1) // 2
     z = np.stack([_latents_of(renderer, person, controls) for person in people])  # [P, E, D]
@@ -281,6 +294,7 @@ def probe_latents(renderer: Renderer, controls: np.ndarray) -> Latents:
     r2 = 1 - ((predicted - true_values) ** 2).sum(0) / ((true_values - true_values.mean(0)) ** 2).sum(0)
 
     across = [np.linalg.norm(z[i] - z[j], axis=-1).mean() for i in range(len(people)) for j in range(i)]
+    # Pair each expression with another one of the same person.
     other_expression = np.roll(z, expressions // 3, axis=1)
     within = np.linalg.norm(z - other_expression, axis=-1).mean()
     return Latents(

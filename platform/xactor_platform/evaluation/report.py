@@ -1,4 +1,4 @@
-"""Write an evaluation's results: report.json, the paper's Table 1 columns and a sheet of frames."""
+"""Write an evaluation's results: report.json, a table with the columns of the paper's Table 1, and some frames."""
 
 import json
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from xactor_platform.evaluation.pairs import Pair
 from xactor_platform.evaluation.scoring import Judged
 from xactor_platform.evaluation.study import QUESTIONS
 
+# Columns of the table in each setting (see `pairs`). The arrow shows whether larger or smaller values are better.
 SELF_DRIVEN = ("SynC ↑", "SynD ↓", "FVD ↓", "DGlo ↓", "DExp ↓", "DEmo ↓")
 CROSS_DRIVEN = ("SynC ↑", "SynD ↓", "Glo ↑", "Exp ↑", *(f"{name} ↑" for name in QUESTIONS))
 # Columns that the paper does not have.
@@ -32,13 +33,13 @@ _SHEET_ROWS, _SHEET_COLUMNS, _SHEET_PX = 8, 8, 128
 
 
 def means(results: list[Judged], totals: Mapping[str, VideoStatistics]) -> dict[str, float]:
-    """Average every column over the videos that have a score in it.
+    """Return the mean of every column over the videos that have a score in the column, and FVD over all videos.
 
-    `length_s` is a difference of lengths with a sign, so its absolute value is averaged.
+    `length_s` is the length of the sound minus that of the pictures, so its absolute value is averaged.
 
     Args:
         results: results of the videos.
-        totals: FVD's statistics of all `made` and of all `true` frames. FVD needs both.
+        totals: statistics for FVD: of all generated frames as `made`, and of all true frames as `true`. FVD needs both.
     """
     columns = {name for judged in results for name in judged.scores}
     found = {}
@@ -62,14 +63,14 @@ def table(
     notes: list[str],
     votes: Mapping[str, float],
 ) -> str:
-    """Return Table 1's columns in Markdown. `-` marks columns that were not measured.
+    """Return a Markdown table with the columns of Table 1. `-` marks columns that were not measured.
 
     Args:
         setting: `self-driven` or `cross-driven`.
         found: means by column, without the columns' arrows.
         weights: names of the weights, by the metrics that use them.
         notes: lines below the table.
-        votes: shares of a user study by question, empty without one.
+        votes: shares of a user study by question, empty without a study.
     """
     columns = SELF_DRIVEN if setting == "self-driven" else CROSS_DRIVEN
     columns = (*columns, *OURS)
@@ -113,11 +114,11 @@ def write_report(
         pairs: pairs of the evaluation.
         results: result of each pair.
         weights: names of the weights, by the metrics that use them, such as `SynC, SynD`.
-        totals: FVD's statistics of all videos together.
+        totals: statistics for FVD of all videos together. See `means`.
         videos: folder of the generated videos.
         output: folder of the report.
         facts: further entries of report.json.
-        votes: shares of a user study by question, empty without one.
+        votes: shares of a user study by question, empty without a study.
     """
     judged = [result for result in results if not result.error]
     found = means(judged, totals)

@@ -32,7 +32,7 @@ class Source:
     videos: Path | None = None
     """Folder of existing videos, named <id>.mp4."""
     options: AnimateOptions = field(default_factory=AnimateOptions)
-    """How the model animates."""
+    """Options of the videos that the model makes."""
 
     def __post_init__(self):
         if (self.model is None) == (self.videos is None):
@@ -65,8 +65,8 @@ def evaluate(
 ) -> tuple[list[Judged], dict[str, str], dict[str, VideoStatistics]]:
     """Make and score every pair's video.
 
-    Write videos/<id>.mp4, scores/<id>.json and scores/<id>.pickle to `output`. Existing scores and videos are kept. The
-    next run retries pairs that failed.
+    Write videos/<id>.mp4, scores/<id>.json and scores/<id>.pickle (statistics for FVD) to `output`. Existing scores and
+    videos are kept. The next run retries pairs that failed.
 
     Args:
         pairs: The videos to make.
@@ -75,10 +75,14 @@ def evaluate(
         output: A folder that every worker can read and write.
         actors: Number of pairs that are processed concurrently.
         gpus_per_actor: GPUs that each actor reserves.
-        progress: Called with a line after each pair.
+        progress: Called with a line at the start and after each pair.
 
     Returns:
-        The pairs' results, the names of the weights by metric, and FVD's statistics of all videos together.
+        The pairs' results, the names of the weights by metric, and statistics for FVD of all videos together: of the
+        generated frames as `made`, and of the true frames as `true`.
+
+    Raises:
+        ValueError: `actors` is below 1.
     """
     if actors < 1:
         raise ValueError(f"actors must be >= 1, got {actors}")
@@ -131,7 +135,10 @@ class _Worker:
                 self._pipeline.to("cuda", torch.bfloat16)
 
     def judge(self, pair: Pair) -> Judged:
-        """Make and score the video of a pair, and save the scores. A video that cannot be scored gives an error."""
+        """Make and score the video of a pair, and save the scores.
+
+        If the video cannot be made or scored, the result holds the reason instead of scores.
+        """
         try:
             portrait = find_portrait(_picture(pair))
             video = self._video(pair, portrait)
@@ -142,7 +149,7 @@ class _Worker:
         file = _scores_file(self._output, pair)
         with atomic_path(file.with_suffix(".pickle")) as part:
             part.write_bytes(pickle.dumps(statistics))
-        # Written last: this file marks the pair as finished.
+        # Write this file last, because it marks the pair as finished.
         with atomic_path(file) as part:
             part.write_text(json.dumps({"scores": scores, "weights": self._judge.weights}, indent=2) + "\n")
         return Judged(id=pair.id, scores=scores)
@@ -168,7 +175,7 @@ class _Worker:
 
 
 def _picture(pair: Pair) -> np.ndarray:
-    """Read the portrait's picture uint8 [H, W, 3]."""
+    """Read a pair's portrait uint8 [H, W, 3], from a picture or as the frame at `pair.position` of a video."""
     if pair.position is None:
         return read_image(pair.portrait)
     count = sum(1 for _ in read_frames(pair.portrait))

@@ -1,8 +1,10 @@
 """Make the paper's user study: a static page of videos under blinded names, and the key to the names.
 
+A blinded name does not tell which method made the video. Method and example of each video are in the key.
+
 Paper 4.2: 21 participants saw 10 examples of the cross-driven setting. Each example was a randomised set with one video
 of each method. The participants chose the best video by lip sync, motion diversity, emotion alignment and video
-quality. The columns of Table 1 sum to 1: a method's figure is its share of all choices.
+quality. In Table 1 a method's figure is its share of all choices, so each of these four columns sums to 1.
 
 The paper does not say how it worded the questions, how it chose the ten examples, or whether all raters saw the same
 order. Ours: the questions below, ten examples drawn by the seed, and a different order for every rater.
@@ -31,6 +33,7 @@ QUESTIONS = {
 }
 # The page calls the videos of an example Video A to Video Z.
 MAX_METHODS = 26
+# Template of the page, and the place in it that receives the study's data.
 _PAGE, _PLACE = Path(__file__).with_name("study.html"), "@STUDY@"
 
 
@@ -41,7 +44,7 @@ class Key:
     study: str
     """Id of the study. All of its vote files contain it."""
     seed: int
-    """Seed of the blinded names and of the orders."""
+    """Seed of the drawn examples, of the blinded names and of the orders."""
     raters: int
     """Number of raters that the page has orders for."""
     methods: tuple[str, ...]
@@ -52,6 +55,7 @@ class Key:
     """Method and example by blinded name."""
 
     def save(self, path: Path) -> None:
+        """Write the key to a file that `load` reads."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
@@ -80,15 +84,17 @@ def make_study(
     raters: int = 21,
     seed: int | None = None,
 ) -> Key:
-    """Write the page's folder, which any static host can serve, and the key outside of that folder.
+    """Write the page's folder, which any static host can serve, and the key outside of that folder. Return the key.
 
     Args:
-        methods: Folder of existing videos `<id>.mp4` of each method. An id is an example if every method has its video.
+        methods: Each method's folder of existing videos `<id>.mp4`. An id can be an example if all methods have its
+            video.
         page: The page's folder, new or empty.
         key: The key's file.
         examples: Number of examples that each rater sees.
         raters: Number of raters that the page has orders for.
-        seed: Seed of names and orders. It reveals the videos' methods, so keep it secret. By default a random one.
+        seed: Seed of examples, names and orders. It reveals the videos' methods, so keep it secret. By default it is
+            random.
 
     Raises:
         ValueError: An argument is out of its bounds, or the page's folder is not empty.
@@ -150,6 +156,7 @@ def common_examples(methods: Mapping[str, Path]) -> list[str]:
 
 
 def _draw(methods: Mapping[str, Path], examples: int, seed: int) -> list[str]:
+    """Draw the ids of the examples. Raise ValueError if `examples` is below 1 or too few ids have all videos."""
     common = common_examples(methods)
     if not 1 <= examples <= len(common):
         raise ValueError(
@@ -159,6 +166,7 @@ def _draw(methods: Mapping[str, Path], examples: int, seed: int) -> list[str]:
 
 
 def _blinded(seed: int, method: str, example: str) -> str:
+    """Return the blinded name of a video."""
     return _digest(f"{seed}/{method}/{example}")
 
 

@@ -14,22 +14,19 @@ from xactor.randomness import keyed_generator
 from xactor.rates import SAMPLES_PER_FRAME
 from xactor_platform.evaluation.syncnet_training import Clip
 
-# Length of a piece, 4 s.
+# Length of a piece of a clip in frames: 4 s at 25 fps.
 PIECE_FRAMES = 100
 # Smallest and largest shift, in frames, of the sound that the model must tell from synchronous sound.
 MIN_SHIFT, MAX_SHIFT = 3, 10
-# Number of windows that are embedded together.
+# Number of windows that are embedded together. A window is 5 successive frames, the length that SyncNet embeds.
 _BATCH = 100
-# Number of pieces in the plot.
+# Number of pieces whose curves the plot shows.
 _SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyncReport:
-    """Hold the figures over pieces of 4 s of held-out clips.
-
-    The sound of each piece is shifted by a random number of frames within -10..10.
-    """
+    """Hold the figures over pieces of 4 s of held-out clips. SynC is SyncNet's confidence, and SynD its distance."""
 
     weights: str
     """Name of the model's weights."""
@@ -40,10 +37,11 @@ class SyncReport:
     windows: int
     """Number of windows of 5 frames in `auc_windows`."""
     found: float
-    """Share of the pieces whose offset is found with an error of at most one frame."""
+    """Share of the pieces whose offset is found with an error of at most one frame. For this figure the sound of each
+    piece is shifted by a random offset within -10..10 frames."""
     auc_windows: float
     """Probability that a window's distance from its own sound is less than a window's distance from sound that is
-    shifted by 3 to 10 frames. Chance is 0.5."""
+    shifted by 3 to 10 frames (area under the ROC curve). Guessing gives 0.5."""
     auc_pieces: float
     """The same probability for the average distance over a piece."""
     confidence_true: float
@@ -72,7 +70,7 @@ class SyncReport:
 def report_sync(
     model: SyncNet, clips: Sequence[Clip], output: Path | None = None, *, seed: int = 0
 ) -> SyncReport:
-    """Score pieces of clips. Write sync.json and sync.png.
+    """Score pieces of clips, and return the report. Write sync.json and sync.png to `output`.
 
     Args:
         model: The SyncNet.
@@ -83,7 +81,7 @@ def report_sync(
     Raises:
         ValueError: Fewer than two clips are long enough.
     """
-    # Frames before and after a piece, for the shifted sound.
+    # Frames that a clip must have before and after a piece, from which the shifted sound is taken.
     spare = MAX_SHIFT
     long_enough = [clip for clip in clips if len(clip.crops) >= PIECE_FRAMES + 2 * spare]
     if len(long_enough) < 2:
@@ -102,7 +100,7 @@ def report_sync(
         crops = clip.crops[start : start + PIECE_FRAMES]
         own.append(sync(model, crops, _sound(clip, start)))
         shifted.append(sync(model, crops, _sound(clip, start + offset)))
-        # The other clip may be shorter.
+        # The other clip may be shorter, so its piece may start at another frame.
         other_start = start % (len(other_clip.crops) - PIECE_FRAMES)
         swapped.append(sync(model, crops, _sound(other_clip, other_start)))
     in_time, off = zip(*(_distances(model, clip) for clip in long_enough), strict=True)
@@ -143,13 +141,13 @@ def auc(less: np.ndarray, more: np.ndarray) -> float:
 
 
 def _sound(clip: Clip, start: int) -> np.ndarray:
-    """Return the sound of a piece from frame `start` on. If its pictures start earlier, the sound is ahead of them."""
+    """Return the sound of a piece from frame `start` on. If the pictures start earlier, the sound is ahead of them."""
     return clip.samples[start * SAMPLES_PER_FRAME : (start + PIECE_FRAMES) * SAMPLES_PER_FRAME]
 
 
 @torch.inference_mode()
 def _distances(model: SyncNet, clip: Clip) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distances of a clip's windows from their own sound, and from sound 3 to 10 frames off."""
+    """Return the distances of a clip's windows from their own sound, and from sound that is 3 to 10 frames away."""
     seen, heard = [], []
     for first in range(0, clip.windows, _BATCH):
         count = min(_BATCH, clip.windows - first)
@@ -163,7 +161,7 @@ def _distances(model: SyncNet, clip: Clip) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _plot(path: Path, scores: dict[str, list[SyncScore]]) -> None:
-    """Plot distance over offset, for pieces with their own sound and with another's."""
+    """Plot the mean distance over the sound's offset, in one panel per title: some pieces in grey, the mean in blue."""
     import matplotlib.figure
 
     figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")

@@ -3,7 +3,9 @@
 Training runs in one process, without a cluster, and takes minutes. The recipe follows SyncNet's paper where it gives
 one (Chung and Zisserman 2016, 3.1): the contrastive loss of its Equation 1, false pairs of pictures with the same
 clip's sound at another time, batch normalisation, one random crop, mirroring and change of colour for all frames of a
-clip, and a random change of loudness by up to 10 %.
+clip, and a random change of loudness by up to 10 %. `Ours` marks our own choices.
+
+SyncNet embeds windows: 5 successive frames, and the sound of the same time.
 """
 
 import json
@@ -32,8 +34,9 @@ from xactor_platform.training.train_config import at_least
 METRICS = "metrics.jsonl"
 # Crops are larger than the model's input by this many pixels, so that each step can cut them at random.
 _SLACK_PX = 4
+# Length of the shortest clip with a window. The last window of a clip is left out; see `_read_clip`.
 _MIN_FRAMES = WINDOW_FRAMES + 1
-# Added before the square root, whose slope at 0 is infinite.
+# Added to a squared distance before its square root is taken, because the slope of the root is infinite at 0.
 _EPSILON = 1e-6
 
 
@@ -54,7 +57,7 @@ class SyncNetTraining:
     seed: int = 0
     """Seed, at least 0. The same seed and number of threads give the same model."""
     runs: int = 6
-    """Number of runs of successive windows in a step, at least 1."""
+    """Number of runs in a training step, at least 1. A run is successive windows of one clip."""
     run_windows: int = 24
     """Number of windows in a run, more than min_shift."""
     min_shift: int = 2
@@ -85,7 +88,7 @@ class SyncNetTraining:
 
     @property
     def clip_frames(self) -> int:
-        """Return the frames of the shortest clip that can be trained on."""
+        """Return the length of the shortest clip that can be trained on, in frames."""
         return self.run_windows + WINDOW_FRAMES
 
 
@@ -100,7 +103,7 @@ class Clip:
     crops: np.ndarray
     """Face crops uint8 [T, S, S, 3] RGB, framed for SyncNet, or a little larger for random crops."""
     samples: np.ndarray
-    """Sound float32 [T x 640], mono, 16 kHz."""
+    """Sound float32 [T x 640], mono, 16 kHz: 640 samples for each frame."""
     cepstra: np.ndarray
     """Cepstra of each window's sound, float32 [windows, 13, 20]."""
 
@@ -144,7 +147,8 @@ def train_syncnet(
 
     Args:
         config: The training's options.
-        clips: Clips whose crops have the side `image_size` of the model, or a larger side: they are then cut at random.
+        clips: Clips whose crops have the model's `image_size` as their side, or a larger side. Larger crops are cut at
+            random.
         progress: Called with a line every 50 steps.
     """
     torch.set_num_threads(config.threads)
@@ -200,7 +204,8 @@ def draw_batch(clips: Sequence[Clip], config: SyncNetTraining, step: int) -> tup
         crops = clip.crops[start : start + n + WINDOW_FRAMES - 1]
         frames.append(_altered(frames_to_model(crops), side, generator))
         heard = torch.from_numpy(clip.cepstra[start : start + n]).clone()
-        # Change the loudness by up to 10 %. This changes only the first coefficient, the logarithm of the energy.
+        # Change the loudness by up to 10 %. This changes only the first coefficient, the logarithm of the energy. The
+        # energy is the square of the amplitude, hence the factor 2.
         heard[:, 0] += 2 * torch.log(0.9 + 0.2 * torch.rand((), generator=generator))
         cepstra.append(heard)
     return torch.stack(frames), torch.stack(cepstra)

@@ -1,4 +1,4 @@
-"""Count the votes of a user study: each method's share of the choices, as in Table 1."""
+"""Count the votes of a user study (see `study`): each method's share of the choices, as in the paper's Table 1."""
 
 import json
 import math
@@ -21,7 +21,7 @@ class VoteCount:
     shares: dict[str, dict[str, float]]
     """Share of all choices by method and question. The shares of one question sum to 1."""
     errors: dict[str, dict[str, float]]
-    """Standard errors of the shares over raters. Empty for a single rater."""
+    """Standard errors of the shares over raters, by method and question. Empty for a single rater."""
     left_out: tuple[str, ...]
     """One line for each file that does not count, with the reason."""
 
@@ -61,7 +61,7 @@ def count_votes(files: Iterable[Path], key: Key) -> VoteCount:
         ValueError: No file counts.
     """
     counted: dict[int, Path] = {}
-    # shares: [methods, questions] for each rater.
+    # Each element of `shares` is one rater's shares [methods, questions].
     shares, left_out = [], []
     for file in sorted(set(files)):
         try:
@@ -75,11 +75,11 @@ def count_votes(files: Iterable[Path], key: Key) -> VoteCount:
         shares.append(share)
     if not shares:
         raise ValueError("\n".join([f"no vote file counts, of {len(left_out)}", *left_out]))
-    spread = np.std(shares, axis=0, ddof=1) / math.sqrt(len(shares)) if len(shares) > 1 else None
+    standard_error = np.std(shares, axis=0, ddof=1) / math.sqrt(len(shares)) if len(shares) > 1 else None
     return VoteCount(
         raters=len(shares),
         shares=_named(np.mean(shares, axis=0), key),
-        errors={} if spread is None else _named(spread, key),
+        errors={} if standard_error is None else _named(standard_error, key),
         left_out=tuple(left_out),
     )
 
@@ -100,7 +100,11 @@ def read_votes(path: Path) -> dict[str, float]:
 
 
 def _read(file: Path, key: Key) -> tuple[int, np.ndarray]:
-    """Return the rater's number and the shares [methods, questions] of the rater's choices."""
+    """Return the rater's number, and each method's share [methods, questions] of the rater's choices.
+
+    Raises:
+        ValueError: The file is not a complete vote file of this study.
+    """
     ballot = _json(file)
     if not isinstance(ballot, Mapping) or ballot.get("study") != key.study:
         study = ballot.get("study") if isinstance(ballot, Mapping) else None
@@ -116,7 +120,7 @@ def _read(file: Path, key: Key) -> tuple[int, np.ndarray]:
 
 
 def _choices(rows: Any, key: Key) -> dict[tuple[str, str], str]:
-    """Return the chosen method for every example and question. The answers must be complete."""
+    """Return the chosen method by example and question. Raise ValueError if an answer is missing or faulty."""
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         raise ValueError("foreign: its votes must be a list of answers by question")
     chosen: dict[tuple[str, str], str] = {}

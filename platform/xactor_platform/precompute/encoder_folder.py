@@ -1,4 +1,4 @@
-"""Save an encoder next to the shards that it made."""
+"""Save an audio or motion encoder next to the shards whose features or latents it made."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ from xactor_platform.storage.location import Location
 
 
 def save_encoder(folder: Path, target: str) -> None:
-    """Copy an encoder's local folder to a folder or URI. Files that are already there must be the same.
+    """Copy an encoder's local folder to a folder or URI. Files that the target already holds must have equal content.
 
     Raises:
-        ValueError: the target holds another encoder. Replacing it would leave its shards without their encoder.
+        ValueError: the target holds another encoder, which is not replaced, because existing shards were made with it.
     """
     location = Location.parse(target)
     location.filesystem.create_dir(location.path, recursive=True)

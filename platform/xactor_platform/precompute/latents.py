@@ -1,11 +1,16 @@
-"""Encode video shards to stage 2's motion shards, which hold latents of the pictures and features of the sound.
+"""Encode video shards to motion shards, which hold latents of the pictures and features of the sound.
+
+Motion shards are the data of stage 2, the training of the motion model.
 
     <parent>/shards/<split>-000000.tar ...   one shard for each video shard, with the same keys
-    <parent>/motion_encoder/                 the encoder that made the latents, unless control tracks did
+    <parent>/motion_encoder/                 the encoder that made the latents, absent if control tracks made them
     <parent>/audio_encoder/                  the encoder that made the features
 
-Each actor writes one shard at a time, atomically. The same call therefore continues an interrupted run: it writes only
-the shards that are missing or lack samples.
+A control track holds numbers that describe a face's motion in each frame of a clip. Latents can be computed from it
+instead of from the pictures.
+
+Each actor writes one shard at a time, atomically. If a run is interrupted, the same call continues it: the call writes
+only the shards that are missing or lack samples.
 """
 
 import logging
@@ -31,6 +36,7 @@ from xactor_platform.precompute.shard_encoder import STAGES, ShardEncoder, Shard
 from xactor_platform.storage.location import Location, sibling_uri
 
 MOTION_ENCODER, AUDIO_ENCODER = "motion_encoder", "audio_encoder"
+# The default pool.
 ACTORS = Pool(max=64, cpus=1)
 # Maximum number of bad samples that an error message names.
 _MAX_NAMED = 5
@@ -47,8 +53,8 @@ class PrecomputeResult:
     bad: list[BadSample]
     """Samples that were left out."""
     bill: Bill
-    """Time and work of this call. The figures are the shards `written` now, the shards `kept` from earlier runs, and
-    the `clips` and `frames` encoded now. Its `stage_s` counts seconds of threads, not of actors."""
+    """Time and work of this call. `figures` holds the number of shards `written` now, of shards `kept` from earlier
+    runs, and of `clips` and `frames` encoded now. `stage_s` counts seconds of threads, not of actors."""
 
     def summary(self) -> list[str]:
         """Return the bill in lines for people to read."""
@@ -80,8 +86,8 @@ def precompute(
         videos: folder or URI of video shards.
         model: folder or URI that holds `motion_encoder/`. It is not read if control tracks make the latents.
         output: folder or URI of the motion shards. The encoders are copied next to it, but never over other encoders.
-        latents: what makes the latents: the motion encoder, or the clips' control tracks.
-        audio_encoder: local folder of an audio encoder. None: log-mel features without weights.
+        latents: source of the latents: `encoder` (the motion encoder) or `controls` (the clips' control tracks).
+        audio_encoder: local folder of an audio encoder. None means log-mel features, which need no weights.
         pool: pool of actors. Each actor decodes on as many threads as it has CPUs. On a cluster with GPUs each actor
             gets one GPU and its share of the CPUs, unless the pool sets the GPUs.
         max_bad_fraction: largest fraction of unusable samples. These samples are left out and logged.
@@ -89,9 +95,9 @@ def precompute(
         progress: is called with a line for each shard.
 
     Raises:
-        ValueError, FileNotFoundError: something is invalid, or more samples than allowed are unusable. In the second
-            case, the error is raised after all shards are written.
-        OSError: shards failed, or no nodes became available. The same call continues.
+        ValueError, FileNotFoundError: an argument or a file is invalid, or more samples than allowed are unusable. If
+            too many samples are unusable, the error is raised after all shards are written.
+        OSError: shards failed, or no nodes became available. The same call continues the run.
     """
     begun = time.monotonic()
     index = load_index(videos, max_bad_fraction=max_bad_fraction)
@@ -144,7 +150,11 @@ def _tally(shards: int, begun: float) -> Tally:
 
 
 def _place_encoders(model: str | Path | None, audio_encoder: str | Path | None, output: str) -> None:
-    """Copy the encoders next to the output. ValueError, FileNotFoundError: one is missing or invalid."""
+    """Copy the encoders next to the output. `model` is None if no motion encoder is used.
+
+    Raises:
+        ValueError, FileNotFoundError: an encoder is missing or invalid, or the target holds another encoder.
+    """
     sound = load_audio_encoder(audio_encoder) if audio_encoder else LogMelEncoder()
     with tempfile.TemporaryDirectory() as scratch:
         sound.save_pretrained(scratch)
@@ -154,6 +164,7 @@ def _place_encoders(model: str | Path | None, audio_encoder: str | Path | None, 
 
 
 def _place_motion_encoder(model: str | Path, output: str) -> None:
+    """Copy the model's motion encoder next to the output, after a check that it can be loaded."""
     with local_copy(model) as folder:
         trained = Path(folder) / MOTION_ENCODER
         if not (trained / "config.json").exists():
@@ -164,14 +175,19 @@ def _place_motion_encoder(model: str | Path, output: str) -> None:
 
 
 def _prepare_output(place: Location, output: str, index: Index, videos: str) -> None:
-    """Create the output's folder and delete its index. ValueError: it holds shards of other videos."""
+    """Create the output's folder and delete its index.
+
+    Raises:
+        ValueError: the folder holds shards of other videos.
+    """
     place.filesystem.create_dir(place.path, recursive=True)
     existing = place.sizes()
     foreign = sorted({name for name in existing if name.endswith(".tar")} - set(index.shard_names))
     if foreign:
         raise ValueError(f"{output}: holds shards that {videos} does not have, the first {foreign[0]}")
     if INDEX_NAME in existing:
-        # Rewritten shards may have the same sizes, so the old index might look valid. A new one is made at the end.
+        # Rewritten shards may have the same sizes as before, so the old index might look valid. A new index is made at
+        # the end of the run.
         place.delete(INDEX_NAME)
 
 
@@ -189,7 +205,10 @@ def _pipeline(output: str, latents: LatentSource, pool: Pool, start_timeout_s: i
 def _encode(
     jobs: list[ShardJob], pipeline: Pipeline, tally: Tally, progress: Callable[[str], None]
 ) -> list[ShardResult]:
-    """Run all jobs and return their results, without those of jobs that were lost. Count the results in the tally."""
+    """Run all jobs, count their results in the tally, and return the results.
+
+    A job that was lost with its actor has no result.
+    """
     tally.start_pace(len(jobs))
     results: list[ShardResult] = []
     for result in pipeline.run(jobs):
@@ -228,7 +247,11 @@ def _check_results(results: list[ShardResult], jobs: list[ShardJob], output: str
 
 
 def _check_bad(bad: list[BadSample], index: Index, max_bad_fraction: float) -> None:
-    """Log the bad samples. ValueError: there are more than the bound allows."""
+    """Log the bad samples.
+
+    Raises:
+        ValueError: their fraction of all samples is larger than `max_bad_fraction`.
+    """
     samples = index.samples + len(index.bad)
     named = "; ".join(map(str, bad[:_MAX_NAMED]))
     if len(bad) > _MAX_NAMED:

@@ -1,6 +1,8 @@
 """Encode video shards to motion shards, one after another. This is the only stage of precomputation.
 
-Threads decode the next clips while the encoders work. The encoders wait only if all threads together are slower.
+A motion shard holds motion latents and audio features of clips, the data on which the motion model is trained. Threads
+decode the next clips while the encoders work. The encoders wait only if all decoding threads together are slower than
+the encoders.
 """
 
 import io
@@ -41,7 +43,7 @@ STAGES = ("read", "decode", "motion", "sound", "write", "wait")
 BATCH = 64
 """Number of frames that are encoded at once. They may belong to several clips."""
 
-# Number of blocks of BATCH frames that are decoded ahead in each clip. It bounds the memory for clips of any length.
+# Number of blocks of BATCH frames that are decoded ahead in each clip. It bounds the memory that a long clip takes.
 _BLOCKS_AHEAD = 2
 # Seconds after which a waiting decoder checks whether its reader has stopped.
 _POLL_S = 0.2
@@ -50,14 +52,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult(Message):
-    """Report the result of one shard. Its `stage_s` counts seconds of several threads."""
+    """Report the result of one shard. `stage_s` adds up the seconds of several threads."""
 
     finished: ClassVar[bool] = True
 
     shard: str
     """Name of the shard."""
     written: bool
-    """Whether it was written now. False: it already existed, or it failed."""
+    """Whether the shard was written now. False if it already existed or failed."""
     bad: list[BadSample] = field(default_factory=list)
     """Samples that were left out."""
     clips: int = 0
@@ -65,12 +67,12 @@ class ShardResult(Message):
     frames: int = 0
     """Frames that were encoded now."""
     error: str | None = None
-    """Reason why the shard was not made, in one line. None: the shard exists."""
+    """Reason why the shard was not made, in one line. None if the shard exists now."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
-    """Name a motion shard that is to be made."""
+    """Ask for one motion shard."""
 
     index: Index
     """Index of the videos, which all belong to one video shard."""
@@ -79,7 +81,7 @@ class ShardJob:
 
     @property
     def name(self) -> str:
-        """Return the name of the shard."""
+        """Return the name of the motion shard, which is also the name of the video shard."""
         return self.index.shard_names[self.index.shard[0]]
 
 
@@ -87,7 +89,8 @@ class ShardEncoder(BatchStage):
     """Encode video shards to motion shards.
 
     Args:
-        motion: folder or URI of the motion encoder. None: the latents are the embedding of the clips' control tracks.
+        motion: folder or URI of the motion encoder. None makes the latents from the clips' control tracks, numbers that
+            describe the face's motion in each frame.
         sound: folder or URI of the audio encoder.
         decoders: number of threads that decode.
         device: cpu or cuda.
@@ -97,7 +100,7 @@ class ShardEncoder(BatchStage):
 
     def __init__(self, *, motion: str | None, sound: str, decoders: int, device: str):
         if device == "cpu":
-            # There are as many actors as cores, so each uses one thread.
+            # There are as many actors as cores, so torch uses one thread in each actor.
             torch.set_num_threads(1)
         self._motion: MotionEncoder | None = None
         if motion is not None:
@@ -118,7 +121,7 @@ class ShardEncoder(BatchStage):
                 yield self.failed(job, error)
 
     def failed(self, message: ShardJob, error: Exception) -> ShardResult:
-        """Return the failure of a shard."""
+        """Return the result of a shard that failed."""
         reason = " ".join(str(error).split())
         kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
         return ShardResult(shard=message.name, written=False, error=kind + reason)
@@ -150,10 +153,10 @@ class ShardEncoder(BatchStage):
         )
 
     def _decoded(self, index: Index) -> Generator["_Clip"]:
-        """Yield clips in order while threads decode them. Threads also decode the next clips ahead."""
+        """Yield clips in order while threads decode them. Meanwhile, threads already decode the clips that follow."""
         ahead: deque[_Clip] = deque()
         rows, ended = iter(range(index.samples)), threading.Event()
-        # One more than there are threads, so that no thread is idle while the first clip is read.
+        # One clip more than there are threads, so that no thread is idle while the caller processes the first clip.
         max_ahead = self._decoders + 1
         try:
             while True:
@@ -168,8 +171,8 @@ class ShardEncoder(BatchStage):
             ended.set()
 
     def _encoded(self, clips: Iterator["_Clip"], watch: "Stopwatch") -> Generator["_Clip"]:
-        """Yield clips in order once all of their pictures are encoded. A batch may hold pictures of several clips."""
-        # Blocks of pictures without latents, all of one size, each with its clip.
+        """Yield clips in order, each after its last picture is encoded. A batch may hold pictures of several clips."""
+        # Blocks of pictures that are not encoded yet, each with its clip. All pictures have the same size.
         waiting: deque[tuple[_Clip, np.ndarray]] = deque()
         unfinished: deque[_Clip] = deque()
 
@@ -209,12 +212,14 @@ class ShardEncoder(BatchStage):
         yield from unfinished
 
     def _members(self, clip: "_Clip", watch: "Stopwatch") -> dict[str, Any]:
-        """Return a clip's motion sample: latents float16 [T, D], features float16 [T, L, F] and json.
+        """Return a clip's motion sample: latents float16 [T, D], features float16 [T, L, F] and json, by member name.
+
+        If the clip has a control track, the sample holds the track too.
 
         The sound is cut to the length of the pictures, or extended to it with silence.
 
         Raises:
-            ValueError: the clip cannot be decoded, has no sound, or has another number of frames than its json states.
+            ValueError: the clip cannot be decoded, has no sound, or its number of frames is not the one in its json.
         """
         samples, meta, controls = clip.rest.result()
         if self._motion is None:
@@ -234,7 +239,7 @@ class ShardEncoder(BatchStage):
 
 
 class _Clip:
-    """Decode a clip in a thread, a few blocks of pictures ahead of their reader.
+    """Decode a clip in a thread, a few blocks of pictures ahead of the thread that encodes them (the reader).
 
     Args:
         key: key of the clip.
@@ -242,10 +247,10 @@ class _Clip:
         pictures: whether the reader needs pictures.
 
     Attributes:
-        rest: future of what follows the pictures: the sound float32 [N], the json, and the controls or None. It raises
-            ValueError if the clip cannot be decoded.
+        rest: future of the clip's other data: the sound float32 [N], the json, and the control track or None. The
+            future raises ValueError if the clip cannot be decoded.
         latents: latents of the pictures that are encoded so far.
-        waiting: number of pictures that were read and have no latents yet.
+        waiting: number of pictures that the reader has taken and not encoded yet.
     """
 
     rest: "Future[tuple[np.ndarray, dict[str, Any], np.ndarray | None]]"
@@ -258,7 +263,7 @@ class _Clip:
         self._ended, self._pictures = ended, pictures
 
     def decode(self, index: Index, row: int) -> tuple[np.ndarray, dict[str, Any], np.ndarray | None]:
-        """Decode the clip, in a thread. Return what `rest` holds."""
+        """Decode the clip in a thread. Return the result of the future `rest`."""
         try:
             with self.watch.timing("read"):
                 video, meta, controls = index.read(row, "mp4"), index.read_meta(row), None
@@ -285,7 +290,7 @@ class _Clip:
             yield block
 
     def _put(self, block: np.ndarray | None) -> bool:
-        """Wait for room and pass a block on. Return False if the reader has stopped."""
+        """Wait for room and pass a block to the reader; None marks the end. Return False if the reader has stopped."""
         while not self._ended.is_set():
             with suppress(queue.Full):
                 self._ready.put(block, timeout=_POLL_S)
@@ -305,7 +310,7 @@ class Stopwatch:
 
     @contextmanager
     def timing(self, stage: str) -> Iterator[None]:
-        """Count the time of the block as the stage's."""
+        """Add the time of the `with` block to the stage's seconds."""
         begun = time.perf_counter()
         try:
             yield
@@ -313,7 +318,7 @@ class Stopwatch:
             self.stage_s[stage] += time.perf_counter() - begun
 
     def timed(self, stage: str, source: Iterator[T]) -> Iterator[T]:
-        """Yield the items of a source. Count the time that the source takes as the stage's."""
+        """Yield the items of a source. Add the time that the source takes to the stage's seconds."""
         while True:
             with self.timing(stage):
                 item = next(source, None)
@@ -332,7 +337,10 @@ def latent_meta(video: Mapping[str, Any], made_by: LatentSource) -> dict[str, An
 
 
 def shard_exists(place: Location, name: str, wanted: Index, made_by: LatentSource) -> bool:
-    """Return whether a shard exists, is complete, and was made of exactly these clips, compared by their json."""
+    """Return whether a shard exists, is complete, and was made from exactly the wanted clips with this latent source.
+
+    The stored json of each sample is compared with the json that the sample would get now.
+    """
     info = place.filesystem.get_file_info(f"{place.path}/{name}")
     if info.type == fs.FileType.NotFound:
         return False
@@ -350,7 +358,7 @@ def shard_exists(place: Location, name: str, wanted: Index, made_by: LatentSourc
 
 
 def local_copy(folder: str | Path):
-    """Return a context that gives the folder's path on this machine, downloaded if it is a URI."""
+    """Return a context manager that gives a folder's path on this machine. A folder at a URI is downloaded first."""
     if "://" not in str(folder):
         return nullcontext(folder)
     place = Location.parse(str(folder))

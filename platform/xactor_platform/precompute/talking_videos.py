@@ -1,6 +1,9 @@
-"""Make shards from any talking videos, with the help of a landmark model.
+"""Make shards from any videos of talking people, with the help of a model that finds facial landmarks.
 
-    <output>/                 stage 2's shards: the embedded control track (`embed_controls`) and the audio features
+Stage 1 is the training of the renderer, stage 2 that of the motion model. A control track holds numbers that describe
+the face's motion in each frame; `embed_controls` turns them into motion latents.
+
+    <output>/                 stage 2's shards: the embedded control track and the audio features
     <output>/report.jsonl     a line for each video
     <parent>/audio_encoder/   the encoder of the audio features, where stage 2's training looks for it
     <parent>/videos/          stage 1's shards, only on request, under the same keys: face crops with sound,
@@ -41,6 +44,7 @@ from xactor_platform.precompute.worker import start_worker
 from xactor_platform.storage.location import Location, sibling_uri
 
 SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp"}
+# Minimum length of a video in seconds.
 MIN_S = 1.0
 REPORT = "report.jsonl"
 SPLITS = ("train", "test")
@@ -57,7 +61,7 @@ class VideoResult:
     reason: str | None
     """Why the video failed; None if it did not."""
     frames: int
-    """Frames in the shards; 0 if it failed."""
+    """Number of the video's frames in the shards; 0 if the video failed."""
     split: str
     """The split, train or test."""
     key: str
@@ -66,7 +70,7 @@ class VideoResult:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoCorpus:
-    """Hold the results of all videos."""
+    """Hold the place of the shards, and the results of all videos."""
 
     shards: str
     """Folder or URI of stage 2's shards."""
@@ -75,6 +79,7 @@ class VideoCorpus:
 
     @property
     def failed(self) -> list[VideoResult]:
+        """Return the results of the videos that are not in the shards."""
         return [result for result in self.results if result.status != "ok"]
 
 
@@ -82,7 +87,7 @@ def list_videos(folder_or_pattern: str) -> list[Path]:
     """Return the videos below a folder, or those that match a glob pattern, sorted.
 
     Raises:
-        ValueError: There are none.
+        ValueError: No video is found.
     """
     if Path(folder_or_pattern).is_dir():
         found = [
@@ -113,7 +118,7 @@ def shards_from_videos(
     Args:
         videos: Folder or glob pattern.
         output: Folder or URI of stage 2's shards.
-        landmarks: Landmark model. By default the packaged one.
+        landmarks: File of the landmark model. By default the file in this package.
         crops: Side of the face crops for video shards, in pixels; 0 makes none.
         crops_output: Folder or URI of the video shards. By default `videos` next to `output`.
         held_out: Number of videos in the split `test` if >= 1, fraction of all videos if below 1.
@@ -135,7 +140,7 @@ def shards_from_videos(
         raise ValueError(f"crops_output must be a folder of its own, got {crops_output}")
     files = list_videos(videos)
     splits = _splits(len(files), held_out, seed)
-    # Loading the models here reports a missing extra or file before any work.
+    # Load the models here only to report a missing Python package or file before any work.
     FaceLandmarker(landmarks)
     encoder = load_audio_encoder(audio_encoder) if audio_encoder else LogMelEncoder()
     results = []
@@ -173,7 +178,7 @@ def _write(
     """Write shards and yield each video's result.
 
     Args:
-        videos: Each file with its split, and with its samples or the reason why there are none.
+        videos: Each file, its split, and its samples or the reason why it has no samples.
         output: Folder or URI of stage 2's shards.
         crops_output: Folder or URI of stage 1's shards; None writes none.
     """
@@ -201,12 +206,19 @@ def _write(
 
 
 def read_video(file: str, encoder_folder: str, landmarks: str | None = None, crops: int = 0) -> ClipSamples:
-    """Read one video and return its members for the shards.
+    """Read one video and return its samples for the shards of both stages.
+
+    Args:
+        file: Path of the video.
+        encoder_folder: Local folder of the audio encoder.
+        landmarks: File of the landmark model. By default the file in this package.
+        crops: Side of the face crops in pixels; 0 makes no sample for stage 1.
 
     Raises:
         ValueError: The video cannot be used; the message says why.
     """
     samples = read_audio(file)
+    # Samples lie within -1..1, so a peak below 0.001 is more than 60 dB below full scale.
     if np.abs(samples).max() < 1e-3:
         raise ValueError(f"{file}: the sound is silence")
     faces = list(_landmarker(landmarks).follow(read_frames(file, FPS), FPS))
@@ -262,7 +274,7 @@ def _splits(count: int, held_out: float, seed: int) -> list[str]:
 
 
 def _try_video(file: Path, **options) -> ClipSamples | str:
-    """Return the samples of a video, or the reason why there are none."""
+    """Return the samples of a video, or the reason why it has no samples."""
     try:
         return read_video(str(file), **options)
     # A damaged file can raise any error in a decoder. Only this file has failed then.
@@ -272,10 +284,12 @@ def _try_video(file: Path, **options) -> ClipSamples | str:
 
 
 def _in_pool(jobs: list, workers: int, work: Callable) -> Iterator[Any]:
-    """Yield results in order. A file that kills its process fails alone.
+    """Run `work` on each job, a file, in a pool of processes, and yield the results in order.
 
-    A killed process breaks the pool, which does not say which file was to blame. A new pool then runs the next file
-    alone: if it breaks this pool too, it is to blame. After that, the other files run together again.
+    A file that kills its process does not affect the other files; its result is an error message. A killed process
+    breaks the pool, and the pool does not say which file killed the process. A new pool then runs the first file
+    without a result alone. If that file breaks this pool too, it is the culprit. After that, the other files run
+    together again.
     """
     done = 0
     run_alone = False

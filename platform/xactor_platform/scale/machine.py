@@ -16,14 +16,15 @@ class Machine:
     nvlink_bytes_s: float
     """Bytes per second of one GPU's NVLink, in each direction."""
     network_bytes_s: float
-    """Bytes per second of one node, in each direction. Gradients between nodes and the data stream share it."""
+    """Bytes per second of one node's network, in each direction. Gradients between nodes and the data stream share the
+    network."""
     gpus: int
     """Number of GPUs of one node."""
     cpus: int
     """Number of CPUs of one node."""
 
 
-# Nodes of AWS: p4de.24xlarge, p5.48xlarge and p5en.48xlarge.
+# Machines by name of the GPU. The nodes are AWS instances: p4de.24xlarge, p5.48xlarge and p5en.48xlarge.
 MACHINES = {
     "A100": Machine(
         name="A100",

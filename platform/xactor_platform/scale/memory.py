@@ -1,4 +1,7 @@
-"""Estimate the GPU memory that a rank needs in stage 2.
+"""Estimate the GPU memory that a rank needs to train the motion model.
+
+A rank is one process of the training, with one GPU. In this file, `stage` means a stage of DeepSpeed's ZeRO, which
+divides parameters, gradients and optimizer states among the ranks.
 
 Symbols: H width of the backbone, I width of its MLP, h number of its heads, A width of the audio embedding, D width of
 a latent, L x F audio features of a frame, T frames of a sample, P number of parameters, N number of ranks. Memory is in
@@ -32,11 +35,11 @@ class Sizes:
     hidden: int
     """H, the width of the backbone."""
     mlp: int
-    """I, the width of its MLP."""
+    """I, the width of the backbone's MLP."""
     layers: int
     """Number of layers of the backbone."""
     heads: int
-    """h, the number of its attention heads."""
+    """h, the number of attention heads of the backbone."""
     audio_width: int
     """A, the width of the audio embedding."""
     latent_width: int
@@ -73,7 +76,7 @@ class Memory:
     optimizer: float
     """Weights in fp32, and Adam's two moments."""
     activations: float
-    """Activations kept for the backward pass, and those of the layer that is recomputed."""
+    """Activations that are kept for the backward pass, and activations of the layer that is recomputed."""
     buckets: float
     """DeepSpeed's communication buffers."""
     overhead: float = OVERHEAD_BYTES
@@ -93,7 +96,7 @@ class Memory:
 def memory(
     sizes: Sizes, *, ranks: int, stage: int, budget_frames: int, context_frames: int, checkpointing: bool
 ) -> Memory:
-    """Return a rank's memory with one micro-batch.
+    """Return the memory that a rank needs to train on one micro-batch.
 
     Args:
         sizes: sizes of the model and of its input.
@@ -123,10 +126,10 @@ def memory(
 
 
 def states(parameters: int, *, ranks: int, stage: int) -> tuple[float, float, float]:
-    """Return the bytes of parameters, gradients and optimizer of one rank.
+    """Return the bytes of parameters, gradients and optimizer states of one rank.
 
     Without ZeRO they are 2P (bf16), 4P (accumulated in fp32) and 12P (fp32 weights and Adam's two moments). ZeRO
-    divides parameters by N from stage 3 on, gradients from stage 2 on, and the optimizer from stage 1 on.
+    divides the parameters by N in stage 3, the gradients in stages 2 and 3, and the optimizer states in stages 1 to 3.
     """
     sharded_from_stage = (3, 2, 1)
     parts = [ranks if stage >= first else 1 for first in sharded_from_stage]
@@ -153,7 +156,7 @@ def layer_bytes(sizes: Sizes, context_frames: int) -> float:
 
 
 def audio_bytes(sizes: Sizes) -> float:
-    """Return the bytes that an audio attention keeps per frame: 36H + 10h.
+    """Return the bytes that a layer's attention to the audio keeps per frame for its backward pass: 36H + 10h.
 
     - Keys and values of the five positions of a frame's audio window: 20H.
     - The norm, in fp32 twice and in bf16 before and after the weight: 12H.
@@ -166,9 +169,9 @@ def audio_bytes(sizes: Sizes) -> float:
 def activations(sizes: Sizes, context_frames: int, *, checkpointing: bool) -> float:
     """Return the bytes per frame that are kept between the forward and the backward pass.
 
-    With checkpointing a backbone layer keeps only its input, 2H. The audio attentions are not checkpointed. Outside the
-    layers, the noise level's MLP and the last norm keep 18H, the audio features 4LF (two copies), their fusion 6A, and
-    the latents 8D.
+    With checkpointing, a backbone layer keeps only its input, 2H. The audio attentions, one per layer, are not
+    checkpointed. Outside the layers, the MLP of the noise level and the last norm keep 18H, the audio features 4LF (two
+    copies), the fusion of the audio features 6A, and the latents 8D.
     """
     layer = 2 * sizes.hidden if checkpointing else layer_bytes(sizes, context_frames)
     outside_layers = 18 * sizes.hidden + 4 * sizes.features + 6 * sizes.audio_width + 8 * sizes.latent_width
@@ -176,9 +179,10 @@ def activations(sizes: Sizes, context_frames: int, *, checkpointing: bool) -> fl
 
 
 def peak_layer(sizes: Sizes, context_frames: int, *, checkpointing: bool) -> float:
-    """Return the additional bytes per frame when the backward pass recomputes its first layer; 0 without checkpointing.
+    """Return the additional bytes per frame while the backward pass recomputes a layer; 0 without checkpointing.
 
-    The audio attention of this layer has freed its activations by then.
+    The peak is at the backward pass's first layer, the last one of the backbone. The audio attention that follows this
+    layer has then already freed its activations, so they are subtracted.
     """
     if not checkpointing:
         return 0.0

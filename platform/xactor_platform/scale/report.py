@@ -1,4 +1,4 @@
-"""Make the tables for the planning of a training: memory, step time, and an epoch's data."""
+"""Make tables for planning a training of the motion model: memory, step time, and the data of an epoch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,9 @@ from xactor_platform.scale.simulation import simulate_plan, simulate_stream
 from xactor_platform.scale.step_time import flops_per_frame, step_time
 from xactor_platform.training.stage2_config import Stage2Config
 
+# Number of clips in each shard of the corpus that is assumed for the plan.
 CLIPS_A_SHARD = 256
+# Bytes of a gigabyte.
 GB = 1e9
 
 
@@ -47,7 +49,7 @@ def memory_table(
     stages: Sequence[int],
     budgets: Sequence[int],
 ) -> Table:
-    """Return a table of the memory that a rank needs, in GB, and of the GPUs that have enough.
+    """Return a table of the memory in GB that a rank needs, and of the types of GPU that have enough memory.
 
     Args:
         config: the configuration of the training.
@@ -99,7 +101,7 @@ def time_table(
     stages: Sequence[int],
     efficiency: float,
 ) -> Table:
-    """Return a table of the time of a global step.
+    """Return a table of the time of a global step, which is one optimizer step of all ranks together.
 
     If the number of ranks does not divide the config's number of micro-batches, each rank gets one micro-batch.
 
@@ -109,7 +111,7 @@ def time_table(
         gpus: names in MACHINES.
         ranks: the numbers of ranks to tabulate.
         stages: ZeRO stages.
-        efficiency: fraction of the peak that a GPU reaches between two reductions.
+        efficiency: fraction of its peak FLOP/s that a GPU reaches between two reductions of gradients.
     """
     sizes, rows = sizes_of(config.model, shape), []
     for name in gpus:
@@ -158,9 +160,9 @@ def plan_table(
         shape: the shape of a frame of the corpus.
         gpus: names in MACHINES.
         ranks: the numbers of ranks to tabulate.
-        lengths: frames of each clip, int [clips].
-        shard: shard of each clip, int [clips].
-        efficiency: fraction of the peak that a GPU reaches between two reductions.
+        lengths: number of frames of each clip, int [clips].
+        shard: number of the shard of each clip, int [clips].
+        efficiency: fraction of its peak FLOP/s that a GPU reaches between two reductions of gradients.
     """
     sizes, rows = sizes_of(config.model, shape), []
     flops = flops_per_frame(
@@ -188,6 +190,7 @@ def plan_table(
                 machine,
                 bytes_per_frame=shape.bytes_per_frame,
                 seconds_per_frame=flops / (machine.flops * efficiency),
+                # In a turn every rank trains on one micro-batch, so a step has micro_batches / n turns.
                 reduce_s=(step.reduce_s + step.gather_s) * n / plan_config.micro_batches,
                 cpus_per_rank=config.scale.cpus_per_rank,
             )
@@ -211,9 +214,9 @@ def plan_table(
 
 
 def _micro_batches(config: Stage2Config, ranks: int) -> int:
-    """Return the config's number of micro-batches if `ranks` divides it, and otherwise one per rank.
+    """Return the config's number of micro-batches if `ranks` divides it. Otherwise return `ranks`.
 
-    One per rank changes the size of the global batch.
+    With one micro-batch per rank, the global batch has another size than the config's.
     """
     micro_batches = config.train.micro_batches
     return micro_batches if micro_batches % ranks == 0 else ranks

@@ -1,4 +1,8 @@
-"""Simulate the data stream of many ranks, with the platform's own plan and a model of the object store."""
+"""Simulate the data stream of a training on many ranks, with the platform's own plan and a model of the object store.
+
+A rank is one process of the training, with one GPU. The plan divides an epoch into micro-batches and global steps.
+Reading tasks read blocks of several micro-batches ahead of the training.
+"""
 
 import time
 from dataclasses import dataclass
@@ -20,15 +24,15 @@ class Store:
     request_s: float = 0.03
     """Median time from a request to its first byte, in seconds."""
     slow_sigma: float = 0.8
-    """Standard deviation of that time's logarithm."""
+    """Standard deviation of the logarithm of the time to the first byte."""
     connection_bytes_s: float = 80e6
     """Bytes per second of one request after its first byte."""
     requests: int = 16
-    """Concurrent requests of one reading task."""
+    """Number of concurrent requests of one reading task."""
     cpu_bytes_s: float = 400e6
     """Bytes per second that one CPU reads, as measured by `jobs/bench.py data`."""
     network_share: float = 0.25
-    """Fraction of a node's network that reading may use."""
+    """Fraction of the bandwidth of a node's network that reading may use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +48,9 @@ class PlanFacts:
     padding: float
     """Fraction of frames that are padding."""
     fillers: float
-    """Fraction of micro-batches that only fill the last step."""
+    """Fraction of micro-batches that only fill the last step, so that all ranks have equally many."""
     waiting: float
-    """Fraction of the ranks' time in which they wait for the rank that has the most frames in a turn."""
+    """Fraction of the ranks' time that they spend waiting, in each turn, for the rank with the most padded frames."""
     plan_s: float
     """Seconds that each rank needs to plan an epoch."""
 
@@ -68,13 +72,14 @@ class StreamFacts:
 
 
 def turn_costs(plan: EpochPlan, ranks: int) -> np.ndarray:
-    """Return the padded frames of each rank in every turn, [turns, ranks].
+    """Return the number of frames, padding included, of each rank in every turn: [turns, ranks].
 
     Micro-batches, including fillers, are assigned to ranks as in a training.
     """
     costs = []
     for number in range(plan.steps):
-        # A single rank gets all micro-batches, in the order in which they are assigned to several ranks.
+        # For a single rank, the function returns all micro-batches of the step, in the order in which they are dealt to
+        # several ranks.
         order = rank_micro_batches(plan.step(number), 0, 1)
         costs += [batch.padded_frames for batch in order]
     return np.array(costs).reshape(-1, ranks)
@@ -83,7 +88,7 @@ def turn_costs(plan: EpochPlan, ranks: int) -> np.ndarray:
 def simulate_plan(
     frames: np.ndarray, shard: np.ndarray, config: PlanConfig, ranks: int
 ) -> tuple[PlanFacts, EpochPlan, np.ndarray]:
-    """Return figures of epoch 0, its plan, and what `turn_costs` returns for it."""
+    """Return figures of epoch 0, its plan, and its padded frames by turn and rank (see `turn_costs`)."""
     config.check_ranks(ranks)
     begun = time.perf_counter()
     plan = plan_epoch(frames, shard, config, 0)
@@ -112,26 +117,27 @@ def simulate_stream(
     cpus_per_rank: float,
     store: Store | None = None,
 ) -> StreamFacts:
-    """Simulate the stream turn by turn. Reading tasks run ahead within their limits; ranks end each turn together.
+    """Simulate at least TURNS turns of the training, and return figures of the data stream.
 
-    The model is pessimistic: a sample's two members are two requests, all reading tasks of a node share its network all
-    the time, and a burst of concurrent requests takes as long as its slowest request.
+    Reading tasks read ahead within their limits. All ranks end a turn together. The model is pessimistic: a sample's
+    two members (latents and audio features) are two requests, all reading tasks of a node share its network all the
+    time, and a burst of concurrent requests takes as long as its slowest request.
 
     Args:
         costs: padded frames by turn and rank, from `simulate_plan`.
         plan: the plan of the epoch, from `simulate_plan`.
         machine: the GPU and its node.
-        bytes_per_frame: stored bytes of a frame.
+        bytes_per_frame: stored bytes of a frame's latent and audio features.
         seconds_per_frame: time of a rank's forward and backward pass per padded frame.
-        reduce_s: time of the reduction after every turn.
-        cpus_per_rank: CPUs that each rank holds. The other CPUs of a node read.
+        reduce_s: time of the communication between ranks after every turn.
+        cpus_per_rank: CPUs that each rank holds. The other CPUs of a node read data.
         store: the object store. The default is `Store()`.
 
     Raises:
         ValueError: a node has no CPU left to read with.
     """
     store = store or Store()
-    # Concurrent reading tasks of a rank.
+    # Number of concurrent reading tasks of a rank, with one CPU each.
     slots = int((machine.cpus - machine.gpus * cpus_per_rank) // machine.gpus)
     if slots < 1:
         raise ValueError(
@@ -139,13 +145,14 @@ def simulate_stream(
             f"{machine.cpus} CPUs for reading, got {cpus_per_rank:g}"
         )
     micro_batch_bytes = plan.config.budget_frames * bytes_per_frame
+    # Number of micro-batches in a block, which one reading task reads.
     per_block = max(1, BLOCK_BYTES // micro_batch_bytes)
     blocks = -(-TURNS // per_block)
-    # np.resize repeats the epoch from its beginning, [turns, ranks].
+    # If the epoch has fewer turns than are simulated, np.resize repeats it from its beginning: [turns, ranks].
     costs = np.resize(costs, (blocks * per_block, costs.shape[1]))
     ranks = costs.shape[1]
     bytes_read = (costs * (1 - plan.padding) * bytes_per_frame).reshape(blocks, per_block, ranks).sum(1)
-    # Requests of a block: two for each sample.
+    # Number of requests of a block: two for each sample. They are made in bursts of concurrent requests.
     requests = 2 * max(1, round(per_block * len(plan.row) / plan.micro_batches))
     bursts = -(-requests // store.requests)
     generator = np.random.default_rng(0)
@@ -155,9 +162,9 @@ def simulate_stream(
         store.cpu_bytes_s,
         store.network_share * machine.network_bytes_s / (machine.gpus * slots),
     )
-    # Blocks that a rank may read ahead: as many as `PlannedStream` allows.
+    # Number of blocks that a rank may read ahead, as in `PlannedStream`, the stream of a real training.
     ahead = 2 * BLOCKS_AHEAD
-    # Times at which each block is read, [blocks, ranks], and at which its last turn is trained, [blocks].
+    # Seconds from the start until each block is read, [blocks, ranks], and until its last turn is trained, [blocks].
     read_at = np.zeros((blocks, ranks))
     trained_at = np.zeros(blocks)
     now = waited = first = 0.0
@@ -171,7 +178,7 @@ def simulate_stream(
         room_at = trained_at[block - ahead] if block >= ahead else 0.0
         started_at = np.maximum(task_free_at, room_at)
         read_at[block] = started_at + latencies.max(-1).sum(-1) + bytes_read[block] / rate
-        # Blocks arrive in order.
+        # Blocks are used in order, so a block is ready only when all earlier blocks are read too.
         ready = np.maximum(ready, read_at[block])
         arrived = max(now, float(ready.max()))
         if block == 0:

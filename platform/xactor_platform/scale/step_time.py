@@ -1,11 +1,15 @@
-"""Estimate the time of a global step of stage 2 from the GPUs' peak FLOP/s and the bandwidth between them."""
+"""Estimate the time of a global step from the GPUs' peak FLOP/s and the bandwidth between them.
+
+A global step is one optimizer step of the motion model's training. In each turn of the step, every rank (a process with
+one GPU) trains on one micro-batch. In this file, `stage` means a stage of DeepSpeed's ZeRO.
+"""
 
 from dataclasses import dataclass
 
 from xactor_platform.scale.machine import Machine
 from xactor_platform.scale.memory import Sizes
 
-# Ours, an assumption: fraction of its peak FLOP/s that a GPU reaches between two reductions.
+# Ours, an assumption: fraction of its peak FLOP/s that a GPU reaches between two reductions of gradients.
 EFFICIENCY = 0.4
 # Ours: fraction of a link's bandwidth in its data sheet that NCCL's rings reach with large messages.
 LINK_EFFICIENCY = 0.8
@@ -13,7 +17,7 @@ LINK_EFFICIENCY = 0.8
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """Hold the time of one global step. It assumes equal micro-batches, and no waiting for data."""
+    """Hold the time of one global step, if all micro-batches are equal and no rank waits for data."""
 
     compute_s: float
     """Seconds of forward and backward passes."""
@@ -24,7 +28,7 @@ class StepTime:
     frames: int
     """Number of padded frames of all ranks."""
     mfu: float
-    """Model FLOPs utilisation, computed as for metrics.jsonl."""
+    """Model FLOPs utilisation, computed as in metrics.jsonl, the log of a training, but for padded frames."""
 
     @property
     def total_s(self) -> float:
@@ -38,10 +42,11 @@ class StepTime:
 
 
 def flops_per_frame(sizes: Sizes, context_frames: int, *, checkpointing: bool) -> float:
-    """Return the operations per frame of a forward and a backward pass.
+    """Return the FLOPs per frame of a forward and a backward pass.
 
-    The forward pass takes 2P, and 4TH for the attention of each layer. The backward pass takes twice as many. With
-    checkpointing, the backbone's layers run forward once more. The symbols are those of `memory`.
+    With P parameters, samples of T frames and a backbone of width H, the forward pass takes 2P, and 4TH for the
+    attention of each layer. The backward pass takes twice as many. With checkpointing, the backbone's layers run
+    forward once more.
     """
     attention = 4 * context_frames * sizes.hidden * sizes.layers
     recomputed = 2 * sizes.backbone + attention if checkpointing else 0.0
@@ -49,7 +54,10 @@ def flops_per_frame(sizes: Sizes, context_frames: int, *, checkpointing: bool) -
 
 
 def link_bytes_s(machine: Machine, ranks: int) -> float:
-    """Return the bytes per second of one rank's ring: NVLink within a node, the network between several."""
+    """Return the bytes per second of one rank's ring in NCCL. The slowest link limits the ring.
+
+    The links are NVLink within a node and, if the ranks are on several nodes, the network between the nodes.
+    """
     slowest_link = machine.nvlink_bytes_s
     if ranks > machine.gpus:
         slowest_link = min(slowest_link, machine.network_bytes_s)
@@ -68,14 +76,16 @@ def step_time(
     checkpointing: bool,
     efficiency: float = EFFICIENCY,
 ) -> StepTime:
-    """Return the time of one global step. Communication does not overlap with computation: `overlap_comm` is off.
+    """Return the time of one global step.
 
-    Communication is counted in units of 2P(N-1)/N bytes, for the parameters in bf16:
+    Communication does not overlap with computation, because DeepSpeed's option `overlap_comm` is off. Communication is
+    counted in units of 2P(N-1)/N bytes, for P parameters in bf16 on N ranks:
 
-    - An all-reduce of the gradients takes 2 units. ZeRO stages 0 and 1 make one per step. DeepSpeed's stage 2 makes one
-      per turn (one micro-batch on every rank). It does so in buckets, and each rank keeps its share of each bucket.
+    - An all-reduce of the gradients takes 2 units. ZeRO stages 0 and 1 make one all-reduce per step. Stage 2, as
+      DeepSpeed implements it, makes one per turn. It reduces bucket by bucket, and each rank keeps its share of each
+      bucket.
     - Stages 1 and 2 gather the new parameters once per step, with 1 unit.
-    - Stage 3 gathers the parameters twice and reduce-scatters the gradients once per turn, with 3 units.
+    - In every turn, stage 3 gathers the parameters twice and reduce-scatters the gradients once, with 3 units.
 
     Args:
         sizes: sizes of the model and of its input.
@@ -86,7 +96,10 @@ def step_time(
         budget_frames: padded frames of a micro-batch.
         context_frames: frames of a sample.
         checkpointing: whether the backward pass recomputes the backbone's activations.
-        efficiency: fraction of the peak that a GPU reaches between two reductions.
+        efficiency: fraction of its peak FLOP/s that a GPU reaches between two reductions of gradients.
+
+    Raises:
+        ValueError: `ranks` does not divide `micro_batches`.
     """
     if micro_batches % ranks:
         raise ValueError(f"ranks must divide micro_batches ({micro_batches}), got {ranks}")
@@ -99,7 +112,7 @@ def step_time(
     gathers = {0: 0, 1: 1, 2: 1, 3: 2 * turns}[stage]
     frames = micro_batches * budget_frames
     total_s = compute_s + (reduces + gathers) * unit_s
-    # As in metrics.jsonl: without attention and recomputation.
+    # The utilisation counts neither the FLOPs of attention nor those of recomputation, as in metrics.jsonl.
     useful = 3 * 2 * sizes.parameters * frames
     return StepTime(
         compute_s=compute_s,

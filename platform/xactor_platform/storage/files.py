@@ -36,7 +36,7 @@ def local_file(uri: str) -> Iterator[Path]:
     """Give the path of a file on this machine. A remote file is downloaded, and the copy is deleted after the block.
 
     Raises:
-        ValueError: see `open_file`.
+        ValueError: the file does not exist, is a folder or cannot be opened.
     """
     filesystem, path, _ = open_file(uri)
     if isinstance(filesystem, fs.LocalFileSystem):

@@ -21,7 +21,7 @@ class Location:
     uri: str
     """The URI or path that the user gave. Error messages name it."""
     filesystem: fs.FileSystem
-    """The filesystem of the URI. Query options such as `?region=...` are its settings."""
+    """The filesystem of the URI, configured by the URI's query options, such as `?region=...`."""
     path: str
     """The folder's path within `filesystem`, without query options."""
 
@@ -72,7 +72,7 @@ class Location:
 
     @contextmanager
     def atomic_write(self, name: str) -> Iterator[NativeFile]:
-        """Give a stream. When the block ends, its content becomes the file; if the block raises, nothing is written.
+        """Give a stream to write a file. The file appears when the `with` block ends, but not if the block raises.
 
         Args:
             name: the file's name. It may start with folders, which are created.
@@ -96,10 +96,10 @@ class Location:
             raise
 
     def upload_folder(self, source: str | Path, name: str) -> None:
-        """Copy a local folder to the subfolder `name`, in place of the old one.
+        """Copy a local folder to the subfolder `name`, and replace an earlier folder of that name.
 
-        On a local filesystem the old folder stays until the new one is complete. An object store cannot rename
-        folders: there the old one is deleted first, so that files of both are never mixed.
+        On a local filesystem the earlier folder stays until the new one is complete. An object store cannot rename
+        folders. Therefore the earlier folder is deleted first, so that files of the two folders are never mixed.
 
         No two processes may upload to the same name at the same time.
         """
@@ -108,13 +108,13 @@ class Location:
             self._delete_folder(target)
             fs.copy_files(str(source), target, destination_filesystem=self.filesystem)
             return
-        # Processes that were killed have left partial copies.
+        # Delete partial copies that killed processes have left.
         for leftover in Path(self.path).glob(f".{name}.*.partial"):
             shutil.rmtree(leftover)
         with atomic_path(target) as partial:
             partial.mkdir(parents=True)
             fs.copy_files(str(source), str(partial), destination_filesystem=self.filesystem)
-            # The rename at the end of the block does not replace a folder.
+            # Delete the earlier folder, because the rename at the end of the block does not replace a folder.
             self._delete_folder(target)
 
     def _delete_folder(self, path: str) -> None:

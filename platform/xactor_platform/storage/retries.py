@@ -8,6 +8,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_de
 
 STORAGE_TIMEOUT_S = 60.0
 _LOG_EVERY_S = 10.0
+# Errors after which a retry would not help: by type, by errno, and by a word in the message of an object store.
 _PERMANENT = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 _PERMANENT_NUMBERS = {errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL}
 _PERMANENT_WORDS = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH")
@@ -16,7 +17,7 @@ Result = TypeVar("Result")
 
 
 class StorageUnavailable(OSError):
-    """Report that a storage failed at every try until the timeout."""
+    """Report that a storage failed in every try until the timeout."""
 
 
 def with_retries(work: Callable[[], Result], what: str, timeout_s: float = STORAGE_TIMEOUT_S) -> Result:

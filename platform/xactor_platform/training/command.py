@@ -1,4 +1,4 @@
-"""Run a trainer from the command line: a preset, then any option of its config by name."""
+"""Run a training from the command line, which names a preset and then options that change the preset's config."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -19,17 +19,17 @@ def main(
     description: str | None,
     make_corpus: Callable[[Path], object],
 ) -> None:
-    """Train as the command line says, and exit.
+    """Train the run that the command line describes, and set the exit status of the process.
 
-    The exit status is 0 for a run that is done or was stopped on request, 1 for a failed run, 2 for input that cannot
-    work, and 143 after SIGTERM. Without any arguments it trains on the demo corpus, which is made first if it does not
-    exist.
+    The exit status is 0 for a run that is done or was stopped on request, 1 for a failed run, 2 if the training cannot
+    start (for example because of an invalid option), and 143 after SIGTERM. Without arguments, the preset `tiny` trains
+    on the demo corpus, which is made first if it does not exist.
 
     Args:
-        presets: functions that make the presets' configs. The first, `tiny`, is taken if none is named.
-        py_modules: folders of code that the cluster's workers need.
+        presets: functions that make the presets' configs, by name. `tiny` must be among them: it is the default.
+        py_modules: folders of Python code that Ray copies to the cluster's workers.
         description: text at the top of --help.
-        make_corpus: makes the demo corpus in a folder.
+        make_corpus: function that makes the demo corpus in the given folder.
     """
     arguments = sys.argv[1:]
     try:
@@ -62,13 +62,14 @@ def main(
 def parse(
     arguments: list[str], presets: Mapping[str, Callable[[], Config]], description: str | None = None
 ) -> Config:
-    """Return the config that the command line describes.
+    """Return the config that the command line describes, with absolute paths.
 
-    With --run.resume, options that are not given keep the values of the run's saved config.
+    The preset is `tiny` if the first argument names none. With --run.resume, options that are not given keep the values
+    of the run's saved config.
 
     Args:
         arguments: the command line without the script's name.
-        presets: functions that make the presets' configs; --help shows the docstring of the chosen one.
+        presets: functions that make the presets' configs, by name. --help shows the docstring of the chosen function.
         description: text at the top of --help.
     """
     if not arguments:
@@ -79,7 +80,7 @@ def parse(
         preset, *options = arguments
 
     def with_options(default: Config) -> Config:
-        """Return the default config, changed by the options of the command line."""
+        """Return a config with the options of the command line, and the values of `default` for all others."""
         return tyro.cli(
             type(default),
             default=default,
@@ -92,5 +93,5 @@ def parse(
     saved = saved_config(RunFolder.of(config.run)) if config.run.resume else None
     if saved is None:
         return config
-    # Parse again, with the saved config as the defaults in place of the preset.
+    # The run exists: parse again, with the saved config instead of the preset as the defaults.
     return with_options(type(config).from_dict(saved["config"]))

@@ -15,20 +15,22 @@ from xactor_platform.training.train_config import TrainConfig
 def deepspeed_config(
     config: TrainConfig, *, ranks: int, bf16: bool, universal: bool = False
 ) -> dict[str, Any]:
-    """Return DeepSpeed's configuration. Its defaults are stated where they matter.
+    """Return DeepSpeed's configuration. A default value is stated where the training depends on it.
 
-    A step has any number of backward passes (`managed_gradient_accumulation` is off), and gradients are summed over the
-    ranks. The loss is divided by the number of frames of the step before the backward pass. All ranks know this number
-    from the plan.
+    A global step is one optimizer step. It may have any number of backward passes, because
+    `managed_gradient_accumulation` is off. Gradients are summed over these passes and over the ranks. To make the sum a
+    mean, the training loop divides each loss by the number of frames of the whole step before the backward pass. All
+    ranks know this number from the plan of the epoch.
 
     Args:
         config: options of the optimization.
         ranks: number of ranks.
         bf16: whether to train in bf16.
-        universal: whether the checkpoint to load was converted from another number of ranks.
+        universal: whether the checkpoint to load is in DeepSpeed's universal form, because it was written by another
+            number of ranks.
     """
     return {
-        # The next three are not used: micro-batches come from the plan.
+        # The next three values have no effect, because the micro-batches come from the plan of the epoch.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "train_batch_size": ranks,
@@ -42,6 +44,7 @@ def deepspeed_config(
             "overlap_comm": config.overlap_comm,
             "contiguous_gradients": True,
             "reduce_scatter": True,
+            # Both bucket sizes are numbers of elements, not of bytes.
             "allgather_bucket_size": 200_000_000,
             "reduce_bucket_size": 200_000_000,
         },
@@ -57,7 +60,7 @@ def deepspeed_config(
                 "torch_adam": True,
             },
         },
-        # Never print.
+        # More steps than any training has, so that DeepSpeed never prints its own progress.
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
     }
@@ -72,7 +75,7 @@ def make_engine(
     bf16: bool,
     universal: bool = False,
 ):
-    """Make the engine around the objective, in an existing process group.
+    """Return a DeepSpeed engine that wraps the objective. The process group of the ranks must exist.
 
     Args:
         objective: model and loss in one module.
@@ -80,16 +83,16 @@ def make_engine(
         groups: parameters, in groups that each have their own learning rate.
         ranks: number of ranks.
         bf16: whether to train in bf16.
-        universal: whether the checkpoint to load was converted from another number of ranks.
+        universal: see `deepspeed_config`.
     """
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
-    # For CPU ranks, DeepSpeed would compile its own communication operator. That takes 45 s on a fresh machine, needs a
-    # compiler on every node, and waits for ever if an earlier build was killed and left its lock. Without the operator
-    # DeepSpeed uses gloo.
+    # For ranks on CPUs, DeepSpeed would compile its own communication operator. The build takes 45 s on a fresh
+    # machine, needs a compiler on every node, and waits for ever if an earlier build was killed and left its lock.
+    # Without the operator DeepSpeed uses gloo.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # DeepSpeed calls a torch function by its old, deprecated name.
+    # Hide a warning that users cannot act on: DeepSpeed calls a torch function by its old, deprecated name.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
     engine, *_ = deepspeed.initialize(
         model=objective,
@@ -111,10 +114,10 @@ def learning_rate(
     """Return the learning rate of a step. It depends on the arguments alone, so a checkpoint holds no scheduler state.
 
     Args:
-        step: step of the run or of its phase, counted from 0.
+        step: the step, counted from 0. A training with phases counts from the first step of the current phase.
         config: options of the optimization.
-        peak: the highest rate; by default the config's.
-        steps: number of steps; by default the config's.
+        peak: the highest rate; by default `config.learning_rate`.
+        steps: number of steps of the run, or of the phase; by default `config.steps`.
     """
     if peak is None:
         peak = config.learning_rate
@@ -125,21 +128,22 @@ def learning_rate(
     if config.schedule == "constant":
         return peak
     progress = (step - config.warmup_steps) / max(steps - config.warmup_steps, 1)
-    # A cosine from the peak down to a tenth of it.
+    # The cosine falls from the peak to a tenth of the peak.
     return peak * (0.1 + 0.9 * (1 + math.cos(math.pi * min(progress, 1.0))) / 2)
 
 
 def set_learning_rates(engine, rates: Sequence[float]) -> None:
-    """Set the learning rate of each group.
+    """Set the learning rate of each group of parameters.
 
-    A rate of 0 leaves the parameters bit-equal, because AdamW scales the weight decay by the rate too.
+    A rate of 0 leaves the parameters of its group unchanged to the bit, because AdamW scales the weight decay by the
+    rate too.
     """
     for group, rate in zip(engine.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
 
 
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
-"""Dense bf16 FLOP/s by GPU, from NVIDIA's data sheets."""
+"""Peak bf16 FLOP/s without sparsity, by a part of the GPU's name, from NVIDIA's data sheets."""
 
 
 def peak_flops() -> float | None:

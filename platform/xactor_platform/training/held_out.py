@@ -1,4 +1,7 @@
-"""Measure the held-out loss: the same samples and the same draws every time, divided among the ranks."""
+"""Measure the loss on held-out samples, which are not used for training.
+
+Every evaluation uses the same samples. They are divided among the ranks.
+"""
 
 from collections.abc import Callable
 
@@ -11,23 +14,25 @@ from xactor_platform.data.plan import MicroBatch, PlanConfig, plan_epoch
 
 
 class HeldOut:
-    """Hold a rank's share of the held-out micro-batches.
+    """Hold one rank's share of the held-out micro-batches, and evaluate it.
 
     Args:
         index: the index of the held-out samples.
         plan: the rules by which these samples are divided into micro-batches.
-        frames: number of frames to evaluate, rounded up to whole micro-batches; 0 evaluates nothing.
-        rank: this rank.
+        frames: number of frames that all ranks together evaluate, rounded up to whole micro-batches. 0 evaluates
+            nothing.
+        rank: number of this rank, from 0.
         ranks: number of ranks.
     """
 
     def __init__(self, index: Index, plan: PlanConfig, frames: int, *, rank: int, ranks: int):
         self._mine: list[MicroBatch] = []
         min_frames = plan.context_frames if plan.whole else 1
-        # plan_epoch refuses a corpus without a clip that is long enough.
+        # If no clip is long enough, nothing is evaluated. plan_epoch would raise ValueError.
         if not frames or not index.samples or index.frames.max() < min_frames:
             return
         order = plan_epoch(index.frames, index.shard, plan, 0)
+        # A filler is a micro-batch that only completes a short last step. All of its samples have weight 0.
         batches = [batch for step in range(order.steps) for batch in order.step(step) if not batch.is_filler]
         taken = 0
         for number, micro_batch in enumerate(batches):
@@ -41,13 +46,17 @@ class HeldOut:
     def evaluate(
         self, loss: Callable[[MicroBatch], tuple[Tensor, int]], device: torch.device
     ) -> dict[str, float]:
-        """Return {"held_out_loss": mean over the held-out frames of all ranks}, or {} if there are none.
+        """Return {"held_out_loss": mean over the held-out frames of all ranks}, or {} if there are no such frames.
+
+        All ranks must call it.
 
         Args:
-            loss: returns the sum of the losses of a micro-batch's frames, and the number of these frames.
+            loss: returns the sum of the losses of a micro-batch's frames, and the number of these frames. To make
+                evaluations comparable, it must draw the same random numbers for a sample each time.
             device: the device of this rank.
         """
-        totals = torch.zeros(2, dtype=torch.float64, device=device)  # summed loss, frames
+        # The sum of the losses, and the number of frames.
+        totals = torch.zeros(2, dtype=torch.float64, device=device)
         for micro_batch in self._mine:
             summed, frames = loss(micro_batch)
             totals[0] += summed

@@ -1,4 +1,7 @@
-"""Find out what stage 2 must know about its corpus: the moments of its latents and its audio encoder."""
+"""Find out facts about the corpus of stage 2, the training of the motion model on motion latents and audio features.
+
+The facts are the mean and the standard deviation of the latents, and the encoder that made the audio features.
+"""
 
 import json
 from pathlib import Path
@@ -10,19 +13,27 @@ from xactor_platform.data.index import Index
 from xactor_platform.data.plan import PlanConfig, plan_epoch
 
 MOMENT_FRAMES = 200_000
-"""Minimum number of frames that the moments are computed from. A smaller corpus contributes all of its frames."""
+"""Minimum number of frames from which the mean and the standard deviation are computed. A smaller corpus contributes
+all of its frames."""
 
 MIN_STD = 1e-3
-"""Lower bound of a standard deviation, so that a dimension that is constant in the corpus is not scaled up."""
+"""Lower bound of a standard deviation. Without it, standardising would scale up a dimension that is constant."""
 
 
 def latent_moments(index: Index, plan: PlanConfig) -> tuple[list[float], list[float]]:
-    """Return the mean and the standard deviation of the latents, [D] each, over a random subset of the corpus."""
+    """Return the mean and the standard deviation of the latents over a random subset of the corpus.
+
+    Both are lists of D numbers, where D is the width of a latent.
+
+    Raises:
+        ValueError: no sample can be read.
+    """
     count = 0
     total, squares = np.zeros(index.frame_shape.latent_width), np.zeros(index.frame_shape.latent_width)
     order = plan_epoch(index.frames, index.shard, plan, 0)
     for step in range(order.steps):
         for micro_batch in order.step(step):
+            # A filler only completes a short last step, and repeats a sample.
             if micro_batch.is_filler:
                 continue
             batch = read_batch(index, micro_batch)
@@ -43,8 +54,9 @@ def find_audio_encoder(shards: str, configured: str | None) -> str | None:
     """Return the folder of the audio encoder that made the audio features, or None if it is not known.
 
     Args:
-        shards: folder or URI of the shards. If it is local, `audio_encoder` is searched in it, and then next to it.
-        configured: the folder that the config names, if any.
+        shards: folder or URI of the shards. If it is local, the function looks for a folder `audio_encoder` in this
+            folder, and then next to it.
+        configured: folder of the encoder that the config names, if any. It takes precedence.
 
     Raises:
         FileNotFoundError: the configured folder does not exist.
@@ -65,16 +77,16 @@ def audio_feature_warning(shards: str, layers: int, width: int, audio_encoder: s
 
     Args:
         shards: folder or URI of the shards.
-        layers: L of the features.
-        width: F of the features.
+        layers: L, the number of encoder layers that the features come from.
+        width: F, the width of each layer's features.
         audio_encoder: local folder of the encoder that made the features; None if it is not known.
     """
     remedy = "make Wav2Vec2 features by jobs/precompute.py --audio-encoder FOLDER_OF_A_WAV2VEC2_MODEL"
     features = f"the audio features of {shards} ([{layers}, {width}] per frame)"
     if audio_encoder is None:
         return (
-            f"{features} have no audio_encoder/ that says what they are, and the export will lack one: "
-            f"name it by --data.audio-encoder, or {remedy}"
+            f"{features} have no audio_encoder/, so their encoder is not known and the export will lack it: "
+            f"name the encoder's folder by --data.audio-encoder, or {remedy}"
         )
     config_file = Path(audio_encoder) / "preprocessor_config.json"
     config = json.loads(config_file.read_text()) if config_file.exists() else {}

@@ -1,6 +1,7 @@
-"""Launch a training from the driver: check everything that can be checked, then hand the ranks to Ray Train.
+"""Launch a training from the driver: check the config and the corpus, then let Ray Train start the ranks.
 
-The driver imports neither torch nor the training loop. Their imports would take most of the time of a start.
+A rank is one worker process of a training. The driver imports neither torch nor the training loop, because these
+imports would take most of the time of a start.
 """
 
 import json
@@ -27,7 +28,8 @@ from xactor_platform.training.run.notices import stopping_by_signal
 from xactor_platform.training.train_config import Facts, StageConfig, as_dict, refuse_changes
 
 EARLIER = "checkpoint_manager_snapshot.json"
-"""Ray Train's list of checkpoints. It is in the folders of runs that a version without manifests wrote."""
+"""Ray Train's own list of checkpoints. A run's folder holds this file only if an earlier version of this project, whose
+checkpoints have no manifests, wrote the run."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class TrainResult:
     last: dict[str, Any]
     """The last row of metrics.jsonl."""
     stopped: str | None = None
-    """`SIGTERM` or `requested` if the run was stopped before its last step; None if it is done."""
+    """`SIGTERM` or `requested` if the run was stopped before its last step; None if the run is done."""
 
 
 def train(config: StageConfig, *, py_modules: list[str] | None = None) -> TrainResult:
@@ -49,17 +51,19 @@ def train(config: StageConfig, *, py_modules: list[str] | None = None) -> TrainR
 
     Args:
         config: the configuration of the run.
-        py_modules: folders of code that the cluster's workers need.
+        py_modules: folders of Python code that Ray copies to the cluster's workers.
 
     Raises:
-        ValueError, OSError: the training cannot work; nothing was started.
+        ValueError, OSError: the training cannot work; no rank was started.
         RuntimeError: the run failed; the message names the cause.
     """
     folder = RunFolder.of(config.run)
     index, corpus, facts = _check(config, folder)
+    # The lease ensures that only one driver at a time trains the run.
     with lease(folder) as holder:
         checkpoints = Checkpoints(folder).complete()
-        # The newest checkpoint has its own config. It is checked too, because config.json may be missing or differ.
+        # A checkpoint holds the config of the training that wrote it. The newest checkpoint's config is compared too,
+        # because the run's config.json may be missing or differ from it.
         if checkpoints:
             newest = checkpoints[0]
             refuse_changes(newest.config, config, f"{folder.uri}/{newest.folder}")
@@ -91,14 +95,18 @@ def train(config: StageConfig, *, py_modules: list[str] | None = None) -> TrainR
 
 
 def _check(config: StageConfig, folder: RunFolder) -> tuple[Index, dict[str, str], Facts]:
-    """Check the run and the corpus. Return the index and the fingerprint of the corpus, and the stage's facts."""
+    """Check that the run, the config and the corpus fit each other.
+
+    Returns:
+        the index of the corpus, the fingerprint of the corpus, and the facts that the ranks need to know about it.
+    """
     saved = saved_config(folder)
     if saved is None and config.run.resume:
         raise FileNotFoundError(f"nothing to resume: {folder.uri} holds no {CONFIG}")
     if saved is not None and folder.read_text(EARLIER) is not None:
         raise ValueError(
-            f"run {folder.uri} was begun by an earlier version, whose checkpoints this one does not read: "
-            f"go on with that version, or use another --run.name"
+            f"run {folder.uri} was begun by an earlier version, whose checkpoints this version cannot read: "
+            f"continue with the earlier version, or use another --run.name"
         )
     index = load_index(config.data.shards, max_bad_fraction=config.data.max_bad_fraction)
     corpus = fingerprint(index)
@@ -115,11 +123,19 @@ def _check(config: StageConfig, folder: RunFolder) -> tuple[Index, dict[str, str
 def _run_ranks(
     config: StageConfig, facts: Facts, holder: str, folder: RunFolder, use_gpu: bool
 ) -> RankResult:
-    """Run the ranks until they end. A controller that dies is restarted at most `scale.max_failures` times."""
+    """Run the ranks until they end, and return their result.
+
+    The controller is the actor with which Ray Train manages the ranks. If it dies, another one is started, at most
+    `scale.max_failures` times.
+
+    Raises:
+        RuntimeError: the ranks or the controller failed.
+    """
     max_failures = config.scale.max_failures
     for failures in range(max_failures + 1):
         try:
-            # Ray Train writes its own files to a temporary folder, so that it survives failures of the run's storage.
+            # Ray Train writes its own files to a temporary folder, so that a failure of the run's storage does not
+            # make Ray Train fail.
             with tempfile.TemporaryDirectory(prefix="xactor-train-") as scratch:
                 result = _trainer(config, facts, holder, use_gpu, scratch).fit()
         except ray.train.TrainingFailedError as error:
@@ -138,6 +154,7 @@ def _run_ranks(
 def _trainer(
     config: StageConfig, facts: Facts, holder: str, use_gpu: bool, scratch: str
 ) -> DataParallelTrainer:
+    """Return a Ray Train trainer that runs `_train_rank` on every rank. `scratch` is the folder for its own files."""
     scale = config.scale
     options: dict[str, Any] = {
         "train_loop_config": {"config": config, "facts": facts, "holder": holder},
@@ -163,7 +180,7 @@ def _trainer(
 
 
 def _train_rank(options: dict[str, Any]) -> RankResult:
-    """Run `loop.train_rank` in a rank's process, the only one that imports the loop."""
+    """Run `loop.train_rank` in a rank's process. Only these processes import the training loop."""
     from xactor_platform.training.loop import train_rank
 
     return train_rank(**options)

@@ -1,4 +1,7 @@
-"""Train on one rank, from the micro-batches of its planned stream to the optimizer step."""
+"""Train on one rank: read its micro-batches in the planned order, and run the steps of the optimizer.
+
+A rank is one worker process of a training. A global step is one optimizer step, which all ranks take together.
+"""
 
 import logging
 import os
@@ -44,13 +47,13 @@ class StepResult:
     frames: int
     """Number of frames in that mean."""
     bad: list[BadSample]
-    """Samples of all ranks that were found bad when they were read."""
+    """Samples of all ranks that turned out to be unusable when they were read."""
     samples: list[tuple[str, int, int]]
-    """This rank's samples: key, start, frames."""
+    """This rank's samples: key of the clip, first frame in the clip, number of frames."""
     flags: int
-    """Flags of the notices that rank 0 received from outside; see `notices`."""
+    """Flags that rank 0 sent to all ranks, for example that the run was asked to stop; see `run/notices.py`."""
     own_s: list[float]
-    """Seconds that each rank spent without waiting for other ranks, [ranks]; see `Clock.own_s`."""
+    """Seconds of the step that each rank spent without waiting for other ranks, [ranks]; see `Clock.own_s`."""
 
 
 def train_rank(config: StageConfig, facts: Facts, holder: str) -> RankResult:
@@ -59,9 +62,9 @@ def train_rank(config: StageConfig, facts: Facts, holder: str) -> RankResult:
     Args:
         config: the configuration of the run.
         facts: what the driver found out about the corpus.
-        holder: the driver's name in the run's lease.
+        holder: the driver's name in the run's lease, the file that says which driver may train the run.
     """
-    # Otherwise Ray Train logs every report of every rank.
+    # At a lower log level, Ray Train would log every report of every rank.
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     watch = Watch(config.scale.collective_timeout_s)
     try:
@@ -116,7 +119,8 @@ class _RankTraining:
 
     def _make_saver(self, checkpoints: Checkpoints, ranks: int, parameters: int, holder: str) -> Saver:
         def before_commit() -> None:
-            # A checkpoint counts only if the log of its steps is stored, and if this driver still holds the run.
+            # A checkpoint may become valid only if the log of its steps is stored, and if this rank's driver still
+            # holds the run's lease.
             self._recorder.flush()
             check_held(self._folder, holder)
 
@@ -135,7 +139,8 @@ class _RankTraining:
     def run(self) -> bool:
         """Train, and return whether the run was asked to stop before its last step."""
         with self._recorder, self._saver, self._stream:
-            # A run that was stopped is now told that the step where it stopped is its last one.
+            # No step is left, for example because train.steps was lowered to the step at which the run was stopped.
+            # Then the run may have no export yet.
             if self._steps_done == self._config.train.steps and self._rank == 0:
                 self._export()
             for number, planned in enumerate(self._steps, start=self._steps_done + 1):
@@ -183,7 +188,7 @@ class _RankTraining:
         return stop
 
     def _export(self) -> None:
-        """Write the trained model to the run's folder. An export of an earlier start is replaced."""
+        """Write the trained model to the run's folder. It replaces an export that an earlier start wrote."""
         with tempfile.TemporaryDirectory(prefix="xactor-export-") as scratch:
             self._stage.export(Path(scratch))
             self._folder.upload_folder(scratch, EXPORT)
@@ -208,13 +213,15 @@ def train_step(
         planned: the step's plan.
         step: the global step, counted from 0.
         config: the configuration of the run.
-        clock: times the step.
-        flags: rank 0's flags, see `notices`; 0 on the other ranks. They are summed, so that all ranks get rank 0's.
+        clock: measures the times of the step.
+        flags: flags of `run/notices.py` on rank 0, and 0 on the other ranks. They are summed over the ranks, so all
+            ranks receive rank 0's flags.
     """
     clock.begin()
     ranks = dist.get_world_size()
     frames = stage.target_frames(planned, step)
-    totals = torch.zeros(4, dtype=torch.float64, device=engine.device)  # loss, bad samples, flags, seconds
+    # Sum of the losses, number of bad samples, flags, and seconds without waiting for other ranks.
+    totals = torch.zeros(4, dtype=torch.float64, device=engine.device)
     bad: list[BadSample] = []
     samples: list[tuple[str, int, int]] = []
     for _ in range(config.train.micro_batches // ranks):
@@ -223,8 +230,9 @@ def train_step(
         assert batch.cursor == planned.cursor
         with clock.computing():
             loss = stage.loss(engine, batch, step, (config.train.seed, planned.cursor.epoch))
+        # `frames` counts the whole step, so DeepSpeed must not divide by a number of micro-batches as well.
         engine.backward(loss / frames, scale_wrt_gas=False)
-        # Summed on the device: reading the value would make every micro-batch wait for the GPU.
+        # The losses are summed on the device: reading a value here would make each micro-batch wait for the GPU.
         totals[0] += loss.detach()
         totals[1] += len(batch.bad)
         bad += batch.bad
@@ -249,10 +257,10 @@ def train_step(
 
 
 def prepare_device(config: StageConfig) -> torch.device:
-    """Return the device that Ray gave this rank, and make it torch's current one."""
+    """Return the device that Ray gave this rank, and make it the device that torch and DeepSpeed use."""
     device = ray.train.torch.get_device()
     if device.type == "cpu":
-        # DeepSpeed reads this when it is imported.
+        # DeepSpeed reads this variable when it is imported.
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(config.scale.threads)
     else:
@@ -268,12 +276,19 @@ def _gather_bad_samples(mine: list[BadSample]) -> list[BadSample]:
 
 
 def _due(step: int, every: int, last: int) -> bool:
-    """Return whether periodic work is due: after every `every` steps (0: never), and always after the last step."""
+    """Return whether periodic work is due after step `step`: every `every` steps, and always after the last step.
+
+    If `every` is 0, the work is due after the last step only.
+    """
     return step == last or (every > 0 and step % every == 0)
 
 
 def _restore(engine: Any, stage: TrainingStage, found: Restored | None) -> tuple[int, Cursor]:
-    """Load the checkpoint, if any. Return the number of steps done and the cursor, which are zero for a new run."""
+    """Load the checkpoint `found` into the engine and the stage. If it is None, the run is new.
+
+    Returns:
+        the number of steps done and the position in the data of the next step. Both are zero for a new run.
+    """
     if found is None:
         return 0, Cursor()
     path, state = engine.load_checkpoint(found.folder, tag=TAG)

@@ -1,7 +1,7 @@
 """Join the ranks in a torch process group without importing torch in the driver or in Ray Train's controller.
 
-Ray's own TorchConfig does the same, but a process that unpickles it imports torch, which delays the start of a training
-by seconds.
+A rank is one worker process of a training. Ray's own TorchConfig joins them too, but a process that unpickles a
+TorchConfig imports torch, which delays the start of a training by seconds.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ class ProcessGroupConfig(BackendConfig):
     backend: str = "gloo"
     """`nccl` between GPUs, `gloo` between CPUs."""
     timeout_s: int = 1800
-    """Seconds after which a waiting collective fails."""
+    """Seconds after which a collective fails if a rank has not joined it."""
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -33,9 +33,9 @@ class ProcessGroupConfig(BackendConfig):
 
 
 class ProcessGroup(Backend):
-    """Start and end the process group. Ray Train's controller calls the methods."""
+    """Create and destroy the process group. Ray Train's controller calls these methods."""
 
-    # As in Ray's own torch backend: every rank sees all GPUs that the ranks of its node have.
+    # Every rank sees all GPUs that the ranks of its node have, as with Ray's own torch backend.
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: ProcessGroupConfig) -> None:  # pyright: ignore
@@ -49,7 +49,7 @@ class ProcessGroup(Backend):
 
 
 def _join(backend: str, address: str, port: int, timeout_s: int) -> None:
-    """Join the group. Every rank runs this."""
+    """Join the process group, whose ranks meet at the given address of rank 0. Every rank runs this function."""
     import ray.train
     from ray.train.torch import config
 
@@ -61,7 +61,7 @@ def _join(backend: str, address: str, port: int, timeout_s: int) -> None:
 
 
 def _leave() -> None:
-    """Leave the group. Every rank runs this."""
+    """Leave the process group. Every rank runs this function."""
     import torch.distributed as dist
     from ray.train.torch import config
 

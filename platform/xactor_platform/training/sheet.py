@@ -11,7 +11,7 @@ GAP = 2
 
 
 def draw_sheet(rows: Sequence[Sequence[np.ndarray]]) -> bytes:
-    """Return a PNG that shows rows of pictures, each uint8 [S, S, 3]."""
+    """Return a PNG that shows rows of pictures, each uint8 [S, S, 3]. All rows have the same number of pictures."""
     side = rows[0][0].shape[0]
     spacing = side + GAP
     sheet = np.full((len(rows) * spacing - GAP, len(rows[0]) * spacing - GAP, 3), 255, np.uint8)

@@ -1,4 +1,7 @@
-"""Train stage 1, the motion encoder and the renderer: build, feed, evaluate and export them, and draw sheets."""
+"""Train stage 1, the motion encoder and the renderer: build, feed, evaluate and export them, and draw sheets.
+
+A sheet is one picture that shows generated frames next to the real ones.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -41,9 +44,13 @@ from xactor_platform.training.training_stage import TrainingStage
 class Stage1(TrainingStage):
     """Train the renderer on videos in four phases: the VAE, the motion encoder, single frames, windows of frames.
 
-    One engine holds the parameters of all phases. Those that the current phase does not train have a learning rate of 0
-    and no gradient. When a phase ends, its averaged weights replace the weights, so that the next phase builds on the
-    weights that will be exported.
+    The renderer may have a guess network, which guesses a frame: it moves the portrait by the change of the motion
+    latent z. The motion phase trains this network together with the motion encoder. In later phases the UNet learns to
+    correct the guess.
+
+    One engine holds the parameters of all phases. Parameters that the current phase does not train have a learning rate
+    of 0 and no gradient. When a phase ends, the moving averages of the weights that it trained replace these weights,
+    so that the next phase builds on the weights that will be exported.
     """
 
     objective: RenderObjective
@@ -58,10 +65,11 @@ class Stage1(TrainingStage):
             name: group for name, group in self.objective.parameter_groups().items() if group
         }
         self._averages = {name: Averages(group, train.ema_decay) for name, group in self._groups.items()}
-        # The phase that the parameters' requires_grad is set for.
+        # The phase for which `begin` has set the parameters' requires_grad.
         self._prepared_phase: str | None = None
         size, held_out = config.model.image_size, index.held_out()
-        # Renderers with a guess network learn motion from control tracks if there are any, all others from pictures.
+        # Control tracks are numbers for the face's motion in each frame. A renderer with a guess network learns motion
+        # from them if the corpus has any. Other renderers learn motion from pictures.
         reading: Any = {"image_size": size, "tracks": self.objective.unet.guess_network is not None}
         self.reader = VideoReader(index.training(), seed=train.seed, stills=train.stills_of, **reading)
         self._held_out_reader = VideoReader(held_out, seed=0, stills=train.stills_of, **reading)
@@ -97,7 +105,8 @@ class Stage1(TrainingStage):
             for parameter in group:
                 parameter.requires_grad_(name in trained)
         self._prepared_phase = phase
-        # DeepSpeed casts only parameters to bf16, and diffusers adds its buffer of position encodings without a cast.
+        # DeepSpeed casts only parameters to bf16, but diffusers adds its buffer of position encodings without a cast.
+        # So cast the buffers too.
         for module in (self.objective.unet, self.objective.reference_unet):
             for buffer in module.buffers():
                 buffer.data = buffer.to(module.dtype)
@@ -108,8 +117,8 @@ class Stage1(TrainingStage):
         sample_keys = [
             (*random_key, clip, start) for clip, start in zip(batch.keys, batch.starts.tolist(), strict=True)
         ]
-        # Draws inside modules, such as dropout, use torch's global generator. They must not depend on the rank or on a
-        # resume, so it is seeded for each micro-batch.
+        # Draws inside modules, such as dropout, use torch's global generator. These draws must not depend on the rank
+        # or on a resume, so the generator is seeded for each micro-batch.
         torch.manual_seed(keyed_generator(*sample_keys[0], "modules").initial_seed())
         targets, references, weight = (
             torch.from_numpy(a).to(self._device) for a in (batch.targets, batch.references, batch.weight)
@@ -138,7 +147,7 @@ class Stage1(TrainingStage):
         def held_out_loss(micro_batch: MicroBatch) -> tuple[Tensor, int]:
             batch = read_now(self._held_out_reader, micro_batch, step, "held-out")
             good_samples = int(batch.weight.sum())
-            # A constant key: every evaluation draws the same noise.
+            # The key is constant, so that every evaluation draws the same noise.
             loss = self.loss(self.objective, batch, step, random_key=(0, "held-out"))
             return loss, good_samples * batch.targets.shape[1]
 
@@ -168,26 +177,30 @@ class Stage1(TrainingStage):
 
     @contextmanager
     def _with_averages(self, step: int) -> Iterator[None]:
-        """Put averaged weights into the model inside the block, for the parameters that a step trains."""
+        """Give the parameters that a step trains their averaged weights inside the block."""
         with ExitStack() as stack:
             for averages in self._averages_of(self._config.train.phase(step)):
                 stack.enter_context(averages.applied())
             yield
 
     def _renderer(self) -> Renderer:
+        """Return a renderer that shares the components in training."""
         parts = self.objective
         return Renderer(parts.motion_encoder, parts.unet, parts.reference_unet, parts.vae, parts.scheduler)
 
     @torch.no_grad()
     def _draw_sheet(self, step: int) -> None:
-        """Write the sheet of this step: a row for each clip, `reference | driving | generated`."""
+        """Write a sheet to the run's folder, with a row for each of some held-out clips.
+
+        A row shows the reference picture, a real frame of the clip, and the same frame as the model generates it.
+        """
         index, window = self._held_out_reader.index, self._config.model.window_frames
         long_enough = np.flatnonzero(index.frames >= window)
         rows = long_enough[_evenly_spaced(len(long_enough), self._config.train.sheet_rows)]
         if not len(rows):
             return
         middle_windows = MicroBatch(rows, (index.frames[rows] - window) // 2, np.full(len(rows), window))
-        # `stills` returns None in every phase: read complete windows.
+        # `stills` returns None at every step, so that complete windows are read in all phases.
         reader = VideoReader(
             index, image_size=self._config.model.image_size, seed=0, stills=lambda step: None
         )
@@ -200,10 +213,16 @@ class Stage1(TrainingStage):
         folder.write_bytes(f"{SHEETS}/step-{step + 1:08d}.png", draw_sheet(pictures))
 
     def _generate(self, reference: np.ndarray, targets: np.ndarray, step: int) -> np.ndarray:
-        """Render the middle frame of targets uint8 [W, S, S, 3], with the components that are trained so far."""
+        """Generate the middle frame of a window, uint8 [S, S, 3], with the components that are trained so far.
+
+        Args:
+            reference: the reference picture, uint8 [S, S, 3].
+            targets: the real frames of the window, uint8 [W, S, S, 3].
+            step: the global step, whose phase decides which components are trained.
+        """
         phase, middle = self._config.train.phase(step), len(targets) // 2
         vae, unet = self.objective.vae, self.objective.unet
-        # In the vae and motion phases the renderer is not trained yet: show the guess, or what the VAE reconstructs.
+        # The UNet is not trained yet in the phases `vae` and `motion`. Return the guess, or the VAE's reconstruction.
         if phase == "motion" and unet.guess_network is not None:
             pictures = to_model(np.stack([reference, targets[middle]]), vae.device, vae.dtype)
             z = self.objective.motion_encoder(pictures)[0]
@@ -212,7 +231,7 @@ class Stage1(TrainingStage):
         if phase in ("vae", "motion"):
             latents = encode(vae, to_model(targets[middle : middle + 1], vae.device, vae.dtype))
             return from_model(decode(vae, latents))[0]
-        # The temporal layers are not trained yet: render the frame alone.
+        # The temporal layers are not trained yet in the phase `frames`: render the middle frame as a window of one.
         if phase == "frames":
             targets, middle = targets[middle : middle + 1], 0
         renderer = self._renderer()
@@ -224,7 +243,7 @@ class Stage1(TrainingStage):
 
 
 def build_objective(config: Stage1Config) -> RenderObjective:
-    """Build model and loss, the same on every rank."""
+    """Build the model and its loss in one module, the same on every rank."""
     components = build_components(config.model, seed=config.train.seed)
     if config.train.gradient_checkpointing:
         components.unet.enable_gradient_checkpointing()
@@ -235,7 +254,15 @@ def build_objective(config: Stage1Config) -> RenderObjective:
 
 
 def build_components(config: RendererConfig, *, seed: int) -> Components:
-    """Build the renderer's components, from given weights if the config names them, otherwise from random ones."""
+    """Build the renderer's components, from weights that the config names or from random weights.
+
+    Args:
+        config: sizes and initial weights of the components.
+        seed: seed of the random weights.
+
+    Raises:
+        ValueError: sizes do not fit each other, or do not fit the weights.
+    """
     if config.start:
         renderer = Renderer.from_pretrained(config.start)
         if renderer.model_size != config.image_size:
@@ -254,16 +281,19 @@ def build_components(config: RendererConfig, *, seed: int) -> Components:
         components = published_components(
             config.sd15, animatediff=config.animatediff, vae=config.vae, **options
         )
-        # Each level of the VAE but the last one halves the side.
+        # The configs of the UNets record the side of their latents. Each level of the VAE except the last halves the
+        # side of the picture.
         shrink = 1 << (len(components.vae.config["block_out_channels"]) - 1)
         for unet in (components.unet, components.reference_unet):
             unet.register_to_config(sample_size=config.image_size // shrink)
         return components
     published_vae, vae_channels, latent_channels = None, config.vae_channels, config.latent_channels
     if config.vae:
+        # Without low_cpu_mem_usage=False, diffusers needs the package accelerate to load a model.
         published_vae = AutoencoderKL.from_pretrained(config.vae, low_cpu_mem_usage=False)
         vae_channels = tuple(published_vae.config["block_out_channels"])
         latent_channels = published_vae.config["latent_channels"]
+    # The temporal layers accept windows of at least 32 frames, even if training uses shorter ones.
     components = random_components(
         image_size=config.image_size,
         channels=config.channels,
@@ -282,11 +312,18 @@ def build_components(config: RendererConfig, *, seed: int) -> Components:
 
 
 def read_now(reader: VideoReader, micro_batch: MicroBatch, step: int, epoch: str) -> VideoBatch:
-    """Read a micro-batch in this process, without a stream."""
+    """Read a micro-batch in this process, without Ray Data.
+
+    Args:
+        reader: reader of the corpus.
+        micro_batch: the samples to read.
+        step: the global step, from which the reader derives how many frames to draw for each sample.
+        epoch: any name in place of the number of the epoch. It decides which frames are drawn.
+    """
     request = reader.request(micro_batch, step=step, epoch=epoch)
     return reader.batch(request, reader.read([request])[0])
 
 
 def _evenly_spaced(count: int, wanted: int) -> np.ndarray:
-    """Return at most `wanted` numbers below `count`, evenly spaced."""
+    """Return `wanted` evenly spaced integers from 0 to `count` - 1, or all `count` of them if there are fewer."""
     return np.unique(np.linspace(0, count - 1, min(wanted, count)).astype(int))

@@ -1,4 +1,4 @@
-"""Configure stage 1, the motion encoder and the renderer, and name its presets."""
+"""Configure stage 1, the training of the motion encoder and the renderer, and name its presets."""
 
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -37,52 +37,52 @@ class RendererConfig:
     image_size: int = 64
     """Width and height of the pictures in pixels, >= 1. Videos of another size are resized."""
     window_frames: int = 16
-    """Frames of the windows that the temporal layers train on, >= 1."""
+    """Number of frames in a window, >= 1. The temporal layers train on windows: consecutive frames of a clip."""
     prediction_type: Literal["v_prediction", "epsilon"] = "v_prediction"
-    """The quantity that the UNet predicts."""
+    """Quantity that the UNet predicts: `epsilon` is the noise, `v_prediction` a mix of noise and signal (velocity)."""
     start: str | None = None
-    """Folder of a model or an export of stage 1 to train further. Its sizes override all but image_size, which must be
-    the same. None starts from sd15 or from random weights."""
+    """Folder of a model or an export of stage 1 to train further. Its sizes override all size options except
+    image_size, which must be the same. None starts from sd15 or from random weights."""
     sd15: str | None = None
-    """Folder of published Stable Diffusion 1.5 weights, which override the sizes of UNets and VAE. None starts from
-    random weights."""
+    """Folder of published Stable Diffusion 1.5 weights. Their sizes override the size options of the UNets and the VAE.
+    None starts from random weights."""
     animatediff: str | None = None
-    """Folder of published motion modules for sd15's UNet."""
+    """Folder of published AnimateDiff motion modules, the initial weights of the temporal layers of sd15's UNet."""
     vae: str | None = None
-    """Folder of a VAE that replaces sd15's or the random one. It is not trained."""
+    """Folder of a VAE to use instead of sd15's or a random one. It is not trained."""
     channels: tuple[int, ...] = (48, 96)
-    """Channels of the UNets' levels."""
+    """Channels of the UNets' levels, from the highest resolution to the lowest."""
     vae_channels: tuple[int, ...] = (16, 32, 64)
-    """Channels of the VAE's levels."""
+    """Channels of the VAE's levels, from the highest resolution to the lowest."""
     encoder_channels: tuple[int, ...] = (16, 32, 64, 128)
-    """Channels of the motion encoder's levels."""
+    """Channels of the motion encoder's levels, from the highest resolution to the lowest."""
     encoder_size: int = 64
-    """Side of the pictures that a motion encoder from random weights sees, in pixels, >= 1. With sd15 it is 256."""
+    """Side in pixels, >= 1, of the pictures that the motion encoder sees. With sd15 the side is always 256."""
     latent_channels: int = 12
     """Channels of the VAE's latents, >= 1."""
     layers_per_block: int = 1
     """Layers in each block of the UNets, >= 1."""
     heads: int = 2
-    """Attention heads, >= 1."""
+    """Attention heads of the UNets, >= 1."""
     motion_width: int = 96
     """Width of the tokens into which a motion latent is projected for the cross-attention, >= 1."""
     motion_tokens: int = 16
     """Number of tokens per motion latent, >= 1; a square number."""
     guess: bool = True
-    """Show the UNet the reference, moved by z, as a guess of each frame. Without it there is no motion phase: z is
-    learned through the UNet alone."""
+    """Show the UNet a guess of each frame: the reference picture, moved by the frame's motion latent z. Without a guess
+    there is no motion phase, and z is learned through the UNet alone."""
     guess_channels: tuple[int, ...] = (24, 48, 96)
-    """Channels of the three levels of the network that makes this guess, each a multiple of 8."""
+    """Channels of the three levels of the guess network, which makes this guess, each a multiple of 8."""
     guess_scale: int = 1
-    """Side of the portraits and frames of the trained model, divided by image_size, >= 1. The guess moves a portrait of
-    any size, and the UNet's correction is enlarged to that size."""
+    """Factor, >= 1, by which portraits and frames of the trained model are larger than image_size. The guess network
+    moves a portrait of any size, and the UNet's correction is enlarged to that size."""
     latent_dim: int = 512
     """Width of the motion latents z, >= 1."""
 
     def __post_init__(self):
         at_least(self, 1, "image_size", "window_frames", "layers_per_block", "heads", "motion_width")
         at_least(self, 1, "motion_tokens", "latent_dim", "latent_channels", "encoder_size", "guess_scale")
-        # A config that is read from JSON has lists. The dataclass is frozen, so that only object.__setattr__ works.
+        # A config that was read from JSON has lists. Only object.__setattr__ can change a frozen dataclass.
         for name in ("channels", "vae_channels", "encoder_channels", "guess_channels"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.animatediff and not self.sd15:
@@ -96,7 +96,7 @@ class RendererConfig:
 
     @property
     def published_folders(self) -> list[Path]:
-        """Return the folders that must hold weights."""
+        """Return the folders that must hold weights, because options name them."""
         if self.start:
             return [
                 Path(self.start, component)
@@ -111,8 +111,8 @@ class RendererConfig:
 class Stage1TrainConfig(TrainConfig):
     """Configure the optimization of stage 1, which trains in phases: vae, motion, frames, temporal.
 
-    The temporal phase gets the steps that remain after the others. `learning_rate` applies to the frames phase. Each
-    phase has its own warm-up and schedule.
+    The temporal phase gets the steps that remain after the other phases. `learning_rate` applies to the frames phase.
+    Each phase has its own warm-up and schedule. A group of parameters is named after the first phase that trains it.
     """
 
     budget_frames: int = 64
@@ -124,7 +124,7 @@ class Stage1TrainConfig(TrainConfig):
     frames_steps: int = 300
     """Number of steps, >= 0, that train the reference network, the UNet and the motion encoder on single frames."""
     stills: int = 1
-    """Number of single frames, >= 1, that each step before the temporal phase draws from the clip of each window."""
+    """Number of single frames, >= 1, that the phases before `temporal` draw from a clip in place of each window."""
     vae_learning_rate: float = 1e-3
     """Highest learning rate of the vae phase, > 0."""
     motion_learning_rate: float = 1e-3
@@ -134,11 +134,11 @@ class Stage1TrainConfig(TrainConfig):
     temporal_learning_rate: float = 1e-4
     """Highest learning rate of the temporal phase, > 0."""
     ema_decay: float = 0.999
-    """Decay, 0 <= d < 1, of the averaged weights, which are evaluated and exported. The next phase starts from them."""
+    """Decay, 0 <= d < 1, of the averaged weights (EMA). They are evaluated and exported, and start the next phase."""
     sheet_rows: int = 4
     """Number of held-out clips, >= 0, that each evaluation renders. The run's folder `sheets` shows the results."""
     sheet_steps: int = 10
-    """Number of DDIM steps to render these clips, >= 1."""
+    """Number of DDIM steps, >= 1, with which each evaluation renders these clips."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -156,14 +156,14 @@ class Stage1TrainConfig(TrainConfig):
         return "temporal"
 
     def span(self, phase: Phase) -> tuple[int, int]:
-        """Return the first step of a phase, and the one after its last."""
+        """Return the first step of a phase, and the step after its last one."""
         # Phase i runs from boundaries[i] up to boundaries[i + 1].
         boundaries = [0, *accumulate((self.vae_steps, self.motion_steps, self.frames_steps)), self.steps]
         number = PHASES.index(phase)
         return boundaries[number], boundaries[number + 1]
 
     def peaks(self, phase: Phase) -> dict[Phase, float]:
-        """Return the highest learning rate of each group of parameters that a phase trains."""
+        """Return the highest learning rate of each group of parameters that a phase trains, by the group's name."""
         rates: dict[Phase, float] = {
             "vae": self.vae_learning_rate,
             "motion": self.motion_learning_rate,
@@ -176,7 +176,7 @@ class Stage1TrainConfig(TrainConfig):
         return trained
 
     def stills_of(self, step: int) -> int | None:
-        """Return the number of single frames that a step draws for each window; None for all of its frames."""
+        """Return how many single frames a step draws in place of each window. None: it takes the complete window."""
         return None if self.phase(step) == "temporal" else self.stills
 
 
@@ -225,7 +225,7 @@ class Stage1Config(StageConfig):
         return self.model.window_frames
 
     def prepare(self, index: Index, saved: Facts | None) -> Facts:
-        """Check the corpus, the given weights and the sizes. Return {}: stage 1 needs no facts."""
+        """Check the corpus, the folders of weights and the sizes. Return {}, because stage 1 needs no facts."""
         if "mp4" not in index.offset:
             raise ValueError(f"{index.location.uri}: holds latents, not videos")
         for member in (CONTROLS, LANDMARKS):
@@ -248,7 +248,7 @@ class Stage1Config(StageConfig):
             if not (folder / "config.json").is_file():
                 raise FileNotFoundError(f"no weights in {folder}: config.json is missing")
         if saved is None and not self.model.sd15:
-            # Find sizes that do not fit each other before anything starts, by building the model. This needs torch.
+            # Build the model: sizes that do not fit each other raise an error before anything starts. This needs torch.
             from xactor_platform.training.stage1 import build_components
 
             build_components(self.model, seed=0)
@@ -293,9 +293,10 @@ def tiny() -> Stage1Config:
 
 
 def box() -> Stage1Config:
-    """Train the model in the box at 128 px, in hours on two CPU cores, on drawn people and puppets of still faces.
+    """Train the small model that comes with the package ("the box"), at 128 px, within hours on two CPU cores.
 
-    The guess network makes most of the picture, so the motion phase has most of the steps.
+    Its corpus shows drawn people and still faces that a program moves. The guess network makes most of the picture,
+    so the motion phase has most of the steps.
     """
     return Stage1Config(
         run=RunConfig(name="box"),
@@ -364,8 +365,8 @@ def small() -> Stage1Config:
 def paper() -> Stage1Config:
     """Train the paper's model: 512 px, 120K steps, batch 8 on 8 GPUs, from SD1.5 and AnimateDiff (Paper 4.1).
 
-    Ours, because the paper leaves these open: the last quarter of the steps trains the temporal layers; the learning
-    rates. The guess, which the paper does not have, is off.
+    The paper leaves the learning rates and the length of the phases open. Ours: the temporal layers train in the last
+    quarter of the steps. The guess, which the paper does not have, is off.
     """
     return Stage1Config(
         run=RunConfig(name="paper"),

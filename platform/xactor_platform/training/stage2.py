@@ -22,9 +22,10 @@ from xactor_platform.training.training_stage import TrainingStage
 
 
 class Stage2(TrainingStage):
-    """Train the motion transformer on latents and audio features.
+    """Train the motion transformer on motion latents and audio features.
 
-    The facts are the latents' moments and the folder of the audio encoder.
+    `facts` holds the latents' mean and standard deviation (`moments`) and the folder of the encoder that made the audio
+    features (`audio_encoder`, None if it is not known).
     """
 
     objective: DiffusionForcing
@@ -36,7 +37,7 @@ class Stage2(TrainingStage):
         self._held_out_index = index.held_out()
         self.objective = build_objective(config, index.frame_shape, facts["moments"])
         self.reader = LatentReader(index.training())
-        # 2 FLOPs per parameter in the forward pass, and 4 in the backward pass.
+        # A frame needs 2 FLOPs per parameter in the forward pass, and 4 in the backward pass.
         self.flops_per_frame = 6 * sum(p.numel() for p in self.objective.parameters())
         self._held_out = HeldOut(
             self._held_out_index, config.plan, config.train.evaluate_frames, rank=rank, ranks=ranks
@@ -73,7 +74,7 @@ class Stage2(TrainingStage):
     def evaluate(self, step: int) -> dict[str, float]:
         def held_out_loss(micro_batch: MicroBatch) -> tuple[Tensor, int]:
             batch = read_batch(self._held_out_index, micro_batch)
-            # A constant key: every evaluation draws the same noise.
+            # The key is constant, so that every evaluation draws the same noise.
             loss = self.loss(self.objective, batch, step, random_key=(0, "held-out"))
             return loss, int(batch.mask.sum())
 
@@ -93,10 +94,18 @@ class Stage2(TrainingStage):
 def build_model(
     config: MotionConfig, shape: CorpusShape, *, seed: int, chunk_lengths: Sequence[int] = ()
 ) -> MotionTransformer:
-    """Build the motion transformer, the same on every rank, from given weights or from random ones."""
+    """Build the motion transformer, the same on every rank, from weights that the config names or from random weights.
+
+    Args:
+        config: sizes and initial weights of the model.
+        shape: widths of a frame's latent and audio features.
+        seed: seed of the random weights.
+        chunk_lengths: chunk lengths, in frames, that the model records as trained. If this is empty, a new model
+            records only `config.chunk_frames`, and a model that is trained further keeps what it has recorded.
+    """
     torch.manual_seed(seed)
     if config.start:
-        return _start(config, shape, chunk_lengths)
+        return _load_start(config, shape, chunk_lengths)
     sizes = {
         "latent_dim": shape.latent_width,
         "audio_layers": shape.audio_layers,
@@ -122,7 +131,7 @@ def build_model(
     return model
 
 
-def _start(config: MotionConfig, shape: CorpusShape, chunk_lengths: Sequence[int]) -> MotionTransformer:
+def _load_start(config: MotionConfig, shape: CorpusShape, chunk_lengths: Sequence[int]) -> MotionTransformer:
     """Load the model to train further. Raise ValueError if it does not fit the config or the corpus."""
     model = load_motion_model(str(config.start)).train()
     own = model.config
@@ -137,7 +146,7 @@ def _start(config: MotionConfig, shape: CorpusShape, chunk_lengths: Sequence[int
     for name, value in wanted.items():
         if getattr(own, name) != value:
             raise ValueError(f"{config.start} has {name} {getattr(own, name)}, this training needs {value}")
-    # The export records what the model was last trained for.
+    # The export records the chunk lengths that the model was last trained for.
     if chunk_lengths:
         own.chunk_lengths = sorted(chunk_lengths)
     model.backbone.set_attn_implementation(config.attn_implementation)
@@ -147,16 +156,17 @@ def _start(config: MotionConfig, shape: CorpusShape, chunk_lengths: Sequence[int
 def build_objective(
     config: Stage2Config, shape: CorpusShape, moments: tuple[list[float], list[float]]
 ) -> DiffusionForcing:
-    """Build model and loss in one module, for the engine.
+    """Build the model and its loss in one module, which the DeepSpeed engine wraps.
 
     Args:
         config: the configuration of the run.
-        shape: the shape of a frame of the corpus.
+        shape: widths of a frame's latent and audio features in the corpus.
         moments: the latents' mean and standard deviation, [D] each.
     """
     model = build_model(
         config.model, shape, seed=config.train.seed, chunk_lengths=config.forcing.chunk_lengths
     )
+    # A model that is trained further keeps its own statistics.
     if not config.model.start:
         model.set_latent_statistics(*(torch.tensor(m) for m in moments))
     if config.train.gradient_checkpointing:

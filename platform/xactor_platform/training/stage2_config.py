@@ -1,4 +1,4 @@
-"""Configure stage 2, the motion model, and name its presets."""
+"""Configure stage 2, the training of the motion model, and name its presets."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,12 +34,15 @@ class LatentDataConfig(DataConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MotionConfig:
-    """Configure the size of the motion transformer. The widths of latents and audio features come from the shards."""
+    """Configure the motion transformer. Its backbone is a Qwen2 transformer.
+
+    The widths of latents and audio features are not options, because they come from the shards.
+    """
 
     start: str | None = None
-    """Folder of a model or an export of stage 2 to train further. It keeps its mean and standard deviation of latents.
-    Its sizes override all but chunk_frames, context_frames and attention, which must be the same. None starts from the
-    backbone or from random weights."""
+    """Folder of a model or an export of stage 2 to train further. The model keeps its own mean and standard deviation
+    of latents, and its own sizes. Its chunk_frames, context_frames and attention must equal these options; the other
+    size options have no effect. None starts from the backbone or from random weights."""
     backbone: str | None = None
     """Folder of published Qwen2.5 weights. Their sizes override hidden, layers, heads, kv_heads and mlp. None starts
     from random weights."""
@@ -54,13 +57,14 @@ class MotionConfig:
     mlp: int = 336
     """Inner width of the backbone's MLPs, >= 1."""
     audio_width: int = 128
-    """Width of the fused audio embedding, >= 1."""
+    """Width of the audio embedding into which the audio encoder's layers are fused, >= 1."""
     chunk_frames: int = 16
-    """Frames of a chunk, which are denoised together, >= 1."""
+    """Number of frames in a chunk, >= 1. The frames of a chunk are denoised together."""
     context_frames: int = 128
-    """Frames of the longest sample, history and chunk together; a multiple of chunk_frames, at least twice as many."""
+    """Maximum number of frames in a sample, history and chunk together: a multiple of chunk_frames, at least
+    2 x chunk_frames."""
     attention: Attention = "chunk"
-    """Attention mask. `chunk`: full inside a chunk, causal across chunks; `causal`: causal everywhere (Table 2)."""
+    """`chunk`: full attention inside a chunk, causal across chunks. `causal`: causal everywhere (Paper, Table 2)."""
     attn_implementation: Literal["sdpa", "flex_attention"] = "sdpa"
     """Attention kernel. FlexAttention has no backward pass on a CPU."""
 
@@ -111,7 +115,10 @@ class Stage2Config(StageConfig):
         return self.model.context_frames
 
     def prepare(self, index: Index, saved: Facts | None) -> Facts:
-        """Return the latents' moments and the folder of the audio encoder."""
+        """Check the folders of weights. Return the latents' mean and standard deviation and the audio encoder's folder.
+
+        With a published backbone, print a warning if the audio features may differ from the paper's.
+        """
         shape, backbone = index.frame_shape, self.model.backbone
         start = self.model.start and str(Path(self.model.start, "motion"))
         for what, folder in (("backbone", backbone), ("motion model", start)):
@@ -122,7 +129,7 @@ class Stage2Config(StageConfig):
             warning = audio_feature_warning(self.data.shards, shape.audio_layers, shape.audio_width, encoder)
             if warning:
                 print(f"warning: {warning}", flush=True)
-        # A resumed run keeps the moments that it began with.
+        # Moments are the mean and the standard deviation. A resumed run keeps those that it began with.
         moments = saved["moments"] if saved else latent_moments(index.training(), self.plan)
         return {"moments": moments, "audio_encoder": encoder}
 
@@ -147,7 +154,10 @@ def tiny() -> Stage2Config:
 
 
 def box() -> Stage2Config:
-    """Train the box's motion model in a quarter of an hour on two CPU cores, for chunks of 8, 16 or 32 frames."""
+    """Train the small motion model that comes with the package ("the box"), for chunks of 8, 16 or 32 frames.
+
+    The training takes a quarter of an hour on two CPU cores.
+    """
     return Stage2Config(
         run=RunConfig(name="box"),
         scale=ScaleConfig(ranks=1, threads=2),
@@ -196,9 +206,10 @@ def small() -> Stage2Config:
 
 
 def paper_7b() -> Stage2Config:
-    """Train the paper's model: Qwen2.5-7B, chunk 64, context 512, lr 1e-4, 66K steps on 16 A100 (Paper 4.1).
+    """Train the paper's model: Qwen2.5-7B, chunk 64, context 512, lr 1e-4, 66K steps on 16 A100 GPUs (Paper 4.1).
 
-    The paper's batch is "runtime-dynamic". Ours: 16 micro-batches of at most 8,192 padded frames.
+    The paper calls the size of its batch "runtime-dynamic". Ours: 16 micro-batches of at most 8,192 frames, padding
+    included.
     """
     return Stage2Config(
         run=RunConfig(name="paper-7b"),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from xactor_platform.training.training_stage import TrainingStage
 
 Facts = dict[str, Any]
-"""Facts about the corpus that the driver finds out for all ranks. They are saved in the run's config.json."""
+"""Facts about the corpus, by name. The driver finds them out for all ranks, and saves them in the run's config.json."""
 
 RESUMABLE = (
     "run.",
@@ -31,18 +31,18 @@ RESUMABLE = (
     "train.log_samples",
     "train.tensorboard",
 )
-"""Prefixes of the options that may change when a run is resumed."""
+"""Prefixes of the names of options that may change when a run is resumed."""
 
 
 def at_least(owner: object, low: float, *names: str) -> None:
-    """Raise ValueError if one of the fields is less than `low`."""
+    """Raise ValueError if one of the named fields of `owner` is less than `low`."""
     for name in names:
         if getattr(owner, name) < low:
             raise ValueError(f"{name} must be >= {low:g}, got {getattr(owner, name):g}")
 
 
 def positive(owner: object, *names: str) -> None:
-    """Raise ValueError if one of the fields is not greater than 0."""
+    """Raise ValueError if one of the named fields of `owner` is not greater than 0."""
     for name in names:
         if not getattr(owner, name) > 0:
             raise ValueError(f"{name} must be > 0, got {getattr(owner, name)}")
@@ -50,16 +50,17 @@ def positive(owner: object, *names: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Configure where a run is kept."""
+    """Configure the folder of a run, which is one training."""
 
     storage: str = "runs"
     """Folder or URI (s3://, gs://) that holds the runs."""
     name: str = "tiny"
     """Name of this run's folder in the storage."""
     resume: bool = False
-    """Require that the run exists. Options that are not given keep the values of its saved config."""
+    """Require that the run exists. Options that are not given keep the values of the run's saved config."""
     storage_timeout_s: int = 120
-    """Seconds, >= 0, for which a failing storage is retried before the run fails. The training goes on meanwhile."""
+    """Seconds, >= 0, for which operations on a failing storage are retried before the run fails. The training goes on
+    meanwhile."""
 
     def __post_init__(self):
         at_least(self, 0, "storage_timeout_s")
@@ -69,24 +70,26 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleConfig:
-    """Configure the number of ranks, their resources and their restarts."""
+    """Configure the number of ranks (worker processes of a training), their resources and their restarts."""
 
     ranks: int = 2
-    """Number of worker processes. It must divide train.micro_batches, and may change when the run is resumed."""
+    """Number of ranks, >= 1. It must divide train.micro_batches, and may change when the run is resumed."""
     min_ranks: int | None = None
-    """Minimum number of ranks, 1..ranks, after nodes are lost; more join when nodes come back. None: always `ranks`."""
+    """Minimum number of ranks, 1..ranks, with which the training starts, or goes on after nodes are lost. More ranks
+    join when the cluster has room for them. None always trains with `ranks` ranks."""
     resize_s: int = 60
     """Seconds, >= 1, between two checks whether the cluster has room for more ranks."""
     cpus_per_rank: float = 0.5
     """CPUs reserved for each rank, >= 0. Leave at least one CPU of the cluster to Ray Data."""
     threads: int = 1
-    """Torch threads of a rank on CPU, >= 1. A resumed run is bit-equal only with the same number."""
+    """Torch threads of a rank that trains on CPUs, >= 1. A resumed run is bit-equal to an uninterrupted one only with
+    the same number of threads."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """`gpu` reserves one GPU for each rank. `auto` does so if the cluster has a GPU."""
     start_timeout_s: int = 30
     """Seconds, >= 1, to wait for the cluster to grow to the resources that the ranks need."""
     collective_timeout_s: int = 600
-    """Seconds, >= 1, that a rank waits for the others before the training fails."""
+    """Seconds, >= 1, that a rank waits for the other ranks before it fails."""
     max_failures: int = 2
     """Maximum number of times, >= 0, that failed ranks are restarted from the last checkpoint."""
 
@@ -98,7 +101,7 @@ class ScaleConfig:
 
     @classmethod
     def one_gpu(cls) -> Self:
-        """Return the scale of the `small` presets."""
+        """Return the scale of the `small` presets: one rank on one GPU."""
         return cls(ranks=1, cpus_per_rank=4, threads=4, device="gpu", start_timeout_s=600)
 
     @classmethod
@@ -122,7 +125,7 @@ class DataConfig:
     shards: str
     """Folder or URI (s3://, gs://) of the shards."""
     max_bad_fraction: float = 0.0
-    """Maximum fraction of unusable samples, 0..1. If there are more, the run stops."""
+    """Maximum fraction of unusable samples, 0..1. If the fraction is larger, the run stops."""
 
     def __post_init__(self):
         if not 0 <= self.max_bad_fraction <= 1:
@@ -134,7 +137,8 @@ class TrainConfig:
     """Configure the optimization, evaluation, checkpoints and logs."""
 
     steps: int = 400
-    """Number of global steps. Each trains on micro_batches micro-batches of at most budget_frames padded frames."""
+    """Number of global steps (optimizer steps), >= 1. Each trains on `micro_batches` micro-batches, which have at most
+    `budget_frames` frames each, padding included."""
     seed: int = 0
     """Seed, >= 0, of the initial weights, of the order of the samples and of their noise."""
     learning_rate: float = 1e-4
@@ -144,15 +148,17 @@ class TrainConfig:
     warmup_steps: int = 20
     """Steps of the linear warm-up of the learning rate, >= 0."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate after the warm-up: `constant`, or a `cosine` down to a tenth."""
+    """Learning rate after the warm-up: `constant` keeps the highest rate, `cosine` falls to a tenth of it."""
     clip_norm: float = 1.0
-    """Maximum norm of the gradient, > 0. A larger gradient is scaled down to it."""
+    """Maximum norm of the gradient, > 0. A larger gradient is scaled down to this norm."""
     micro_batches: int = 16
-    """Number of micro-batches in a global step over all ranks, >= 1."""
+    """Number of micro-batches in a global step over all ranks, >= 1. A micro-batch is the samples of one forward and
+    backward pass."""
     budget_frames: int = 512
     """Maximum number of frames in a micro-batch, padding included."""
     shuffle_shards: int = 16
-    """Number of shards that are shuffled together, >= 1. More shards mix better, fewer are read more locally."""
+    """Number of shards whose samples are shuffled together, >= 1. More shards mix the samples better. Fewer shards make
+    reads more local."""
     evaluate_every: int = 100
     """Steps between two evaluations of the held-out loss. 0 evaluates at the end only."""
     evaluate_frames: int = 4096
@@ -162,19 +168,22 @@ class TrainConfig:
     keep_checkpoints: int = 3
     """Number of the newest checkpoints to keep, >= 1."""
     keep_best: int = 1
-    """Number of the checkpoints with the lowest held-out loss to keep as well, >= 0."""
+    """Number of checkpoints with the lowest held-out loss to keep in addition, >= 0."""
     max_skipped_steps: int = 20
-    """Maximum number of steps, >= 0, without an update because a gradient was not finite. After more, the run stops."""
+    """Maximum number of steps, >= 0, that make no update because a gradient is not finite. After more such steps, the
+    run stops."""
     loss_spike: float = 3.0
-    """Factor, > 0. A loss above this factor times the median of its phase's last 50 losses is logged and counted."""
+    """Factor, > 0. A step's loss is logged and counted as a spike if it is above this factor times the median of the
+    last 50 losses of the same phase."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` is bf16 on a GPU and fp32 on a CPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     overlap_comm: bool = False
-    """Overlap DeepSpeed's reduction with the backward pass. Off by default: with ZeRO-2 it has had race conditions."""
+    """Overlap DeepSpeed's reduction of gradients with the backward pass. Off by default, because with ZeRO-2 the
+    overlap has had race conditions."""
     log_samples: bool = False
-    """Write every sample of every step to samples.jsonl."""
+    """Write to samples.jsonl which samples each rank trained on in every step."""
     tensorboard: bool = False
     """Write the metrics to the run's folder `tensorboard` as well."""
 
@@ -190,9 +199,9 @@ class StageConfig(ABC):
     """Configure a training of stage 1 or 2."""
 
     locations: ClassVar[tuple[str, ...]] = ("run.storage", "data.shards")
-    """Options that hold a path or a URI."""
+    """Names of the options that hold a path or a URI."""
     whole_samples: ClassVar[bool] = False
-    """Train on samples of exactly sample_frames frames, for models that take no padding."""
+    """True to train only on samples of exactly sample_frames frames, for models that take no padding."""
 
     run: RunConfig = field(default_factory=RunConfig)
     """Options of the run's folder."""
@@ -213,11 +222,14 @@ class StageConfig(ABC):
 
     @abstractmethod
     def prepare(self, index: "Index", saved: Facts | None) -> Facts:
-        """Check on the driver, before anything starts, that the corpus and the config fit, and return the facts.
+        """Check that the corpus and the config fit each other, and return the facts that the ranks need.
+
+        The driver calls this method before it starts anything.
 
         Args:
-            index: the corpus, held-out samples included.
-            saved: the content of config.json from an earlier start of this run; None for a new run.
+            index: the index of the corpus, held-out samples included.
+            saved: the content of config.json from an earlier start of this run; None for a new run. It contains the
+                facts of that start.
 
         Raises:
             ValueError, OSError: the training cannot work.
@@ -225,11 +237,11 @@ class StageConfig(ABC):
 
     @abstractmethod
     def training_stage(self) -> "type[TrainingStage]":
-        """Import and return the class that trains this config. Only ranks call it: it needs torch."""
+        """Import and return the class that trains this config. Only ranks call it, because the import needs torch."""
 
     @property
     def plan(self) -> PlanConfig:
-        """Return the rules by which epochs are cut into global steps."""
+        """Return the rules by which the samples of an epoch are divided into global steps."""
         return PlanConfig(
             seed=self.train.seed,
             micro_batches=self.train.micro_batches,
@@ -249,7 +261,7 @@ class StageConfig(ABC):
             raise ValueError(f"the saved config is of another version: {error}") from error
 
     def located(self) -> Self:
-        """Return the config with absolute paths: a worker's current folder differs from the driver's."""
+        """Return the config with absolute paths, because a worker's current folder differs from the driver's."""
         sections: dict[str, Any] = {}
         for option in self.locations:
             section, name = option.split(".")
@@ -260,16 +272,16 @@ class StageConfig(ABC):
 
 
 def as_dict(config: StageConfig) -> dict[str, Any]:
-    """Return the config as it is read back from JSON: with lists in place of tuples."""
+    """Return the config as nested dicts, as JSON gives it back: with lists in place of tuples."""
     return json.loads(json.dumps(asdict(config)))
 
 
 def refuse_changes(saved: dict[str, Any], given: StageConfig, uri: str) -> None:
-    """Raise ValueError naming the options that a resumed run must not change.
+    """Raise ValueError if options differ that a resumed run must not change. The message names these options.
 
     Args:
-        saved: the config of the earlier start. An option that it lacks, because an earlier version saved it, has its
-            default value.
+        saved: the config of the earlier start, from `as_dict`. If an earlier version of this project saved it, it may
+            lack an option, which then counts as having its default value.
         given: the config of this start.
         uri: the run or the checkpoint that the message names.
     """
@@ -287,7 +299,7 @@ def refuse_changes(saved: dict[str, Any], given: StageConfig, uri: str) -> None:
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested options as one level, with names such as `train.steps`."""
+    """Return nested options as one dict without nesting, with names such as `train.steps`."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):

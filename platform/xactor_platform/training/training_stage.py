@@ -1,4 +1,7 @@
-"""Define the interface of a training stage. Stage 1 and stage 2 implement it; they share the training loop."""
+"""Define the interface between the training loop and the two stages that it trains.
+
+Stage 1 trains the renderer and the motion encoder, stage 2 trains the motion model.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -15,7 +18,10 @@ from xactor_platform.training.train_config import Facts
 
 
 class TrainingStage(ABC):
-    """Build, feed, evaluate and export the model of one stage on one rank. Steps are counted from 0."""
+    """Build, feed, evaluate and export the model of one stage on one rank.
+
+    A rank is one worker process of a training. Steps are global steps (optimizer steps), counted from 0.
+    """
 
     objective: Any
     """The nn.Module that holds the model and computes the loss. The engine wraps it."""
@@ -39,7 +45,7 @@ class TrainingStage(ABC):
 
     @abstractmethod
     def target_frames(self, planned: Step, step: int) -> int:
-        """Return the number of frames, over all ranks, whose losses a step adds up."""
+        """Return the number of frames, over all ranks, whose losses are summed in a step."""
 
     @abstractmethod
     def loss(
@@ -51,16 +57,17 @@ class TrainingStage(ABC):
             forward: the objective, or the engine that wraps it.
             batch: the batch that `reader` made from a micro-batch.
             step: the global step, counted from 0.
-            random_key: (seed, epoch). Together with a sample's key and first frame it determines the sample's draws.
+            random_key: (seed, epoch). Together with the sample's key and first frame, it determines the random numbers
+                that are drawn for a sample.
         """
 
     @abstractmethod
     def evaluate(self, step: int) -> dict[str, float]:
-        """Return figures for metrics.jsonl. All ranks call it after a step."""
+        """Return the results of an evaluation as columns for a step's row in metrics.jsonl. All ranks must call it."""
 
     @abstractmethod
     def export(self, folder: Path) -> None:
-        """Save the trained model as components of a pipeline in `folder`."""
+        """Save each component of the trained model to its own subfolder of `folder`, as pipelines load them."""
 
     def begin(self, step: int) -> None:  # noqa: B027
         """Prepare for a step. The loop calls it before every step, including the first one of a resumed run."""

@@ -3,8 +3,9 @@
     {"clips": {"M2Ohb0FAaJU_1": {"ytb_id": "M2Ohb0FAaJU", "duration": {"start_sec": 81.6, "end_sec": 84.8},
                                  "bbox": {"top": 0.0, "bottom": 0.8, "left": 0.4, "right": 0.8}, ...}}}
 
-Boxes are fractions of the picture, 0 to 1. A clip that is already cut out is found as a file with the clip's name.
-Otherwise the video is found by its YouTube id.
+Boxes are fractions of the picture, 0 to 1. A file with the name of a clip (`M2Ohb0FAaJU_1`) is taken as that clip,
+already cut out of its video. Without such a file, the clip is a segment of the file with its video's YouTube id
+(`ytb_id`) as name.
 """
 
 import json
@@ -17,14 +18,16 @@ from xactor_platform.curation.messages import Fate, Segment, Video
 
 
 def celebv_hq(videos: list[Video], metadata: str) -> tuple[list[Video], list[tuple[str, Fate]]]:
-    """Return CelebV-HQ's videos, and the keys and fates of those that are missing.
+    """Return the videos that belong to CelebV-HQ, and the key and fate of each video that is missing.
+
+    A fate is a row of the report: it tells why the video gives no clips.
 
     Args:
         videos: all videos of the folder.
-        metadata: path or URI of the json file.
+        metadata: path or URI of celebvhq_info.json.
 
     Raises:
-        ValueError: there is no such file, or it has another layout.
+        ValueError: the json file does not exist or has another layout.
     """
     existing = by_stem(videos)
     try:
@@ -33,7 +36,9 @@ def celebv_hq(videos: list[Video], metadata: str) -> tuple[list[Video], list[tup
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{metadata}: not CelebV-HQ's celebvhq_info.json ({error!r})") from error
     found: list[Video] = []
+    # By YouTube id, because several clips may miss the same video, which is reported once.
     absent: dict[str, tuple[str, Fate]] = {}
+    # Segments of each video that is not cut yet, by YouTube id.
     parts: dict[str, list[Segment]] = {}
     for name, source, segment in wanted:
         if cut_out := pick(existing, [name]):
@@ -49,7 +54,7 @@ def celebv_hq(videos: list[Video], metadata: str) -> tuple[list[Video], list[tup
 
 
 def _segment(name: str, clip: dict[str, Any]) -> Segment:
-    """Return a clip's segment. Raise ValueError if its times or its box are invalid."""
+    """Return the segment of the video that a clip covers. Raise ValueError if the clip's times or box are invalid."""
     start, end = float(clip["duration"]["start_sec"]), float(clip["duration"]["end_sec"])
     box = tuple(float(clip["bbox"][edge]) for edge in ("left", "top", "right", "bottom"))
     if not (

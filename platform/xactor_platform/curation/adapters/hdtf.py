@@ -1,11 +1,11 @@
-"""Read HDTF (Zhang et al. 2021) from the text files of github.com/MRzzm/HDTF: videos of one speaker each.
+"""Read HDTF (Zhang et al. 2021) from the text files of github.com/MRzzm/HDTF. Each video shows one speaker.
 
-    RD_annotion_time.txt   Radio11.mp4 00:30-01:00 01:30-02:30
-    RD_crop_wh.txt         Radio11_0.mp4 412 599 0 599            clip: left, width, top, height
-    RD_resolution.txt      Radio11.mp4 720                        height of the pictures to which the crops refer
+    RD_annotion_time.txt   Radio11.mp4 00:30-01:00 01:30-02:30    video: time of each clip (HDTF spells "annotion")
+    RD_crop_wh.txt         Radio11_0.mp4 412 599 0 599            clip: left, width, top and height of the face, px
+    RD_resolution.txt      Radio11.mp4 720                        video: height of the pictures in those pixels
 
-The subsets are RD, WDA and WRA. A video is found as `RD_Radio11`, `Radio11` or by its YouTube id. If it is already
-cut, its clips are found as `RD_Radio11_0` or `Radio11_0`.
+The subsets are RD, WDA and WRA. The file of a video is named `RD_Radio11`, `Radio11` or with the video's YouTube id.
+Without such a file, the video may be cut already: the files of its clips are named `RD_Radio11_0` or `Radio11_0`.
 """
 
 import re
@@ -15,19 +15,21 @@ from xactor_platform.curation.adapters.names import by_stem, missing, pick, read
 from xactor_platform.curation.messages import Fate, Segment, Video
 
 SUBSETS = ("RD", "WDA", "WRA")
-# Ours: an assumption, because the files state only the height of a picture.
+# Width of a picture relative to its height. Ours: an assumption, because the text files state only the height.
 _ASPECT = 16 / 9
 
 
 def hdtf(videos: list[Video], metadata: str) -> tuple[list[Video], list[tuple[str, Fate]]]:
-    """Return HDTF's videos, and the keys and fates of those that are missing.
+    """Return the videos that belong to HDTF, and the key and fate of each video that is missing.
+
+    A fate is a row of the report: it tells why the video gives no clips.
 
     Args:
         videos: all videos of the folder.
         metadata: folder or URI of the text files.
 
     Raises:
-        ValueError: there are no such files, or a time is invalid.
+        ValueError: no subset has a file with times, or a time is invalid.
     """
     existing = by_stem(videos)
     found: list[Video] = []
@@ -45,6 +47,7 @@ def hdtf(videos: list[Video], metadata: str) -> tuple[list[Video], list[tuple[st
             segments = tuple(
                 _segment(name, span, crops.get(f"{name}_{n}", []), height) for n, span in enumerate(spans)
             )
+            # The first group is the YouTube id, which has 11 characters.
             link = re.search(r"(?:v=|youtu\.be/)([A-Za-z0-9_-]{11})", " ".join(urls.get(name, [])))
             origin = {"corpus": "hdtf", "speaker": f"{subset}_{name}"}
             whole = pick(existing, [f"{subset}_{name}", name, *([link[1]] if link else [])])
@@ -59,7 +62,17 @@ def hdtf(videos: list[Video], metadata: str) -> tuple[list[Video], list[tuple[st
 
 
 def _segment(name: str, span: str, crop: list[str], height: list[str]) -> Segment:
-    """Return a segment, with its face's place if the files state it. ValueError: its time is invalid."""
+    """Return a segment of a video, with the box of the face if the text files state it.
+
+    Args:
+        name: name of the video, for error messages.
+        span: start and end, such as 00:30-01:00.
+        crop: left, width, top and height of the face in pixels. Other than four whole numbers: not known.
+        height: height of the video's pictures in the same pixels. Other than one whole number: not known.
+
+    Raises:
+        ValueError: the time is invalid.
+    """
     try:
         start, end = (_seconds(time) for time in span.split("-"))
         if not start < end:
@@ -81,7 +94,7 @@ def _segment(name: str, span: str, crop: list[str], height: list[str]) -> Segmen
 
 
 def _seconds(text: str) -> float:
-    """Return the seconds of a time such as 00:30 or 1:02:03."""
+    """Convert a time such as 00:30 or 1:02:03 to seconds."""
     total = 0.0
     for number in text.split(":"):
         total = 60 * total + float(number)
@@ -89,7 +102,10 @@ def _seconds(text: str) -> float:
 
 
 def _optional(uri: str) -> dict[str, list[str]]:
-    """Map the first word of each line, without ".mp4", to the other words. Empty if there is no such file."""
+    """Read one of HDTF's text files. Map the first word of each line, without ".mp4", to the line's other words.
+
+    The result is empty if the file cannot be read, because not every subset has every file.
+    """
     try:
         rows = (line.split() for line in read_text(uri).splitlines())
     except ValueError:

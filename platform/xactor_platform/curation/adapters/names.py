@@ -1,4 +1,4 @@
-"""Find videos by the names that datasets use, and report those that are missing."""
+"""Find videos by the names that datasets give them, and report the missing ones."""
 
 import os
 import re
@@ -9,12 +9,12 @@ from pyarrow import fs
 from xactor_platform.curation.messages import Fate, Video
 from xactor_platform.curation.video_files import key_of
 
-# Names under which a video is looked up. Other names in a dataset's file, such as paths, are refused.
+# Valid names. Other names in a dataset's file, such as paths, are never looked up.
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 def by_stem(videos: Iterable[Video]) -> dict[str, Video]:
-    """Return videos by their names without folder and suffix. The first video of each name counts."""
+    """Map each name, without folder and suffix, to its video. If several videos share a name, the first one counts."""
     found: dict[str, Video] = {}
     for video in videos:
         found.setdefault(os.path.splitext(os.path.basename(video.name))[0], video)
@@ -22,12 +22,12 @@ def by_stem(videos: Iterable[Video]) -> dict[str, Video]:
 
 
 def pick(existing: dict[str, Video], names: Sequence[str]) -> Video | None:
-    """Return the first video that exists under one of the names."""
+    """Look up names in order. Return the video of the first name that is valid and exists, None if there is none."""
     return next((existing[name] for name in names if _PLAIN.fullmatch(name) and name in existing), None)
 
 
 def missing(name: str, corpus: str) -> tuple[str, Fate]:
-    """Return the key and fate of a video that is missing, or whose name is invalid."""
+    """Return the key and the fate (row of the report) of a video that is missing or has an invalid name."""
     shown = name[:200]
     key = key_of(f"{corpus}/{shown}")
     if not _PLAIN.fullmatch(name):
@@ -43,6 +43,7 @@ def read_text(uri: str) -> str:
         filesystem, path = (
             fs.FileSystem.from_uri(uri) if "://" in uri else (fs.LocalFileSystem(), os.path.abspath(uri))
         )
+        # "utf-8-sig" also accepts a byte order mark at the start.
         with filesystem.open_input_stream(path) as stream:
             return stream.read().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -12,13 +12,14 @@ BOARD = "tensorboard"
 
 
 class Board:
-    """Write rank 0's numbers of every step to `<run>/tensorboard/`, for `tensorboard --logdir`.
+    """Write the metrics of every step to `<run>/tensorboard/`, for `tensorboard --logdir`.
 
-    An object store cannot append, so numbers for it are collected in local files, and `flush` uploads these files.
+    An object store cannot append to a file. For a run in an object store, the metrics are collected in local files, and
+    `flush` uploads these files.
 
     Args:
         folder: the folder of the run.
-        first_step: number of steps that earlier starts have done.
+        first_step: number of global steps that earlier starts of the run have done.
     """
 
     def __init__(self, folder: RunFolder, *, first_step: int):
@@ -30,7 +31,7 @@ class Board:
             f"{folder.location.path}/{BOARD}" if self._is_local else tempfile.mkdtemp(prefix="xactor-board-")
         )
         self._path = Path(path)
-        # Hide the values that an earlier start wrote for steps that are repeated now.
+        # Let TensorBoard hide the values that an earlier start wrote for steps that are now repeated.
         self._writer = SummaryWriter(path, purge_step=first_step + 1 if first_step else None)
 
     def step(self, row: Mapping[str, Any]) -> None:
@@ -40,12 +41,14 @@ class Board:
                 self._writer.add_scalar(f"train/{name}", value, row["step"])
 
     def flush(self) -> None:
+        """Write all metrics so far to the run's folder."""
         self._writer.flush()
         if not self._is_local:
             for path in self._path.iterdir():
                 self._folder.write_bytes(f"{BOARD}/{path.name}", path.read_bytes())
 
     def close(self) -> None:
+        """Write all metrics, and delete the local files of a run in an object store."""
         self.flush()
         self._writer.close()
         if not self._is_local:

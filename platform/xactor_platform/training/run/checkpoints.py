@@ -1,6 +1,7 @@
 """Write, find, verify and drop a run's checkpoints.
 
-A checkpoint is complete when it has a manifest, and intact when its checksums match.
+A checkpoint is a folder in the run's folder. Its manifest lists its files and their checksums. A checkpoint is complete
+when it has a manifest, and intact when the files match the checksums.
 """
 
 import hashlib
@@ -23,19 +24,20 @@ FORMAT = 1
 
 MANIFEST = "manifest.json"
 _PREFIX = "checkpoint-"
+# Number of bytes that are read and hashed at once.
 _CHUNK_BYTES = 16 << 20
-# Number of threads of a node that read a checkpoint.
+# Number of threads with which a node reads the files of a checkpoint.
 _THREADS = 4
 
 Result = TypeVar("Result")
 
 
 class Corrupt(ValueError):
-    """Report a checkpoint that differs from its manifest; the message names the file."""
+    """Report a checkpoint whose files differ from its manifest; the message names the first such file."""
 
 
 class NewerFormat(ValueError):
-    """Report a checkpoint that a newer version wrote."""
+    """Report a checkpoint that a newer version of this project wrote."""
 
 
 @dataclass(frozen=True)
@@ -55,28 +57,28 @@ class Manifest:
     """Describe a complete checkpoint."""
 
     format: int
-    """Version of the format, FORMAT."""
+    """Version of the format; FORMAT in checkpoints that this version writes."""
     step: int
-    """Number of global steps that were done."""
+    """Number of global steps (optimizer steps) that the run had done."""
     ranks: int
     """Number of ranks that wrote the checkpoint. Each wrote its own files."""
     parameters: int
     """Number of parameters of the model. A model that loads the checkpoint must have the same number."""
     score: float | None
-    """Held-out loss of that step, None if it was not evaluated."""
+    """Held-out loss after that step; None if that step was not evaluated."""
     config: dict[str, Any]
-    """The resolved options."""
+    """All options of the training, from `as_dict`."""
     packages: dict[str, str]
-    """Versions of the packages that wrote it."""
+    """Versions, by name, of the packages with which the checkpoint was written."""
     files: tuple[Written, ...]
     """The files of all ranks."""
 
     @classmethod
     def parse(cls, saved: dict[str, Any]) -> Self:
-        """Return the manifest of a JSON document.
+        """Return the manifest that a parsed JSON document describes.
 
         Raises:
-            NewerFormat: a newer version wrote it.
+            NewerFormat: a newer version of this project wrote the document.
             KeyError, TypeError: the document is not a manifest.
         """
         if saved["format"] > FORMAT:
@@ -87,26 +89,29 @@ class Manifest:
 
     @property
     def folder(self) -> str:
+        """Return the name of the checkpoint's folder in the run's folder."""
         return folder_of(self.step)
 
 
 def folder_of(step: int) -> str:
-    """Return the name of a checkpoint's folder in the run's folder."""
+    """Return the name, in the run's folder, of the folder of the checkpoint after global step `step`."""
     return f"{_PREFIX}{step:08d}"
 
 
 class Checkpoints:
     """Write, find, verify and drop the checkpoints of one run.
 
-    Every rank writes its files and a note that lists them. When all notes exist, rank 0 writes the manifest, and from
-    then on the checkpoint is complete. Ray Train's own registration of checkpoints is not used: it rewrites one file in
-    place, which a crash can cut short; it has no checksums; it cannot fall back to the previous checkpoint; and another
-    version of Ray does not read it.
+    Every rank writes its files, and then a note: a small file that lists the files of this rank. When the notes of all
+    ranks exist, rank 0 writes the manifest, and from then on the checkpoint is complete.
+
+    Ray Train's own list of checkpoints is not used, for four reasons. It is one file that is rewritten in place, which
+    a crash can cut short. It has no checksums. Ray Train cannot fall back to the previous checkpoint. Another version
+    of Ray cannot read the list.
 
     Args:
         folder: the run's folder.
         keep: number of the newest checkpoints to keep.
-        keep_best: number of checkpoints with the lowest held-out loss to keep as well.
+        keep_best: number of checkpoints with the lowest held-out loss to keep in addition.
     """
 
     def __init__(self, folder: RunFolder, *, keep: int = 1, keep_best: int = 0):
@@ -114,7 +119,7 @@ class Checkpoints:
         self._keep, self._keep_best = keep, keep_best
 
     def uri(self, step: int) -> str:
-        """Return the name of a checkpoint in messages."""
+        """Return the path or URI of the folder of a step's checkpoint, for messages."""
         return f"{self._folder.uri}/{folder_of(step)}"
 
     def complete(self) -> list[Manifest]:
@@ -122,7 +127,11 @@ class Checkpoints:
         return [manifest for step in reversed(self._steps()) if (manifest := self.manifest(step))]
 
     def manifest(self, step: int) -> Manifest | None:
-        """Return a checkpoint's manifest, None if it is not complete. Raise ValueError if a newer version wrote it."""
+        """Return the manifest of a step's checkpoint. Return None if it is missing or cannot be read.
+
+        Raises:
+            ValueError: a newer version of this project wrote it.
+        """
         try:
             saved = self._folder.read_json(f"{folder_of(step)}/{MANIFEST}")
             return None if saved is None else Manifest.parse(saved)
@@ -158,14 +167,24 @@ class Checkpoints:
             step: the checkpoint's step.
             rank: the rank that writes.
             token: identifies this start of the ranks; a note of an earlier start does not count.
-            files: what torch saves, by name.
+            files: objects that `torch.save` can save, by the name of their file.
         """
         written = [self._write(f"{folder_of(step)}/{name}", state, name) for name, state in files.items()]
         note = json.dumps({"token": token, "files": [asdict(file) for file in written]})
         self._folder.write_text(f"{folder_of(step)}/{_note_name(rank)}", note)
 
     def wait_for_ranks(self, step: int, ranks: int, token: str, timeout_s: float) -> tuple[Written, ...]:
-        """Wait until all ranks have written, and return their files. Raise TimeoutError with the ranks that did not."""
+        """Wait until all ranks have written their notes, and return the files of all ranks.
+
+        Args:
+            step: the checkpoint's step.
+            ranks: number of ranks.
+            token: identifies this start of the ranks; see `write_rank`.
+            timeout_s: seconds to wait.
+
+        Raises:
+            TimeoutError: ranks have not written their notes after the timeout; the message names these ranks.
+        """
         deadline, pause_s = time.monotonic() + timeout_s, 0.02
         files: dict[int, list[Written]] = {}
         while missing := [rank for rank in range(ranks) if rank not in files]:
@@ -190,13 +209,18 @@ class Checkpoints:
             self._drop(step)
 
     def sweep(self, after: int) -> list[int]:
-        """Drop all checkpoints after step `after`, complete or not: the run makes them again. Return their steps."""
+        """Drop all checkpoints after step `after`, complete or not, because the run will make them again.
+
+        Returns:
+            the steps of these checkpoints.
+        """
         dropped = [step for step in self._steps() if step > after]
         for step in dropped:
             self._drop(step)
         return dropped
 
     def _write(self, path: str, state: Any, name: str) -> Written:
+        """Save `state` to `path` in the run's folder, with retries. `name` is the file's path in the checkpoint."""
         # Imported here because the driver, which only reads manifests, must not import torch.
         import torch
 
@@ -215,6 +239,7 @@ class Checkpoints:
         return with_retries(work, what, self._folder.storage_timeout_s)
 
     def _steps_to_drop(self, newest: Manifest) -> list[int]:
+        """Return the steps of the complete checkpoints that are neither among the newest nor among the best."""
         complete = [newest] + [m for m in self.complete() if m.step < newest.step]
         kept = {m.step for m in complete[: self._keep]}
         # Of two equal losses the newer checkpoint comes first.
@@ -223,7 +248,7 @@ class Checkpoints:
         return [m.step for m in complete if m.step not in kept]
 
     def _drop(self, step: int) -> None:
-        """Delete a checkpoint, the manifest first: a partly deleted checkpoint must not count as complete."""
+        """Delete a checkpoint, its manifest first, so that a partly deleted checkpoint does not count as complete."""
         path = f"{self._location.path}/{folder_of(step)}"
 
         def drop() -> None:
@@ -239,8 +264,8 @@ class Checkpoints:
         """Copy the checkpoint's files to the folder `target`, and verify them. Local files are linked, not copied.
 
         Raises:
-            Corrupt: a file is missing, or differs from what was written.
-            StorageUnavailable: a file could not be read until the timeout.
+            Corrupt: a file is missing, or differs from the manifest.
+            StorageUnavailable: the storage failed at every try to read a file until the timeout.
         """
         with ThreadPoolExecutor(_THREADS) as pool:
             jobs = pool.map(
@@ -250,9 +275,10 @@ class Checkpoints:
             list(jobs)
 
     def _fetch(self, folder: str, file: Written, target: Path) -> None:
+        """Copy one file of the checkpoint in `folder` to `target`, and verify it."""
         source = f"{self._location.path}/{folder}/{file.name}"
         target.parent.mkdir(parents=True, exist_ok=True)
-        # A local file is only verified here. A link to it is made at the end.
+        # A local file is only read, to verify it. At the end, `target` becomes a link to it.
         copied_to = os.devnull if self._location.is_local else target
 
         def read() -> tuple[int, str]:
@@ -266,7 +292,7 @@ class Checkpoints:
 
         try:
             size, digest = self._with_retries(read, f"{self._folder.uri}/{folder}/{file.name}")
-            # The connection may have been cut without an error: read once more.
+            # The connection may have been cut without an error. So read the file once more.
             if size != file.size and not self._location.is_local:
                 size, digest = self._with_retries(read, f"{self._folder.uri}/{folder}/{file.name}")
         except FileNotFoundError as error:
@@ -280,7 +306,7 @@ class Checkpoints:
 
 
 class _Hashed:
-    """Write to a stream. Hash the bytes and count them."""
+    """Write bytes to a stream, and compute their number and their SHA-256."""
 
     def __init__(self, stream: Any):
         self._stream, self.size, self.sha256 = stream, 0, hashlib.sha256()
@@ -296,4 +322,5 @@ class _Hashed:
 
 
 def _note_name(rank: int) -> str:
+    """Return the name of the file in which a rank lists its files of a checkpoint."""
     return f"part-{rank:05d}.json"

@@ -1,6 +1,6 @@
-"""Define the ways in which a training ends.
+"""Define the result and the errors with which a training ends.
 
-This module imports no torch, because the driver receives objects of these classes from the ranks.
+The driver receives objects of these classes from the ranks. The driver must not import torch, so this module does not.
 """
 
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from xactor_platform.training.run.lease import LeaseLost
 
 @dataclass(frozen=True)
 class RankResult:
-    """Tell the driver how the ranks ended. If no field is set, they did all steps."""
+    """Tell the driver how the ranks ended. If no field is set, the ranks did all steps."""
 
     stopped: str | None = None
-    """The reason why the training cannot go on. A restart would not help. None if there is no such reason."""
+    """The reason why the training cannot go on, even after a restart. None if there is no such reason."""
     requested: bool = False
     """True if a signal or a file asked the ranks to stop before the last step."""
 
 
 class TrainingStopped(ValueError):
-    """Stop the run on every rank: it cannot go on, and a retry would not help."""
+    """Stop the run on every rank, because it cannot go on and a restart would not help."""
 
 
 class CollectiveTimeout(RuntimeError):
@@ -34,21 +34,25 @@ class OutOfMemory(RuntimeError):
 
 
 NAMED = (CollectiveTimeout, OutOfMemory, StorageUnavailable, LeaseLost, OutOfMemoryError)
-"""Errors whose own message states the cause. Their inner errors are not searched."""
+"""Errors whose own message states the cause, so that `root_cause` does not search the errors inside them."""
 
 
 def root_cause(error: BaseException) -> str:
-    """Return the innermost cause of Ray's error, in one line. If several ranks failed, a cause in NAMED comes first."""
+    """Return the innermost cause of Ray's error, in one line.
+
+    If several ranks failed, return the cause of one rank, preferably an error whose type is in NAMED.
+    """
     failures = getattr(error, "worker_failures", None) or {0: error}
     causes = [_innermost(failure) for failure in failures.values()]
     named = [cause for cause in causes if isinstance(cause, NAMED)]
     cause = (named or causes)[0]
     lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    # The first line of an error in NAMED states the cause. The last line of any other error states it.
+    # An error whose type is in NAMED states the cause in its first line, any other error in its last line.
     return f"{type(cause).__name__}: {lines[0 if named else -1] if lines else ''}"
 
 
 def _innermost(cause: BaseException) -> BaseException:
+    """Return the innermost of the errors that `cause` wraps, or the first one whose type is in NAMED."""
     while not isinstance(cause, NAMED):
         inner = getattr(cause, "cause", None) or cause.__cause__
         if inner is None:

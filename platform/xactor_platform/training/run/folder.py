@@ -1,6 +1,6 @@
 """Read and write a run's folder, `<storage>/<name>/`.
 
-It holds config.json, metrics.jsonl, samples.jsonl, bad_samples.jsonl, the checkpoints, sheets/ and export/.
+The folder holds config.json, metrics.jsonl, samples.jsonl, bad_samples.jsonl, the checkpoints, sheets/ and export/.
 """
 
 import contextlib
@@ -23,8 +23,9 @@ BAD = "bad_samples.jsonl"
 EXPORT = "export"
 SHEETS = "sheets"
 
-# A JSON file that does not parse is read up to five times: the connection may have been cut.
+# A JSON file that does not parse is read up to five times, because the connection may have been cut.
 _READS = 5
+# Seconds between two of these reads.
 _READ_AGAIN_S = 0.2
 
 Result = TypeVar("Result")
@@ -34,6 +35,11 @@ class RunFolder:
     """Read and write the files of one run, on any of pyarrow's filesystems.
 
     An operation that fails is retried for `storage_timeout_s` seconds. Then StorageUnavailable is raised.
+
+    Args:
+        storage: path or URI of the folder that holds the runs.
+        name: name of the run's folder.
+        storage_timeout_s: seconds for which a failing operation is retried.
     """
 
     def __init__(self, storage: str, name: str, storage_timeout_s: float = STORAGE_TIMEOUT_S):
@@ -59,7 +65,7 @@ class RunFolder:
         self.write_bytes(name, text.encode())
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a complete file or none. The name may contain folders."""
+        """Write a file, completely or not at all. The name may contain folders."""
 
         def write() -> None:
             with self.location.atomic_write(name) as stream:
@@ -68,7 +74,12 @@ class RunFolder:
         self._with_retries(write, name)
 
     def read_text(self, name: str, storage_timeout_s: float | None = None) -> str | None:
-        """Return a file's text, or None if there is no such file."""
+        """Return a file's text, or None if there is no such file.
+
+        Args:
+            name: name of the file in this folder.
+            storage_timeout_s: seconds to retry, if they differ from those of the folder. With 0 there is one try.
+        """
         path = f"{self.location.path}/{name}"
 
         def read() -> str | None:
@@ -77,7 +88,8 @@ class RunFolder:
                 return None
             with self.location.open(name) as file:
                 data = file.read()
-            # An object store's response that is cut within its headers may lack a length. It reads as an empty file.
+            # If an object store's response is cut within its headers, it may lack the file's length. Such a response
+            # reads as an empty file.
             if not self.location.is_local and len(data) != found.size:
                 raise OSError(f"read {len(data)} of {found.size} bytes")
             return data.decode()
@@ -85,7 +97,9 @@ class RunFolder:
         return self._with_retries(read, name, storage_timeout_s)
 
     def read_json(self, name: str) -> Any:
-        """Return a JSON file's content, or None if there is no such file. A file that does not parse is read again.
+        """Return a JSON file's content, or None if there is no such file.
+
+        A file that does not parse is read again, a few times.
 
         Raises:
             ValueError: the file does not parse at any of the reads.
@@ -109,7 +123,7 @@ class RunFolder:
         return rows
 
     def upload_folder(self, source: str | Path, name: str) -> None:
-        """Copy a local folder to the subfolder `name`, in place of an old one. See `Location.upload_folder`."""
+        """Copy a local folder to the subfolder `name`, in place of an older copy. See `Location.upload_folder`."""
         self._with_retries(lambda: self.location.upload_folder(source, name), name)
 
     def delete(self, name: str) -> None:

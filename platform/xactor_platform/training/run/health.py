@@ -1,4 +1,7 @@
-"""Watch over a training: spikes of its loss, ranks that lag, and ranks that do not join a collective."""
+"""Watch over a training: report spikes of the loss, ranks that lag, and ranks that do not join a collective.
+
+A rank is one worker process of a training.
+"""
 
 import contextlib
 import re
@@ -20,13 +23,14 @@ SPIKE_STEPS = 50
 """Number of previous losses whose median a loss is compared with."""
 
 MIN_SPIKE_STEPS = 10
-"""Minimum number of previous losses. With fewer, no loss is a spike, because losses change fast at the start."""
+"""Minimum number of previous losses. With fewer losses, none is a spike, because losses change fast at the start."""
 
 LAG = 2.0
-"""Factor, > 1. A rank lags if it takes more than this factor times the median of the other ranks."""
+"""Factor, > 1. A rank lags if its own time is more than this factor times the median of the other ranks' own times. The
+own time is the time of a step without waiting for other ranks."""
 
 LAG_STEPS = 20
-"""Steps over which the ranks' times are averaged."""
+"""Number of the last steps over which each rank's own time is averaged."""
 
 LAG_MESSAGE_S = 60.0
 """Seconds between two messages about a rank that lags."""
@@ -36,7 +40,9 @@ ROLL_CALL_S = 20.0
 
 
 class Spikes:
-    """Count spikes of the loss, which change nothing in the training. Only losses of the same phase are compared.
+    """Count spikes of the loss. They are reported, but have no effect on the training.
+
+    A spike is a loss far above the median of the previous losses of the same phase.
 
     Args:
         factor: a loss above this factor times the median is a spike.
@@ -70,23 +76,25 @@ class Spikes:
 
     @property
     def median(self) -> float:
-        """Return the median of the last losses of the phase."""
+        """Return the median of the last SPIKE_STEPS losses of the phase."""
         return median(self._losses)
 
     def _enter_phase(self, phase: str | None) -> None:
-        """Forget the losses if this phase is a new one."""
+        """Forget the losses of the previous phase if `phase` is a new one."""
         if phase != self._phase:
             self._losses.clear()
         self._phase = phase
 
     def _add_finite(self, loss: float) -> None:
-        """Add a loss to those of the median, unless it is NaN or infinite."""
+        """Add a loss to the losses that the median is computed from, unless it is NaN or infinite."""
         if loss < float("inf"):
             self._losses.append(loss)
 
 
 class Lag:
-    """Find a rank that keeps the others waiting, by comparing the `Clock.own_s` of all ranks.
+    """Find a rank that keeps the others waiting.
+
+    The ranks are compared by their own times (`Clock.own_s`): the seconds of a step without waiting for other ranks.
 
     Args:
         nodes: the address of each rank's node.
@@ -98,7 +106,11 @@ class Lag:
         self._reported_s = float("-inf")
 
     def message(self, own_s: list[float]) -> str | None:
-        """Add a step's `Clock.own_s` of each rank. Return a line that names a rank that lags, at most once a minute."""
+        """Add the own times of a step. If a rank lags, return a line that names it, at most once a minute.
+
+        Args:
+            own_s: own time of each rank in seconds, [ranks].
+        """
         self._steps.append(own_s)
         if len(own_s) < 2 or len(self._steps) < LAG_STEPS:
             return None
@@ -124,10 +136,10 @@ def node_addresses() -> list[str]:
 
 
 class Watch:
-    """Replace torch's errors that end a rank's training by errors that state the cause.
+    """Replace torch's errors that end a rank's training with errors that state the cause.
 
-    After a collective timed out, the waiting ranks hold a roll call: a barrier in a process group that is used for
-    nothing else. It names the rank that does not answer.
+    If a collective times out, the ranks that waited in it hold a roll call: a barrier in a process group that is used
+    for nothing else. The error of this barrier names a rank that does not answer.
 
     Args:
         timeout_s: seconds after which a collective fails.
@@ -137,17 +149,23 @@ class Watch:
         self._timeout_s = timeout_s
         self._roll_call_group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=ROLL_CALL_S))
         self.step = 0
-        """The current step, counted from 1; 0 before the first."""
+        """The current step, counted from 1; 0 before the first step."""
 
     def limit_groups(self) -> None:
-        """Set the timeout of the process groups that the engine made. Torch's default is 30 minutes."""
+        """Set the timeout of all process groups except the roll call's.
+
+        Call it after the engine is made, because the engine makes groups with torch's default timeout, 30 minutes.
+        """
         for group in list(distributed_c10d._world.pg_map):
             if group is not self._roll_call_group:
                 distributed_c10d._set_pg_timeout(timedelta(seconds=self._timeout_s), group)
 
     @contextlib.contextmanager
     def naming(self) -> Iterator[None]:
-        """Replace errors that torch raises inside the block by OutOfMemory and CollectiveTimeout."""
+        """Replace errors that torch raises inside the block with OutOfMemory or CollectiveTimeout.
+
+        Other errors stay as they are.
+        """
         try:
             yield
         except torch.OutOfMemoryError as error:
@@ -168,6 +186,7 @@ class Watch:
         )
 
     def _timeout_message(self) -> str:
+        """Hold the roll call, and return a message that names the ranks that do not answer."""
         missing = "another rank"
         try:
             dist.monitored_barrier(

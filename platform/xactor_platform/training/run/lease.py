@@ -1,4 +1,7 @@
-"""Allow only one driver at a time to train a run, by a lease: a file in the run's folder that its holder renews."""
+"""Allow only one driver at a time to train a run.
+
+The driver holds a lease: a file in the run's folder that names the driver as its holder, and that the driver renews.
+"""
 
 import contextlib
 import json
@@ -22,7 +25,7 @@ STALE_S = 12.0
 
 
 class RunIsTaken(ValueError):
-    """Report that another driver trains this run."""
+    """Report that another driver is training this run."""
 
 
 class LeaseLost(RuntimeError):
@@ -31,11 +34,11 @@ class LeaseLost(RuntimeError):
 
 @contextlib.contextmanager
 def lease(folder: RunFolder) -> Iterator[str]:
-    """Hold the run's lease inside the block, and give the block the holder's name.
+    """Hold the run's lease inside the block, and give the block the holder's name, a random identifier.
 
     A lease that a crash left is taken over: at once if its holder was a process of this machine that has ended,
-    otherwise after nobody renewed it for 12 s. Clocks of other machines are not trusted: a renewal is
-    recognized by a change of the file.
+    otherwise after nobody has renewed the lease for 12 s. Clocks of other machines are not trusted: only a change of
+    the file counts as a renewal.
 
     Raises:
         RunIsTaken: another driver holds the lease; the message names that driver.
@@ -50,7 +53,7 @@ def lease(folder: RunFolder) -> Iterator[str]:
     }
     _wait_until_free(folder)
     _write(folder, mine, 0)
-    # Two drivers may both have found no lease. The one that wrote last holds it.
+    # Two drivers may have written a lease at the same time. The driver that wrote last holds it.
     if _read(folder).get("holder") != mine["holder"]:
         raise RunIsTaken(_taken_message(folder, _read(folder)))
     ended = threading.Event()
@@ -74,14 +77,15 @@ def is_held(folder: RunFolder, holder: str) -> bool:
 def check_held(folder: RunFolder, holder: str) -> None:
     """Raise LeaseLost if another driver has taken the run over.
 
-    When a driver crashes, its ranks may live on. They must not write into the run after another driver continues it.
+    When a driver crashes, its ranks may live on. They must not write into the run's folder after another driver has
+    taken the run over.
     """
     if not is_held(folder, holder):
         raise LeaseLost(f"run {folder.uri} was taken over by another driver: this one ends")
 
 
 def _wait_until_free(folder: RunFolder) -> None:
-    """Return when the lease has no living holder. Raise RunIsTaken if it has one."""
+    """Wait until it is certain that the lease has no living holder. Raise RunIsTaken if it has one."""
     found = _read(folder)
     if not found or _has_ended(found):
         return
@@ -101,22 +105,24 @@ def _wait_until_free(folder: RunFolder) -> None:
 def _taken_message(folder: RunFolder, found: dict[str, Any]) -> str:
     return (
         f"run {folder.uri} is being trained by process {found.get('process')} on {found.get('host')} since "
-        f"{found.get('since')}: stop that one (touch {folder.uri}/stop), or use another --run.name"
+        f"{found.get('since')}: stop that process (touch {folder.uri}/stop), or use another --run.name"
     )
 
 
 def _renew(folder: RunFolder, mine: dict[str, Any], ended: threading.Event) -> None:
+    """Renew the lease every RENEW_S seconds until `ended` is set, unless another driver holds the lease."""
     beats = 0
     while not ended.wait(RENEW_S):
-        # The count makes each renewal change the file.
+        # The file contains this number, so that each renewal changes the file.
         beats += 1
-        # Storage that fails for a while does not end a run.
+        # A storage that fails for a while does not end a run.
         with contextlib.suppress(OSError):
             if is_held(folder, mine["holder"]):
                 _write(folder, mine, beats)
 
 
 def _read(folder: RunFolder) -> dict[str, Any]:
+    """Return the content of the lease file, or {} if there is no such file or it cannot be parsed."""
     try:
         return folder.read_json(LEASE) or {}
     except ValueError:
@@ -148,8 +154,9 @@ def _boot() -> str:
 def _began(process: int) -> str:
     """Return the start time of a process in the kernel's ticks; empty if it does not exist or has ended."""
     with contextlib.suppress(OSError, IndexError):
-        # Behind the command's name are field 3, the state, and the following fields of proc(5). Field 22 is the start
-        # time. Zombies (Z) and dead processes (X) have ended.
+        # proc(5) counts the fields from 1. Field 2 is the command's name, which ends with the last `)`. Field 3 is the
+        # state: zombies (Z) and dead processes (X) have ended. The list `fields` begins with field 4, so its item 18 is
+        # field 22, the start time.
         state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return "" if state in "ZX" else fields[18]
     return ""

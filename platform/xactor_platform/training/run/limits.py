@@ -1,4 +1,4 @@
-"""Stop a run that has too many bad samples or too many steps without an update."""
+"""Stop a run that has too many bad samples or too many steps without an update of the weights."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,11 @@ from xactor_platform.training.train_config import StageConfig
 
 
 class Limits:
-    """Count bad samples since the ranks started, and stop the run beyond its limits. All ranks decide the same."""
+    """Check the number of bad samples since the ranks started, and the number of steps without an update.
+
+    If a number is larger than the config allows, the run is stopped. A bad sample is unusable, for example because it
+    cannot be decoded. All ranks check the same numbers, so all of them stop after the same step.
+    """
 
     def __init__(self, config: StageConfig):
         self._max_bad_fraction = config.data.max_bad_fraction
@@ -20,7 +24,7 @@ class Limits:
         """Raise TrainingStopped if too many of the samples read so far are bad.
 
         Args:
-            bad: the samples of this step, of all ranks, that were found bad.
+            bad: the bad samples of all ranks in this step.
             step: the plan of this step.
         """
         self._read += sum(len(batch.row) for batch in step.micro_batches)
@@ -32,11 +36,11 @@ class Limits:
             )
 
     def check_updates(self, step: int, skipped: int) -> None:
-        """Raise TrainingStopped if too many steps of the run had no update.
+        """Raise TrainingStopped if too many steps made no update because a gradient was not finite.
 
         Args:
             step: the last step, counted from 1.
-            skipped: number of steps without an update.
+            skipped: number of such steps in the run.
         """
         if skipped > self._max_skipped_steps:
             raise TrainingStopped(

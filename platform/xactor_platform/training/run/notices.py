@@ -1,4 +1,4 @@
-"""Receive notices from outside a run: a signal or a file that asks it to stop, or a node that will leave."""
+"""Receive notices from outside a run: a signal or a file that asks the run to stop, or a node that will leave."""
 
 import contextlib
 import signal
@@ -12,24 +12,24 @@ ASK = "stop"
 """Name of the file in the run's folder that asks the run to stop."""
 
 LOOK_S = 1.0
-"""Seconds between two looks for the file in an object store, where each look costs a request."""
+"""Seconds between two looks for the file `stop` in an object store, where each look costs a request."""
 
 ASK_RAY_S = 5.0
-"""Seconds between two questions to Ray about leaving nodes. All ranks wait for the answer."""
+"""Seconds between two questions to Ray whether nodes will leave the cluster. All ranks wait for the answer."""
 
 STOP, ASK_RAY = 1, 2
-"""Flags that rank 0 sends to all ranks: the run is to stop; all ranks are to ask Ray about leaving nodes."""
+"""Flags, as bits, that rank 0 sends to all ranks. STOP: stop the run. ASK_RAY: ask Ray whether nodes will leave."""
 
 
 class Notices:
     """Look for a request to stop, and for nodes that are about to leave.
 
     A file `stop` in the run's folder (`touch runs/tiny/stop`) stops the run after the current step, with a checkpoint.
-    The same command resumes the run. SIGTERM to the driver, which `ray job stop` sends, writes the same file. When Ray
-    learns from the cloud that a node will leave, the run makes a checkpoint and goes on.
+    The command that started the run also resumes it. When the driver receives SIGTERM, which `ray job stop` sends, it
+    writes this file. When Ray learns from the cloud that a node will leave, the run makes a checkpoint and goes on.
 
-    Only rank 0 looks. Its flags are sent to all ranks together with the totals of the step, so that all ranks act on
-    them after the same step.
+    Only rank 0 looks for the file. Its findings are flags. The training loop sends these flags to all ranks together
+    with the totals of the step, so that all ranks act on the flags after the same step.
     """
 
     def __init__(self, folder: RunFolder, rank: int):
@@ -39,13 +39,13 @@ class Notices:
         self._stop, self._reported_nodes = False, ""
 
     def flags(self) -> int:
-        """Return rank 0's flags for the next step; 0 on the other ranks."""
+        """Return the flags that rank 0 sends with the next step; 0 on the other ranks."""
         if self._rank:
             return 0
         now = time.monotonic()
         if not self._stop and now - self._looked >= self._every_s:
             self._looked = now
-            # If the file cannot be read now, the next look reads it.
+            # No retries: if the file cannot be read now, the next look reads it.
             with contextlib.suppress(OSError):
                 self._stop = self._folder.read_text(ASK, storage_timeout_s=0) is not None
         ask_ray = now - self._asked_ray >= ASK_RAY_S
@@ -58,7 +58,10 @@ class Notices:
         return bool(flags & STOP)
 
     def leaving(self, flags: int) -> bool:
-        """Return whether Ray reports leaving nodes, and not the same ones as last time. All ranks must call it."""
+        """Return whether Ray reports nodes that will leave, and not the same nodes as in its last report.
+
+        All ranks must call it.
+        """
         if not flags & ASK_RAY:
             return False
         import ray.train
@@ -76,7 +79,7 @@ class Notices:
 def stopping_by_signal(folder: RunFolder) -> Iterator[threading.Event]:
     """Let the first SIGTERM inside the block ask the run to stop, and a second one end this process at once.
 
-    The block gets an event that is set when the signal arrives. A file that an earlier stop left is deleted. Outside
+    The block gets an event that is set when the signal arrives. A file `stop` from before the block is deleted. Outside
     the main thread, signals are not handled, because Python does not allow it.
     """
     folder.delete(ASK)
@@ -86,7 +89,7 @@ def stopping_by_signal(folder: RunFolder) -> Iterator[threading.Event]:
         return
 
     def ask(number: int, frame: object) -> None:
-        # This is the second signal: end the process as without this handler.
+        # If this is the second signal, end the process, as the signal would do without this handler.
         if received.is_set():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTERM)

@@ -19,20 +19,21 @@ from xactor_platform.training.run.trace import TraceOnDemand
 from xactor_platform.training.train_config import StageConfig
 
 PROGRESS_S = 5.0
-"""Minimum seconds between two lines of progress, unless a step was evaluated."""
+"""Minimum seconds between two lines of progress. The last step and steps with an evaluation always print a line."""
 
 
 class Recorder:
-    """Record every step.
+    """Record every step of a training in logs, metrics and lines of progress.
 
-    Every rank has a recorder, but only rank 0 writes the logs and prints progress. A `with` block closes the logs.
+    Every rank has a recorder and exports its own times, but only rank 0 writes logs and prints progress. The recorder
+    is a context manager, which closes the logs.
 
     Args:
         config: the configuration of the run.
         folder: the folder of the run.
         rank: this rank.
-        flops_per_frame: FLOPs of the forward and the backward pass; None if they are not known.
-        first_step: number of steps that earlier starts have done.
+        flops_per_frame: FLOPs of the forward and the backward pass per frame; None if they are not known.
+        first_step: number of global steps that earlier starts of the run have done.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Recorder:
         self._config, self._rank, self._first = config, rank, first_step
         log_names = (METRICS, BAD) + ((SAMPLES,) if config.train.log_samples else ())
         rows = folder.read_lines(METRICS) if rank == 0 else []
+        # An attempt is one start of the ranks. Attempts of a run are counted from 1.
         self._attempt = max((row.get("attempt", 0) for row in rows), default=0) + 1
         self._spikes = Spikes(config.train.loss_spike, last_attempts(rows, first_step))
         self._lag = Lag(node_addresses())
@@ -66,11 +68,11 @@ class Recorder:
             self._board.close()
         for log in self._logs.values():
             log.close()
-        # Last, because it can fail: it writes an unfinished trace.
+        # The trace is closed last, because writing an unfinished trace can fail.
         self._trace.close()
 
     def bad_samples(self, bad: Sequence[BadSample]) -> None:
-        """Record the samples of a step, of all ranks, that were found bad."""
+        """Record the bad samples of all ranks in a step. A bad sample is unusable, for example not decodable."""
         if not bad or self._rank:
             return
         self._bad += len(bad)
@@ -83,7 +85,7 @@ class Recorder:
 
         Args:
             step: the global step, counted from 1.
-            mine: this rank's samples: key, start, frames.
+            mine: this rank's samples: key of the clip, first frame in the clip, number of frames.
         """
         if not self._config.train.log_samples:
             return
@@ -99,9 +101,9 @@ class Recorder:
         """Record a step in metrics.jsonl and in the exported metrics, and print a line of progress if one is due.
 
         Args:
-            row: the step's row of metrics.jsonl, to which the times are added.
-            clock: the clock of this rank.
-            own_s: `Clock.own_s` of each rank, [ranks].
+            row: the step's row of metrics.jsonl. The times and further figures are added to it.
+            clock: the clock of this rank, which has measured the step.
+            own_s: seconds of the step that each rank spent without waiting for other ranks (`Clock.own_s`), [ranks].
         """
         self._telemetry.times(clock.step_s, clock.waited_s)
         if self._rank:
@@ -128,6 +130,10 @@ class Recorder:
             log.flush()
 
     def _add_figures(self, row: dict[str, Any], clock: Clock) -> None:
+        """Add the step's times, MFU, number of spikes and attempt to its row. Print a line if the loss is a spike.
+
+        MFU (model FLOPs utilization) is the FLOPs that the model needs, divided by the FLOPs that the GPUs could do.
+        """
         frames_per_s = row["frames"] / clock.step_s
         row["step_s"] = round(clock.step_s, 4)
         row["data_wait_s"] = round(clock.waited_s, 4)
@@ -144,6 +150,7 @@ class Recorder:
         row["attempt"] = self._attempt
 
     def _print_progress(self, row: dict[str, Any]) -> None:
+        """Print a line of progress if one is due; see PROGRESS_S."""
         now, steps = time.perf_counter(), self._config.train.steps
         if now - self._shown < PROGRESS_S and "held_out_loss" not in row and row["step"] != steps:
             return

@@ -1,4 +1,7 @@
-"""Restore the newest intact checkpoint on all ranks, also if another number of ranks wrote it."""
+"""Restore a run's newest intact checkpoint on all ranks, even if another number of ranks wrote it.
+
+A checkpoint is complete when it has a manifest, and intact when its files match the checksums in the manifest.
+"""
 
 import argparse
 import contextlib
@@ -28,9 +31,9 @@ class Restored:
     manifest: Manifest
     """The checkpoint's manifest."""
     folder: str
-    """Folder on this node."""
+    """Folder on this node that DeepSpeed loads."""
     universal: bool
-    """True if another number of ranks wrote it, so that it was converted to DeepSpeed's universal form."""
+    """True if another number of ranks wrote the checkpoint, so that it was converted to DeepSpeed's universal form."""
 
 
 @contextmanager
@@ -39,19 +42,21 @@ def newest_checkpoint(checkpoints: Checkpoints, parameters: int) -> Iterator[Res
 
     The first rank of each node copies the checkpoint to the node and verifies it. A corrupt checkpoint is reported, and
     the previous one is tried. Checkpoints that are newer than the restored one are dropped, so that their files do not
-    mix with new ones.
+    mix with the files of new checkpoints.
 
     Args:
         checkpoints: the checkpoints of the run.
         parameters: number of parameters of the model to train.
 
     Raises:
-        TrainingStopped: every checkpoint is corrupt, or the newest is of another model, or newer code wrote one.
+        TrainingStopped: every checkpoint is corrupt, or the newest one is of a model with another number of parameters,
+            or a newer version of this project wrote one.
+        StorageUnavailable: the storage failed until the timeout.
     """
     context = ray.train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
     complete = _on_first_rank(checkpoints.complete)
-    # A run that has checkpoints must not begin anew, which would delete them.
+    # A run whose checkpoints all have unreadable manifests must not start from step 0, which would delete them.
     if not complete and (steps := _on_first_rank(checkpoints.unreadable)):
         names = ", ".join(map(checkpoints.uri, steps))
         raise TrainingStopped(
@@ -85,12 +90,18 @@ def newest_checkpoint(checkpoints: Checkpoints, parameters: int) -> Iterator[Res
 
 
 def _copy_to_nodes(checkpoints: Checkpoints, manifest: Manifest, node_folder: Path | None) -> tuple[str, str]:
-    """Copy a checkpoint to every node. Return its folder on this node, and its fault, which is empty if it is intact.
+    """Copy a checkpoint to every node, and verify it. All ranks must call it.
 
     Args:
         checkpoints: the checkpoints of the run.
-        manifest: the checkpoint to copy.
-        node_folder: an empty folder on this node for its first rank, None for its other ranks.
+        manifest: the manifest of the checkpoint to copy.
+        node_folder: folder on this node for the copy. Only the first rank of the node gives it, other ranks give None.
+
+    Returns:
+        the checkpoint's folder on this node, and the fault of the checkpoint. The fault is empty if it is intact.
+
+    Raises:
+        StorageUnavailable: the storage failed on any node.
     """
     node, ranks = ray.train.get_context().get_node_rank(), dist.get_world_size()
     folder = fault = unavailable = ""
@@ -103,21 +114,24 @@ def _copy_to_nodes(checkpoints: Checkpoints, manifest: Manifest, node_folder: Pa
             folder = str(target)
         except Corrupt as error:
             fault = str(error)
-        # The storage failed, so the checkpoint may be intact.
+        # A failure of the storage is no fault of the checkpoint, which may be intact.
         except StorageUnavailable as error:
             unavailable = str(error)
     reports: list[Any] = [None] * ranks
     dist.all_gather_object(reports, (node, folder, fault, unavailable))
-    # Strings that do not apply are empty, so max() finds one that applies, if there is any.
+    # Most strings in the reports are empty. max() returns a string that is not empty, if there is any.
     unavailable = max(message for _, _, _, message in reports)
     if unavailable:
         raise StorageUnavailable(unavailable)
-    folder_here = max(path for of_node, path, _, _ in reports if of_node == node)
+    folder_here = max(path for other_node, path, _, _ in reports if other_node == node)
     return folder_here, max(message for _, _, message, _ in reports)
 
 
 def _converted(source: Path, target: Path) -> Path:
-    """Convert a checkpoint to DeepSpeed's universal form, which has a file for each parameter and moment."""
+    """Convert the checkpoint in `source` to DeepSpeed's universal form in `target`, and return `target`.
+
+    Any number of ranks can load this form: it has a file for each parameter and for each of its optimizer moments.
+    """
     from deepspeed.checkpoint import ds_to_universal
 
     options = argparse.Namespace(
@@ -131,14 +145,20 @@ def _converted(source: Path, target: Path) -> Path:
         inject_missing_state=True,
     )
     (target / TAG).mkdir(parents=True)
+    # Hide the progress that DeepSpeed prints.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         ds_to_universal.main(options)
     return target
 
 
 def _on_first_rank(work: Callable[[], Result]) -> Result:
-    """Run `work` on rank 0, and return its result, or raise its error, on all ranks."""
-    # Result and error.
+    """Run `work` on rank 0. Return its result on all ranks, or raise its error on all ranks.
+
+    Raises:
+        TrainingStopped: `work` raised ValueError.
+        OSError: `work` raised this error.
+    """
+    # The result, and the error.
     answer: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:

@@ -1,4 +1,4 @@
-"""Append rows to a run's JSONL files, and select the rows of the last attempts."""
+"""Append rows to a run's JSONL files, and select the valid rows of a run that was started several times."""
 
 import contextlib
 import json
@@ -13,10 +13,15 @@ from xactor_platform.training.run.folder import RunFolder
 
 
 class RunLog:
-    """Append to a JSONL file.
+    """Append rows to a JSONL file in the run's folder.
 
-    A line that cannot be written now, for example on a full disk, is written with the next one. An object store cannot
-    append, so lines for it are collected in a local file, and `flush` uploads that file.
+    A row that cannot be written now, for example on a full disk, is kept and written together with the next row. An
+    object store cannot append to a file. For a run in an object store, the rows are collected in a local file, and
+    `flush` uploads this file.
+
+    Args:
+        folder: the folder of the run.
+        name: name of the file in this folder.
     """
 
     def __init__(self, folder: RunFolder, name: str):
@@ -32,12 +37,17 @@ class RunLog:
         self._file = self._path.open("ab", buffering=0)
 
     def write(self, row: dict[str, Any]) -> None:
+        """Append a row. If the write fails, keep the row for the next write."""
         self._waiting += json.dumps(row) + "\n"
         with contextlib.suppress(OSError):
             self._write_waiting()
 
     def flush(self) -> None:
-        """Write all lines. Raise StorageUnavailable if that fails for the folder's `storage_timeout_s`."""
+        """Write all rows so far to the storage.
+
+        Raises:
+            StorageUnavailable: the storage failed at every try for the folder's `storage_timeout_s` seconds.
+        """
         with_retries(self._write_waiting, f"{self._folder.uri}/{self._name}", self._folder.storage_timeout_s)
         if not self._folder.location.is_local:
             self._folder.write_text(self._name, self._path.read_text())
@@ -51,7 +61,7 @@ class RunLog:
                 shutil.rmtree(self._path.parent, ignore_errors=True)
 
     def _write_waiting(self) -> None:
-        # A disk that becomes full accepts only some of the bytes. The others stay for the next attempt.
+        # A disk that becomes full accepts only some of the bytes. The other bytes are kept for the next try.
         while self._waiting:
             data = self._waiting.encode()
             written = self._file.write(data) or 0
@@ -59,12 +69,15 @@ class RunLog:
 
 
 def last_attempts(rows: Iterable[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
-    """Return one row of metrics.jsonl for each of the first `steps` steps: the row of the last attempt."""
+    """Return one row of metrics.jsonl for each of the first `steps` steps: the row of the last attempt.
+
+    An attempt is one start of the ranks. A step that was repeated after a restart has a row for each attempt.
+    """
     by_step: dict[int, dict[str, Any]] = {}
     for row in rows:
         if row["step"] > steps:
             continue
-        # Compare the first row of a step with itself.
+        # The first row of a step is compared with itself, so that it is stored.
         earlier = by_step.get(row["step"], row)
         if row["attempt"] >= earlier["attempt"]:
             by_step[row["step"]] = row
@@ -72,7 +85,7 @@ def last_attempts(rows: Iterable[dict[str, Any]], steps: int) -> list[dict[str, 
 
 
 def _end_last_line(path: Path) -> None:
-    """Terminate the last line if a crash cut it short, so that the next row does not continue it."""
+    """Terminate the last line if a crash cut it short, so that the next row starts on a new line."""
     if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
         with path.open("a") as file:
             file.write("\n")

@@ -17,10 +17,10 @@ from xactor_platform.training.run.snapshot import HostSnapshot
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
-    """Describe a checkpoint that was finished."""
+    """Describe a finished checkpoint."""
 
     step: int
-    """Number of global steps that were done."""
+    """Number of global steps (optimizer steps) that the run had done."""
     blocked_s: float
     """Seconds that the training waited for the checkpoint."""
     seconds: float
@@ -28,7 +28,7 @@ class Saved:
 
 
 def agree_on_token() -> str:
-    """Return a new random name for this start of the ranks, the same on all. All ranks must call it."""
+    """Return a random identifier of this start of the ranks, the same on all ranks. All ranks must call it."""
     token = [uuid.uuid4().hex]
     dist.broadcast_object_list(token, src=0)
     return token[0]
@@ -37,17 +37,19 @@ def agree_on_token() -> str:
 class Saver:
     """Save one rank's files of the checkpoints, one checkpoint at a time: `save` waits for the previous checkpoint.
 
+    A thread of each rank writes the rank's files. When all ranks have written theirs, the thread of rank 0 commits the
+    checkpoint: it writes the manifest, which makes the checkpoint complete.
+
     Args:
         checkpoints: the checkpoints of the run.
         rank: this rank.
         ranks: number of ranks.
-        token: identifies this start of the ranks, the same on all; see `agree_on_token`.
+        token: identifies this start of the ranks; see `agree_on_token`.
         parameters: number of parameters of the model, for the manifest.
-        config: the resolved options, for the manifest.
-        timeout_s: seconds that rank 0 waits for the others' files.
-        before_commit: rank 0 calls it in the writing thread before the checkpoint is committed. An exception prevents
-            the commit.
-        committed: rank 0 calls it in the writing thread after the checkpoint is committed.
+        config: all options of the training, for the manifest.
+        timeout_s: seconds that rank 0 waits for the files of the other ranks.
+        before_commit: rank 0 calls it in the writing thread before each commit. An exception prevents the commit.
+        committed: rank 0 calls it in the writing thread after each commit.
     """
 
     def __init__(
@@ -71,7 +73,14 @@ class Saver:
         self._pending: Future[None] | None = None
 
     def save(self, engine: Any, step: int, client_state: dict[str, Any], score: float | None) -> None:
-        """Start a checkpoint. All ranks must call it. Raise the error of the previous checkpoint if that failed."""
+        """Start a checkpoint. All ranks must call it. Raise the error of the previous checkpoint if it failed.
+
+        Args:
+            engine: the DeepSpeed engine whose state is saved.
+            step: number of global steps done.
+            client_state: further state that is saved with the engine's.
+            score: held-out loss after this step; None if the step was not evaluated.
+        """
         begun = time.perf_counter()
         self.wait()
         files = self._snapshot.take(engine, client_state)
@@ -85,7 +94,7 @@ class Saver:
             pending.result()
 
     def check(self) -> None:
-        """Raise the error of the last checkpoint if it failed, without waiting."""
+        """Raise the error of the last checkpoint if it has already failed. Do not wait for it."""
         if self._pending and self._pending.done():
             self.wait()
 
@@ -93,7 +102,8 @@ class Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        """Wait for the pending checkpoint, unless ranks may be lost: without their files it would never be complete."""
+        """Wait for the pending checkpoint, unless ranks may be lost. Without their files it would never be complete."""
+        # TrainingStopped is raised on all ranks together. After any other error, ranks may be lost.
         all_ranks_alive = kind is None or issubclass(kind, TrainingStopped)
         try:
             if all_ranks_alive:
@@ -104,6 +114,7 @@ class Saver:
     def _write(
         self, step: int, files: dict[str, Any], score: float | None, begun: float, blocked_s: float
     ) -> None:
+        """Write this rank's files. On rank 0, also wait for the files of the other ranks, and commit the checkpoint."""
         self._checkpoints.write_rank(step, self._rank, self._token, files)
         if self._rank:
             return

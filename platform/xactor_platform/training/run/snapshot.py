@@ -1,4 +1,4 @@
-"""Copy a training's state to host memory, from which a checkpoint is written while the training goes on."""
+"""Copy the state of a training to host memory. From there a checkpoint is written while the training goes on."""
 
 import copy
 import os
@@ -8,31 +8,37 @@ from typing import Any
 import torch
 
 TAG = "state"
-"""DeepSpeed's tag of a checkpoint, which is the name of the folder that DeepSpeed saves to."""
+"""DeepSpeed's tag of a checkpoint, which is the name of the subfolder that DeepSpeed saves to."""
 
 
 class HostSnapshot:
     """Act as DeepSpeed's checkpoint engine, and copy to host memory what DeepSpeed would write to files.
 
-    The memory is kept for the next snapshot, because touching new pages costs more than the copy. The host needs memory
-    for one copy of the rank's state. The memory is pinned if the state is on a GPU.
+    The memory is kept for the next snapshot, because the first use of newly allocated memory takes longer than the
+    copy. Each rank needs host memory for one copy of its state. The memory is pinned (page-locked) if the state is on a
+    GPU.
     """
 
     def __init__(self):
         self._root = ""
         self._files: dict[str, Any] = {}
-        # The keys are the name of a file and the number of a tensor in it.
+        # Copies of tensors. Each key is the name of a file and the number of the tensor in this file.
         self._buffers: dict[tuple[str, int], torch.Tensor] = {}
 
     def take(self, engine: Any, client_state: dict[str, Any]) -> dict[str, Any]:
-        """Return this rank's files of a checkpoint by name. The next snapshot overwrites them.
+        """Return the content of this rank's files of a checkpoint, by the name of the file.
 
-        All ranks must call it. The training may go on as soon as it returns.
+        All ranks must call it. The training may go on as soon as the call returns. The next snapshot overwrites the
+        content.
+
+        Args:
+            engine: the DeepSpeed engine whose state is copied.
+            client_state: further state that is saved with the engine's.
         """
         original_engine, engine.checkpoint_engine = engine.checkpoint_engine, self
         self._files = {}
         try:
-            # The folder is for two scripts, which DeepSpeed copies next to each checkpoint.
+            # The folder receives only two scripts, which DeepSpeed copies next to each checkpoint.
             with tempfile.TemporaryDirectory(prefix="xactor-snapshot-") as self._root:
                 engine.save_checkpoint(self._root, tag=TAG, client_state=client_state, save_latest=False)
         finally:
@@ -45,6 +51,7 @@ class HostSnapshot:
     # DeepSpeed calls the following methods of a checkpoint engine.
 
     def save(self, state_dict: Any, path: str) -> None:
+        """Copy what DeepSpeed would save to the file `path`."""
         name = os.path.relpath(path, self._root)
         self._tensor_number = 0
         self._files[name] = self._copy(state_dict, name, {})
@@ -72,8 +79,8 @@ class HostSnapshot:
 
         Args:
             thing: a tensor, a value, or a structure of these.
-            name: the file that it belongs to.
-            seen: copies by the id of their tensor, so that a tensor that occurs twice is copied once.
+            name: name of the file that `thing` belongs to.
+            seen: copies by the `id` of the original tensor, so that a tensor that occurs twice is copied once.
         """
         if isinstance(thing, torch.Tensor):
             if id(thing) not in seen:
@@ -90,6 +97,7 @@ class HostSnapshot:
         return copy.deepcopy(thing)
 
     def _copy_tensor(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        """Copy a tensor of the file `name` to the memory that the same tensor had in the previous snapshot."""
         self._tensor_number += 1
         buffer = self._buffers.get((name, self._tensor_number))
         if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):

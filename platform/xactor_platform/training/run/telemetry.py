@@ -10,7 +10,8 @@ from ray.util.metrics import Counter, Gauge
 
 PREFIX = "xactor_train_"
 
-# Name and help text of a metric by column of metrics.jsonl. Only rank 0 exports them, so that a run has few series.
+# Name and help text of a metric, by the column of metrics.jsonl that the metric shows. Only rank 0 exports these
+# metrics, so that a run has few time series.
 COLUMNS = {
     "step": ("step", "Global steps done"),
     "epoch": ("epoch", "Epoch of the data's cursor"),
@@ -29,13 +30,13 @@ COLUMNS = {
 
 
 class Telemetry:
-    """Export one rank's metrics.
+    """Export one rank's metrics to Prometheus.
 
-    Gauges show the last step, because a step may take longer than the time between two scrapes. When a rank ends, its
-    gauges end, which a panel shows as a gap; its counters stay.
+    The figures of a step are gauges, which keep the value of the last step, because a step may take longer than the
+    time between two scrapes. When a rank ends, its gauges end, and a panel shows a gap. Its counters stay.
 
     Args:
-        run: name of the run, the label of every metric.
+        run: name of the run, a label of every metric.
         rank: this rank.
         steps: number of global steps of the complete run.
     """
@@ -92,16 +93,22 @@ class Telemetry:
         self._frames.inc(row["frames"], self._run_tags)
 
     def bad(self, samples: int) -> None:
-        """Export the number of samples found bad on all ranks since they started. Rank 0 calls it."""
+        """Export the number of bad (unusable) samples of all ranks since the ranks started. Rank 0 calls it."""
         self._bad.set(samples)
 
     def checkpoint(self, seconds: float, blocked_s: float) -> None:
-        """Export that a checkpoint was finished. Rank 0 calls it."""
+        """Export the times of a checkpoint that was just finished. Rank 0 calls it.
+
+        Args:
+            seconds: seconds from the start of the checkpoint to its end.
+            blocked_s: seconds that the training waited for the checkpoint.
+        """
         self._save_s.set(seconds)
         self._blocked_s.set(blocked_s)
         self._saved.set(time.time())
 
     def _gauge(self, name: str, description: str, tags: dict[str, str]) -> Gauge:
+        """Return a gauge whose values have the labels `tags`."""
         gauge = Gauge(PREFIX + name, description, tuple(tags))
         gauge.set_default_tags(tags)
         return gauge

@@ -1,4 +1,4 @@
-"""Trace steps of a running training on request."""
+"""Trace steps of a running training with torch's profiler, on request."""
 
 import tempfile
 import time
@@ -14,13 +14,13 @@ ASK = "profile"
 
 TRACES = "traces"
 LOOK_S = 5.0
-"""Seconds between two looks for the file. In an object store each look costs a request."""
+"""Seconds between two looks for the file `profile`. In an object store each look costs a request."""
 
 STEPS = 3
-"""Number of steps in a trace if the file does not state one."""
+"""Number of steps in a trace if the file is empty."""
 
 MAX_STEPS = 50
-"""Maximum number of steps in a trace. The trace of one step of a large model has tens of MB."""
+"""Maximum number of steps in a trace. It is limited because one step of a large model takes tens of MB in a trace."""
 
 
 class TraceOnDemand:
@@ -31,7 +31,7 @@ class TraceOnDemand:
         echo 5 | aws s3 cp - s3://bucket/runs/paper-7b/profile
 
     The file is deleted, and `traces/step-<first>.json.gz` is written for https://ui.perfetto.dev or chrome://tracing.
-    The training is not restarted, and is not slower without the file.
+    `<first>` is the number of the first traced step. The training is not restarted. Without the file it is not slower.
     """
 
     def __init__(self, folder: RunFolder):
@@ -59,7 +59,7 @@ class TraceOnDemand:
                 self._begin(steps, number + 1)
 
     def close(self) -> None:
-        """Write the trace so far."""
+        """End the trace, if there is one, and write the steps so far to the run's folder."""
         if not self._profile:
             return
         finished, self._profile = self._profile, None
@@ -72,6 +72,7 @@ class TraceOnDemand:
         print(f"trace written: {self._folder.uri}/{name}", flush=True)
 
     def _begin(self, steps: int, first: int) -> None:
+        """Start a trace of `steps` steps. `first` is the number of its first step."""
         activities = [ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(ProfilerActivity.CUDA)
@@ -80,7 +81,10 @@ class TraceOnDemand:
         self._profile.start()
 
     def _requested_steps(self) -> int | None:
-        """Return the number of steps that the file asks for, None without a file. Report and delete an invalid file."""
+        """Return the number of steps that the file asks for, and delete the file.
+
+        Return None if there is no file, or if its content is invalid, which is reported.
+        """
         # No retries: if the file cannot be read now, the next look reads it.
         text = self._folder.read_text(ASK, storage_timeout_s=0)
         if text is None:
