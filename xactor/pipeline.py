@@ -108,8 +108,6 @@ class XActorPipeline(DiffusionPipeline):
     ) -> Iterator[np.ndarray]:
         """Yield each frame as soon as it is made: uint8 [S, S, 3], or the whole picture with `paste_back`.
 
-        Memory does not grow with the length of the audio.
-
         Args:
             portrait: The picture and the face in it.
             samples: The audio, float32 [N], mono, 16 kHz. It gives round(N / 640) frames.
@@ -126,10 +124,8 @@ class XActorPipeline(DiffusionPipeline):
         z = stream_motion(self.motion, audio, seed=seed, config=motion)  # [n, D]
         reference = renderer.reference(portrait.box.cut(portrait.picture, renderer.image_size))
         on_step = partial(_call_back, self, callback_on_step_end) if callback_on_step_end else None
-        lead_frames = config.lead_frames
-        for frame in renderer.render(
-            reference, z, seed=seed, config=config, lead_frames=lead_frames, on_step=on_step
-        ):
+        shown = {"seed": seed, "config": config, "lead_frames": config.lead_frames, "on_step": on_step}
+        for frame in renderer.render(reference, z, **shown):
             yield portrait.box.paste(portrait.picture, frame) if paste_back else frame
 
     def __call__(

@@ -1,9 +1,9 @@
 """Report how well portraits act speech: read lip openings from generated videos and compare them with the true clips.
 
 Of each clip's first second, the frame with the most closed lips is animated by the clip's sound, and once more by the
-sound shifted by half a clip. A landmark model, the same as in curation, reads the lip opening from these videos and from
-the true clip. All are compared with the truth, the lip opening in the clip's control track. The correlation of the true
-clip's reading with the truth is the upper bound of what generated lips can reach.
+sound shifted by half a clip. A landmark model, the same as in curation, reads the lip opening from these videos and
+from the true clip. All are compared with the truth, the lip opening in the clip's control track. The correlation of the
+true clip's reading with the truth is the upper bound of what generated lips can reach.
 """
 
 import json
