@@ -29,7 +29,8 @@ def measure(storage: str, *, width: int, layers: int, rounds: int, steps: int) -
 
     Args:
         storage: Folder or URI for the checkpoints.
-        width: Width of the linear layers. A float32 parameter has 16 bytes of state.
+        width: Width of the linear layers. A checkpoint has about 16 bytes for each parameter: the weight, DeepSpeed's
+            copy and two moments of Adam.
         layers: Number of linear layers.
         rounds: Number of rounds. Each round saves in all three ways. One more round warms up and is not counted.
         steps: Number of training steps that are timed without a save in progress, and again during a save.

@@ -306,7 +306,7 @@ def memory_bandwidth() -> float:
 
 
 def measure_length(size: str, *, minutes: int, steps: int) -> dict[str, Any]:
-    """Compare the time of a chunk and the memory in the last minute of a long stream with those in a second minute.
+    """Compare the last minute of a long stream with a stream's second minute: the time of a chunk, and the memory.
 
     The first minute fills the context. A machine's speed changes over an hour. Therefore the last minute of the long
     stream and the second minute of a new stream are both timed at the end, chunk by chunk in turn. The memory is that

@@ -17,7 +17,7 @@ from xactor_platform.training.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
-    *("--train.steps", "4", "--train.micro-batches", "2"),
+    *("--scale.ranks", "1", "--train.steps", "4", "--train.micro-batches", "2"),
     *("--train.budget-frames", "96", "--train.warmup-steps", "1"),
     *("--model.hidden", "32", "--model.heads", "2", "--model.kv-heads", "1", "--model.layers", "2"),
     *("--model.mlp", "48", "--model.chunk-frames", "8", "--model.context-frames", "48"),

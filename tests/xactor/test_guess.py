@@ -83,12 +83,12 @@ def test_the_guess_learns_to_move_a_mark_and_to_open_a_hole():
         return (bars - 1.5 * hole).expand(-1, 3, 32, 32)
 
     errors = []
-    for _ in range(150):
-        place, dark = 6 * torch.rand(16, generator=generator), torch.rand(16, generator=generator)
-        nothing = torch.zeros(16)
+    for _ in range(120):
+        place, dark = 6 * torch.rand(6, generator=generator), torch.rand(6, generator=generator)
+        nothing = torch.zeros(6)
         change = torch.stack([place / 4, 2 * dark, nothing, nothing], dim=1)
         still, want = pictures(nothing, nothing), pictures(place, dark)
-        error = (network(still, mean_landmarks(16), change) - want).abs().mean()
+        error = (network(still, mean_landmarks(6), change) - want).abs().mean()
         errors.append(float(error.detach() / (still - want).abs().mean()))
         optimizer.zero_grad()
         error.backward()

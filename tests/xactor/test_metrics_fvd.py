@@ -256,7 +256,7 @@ def test_fvd_notes_the_number_of_windows_and_whether_it_is_too_small():
     assert score.note == "windows: 450 generated, 500 true"
     few = fvd(sides[2], sides[0])
     assert few.count == 12
-    assert "so few span 11 of 400 dimensions" in few.note
+    assert "so few windows span only 11 of 400 dimensions" in few.note
     assert few.value > score.value
     assert score.value > 400 * 0.5**2
 

@@ -134,25 +134,27 @@ def test_an_encoder_learns_the_controls_of_a_mirrored_clip():
     objective = RenderObjective(
         **vars(small_components()), config=ObjectiveConfig(motion_weight=0.0, kl_weight=0)
     )
+    # The guess costs most of the time, and learns nothing here.
+    objective.unet.requires_grad_(False)
     optimizer = torch.optim.Adam(objective.motion_encoder.parameters(), 3e-3)
     generator = torch.Generator().manual_seed(0)
     errors = []
-    for step in range(120):
-        place = torch.rand(8, 5, generator=generator) * 2 - 1
-        bar = (torch.linspace(-2, 2, 32) - place[..., None]).abs() < 0.5  # [8, 5, 32]
-        pictures = (bar[:, :, None, :, None] * 200).expand(8, 5, 32, 32, 3).to(torch.uint8)
-        controls = torch.zeros(8, 5, 57)
+    for step in range(60):
+        place = torch.rand(8, 3, generator=generator) * 2 - 1
+        bar = (torch.linspace(-2, 2, 32) - place[..., None]).abs() < 0.5  # [8, 3, 32]
+        pictures = (bar[:, :, None, :, None] * 200).expand(8, 3, 32, 32, 3).to(torch.uint8)
+        controls = torch.zeros(8, 3, 57)
         controls[..., INDEX["headX"]] = 0.06 * place
         seeds = [(step, i) for i in range(8)]
         tracks = FaceTracks(controls=controls)
-        loss = objective(pictures[:, 1:], pictures[:, 0], torch.ones(8), seeds, "motion", tracks) / 32
+        loss = objective(pictures[:, 1:], pictures[:, 0], torch.ones(8), seeds, "motion", tracks) / 16
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         errors.append(float(loss.detach()))
     # The variance of a unit square in -1..1 is 1/3, over the 57 controls that share a latent.
     assert np.mean(errors[:5]) > 0.8 / 3 / 57
-    assert np.mean(errors[-20:]) < 0.35 * np.mean(errors[:5])
+    assert np.mean(errors[-10:]) < 0.35 * np.mean(errors[:5])
 
 
 def test_a_guess_learns_how_controls_move_landmarks_of_mirrored_clips():
@@ -161,6 +163,8 @@ def test_a_guess_learns_how_controls_move_landmarks_of_mirrored_clips():
     config = ObjectiveConfig(motion_weight=0.0, controls_weight=0.0, kl_weight=0)
     objective = RenderObjective(**vars(small_components()), config=config)
     network = objective.unet.guess_network
+    objective.requires_grad_(False)
+    network.displace.requires_grad_(True)
     optimizer = torch.optim.Adam(network.displace.parameters(), 1e-2)
     generator = torch.Generator().manual_seed(0)
     pictures = torch.zeros(4, 2, 32, 32, 3, dtype=torch.uint8)
@@ -168,7 +172,7 @@ def test_a_guess_learns_how_controls_move_landmarks_of_mirrored_clips():
         torch.from_numpy(ring) for ring in LIDS
     )  # in the picture, so the person's right eye is first
     closed = {"eyeBlinkRight": left, "eyeBlinkLeft": right}
-    for step in range(150):
+    for step in range(100):
         controls = torch.zeros(4, 3, 57)
         landmarks = torch.from_numpy(MEAN_LANDMARKS).repeat(4, 3, 1, 1)
         for name, lids in closed.items():

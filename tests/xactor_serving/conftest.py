@@ -44,3 +44,11 @@ def service(serving, model) -> Iterator[Service]:
     limits = {"max_seconds": 20, "upload_timeout_s": 5, "idle_timeout_s": 5, "max_videos": 8}
     yield run(serving, model, "plain", render_replicas=2, limits=limits)
     delete("plain")
+
+
+@pytest.fixture(scope="package")
+def locked(serving, model) -> Iterator[Service]:
+    """Start a service that needs a key, and makes one video at a time for each key."""
+    limits = {"max_videos_per_key": 1, "idle_timeout_s": 5}
+    yield run(serving, model, "locked", keys="sesame, open", limits=limits)
+    delete("locked")

@@ -36,7 +36,7 @@ def while_loaded(service: Service, face: bytes, act: Callable[[], None]) -> list
 
     def ask(seed: int) -> requests.Response:
         options = {**FAST, "motion_steps": 12}
-        return service.post(image=face, audio=wav(6), seed=str(seed), stream_response=True, **options)
+        return service.post(image=face, audio=wav(4), seed=str(seed), stream_response=True, **options)
 
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(ask, seed) for seed in range(3)]
@@ -55,7 +55,7 @@ def test_work_of_a_killed_replica_is_retried(service, face, tmp_path, kind):
     for seed, answer in enumerate(answers):
         assert answer.status_code == 200
         made = frames(answer.content, tmp_path)
-        assert len(made) == 150, seed
+        assert len(made) == 100, seed
     wait_for_replicas(service, kind)
 
 
@@ -107,7 +107,7 @@ def test_new_weights_drop_no_request(serving, face, tmp_path, tmp_path_factory):
         answers = while_loaded(updated, face, replace_model)
         for answer in answers:
             assert answer.status_code == 200
-            assert len(frames(answer.content, tmp_path)) == 150
+            assert len(frames(answer.content, tmp_path)) == 100
         after = updated.post(**asked).content
         distance = [
             abs(a.astype(int) - b).mean()

@@ -178,7 +178,10 @@ def fvd(made: VideoStatistics, true: VideoStatistics) -> Score:
     fewest = min(made.count, true.count)
     note = f"windows: {made.count} generated, {true.count} true"
     if fewest <= CLASSES:
-        note += f"; so few span {fewest - 1} of {CLASSES} dimensions: compare only with values of the same numbers"
+        note += (
+            f"; so few windows span only {fewest - 1} of {CLASSES} dimensions: compare only with FVDs of the same "
+            "numbers of windows"
+        )
     return Score(value=value, count=fewest, weights=made.weights, note=note)
 
 

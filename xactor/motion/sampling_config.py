@@ -25,7 +25,9 @@ class SamplingConfig:
     """Number of frames that are denoised together: one of the model's chunk_lengths. None: the model's chunk_frames.
     Shorter chunks need less audio ahead of time."""
     history: History = "linear"
-    """Noise schedule of the history, the frames before a chunk: see `history_levels`. The paper uses `linear`."""
+    """Noise schedule of the history, the frames before a chunk. `linear`, the paper's, falls from pure noise at the far
+    end of the context to clean next to the chunk. `vanilla` is history_level for all frames. `fractional` is a
+    staircase of four levels."""
     history_level: int = 0
     """Noise level of all history frames with `history="vanilla"`, 0..1000. 0 is clean."""
     groups: int = 1
@@ -49,6 +51,6 @@ class SamplingConfig:
         if not 0 <= self.history_level <= MAX_LEVEL:
             raise ValueError(f"history_level must be within 0..{MAX_LEVEL}, got {self.history_level}")
         if not 1 <= self.groups <= self.steps:
-            raise ValueError(f"groups must be within 1..steps, {self.steps}, got {self.groups}")
+            raise ValueError(f"groups must be within 1..{self.steps} (steps), got {self.groups}")
         if self.group_delay is not None and not 1 <= self.group_delay <= self.steps:
-            raise ValueError(f"group_delay must be within 1..steps, {self.steps}, got {self.group_delay}")
+            raise ValueError(f"group_delay must be within 1..{self.steps} (steps), got {self.group_delay}")

@@ -46,16 +46,18 @@ class RendererUNet(UNetMotionModel):
     starts from the loaded UNet, whose self-attention also sees the reference.
 
     Ours: the UNet can also see a guess of the frames: the portrait, moved by `guess_network`. The weights of that input
-    start at zero too. A UNet from random weights outputs a correction of the guess; see `predict`.
+    start at zero too. With `guess_spread`, the UNet outputs only a correction of the guess; see
+    `xactor.render.prediction.predict`.
 
     Args:
         latent_dim: Width of z.
         motion_tokens: Number of tokens into which z is mapped, a square number.
         cross_attention_dim: Width of the motion tokens.
-        locality: Initial strength of `Locality`, which weakens attention to places that are far away, in the first
-            head. It applies to the frame, the reference and the grid of motion tokens. None means attention without
-            it, as in published weights. Ours, after ALiBi's slopes: without it, training from random weights takes
-            thousands of steps until the UNet uses the reference.
+        locality: Initial strength of `Locality` in the first head; each further head starts at an eighth of the
+            previous one. Locality weakens attention to places that are far away. It applies to the frame, the
+            reference and the grid of motion tokens. None means attention without it, as in published weights. Ours,
+            after ALiBi's slopes: without it, training from random weights takes thousands of steps until the UNet uses
+            the reference.
         guess_channels: Channels of the guess network's three levels. None means that the UNet sees no guess: published
             weights were trained without a guess.
         guess_spread: RMS difference between the latents of a frame and of its guess, if the UNet outputs a correction

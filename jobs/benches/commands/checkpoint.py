@@ -18,7 +18,7 @@ class BenchCheckpoint:
     """
 
     width: int = 2048
-    """Width of the linear layers, at least 1. A float32 parameter has 16 bytes of state."""
+    """Width of the linear layers, at least 1. A checkpoint has about 16 bytes for each parameter."""
     layers: int = 17
     """Number of linear layers, at least 1. The defaults make a state of 1.1 GB."""
     rounds: int = 4

@@ -76,7 +76,8 @@ class Puppet:
         turn = float(np.arctan2(face.matrix[0, 2], face.matrix[2, 2]))
         if abs(turn) > MAX_TURN:
             raise ValueError(
-                f"the head is turned by {np.degrees(abs(turn)):.0f} degrees, at most {np.degrees(MAX_TURN):.0f}"
+                f"the head must be turned by at most {np.degrees(MAX_TURN):.0f} degrees, "
+                f"got {np.degrees(abs(turn)):.0f}"
             )
         self.size_px = size_px
         canvas, points = _upright(still, face.points[:, :2])
@@ -162,7 +163,7 @@ class Puppet:
         self._gap = float((self._lips[2] - self._lips[1]).max())
         if self._gap > MAX_OPEN:
             raise ValueError(
-                f"the mouth is open by {self._gap:.0f} units of a face 94 units wide, at most {MAX_OPEN:g}"
+                f"the mouth must be open by at most {MAX_OPEN:g} units (a face is 94 units wide), got {self._gap:.0f}"
             )
         self._nose_y, self._chin_y = float(p[_NOSE][1]), float(p[_CHIN][1])
 
@@ -199,7 +200,9 @@ class Puppet:
     def _move_lids(
         self, x: np.ndarray, y: np.ndarray, control: dict[str, float]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Move the upper lids over the eyes, and turn the eyes by glances. Return the source x and y of each pixel.
+        """Move the upper lids over the eyes, and turn the eyes sideways by the eyeLook controls.
+
+        Return the source x and y of each pixel.
 
         `x` and `y` are the source places after earlier warps, [h, w] each.
         """
@@ -217,6 +220,7 @@ class Puppet:
             lid = inside & (y > crease) & (y <= edge)
             stretched = crease + (y - crease) * (up - crease) / np.maximum(edge - crease, 0.5)
             out_y = np.where(lid, stretched, out_y)
+            # If the lid is lifted above its resting edge, the eyeball is stretched upwards to fill the place.
             ball = inside & (y > edge) & (y < low)
             lifted = np.minimum(edge, up)
             out_y = np.where(
@@ -354,7 +358,7 @@ def _upright(still: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndar
     tilt = float(np.arctan2(*(left - right)[::-1]))
     if abs(tilt) > MAX_TILT:
         raise ValueError(
-            f"the head is tilted by {np.degrees(abs(tilt)):.0f} degrees, at most {np.degrees(MAX_TILT):.0f}"
+            f"the head must be tilted by at most {np.degrees(MAX_TILT):.0f} degrees, got {np.degrees(abs(tilt)):.0f}"
         )
     turn = cv2.getRotationMatrix2D(tuple(map(float, points.mean(0))), float(np.degrees(tilt)), 1.0)
     side = len(still)

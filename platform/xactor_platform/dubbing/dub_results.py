@@ -13,6 +13,7 @@ from xactor_platform.storage.location import Location
 RESULTS = "results.jsonl"
 # Names of metrics.
 ROWS, VIDEO_SECONDS = "xactor_dub_rows_total", "xactor_dub_video_seconds_total"
+# Names of the stages, in the order of the bill. `look` reads a row's files and finds its video if it already exists.
 STAGES = ("look", "decode", "motion", "render", "encode", "write")
 # Number of finished rows between two writes of results.jsonl. Each write replaces the whole file, because object stores
 # cannot append.
@@ -59,7 +60,7 @@ class DubResult:
 
 
 def dub_tally(rows: int) -> Tally:
-    """Return an empty tally, which counts the work of a run over the given number of rows in seconds of video."""
+    """Return an empty tally for a run of this many rows. It measures work in seconds of video."""
     return Tally(
         total=rows,
         stages=STAGES,

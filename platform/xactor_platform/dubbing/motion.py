@@ -23,8 +23,9 @@ from xactor_platform.dubbing.messages import Portrait, Segment, SegmentFile, seg
 from xactor_platform.dubbing.segments import spans
 from xactor_platform.storage.location import Location
 
-# Latents of a video with several segments, with those of the silence before the sound. A later run renders the missing
-# segments from them, so that they fit the finished ones.
+# File with all motion latents of a video that has several segments, including those of the silence that is put before
+# the sound (`RenderConfig.lead_frames`). A later run renders missing segments from this file, so that they fit the
+# finished ones.
 MOTION_FILE = "latents.npy"
 # Frames that a stream may run ahead of its player. No player waits in a bulk run.
 _NO_LIMIT = 10**9
@@ -94,7 +95,8 @@ class Perform(DubStage, BatchStage):
 
         Args:
             message: The video.
-            z: Its latents after those of the silence before the sound, [L + T, D].
+            z: Motion latents, [L + T, D]: first L for the silence that is put before the sound, then T for the video's
+                frames.
         """
         dub, rendering = message.dub, message.dub.row.options.rendering()
         video = z[rendering.lead_frames :]  # [T, D]

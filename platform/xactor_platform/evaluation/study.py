@@ -2,14 +2,15 @@
 
 A blinded name does not tell which method made the video. Method and example of each video are in the key.
 
-Paper 4.2: 21 participants saw 10 examples of the cross-driven setting. Each example was a randomised set with one video
+Paper 4.2: 21 participants saw 10 examples of the cross-driven setting, in which
+portrait and sound come from different sources. Each example was a randomised set with one video
 of each method. The participants chose the best video by lip sync, motion diversity, emotion alignment and video
 quality. In Table 1 a method's figure is its share of all choices, so each of these four columns sums to 1.
 
 The paper does not say how it worded the questions, how it chose the ten examples, or whether all raters saw the same
 order. Ours: the questions below, ten examples drawn by the seed, and a different order for every rater.
 
-The paper also does not say whether a rater could skip a question. Its shares come from 201, 205, 200 and 201 choices,
+The paper also does not say whether a rater could skip a question. Its shares fit 201, 205, 200 and 201 choices,
 while 21 raters with 10 examples would give 210. Ours: nobody can skip, so that all raters have the same weight.
 """
 
@@ -160,7 +161,8 @@ def _draw(methods: Mapping[str, Path], examples: int, seed: int) -> list[str]:
     common = common_examples(methods)
     if not 1 <= examples <= len(common):
         raise ValueError(
-            f"examples must be within 1..{len(common)}, of which every method has a video, got {examples}"
+            f"examples must be within 1..{len(common)}, the number of ids for which every method has a video, "
+            f"got {examples}"
         )
     return np.random.default_rng([seed, 1]).permutation(common)[:examples].tolist()
 

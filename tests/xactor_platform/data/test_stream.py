@@ -256,14 +256,20 @@ class TestOnRay:
 
     @pytest.fixture
     def hold_cpus(self):
-        """Return a function that takes all free CPUs but `leave`. Processes of earlier tests may still hold some."""
+        """Return a function that takes all free CPUs but `leave`.
+
+        Processes of earlier tests may hold some, for ever or until they have ended.
+        """
         groups = []
 
         def hold(leave):
-            deadline = time.monotonic() + 30
-            while ray.available_resources().get("CPU", 0.0) < 4 and time.monotonic() < deadline:
+            free, since = 0.0, time.monotonic()
+            while time.monotonic() - since < 3:
                 time.sleep(0.2)
-            for _ in range(int(ray.available_resources().get("CPU", 0.0)) - leave):
+                before, free = free, ray.available_resources().get("CPU", 0.0)
+                if free != before:
+                    since = time.monotonic()
+            for _ in range(int(free) - leave):
                 groups.append(placement_group([{"CPU": 1}]))
                 assert groups[-1].wait(30)
 

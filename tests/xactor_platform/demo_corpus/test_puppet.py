@@ -99,11 +99,13 @@ def test_stills_that_cannot_be_animated_are_named(still, face):
         Puppet(still[:300], face)
     turned = face.matrix.copy()
     turned[0, 2], turned[2, 2] = np.sin(0.6), np.cos(0.6)
-    with pytest.raises(ValueError, match="the head is turned by 34 degrees, at most 23"):
+    with pytest.raises(ValueError, match="the head must be turned by at most 23 degrees, got 34"):
         Puppet(still, replace(face, matrix=turned))
     points = face.points.copy()
     points[[14, 87, 317, 17], 1] += 60
-    with pytest.raises(ValueError, match="the mouth is open by .* units of a face 94 units wide, at most 9"):
+    with pytest.raises(
+        ValueError, match="the mouth must be open by at most 9 units .a face is 94 units wide., got"
+    ):
         Puppet(still, replace(face, points=points))
 
 

@@ -125,7 +125,10 @@ def test_bad_arguments_are_named(methods, tmp_path):
         {"../xactor": methods["xactor"], "sonic": methods["sonic"]},
     )
     fails("nowhere: no such folder, of the method memo", {**methods, "memo": tmp_path / "nowhere"})
-    fails(r"examples must be within 1\.\.2, of which every method has a video, got 3", examples=3)
+    fails(
+        r"examples must be within 1\.\.2, the number of ids for which every method has a video, got 3",
+        examples=3,
+    )
     fails("raters must be >= 1, got 0", raters=0)
     fails("seed must be >= 0, got -1", seed=-1)
     fails("the key must be outside of the page's folder", key=tmp_path / "page" / "videos" / "key.json")

@@ -20,6 +20,7 @@ from xactor_platform.data.plan import Cursor, planned_steps
 from xactor_platform.training.averages import Averages
 from xactor_platform.training.launch import train
 from xactor_platform.training.run.folder import RunFolder
+from xactor_platform.training.run.run_log import last_attempts
 from xactor_platform.training.stage1 import Stage1, build_objective
 from xactor_platform.training.stage1_config import (
     RendererConfig,
@@ -245,12 +246,15 @@ def test_a_resumed_run_equals_the_uninterrupted_one(whole_run, half_a_run, video
 
 
 @pytest.mark.cluster
-def test_one_rank_continues_a_run_of_two(whole_run, half_a_run, videos, tmp_path):
+def test_one_rank_continues_a_run_of_two(whole_run, videos, tmp_path):
     """Resume from a checkpoint of two ranks within a phase, when some parameters never had a gradient."""
     storage, _ = whole_run
-    shutil.copytree(half_a_run, tmp_path / "one")
+    shutil.copytree(storage / "whole", tmp_path / "one")
+    shutil.rmtree(tmp_path / "one" / f"checkpoint-{STEPS:08d}")
     train(config_of(videos, tmp_path, "one", ranks=1))
-    for one, two in zip(rows(tmp_path, "one"), rows(storage, "whole"), strict=True):
+    run = rows(tmp_path, "one")
+    assert [r["step"] for r in run if r["attempt"] == 2] == list(range(2 * EVERY + 1, STEPS + 1))
+    for one, two in zip(last_attempts(run, STEPS), rows(storage, "whole"), strict=True):
         assert (one["frames"], one["phase"], one["lr"]) == (two["frames"], two["phase"], two["lr"])
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-2)

@@ -87,31 +87,30 @@ def test_every_sample_is_trained_on_once_an_epoch(whole_run, shards):
 @pytest.mark.cluster
 def test_a_run_continues_with_other_ranks_and_skips_a_corrupt_checkpoint(whole_run, shards, tmp_path):
     storage, _ = whole_run
-    last, options = 24, {"checkpoint_every": 4, "keep_best": 0}
-    train(config_of(shards, tmp_path, "parts", steps=8, **options))
-    newest = tmp_path / "parts" / "checkpoint-00000008"
-    part = next(newest.rglob("*optim_states.pt"))
+    run_folder = tmp_path / "parts"
+    shutil.copytree(storage / "whole", run_folder)
+    shutil.rmtree(run_folder / f"checkpoint-{STEPS:08d}")
+    part = next((run_folder / "checkpoint-00000048").rglob("*optim_states.pt"))
     data = bytearray(part.read_bytes())
     data[len(data) // 2] ^= 1
     part.write_bytes(data)
-    train(config_of(shards, tmp_path, "parts", scale={"ranks": 1}, steps=10, **options))
-    train(config_of(shards, tmp_path, "parts", scale={"ranks": 2}, steps=last, **options))
+    train(config_of(shards, tmp_path, "parts", scale={"ranks": 1}, steps=40))
+    train(config_of(shards, tmp_path, "parts", scale={"ranks": 2}))
     run = rows(tmp_path, "parts")
     assert [(r["step"], r["attempt"]) for r in run] == [
-        *((s, 1) for s in range(1, 9)),
-        *((s, 2) for s in range(5, 11)),
-        *((s, 3) for s in range(11, last + 1)),
+        *((s, 1) for s in range(1, STEPS + 1)),
+        *((s, 2) for s in range(37, 41)),
+        *((s, 3) for s in range(41, STEPS + 1)),
     ]
-    expected, got = rows(storage, "whole")[:last], last_attempts(run, last)
+    expected, got = rows(storage, "whole"), last_attempts(run, STEPS)
     for one, two in zip(got, expected, strict=True):
         assert one["frames"] == two["frames"]
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)
     assert got[-1]["held_out_loss"] == pytest.approx(expected[-1]["held_out_loss"], rel=1e-4)
-    whole = trained_on(storage, "whole")
-    assert trained_on(tmp_path, "parts") == {step: whole[step] for step in range(1, last + 1)}
-    kept = sorted(p.name for p in (tmp_path / "parts").glob("checkpoint-*"))
-    assert kept == [f"checkpoint-{step:08d}" for step in (16, 20, 24)]
+    assert trained_on(tmp_path, "parts") == trained_on(storage, "whole")
+    kept = sorted(p.name for p in run_folder.glob("checkpoint-*"))
+    assert kept == [f"checkpoint-{step:08d}" for step in (40, 48, 60)]
 
 
 @pytest.mark.cluster
@@ -154,7 +153,7 @@ def test_a_run_without_steps_left_is_exported(whole_run, shards, tmp_path):
     exported = tmp_path / "run" / "export" / "motion" / "model.safetensors"
     wanted = exported.read_bytes()
     shutil.rmtree(tmp_path / "run" / "export")
-    assert train(config_of(shards, tmp_path, "run")).stopped is None
+    assert train(config_of(shards, tmp_path, "run", scale={"ranks": 1})).stopped is None
     assert exported.read_bytes() == wanted
 
 
