@@ -29,7 +29,8 @@ from _steps import Step, Steps
 from xactor.media import read_frames
 from xactor.options import PAPER, Quality
 from xactor_platform.cluster.local import LocalCluster, local_cluster
-from xactor_platform.data.index import LANDMARKS, load_index
+from xactor_platform.data.index import LANDMARKS
+from xactor_platform.data.index_file import load_index
 from xactor_platform.evaluation.render_report import sheet
 
 DEMO = _checkout.CHECKOUT / "demo"

@@ -14,7 +14,7 @@ import sys
 import tyro
 
 from xactor.command_line import print_now, run_command
-from xactor_platform.data.index import load_index
+from xactor_platform.data.index_file import load_index
 from xactor_platform.evaluation.sync_report import report_sync
 from xactor_platform.evaluation.syncnet_training import SyncNetTraining, read_clips, train_syncnet
 

@@ -29,7 +29,7 @@ from xactor_platform.curation.scan import Scan, pieces_of
 from xactor_platform.curation.track import Track
 from xactor_platform.curation.video_files import list_videos
 from xactor_platform.curation.write import Write
-from xactor_platform.data.index import load_index
+from xactor_platform.data.index_file import load_index
 from xactor_platform.precompute.shard_encoder import ShardEncoder, ShardJob
 from xactor_platform.storage.location import Location
 

@@ -19,7 +19,8 @@ from webdataset.compat import WebDataset
 from xactor.rates import FPS
 
 from xactor_platform.data.batch import Arena, LatentReader
-from xactor_platform.data.index import Index, load_index
+from xactor_platform.data.index import Index
+from xactor_platform.data.index_file import load_index
 from xactor_platform.data.plan import Cursor, PlanConfig, plan_epoch
 from xactor_platform.data.shards import ShardWriter
 from xactor_platform.data.stream import PlannedStream

@@ -16,7 +16,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from xactor.motion import DiffusionForcing, ForcingBatch, draw
 from benches.data import AUDIO_WIDTH, LATENT_WIDTH, write_synthetic
-from xactor_platform.data.index import CorpusShape, load_index
+from xactor_platform.data.index import CorpusShape
+from xactor_platform.data.index_file import load_index
 from xactor_platform.data.plan import Cursor, planned_steps
 from xactor_platform.data.stream import PlannedStream
 from xactor_platform.training import stage2

@@ -15,7 +15,7 @@ from talkers import Talker
 from xactor.media import write_video
 from xactor.render import MotionEncoder
 from xactor_platform.cluster.local import LocalCluster
-from xactor_platform.data.index import load_index
+from xactor_platform.data.index_file import load_index
 
 ROOT = Path(__file__).resolve().parents[2]
 # Ray's processes report every 10 s.

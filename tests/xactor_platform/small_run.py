@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from xactor_platform.data.index import load_index
+from xactor_platform.data.index_file import load_index
 from xactor_platform.data.shards import ShardWriter
 from xactor_platform.training.run.folder import RunFolder
 from xactor_platform.training.stage2_config import LatentDataConfig, MotionConfig, Stage2Config, tiny

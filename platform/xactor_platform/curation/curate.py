@@ -32,7 +32,7 @@ from xactor_platform.curation.scan import Scan
 from xactor_platform.curation.track import Track
 from xactor_platform.curation.video_progress import PROGRESS_FOLDER, VideoProgress
 from xactor_platform.curation.write import Write
-from xactor_platform.data.index import load_index
+from xactor_platform.data.index_file import load_index
 from xactor_platform.storage.location import Location, check_output
 
 # File with the time that the run spent and the work that it did.

@@ -14,8 +14,8 @@ _MAX_NAMES = 5
 def fingerprint(index: Index) -> dict[str, str]:
     """Return a digest of each shard, by the name of the shard.
 
-    The digest covers the shard's size in bytes, and the keys and lengths of its samples in order. If the keys or
-    lengths change, a training step no longer gets the same data.
+    The digest covers the shard's size in bytes, and the keys, lengths and checksums of its samples in order. If they
+    change, a training step no longer gets the same data.
     """
     order = np.argsort(index.shard, kind="stable")
     # Rows of shard i are order[edges[i] : edges[i + 1]].
@@ -23,7 +23,7 @@ def fingerprint(index: Index) -> dict[str, str]:
     digests = {}
     for number, name in enumerate(index.shard_names):
         rows = order[edges[number] : edges[number + 1]]
-        samples = [f"{index.key[row]} {index.frames[row]}" for row in rows]
+        samples = [f"{index.key[row]} {index.frames[row]} {index.digest[row]}" for row in rows]
         content = "\n".join([str(index.shard_sizes[number]), *samples])
         digests[name] = hashlib.sha256(content.encode()).hexdigest()[:16]
     return digests

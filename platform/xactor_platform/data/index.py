@@ -4,24 +4,19 @@ A shard is a WebDataset tar. A sample is here all files of one clip, and each of
 """
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from xactor_platform.data.scan import ScannedSample, ShardScan, scan_shard
+from xactor_platform.data.shard_names import is_held_out
 from xactor_platform.storage.location import Location
 from xactor_platform.storage.retries import with_retries
 
-INDEX_NAME = "index.parquet"
-VERSION = 1
 # Maximum number of shards that are scanned concurrently.
 SCAN_THREADS = 32
 CONTROLS = "controls.npy"
@@ -30,12 +25,6 @@ LANDMARKS = "landmarks.npy"
 """Member with K landmarks in each of 8 frames of a clip, float32 [8, K, 2]; see `xactor.faces.landmarks`."""
 LatentSource = Literal["encoder", "controls"]
 """Source of motion latents: a motion encoder applied to the pictures, or the fixed embedding of control tracks."""
-# Beginnings of the names of held-out shards, which are not used for training.
-HELD_OUT = ("test-", "val-")
-# Number of bad samples that a message names.
-NAMED_IN_ERRORS = 5
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -111,6 +100,9 @@ class Index:
     """Speaker of each sample, object (str). Empty if unknown."""
     sync_confidence: np.ndarray
     """SyncNet's confidence that lips and sound are in sync, float32. NaN if unknown."""
+    digest: np.ndarray
+    """Checksum of each sample's json and of the first bytes of its other members, uint32. It tells whether a sample of
+    the same name and size has other content."""
     offset: Mapping[str, np.ndarray]
     """First byte of each member in its shard, int64. -1 if the sample lacks an optional member."""
     length: Mapping[str, np.ndarray]
@@ -136,7 +128,7 @@ class Index:
 
     def subset(self, mask: np.ndarray) -> "Index":
         """Return an index of the rows that a boolean mask or an array of row numbers selects."""
-        columns = ("key", "shard", "frames", "speaker", "sync_confidence")
+        columns = ("key", "shard", "frames", "speaker", "sync_confidence", "digest")
         groups = ("offset", "length", "header")
         return replace(
             self,
@@ -152,7 +144,7 @@ class Index:
         return self.subset(~self._is_held_out())
 
     def held_out(self) -> "Index":
-        """Return the samples of shards whose name starts with `test-` or `val-`."""
+        """Return the samples of held-out shards; see `xactor_platform.data.shard_names.is_held_out`."""
         return self.subset(self._is_held_out())
 
     def having(self, member: str) -> int:
@@ -160,7 +152,7 @@ class Index:
         return int((self.offset[member] >= 0).sum()) if member in self.offset else 0
 
     def _is_held_out(self) -> np.ndarray:
-        return np.array([name.startswith(HELD_OUT) for name in self.shard_names])[self.shard]
+        return np.array([is_held_out(name) for name in self.shard_names])[self.shard]
 
     def read(self, row: int, member: str) -> bytes:
         """Return the bytes of one member, such as `mp4`. Raise KeyError if the sample does not have the member."""
@@ -178,39 +170,6 @@ class Index:
     def read_meta(self, row: int) -> dict[str, Any]:
         """Return the parsed content of a sample's json member."""
         return json.loads(self.read(row, "json"))
-
-
-def load_index(location: str, *, max_bad_fraction: float = 0.0) -> Index:
-    """Return the index of a folder of shards. Build it, and store it in the folder, if it is missing or stale.
-
-    A stored index is stale if the names or sizes of the shards have changed. If the folder cannot be written to, the
-    index is built each time, with a warning in the log.
-
-    Args:
-        location: URI or path of the folder.
-        max_bad_fraction: maximum fraction of unusable samples, 0..1. They are left out and listed in `Index.bad`.
-
-    Raises:
-        FileNotFoundError: the folder does not exist or holds no shard.
-        ValueError: the fraction of unusable samples is larger than max_bad_fraction, or all samples are unusable.
-    """
-    if not 0 <= max_bad_fraction <= 1:
-        raise ValueError(f"max_bad_fraction must be in 0..1, got {max_bad_fraction}")
-    place = Location.parse(location)
-    files = with_retries(place.sizes, location)
-    shards = {name: size for name, size in files.items() if name.endswith(".tar")}
-    if not shards:
-        raise FileNotFoundError(f"{location}: no .tar among {len(files)} files")
-    stored = f"{location}/{INDEX_NAME}"
-    index = with_retries(lambda: _stored(place, shards), stored) if INDEX_NAME in files else None
-    if index is None:
-        index = build_index(place, shards)
-        try:
-            with_retries(partial(write_index, index), stored)
-        except OSError as error:
-            logger.warning("%s cannot be written to (%s): the index is not stored", location, error)
-    _check_bad(index, max_bad_fraction)
-    return index
 
 
 def build_index(location: Location, shards: Mapping[str, int]) -> Index:
@@ -254,62 +213,6 @@ def build_index(location: Location, shards: Mapping[str, int]) -> Index:
         if needs_nameless_sample:
             bad.append(BadSample("", scan.shard, scan.broken))
     return _assemble(location, shards, shape, good, bad)
-
-
-def write_index(index: Index) -> None:
-    """Store `index.parquet` next to the shards, atomically."""
-    columns: dict[str, Any] = {
-        "key": pa.array(index.key, pa.string()),
-        "shard": pa.array(index.shard),
-        "frames": pa.array(index.frames),
-        "speaker": pa.array(index.speaker, pa.string()),
-        "sync_confidence": pa.array(index.sync_confidence),
-    }
-    for group in ("offset", "length", "header"):
-        columns |= {f"{member}:{group}": pa.array(values) for member, values in getattr(index, group).items()}
-    about = {
-        "version": VERSION,
-        "shards": dict(zip(index.shard_names, index.shard_sizes, strict=True)),
-        "shape": vars(index.shape) if index.shape else None,
-        "bad": [[b.key, b.shard, b.reason] for b in index.bad],
-    }
-    table = pa.table(columns).replace_schema_metadata({"xactor": json.dumps(about)})
-    with index.location.atomic_write(INDEX_NAME) as stream:
-        pq.write_table(table, stream)
-
-
-def _stored(location: Location, shards: Mapping[str, int]) -> Index | None:
-    """Return the stored index, or None if it cannot be read or is stale."""
-    try:
-        with location.open(INDEX_NAME) as file:
-            table = pq.read_table(file)
-        about = json.loads((table.schema.metadata or {})[b"xactor"])
-    except (pa.ArrowInvalid, KeyError, ValueError) as error:
-        logger.warning("Rebuilding %s/%s: it cannot be read (%s)", location.uri, INDEX_NAME, error)
-        return None
-    if about["version"] != VERSION or about["shards"] != dict(shards):
-        logger.info("Rebuilding %s/%s: the shards have changed", location.uri, INDEX_NAME)
-        return None
-    groups: dict[str, dict[str, np.ndarray]] = {"offset": {}, "length": {}, "header": {}}
-    columns: dict[str, Any] = {}
-    for name in table.column_names:
-        values = table[name].to_numpy()
-        member, colon, group = name.rpartition(":")
-        if colon:
-            groups[group][member] = values
-        else:
-            columns[name] = values
-    return Index(
-        location=location,
-        shard_names=tuple(shards),
-        shard_sizes=tuple(shards.values()),
-        shape=CorpusShape(**about["shape"]) if about["shape"] else None,
-        bad=tuple(BadSample(*fields) for fields in about["bad"]),
-        offset=groups["offset"],
-        length=groups["length"],
-        header=groups["header"],
-        **columns,
-    )
 
 
 def _required_members(scans: list[ShardScan]) -> tuple[str, ...]:
@@ -371,6 +274,7 @@ def _assemble(
         frames=np.array([sample.frames for sample in samples], dtype=np.int64),
         speaker=np.array([sample.speaker for sample in samples], dtype=object),
         sync_confidence=np.array([sample.sync_confidence for sample in samples], dtype=np.float32),
+        digest=np.array([sample.digest for sample in samples], dtype=np.uint32),
         offset={name: np.array([offset for offset, _ in ranges[name]], dtype=np.int64) for name in ranges},
         length={name: np.array([length for _, length in ranges[name]], dtype=np.int64) for name in ranges},
         header={
@@ -380,20 +284,3 @@ def _assemble(
         shape=shape,
         bad=tuple(bad),
     )
-
-
-def _check_bad(index: Index, max_bad_fraction: float) -> None:
-    """Log the bad samples, or raise ValueError if there are too many."""
-    if not index.bad:
-        return
-    samples = len(index.bad) + index.samples
-    fraction = len(index.bad) / samples
-    first = "; ".join(map(str, index.bad[:NAMED_IN_ERRORS]))
-    more = len(index.bad) - NAMED_IN_ERRORS
-    named = first + (f"; and {more} more" if more > 0 else "")
-    if fraction > max_bad_fraction or not index.samples:
-        raise ValueError(
-            f"{index.location.uri}: {len(index.bad)} of {samples} samples are unusable, a "
-            f"fraction of {fraction:.3g}; at most {max_bad_fraction:g} (max_bad_fraction) may be: {named}"
-        )
-    logger.warning("%s: leaving out %d unusable samples: %s", index.location.uri, len(index.bad), named)

@@ -5,7 +5,9 @@ A sample is all files of one key in the tar, and each of these files is a member
 
 import ast
 import json
+import math
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,6 +23,8 @@ from xactor_platform.storage.location import Location
 BLOCK = 512
 # Minimum bytes of a read. One such read covers the end of a member, a small json and the next array's header.
 READ_AHEAD = 4096
+# Bytes after a tar's end marker that are checked. Tools pad a tar with zeros to a multiple of 10,240 bytes.
+_MAX_PADDING = 16384
 
 
 class BrokenShard(ValueError):
@@ -52,6 +56,8 @@ class ScannedSample:
     """Shape of each array."""
     dtype: dict[str, str] = field(default_factory=dict)
     """Type of each array, float16 or float32."""
+    digest: int = 0
+    """CRC-32 of the first bytes of all members, with their names. The whole json is in it."""
     reason: str = ""
     """The fault that makes the sample unusable. Empty if there is none."""
 
@@ -98,7 +104,7 @@ def scan_shard(location: Location, shard: str, size: int) -> ShardScan:
     """
     samples: list[ScannedSample] = []
     seen: set[str] = set()
-    broken = ""
+    last_key, broken = "", ""
     with location.open(shard) as file:
         window = _Window(file, size)
         try:
@@ -106,18 +112,22 @@ def scan_shard(location: Location, shard: str, size: int) -> ShardScan:
                 key, extension = split_name(name)
                 if not key:
                     continue
-                if not samples or samples[-1].key != key:
-                    samples.append(ScannedSample(key))
-                    if key in seen:
+                readable = key.encode("utf-8", "replace").decode()
+                if key != last_key:
+                    samples.append(ScannedSample(readable))
+                    if readable != key:
+                        samples[-1].reason = "its key is not UTF-8"
+                    elif key in seen:
                         samples[-1].reason = "its members are not adjacent, or its key occurs twice"
                     seen.add(key)
+                    last_key = key
                 _add_member(samples[-1], extension, offset, length, window)
         except BrokenShard as error:
             broken = str(error)
             key, _ = split_name(error.name)
             # If the incomplete member is the first of its sample, list the sample without members.
-            if key and (not samples or samples[-1].key != key):
-                samples.append(ScannedSample(key))
+            if key and key != last_key:
+                samples.append(ScannedSample(key.encode("utf-8", "replace").decode()))
     for sample in samples:
         sample.reason = sample.reason or _disagreement(sample)
     return ShardScan(shard, size, samples, broken)
@@ -146,16 +156,20 @@ def _members(window: _Window) -> Iterator[tuple[str, int, int]]:
         block = window.read(offset, BLOCK)
         # A block of zeros marks the end.
         if not any(block):
+            _check_end(window, offset)
             return
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.TarError as error:
             raise BrokenShard(f"no tar header at byte {offset}: {error}") from error
+        if info.size < 0:
+            raise BrokenShard(f"no tar header at byte {offset}: a size of {info.size} bytes")
         data = offset + BLOCK
         name = long_name or info.name
+        printable = name.encode("utf-8", "replace").decode()
         if data + info.size > window.size:
             raise BrokenShard(
-                f"truncated: {name} needs bytes up to {data + info.size}, the file ends at {window.size}",
+                f"truncated: {printable} needs bytes up to {data + info.size}, the file ends at {window.size}",
                 name,
             )
         # A name that is too long for a file's header is stored in an extra entry just before the file.
@@ -172,6 +186,15 @@ def _members(window: _Window) -> Iterator[tuple[str, int, int]]:
                 yield name, data, info.size
         # Data is padded to a whole number of blocks.
         offset = data + -(-info.size // BLOCK) * BLOCK
+
+
+def _check_end(window: _Window, offset: int) -> None:
+    """Raise BrokenShard if more members follow the end marker at `offset`: archives that were joined by `cat`."""
+    after = min(window.size - offset, _MAX_PADDING)
+    if any(window.read(offset, after)):
+        raise BrokenShard(
+            f"holds more data after its end marker at byte {offset}: shards must not be joined by cat"
+        )
 
 
 def _pax_path(records: bytes) -> str:
@@ -198,12 +221,14 @@ def _add_member(sample: ScannedSample, extension: str, offset: int, length: int,
         sample.reason = sample.reason or f"has {extension} twice"
         return
     sample.members[extension] = offset, length
+    # 1024 bytes are more than the .npy header of a plain array has.
+    head = window.read(offset, length if extension == "json" else min(length, 1024))
+    sample.digest = zlib.crc32(head, zlib.crc32(extension.encode("utf-8", "replace"), sample.digest))
     try:
         if extension == "json":
-            _read_json(sample, window.read(offset, length))
+            _read_json(sample, head)
         elif extension in ("motion.npy", "audio.npy"):
-            # 1024 bytes are more than the .npy header of a plain array has.
-            _read_header(sample, extension, window.read(offset, min(length, 1024)), length)
+            _read_header(sample, extension, head, length)
     except ValueError as error:
         sample.reason = sample.reason or f"{extension}: {error}"
 
@@ -212,15 +237,17 @@ def _read_json(sample: ScannedSample, text: bytes) -> None:
     """Set the fields that come from the json. Raise ValueError if it is faulty."""
     try:
         meta: Any = json.loads(text)
-    except ValueError as error:
+    # RecursionError: the json is nested too deeply.
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"cannot be parsed: {error}") from error
     if not isinstance(meta, dict):
         raise ValueError(f"must be an object, is a {type(meta).__name__}")
     frames, fps = meta.get("frames"), meta.get("fps")
-    if not isinstance(frames, int) or frames < 1:
+    if not isinstance(frames, int) or isinstance(frames, bool) or frames < 1:
         raise ValueError(f"frames must be a whole number >= 1, got {frames}")
     sample.frames = frames
-    sample.speaker = str(meta.get("speaker", ""))
+    # A json may escape half of a character, which has no UTF-8.
+    sample.speaker = str(meta.get("speaker", "")).encode("utf-8", "replace").decode()
     confidence = meta.get("sync_confidence")
     sample.sync_confidence = float(confidence) if isinstance(confidence, (int, float)) else float("nan")
     if fps != FPS:
@@ -249,7 +276,7 @@ def _read_header(sample: ScannedSample, extension: str, head: bytes, length: int
     if len(shape) != axes or min(shape) < 1:
         raise ValueError(f"must have {axes} axes of at least 1, got shape {list(shape)}")
     # The third character of `<f2` or `<f4` is the size of a value.
-    expected = header + int(np.prod(shape)) * int(dtype[2])
+    expected = header + math.prod(shape) * int(dtype[2])
     if expected != length:
         raise ValueError(f"holds {length} bytes, its header says {expected}")
     sample.header[extension], sample.shape[extension] = header, shape

@@ -11,7 +11,7 @@ import numpy as np
 from webdataset.writer import TarWriter
 
 from xactor.rates import FPS
-from xactor_platform.data.index import INDEX_NAME
+from xactor_platform.data.index_file import INDEX_NAME, delete_index
 from xactor_platform.storage.location import Location
 
 
@@ -106,10 +106,9 @@ class ShardWriter:
             raise FileExistsError(f"{self.location.uri} already holds {shards}")
         for name in earlier:
             self.location.delete(name)
-        # The index must be deleted too. It counts as stale only if the shards' sizes have changed, and new shards may
-        # have the same sizes.
+        # The index must be deleted too: a store's times may be too coarse to tell new shards of the same size.
         if INDEX_NAME in existing_files:
-            self.location.delete(INDEX_NAME)
+            delete_index(self.location)
         return self
 
     def __exit__(self, exc_type, exc, traceback) -> None:

@@ -34,7 +34,8 @@ from xactor.faces.landmarks import landmark_frames, landmark_track
 from xactor.media import write_video
 from xactor.rates import FPS
 from xactor_platform.data.face_video import ClipSamples, face_video
-from xactor_platform.data.index import CONTROLS, LANDMARKS, load_index
+from xactor_platform.data.index import CONTROLS, LANDMARKS
+from xactor_platform.data.index_file import load_index
 from xactor_platform.data.shards import ShardWriter
 from xactor_platform.demo_corpus.clip_plan import HELD_OUT_S, ClipPlan, plan_recordings, plan_synthetic
 from xactor_platform.demo_corpus.identity import DETECTED_PX, find_crop, find_face, render_frame, split_stills

@@ -18,7 +18,8 @@ from xactor.controls import LATENT_DIM, decode_controls, lip_opening
 from xactor.motion import SamplingConfig, load_motion_model, sample_motion
 from xactor.rates import FPS
 from xactor_platform.data.batch import read_batch
-from xactor_platform.data.index import CONTROLS, Index, load_index
+from xactor_platform.data.index import CONTROLS, Index
+from xactor_platform.data.index_file import load_index
 from xactor_platform.data.plan import MicroBatch
 from xactor_platform.evaluation.linear import fit_linear
 from xactor_platform.training.run.folder import EXPORT, METRICS, RunFolder

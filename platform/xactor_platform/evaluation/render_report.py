@@ -26,7 +26,8 @@ from xactor.controls import INDEX, embed_controls, lip_opening
 from xactor.faces import FACE_REGION, MOUTH_REGION, region_pixels
 from xactor.media.seek import pick_frames
 from xactor.render import RenderConfig, Renderer
-from xactor_platform.data.index import CONTROLS, Index, LatentSource, load_index
+from xactor_platform.data.index import CONTROLS, Index, LatentSource
+from xactor_platform.data.index_file import load_index
 from xactor_platform.demo_corpus.identity import Identity, find_crop, render_frame
 from xactor_platform.demo_corpus.speech import Voice
 from xactor_platform.evaluation.linear import fit_linear

@@ -30,7 +30,9 @@ from xactor_platform.bulk.bill import Bill
 from xactor_platform.bulk.pipeline import Pipeline, Step
 from xactor_platform.bulk.pool import Pool
 from xactor_platform.bulk.tally import Tally
-from xactor_platform.data.index import CONTROLS, INDEX_NAME, BadSample, Index, LatentSource, load_index
+from xactor_platform.data.index import CONTROLS, BadSample, Index, LatentSource
+from xactor_platform.data.index_file import INDEX_NAME, delete_index, load_index
+from xactor_platform.data.shard_names import is_shard
 from xactor_platform.precompute.encoder_folder import save_encoder
 from xactor_platform.precompute.shard_encoder import STAGES, ShardEncoder, ShardJob, ShardResult, local_copy
 from xactor_platform.storage.location import Location, sibling_uri
@@ -182,13 +184,13 @@ def _prepare_output(place: Location, output: str, index: Index, videos: str) -> 
     """
     place.filesystem.create_dir(place.path, recursive=True)
     existing = place.sizes()
-    foreign = sorted({name for name in existing if name.endswith(".tar")} - set(index.shard_names))
+    foreign = sorted({name for name in existing if is_shard(name)} - set(index.shard_names))
     if foreign:
         raise ValueError(f"{output}: holds shards that {videos} does not have, the first {foreign[0]}")
     if INDEX_NAME in existing:
-        # Rewritten shards may have the same sizes as before, so the old index might look valid. A new index is made at
-        # the end of the run.
-        place.delete(INDEX_NAME)
+        # Rewritten shards may have the same sizes and times as before, so the old index might look valid. A new index
+        # is made at the end of the run.
+        delete_index(place)
 
 
 def _pipeline(output: str, latents: LatentSource, pool: Pool, start_timeout_s: int) -> Pipeline:

@@ -37,7 +37,8 @@ from xactor.faces.landmarks import landmark_frames, landmark_track
 from xactor.media import read_audio, read_frames
 from xactor.rates import FPS, SAMPLES_PER_FRAME, frame_count
 from xactor_platform.data.face_video import ClipSamples, face_video
-from xactor_platform.data.index import CONTROLS, LANDMARKS, load_index
+from xactor_platform.data.index import CONTROLS, LANDMARKS
+from xactor_platform.data.index_file import load_index
 from xactor_platform.data.shards import ShardWriter
 from xactor_platform.precompute.encoder_folder import save_encoder
 from xactor_platform.precompute.worker import start_worker

@@ -17,7 +17,8 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from xactor_platform.cluster.capacity import DATA_CPUS, room_for_ranks
 from xactor_platform.cluster.connect import connect
 from xactor_platform.data.fingerprint import fingerprint, refuse_changed_corpus
-from xactor_platform.data.index import Index, load_index
+from xactor_platform.data.index import Index
+from xactor_platform.data.index_file import load_index
 from xactor_platform.training.elastic import ElasticTrainer
 from xactor_platform.training.process_group import ProcessGroupConfig
 from xactor_platform.training.run.checkpoints import Checkpoints
@@ -79,7 +80,7 @@ def train(config: StageConfig, *, py_modules: list[str] | None = None) -> TrainR
             timeout_s=scale.start_timeout_s,
         )
         with room as use_gpu, stopping_by_signal(folder) as signalled:
-            saved = {"config": as_dict(config), "corpus": corpus, **facts}
+            saved = {"config": as_dict(config), "shard_digests": corpus, **facts}
             folder.write_text(CONFIG, json.dumps(saved, indent=2) + "\n")
             if index.bad:
                 rows = "".join(json.dumps(vars(sample)) + "\n" for sample in index.bad)
@@ -112,11 +113,16 @@ def _check(config: StageConfig, folder: RunFolder) -> tuple[Index, dict[str, str
     corpus = fingerprint(index)
     if saved is not None:
         refuse_changes(saved["config"], config, folder.uri)
-        refuse_changed_corpus(saved.get("corpus", corpus), corpus, config.data.shards)
+        refuse_changed_corpus(saved.get("shard_digests", corpus), corpus, config.data.shards)
     if not index.training().samples:
         raise ValueError(
             f"{config.data.shards}: every shard is held out (test-*, val-*), none is left to train on"
         )
+    print(
+        f"{config.data.shards}: {index.training().samples:,} samples to train on, "
+        f"{index.held_out().samples:,} held out",
+        flush=True,
+    )
     return index, corpus, config.prepare(index, saved)
 
 

@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 
 from xactor_platform.data.batch import Batch
-from xactor_platform.data.index import BadSample, load_index
+from xactor_platform.data.index import BadSample
+from xactor_platform.data.index_file import load_index
 from xactor_platform.data.plan import Cursor, Step, planned_steps
 from xactor_platform.data.stream import PlannedStream
 from xactor_platform.training.engine import make_engine, set_learning_rates, use_bf16

@@ -30,7 +30,7 @@ from xactor_platform.curation.group_plan import GroupPlan
 from xactor_platform.curation.lips import syncnet_facts
 from xactor_platform.curation.messages import Ended, Fate
 from xactor_platform.curation.track import Track
-from xactor_platform.data.index import load_index
+from xactor_platform.data.index_file import load_index
 from xactor_platform.evaluation.syncnet_training import Clip as SyncClip
 from xactor_platform.evaluation.syncnet_training import SyncNetTraining, train_syncnet
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from xactor_platform.data.fingerprint import fingerprint, refuse_changed_corpus
-from xactor_platform.data.index import load_index
+from xactor_platform.data.index_file import load_index
 
 
 def test_the_same_corpus_is_accepted_and_a_changed_one_is_refused(corpus):

@@ -1,7 +1,6 @@
 """Test that the index finds all samples, is rebuilt when it is stale, and names every kind of bad shard in one line."""
 
 import io
-import json
 import logging
 import math
 import re
@@ -10,35 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from shard_files import members_of, write_tar
 from webdataset.writer import TarWriter
 
 from xactor_platform.data import index as index_module
-from xactor_platform.data.index import load_index
+from xactor_platform.data.index_file import load_index
 from xactor_platform.data.shards import ShardWriter
 from xactor_platform.storage.location import Location
-
-
-def npy(array):
-    out = io.BytesIO()
-    np.save(out, array)
-    return out.getvalue()
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]], form=tarfile.USTAR_FORMAT) -> None:
-    """Write a tar with exactly these members, as another tool would make it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=form) as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-
-
-def members_of(key: str, sample: dict) -> list[tuple[str, bytes]]:
-    return [
-        (f"{key}.{name}", json.dumps(value).encode() if isinstance(value, dict) else npy(value))
-        for name, value in sample.items()
-    ]
 
 
 def test_the_index_describes_and_locates_each_sample(corpus, sample):

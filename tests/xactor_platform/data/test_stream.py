@@ -15,7 +15,7 @@ from webdataset.writer import TarWriter
 
 from xactor_platform.data import stream as stream_module
 from xactor_platform.data.batch import Arena, LatentReader, read_batch
-from xactor_platform.data.index import load_index
+from xactor_platform.data.index_file import load_index
 from xactor_platform.data.plan import (
     Cursor,
     MicroBatch,

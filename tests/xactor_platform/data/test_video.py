@@ -11,7 +11,7 @@ from pyarrow import fs
 
 from xactor.faces.landmarks import MEAN_LANDMARKS, landmark_frames
 from xactor.media import read_frames
-from xactor_platform.data.index import load_index
+from xactor_platform.data.index_file import load_index
 from xactor_platform.data.plan import (
     Cursor,
     MicroBatch,

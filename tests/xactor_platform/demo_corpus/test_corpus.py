@@ -15,7 +15,7 @@ from xactor.faces import CropBox
 from xactor.faces.landmarks import find_landmarks, landmark_frames
 from xactor.media import read_audio, read_frames, write_video
 from xactor.rates import frame_count
-from xactor_platform.data.index import load_index
+from xactor_platform.data.index_file import load_index
 from xactor_platform.demo_corpus import corpus as demo
 from xactor_platform.demo_corpus import performance, speech
 from xactor_platform.demo_corpus.clip_plan import plan_synthetic

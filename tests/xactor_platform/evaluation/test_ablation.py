@@ -10,7 +10,7 @@ import torch
 
 from xactor.controls import CONTROL_COUNT, INDEX, embed_controls
 from xactor.motion import MotionScheduler, SamplingConfig, load_motion_model, sample_motion
-from xactor_platform.data.index import load_index
+from xactor_platform.data.index_file import load_index
 from xactor_platform.data.shards import ShardWriter
 from xactor_platform.evaluation.ablation import (
     VARIANTS,

@@ -10,7 +10,7 @@ from PIL import Image
 
 from xactor.controls import CONTROL_COUNT, INDEX, embed_controls
 from xactor.motion import MotionScheduler, SamplingConfig, load_motion_model
-from xactor_platform.data.index import load_index
+from xactor_platform.data.index_file import load_index
 from xactor_platform.data.shards import ShardWriter
 from xactor_platform.evaluation.drift import measure_drift
 from xactor_platform.evaluation.few_steps import compare_steps, table

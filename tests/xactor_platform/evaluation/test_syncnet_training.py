@@ -13,7 +13,7 @@ from PIL import Image
 from xactor.media import write_video
 from xactor.metrics.sync import cepstra_windows, frames_to_model, sync
 from xactor.metrics.syncnet import SyncNet, SyncNetConfig
-from xactor_platform.data.index import load_index
+from xactor_platform.data.index_file import load_index
 from xactor_platform.data.shards import ShardWriter
 from xactor_platform.evaluation.sync_report import auc, report_sync
 from xactor_platform.evaluation.syncnet_training import (

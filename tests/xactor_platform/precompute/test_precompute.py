@@ -17,7 +17,8 @@ from xactor.controls import embed_controls
 from xactor.media import read_audio, read_frames
 from xactor.render import MotionEncoder
 from xactor_platform.data.face_video import face_video
-from xactor_platform.data.index import Index, load_index
+from xactor_platform.data.index import Index
+from xactor_platform.data.index_file import load_index
 from xactor_platform.data.shards import Shard, ShardWriter
 from xactor_platform.precompute.latents import PrecomputeResult, precompute
 from xactor_platform.precompute.shard_encoder import ShardEncoder, ShardJob

@@ -15,7 +15,7 @@ from xactor.controls import INDEX, decode_controls, lip_opening
 from xactor.faces import CropBox
 from xactor.media import read_audio, read_frames, write_video
 from xactor.rates import frame_count
-from xactor_platform.data.index import load_index
+from xactor_platform.data.index_file import load_index
 from xactor_platform.demo_corpus import performance
 from xactor_platform.demo_corpus.identity import (
     held_out_identities,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from xactor.audio.encoder import LogMelEncoder
-from xactor_platform.data.index import load_index
+from xactor_platform.data.index_file import load_index
 from xactor_platform.training.latent_corpus import audio_feature_warning, find_audio_encoder
 from xactor_platform.training.stage2_config import small, tiny
 

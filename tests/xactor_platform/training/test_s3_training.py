@@ -10,7 +10,7 @@ from moto.server import ThreadedMotoServer
 from pyarrow import fs
 from small_run import config_of
 
-from xactor_platform.data.index import load_index
+from xactor_platform.data.index_file import load_index
 from xactor_platform.storage.location import Location, child_uri
 from xactor_platform.storage.retries import StorageUnavailable
 from xactor_platform.training.launch import train

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import pytest
 
 from xactor.render import PHASES, random_components
-from xactor_platform.data.index import load_index
+from xactor_platform.data.index_file import load_index
 from xactor_platform.training.stage1_config import (
     RendererConfig,
     Stage1Config,

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from xactor.render import MotionEncoder, RenderConfig, Renderer
-from xactor_platform.data.index import load_index
+from xactor_platform.data.index_file import load_index
 from xactor_platform.data.plan import Cursor, planned_steps
 from xactor_platform.training.averages import Averages
 from xactor_platform.training.launch import train

@@ -170,8 +170,10 @@ def test_a_run_resumes_only_with_its_own_corpus_checkpoint_and_driver(whole_run,
     ):
         train(config)
     saved = json.loads((run / "config.json").read_text())
-    first = next(name for name in saved["corpus"] if name.startswith("train-"))
-    (run / "config.json").write_text(json.dumps(saved | {"corpus": saved["corpus"] | {first: "another"}}))
+    first = next(name for name in saved["shard_digests"] if name.startswith("train-"))
+    (run / "config.json").write_text(
+        json.dumps(saved | {"shard_digests": saved["shard_digests"] | {first: "another"}})
+    )
     with pytest.raises(
         ValueError, match=rf"differs from the corpus that this run began with: shards 1 changed \({first}\)"
     ):

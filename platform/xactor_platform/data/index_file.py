@@ -1,0 +1,220 @@
+"""Load the index of a folder of shards: read `index.parquet`, which lies next to the shards, or make it anew."""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from xactor_platform.data.index import BadSample, CorpusShape, Index, build_index
+from xactor_platform.data.shard_names import is_shard, resembles_held_out, why_left_out
+from xactor_platform.storage.location import Location
+from xactor_platform.storage.retries import with_retries
+
+INDEX_NAME = "index.parquet"
+# Version 2 added the samples' digests and the shards' times.
+VERSION = 2
+_METADATA = b"xactor"
+
+# Number of samples or files that a message names.
+_MAX_NAMES = 5
+
+logger = logging.getLogger(__name__)
+
+
+def load_index(location: str, *, max_bad_fraction: float = 0.0) -> Index:
+    """Return the index of a folder of shards. Build it, and store it in the folder, if it is missing or stale.
+
+    A stored index is stale if the names, sizes or times of the shards have changed. If the folder cannot be written to,
+    the index is built each time, with a warning in the log. Warnings also name what looks like shards but is left out,
+    and shards that are trained on although their names resemble those of held-out shards.
+
+    Args:
+        location: URI or path of the folder.
+        max_bad_fraction: maximum fraction of unusable samples, 0..1. They are left out and listed in `Index.bad`.
+
+    Raises:
+        FileNotFoundError: the folder does not exist or holds no shard.
+        ValueError: the fraction of unusable samples is larger than max_bad_fraction, all samples are unusable, or
+            `index.parquet` is another tool's file.
+    """
+    if not 0 <= max_bad_fraction <= 1:
+        raise ValueError(f"max_bad_fraction must be in 0..1, got {max_bad_fraction}")
+    place = Location.parse(location)
+    # Raises an error if the folder does not exist.
+    files = with_retries(place.sizes, location)
+    entries = sorted(with_retries(place.entries, location), key=lambda file: file.base_name)
+    shards = {file.base_name: file for file in entries if file.is_file and is_shard(file.base_name)}
+    _name_surprises(place, entries)
+    if not shards:
+        raise FileNotFoundError(f"{location}: no .tar among {len(files)} files")
+    index = read_index(place, shards) if INDEX_NAME in files else None
+    if index is None:
+        index = build_index(place, {name: file.size for name, file in shards.items()})
+        try:
+            with_retries(partial(write_index, index, shards), f"{location}/{INDEX_NAME}")
+        except OSError as error:
+            logger.warning("%s cannot be written to (%s): the index is not stored", location, error)
+    _check_bad(index, max_bad_fraction)
+    return index
+
+
+def _name_surprises(place: Location, entries: Iterable[fs.FileInfo]) -> None:
+    """Warn about files that users may take for shards, and about shards that they may take for held-out ones."""
+    left_out = [f"{file.base_name} ({reason})" for file in entries if (reason := why_left_out(file))]
+    for file in entries:
+        if file.type == fs.FileType.Directory and not file.base_name.startswith("."):
+            inside = sum(is_shard(inner.base_name) for inner in place.entries(file.base_name))
+            if inside:
+                left_out.append(f"{file.base_name}/ (a folder with {inside} shards)")
+    if place.is_local:
+        # pyarrow does not list them.
+        links = [path for path in Path(place.path).iterdir() if path.is_symlink() and not path.exists()]
+        left_out += [f"{path.name} (a link to nothing)" for path in links]
+    if left_out:
+        logger.warning("%s: left out: %s", place.uri, _named(left_out))
+    alike = [file.base_name for file in entries if is_shard(file.base_name)]
+    alike = [name for name in alike if resembles_held_out(name)]
+    if alike:
+        logger.warning(
+            "%s: trained on, not held out: %s. To hold shards out, begin their names with test- or val-",
+            place.uri,
+            _named(alike),
+        )
+
+
+def _named(names: list[str]) -> str:
+    """Join the first names for a message."""
+    more = len(names) - _MAX_NAMES
+    return ", ".join(names[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def write_index(index: Index, shards: Mapping[str, fs.FileInfo]) -> None:
+    """Store an index in its folder, atomically.
+
+    Args:
+        index: the index.
+        shards: the shards from which it was made, by name.
+    """
+    columns: dict[str, Any] = {
+        "key": pa.array(index.key, pa.string()),
+        "shard": pa.array(index.shard),
+        "frames": pa.array(index.frames),
+        "speaker": pa.array(index.speaker, pa.string()),
+        "sync_confidence": pa.array(index.sync_confidence),
+        "digest": pa.array(index.digest),
+    }
+    for group in ("offset", "length", "header"):
+        columns |= {f"{member}:{group}": pa.array(values) for member, values in getattr(index, group).items()}
+    about = {
+        "version": VERSION,
+        "shards": _stamps(shards),
+        "shape": vars(index.shape) if index.shape else None,
+        "bad": [[b.key, b.shard, b.reason] for b in index.bad],
+    }
+    table = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(about)})
+    with index.location.atomic_write(INDEX_NAME) as stream:
+        pq.write_table(table, stream)
+
+
+def read_index(location: Location, shards: Mapping[str, fs.FileInfo]) -> Index | None:
+    """Return the stored index. Return None if it is damaged, or stale: the shards' names, sizes or times have changed.
+
+    Args:
+        location: folder of the shards.
+        shards: the shards as they are now, by name.
+
+    Raises:
+        ValueError: the file is not an index of this project, so it must not be replaced.
+    """
+    name = f"{location.uri}/{INDEX_NAME}"
+
+    def read() -> bytes:
+        with location.open(INDEX_NAME) as file:
+            return file.read()
+
+    data = with_retries(read, name)
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    # OSError is how pyarrow reports a damaged page. The storage is not to blame.
+    except (pa.ArrowException, OSError, ValueError) as error:
+        logger.warning("Rebuilding %s: it is damaged (%s)", name, error)
+        return None
+    about = _about(table)
+    if about is None:
+        raise ValueError(f"{name}: not an index of shards but another tool's table: rename or move it")
+    if about["version"] != VERSION or about["shards"] != _stamps(shards):
+        logger.info("Rebuilding %s: the shards have changed", name)
+        return None
+    groups: dict[str, dict[str, np.ndarray]] = {"offset": {}, "length": {}, "header": {}}
+    columns: dict[str, Any] = {}
+    for column in table.column_names:
+        values = table[column].to_numpy()
+        member, colon, group = column.rpartition(":")
+        if colon:
+            groups[group][member] = values
+        else:
+            columns[column] = values
+    return Index(
+        location=location,
+        shard_names=tuple(shards),
+        shard_sizes=tuple(file.size for file in shards.values()),
+        shape=CorpusShape(**about["shape"]) if about["shape"] else None,
+        bad=tuple(BadSample(*fields) for fields in about["bad"]),
+        offset=groups["offset"],
+        length=groups["length"],
+        header=groups["header"],
+        **columns,
+    )
+
+
+def delete_index(location: Location) -> None:
+    """Delete the stored index of shards that are about to be rewritten. Leave another tool's table alone."""
+    with location.open(INDEX_NAME) as file:
+        data = file.read()
+    try:
+        foreign = _about(pq.read_table(pa.BufferReader(data))) is None
+    except (pa.ArrowException, OSError, ValueError):
+        foreign = False
+    if foreign:
+        raise ValueError(
+            f"{location.uri}/{INDEX_NAME}: not an index of shards but another tool's table: rename or move it"
+        )
+    location.delete(INDEX_NAME)
+
+
+def _check_bad(index: Index, max_bad_fraction: float) -> None:
+    """Log the bad samples, or raise ValueError if there are too many."""
+    if not index.bad:
+        return
+    samples = len(index.bad) + index.samples
+    fraction = len(index.bad) / samples
+    first = "; ".join(map(str, index.bad[:_MAX_NAMES]))
+    more = len(index.bad) - _MAX_NAMES
+    named = first + (f"; and {more} more" if more > 0 else "")
+    if fraction > max_bad_fraction or not index.samples:
+        raise ValueError(
+            f"{index.location.uri}: {len(index.bad)} of {samples} samples are unusable, a "
+            f"fraction of {fraction:.3g}; at most {max_bad_fraction:g} (max_bad_fraction) may be: {named}"
+        )
+    logger.warning("%s: leaving out %d unusable samples: %s", index.location.uri, len(index.bad), named)
+
+
+def _stamps(shards: Mapping[str, fs.FileInfo]) -> dict[str, list[int | None]]:
+    """Return size and time of the last change, in nanoseconds, of each shard."""
+    return {name: [file.size, file.mtime_ns] for name, file in shards.items()}
+
+
+def _about(table: pa.Table) -> dict[str, Any] | None:
+    """Return the description that is stored with an index, or None if the table is not an index."""
+    try:
+        about = json.loads((table.schema.metadata or {})[_METADATA])
+        return about if {"version", "shards", "shape", "bad"} <= about.keys() else None
+    except (KeyError, ValueError, AttributeError):
+        return None
