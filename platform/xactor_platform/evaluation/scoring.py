@@ -1,7 +1,7 @@
 """Make and score the videos of an evaluation on Ray actors. Existing videos and scores are kept."""
 
 import json
-import pickle
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -65,7 +65,7 @@ def evaluate(
 ) -> tuple[list[Judged], dict[str, str], dict[str, VideoStatistics]]:
     """Make and score every pair's video.
 
-    Write videos/<id>.mp4, scores/<id>.json and scores/<id>.pickle (statistics for FVD) to `output`. Existing scores and
+    Write videos/<id>.mp4, scores/<id>.json and scores/<id>.npz (statistics for FVD) to `output`. Existing scores and
     videos are kept. The next run retries pairs that failed.
 
     Args:
@@ -88,7 +88,7 @@ def evaluate(
         raise ValueError(f"actors must be >= 1, got {actors}")
     for name in ("videos", "scores"):
         (output / name).mkdir(parents=True, exist_ok=True)
-    missing = [pair for pair in pairs if not _scores_file(output, pair).exists()]
+    missing = [pair for pair in pairs if not _is_scored(output, pair)]
     progress(f"{len(pairs)} pairs, {len(pairs) - len(missing)} are already scored")
     failed: dict[str, Judged] = {}
     if missing:
@@ -108,12 +108,11 @@ def evaluate(
         row = json.loads(_scores_file(output, pair).read_text())
         used |= row["weights"]
         results.append(Judged(id=pair.id, scores=row["scores"]))
-        with _scores_file(output, pair).with_suffix(".pickle").open("rb") as file:
-            for name, statistics in pickle.load(file).items():
-                if name in totals:
-                    totals[name].merge(statistics)
-                else:
-                    totals[name] = statistics
+        for name, statistics in _read_statistics(_statistics_file(output, pair)).items():
+            if name in totals:
+                totals[name].merge(statistics)
+            else:
+                totals[name] = statistics
     return results, used, totals
 
 
@@ -147,8 +146,9 @@ class _Worker:
         except (ValueError, OSError) as error:
             return Judged(id=pair.id, scores={}, error=" ".join(str(error).split()))
         file = _scores_file(self._output, pair)
-        with atomic_path(file.with_suffix(".pickle")) as part:
-            part.write_bytes(pickle.dumps(statistics))
+        with atomic_path(_statistics_file(self._output, pair)) as part, part.open("wb") as stream:
+            arrays = {f"{n}.{key}": a for n, s in statistics.items() for key, a in s.arrays().items()}
+            np.savez(stream, **arrays)  # pyright: ignore[reportArgumentType]
         # Write this file last, because it marks the pair as finished.
         with atomic_path(file) as part:
             part.write_text(json.dumps({"scores": scores, "weights": self._judge.weights}, indent=2) + "\n")
@@ -192,3 +192,28 @@ def _square(video: Path) -> CropBox:
 
 def _scores_file(output: Path, pair: Pair) -> Path:
     return output / "scores" / f"{pair.id}.json"
+
+
+def _statistics_file(output: Path, pair: Pair) -> Path:
+    return output / "scores" / f"{pair.id}.npz"
+
+
+def _is_scored(output: Path, pair: Pair) -> bool:
+    """Return whether the scores of a pair are complete. An earlier version wrote the statistics in another file."""
+    return _scores_file(output, pair).exists() and _statistics_file(output, pair).exists()
+
+
+def _read_statistics(path: Path) -> dict[str, VideoStatistics]:
+    """Return the statistics of a pair's video by name, as `_Worker.judge` saved them. Raises ValueError."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    try:
+        # Arrays alone are read. A pickle could run any code.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            for name in arrays.files:
+                kind, _, key = name.partition(".")
+                found.setdefault(kind, {})[key] = arrays[name]
+        return {kind: VideoStatistics.from_arrays(own) for kind, own in found.items()}
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path}: no statistics of a video ({error}): delete the file to score again"
+        ) from error

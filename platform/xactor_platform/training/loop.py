@@ -5,6 +5,7 @@ A rank is one worker process of a training. A global step is one optimizer step,
 
 import logging
 import os
+import pickle
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from xactor_platform.training.run.lease import check_held
 from xactor_platform.training.run.limits import Limits
 from xactor_platform.training.run.notices import Notices
 from xactor_platform.training.run.recorder import Recorder
-from xactor_platform.training.run.restore import Restored, newest_checkpoint
+from xactor_platform.training.run.restore import Restored, newest_checkpoint, refused_code
 from xactor_platform.training.run.saver import Saver, agree_on_token
 from xactor_platform.training.run.snapshot import TAG
 from xactor_platform.training.train_config import Facts, StageConfig, as_dict
@@ -292,7 +293,10 @@ def _restore(engine: Any, stage: TrainingStage, found: Restored | None) -> tuple
     """
     if found is None:
         return 0, Cursor()
-    path, state = engine.load_checkpoint(found.folder, tag=TAG)
+    try:
+        path, state = engine.load_checkpoint(found.folder, tag=TAG)
+    except pickle.UnpicklingError as error:
+        raise TrainingStopped(f"checkpoint {found.manifest.folder} {refused_code(error)}") from error
     if path is None:
         raise TrainingStopped(f"checkpoint {found.manifest.folder} cannot be loaded")
     stage.load_state(state["stage"])

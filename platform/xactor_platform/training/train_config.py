@@ -4,6 +4,7 @@ This module and the two stages' configs import no torch, so that the command lin
 """
 
 import json
+import re
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
@@ -55,7 +56,7 @@ class RunConfig:
     storage: str = "runs"
     """Folder or URI (s3://, gs://) that holds the runs."""
     name: str = "tiny"
-    """Name of this run's folder in the storage."""
+    """Name of this run's folder in the storage: ASCII letters, digits, `.`, `_` and `-`, at most 200."""
     resume: bool = False
     """Require that the run exists. Options that are not given keep the values of the run's saved config."""
     storage_timeout_s: int = 120
@@ -64,8 +65,12 @@ class RunConfig:
 
     def __post_init__(self):
         at_least(self, 0, "storage_timeout_s")
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            raise ValueError(f"run name must be a plain folder name, got {self.name!r}")
+        # The name becomes a part of URIs, in which other characters have a meaning, and of the names of Ray's actors.
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", self.name):
+            raise ValueError(
+                "run name must be a plain folder name of ASCII letters, digits, '.', '_' and '-', "
+                f"at most 200, and begin with a letter or digit, got {self.name!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,7 @@ def test_modules_that_are_too_large_are_named(checkout, monkeypatch):
 
     # The patches keep the test session's own Ray and environment unchanged.
     monkeypatch.setattr(connect_module, "ray", SimpleNamespace(init=refuse, shutdown=lambda: None))
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
     monkeypatch.setenv("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     monkeypatch.setattr(connect_module, "PY_MODULES_MAX_BYTES", 3 << 20)
     with pytest.raises(ValueError, match=r"too large to upload to Ray: .*weights/ with 3\.0 MiB"):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import threading
 import time
@@ -274,7 +275,10 @@ def test_unusable_folders_are_named(shards, tmp_path):
         (lambda: ScaleConfig(ranks=2, min_ranks=3), r"min_ranks must be in 1\.\.ranks \(2\), got 3"),
         (lambda: TrainConfig(max_skipped_steps=-1), "max_skipped_steps must be >= 0, got -1"),
         (lambda: TrainConfig(loss_spike=0), "loss_spike must be > 0, got 0"),
-        (lambda: RunConfig(name="a/b"), "plain folder name, got 'a/b'"),
+        *(
+            (lambda name=name: RunConfig(name=name), rf"plain folder name.*, got '{re.escape(name)}'")
+            for name in ("a/b", "a#b", "a%20b", "a?b", "a b", ".a", "-a", "", "läuft", "a" * 201)
+        ),
         (lambda: Stage2Config(scale=ScaleConfig(ranks=3)), "one of 1, 2, 4, 8, 16; got 3"),
         (
             lambda: Stage2Config(train=TrainConfig(budget_frames=100)),

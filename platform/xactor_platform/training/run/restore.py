@@ -6,6 +6,9 @@ A checkpoint is complete when it has a manifest, and intact when its files match
 import argparse
 import contextlib
 import io
+import os
+import pickle
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray.train
+import torch
 import torch.distributed as dist
 
 from xactor_platform.storage.retries import StorageUnavailable
@@ -53,6 +57,7 @@ def newest_checkpoint(checkpoints: Checkpoints, parameters: int) -> Iterator[Res
             or a newer version of this project wrote one.
         StorageUnavailable: the storage failed until the timeout.
     """
+    refuse_code()
     context = ray.train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
     complete = _on_first_rank(checkpoints.complete)
@@ -89,6 +94,28 @@ def newest_checkpoint(checkpoints: Checkpoints, parameters: int) -> Iterator[Res
         dist.barrier()
 
 
+def refuse_code() -> None:
+    """Make `torch.load` refuse files that hold code, in this process, from now on.
+
+    A checkpoint may come from anyone who can write to the run's folder. DeepSpeed loads its files as pickles, which can
+    run any code. With this setting they may hold tensors, numbers, strings, containers and DeepSpeed's own few types.
+    `torch.load` raises `pickle.UnpicklingError` for everything else.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    # The variable overrides the weights_only=False that DeepSpeed passes.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    torch.serialization.add_safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address])
+
+
+def refused_code(error: pickle.UnpicklingError) -> str:
+    """Return one line about the code in a file, from the error of `torch.load`, which has many lines."""
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return f"holds code and not only tensors and numbers: {found[1] if found else 'of an unknown name'}"
+
+
 def _copy_to_nodes(checkpoints: Checkpoints, manifest: Manifest, node_folder: Path | None) -> tuple[str, str]:
     """Copy a checkpoint to every node, and verify it. All ranks must call it.
 
@@ -114,6 +141,8 @@ def _copy_to_nodes(checkpoints: Checkpoints, manifest: Manifest, node_folder: Pa
             folder = str(target)
         except Corrupt as error:
             fault = str(error)
+        except pickle.UnpicklingError as error:
+            fault = refused_code(error)
         # A failure of the storage is no fault of the checkpoint, which may be intact.
         except StorageUnavailable as error:
             unavailable = str(error)
