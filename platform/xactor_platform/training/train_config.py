@@ -22,6 +22,8 @@ Facts = dict[str, Any]
 RESUMABLE = (
     "run.",
     "scale.",
+    # A corpus may have moved, or be named by another spelling of its path. Its content is compared instead.
+    "data.shards",
     "train.steps",
     "train.evaluate",
     "train.checkpoint",

@@ -315,8 +315,9 @@ def test_a_run_accepts_only_changes_of_some_settings():
     before = as_dict(config)
     refuse_changes(before, replace(config, scale=replace(config.scale, ranks=1)), "runs/x")
     refuse_changes(before, replace(config, train=replace(config.train, steps=9)), "runs/x")
-    other = replace(config, data=replace(config.data, shards="other"))
-    with pytest.raises(ValueError, match=r"data\.shards was .* now 'other'"):
+    refuse_changes(before, replace(config, data=replace(config.data, shards="moved")), "runs/x")
+    other = replace(config, data=replace(config.data, max_bad_fraction=0.3))
+    with pytest.raises(ValueError, match=r"data\.max_bad_fraction was .* now 0\.3"):
         refuse_changes(before, other, "runs/x")
     # An earlier version did not know this option.
     del before["model"]["attention"]
