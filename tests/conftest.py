@@ -48,9 +48,9 @@ CLUSTER_FIXTURES = {"ray_cluster", "bare_cluster"}
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests that start or join a Ray cluster, and group the tests for parallel workers.
 
-    One worker runs all tests with clusters, first and one after another: they share one cluster, and a second one next
-    to it would take the processors that their deadlines count on. It runs first: pytest-xdist reads the groups in its
-    own hook.
+    One worker runs all tests that share a cluster, first and one after another. Tests that start clusters of their own
+    come last, one after another too, so that at most two clusters run at the same time. This hook runs first:
+    pytest-xdist reads the groups in its own hook.
     """
     order = {}
     for item in items:
@@ -58,10 +58,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         room = next((n for n, room in enumerate(ROOMS) if path.startswith(f"{room}/")), len(ROOMS))
         if CLUSTER_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.cluster)
-        cluster = item.get_closest_marker("cluster") is not None
-        group = "cluster" if cluster else ROOMS[room] if room < len(ROOMS) else path
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if "ray_cluster" in fixtures:
+            turn, group = 0, "cluster"
+        elif item.get_closest_marker("cluster"):
+            turn, group = 2, "own clusters"
+        else:
+            turn, group = 1, ROOMS[room] if room < len(ROOMS) else path
         item.add_marker(pytest.mark.xdist_group(group))
-        order[item] = (not cluster, room)
+        order[item] = (turn, room)
     items.sort(key=order.__getitem__)
 
 
