@@ -217,12 +217,16 @@ def read_items(path: Path, options: AnimateOptions) -> list[tuple[str, Item | Va
         One pair per row: its place, such as "items.jsonl:3: ", and its item, or the error in the row.
 
     Raises:
-        ValueError: The file has no rows.
+        ValueError: The file is not UTF-8, or has no rows.
     """
     items: list[tuple[str, Item | ValueError]] = []
     row_of_output: dict[Path, int] = {}
     # `splitlines` would also split at U+2028 and other characters that a JSON string may contain.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error})") from error
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:

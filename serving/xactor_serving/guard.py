@@ -94,7 +94,8 @@ class Guard:
         if not is_open and not is_known(self._keys, key):
             raise bad_key()
         declared = headers.get("content-length", "0")
-        if not declared.isdigit() or int(declared) > self._max_body_bytes:
+        # Some characters, such as superscripts, are digits to Python and no numbers.
+        if not declared.isdecimal() or int(declared) > self._max_body_bytes:
             raise self._too_large()
         return key
 

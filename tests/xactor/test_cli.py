@@ -276,7 +276,7 @@ def test_bad_rows_fail_without_affecting_the_others(model_folder, portrait_file,
         {**good, "output": str(tmp_path / "9.mp4"), "image": str(tmp_path / ("long" * 80))},
     ]
     lines = [json.dumps(row) for row in rows]
-    (tmp_path / "items.jsonl").write_text("\n".join([*lines, "", "not json", "[1]"]))
+    (tmp_path / "items.jsonl").write_text("\ufeff" + "\n".join([*lines, "", "not json", "[1]"]), "utf-8")
     with pytest.raises(SystemExit) as exit_:
         main(["animate", "--model", str(model_folder), "--input", str(tmp_path / "items.jsonl"), *QUICK])
     assert exit_.value.code == 3

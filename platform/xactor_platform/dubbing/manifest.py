@@ -3,7 +3,7 @@
 import io
 import json
 import os
-import re
+import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +13,10 @@ from pyarrow import csv, fs
 
 from xactor.options import AnimateOptions, Recommended
 from xactor_platform.dubbing.messages import Failed, Row
+from xactor_platform.storage.location import sibling_uri
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+# A file name may have 255 bytes on most filesystems, and temporary names are longer than the final ones.
+_MAX_ID_CHARACTERS, _MAX_ID_BYTES = 128, 200
 _TEXT_COLUMNS = ("id", "image", "video", "audio")
 
 
@@ -41,8 +43,8 @@ def read_manifest(
     for number, cells in _cells(uri):
         try:
             row = _row(number, cells, options, recommended, uri)
-            # Some filesystems do not distinguish upper and lower case, so ids are compared in lower case.
-            before = seen.setdefault(row.id.lower(), number)
+            # Some filesystems distinguish neither upper and lower case nor the ways to encode an accent.
+            before = seen.setdefault(unicodedata.normalize("NFC", row.id).casefold(), number)
             if before != number:
                 raise ValueError(f"id {row.id!r} already belongs to row {before}")
             rows.append(row)
@@ -64,9 +66,10 @@ def _row(number: int, cells: Any, options: AnimateOptions, recommended: Recommen
         raise ValueError(f"must be a JSON object, got {str(cells)[:40]}")
     cells = {name: value for name, value in cells.items() if value is not None}
     name, image, video, audio = (cells.pop(name, None) for name in _TEXT_COLUMNS)
-    if not isinstance(name, str) or not _ID.fullmatch(name):
+    if not isinstance(name, str) or not _is_id(name):
         raise ValueError(
-            f"id must be 1..128 letters, digits, '.', '_' or '-', the first a letter or digit, got {str(name)[:200]!r}"
+            f"id must be 1..{_MAX_ID_CHARACTERS} letters, digits, '.', '_' or '-' in at most {_MAX_ID_BYTES} bytes, "
+            f"the first a letter or digit, got {str(name)[:200]!r}"
         )
     if (image is None) == (video is None):
         raise ValueError("must have either an image or a video")
@@ -89,12 +92,24 @@ def _row(number: int, cells: Any, options: AnimateOptions, recommended: Recommen
     )
 
 
+def _is_id(name: str) -> bool:
+    """Return whether a name consists of letters of any script with their marks, digits, `.`, `_` and `-`."""
+    # The first letter of a category: L for letters, M for marks such as accents and vowel signs, N for numbers.
+    kinds = [unicodedata.category(character)[0] for character in name]
+    return (
+        0 < len(name) <= _MAX_ID_CHARACTERS
+        and len(name.encode("utf-8", "replace")) <= _MAX_ID_BYTES
+        and kinds[0] in "LN"
+        and all(kind in "LMN" or character in "._-" for kind, character in zip(kinds, name, strict=True))
+    )
+
+
 def _located(path: str, manifest: str) -> str:
-    """Return a URI or an absolute path unchanged, and a relative path joined to the manifest's folder."""
-    if "://" in path or os.path.isabs(path):
-        return path
-    folder = manifest.rpartition("/")[0] if "://" in manifest else os.path.dirname(os.path.abspath(manifest))
-    return f"{folder}/{path}"
+    """Return a URI or an absolute path unchanged, and a relative path joined to the manifest's folder.
+
+    A URI's query options, such as an endpoint, are those of the manifest.
+    """
+    return path if "://" in path or os.path.isabs(path) else sibling_uri(manifest, path)
 
 
 def _cells(uri: str) -> Iterator[tuple[int, Any]]:
@@ -113,12 +128,19 @@ def _cells(uri: str) -> Iterator[tuple[int, Any]]:
         if kind == ".csv":
             text = dict.fromkeys(_TEXT_COLUMNS, pa.string())
             options = csv.ConvertOptions(column_types=text, strings_can_be_null=True, null_values=[""])
-            table = csv.read_csv(io.BytesIO(data), convert_options=options)
+            parsing = csv.ParseOptions(delimiter=_delimiter(data))
+            table = csv.read_csv(io.BytesIO(data), parse_options=parsing, convert_options=options)
         else:
             table = pyarrow.parquet.read_table(io.BytesIO(data))
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{uri}: cannot be read ({error})") from error
     yield from enumerate(table.to_pylist(), start=1)
+
+
+def _delimiter(data: bytes) -> str:
+    """Return the character that separates the cells of a CSV file: a comma, or what spreadsheets write in its place."""
+    header = data.split(b"\n", 1)[0]
+    return next((mark for mark in ",;\t" if mark.encode() in header), ",")
 
 
 def _json_lines(data: bytes, uri: str) -> Iterator[tuple[int, Any]]:

@@ -42,6 +42,10 @@ def test_hdtf_names_parts_of_videos_and_where_the_face_is(tmp_path):
     assert [(fate.video, fate.status, fate.reason) for _, fate in missing] == [
         ("WDA_Gone", "dropped", "missing")
     ]
+    (meta / "RD_resolution.txt").write_text("Radio11.mp4 0\n")
+    with pytest.raises(ValueError, match=r"Radio11: the height in RD_resolution\.txt must be >= 1, got 0"):
+        find_videos(videos, "hdtf", str(meta))
+    (meta / "RD_resolution.txt").unlink()
     (meta / "WRA_annotion_time.txt").write_text("A.mp4 00:40-00:30\n")
     with pytest.raises(
         ValueError, match=r"A: '00:40-00:30' is no time such as 00:30-01:00 \(it must end after it begins\)"

@@ -11,7 +11,7 @@ import pytest
 from dub_manifests import write_manifest
 
 from xactor.options import AnimateOptions, Recommended
-from xactor_platform.dubbing.manifest import read_manifest
+from xactor_platform.dubbing.manifest import _located, read_manifest
 from xactor_platform.dubbing.messages import Row
 
 FAST = AnimateOptions(motion_steps=2, render_steps=1, render_cfg=1.0)
@@ -57,6 +57,33 @@ def test_a_string_may_contain_a_line_separator(tmp_path):
     assert (read.image, failed) == (f"{tmp_path}/one\u2028two.png", [])
 
 
+def test_ids_of_any_script_name_videos(tmp_path):
+    ids = ["naïve", "Привет-1", "動画_02", "हिन्दी", "٣.عربي", "nai\u0308ve2"]
+    rows = [{"id": name, "image": "a.png", "audio": "a.wav"} for name in [*ids, "NAI\u0308VE"]]
+    read, failed = read_manifest(write_manifest(tmp_path / "m.jsonl", rows), FAST, Recommended())
+    assert [row.id for row in read] == ids
+    assert "already belongs to row 1" in failed[0].message
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+def test_csv_of_spreadsheets_is_read(tmp_path, mark, bom):
+    lines = [["id", "image", "audio", "seed"], ["001", "a, b.png" if mark != "," else "a.png", "a.wav", "3"]]
+    text = bom + "".join(mark.join(cells) + "\r\n" for cells in lines)
+    (tmp_path / "m.csv").write_bytes(text.encode())
+    (row,), failed = read_manifest(str(tmp_path / "m.csv"), FAST, Recommended())
+    assert (row.id, row.options.seed, failed) == ("001", 3, [])
+    assert row.image == str(tmp_path / lines[1][1])
+
+
+def test_relative_paths_keep_the_query_of_the_manifests_uri():
+    uri = "s3://studio/jobs/m.jsonl?endpoint_override=host:9000/x&region=eu"
+    assert (
+        _located("faces/a.png", uri) == "s3://studio/jobs/faces/a.png?endpoint_override=host:9000/x&region=eu"
+    )
+    assert _located("s3://other/a.png", uri) == "s3://other/a.png"
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [
@@ -66,6 +93,10 @@ def test_a_string_may_contain_a_line_separator(tmp_path):
         ({"id": ".hidden", "image": "a", "audio": "b"}, "id must be"),
         ({"id": "x" * 129, "image": "a", "audio": "b"}, "1..128"),
         ({"id": "a\n", "image": "a", "audio": "b"}, "id must be"),
+        ({"id": "a b", "image": "a", "audio": "b"}, "id must be"),
+        ({"id": "\u202ea", "image": "a", "audio": "b"}, "id must be"),
+        ({"id": "\u0301a", "image": "a", "audio": "b"}, "id must be"),
+        ({"id": "語" * 67, "image": "a", "audio": "b"}, "at most 200 bytes"),
         ({"id": "GOOD", "image": "a", "audio": "b"}, "id 'GOOD' already belongs to row 1"),
         ({"id": "x", "audio": "b"}, "either an image or a video"),
         ({"id": "x", "image": "a", "video": "v", "audio": "b"}, "either an image or a video"),

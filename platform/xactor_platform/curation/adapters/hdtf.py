@@ -79,10 +79,12 @@ def _segment(name: str, span: str, crop: list[str], height: list[str]) -> Segmen
             raise ValueError("it must end after it begins")
     except ValueError as error:
         raise ValueError(f"{name}: {span!r} is no time such as 00:30-01:00 ({error})") from error
-    if len(crop) != 4 or len(height) != 1 or not all(word.isdigit() for word in (*crop, *height)):
+    if len(crop) != 4 or len(height) != 1 or not all(word.isdecimal() for word in (*crop, *height)):
         return Segment(start_s=start, end_s=end)
     left, crop_width, top, crop_height = map(int, crop)
     picture_height = int(height[0])
+    if not picture_height:
+        raise ValueError(f"{name}: the height in RD_resolution.txt must be >= 1, got 0")
     picture_width = picture_height * _ASPECT
     box = (
         left / picture_width,
