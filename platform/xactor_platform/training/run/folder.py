@@ -113,13 +113,14 @@ class RunFolder:
         return retrying(self._read_json, name)
 
     def read_lines(self, name: str) -> list[dict[str, Any]]:
-        """Return the rows of a JSONL file, without lines that a crash cut short."""
+        """Return the rows of a JSONL file, without lines that a crash cut short. A null is read as NaN."""
         rows = []
         for line in (self.read_text(name) or "").splitlines():
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except json.JSONDecodeError:
                 continue
+            rows.append({name: float("nan") if value is None else value for name, value in row.items()})
         return rows
 
     def upload_folder(self, source: str | Path, name: str) -> None:

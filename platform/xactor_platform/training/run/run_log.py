@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -37,8 +38,15 @@ class RunLog:
         self._file = self._path.open("ab", buffering=0)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append a row. If the write fails, keep the row for the next write."""
-        self._waiting += json.dumps(row) + "\n"
+        """Append a row. If the write fails, keep the row for the next write.
+
+        JSON has neither NaN nor infinity. They become null, which `RunFolder.read_lines` reads as NaN.
+        """
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()
+        }
+        self._waiting += json.dumps(finite, allow_nan=False) + "\n"
         with contextlib.suppress(OSError):
             self._write_waiting()
 
