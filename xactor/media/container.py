@@ -25,6 +25,38 @@ _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,flv,asf,ogg,mxf,nut,"
     "wav,w64,mp3,flac,aac,ac3,eac3,aiff,au,amr,caf,wv,ape,tta"
 )
+VIDEO_SUFFIXES = frozenset(
+    [
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".qt",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".divx",
+        ".mpg",
+        ".mpeg",
+        ".mpe",
+        ".m2v",
+        ".ts",
+        ".mts",
+        ".m2ts",
+        ".m2t",
+        ".flv",
+        ".f4v",
+        ".wmv",
+        ".asf",
+        ".3gp",
+        ".3g2",
+        ".ogv",
+        ".ogm",
+        ".mxf",
+        ".nut",
+        ".vob",
+    ]
+)
+"""Suffixes, in lower case, of the files that are taken for videos in a folder."""
 # Size of the buffer through which an open file is read, 1 MiB. It is large, because the file may be remote.
 _BUFFER_BYTES = 1 << 20
 # A file counts as corrupt if more packets than this, and more than 1 % of its packets, are damaged. Otherwise the

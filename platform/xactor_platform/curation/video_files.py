@@ -1,8 +1,10 @@
 """Find, name and open video files in a folder or an object store."""
 
 import hashlib
+import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +12,12 @@ from urllib.parse import quote
 
 from pyarrow import fs
 
-from xactor.media.container import Source
+from xactor.media.container import VIDEO_SUFFIXES, Source
 from xactor_platform.curation.messages import Fate, Video, fate_of
 from xactor_platform.storage.location import Location
 
-SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp"}
+logger = logging.getLogger(__name__)
+
 # Maximum length of the part of a key that repeats the file's name, and length of the digest after it.
 _STEM_CHARS, _DIGEST_CHARS = 48, 10
 
@@ -59,9 +62,16 @@ def list_videos(folder: str) -> tuple[list[Video], list[tuple[str, Fate]]]:
         ValueError: there is no such folder, or no video in it.
     """
     place = Location.parse(folder)
-    names = sorted(_local_names(place.path) if place.is_local else _remote_names(place))
+    files = _local_names(place.path) if place.is_local else _remote_names(place)
+    names = sorted(name for name in files if _is_video(name))
+    others = Counter(
+        os.path.splitext(name)[1].lower() or "without a suffix" for name in set(files) - set(names)
+    )
+    if others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        logger.warning("%s: not tried, because their suffixes are not those of videos: %s", folder, kinds)
     if not names:
-        raise ValueError(f"{folder}: no videos found ({', '.join(sorted(SUFFIXES))})")
+        raise ValueError(f"{folder}: no videos found ({', '.join(sorted(VIDEO_SUFFIXES))})")
     videos: list[Video] = []
     refused: list[tuple[str, Fate]] = []
     for name in names:
@@ -117,7 +127,12 @@ def _local_names(path: str) -> list[str]:
     for parent, folders, files in os.walk(path):
         # Changing the list in place keeps os.walk out of hidden folders.
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.relpath(os.path.join(parent, name), path) for name in files if _is_video(name)]
+        linked = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        for name in linked:
+            # Following links could visit a folder twice, or for ever.
+            logger.warning("%s: a link to a folder, whose videos are not tried", os.path.join(parent, name))
+        visible = [name for name in files if not name.startswith(".")]
+        found += [os.path.relpath(os.path.join(parent, name), path) for name in visible]
     return found
 
 
@@ -126,11 +141,12 @@ def _remote_names(place: Location) -> list[str]:
         infos = place.filesystem.get_file_info(fs.FileSelector(place.path, recursive=True))
     except OSError as error:
         raise ValueError(f"{place.uri}: cannot be listed ({error})") from error
-    return [info.path[len(place.path) + 1 :] for info in infos if info.is_file and _is_video(info.base_name)]
+    visible = [info for info in infos if info.is_file and not info.base_name.startswith(".")]
+    return [info.path[len(place.path) + 1 :] for info in visible]
 
 
 def _is_video(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
 
 def _bad_link(folder: str, name: str) -> str:

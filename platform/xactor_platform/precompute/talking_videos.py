@@ -35,6 +35,7 @@ from xactor.controls import embed_controls
 from xactor.faces import FaceLandmarker, control_track, crop_box
 from xactor.faces.landmarks import landmark_frames, landmark_track
 from xactor.media import read_audio, read_frames
+from xactor.media.container import VIDEO_SUFFIXES
 from xactor.rates import FPS, SAMPLES_PER_FRAME, frame_count
 from xactor_platform.data.face_video import ClipSamples, face_video
 from xactor_platform.data.index import CONTROLS, LANDMARKS
@@ -44,7 +45,6 @@ from xactor_platform.precompute.encoder_folder import save_encoder
 from xactor_platform.precompute.worker import start_worker
 from xactor_platform.storage.location import Location, sibling_uri
 
-SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp"}
 # Minimum length of a video in seconds.
 MIN_S = 1.0
 REPORT = "report.jsonl"
@@ -92,7 +92,9 @@ def list_videos(folder_or_pattern: str) -> list[Path]:
     """
     if Path(folder_or_pattern).is_dir():
         found = [
-            p for p in Path(folder_or_pattern).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
+            p
+            for p in Path(folder_or_pattern).rglob("*")
+            if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()
         ]
     else:
         found = [Path(p) for p in glob.glob(folder_or_pattern, recursive=True) if Path(p).is_file()]

@@ -1,5 +1,6 @@
 """Test curation's stages without Ray: sync of sound and pictures, shots, measures, names and saved progress."""
 
+import logging
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -177,6 +178,22 @@ def test_keys_are_plain_and_unique(tmp_path):
         list_videos(str(tmp_path / "none"))
     with pytest.raises(ValueError, match="no videos found"):
         list_videos(str(tmp_path))
+
+
+def test_files_that_are_not_tried_are_named(tmp_path, caplog):
+    for name in ("A.MTS", "b.m2ts", "c.ogv", "notes.txt", "more.txt", "movie", ".hidden.mp4"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"x")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "d.mp4").write_bytes(b"x")
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    with caplog.at_level(logging.WARNING):
+        videos, refused = list_videos(str(tmp_path / "in"))
+    assert ([video.name for video in videos], refused) == (["A.MTS", "b.m2ts", "c.ogv"], [])
+    assert (
+        "not tried, because their suffixes are not those of videos: 2 .txt, 1 without a suffix" in caplog.text
+    )
+    assert "linked: a link to a folder, whose videos are not tried" in caplog.text
 
 
 def test_saved_progress_is_read_back(tmp_path):
