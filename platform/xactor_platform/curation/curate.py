@@ -228,7 +228,8 @@ class CurationRun:
         failed, videos = len(self._failed), self._tally.videos
         if failed > self._config.max_failed * videos:
             raise TooManyFailed(
-                f"{failed} of {videos} videos cannot be read, the bound (max_failed) is {self._config.max_failed:g}; "
+                f"{failed} of {videos} videos failed (missing, unreadable or too slow), the bound (max_failed) is "
+                f"{self._config.max_failed:g}; "
                 f"finished work is kept"
             )
 

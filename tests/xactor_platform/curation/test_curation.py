@@ -370,7 +370,10 @@ def test_too_many_bad_videos_end_the_run(ray_cluster, videos, tmp_path):
     (tmp_path / "in").mkdir()
     for name in ("empty.mp4", "list.mp4"):
         (tmp_path / "in" / name).write_bytes((videos / name).read_bytes())
-    with pytest.raises(TooManyFailed, match=r"of 2 videos cannot be read, the bound \(max_failed\) is 0.2"):
+    with pytest.raises(
+        TooManyFailed,
+        match=r"of 2 videos failed \(missing, unreadable or too slow\), the bound \(max_failed\) is 0.2",
+    ):
         run(config_of(tmp_path / "in", tmp_path / "out", max_failed=0.2))
 
 
