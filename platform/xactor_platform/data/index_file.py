@@ -28,7 +28,7 @@ _MAX_NAMES = 5
 logger = logging.getLogger(__name__)
 
 
-def load_index(location: str, *, max_bad_fraction: float = 0.0) -> Index:
+def load_index(location: str, *, max_bad_fraction: float = 0.0, warn: bool = True) -> Index:
     """Return the index of a folder of shards. Build it, and store it in the folder, if it is missing or stale.
 
     A stored index is stale if the names, sizes or times of the shards have changed. If the folder cannot be written to,
@@ -38,6 +38,7 @@ def load_index(location: str, *, max_bad_fraction: float = 0.0) -> Index:
     Args:
         location: URI or path of the folder.
         max_bad_fraction: maximum fraction of unusable samples, 0..1. They are left out and listed in `Index.bad`.
+        warn: whether to warn. The ranks of a training do not, because their driver has.
 
     Raises:
         FileNotFoundError: the folder does not exist or holds no shard.
@@ -51,7 +52,8 @@ def load_index(location: str, *, max_bad_fraction: float = 0.0) -> Index:
     files = with_retries(place.sizes, location)
     entries = sorted(with_retries(place.entries, location), key=lambda file: file.base_name)
     shards = {file.base_name: file for file in entries if file.is_file and is_shard(file.base_name)}
-    _name_surprises(place, entries)
+    if warn:
+        _name_surprises(place, entries)
     if not shards:
         raise FileNotFoundError(f"{location}: no .tar among {len(files)} files")
     index = read_index(place, shards) if INDEX_NAME in files else None
@@ -61,7 +63,7 @@ def load_index(location: str, *, max_bad_fraction: float = 0.0) -> Index:
             with_retries(partial(write_index, index, shards), f"{location}/{INDEX_NAME}")
         except OSError as error:
             logger.warning("%s cannot be written to (%s): the index is not stored", location, error)
-    _check_bad(index, max_bad_fraction)
+    _check_bad(index, max_bad_fraction, warn)
     return index
 
 
@@ -70,7 +72,8 @@ def _name_surprises(place: Location, entries: Iterable[fs.FileInfo]) -> None:
     left_out = [f"{file.base_name} ({reason})" for file in entries if (reason := why_left_out(file))]
     for file in entries:
         if file.type == fs.FileType.Directory and not file.base_name.startswith("."):
-            inside = sum(is_shard(inner.base_name) for inner in place.entries(file.base_name))
+            listed = with_retries(partial(place.entries, file.base_name), f"{place.uri}/{file.base_name}")
+            inside = sum(is_shard(inner.base_name) for inner in listed)
             if inside:
                 left_out.append(f"{file.base_name}/ (a folder with {inside} shards)")
     if place.is_local:
@@ -175,7 +178,11 @@ def read_index(location: Location, shards: Mapping[str, fs.FileInfo]) -> Index |
 
 
 def delete_index(location: Location) -> None:
-    """Delete the stored index of shards that are about to be rewritten. Leave another tool's table alone."""
+    """Delete the stored index of shards that are about to be rewritten.
+
+    Raises:
+        ValueError: the file is another tool's table, which is left alone.
+    """
     with location.open(INDEX_NAME) as file:
         data = file.read()
     try:
@@ -189,8 +196,8 @@ def delete_index(location: Location) -> None:
     location.delete(INDEX_NAME)
 
 
-def _check_bad(index: Index, max_bad_fraction: float) -> None:
-    """Log the bad samples, or raise ValueError if there are too many."""
+def _check_bad(index: Index, max_bad_fraction: float, warn: bool) -> None:
+    """Log the bad samples if `warn` is true, or raise ValueError if there are too many."""
     if not index.bad:
         return
     samples = len(index.bad) + index.samples
@@ -203,7 +210,8 @@ def _check_bad(index: Index, max_bad_fraction: float) -> None:
             f"{index.location.uri}: {len(index.bad)} of {samples} samples are unusable, a "
             f"fraction of {fraction:.3g}; at most {max_bad_fraction:g} (max_bad_fraction) may be: {named}"
         )
-    logger.warning("%s: leaving out %d unusable samples: %s", index.location.uri, len(index.bad), named)
+    if warn:
+        logger.warning("%s: leaving out %d unusable samples: %s", index.location.uri, len(index.bad), named)
 
 
 def _stamps(shards: Mapping[str, fs.FileInfo]) -> dict[str, list[int | None]]:

@@ -84,7 +84,7 @@ class _RankTraining:
         train, context = config.train, ray.train.get_context()
         self._rank, ranks = context.get_world_rank(), context.get_world_size()
         device = prepare_device(config)
-        index = load_index(config.data.shards, max_bad_fraction=config.data.max_bad_fraction)
+        index = load_index(config.data.shards, max_bad_fraction=config.data.max_bad_fraction, warn=False)
         stage_class = config.training_stage()
         self._stage = stage_class(config, facts, index, rank=self._rank, ranks=ranks, device=device)
         self._folder = RunFolder.of(config.run)
