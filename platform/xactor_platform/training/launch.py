@@ -21,7 +21,7 @@ from xactor_platform.data.index import Index
 from xactor_platform.data.index_file import load_index
 from xactor_platform.training.elastic import ElasticTrainer
 from xactor_platform.training.process_group import ProcessGroupConfig
-from xactor_platform.training.run.checkpoints import Checkpoints
+from xactor_platform.training.run.checkpoints import Checkpoints, Manifest
 from xactor_platform.training.run.endings import RankResult, root_cause
 from xactor_platform.training.run.folder import BAD, CONFIG, EXPORT, METRICS, RunFolder, saved_config
 from xactor_platform.training.run.lease import lease
@@ -68,6 +68,7 @@ def train(config: StageConfig, *, py_modules: list[str] | None = None) -> TrainR
         if checkpoints:
             newest = checkpoints[0]
             refuse_changes(newest.config, config, f"{folder.uri}/{newest.folder}")
+            _check_steps(newest, config, folder)
         # Joining the cluster may take long, so it comes after all other checks.
         if not ray.is_initialized():
             connect(py_modules or [])
@@ -124,6 +125,21 @@ def _check(config: StageConfig, folder: RunFolder) -> tuple[Index, dict[str, str
         flush=True,
     )
     return index, corpus, config.prepare(index, saved)
+
+
+def _check_steps(newest: Manifest, config: StageConfig, folder: RunFolder) -> None:
+    """Raise ValueError if a run has already done more steps than `config` asks for. Warn if its learning rate jumps."""
+    train, before = config.train, newest.config["train"]["steps"]
+    if newest.step > train.steps:
+        raise ValueError(
+            f"train.steps must be >= {newest.step}, the steps that run {folder.uri} has done, got {train.steps}"
+        )
+    if train.schedule == "cosine" and train.steps != before:
+        print(
+            f"NOTE: train.steps was {before}, now {train.steps}: the cosine of the learning rate now ends at step "
+            f"{train.steps}, so the rate jumps at step {newest.step + 1}",
+            flush=True,
+        )
 
 
 def _run_ranks(

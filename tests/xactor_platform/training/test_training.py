@@ -95,13 +95,13 @@ def test_a_run_continues_with_other_ranks_and_skips_a_corrupt_checkpoint(whole_r
     data = bytearray(part.read_bytes())
     data[len(data) // 2] ^= 1
     part.write_bytes(data)
-    train(config_of(shards, tmp_path, "parts", scale={"ranks": 1}, steps=40))
+    train(config_of(shards, tmp_path, "parts", scale={"ranks": 1}, steps=50))
     train(config_of(shards, tmp_path, "parts", scale={"ranks": 2}))
     run = rows(tmp_path, "parts")
     assert [(r["step"], r["attempt"]) for r in run] == [
         *((s, 1) for s in range(1, STEPS + 1)),
-        *((s, 2) for s in range(37, 41)),
-        *((s, 3) for s in range(41, STEPS + 1)),
+        *((s, 2) for s in range(37, 51)),
+        *((s, 3) for s in range(51, STEPS + 1)),
     ]
     expected, got = rows(storage, "whole"), last_attempts(run, STEPS)
     for one, two in zip(got, expected, strict=True):
@@ -111,7 +111,7 @@ def test_a_run_continues_with_other_ranks_and_skips_a_corrupt_checkpoint(whole_r
     assert got[-1]["held_out_loss"] == pytest.approx(expected[-1]["held_out_loss"], rel=1e-4)
     assert trained_on(tmp_path, "parts") == trained_on(storage, "whole")
     kept = sorted(p.name for p in run_folder.glob("checkpoint-*"))
-    assert kept == [f"checkpoint-{step:08d}" for step in (40, 48, 60)]
+    assert kept == [f"checkpoint-{step:08d}" for step in (48, 50, 60)]
 
 
 @pytest.mark.cluster
@@ -165,6 +165,10 @@ def test_a_run_resumes_only_with_its_own_corpus_checkpoint_and_driver(whole_run,
     run = tmp_path / "run"
     shutil.copytree(storage / "whole", run)
     config = config_of(shards, tmp_path, "run")
+    with pytest.raises(
+        ValueError, match=rf"train\.steps must be >= {STEPS}, the steps that .* has done, got 59"
+    ):
+        train(config_of(shards, tmp_path, "run", steps=STEPS - 1))
     with (
         lease(RunFolder(str(tmp_path), "run")),
         pytest.raises(RunIsTaken, match=r"is being trained by process \d+ on"),
