@@ -313,7 +313,8 @@ class EmptyIngress:
                 await form[name].read()  # pyright: ignore
         facts, config = self._facts, RenderConfig(steps=1, cfg=1)
         past = np.zeros((0, facts.latent_dim), np.float32)
-        for first in range(0, config.window_frames, facts.chunk_frames):
+        lead = config.lead_frames
+        for first in range(0, lead + config.window_frames, facts.chunk_frames):
             job = ChunkJob(
                 seed=0,
                 sampling=SamplingConfig(),
@@ -330,7 +331,7 @@ class EmptyIngress:
                 past = np.concatenate([past, z])
         window = WindowJob(
             portrait=PortraitJob.of(np.zeros((self._size, self._size, 3), np.uint8)),
-            z=past[: config.window_frames],
+            z=past[lead : lead + config.window_frames],
             origin=past[0],
             seed=0,
             first_frame=0,

@@ -223,7 +223,7 @@ class Generation:
                 async for z in pieces:
                     past = np.concatenate([past, z])[-facts.history_frames :]
                     first += len(z)
-                    if play_begun is None:
+                    if play_begun is None and first > lead_frames:
                         play_begun = clock.time()
                     yield z
             if ended:

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import socket
+import time
 from typing import Any
 
 import ray
@@ -64,9 +65,17 @@ def _check_answers(address: str) -> None:
     found = re.fullmatch(r"(?:ray://)?\[?([^/\[\]]+)\]?:(\d+)", address)
     if not found:
         return
-    try:
-        socket.create_connection((found[1], int(found[2])), timeout=_ANSWER_S).close()
-    except (OSError, OverflowError) as error:
-        raise ValueError(
-            f"RAY_ADDRESS is {address}, but no cluster answers there ({error}): start it, or unset RAY_ADDRESS"
-        ) from error
+    deadline = time.monotonic() + _ANSWER_S
+    while True:
+        try:
+            socket.create_connection((found[1], int(found[2])), timeout=_ANSWER_S).close()
+            return
+        # UnicodeError: the host's name is malformed. OverflowError: there is no such port.
+        except (OSError, UnicodeError, OverflowError) as error:
+            # The cluster may be starting.
+            if isinstance(error, OSError) and time.monotonic() < deadline:
+                time.sleep(0.5)
+                continue
+            raise ValueError(
+                f"RAY_ADDRESS is {address}, but no cluster answers there ({error}): start it, or unset RAY_ADDRESS"
+            ) from error

@@ -14,8 +14,8 @@ _MAX_NAMES = 5
 def fingerprint(index: Index) -> dict[str, str]:
     """Return a digest of each shard, by the name of the shard.
 
-    The digest covers the shard's size in bytes, and the keys, lengths and checksums of its samples in order. If they
-    change, a training step no longer gets the same data.
+    The digest covers the shard's size in bytes, and the keys, lengths and checksums of its samples in order; see
+    `Index.digest` for what the checksums cover. If they change, a training step no longer gets the same data.
     """
     order = np.argsort(index.shard, kind="stable")
     # Rows of shard i are order[edges[i] : edges[i + 1]].

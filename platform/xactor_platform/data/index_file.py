@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,7 +64,8 @@ def load_index(location: str, *, max_bad_fraction: float = 0.0, warn: bool = Tru
         try:
             with_retries(partial(write_index, index, shards), f"{location}/{INDEX_NAME}")
         except OSError as error:
-            logger.warning("%s cannot be written to (%s): the index is not stored", location, error)
+            if warn:
+                logger.warning("%s cannot be written to (%s): the index is not stored", location, error)
     _check_bad(index, max_bad_fraction, warn)
     return index
 
@@ -72,14 +75,15 @@ def _name_surprises(place: Location, entries: Iterable[fs.FileInfo]) -> None:
     left_out = [f"{file.base_name} ({reason})" for file in entries if (reason := why_left_out(file))]
     for file in entries:
         if file.type == fs.FileType.Directory and not file.base_name.startswith("."):
-            listed = with_retries(partial(place.entries, file.base_name), f"{place.uri}/{file.base_name}")
-            inside = sum(is_shard(inner.base_name) for inner in listed)
-            if inside:
-                left_out.append(f"{file.base_name}/ (a folder with {inside} shards)")
+            # A folder that cannot be listed, such as lost+found, does not matter.
+            with suppress(OSError):
+                inside = sum(is_shard(inner.base_name) for inner in place.entries(file.base_name))
+                if inside:
+                    left_out.append(f"{file.base_name}/ (a folder with {inside} shards)")
     if place.is_local:
-        # pyarrow does not list them.
-        links = [path for path in Path(place.path).iterdir() if path.is_symlink() and not path.exists()]
-        left_out += [f"{path.name} (a link to nothing)" for path in links]
+        # pyarrow does not list links to nothing.
+        links = [path for path in Path(place.path).iterdir() if path.is_symlink()]
+        left_out += [f"{path.name} (a link to nothing)" for path in links if not os.path.exists(path)]
     if left_out:
         logger.warning("%s: left out: %s", place.uri, _named(left_out))
     alike = [file.base_name for file in entries if is_shard(file.base_name)]

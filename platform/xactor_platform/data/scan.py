@@ -23,8 +23,8 @@ from xactor_platform.storage.location import Location
 BLOCK = 512
 # Minimum bytes of a read. One such read covers the end of a member, a small json and the next array's header.
 READ_AHEAD = 4096
-# Bytes after a tar's end marker that are checked. Tools pad a tar with zeros to a multiple of 10,240 bytes.
-_MAX_PADDING = 16384
+# Bytes after a tar's end marker that are checked. Tools pad a tar with zeros, usually to a multiple of 10,240 bytes.
+_MAX_PADDING = 1 << 20
 
 
 class BrokenShard(ValueError):
@@ -229,7 +229,8 @@ def _add_member(sample: ScannedSample, extension: str, offset: int, length: int,
             _read_json(sample, head)
         elif extension in ("motion.npy", "audio.npy"):
             _read_header(sample, extension, head, length)
-    except ValueError as error:
+    # OverflowError: a number in the json is too large.
+    except (ValueError, OverflowError) as error:
         sample.reason = sample.reason or f"{extension}: {error}"
 
 
@@ -243,7 +244,7 @@ def _read_json(sample: ScannedSample, text: bytes) -> None:
     if not isinstance(meta, dict):
         raise ValueError(f"must be an object, is a {type(meta).__name__}")
     frames, fps = meta.get("frames"), meta.get("fps")
-    if not isinstance(frames, int) or isinstance(frames, bool) or frames < 1:
+    if not isinstance(frames, int) or isinstance(frames, bool) or not 1 <= frames < 1 << 31:
         raise ValueError(f"frames must be a whole number >= 1, got {frames}")
     sample.frames = frames
     # A json may escape half of a character, which has no UTF-8.

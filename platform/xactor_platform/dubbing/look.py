@@ -45,7 +45,8 @@ class Look(DubStage, Stage):
     def work(self, message: Row) -> Iterator[Dub | Done]:
         row = message
         # The digest covers everything that the video depends on.
-        dependencies = {"model": self.model, "options": asdict(row.options)}
+        lead_frames = row.options.rendering().lead_frames
+        dependencies = {"model": self.model, "options": asdict(row.options), "lead_frames": lead_frames}
         try:
             for kind in ("image", "video", "audio"):
                 if uri := getattr(row, kind):

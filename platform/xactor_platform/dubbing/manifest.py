@@ -139,8 +139,11 @@ def _cells(uri: str) -> Iterator[tuple[int, Any]]:
 
 def _delimiter(data: bytes) -> str:
     """Return the character that separates the cells of a CSV file: a comma, or what spreadsheets write in its place."""
-    header = data.split(b"\n", 1)[0]
-    return next((mark for mark in ",;\t" if mark.encode() in header), ",")
+    header = data.split(b"\n", 1)[0].decode("utf-8-sig", "replace").strip()
+    for mark in ",;\t":
+        if {"id", "audio"} <= {name.strip('"') for name in header.split(mark)}:
+            return mark
+    return ","
 
 
 def _json_lines(data: bytes, uri: str) -> Iterator[tuple[int, Any]]:

@@ -213,7 +213,7 @@ def _read_statistics(path: Path) -> dict[str, VideoStatistics]:
                 kind, _, key = name.partition(".")
                 found.setdefault(kind, {})[key] = arrays[name]
         return {kind: VideoStatistics.from_arrays(own) for kind, own in found.items()}
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path}: no statistics of a video ({error}): delete the file to score again"
         ) from error

@@ -28,6 +28,8 @@ from xactor_platform.training.run.lease import lease
 from xactor_platform.training.run.notices import stopping_by_signal
 from xactor_platform.training.train_config import Facts, StageConfig, as_dict, refuse_changes
 
+DIGESTS = "shard_digests"
+"""Name of the entry in config.json that holds the corpus's fingerprint."""
 EARLIER = "checkpoint_manager_snapshot.json"
 """Ray Train's own list of checkpoints. A run's folder holds this file only if an earlier version of this project, whose
 checkpoints have no manifests, wrote the run."""
@@ -68,7 +70,7 @@ def train(config: StageConfig, *, py_modules: list[str] | None = None) -> TrainR
         if checkpoints:
             newest = checkpoints[0]
             refuse_changes(newest.config, config, f"{folder.uri}/{newest.folder}")
-            _check_steps(newest, config, folder)
+            _check_newest(newest, config, folder)
         # Joining the cluster may take long, so it comes after all other checks.
         if not ray.is_initialized():
             connect(py_modules or [])
@@ -81,7 +83,7 @@ def train(config: StageConfig, *, py_modules: list[str] | None = None) -> TrainR
             timeout_s=scale.start_timeout_s,
         )
         with room as use_gpu, stopping_by_signal(folder) as signalled:
-            saved = {"config": as_dict(config), "shard_digests": corpus, **facts}
+            saved = {"config": as_dict(config), DIGESTS: corpus, **facts}
             folder.write_text(CONFIG, json.dumps(saved, indent=2) + "\n")
             if index.bad:
                 rows = "".join(json.dumps(vars(sample)) + "\n" for sample in index.bad)
@@ -114,10 +116,11 @@ def _check(config: StageConfig, folder: RunFolder) -> tuple[Index, dict[str, str
     corpus = fingerprint(index)
     if saved is not None:
         refuse_changes(saved["config"], config, folder.uri)
-        refuse_changed_corpus(saved.get("shard_digests", corpus), corpus, config.data.shards)
+        refuse_changed_corpus(saved.get(DIGESTS, corpus), corpus, config.data.shards)
     if not index.training().samples:
         raise ValueError(
-            f"{config.data.shards}: every shard is held out (test-*, val-*), none is left to train on"
+            f"{config.data.shards}: every shard is held out by its name (test-*, val-* and the like), "
+            "none is left to train on"
         )
     print(
         f"{config.data.shards}: {index.training().samples:,} samples to train on, "
@@ -127,14 +130,25 @@ def _check(config: StageConfig, folder: RunFolder) -> tuple[Index, dict[str, str
     return index, corpus, config.prepare(index, saved)
 
 
-def _check_steps(newest: Manifest, config: StageConfig, folder: RunFolder) -> None:
-    """Raise ValueError if a run has already done more steps than `config` asks for. Warn if its learning rate jumps."""
+def _check_newest(newest: Manifest, config: StageConfig, folder: RunFolder) -> None:
+    """Check that a run can continue from its newest checkpoint. Say if the learning rate will jump.
+
+    Raises:
+        ValueError: the run has done more steps than `config` asks for, or it was begun on a corpus of another path and
+            nothing tells whether the two corpora are the same.
+    """
+    begun_on = newest.config["data"]["shards"]
+    if begun_on != config.data.shards and DIGESTS not in (saved_config(folder) or {}):
+        raise ValueError(
+            f"run {folder.uri} was begun on {begun_on}, and its {CONFIG} does not say whether {config.data.shards} "
+            f"holds the same: use the same path"
+        )
     train, before = config.train, newest.config["train"]["steps"]
     if newest.step > train.steps:
         raise ValueError(
             f"train.steps must be >= {newest.step}, the steps that run {folder.uri} has done, got {train.steps}"
         )
-    if train.schedule == "cosine" and train.steps != before:
+    if train.schedule == "cosine" and train.steps != before and newest.step < train.steps:
         print(
             f"NOTE: train.steps was {before}, now {train.steps}: the cosine of the learning rate now ends at step "
             f"{train.steps}, so the rate jumps at step {newest.step + 1}",

@@ -11,6 +11,11 @@ from xactor_platform.cluster.connect import connect
 from xactor_platform.cluster.local import free_port
 
 
+@pytest.fixture(autouse=True)
+def short_wait(monkeypatch):
+    monkeypatch.setattr(connect_module, "_ANSWER_S", 1)
+
+
 @pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "localhost:{}"])
 def test_an_address_where_nothing_listens_is_named(monkeypatch, form):
     address = form.format(free_port())
@@ -22,7 +27,7 @@ def test_an_address_where_nothing_listens_is_named(monkeypatch, form):
 
 
 def test_a_port_out_of_range_and_an_unknown_host_are_named(monkeypatch):
-    for address in ("127.0.0.1:99999", "no-such-host.invalid:6379"):
+    for address in ("127.0.0.1:99999", "no-such-host.invalid:6379", "head..svc:6379"):
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(ValueError, match=rf"RAY_ADDRESS is {address}, but no cluster answers there"):
             connect([])

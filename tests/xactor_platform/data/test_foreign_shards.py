@@ -143,6 +143,18 @@ def test_strange_text_spoils_its_own_sample_alone(tmp_path, sample):
     assert load_index(str(tmp_path), max_bad_fraction=0.5).key.tolist() == ["half", "good"]
 
 
+@pytest.mark.parametrize(
+    "meta",
+    [b'{"frames": 5, "fps": 25, "sync_confidence": 1%s}' % (b"0" * 400), b'{"frames": 1%s}' % (b"0" * 30)],
+)
+def test_a_number_that_is_too_large_spoils_its_own_sample_alone(tmp_path, sample, meta):
+    large = members_of("large", sample(5))
+    large[2] = ("large.json", meta)
+    write_tar(tmp_path / "a.tar", large + members_of("good", sample(5)))
+    index = load_index(str(tmp_path), max_bad_fraction=0.5)
+    assert (index.key.tolist(), [bad.key for bad in index.bad]) == (["good"], ["large"])
+
+
 def test_a_negative_size_ends_the_scan(tmp_path, sample):
     write_tar(tmp_path / "a.tar", members_of("x", sample(5)))
     data = bytearray((tmp_path / "a.tar").read_bytes())

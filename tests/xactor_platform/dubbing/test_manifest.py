@@ -68,7 +68,10 @@ def test_ids_of_any_script_name_videos(tmp_path):
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
 def test_csv_of_spreadsheets_is_read(tmp_path, mark, bom):
-    lines = [["id", "image", "audio", "seed"], ["001", "a, b.png" if mark != "," else "a.png", "a.wav", "3"]]
+    lines = [
+        ["id", '"image"', "audio", "seed"],
+        ["001", "a, b.png" if mark != "," else "a.png", "a.wav", "3"],
+    ]
     text = bom + "".join(mark.join(cells) + "\r\n" for cells in lines)
     (tmp_path / "m.csv").write_bytes(text.encode())
     (row,), failed = read_manifest(str(tmp_path / "m.csv"), FAST, Recommended())

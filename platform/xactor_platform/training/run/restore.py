@@ -110,6 +110,19 @@ def refuse_code() -> None:
     torch.serialization.add_safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address])
 
 
+def _code_in(folder: Path) -> str:
+    """Return one line about the code in a checkpoint's files, or an empty string. No code runs.
+
+    All files are checked before any rank loads one, because a single rank that refused its file would leave the other
+    ranks waiting.
+    """
+    for file in sorted(folder.rglob("*.pt")):
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        if names:
+            return f"{file.name} holds code and not only tensors and numbers: {', '.join(sorted(names))}"
+    return ""
+
+
 def refused_code(error: pickle.UnpicklingError) -> str:
     """Return one line about the code in a file, from the error of `torch.load`, which has many lines."""
     found = re.search(r"GLOBAL (\S+)", str(error))
@@ -136,9 +149,10 @@ def _copy_to_nodes(checkpoints: Checkpoints, manifest: Manifest, node_folder: Pa
         target = node_folder / manifest.folder
         try:
             checkpoints.fetch(manifest, target)
-            if manifest.ranks != ranks:
+            fault = _code_in(target)
+            if not fault and manifest.ranks != ranks:
                 target = _converted(target, node_folder / f"universal-{manifest.step:08d}")
-            folder = str(target)
+            folder = "" if fault else str(target)
         except Corrupt as error:
             fault = str(error)
         except pickle.UnpicklingError as error:

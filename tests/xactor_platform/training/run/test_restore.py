@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from xactor_platform.training.run.restore import refuse_code, refused_code
+from xactor_platform.training.run.restore import _code_in, refuse_code, refused_code
 
 
 class Planted:
@@ -41,6 +41,15 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, refusing, place, new_format
     assert not (tmp_path / "ran").exists()
 
 
+def test_code_is_found_before_any_rank_loads_its_file(tmp_path, refusing):
+    (tmp_path / "state").mkdir()
+    torch.save({"step": 3}, tmp_path / "state" / "a.pt")
+    assert _code_in(tmp_path) == ""
+    torch.save({"step": Planted(tmp_path / "ran")}, tmp_path / "state" / "b.pt")
+    assert _code_in(tmp_path) == "b.pt holds code and not only tensors and numbers: posix.mkdir"
+    assert not (tmp_path / "ran").exists()
+
+
 def test_what_deepspeed_saves_is_loaded(tmp_path, refusing):
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -55,6 +64,7 @@ def test_what_deepspeed_saves_is_loaded(tmp_path, refusing):
         "ds_version": "0",
     }
     torch.save(saved, tmp_path / "states.pt")
+    assert _code_in(tmp_path) == ""
     loaded = torch.load(tmp_path / "states.pt", weights_only=False)
     assert loaded["zero_stage"] == ZeroStageEnum.gradients
     assert loaded["param_slice_mappings"][0]["weight"].numel == 3
