@@ -364,13 +364,14 @@ def test_an_export_replaces_all_files_of_the_earlier_one(tmp_path):
     assert not list((tmp_path / "run").glob("*.partial"))
 
 
-def test_numbers_that_are_not_finite_are_null_in_a_log(tmp_path):
+def test_numbers_that_are_not_finite_are_named_in_a_log(tmp_path):
     folder = RunFolder(str(tmp_path), "run")
     log = RunLog(folder, "metrics.jsonl")
-    log.write({"step": 1, "loss": float("nan"), "grad_norm": float("inf"), "lr": 0.5})
+    wrote = {"step": 1, "loss": float("nan"), "grad_norm": float("-inf"), "lr": 0.5, "mfu": None}
+    log.write(wrote)
     log.close()
     text = (tmp_path / "run" / "metrics.jsonl").read_text()
-    assert text == '{"step": 1, "loss": null, "grad_norm": null, "lr": 0.5}\n'
+    assert text == '{"step": 1, "loss": "NaN", "grad_norm": "-Infinity", "lr": 0.5, "mfu": null}\n'
     (row,) = folder.read_lines("metrics.jsonl")
-    assert (row["step"], row["lr"]) == (1, 0.5)
-    assert np.isnan([row["loss"], row["grad_norm"]]).all()
+    assert np.isnan(row.pop("loss"))
+    assert row == {name: value for name, value in wrote.items() if name != "loss"}

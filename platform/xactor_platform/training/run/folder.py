@@ -5,6 +5,7 @@ The folder holds config.json, metrics.jsonl, samples.jsonl, bad_samples.jsonl, t
 
 import contextlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -17,6 +18,8 @@ from xactor_platform.storage.retries import STORAGE_TIMEOUT_S, with_retries
 from xactor_platform.training.train_config import RunConfig
 
 CONFIG = "config.json"
+NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+"""Numbers that JSON cannot write, by their names in the logs."""
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 BAD = "bad_samples.jsonl"
@@ -113,14 +116,19 @@ class RunFolder:
         return retrying(self._read_json, name)
 
     def read_lines(self, name: str) -> list[dict[str, Any]]:
-        """Return the rows of a JSONL file, without lines that a crash cut short. A null is read as NaN."""
+        """Return the rows of a JSONL file, without lines that a crash cut short. Names in NOT_FINITE become numbers."""
         rows = []
         for line in (self.read_text(name) or "").splitlines():
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            rows.append({name: float("nan") if value is None else value for name, value in row.items()})
+            rows.append(
+                {
+                    name: NOT_FINITE.get(value, value) if isinstance(value, str) else value
+                    for name, value in row.items()
+                }
+            )
         return rows
 
     def upload_folder(self, source: str | Path, name: str) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -10,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from xactor_platform.storage.retries import with_retries
-from xactor_platform.training.run.folder import RunFolder
+from xactor_platform.training.run.folder import NOT_FINITE, RunFolder
+
+# Python's text of each number that is not finite, and its name in a log.
+_NAMES = {str(number): name for name, number in NOT_FINITE.items()}
 
 
 class RunLog:
@@ -40,13 +42,11 @@ class RunLog:
     def write(self, row: dict[str, Any]) -> None:
         """Append a row. If the write fails, keep the row for the next write.
 
-        JSON has neither NaN nor infinity. They become null, which `RunFolder.read_lines` reads as NaN.
+        JSON has neither NaN nor infinity. They become the strings of `NOT_FINITE`, as in protobuf's JSON.
         """
-        finite = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in row.items()
-        }
-        self._waiting += json.dumps(finite, allow_nan=False) + "\n"
+        names = {name: str(value) for name, value in row.items() if isinstance(value, float)}
+        named = {name: _NAMES[text] for name, text in names.items() if text in _NAMES}
+        self._waiting += json.dumps(row | named, allow_nan=False) + "\n"
         with contextlib.suppress(OSError):
             self._write_waiting()
 
