@@ -88,7 +88,12 @@ class _Window:
         first = offset - self.at
         if first < 0 or first + length > len(self.data):
             wanted = min(max(length, READ_AHEAD), self.size - offset)
-            self.at, self.data, first = offset, self.file.read_at(wanted, offset), 0
+            data = self.file.read_at(wanted, offset)
+            # An object store's response that is cut within its headers reads as no bytes, which would look like the
+            # end marker of a tar.
+            if len(data) != wanted:
+                raise OSError(f"read {len(data)} of {wanted} bytes at byte {offset}")
+            self.at, self.data, first = offset, data, 0
         return self.data[first : first + length]
 
 
