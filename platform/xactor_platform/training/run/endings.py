@@ -26,7 +26,7 @@ class TrainingStopped(ValueError):
 
 
 class CollectiveTimeout(RuntimeError):
-    """Report ranks that did not join a collective in time; the message names them."""
+    """Report ranks that did not join a collective in time, or that left it; the message names them."""
 
 
 class OutOfMemory(RuntimeError):
@@ -45,6 +45,8 @@ def root_cause(error: BaseException) -> str:
     failures = getattr(error, "worker_failures", None) or {0: error}
     causes = [_innermost(failure) for failure in failures.values()]
     named = [cause for cause in causes if isinstance(cause, NAMED)]
+    # A rank that ran out of memory is the cause of the ranks that lost their connection to it.
+    named.sort(key=lambda cause: isinstance(cause, CollectiveTimeout))
     cause = (named or causes)[0]
     lines = [line for line in str(cause).strip().splitlines() if line.strip()]
     # An error whose type is in NAMED states the cause in its first line, any other error in its last line.

@@ -138,8 +138,8 @@ def node_addresses() -> list[str]:
 class Watch:
     """Replace torch's errors that end a rank's training with errors that state the cause.
 
-    If a collective times out, the ranks that waited in it hold a roll call: a barrier in a process group that is used
-    for nothing else. The error of this barrier names a rank that does not answer.
+    If a collective times out or a connection closes, the ranks that waited hold a roll call: a barrier in a process
+    group that is used for nothing else. The error of this barrier names a rank that does not answer.
 
     Args:
         timeout_s: seconds after which a collective fails.
@@ -176,7 +176,13 @@ class Watch:
             if "can't allocate memory" in str(error) or "not enough memory" in str(error):
                 raise OutOfMemory(self._memory_message("host", error)) from error
             if re.search(r"timed?[ -]?out", str(error), re.IGNORECASE):
-                raise CollectiveTimeout(self._timeout_message()) from error
+                waited = f"waited {self._timeout_s:g} s (scale.collective_timeout_s)"
+                raise CollectiveTimeout(self._roll_call_message(waited)) from error
+            # gloo closes the connections of the rank whose collective times out first. This rank must join that rank's
+            # roll call. Otherwise this rank would be named as the missing one.
+            if "Connection closed by peer" in str(error):
+                lost = "lost its connection to another rank"
+                raise CollectiveTimeout(self._roll_call_message(lost)) from error
             raise
 
     def _memory_message(self, which: str, error: BaseException) -> str:
@@ -185,8 +191,12 @@ class Watch:
             f"lower --train.budget-frames or raise --scale.ranks ({str(error).splitlines()[0] if str(error) else ''})"
         )
 
-    def _timeout_message(self) -> str:
-        """Hold the roll call, and return a message that names the ranks that do not answer."""
+    def _roll_call_message(self, happened: str) -> str:
+        """Hold the roll call, and return a message that names the ranks that do not answer.
+
+        Args:
+            happened: What happened to this rank.
+        """
         missing = "another rank"
         try:
             dist.monitored_barrier(
@@ -200,7 +210,4 @@ class Watch:
             if named:
                 # torch lists the ranks with or without spaces: leave one space after each comma.
                 missing = f"rank {named[1] or named[2]}".replace(",", ", ").replace("  ", " ").strip()
-        return (
-            f"rank {dist.get_rank()} waited {self._timeout_s:g} s (scale.collective_timeout_s) in step {self.step}; "
-            f"missing: {missing}"
-        )
+        return f"rank {dist.get_rank()} {happened} in step {self.step}; missing: {missing}"

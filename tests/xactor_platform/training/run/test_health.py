@@ -119,7 +119,10 @@ def test_an_absent_rank_is_named(tmp_path, absent):
     for process in ranks:
         process.join()
     for message in messages.values():
-        assert re.search(r"waited 2 s \(scale\.collective_timeout_s\) in step 7; missing: ", message)
+        # gloo closes the connections of the rank whose time is over first. The other rank may see that first.
+        happened = r"(waited 2 s \(scale\.collective_timeout_s\)|lost its connection to another rank)"
+        assert re.search(rf"{happened} in step 7; missing: ", message)
+    assert any("waited 2 s" in message for message in messages.values())
     # Rank 0 names the rank that is absent. Without rank 0, the others name it.
     assert messages[0 if absent else 1].endswith(f"missing: rank {absent}")
 
