@@ -110,7 +110,7 @@ class XActorPipeline(DiffusionPipeline):
 
         Args:
             portrait: The picture and the face in it.
-            samples: The audio, float32 [N], mono, 16 kHz. It gives round(N / 640) frames.
+            samples: The audio, float32 [N], mono, 16 kHz. It gives round(N / 640) frames. Memory does not grow with N.
             seed: The same seed, portrait and audio give the same frames.
             motion: Options of the motion model. By default the model's recommendation, `self.recommended`.
             render: Options of the renderer. By default the model's recommendation, too.

@@ -204,7 +204,7 @@ class Watch:
                 timeout=timedelta(seconds=ROLL_CALL_S),
                 wait_all_ranks=dist.get_rank() == 0,
             )
-            missing = "none: all ranks answered afterwards, so one was late"
+            missing = "none: all ranks answered afterwards, so one was late or failed"
         except RuntimeError as error:
             named = re.search(r"Ranks? ([\d, ]+) failed to pass|from rank (\d+)", str(error))
             if named:

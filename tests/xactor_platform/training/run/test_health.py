@@ -151,5 +151,14 @@ def test_running_out_of_memory_is_named(alone, error, says):
 
 
 def test_other_errors_are_raised_unchanged(alone):
-    with pytest.raises(RuntimeError, match="Connection closed by peer"), alone.naming():
-        raise RuntimeError("Connection closed by peer")
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as raised, alone.naming():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    assert type(raised.value) is RuntimeError
+
+
+def test_a_rank_that_lost_its_connection_joins_the_roll_call(alone):
+    says = (
+        r"rank 0 lost its connection to another rank in step 0; missing: none: all ranks answered afterwards"
+    )
+    with pytest.raises(CollectiveTimeout, match=says), alone.naming():
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:41632")
