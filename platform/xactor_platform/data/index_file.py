@@ -153,9 +153,7 @@ def read_index(location: Location, shards: Mapping[str, fs.FileInfo]) -> Index |
     except (pa.ArrowException, OSError, ValueError) as error:
         logger.warning("Rebuilding %s: it is damaged (%s)", name, error)
         return None
-    about = _about(table)
-    if about is None:
-        raise ValueError(f"{name}: not an index of shards but another tool's table: rename or move it")
+    about = _about(table, name)
     if about["version"] != VERSION or about["shards"] != _stamps(shards):
         logger.info("Rebuilding %s: the shards have changed", name)
         return None
@@ -187,16 +185,8 @@ def delete_index(location: Location) -> None:
     Raises:
         ValueError: the file is another tool's table, which is left alone.
     """
-    with location.open(INDEX_NAME) as file:
-        data = file.read()
-    try:
-        foreign = _about(pq.read_table(pa.BufferReader(data))) is None
-    except (pa.ArrowException, OSError, ValueError):
-        foreign = False
-    if foreign:
-        raise ValueError(
-            f"{location.uri}/{INDEX_NAME}: not an index of shards but another tool's table: rename or move it"
-        )
+    # Reading refuses another tool's table. The shards do not matter: a stale index is deleted too.
+    read_index(location, {})
     location.delete(INDEX_NAME)
 
 
@@ -223,10 +213,12 @@ def _stamps(shards: Mapping[str, fs.FileInfo]) -> dict[str, list[int | None]]:
     return {name: [file.size, file.mtime_ns] for name, file in shards.items()}
 
 
-def _about(table: pa.Table) -> dict[str, Any] | None:
-    """Return the description that is stored with an index, or None if the table is not an index."""
+def _about(table: pa.Table, name: str) -> dict[str, Any]:
+    """Return the description that is stored with an index. Raise ValueError if the table is not an index."""
     try:
         about = json.loads((table.schema.metadata or {})[_METADATA])
-        return about if {"version", "shards", "shape", "bad"} <= about.keys() else None
+        if {"version", "shards", "shape", "bad"} <= about.keys():
+            return about
     except (KeyError, ValueError, AttributeError):
-        return None
+        pass
+    raise ValueError(f"{name}: not an index of shards but another tool's table: rename or move it")

@@ -117,7 +117,7 @@ def scan_shard(location: Location, shard: str, size: int) -> ShardScan:
                 key, extension = split_name(name)
                 if not key:
                     continue
-                readable = key.encode("utf-8", "replace").decode()
+                readable = _readable(key)
                 if key != last_key:
                     samples.append(ScannedSample(readable))
                     if readable != key:
@@ -132,10 +132,15 @@ def scan_shard(location: Location, shard: str, size: int) -> ShardScan:
             key, _ = split_name(error.name)
             # If the incomplete member is the first of its sample, list the sample without members.
             if key and key != last_key:
-                samples.append(ScannedSample(key.encode("utf-8", "replace").decode()))
+                samples.append(ScannedSample(_readable(key)))
     for sample in samples:
         sample.reason = sample.reason or _disagreement(sample)
     return ShardScan(shard, size, samples, broken)
+
+
+def _readable(text: str) -> str:
+    """Replace characters that have no UTF-8, such as those that stand for bytes of another encoding, by `?`."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -171,10 +176,10 @@ def _members(window: _Window) -> Iterator[tuple[str, int, int]]:
             raise BrokenShard(f"no tar header at byte {offset}: a size of {info.size} bytes")
         data = offset + BLOCK
         name = long_name or info.name
-        printable = name.encode("utf-8", "replace").decode()
+        readable = _readable(name)
         if data + info.size > window.size:
             raise BrokenShard(
-                f"truncated: {printable} needs bytes up to {data + info.size}, the file ends at {window.size}",
+                f"truncated: {readable} needs bytes up to {data + info.size}, the file ends at {window.size}",
                 name,
             )
         # A name that is too long for a file's header is stored in an extra entry just before the file.
@@ -253,7 +258,7 @@ def _read_json(sample: ScannedSample, text: bytes) -> None:
         raise ValueError(f"frames must be a whole number >= 1, got {frames}")
     sample.frames = frames
     # A json may escape half of a character, which has no UTF-8.
-    sample.speaker = str(meta.get("speaker", "")).encode("utf-8", "replace").decode()
+    sample.speaker = _readable(str(meta.get("speaker", "")))
     confidence = meta.get("sync_confidence")
     sample.sync_confidence = float(confidence) if isinstance(confidence, (int, float)) else float("nan")
     if fps != FPS:

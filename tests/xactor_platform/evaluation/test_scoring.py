@@ -1,23 +1,13 @@
 """Test that saved statistics of videos come back as they were, and that a planted file runs no code."""
 
-import os
 import pickle
 
 import numpy as np
 import pytest
+from planted import Planted
 
 from xactor.metrics.fvd import VideoStatistics
 from xactor_platform.evaluation.scoring import _read_statistics
-
-
-class Planted:
-    """Make a folder when it is unpickled."""
-
-    def __init__(self, folder):
-        self._folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (str(self._folder),)
 
 
 def save(path, **statistics: VideoStatistics) -> None:

@@ -1,24 +1,13 @@
 """Test that the files of a checkpoint, which DeepSpeed loads as pickles, run no code."""
 
-import os
 import pickle
 from collections import OrderedDict
-from pathlib import Path
 
 import pytest
 import torch
+from planted import Planted
 
 from xactor_platform.training.run.restore import _code_in, refuse_code, refused_code
-
-
-class Planted:
-    """Make a folder when it is unpickled."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (str(self._folder),)
 
 
 @pytest.fixture
