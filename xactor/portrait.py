@@ -3,25 +3,19 @@
 import io
 import os
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from xactor.faces import CropBox, Face, FaceLandmarker, crop_box
+from xactor.faces import CropBox, Face, FaceLandmarker, crop_box, search_faces
 
 # Ours: just below Pillow's limit for decompression bombs, because a small file may decode to a huge picture.
 MAX_PIXELS = 89_000_000
 # Larger pictures are reduced while they are read, because no video is larger.
 MAX_SIDE_PX = 4096
 MIN_SIDE_PX = 32
-# The landmark model misses faces smaller than about a seventh of the picture. If it finds none in the whole picture,
-# squares of the picture are searched. Their sides are these fractions of the picture's longer side.
-_SQUARE_FRACTIONS = (1 / 2, 1 / 4)
-# Smaller squares are not searched.
-_MIN_SQUARE_PX = 96
 # Ours: maximum side of a video with the face pasted back. All players decode this size.
 PASTE_BACK_SIDE_PX = 1920
 # Angles in degrees. A face is upright if its roll, the rotation in the picture's plane, is below `_UPRIGHT`. Ours: if a
@@ -164,51 +158,6 @@ def _yaw(face: Face) -> float:
     """Return the angle by which a face is turned to the side, in degrees; 0 looks at the camera."""
     forward = face.matrix[:3, 2]
     return float(np.degrees(np.arctan2(forward[0], forward[2])))
-
-
-def search_faces(picture: np.ndarray, landmarker: FaceLandmarker) -> list[Face]:
-    """Return the faces in a picture, the largest first.
-
-    If the model finds no face in the whole picture, squares of the picture are searched, because the model misses small
-    faces.
-    """
-    found = landmarker.detect(picture)
-    for fraction in _SQUARE_FRACTIONS:
-        side = round(fraction * max(picture.shape[:2]))
-        if found or side < _MIN_SQUARE_PX:
-            break
-        for top, left in _square_corners(picture, side):
-            square = np.ascontiguousarray(picture[top : top + side, left : left + side])
-            shift = np.array((left, top, 0), np.float32)
-            for face in landmarker.detect(square):
-                face = replace(face, points=face.points + shift)
-                # Squares overlap, so several may show the same face, and some may cut it off. Keep the largest.
-                same_face = [
-                    other for other in found if _centre_inside(face, other) or _centre_inside(other, face)
-                ]
-                if all(face.area > other.area for other in same_face):
-                    found = [other for other in found if other not in same_face] + [face]
-    return sorted(found, key=lambda face: -face.area)
-
-
-def _square_corners(picture: np.ndarray, side: int) -> Iterator[tuple[int, int]]:
-    """Yield (top, left) of squares with a given side that cover a picture. Neighbours overlap by at least half."""
-    rows, columns = (
-        # First rows, and then first columns, of the squares. The last square ends at the picture's border.
-        sorted({*range(0, max(length - side, 0), max(side // 2, 1)), max(length - side, 0)})
-        for length in picture.shape[:2]
-    )
-    for top in rows:
-        for left in columns:
-            yield top, left
-
-
-def _centre_inside(face: Face, other: Face) -> bool:
-    """Return whether the centre of a face's box lies inside the other face's box."""
-    left, top, right, bottom = face.box
-    x, y = (left + right) / 2, (top + bottom) / 2
-    left, top, right, bottom = other.box
-    return left < x < right and top < y < bottom
 
 
 def _decoded(image: Image.Image, name: str) -> np.ndarray:

@@ -34,7 +34,15 @@ from xactor_platform.precompute.shard_encoder import ShardEncoder, ShardJob
 from xactor_platform.storage.location import Location
 
 # Bounds that every clip passes, so that all stages work on every clip.
-_OPEN_GATES = Gates(min_crop_px=32, max_blur=1, max_occluded=1, min_speech_db=0, min_confidence=-1e9)
+_OPEN_GATES = Gates(
+    min_crop_px=32,
+    max_blur=1,
+    max_occluded=1,
+    max_outside=1,
+    min_lips=0,
+    min_speech_db=0,
+    min_confidence=-1e9,
+)
 
 
 def bench_stages(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from xactor.controls import BLENDSHAPES, INDEX
-from xactor.faces import CropBox, Face, FaceLandmarker, control_track
+from xactor.faces import CropBox, Face, FaceFollower, FaceLandmarker, control_track
 from xactor.faces.landmarks import (
     INNER_LIPS,
     LANDMARKS,
@@ -16,6 +16,8 @@ from xactor.faces.landmarks import (
     find_landmarks,
     landmark_track,
 )
+from xactor.media import write_video
+from xactor.still import best_still
 
 
 def face(jaw: float = 0.0, matrix: np.ndarray | None = None) -> Face:
@@ -150,3 +152,49 @@ def test_the_largest_of_several_faces_is_followed():
     picture[0:160, 0:160] = cv2.resize(astronaut, (160, 160))
     seen = list(FaceLandmarker().follow([picture] * 3))
     assert all(found is not None and found.box[0] > 180 for found in seen)
+
+
+@pytest.fixture(scope="module")
+def far_away() -> list[np.ndarray]:
+    """Return frames of a wide picture, without a face at first, in which a small face moves to the right."""
+    cv2 = pytest.importorskip("cv2")
+    astronaut = pytest.importorskip("skimage.data").astronaut()[20:210, 130:320]
+    frames = []
+    for number in range(12):
+        picture = np.full((720, 1280, 3), 200, np.uint8)
+        if number >= 5:
+            left = 900 + 4 * number
+            picture[500:600, left : left + 100] = cv2.resize(
+                astronaut, (100, 100), interpolation=cv2.INTER_AREA
+            )
+        frames.append(picture)
+    return frames
+
+
+def test_a_small_face_is_followed_where_the_landmark_model_alone_finds_none(far_away):
+    assert not any(FaceLandmarker(max_faces=1).follow(far_away))
+    found = list(FaceFollower().follow(iter(far_away)))
+    assert [face is not None for face in found] == [False] * 5 + [True] * 7
+    middles = [(face.box[0] + face.box[2]) / 2 for face in found if face is not None]
+    assert middles == sorted(middles)
+    assert middles[0] == pytest.approx(900 + 20 + 50, abs=15)
+
+
+def test_a_small_face_in_a_video_becomes_the_portrait(far_away, tmp_path):
+    # Of a video at 25 fps, two frames per second are searched.
+    write_video(tmp_path / "v.mp4", far_away[5:7] * 13, samples=np.zeros(0, np.float32))
+    still = best_still(tmp_path / "v.mp4")
+    assert still.shape == (720, 1280, 3)
+    write_video(tmp_path / "wall.mp4", far_away[:2], samples=np.zeros(0, np.float32))
+    with pytest.raises(ValueError, match=r"wall\.mp4: no face is found in 2 frames per second"):
+        best_still(tmp_path / "wall.mp4")
+
+
+def test_a_square_is_moved_into_the_picture():
+    box = CropBox(left=-20, top=30, side=100)
+    assert box.outside(120, 160) == pytest.approx(1 - 80 * 90 / 100**2)
+    assert box.inside(120, 160) == CropBox(left=0, top=20, side=100)
+    assert box.inside(120, 160).outside(120, 160) == 0
+    # A square that is larger than the picture is reduced.
+    assert CropBox(left=10, top=-30, side=200).inside(120, 160) == CropBox(left=40, top=0, side=120)
+    assert CropBox(left=500, top=0, side=10).outside(120, 160) == 1

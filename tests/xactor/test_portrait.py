@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from xactor.faces import CropBox, FaceLandmarker, crop_box
-from xactor.portrait import _square_corners, find_portrait, read_image
+from xactor.faces.follower import _square_corners
+from xactor.portrait import find_portrait, read_image
 
 # Rows and columns of the photograph that show the head and its surroundings.
 HEAD = slice(0, 256), slice(96, 352)

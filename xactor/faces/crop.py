@@ -42,6 +42,19 @@ class CropBox:
         left, top, side = (round(value * factor) for value in (self.left, self.top, self.side))
         return CropBox(left=left, top=top, side=max(side, 1))
 
+    def outside(self, height: int, width: int) -> float:
+        """Return the fraction of the square, 0 to 1, that lies outside a picture of height x width pixels."""
+        rows = min(self.top + self.side, height) - max(self.top, 0)
+        columns = min(self.left + self.side, width) - max(self.left, 0)
+        return 1 - max(rows, 0) * max(columns, 0) / self.side**2
+
+    def inside(self, height: int, width: int) -> "CropBox":
+        """Return the square moved into a picture of height x width pixels, and reduced where it is too large."""
+        side = min(self.side, height, width)
+        # A reduced square keeps its centre as far as the picture allows.
+        left, top = (start + (self.side - side) // 2 for start in (self.left, self.top))
+        return CropBox(left=min(max(left, 0), width - side), top=min(max(top, 0), height - side), side=side)
+
     def cut(self, picture: np.ndarray, size_px: int) -> np.ndarray:
         """Cut the square out of a picture uint8 [H, W, 3] and resize it to uint8 [size_px, size_px, 3].
 

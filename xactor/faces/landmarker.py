@@ -1,7 +1,7 @@
 """Wrap MediaPipe's face landmarker: find the faces of a picture, or follow the main face through a video."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -33,6 +33,10 @@ class Face:
         """
         (left, top), (right, bottom) = self.points[:, :2].min(axis=0), self.points[:, :2].max(axis=0)
         return float(left), float(top), float(right), float(bottom)
+
+    def scaled(self, factor: float) -> "Face":
+        """Return the face in a picture that was resized by `factor`."""
+        return replace(self, points=self.points * np.float32(factor))
 
     @property
     def area(self) -> float:

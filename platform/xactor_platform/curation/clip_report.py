@@ -35,6 +35,10 @@ SCHEMA = pa.schema([(f.name, _arrow_type(_FIELD_TYPES[f.name])) for f in fields(
 _HISTOGRAMS = (
     ("seconds", "length, s"),
     ("crop_px", "side of the face's square in the video, px"),
+    ("outside", "fraction of the face's square outside the picture"),
+    ("yaw", "head turned to the side, degrees"),
+    ("roll", "head tilted, degrees"),
+    ("lips", "movement of the lips"),
     ("blur", "blur, 0 sharp to 1"),
     ("occluded", "fraction of the frames in which something covers the face"),
     ("speech", "range of the sound's level, dB"),

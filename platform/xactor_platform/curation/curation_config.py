@@ -26,8 +26,19 @@ class Gates:
     max_blur: float = 0.7
     """Maximum blur, 0 (sharp) to 1. 1 lets every clip pass."""
     max_occluded: float = 0.15
-    """Largest fraction of frames in which something covers the face, 0 to 1. 1 lets every clip pass. Covered faces are
-    found by the change of the picture: a dark object is nearly always found, a hand in the color of the face seldom."""
+    """Largest fraction of frames in which something covers the face, 0 to 1. 1 lets every clip pass. A cover is found
+    by its color or brightness, which differ from those of the skin. A hand in the color of the face is seldom found."""
+    max_outside: float = 0.3
+    """Largest fraction of the square around the face that may lie outside the picture, 0 to 1. The square is moved into
+    the picture, so no clip shows invented pixels, but the face is then off the middle of the clip."""
+    max_yaw: float = 60.0
+    """Largest median angle by which the head is turned to the left or right, 0 to 90 degrees."""
+    max_roll: float = 45.0
+    """Largest median angle by which the head is tilted in the picture's plane, 0 to 180 degrees. A video that lies on
+    its side is dropped."""
+    min_lips: float = 0.003
+    """Smallest movement of the lips: the standard deviation of their opening. The opening is about 0 for closed lips
+    and 1 for a wide-open mouth. A still picture under speech moves less. 0 lets every clip pass."""
     min_speech_db: float = 6.0
     """Smallest difference between the loud and the quiet parts of a clip's sound, in dB. Music and noise under speech
     reduce the difference. 0 lets every clip pass."""
@@ -39,11 +50,13 @@ class Gates:
     def __post_init__(self):
         if self.min_crop_px < 32:
             raise ValueError(f"min_crop_px must be >= 32, got {self.min_crop_px}")
-        for name in ("max_blur", "max_occluded"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be within 0..1, got {getattr(self, name):g}")
-        if self.min_speech_db < 0:
-            raise ValueError(f"min_speech_db must be >= 0, got {self.min_speech_db:g}")
+        bounds = {"max_blur": 1, "max_occluded": 1, "max_outside": 1, "max_yaw": 90, "max_roll": 180}
+        for name, bound in bounds.items():
+            if not 0 <= getattr(self, name) <= bound:
+                raise ValueError(f"{name} must be within 0..{bound}, got {getattr(self, name):g}")
+        for name in ("min_speech_db", "min_lips"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name):g}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ A fate is a row of the report. It tells whether a clip was kept, and why not.
 import atexit
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from xactor.rates import FPS
 from xactor.sandbox import Sandbox, SandboxError
 from xactor_platform.bulk.message import Message
 from xactor_platform.bulk.stage import Stage
-from xactor_platform.curation.messages import Clip, Ended, Fate, Piece, Probed, Video, fate_of
+from xactor_platform.curation.messages import Clip, Ended, Facts, Fate, Piece, Probed, Video, fate_of
 from xactor_platform.curation.video_progress import VideoProgress
 
 # Seconds that a stage may take for a message of any length.
@@ -93,23 +93,15 @@ class CurationStage(Stage):
 
         Any other error is raised again, so that the next pass over the videos retries the message.
         """
-        match error:
-            case Unusable():
-                return self.refused(message, error.reason, error.detail)
-            case SandboxError():
-                return self.refused(message, error.reason, str(error))
-            case MemoryError():
-                return self.refused(message, "too_much_memory", "takes more memory than there is")
-            case ValueError():
-                return self.refused(message, "unreadable", str(error))
+        if refusal := refusal_of(error):
+            return self.refused(message, *refusal)
         raise error
 
     def refused(self, message: Video | Probed | Piece, reason: str, detail: str) -> Ended | Piece:
         """Return the result of a message whose work failed.
 
-        A piece is returned with its kept clips marked as failed. If it has no clips yet, it gets one failed clip that
-        covers the whole piece. For a video, the function saves the refusal, so that later runs do not examine the video
-        again, and returns the message that reports it.
+        A piece is returned as `failed_piece` makes it. For a video, the function saves the refusal, so that later runs
+        do not examine the video again, and returns the message that reports it.
 
         Args:
             message: the message.
@@ -117,19 +109,55 @@ class CurationStage(Stage):
             detail: the reason in one sentence.
         """
         if isinstance(message, Piece):
-            clips = message.clips or (Clip(first=message.first, end=message.end),)
-            failed = tuple(
-                clip.dropped(reason, detail, "failed") if clip.status == "kept" else clip for clip in clips
-            )
-            return replace(message, clips=failed)
-        if isinstance(message, Video):
-            video, facts = message, None
-        else:
-            video, facts = message.video, message.facts
-        status = "dropped" if reason in _DROPPING_REASONS else "failed"
-        end_s = facts.seconds if facts else 0.0
-        fate = fate_of(video, facts, status, reason=reason, detail=one_line(video, detail), end_s=end_s)
-        return VideoProgress(self._output, video.key).refuse(fate)
+            return failed_piece(message, reason, detail)
+        video, facts = (message, None) if isinstance(message, Video) else (message.video, message.facts)
+        return VideoProgress(self._output, video.key).refuse(refused_fate(video, facts, reason, detail))
+
+
+def refusal_of(error: Exception) -> tuple[str, str] | None:
+    """Return the reason (one word, and one sentence) for refusing a file that caused an error.
+
+    Return None if the file did not cause the error.
+    """
+    match error:
+        case Unusable():
+            return error.reason, error.detail
+        case SandboxError():
+            return error.reason, str(error)
+        case MemoryError():
+            return "too_much_memory", "takes more memory than there is"
+        case ValueError():
+            return "unreadable", str(error)
+    return None
+
+
+def failed_piece(piece: Piece, reason: str, detail: str) -> Piece:
+    """Return a piece whose kept clips are marked as failed. A piece without clips gets one failed clip of its length.
+
+    Args:
+        piece: the piece.
+        reason: the reason in one word.
+        detail: the reason in one sentence.
+    """
+    clips = piece.clips or (Clip(first=piece.first, end=piece.end),)
+    failed = tuple(
+        clip.dropped(reason, detail, "failed") if clip.status == "kept" else clip for clip in clips
+    )
+    return replace(piece, clips=failed)
+
+
+def refused_fate(video: Video, facts: Facts | None, reason: str, detail: str) -> Fate:
+    """Return the fate of a video that cannot be used as a whole.
+
+    Args:
+        video: the video.
+        facts: facts of the video, None if it could not be probed.
+        reason: the reason in one word.
+        detail: the reason in one sentence.
+    """
+    status = "dropped" if reason in _DROPPING_REASONS else "failed"
+    end_s = facts.seconds if facts else 0.0
+    return fate_of(video, facts, status, reason=reason, detail=one_line(video, detail), end_s=end_s)
 
 
 def clip_fate(piece: Piece, number: int, split: str) -> Fate:
@@ -143,8 +171,7 @@ def clip_fate(piece: Piece, number: int, split: str) -> Fate:
     clip = piece.clips[number]
     more: dict[str, Any] = {}
     if measures := clip.measures:
-        more |= {"crop_px": measures.crop_px, "blur": measures.blur, "occluded": measures.occluded}
-        more["speech"] = measures.speech
+        more |= asdict(measures)
     if sync := clip.sync:
         more |= {"sync_offset": sync.offset_frames, "sync_confidence": sync.confidence}
         more |= {"sync_distance": sync.distance, "syncnet": sync.weights}

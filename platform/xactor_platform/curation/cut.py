@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from xactor.controls import INDEX, lip_opening
 from xactor.media import read_span
 from xactor.rates import SAMPLES_PER_FRAME
 from xactor_platform.curation.curation_config import Gates
@@ -85,15 +86,34 @@ def cut_clip(piece: Piece, clip: Clip, gates: Gates, size_px: int) -> Clip:
 def _with_cheap_gates(piece: Piece, clip: Clip, gates: Gates) -> Clip:
     """Return the clip with the measures that need no decoded pictures, dropped if it does not pass their gates."""
     assert clip.box is not None
-    measures = Measures(crop_px=clip.box.side)
-    if clip.box.side < gates.min_crop_px:
-        detail = f"the face's square is {clip.box.side} px, at least {gates.min_crop_px} are needed"
-        return replace(clip, measures=measures).dropped("small_face", detail)
+    assert clip.controls is not None
+    yaw, roll = (
+        round(float(np.degrees(np.median(np.abs(clip.controls[:, INDEX[name]])))), 1)
+        for name in ("headYaw", "headRoll")
+    )
+    lips = round(float(lip_opening(clip.controls).std()), 4)
     samples = sound_of_clip(piece, clip)
-    if max(samples.max(), -samples.min()) < SILENCE:
-        return replace(clip, measures=measures).dropped("silent", f"no sample is louder than {SILENCE:g}")
-    speech = round(speech_db(samples, SAMPLES_PER_FRAME), 2)
-    clip = replace(clip, measures=replace(measures, speech=speech))
+    is_silent = max(samples.max(), -samples.min()) < SILENCE
+    speech = 0.0 if is_silent else round(speech_db(samples, SAMPLES_PER_FRAME), 2)
+    side, outside = clip.box.side, clip.outside
+    clip = replace(
+        clip,
+        measures=Measures(crop_px=side, outside=outside, yaw=yaw, roll=roll, lips=lips, speech=speech),
+    )
+    if side < gates.min_crop_px:
+        detail = f"the face's square is {side} px, at least {gates.min_crop_px} are needed"
+        return clip.dropped("small_face", detail)
+    if outside > gates.max_outside:
+        detail = f"{outside:.0%} of the face's square lies outside the picture"
+        return clip.dropped("cut_off", f"{detail}, at most {gates.max_outside:.0%} is allowed")
+    for angle, how, bound in ((yaw, "turned to the side", gates.max_yaw), (roll, "tilted", gates.max_roll)):
+        if angle > bound:
+            detail = f"the head is {how} by {angle:.0f} degrees, at most {bound:g} are allowed"
+            return clip.dropped("turned", detail)
+    if is_silent:
+        return clip.dropped("silent", f"no sample is louder than {SILENCE:g}")
+    if lips < gates.min_lips:
+        return clip.dropped("still", f"the lips move by {lips:.4f}, at least {gates.min_lips:g} is needed")
     if speech < gates.min_speech_db:
         detail = f"the sound's level ranges over {speech:.1f} dB, at least {gates.min_speech_db:g} are needed"
         return clip.dropped("no_speech", detail)

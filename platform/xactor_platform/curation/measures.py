@@ -17,9 +17,9 @@ _SKIN = np.zeros((_THUMB, _THUMB), bool)
 _SKIN[2:7, 8:24] = _SKIN[11:19, 5:27] = _SKIN[19:27, 8:24] = True
 # Rows of these three regions.
 _REGIONS = (slice(2, 7), slice(11, 19), slice(19, 27))
-# A pixel counts as covered if it differs from its median over the clip by more than this. The unit is the standard
-# deviation of the brightness of a thumbnail.
-_MIN_DIFFERENCE = 0.7
+# A pixel counts as covered if its color or its brightness differs from the median over the clip by more than this. The
+# units are levels of 255 in the plane of Cr and Cb, and the standard deviation of the brightness of a thumbnail.
+_MIN_COLOR_DIFFERENCE, _MIN_DIFFERENCE = 8.0, 1.2
 # A region counts as covered if more than this fraction of its pixels is covered.
 _MIN_COVERED = 0.4
 # Smallest level of a frame relative to the loudest frame. Quieter frames count as this loud.
@@ -47,7 +47,10 @@ def blur(face: np.ndarray) -> float:
 
 
 def face_thumbnail(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Return a grey thumbnail of a face, aligned by three points: float32 [32, 32], mean 0, standard deviation 1.
+    """Return a thumbnail of a face, aligned by three points, float32 [32, 32, 3].
+
+    The channels are brightness, with mean 0 and standard deviation 1, and the colors Cr and Cb relative to the skin's
+    median color, so that colored light on the whole face changes nothing.
 
     Args:
         picture: uint8 [H, W, 3].
@@ -57,20 +60,26 @@ def face_thumbnail(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
     aligned = cv2.warpAffine(
         picture, transform, (_THUMB, _THUMB), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE
     )
-    grey = cv2.GaussianBlur(cv2.cvtColor(aligned, cv2.COLOR_RGB2GRAY), (0, 0), 1).astype(np.float32)
+    thumbnail = cv2.GaussianBlur(cv2.cvtColor(aligned, cv2.COLOR_RGB2YCrCb), (0, 0), 1).astype(np.float32)
+    grey, color = thumbnail[..., 0], thumbnail[..., 1:]
     # The bound, in levels of 255, keeps the noise of a nearly uniform picture small.
-    return (grey - grey.mean()) / max(float(grey.std()), 4.0)
+    thumbnail[..., 0] = (grey - grey.mean()) / max(float(grey.std()), 4.0)
+    thumbnail[..., 1:] = color - np.median(color[_SKIN], axis=0)
+    return thumbnail
 
 
 def occluded(thumbnails: np.ndarray) -> float:
     """Return the fraction of frames in which something covers a region of the face.
 
-    A cover is recognised by pixels that differ from their medians over the clip.
+    A cover is recognised by pixels whose color or brightness differs from the median over the clip. Smiles and turns of
+    the head change the brightness of skin less, and its color hardly.
 
     Args:
-        thumbnails: thumbnails of the clip's faces, float32 [N, 32, 32].
+        thumbnails: thumbnails of the clip's faces, float32 [N, 32, 32, 3].
     """
-    differs = np.abs(thumbnails - np.median(thumbnails, axis=0)) > _MIN_DIFFERENCE  # [N, 32, 32]
+    difference = thumbnails - np.median(thumbnails, axis=0)
+    differs = np.linalg.norm(difference[..., 1:], axis=-1) > _MIN_COLOR_DIFFERENCE  # [N, 32, 32]
+    differs |= np.abs(difference[..., 0]) > _MIN_DIFFERENCE
     covered = [differs[:, rows][:, _SKIN[rows]].mean(axis=1) for rows in _REGIONS]  # 3 x [N]
     return float((np.max(covered, axis=0) > _MIN_COVERED).mean())
 

@@ -100,6 +100,14 @@ class Fate:
     """Frames per second of the video."""
     crop_px: int | None = None
     """See `Measures`."""
+    outside: float | None = None
+    """See `Measures`."""
+    yaw: float | None = None
+    """See `Measures`."""
+    roll: float | None = None
+    """See `Measures`."""
+    lips: float | None = None
+    """See `Measures`."""
     blur: float | None = None
     """See `Measures`."""
     occluded: float | None = None
@@ -135,17 +143,26 @@ class Probed(Message):
 class Measures:
     """Hold the measures that the gates compare with their bounds to drop clips of bad quality.
 
-    A measure is None if an earlier gate dropped the clip.
+    Blur and covers are None if an earlier gate dropped the clip.
     """
 
     crop_px: int
     """Side of the face's square in the video, in pixels."""
+    outside: float
+    """Fraction of the square that was outside the picture before the square was moved inside."""
+    yaw: float
+    """Median angle, in degrees, by which the head is turned to the left or right."""
+    roll: float
+    """Median angle, in degrees, by which the head is tilted in the picture's plane."""
+    lips: float
+    """Standard deviation of the opening of the lips. The opening is about 0 for closed lips and 1 for a wide-open
+    mouth; see `xactor.controls.lip_opening`."""
+    speech: float
+    """Difference between the loud and the quiet parts of the sound, in dB: large for speech, 0 for silence."""
     blur: float | None = None
     """Fraction of the face's detail that is missing, 0 (sharp) to 1."""
     occluded: float | None = None
     """Fraction of the frames in which something covers the face."""
-    speech: float | None = None
-    """Difference between the loud and the quiet parts of the sound, in dB. It is large for speech."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +191,9 @@ class Clip:
     end: int
     """Frame after the last one."""
     box: CropBox | None = None
-    """Square of the video around the face, the same in all frames."""
+    """Square of the video around the face, the same in all frames. It lies inside the picture."""
+    outside: float = 0.0
+    """Fraction of the square that was outside the picture before the square was moved inside."""
     faces: np.ndarray | None = None
     """Left, top, right and bottom of the face in each frame, in pixels of the video, float32 [T, 4]."""
     points: np.ndarray | None = None

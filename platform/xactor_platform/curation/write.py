@@ -38,15 +38,7 @@ class Write(CurationStage):
                 split = split_of(clip, piece.video.speaker, held_out, seed) if kept else ""
                 fates.append(clip_fate(piece, number, split))
                 if kept:
-                    key = clip_key(piece, number)
-                    assert clip.controls is not None
-                    assert clip.landmarks is not None
-                    kept_frames = slice(*clip.trimmed) if clip.trimmed else slice(None)
-                    controls, landmarks = clip.controls[kept_frames], clip.landmarks[kept_frames]
-                    # Shards hold the landmarks of only a few frames of each clip.
-                    tracks = {CONTROLS: controls, LANDMARKS: landmarks[landmark_frames(len(landmarks))]}
-                    members = {"mp4": with_sound(piece, clip), **tracks}
-                    samples[key] = {**members, "json": meta_of(piece, clip, fates[-1])}
+                    samples[clip_key(piece, number)] = sample_of(piece, clip, fates[-1])
             ended = Ended(
                 key=piece.video.key,
                 number=piece.number,
@@ -79,6 +71,17 @@ def split_of(clip: Clip, speaker: str, held_out: float, seed: int) -> str:
     if int.from_bytes(drawn, "big") / 2**64 < held_out:
         return "test"
     return "short" if (clip.end - clip.first) / FPS < SHORT_S else "long"
+
+
+def sample_of(piece: Piece, clip: Clip, fate: Fate) -> dict[str, Any]:
+    """Return the members of a kept clip in the shards: its video, control track, landmarks and metadata."""
+    assert clip.controls is not None
+    assert clip.landmarks is not None
+    kept_frames = slice(*clip.trimmed) if clip.trimmed else slice(None)
+    controls, landmarks = clip.controls[kept_frames], clip.landmarks[kept_frames]
+    # Shards hold the landmarks of only a few frames of each clip.
+    tracks = {CONTROLS: controls, LANDMARKS: landmarks[landmark_frames(len(landmarks))]}
+    return {"mp4": with_sound(piece, clip), **tracks, "json": meta_of(piece, clip, fate)}
 
 
 def with_sound(piece: Piece, clip: Clip) -> bytes:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from xactor.faces import CropBox, Face, FaceLandmarker
+from xactor.faces import CropBox, Face, FaceFollower, FaceLandmarker
 from xactor.media import read_audio, read_frames
 from xactor.metrics.emotion import EmoNetVectors, emotion_difference, emotion_vectors, load_emonet
 from xactor.metrics.expressiveness import expressiveness
@@ -56,6 +56,7 @@ class Judge:
     def __init__(self, weights: Weights):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._landmarker = FaceLandmarker(max_faces=1)
+        self._follower = FaceFollower()
         self._syncnet = _load_syncnet(weights.syncnet).to(device) if weights.syncnet else None
         self._i3d = load_i3d(weights.i3d, device=device) if weights.i3d else None
         emonet = load_emonet(weights.emonet, device=device) if weights.emonet else None
@@ -113,7 +114,7 @@ class Judge:
         return scores, statistics
 
     def _faces(self, video: Path, box: CropBox | None) -> list[Face | None]:
-        return list(self._landmarker.follow(_frames(video, box)))
+        return list(self._follower.follow(_frames(video, box)))
 
     def _sync(self, video: Path, faces: list[Face | None]):
         """Return SyncNet's score of a video as a `SyncScore`.

@@ -1,106 +1,103 @@
-"""Make shards from any videos of talking people, with the help of a model that finds facial landmarks.
+"""Make shards from a folder of talking videos on one machine, without Ray.
 
-Stage 1 is the training of the renderer, stage 2 that of the motion model. A control track holds numbers that describe
-the face's motion in each frame; `embed_controls` turns them into motion latents.
+Curation's stages cut the videos into clips that show one face in one shot, and drop clips of bad quality. Only the
+judgement of lip-sync is left out. A control track holds numbers that describe the face's motion in each frame;
+`embed_controls` turns them into motion latents.
 
     <output>/                 stage 2's shards: the embedded control track and the audio features
-    <output>/report.jsonl     a line for each video
+    <output>/report.jsonl     a line for each clip, and for each video that gave none
     <parent>/audio_encoder/   the encoder of the audio features, where stage 2's training looks for it
     <parent>/videos/          stage 1's shards, only on request, under the same keys: face crops with sound,
                               control tracks and landmarks
 
-If a video cannot be used, its line in the report says why, and the job continues.
+Stage 1 is the training of the renderer, stage 2 that of the motion model.
 """
 
 import glob
 import json
-import multiprocessing
 import os
-import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from itertools import islice
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from xactor.audio.encoder import LogMelEncoder, load_audio_encoder
 from xactor.controls import embed_controls
-from xactor.faces import FaceLandmarker, control_track, crop_box
-from xactor.faces.landmarks import landmark_frames, landmark_track
-from xactor.media import read_audio, read_frames
-from xactor.media.container import VIDEO_SUFFIXES
-from xactor.rates import FPS, SAMPLES_PER_FRAME, frame_count
-from xactor_platform.data.face_video import ClipSamples, face_video
-from xactor_platform.data.index import CONTROLS, LANDMARKS
+from xactor.faces import FaceLandmarker
+from xactor.sandbox import Sandbox
+from xactor_platform.curation.curation_config import Bounds, Gates
+from xactor_platform.curation.curation_stage import (
+    clip_fate,
+    failed_piece,
+    refusal_of,
+    refused_fate,
+)
+from xactor_platform.curation.cut import Cut, sound_of_clip
+from xactor_platform.curation.messages import Facts, Fate, Piece, Probed, Video
+from xactor_platform.curation.probe import Probe
+from xactor_platform.curation.scan import Scan, pieces_of
+from xactor_platform.curation.track import Track
+from xactor_platform.curation.video_files import list_videos, video_of
+from xactor_platform.curation.write import sample_of
+from xactor_platform.data.index import CONTROLS
 from xactor_platform.data.index_file import load_index
 from xactor_platform.data.shards import ShardWriter
 from xactor_platform.precompute.encoder_folder import save_encoder
 from xactor_platform.precompute.worker import start_worker
 from xactor_platform.storage.location import Location, sibling_uri
 
-# Minimum length of a video in seconds.
-MIN_S = 1.0
+T = TypeVar("T")
+R = TypeVar("R")
 REPORT = "report.jsonl"
 SPLITS = ("train", "test")
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoResult:
-    """Hold the line of one video in the report."""
-
-    file: str
-    """The video's path."""
-    status: Literal["ok", "failed"]
-    """Whether the video is in the shards."""
-    reason: str | None
-    """Why the video failed; None if it did not."""
-    frames: int
-    """Number of the video's frames in the shards; 0 if the video failed."""
-    split: str
-    """The split, train or test."""
-    key: str
-    """The sample's key in the shards."""
+# Maximum size of a video file in bytes.
+_MAX_BYTES = 64 << 30
+# Side, in pixels, of the crops that are measured if the caller asks for no crops.
+_MEASURED_PX = 256
+# Seconds that all stages together may take for a video of any length, and for each second of video.
+_BASE_TIMEOUT_S, _TIMEOUT_FACTOR = 120, 16
+# Results that may wait to be written, for each process. A result holds all clips of a video.
+_WAITING_RESULTS = 2
+# In a process of the sandbox: the stages' functions. `_prepare` sets them.
+_stages: dict[str, Callable[[Any], Any]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoCorpus:
-    """Hold the place of the shards, and the results of all videos."""
+    """Hold the place of the shards, and the fates of all clips."""
 
     shards: str
     """Folder or URI of stage 2's shards."""
-    results: list[VideoResult]
-    """One result for each video, in the order of the files."""
+    fates: list[Fate]
+    """A fate for each clip, and for each video that gave no clip, in the order of the videos."""
 
     @property
-    def failed(self) -> list[VideoResult]:
-        """Return the results of the videos that are not in the shards."""
-        return [result for result in self.results if result.status != "ok"]
+    def unused(self) -> set[str]:
+        """Return the names of the videos without a kept clip."""
+        return {fate.video for fate in self.fates} - {
+            fate.video for fate in self.fates if fate.status == "kept"
+        }
 
 
-def list_videos(folder_or_pattern: str) -> list[Path]:
-    """Return the videos below a folder, or those that match a glob pattern, sorted.
+class _Result(NamedTuple):
+    """Hold one clip. The members and the sound are None if the clip is not kept.
 
-    Raises:
-        ValueError: No video is found.
+    Attributes:
+        fate: the clip's fate.
+        members: the clip's members in stage 1's shards.
+        samples: the clip's sound at 16 kHz, float32 [frames x 640].
     """
-    if Path(folder_or_pattern).is_dir():
-        found = [
-            p
-            for p in Path(folder_or_pattern).rglob("*")
-            if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()
-        ]
-    else:
-        found = [Path(p) for p in glob.glob(folder_or_pattern, recursive=True) if Path(p).is_file()]
-    if not found:
-        raise ValueError(f"{folder_or_pattern}: no videos found")
-    return sorted(found)
+
+    fate: Fate
+    members: dict[str, Any] | None = None
+    samples: np.ndarray | None = None
 
 
 def shards_from_videos(
@@ -114,21 +111,21 @@ def shards_from_videos(
     audio_encoder: str | Path | None = None,
     seed: int = 0,
     workers: int | None = None,
-    progress: Callable[[VideoResult], None] = lambda result: None,
+    progress: Callable[[Fate], None] = lambda fate: None,
 ) -> VideoCorpus:
     """Make shards, their index and `report.jsonl` in the folder `output`, and `audio_encoder/` next to it.
 
     Args:
-        videos: Folder or glob pattern.
+        videos: Folder or URI of videos, or a glob pattern.
         output: Folder or URI of stage 2's shards.
         landmarks: File of the landmark model. By default the file in this package.
         crops: Side of the face crops for video shards, in pixels; 0 makes none.
         crops_output: Folder or URI of the video shards. By default `videos` next to `output`.
-        held_out: Number of videos in the split `test` if >= 1, fraction of all videos if below 1.
+        held_out: Number of speakers in the split `test` if >= 1, fraction of all speakers if below 1.
         audio_encoder: Folder of an audio encoder. By default log-mel features, which have no weights.
-        seed: Seed of the choice of held-out videos.
+        seed: Seed of the choice of held-out speakers.
         workers: Number of processes. By default one per core.
-        progress: Called with each video's result.
+        progress: Called with the fate of each clip, and of each video that gave no clip.
 
     Raises:
         ValueError: An argument is out of its bounds, or no video can be trained on.
@@ -141,186 +138,191 @@ def shards_from_videos(
     taken = {Path(videos).absolute(), Path(output).absolute()}
     if crops and Path(crops_output).absolute() in taken:
         raise ValueError(f"crops_output must be a folder of its own, got {crops_output}")
-    files = list_videos(videos)
-    splits = _splits(len(files), held_out, seed)
+    found, refused = _find_videos(videos)
+    split_of = _splits(sorted({video.speaker for video in found}), held_out, seed)
     # Load the models here only to report a missing Python package or file before any work.
     FaceLandmarker(landmarks)
     encoder = load_audio_encoder(audio_encoder) if audio_encoder else LogMelEncoder()
-    results = []
     with tempfile.TemporaryDirectory() as folder:
         encoder.save_pretrained(folder)
         save_encoder(Path(folder), sibling_uri(output, "audio_encoder"))
-        task = partial(
-            _try_video,
-            encoder_folder=folder,
-            landmarks=str(landmarks) if landmarks else None,
-            crops=crops,
-        )
-        samples = _in_pool(files, workers or os.cpu_count() or 1, task)
-        written = _write(
-            zip(files, splits, samples, strict=True), output, crops_output=crops_output if crops else None
-        )
-        for result in written:
-            results.append(result)
-            progress(result)
+    # Crops are enlarged twofold at most.
+    gates = Gates(min_crop_px=max(crops // 2, 32))
+    prepare = partial(_prepare, str(landmarks) if landmarks else None, gates, crops or _MEASURED_PX)
+    fates = list(refused)
+    with ExitStack() as stack:
+        for fate in refused:
+            progress(fate)
+
+        def open_writers(place: str) -> dict[str, ShardWriter]:
+            return {split: stack.enter_context(ShardWriter(place, split, overwrite=True)) for split in SPLITS}
+
+        motion_writers = open_writers(output)
+        crop_writers = open_writers(crops_output) if crops else None
+        for result in stack.enter_context(closing(_results(found, workers or os.cpu_count() or 1, prepare))):
+            fate, members = result.fate, result.members
+            if members is not None:
+                assert result.samples is not None
+                split = split_of[fate.speaker]
+                fate = replace(fate, split=split)
+                features = encoder.features(result.samples)  # [T, L, F]
+                motion = {
+                    "motion.npy": embed_controls(members[CONTROLS]).astype(np.float16),
+                    "audio.npy": features.astype(np.float16),
+                    "json": {**members["json"], "motion": "controls"},
+                }
+                motion_writers[split].write(fate.clip, motion)
+                if crop_writers:
+                    crop_writers[split].write(fate.clip, members)
+            fates.append(fate)
+            progress(fate)
     with Location.parse(output).atomic_write(REPORT) as stream:
-        stream.write("".join(json.dumps(vars(result)) + "\n" for result in results).encode())
-    if not any(result.status == "ok" and result.split == "train" for result in results):
-        first = next((result.reason for result in results if result.reason), "all are held out")
+        stream.write("".join(json.dumps(asdict(fate)) + "\n" for fate in fates).encode())
+    if not any(fate.split == "train" for fate in fates):
+        first = next((fate.detail for fate in fates if fate.detail), "all are held out")
+        count = len(found) + len(refused)
         raise ValueError(
-            f"{videos}: none of {len(files)} videos can be trained on ({first}); see {REPORT} in {output}"
+            f"{videos}: none of {count} videos can be trained on ({first}); see {REPORT} in {output}"
         )
     for shards in (output, crops_output) if crops else (output,):
         load_index(shards)
-    return VideoCorpus(shards=output, results=results)
+    return VideoCorpus(shards=output, fates=fates)
 
 
-def _write(
-    videos: Iterable[tuple[Path, str, ClipSamples | str]], output: str, crops_output: str | None
-) -> Iterator[VideoResult]:
-    """Write shards and yield each video's result.
-
-    Args:
-        videos: Each file, its split, and its samples or the reason why it has no samples.
-        output: Folder or URI of stage 2's shards.
-        crops_output: Folder or URI of stage 1's shards; None writes none.
-    """
-    with ExitStack() as stack:
-
-        def open_writers(folder: str) -> dict[str, ShardWriter]:
-            return {
-                split: stack.enter_context(ShardWriter(folder, split, overwrite=True)) for split in SPLITS
-            }
-
-        motion_writers = open_writers(output)
-        crop_writers = open_writers(crops_output) if crops_output else {}
-        for number, (file, split, samples) in enumerate(videos):
-            key = f"{number:05d}-{re.sub(r'[^A-Za-z0-9_-]+', '-', file.stem)[:80]}"
-            if isinstance(samples, str):
-                yield VideoResult(
-                    file=str(file), status="failed", reason=samples, frames=0, split=split, key=key
-                )
-                continue
-            motion_writers[split].write(key, samples.motion)
-            if samples.video is not None:
-                crop_writers[split].write(key, samples.video)
-            frames = samples.motion["json"]["frames"]
-            yield VideoResult(file=str(file), status="ok", reason=None, frames=frames, split=split, key=key)
-
-
-def read_video(file: str, encoder_folder: str, landmarks: str | None = None, crops: int = 0) -> ClipSamples:
-    """Read one video and return its samples for the shards of both stages.
-
-    Args:
-        file: Path of the video.
-        encoder_folder: Local folder of the audio encoder.
-        landmarks: File of the landmark model. By default the file in this package.
-        crops: Side of the face crops in pixels; 0 makes no sample for stage 1.
+def _find_videos(folder_or_pattern: str) -> tuple[list[Video], list[Fate]]:
+    """Return the videos of a folder, or those that match a glob pattern, in order, and the fates of refused videos.
 
     Raises:
-        ValueError: The video cannot be used; the message says why.
+        ValueError: No video is found.
     """
-    samples = read_audio(file)
-    # Samples lie within -1..1, so a peak below 0.001 is more than 60 dB below full scale.
-    if np.abs(samples).max() < 1e-3:
-        raise ValueError(f"{file}: the sound is silence")
-    faces = list(_landmarker(landmarks).follow(read_frames(file, FPS), FPS))
-    # Sound and pictures seldom end together. Only the time that has both is used.
-    frames = min(len(faces), frame_count(len(samples)))
-    if frames < MIN_S * FPS:
-        raise ValueError(
-            f"{file}: too short, {frames / FPS:.2f} s of sound and pictures; at least {MIN_S:g} s is needed"
-        )
-    try:
-        controls = control_track(faces[:frames])  # [T, 57]
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
-    features = _encoder(encoder_folder).features(samples)[:frames]  # [T, L, F]
-    meta = {
-        "frames": frames,
-        "fps": FPS,
-        "source": Path(file).name,
-        "speaker": Path(file).stem,
-        "sync_confidence": None,
-    }
-    motion = {
-        "motion.npy": embed_controls(controls).astype(np.float16),
-        "audio.npy": features.astype(np.float16),
-        "json": {**meta, "motion": "controls"},
-    }
-    if not crops:
-        return ClipSamples(motion=motion, video=None)
-    box = crop_box([face for face in faces[:frames] if face is not None])
-    # The pictures are decoded a second time, because those of a long video do not fit into memory.
-    pictures = (box.cut(picture, crops) for picture in islice(read_frames(file, FPS), frames))
-    video = {
-        "mp4": face_video(pictures, samples[: frames * SAMPLES_PER_FRAME]),
-        CONTROLS: controls,
-        LANDMARKS: landmark_track(faces[:frames], box)[landmark_frames(frames)],
-        "json": {**meta, "crop": vars(box)},
-    }
-    return ClipSamples(motion=motion, video=video)
+    if "://" in folder_or_pattern or Path(folder_or_pattern).is_dir():
+        videos, refused = list_videos(folder_or_pattern)
+        return videos, [fate for _, fate in refused]
+    files = [name for name in sorted(glob.glob(folder_or_pattern, recursive=True)) if Path(name).is_file()]
+    if not files:
+        raise ValueError(f"{folder_or_pattern}: no videos found")
+    return [video_of(".", name) for name in files], []
 
 
-def _splits(count: int, held_out: float, seed: int) -> list[str]:
-    """Draw the split of each of `count` videos. See `shards_from_videos` for `held_out`."""
+def _splits(speakers: list[str], held_out: float, seed: int) -> dict[str, str]:
+    """Draw the split of each speaker. See `shards_from_videos` for `held_out`."""
+    count = len(speakers)
     if held_out < 0 or (held_out >= 1 and held_out != int(held_out)):
         raise ValueError(f"held_out must be a fraction below 1 or a whole number, got {held_out:g}")
     number = int(held_out) if held_out >= 1 else round(held_out * count)
     if held_out > 0 and count > 1:
         number = max(number, 1)
     if number >= count and number:
-        raise ValueError(f"held_out must leave videos to train on: {number} of {count} would be held out")
+        raise ValueError(
+            f"held_out must leave speakers to train on: {number} of {count} would be held out (files in one "
+            f"folder below the top one count as one speaker)"
+        )
     # 6 separates this draw from other draws with the same seed.
     chosen = set(np.random.Generator(np.random.PCG64([seed, 6])).permutation(count)[:number].tolist())
-    return ["test" if i in chosen else "train" for i in range(count)]
+    return {speaker: "test" if i in chosen else "train" for i, speaker in enumerate(speakers)}
 
 
-def _try_video(file: Path, **options) -> ClipSamples | str:
-    """Return the samples of a video, or the reason why it has no samples."""
-    try:
-        return read_video(str(file), **options)
-    # A damaged file can raise any error in a decoder. Only this file has failed then.
-    except Exception as error:
-        reason = str(error).removeprefix(f"{file}: ") or type(error).__name__
-        return reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
+def _results(videos: list[Video], workers: int, prepare: Callable[[], None]) -> Generator[_Result]:
+    """Yield the clips of all videos in the order of the videos.
 
-
-def _in_pool(jobs: list, workers: int, work: Callable) -> Iterator[Any]:
-    """Run `work` on each job, a file, in a pool of processes, and yield the results in order.
-
-    A file that kills its process does not affect the other files; its result is an error message. A killed process
-    breaks the pool, and the pool does not say which file killed the process. A new pool then runs the first file
-    without a result alone. If that file breaks this pool too, it is the culprit. After that, the other files run
-    together again.
+    The videos are decoded in a sandbox, because a damaged file may crash or hang a decoder.
     """
-    done = 0
-    run_alone = False
-    context = multiprocessing.get_context("spawn")
-    while done < len(jobs):
-        batch = jobs[done : done + 1] if run_alone else jobs[done:]
-        with ProcessPoolExecutor(min(workers, len(batch)), context, start_worker) as pool:
-            futures = [pool.submit(work, job) for job in batch]
-            run_alone = False
-            for future in futures:
-                try:
-                    result = future.result()
-                except BrokenProcessPool:
-                    if len(batch) == 1:
-                        done += 1
-                        yield "the decoder crashed on it"
-                    else:
-                        run_alone = True
-                    break
-                done += 1
-                yield result
+    bounds = Bounds()
+    memory_bytes = int(bounds.memory_gib * 2**30)
+    with closing(Sandbox(processes=workers, memory_bytes=memory_bytes, prepare=prepare)) as sandbox:
+
+        def probe(video: Video) -> Future[Probed]:
+            return sandbox.submit(_probe, video, timeout_s=_BASE_TIMEOUT_S)
+
+        def make_clips(one: Probed | Fate) -> Future[list[_Result]]:
+            if isinstance(one, Fate):
+                refused: Future[list[_Result]] = Future()
+                refused.set_result([_Result(one)])
+                return refused
+            seconds = _BASE_TIMEOUT_S + _TIMEOUT_FACTOR * one.facts.seconds
+            return sandbox.submit(_make_clips, one, timeout_s=seconds)
+
+        # All videos are probed first, because the timeout of the other stages depends on a video's length.
+        probed = [
+            _fate_of_error(video, None, outcome) if isinstance(outcome, Exception) else outcome
+            for video, outcome in _in_order(videos, probe, workers)
+        ]
+        for one, outcome in _in_order(probed, make_clips, workers):
+            if isinstance(outcome, Exception):
+                assert isinstance(one, Probed)
+                yield _Result(_fate_of_error(one.video, one.facts, outcome))
+            else:
+                yield from outcome
 
 
-@lru_cache(maxsize=1)
-def _landmarker(model: str | None) -> FaceLandmarker:
-    return FaceLandmarker(model)
+def _in_order(
+    items: Iterable[T], submit: Callable[[T], Future[R]], workers: int
+) -> Iterator[tuple[T, R | Exception]]:
+    """Submit all items and yield each with its result or error, in order. Few results wait in memory at a time."""
+    waiting: deque[tuple[T, Future[R]]] = deque()
+
+    def first() -> tuple[T, R | Exception]:
+        item, future = waiting.popleft()
+        error = future.exception()
+        if error is None:
+            return item, future.result()
+        if not isinstance(error, Exception):
+            raise error
+        return item, error
+
+    for item in items:
+        waiting.append((item, submit(item)))
+        if len(waiting) >= _WAITING_RESULTS * workers:
+            yield first()
+    while waiting:
+        yield first()
 
 
-@lru_cache(maxsize=1)
-def _encoder(folder: str):
-    return load_audio_encoder(folder)
+def _fate_of_error(video: Video, facts: Facts | None, error: Exception) -> Fate:
+    """Return the fate of a video whose work raised an error. A damaged file can raise any error in a decoder."""
+    reason, detail = refusal_of(error) or ("unreadable", f"{type(error).__name__}: {error}")
+    return refused_fate(video, facts, reason, detail)
+
+
+def _prepare(landmarks: str | None, gates: Gates, size_px: int) -> None:
+    """Make the stages' functions. The sandbox calls this once in each process that it starts."""
+    start_worker()
+    bounds = Bounds()
+    _stages["probe"] = Probe.make(
+        max_input_bytes=_MAX_BYTES, max_s=bounds.max_s, max_pixels=bounds.max_pixels
+    )
+    _stages["scan"] = Scan.make(max_s=bounds.max_s)
+    _stages["track"] = Track.make(landmarks=landmarks)
+    _stages["cut"] = Cut.make(gates=gates, size_px=size_px)
+
+
+def _probe(video: Video) -> Probed:
+    (probed,) = _stages["probe"](video)
+    return probed
+
+
+def _make_clips(probed: Probed) -> list[_Result]:
+    """Pass a video through the stages. Return its clips in order, each with its fate."""
+    results = []
+    for piece in pieces_of(probed, *_stages["scan"]((probed, None))):
+        piece = _cut_piece(piece)
+        for number, clip in enumerate(piece.clips):
+            fate = clip_fate(piece, number, split="")
+            if clip.status == "kept":
+                results.append(_Result(fate, sample_of(piece, clip, fate), sound_of_clip(piece, clip)))
+            else:
+                results.append(_Result(fate))
+    return results
+
+
+def _cut_piece(piece: Piece) -> Piece:
+    """Return a piece with its clips. If the piece cannot be decoded, its clips have failed."""
+    try:
+        for name in ("track", "cut"):
+            (piece,) = _stages[name](piece)
+    except Exception as error:
+        refusal = refusal_of(error)
+        if refusal is None:
+            raise
+        return failed_piece(piece, *refusal)
+    return piece

@@ -30,7 +30,7 @@ def curate_one_clip(video: Path, tmp_path: Path, **gates) -> tuple[Path, Fate]:
     probed = Probed(video=asked, facts=facts)
     (piece,) = pieces_of(probed, *Scan.make(max_s=100)((probed, None)))
     (piece,) = Track.make()(piece)
-    bounds = {"min_crop_px": 64, "min_speech_db": 0, "max_blur": 1, "max_occluded": 1, **gates}
+    bounds = {"min_crop_px": 64, "min_speech_db": 0, "max_blur": 1, "max_occluded": 1, "min_lips": 0, **gates}
     (piece,) = Cut.make(gates=Gates(**bounds), size_px=128)(piece)
     (ended,) = Write.make(folder=str(tmp_path / "out"), held_out=0, seed=0)(piece)
     (fate,) = ended.fates
@@ -154,6 +154,60 @@ def test_the_measures_distinguish_bad_from_good(talkers):
     time_s = np.arange(32_000) / 16_000
     assert speech_db(np.sin(2 * np.pi * 300 * time_s).astype(np.float32), 640) < 1
     assert speech_db(talkers[0].samples, 640) > 15
+
+
+def placed(frames: np.ndarray, left: int, top: int) -> np.ndarray:
+    """Return frames in a wider grey picture of 320 x 240 px, in which parts of the frames may be cut off."""
+    wide = np.full((len(frames), 240 + 2 * 160, 320 + 2 * 160, 3), 128, np.uint8)
+    height, width = frames.shape[1:3]
+    wide[:, 160 + top : 160 + top + height, 160 + left : 160 + left + width] = frames
+    return wide[:, 160:-160, 160:-160]
+
+
+def test_no_clip_shows_invented_pixels(talkers, tmp_path):
+    frames = talkers[1].frames[:50]
+    write_video(tmp_path / "v.mp4", placed(frames, 80, 100), samples=talkers[1].samples[: 50 * 640])
+    clip, fate = curate_one_clip(tmp_path / "v.mp4", tmp_path, max_outside=1)
+    assert fate.status == "kept", fate
+    assert fate.outside is not None
+    # A part of the square was below the picture. In the clip, the picture's rows are not repeated.
+    assert fate.outside > 0.03
+    pictures = np.stack(list(read_frames(clip))).astype(int)
+    repeated = np.abs(np.diff(pictures[:, -8:], axis=1)).mean(axis=(0, 2, 3))
+    assert repeated.min() > 0.1
+    _, fate = curate_one_clip(tmp_path / "v.mp4", tmp_path / "again", max_outside=fate.outside / 2)
+    assert (fate.status, fate.reason) == ("dropped", "cut_off")
+    assert "of the face's square lies outside the picture" in fate.detail
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda frames: np.repeat(frames[:1], len(frames), axis=0), "still"),
+        (lambda frames: np.rot90(frames, axes=(1, 2)), "turned"),
+        (lambda frames: frames, ""),
+    ],
+    ids=["still", "on its side", "talking"],
+)
+def test_a_face_that_does_not_speak_upright_is_dropped(talkers, tmp_path, change, reason):
+    frames = np.ascontiguousarray(change(talkers[1].frames[:50]))
+    write_video(tmp_path / "v.mp4", frames, samples=talkers[1].samples[: 50 * 640])
+    _, fate = curate_one_clip(tmp_path / "v.mp4", tmp_path, min_lips=Gates().min_lips)
+    assert fate.reason == reason, fate
+
+
+def test_light_turns_and_smiles_cover_no_face(talkers):
+    """The colors of the light change, and the head moves: both change a face's brightness, and neither covers it."""
+    points = np.array([(55, 65), (105, 65), (80, 90)], np.float32)
+    faces = talkers[1].frames[::5].astype(np.float32)
+    swing = 0.2 * np.sin(np.linspace(0, 6, len(faces)))
+    tinted = faces * np.stack([1 + swing, np.ones_like(swing), 1 - swing], axis=1)[:, None, None]
+    tinted = tinted.clip(0, 255).astype(np.uint8)
+    assert occluded(np.stack([face_thumbnail(face, points) for face in tinted])) < 0.1
+    # A blue cup covers the mouth in a third of the frames.
+    for number in range(0, len(tinted), 3):
+        tinted[number, 92:125, 55:105] = (60, 80, 140)
+    assert occluded(np.stack([face_thumbnail(face, points) for face in tinted])) > 0.3
 
 
 def test_a_speakers_clips_are_all_held_out_or_none_is():
