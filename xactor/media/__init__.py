@@ -5,9 +5,8 @@ tracks begins later.
 """
 
 from xactor.media.fragments import FragmentedVideo
-from xactor.media.pictures import read_frames
 from xactor.media.sound import LiveSound, Sound, TooLong, mono, read_audio, resample
-from xactor.media.span import read_span
+from xactor.media.span import read_frames, read_span
 from xactor.media.writer import join_videos, remux, write_video
 
 __all__ = [
