@@ -50,18 +50,16 @@ def packets(container: InputContainer, stream: Stream, source: object) -> Iterat
         others = [other for other in container.streams if other.type == stream.type and other not in tracks]
     # Where the track ends in the file, where the others begin, and how many packets they have.
     end, begins, counts = 0, {}, Counter()
-    try:
-        for packet in container.demux([*tracks, *others]):
-            if packet.stream in others:
-                begins.setdefault(packet.stream_index, packet.pos or 0)
-                counts[packet.stream_index] += 1
-                continue
-            clock.correct(packet)
-            if packet.stream_index == stream.index:
-                end = max(end, packet.pos or 0)
-                yield packet
-    finally:
-        clock.note()
+    for packet in container.demux([*tracks, *others]):
+        if packet.stream in others:
+            begins.setdefault(packet.stream_index, packet.pos or 0)
+            counts[packet.stream_index] += 1
+            continue
+        clock.correct(packet)
+        if packet.stream_index == stream.index:
+            end = max(end, packet.pos or 0)
+            yield packet
+    clock.note()
     if any(begins[index] > end and count > _MAX_FOLLOWING for index, count in counts.items()):
         raise ValueError(
             f"{source}: another {stream.type} track begins where this one ends, as in files that were joined byte by "

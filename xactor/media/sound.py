@@ -77,16 +77,18 @@ class Sound:
             for frame, is_last in _with_last_marked(decode(container, stream, self.source)):
                 assert isinstance(frame, AudioFrame)
                 due = None if frame.time is None else (frame.time - start_s) * sample_rate_hz
+                yield from conversion.place(frame, due)
                 if not is_last:
-                    yield from conversion.take(frame, due)
+                    yield from conversion.take(frame)
                     continue
                 # A file with any sound gives at least one sample.
                 min_samples = 0 if conversion.made else 1
                 # Codecs pad their last block. The container gives the duration of the sound in it.
                 padding_s = frame.samples / frame.sample_rate - (length_s(frame) or np.inf)
-                tail = np.concatenate([*conversion.take(frame, due), *conversion.rest()])
+                tail = [*conversion.take(frame), *conversion.rest()]
                 padding = round(padding_s * sample_rate_hz) if padding_s > 1e-3 else 0
-                yield tail[: max(len(tail) - padding, min_samples)]
+                if tail:
+                    yield np.concatenate(tail)[: max(sum(map(len, tail)) - padding, min_samples)]
             decoded_s, declared_s = conversion.made / sample_rate_hz, _declared_s(container, stream)
             if decoded_s < 0.9 * declared_s:
                 raise ValueError(
@@ -203,7 +205,8 @@ def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
     )
     frame.sample_rate = from_hz
     conversion = _Conversion(to_hz, "mono")
-    return np.concatenate([*conversion.take(frame), *conversion.rest()])[:, 0]
+    parts = [*conversion.place(frame), *conversion.take(frame), *conversion.rest()]
+    return np.concatenate(parts)[:, 0]
 
 
 class _Conversion:
@@ -229,14 +232,16 @@ class _Conversion:
         self._source: tuple | None = None
         # Number of the output sample with which a frame without a time begins.
         self._next = 0.0
+        # Time of the next frame for the resampler, in output samples.
+        self._time = 0
         # Number of the next output samples that are to be cut.
         self._surplus = 0
 
-    def take(self, frame: AudioFrame, due: float | None = None) -> Iterator[np.ndarray]:
-        """Take a frame and yield the blocks that are finished.
+    def place(self, frame: AudioFrame, due: float | None = None) -> Iterator[np.ndarray]:
+        """Yield what comes before a frame: samples that the resampler still holds, and the silence of a gap.
 
         Args:
-            frame: The frame, whose time is overwritten.
+            frame: The next frame.
             due: Number of the output sample with which the frame begins; None means at the end of the last frame.
         """
         due = self._next if due is None else due
@@ -257,17 +262,20 @@ class _Conversion:
             yield from self._silence(late)
         # A resampler measures differences from the first time that it sees, so that time is the true position.
         haste = 0 if self._resampler is None else _HASTE
-        frame.pts = self._position + round(haste * (due - self._position))
-        frame.time_base = Fraction(1, self.rate_hz)
+        self._time = self._position + round(haste * (due - self._position))
+        length = frame.samples * self.rate_hz / frame.sample_rate
+        self._next = due + length
+        self.unstretched += length
+
+    def take(self, frame: AudioFrame) -> Iterator[np.ndarray]:
+        """Take a frame that `place` has placed, and yield the blocks that are finished. Overwrite the frame's time."""
+        frame.pts, frame.time_base = self._time, Fraction(1, self.rate_hz)
         if self._resampler is None:
             # A resampler without anything to convert does not look at the times.
             name = "fltp" if frame.format.name == "flt" else "flt"
             self._resampler = av.AudioResampler(
                 format=name, layout=self._layout, rate=self.rate_hz, options=_SLOW_RESAMPLING
             )
-        length = frame.samples * self.rate_hz / frame.sample_rate
-        self._next = due + length
-        self.unstretched += length
         yield from self._blocks(frame)
 
     def rest(self) -> Iterator[np.ndarray]:
