@@ -6,6 +6,7 @@ import av
 import numpy as np
 import pytest
 from films import EVENTS_S, FRAME_S, clicks, film, flashes, join
+from sounds import write_sound
 
 from xactor.media import read_audio, read_frames, read_span
 from xactor.media.clock import duration_s
@@ -69,6 +70,16 @@ def test_the_parts_of_a_joined_stream_follow_each_other(tmp_path, caplog, suffix
         # The reading stops when the length is known to be too long.
     with open_container(joined) as container:
         assert 7 < duration_s(container, joined, 7) < 8
+
+
+def test_a_clock_that_is_wrong_for_a_moment_resumes(tmp_path, caplog):
+    """A damaged stream has a few wrong times; the pictures and sound after them are where they belong."""
+    first = film(tmp_path / "0.ts")
+    wrong = film(tmp_path / "1.ts", 0.12, start_s=1_000, events_s=())
+    rest = film(tmp_path / "2.ts", start_s=6.2)
+    path = join(tmp_path / "joined.ts", first, wrong, rest)
+    assert_in_sync(path, [*EVENTS_S, *(6.12 + event_s for event_s in EVENTS_S)])
+    assert "(jumps: 1)" in caplog.messages[0]
 
 
 def test_the_clock_of_a_transport_stream_may_wrap(tmp_path, caplog):
@@ -157,6 +168,16 @@ def test_a_joined_file_of_a_format_with_one_clock_is_refused(tmp_path):
     for read in (read_frames, read_span, lambda path: read_span(path, 30), lambda path: [read_audio(path)]):
         with pytest.raises(ValueError, match=message):
             list(read(joined))
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("flac", "flac"), ("ogg", "libopus"), ("mka", "pcm_s16le")])
+def test_joined_sound_is_read_whole(tmp_path, caplog, suffix, codec):
+    samples = np.zeros(3 * 48_000, np.float32)
+    samples[48_000:48_200] = 0.8 * np.sin(np.arange(200) / 3)
+    part = write_sound(tmp_path / f"0.{suffix}", rate_hz=48_000, codec=codec, samples=samples)
+    joined = join(tmp_path / f"joined.{suffix}", part, part)
+    assert clicks(read_audio(joined)) == pytest.approx([1.0, 4.0], abs=FRAME_S)
+    assert caplog.messages[0].startswith(f"{joined}: the clock jumps, first from ")
 
 
 def test_a_joined_stream_whose_parts_have_other_tracks_is_refused(tmp_path):

@@ -40,8 +40,8 @@ def packets(container: InputContainer, stream: Stream, source: object) -> Iterat
         source: Path of the file, or the file, for messages.
 
     Raises:
-        ValueError: The clock goes back in a format whose clock must rise, or jumps more than 1000 times, or another
-            track of the same type begins where this one ends.
+        ValueError: The clock of a video goes back in a format whose clock must rise, or the clock jumps more than 1000
+            times, or another track of the same type begins where this one ends.
     """
     clock = _Clock(container, source)
     tracks = _tracks(container, stream)
@@ -72,7 +72,7 @@ def in_time(
 ) -> Iterator[VideoFrame]:
     """Yield decoded pictures, and set the time of each. A picture without a time follows the one before it."""
     is_avi = container.format.name == "avi"
-    delay = following = 0
+    delay, following = 0, stream.start_time or 0
     for number, frame in enumerate(frames):
         time_base = frame.time_base or stream.time_base
         assert time_base is not None
@@ -133,12 +133,13 @@ class _Clock:
     packets of one stream may still belong to the old part while those of another already belong to the new one.
 
     Attributes:
-        end_s: End of the packets so far, in seconds.
+        end_s: End of the packets so far in decoding order, in seconds.
     """
 
     def __init__(self, container: InputContainer, source: object):
         self.end_s = float("-inf")
-        self._source, self._may_jump = source, bool(container.format.flags & _MAY_JUMP)
+        self._source, self._has_pictures = source, container.streams.best("video") is not None
+        self._may_jump = bool(container.format.flags & _MAY_JUMP)
         # Seconds that are added to the times of each part.
         self._shifts = [0.0]
         # Of each stream: the number of its part, and the end of its last packet in decoding order.
@@ -162,11 +163,11 @@ class _Clock:
             shift = round(shift_s / tick_s)
             packet.pts = None if packet.pts is None else packet.pts + shift
             packet.dts = None if packet.dts is None else packet.dts + shift
+        decoded = packet.pts if packet.dts is None else packet.dts
+        assert decoded is not None
         if packet.dts is not None:
-            self._due_s[stream.index] = packet.dts * tick_s + length_s
-        shown = packet.dts if packet.pts is None else packet.pts
-        assert shown is not None
-        self.end_s = max(self.end_s, shown * tick_s + length_s)
+            self._due_s[stream.index] = decoded * tick_s + length_s
+        self.end_s = max(self.end_s, decoded * tick_s + length_s)
 
     def _find_part(self, stream: int, decoded_s: float) -> None:
         """Find the part of a stream's next packet, and begin a new part if there is none.
@@ -183,20 +184,33 @@ class _Clock:
         goes_back = part == last and placed_s < self._due_s.get(stream, placed_s) - _MAX_BACK_S
         leaps_ahead = self._may_jump and placed_s > self.end_s + _MAX_AHEAD_S and self._due_s
         if goes_back or leaps_ahead:
-            jump = f"from {self._due_s.get(stream, self.end_s) - self._shifts[last]:.2f} to {decoded_s:.2f} s"
-            if not self._may_jump:
-                raise ValueError(
-                    f"{self._source}: the clock jumps {jump}, as in files that were joined byte by byte; "
-                    "join them with a tool that writes one clock"
-                )
-            if len(self._shifts) > _MAX_JUMPS:
-                raise ValueError(f"{self._source}: the clock jumps more than {_MAX_JUMPS} times")
-            self._first_jump = self._first_jump or jump
-            # Tracks of a part seldom begin together. Its first packet is decoded before it is shown, so that no track
-            # overlaps the part before.
-            self._shifts.append(self.end_s - decoded_s)
-            part = len(self._shifts) - 1
+            part = self._other_part(last, decoded_s, self._due_s.get(stream, self.end_s))
         self._part[stream] = part
+
+    def _other_part(self, last: int, decoded_s: float, due_s: float) -> int:
+        """Return the part of a packet that does not follow the stream's last one.
+
+        Args:
+            last: Part of the stream's last packet.
+            decoded_s: Time at which the packet is decoded, on the file's own clock.
+            due_s: End of the stream's last packet.
+        """
+        # A damaged packet may have had a wrong time, and this one has a right one again.
+        for number in range(last):
+            if abs(decoded_s + self._shifts[number] - due_s) < _MAX_BACK_S:
+                return number
+        jump = f"from {due_s - self._shifts[last]:.2f} to {decoded_s:.2f} s"
+        if not self._may_jump and self._has_pictures:
+            # A seek would find the pictures of one part only.
+            raise ValueError(
+                f"{self._source}: the clock jumps {jump}, as in files that were joined byte by byte; "
+                "join them with a tool that writes one clock"
+            )
+        if len(self._shifts) > _MAX_JUMPS:
+            raise ValueError(f"{self._source}: the clock jumps more than {_MAX_JUMPS} times")
+        self._first_jump = self._first_jump or jump
+        self._shifts.append(self.end_s - decoded_s)
+        return len(self._shifts) - 1
 
     def note(self) -> None:
         """Log that the clock jumped, if it did."""
