@@ -8,6 +8,7 @@ A call in the sandbox may raise these errors in addition to its own:
     └── Crashed            the process died
 """
 
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -18,6 +19,9 @@ from concurrent.futures import Future
 from typing import Any, ClassVar, TypeVar
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
+# Maximum number of a call's warnings that are passed on.
+_MAX_NOTES = 20
 
 
 class SandboxError(Exception):
@@ -95,7 +99,7 @@ class Sandbox:
         self._pool.schedule(_do_nothing)
 
     def submit(self, function: Callable[..., T], *arguments: Any, timeout_s: float) -> Future[T]:
-        """Call a function in one of the processes.
+        """Call a function in one of the processes. Log the warnings that this package logs there.
 
         Args:
             function: Picklable function; its arguments and its result are pickled too.
@@ -106,10 +110,10 @@ class Sandbox:
             A future that raises TooSlow, TooMuchMemory, Crashed, or any error of the function. Cancelling the
             future kills the process that runs the call.
         """
-        inner = self._pool.schedule(function, args=arguments, timeout=timeout_s)
+        inner = self._pool.schedule(_call, args=(function, arguments), timeout=timeout_s)
         outer: Future[T] = Future()
 
-        def finish(done: Future[T]) -> None:
+        def finish(done: Future[tuple[T, list[str]]]) -> None:
             """Pass the result of the pool's future on to the caller's future."""
             if done.cancelled():
                 outer.cancel()
@@ -117,7 +121,10 @@ class Sandbox:
             if not outer.set_running_or_notify_cancel():
                 return
             if (error := done.exception()) is None:
-                outer.set_result(done.result())
+                result, notes = done.result()
+                for note in notes:
+                    _log.warning("%s", note)
+                outer.set_result(result)
             else:
                 outer.set_exception(self._translate(error, timeout_s))
 
@@ -161,7 +168,8 @@ def _set_up_process(memory_bytes: int, prepare: Callable[[], Any] | None) -> Non
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     # Write no core dumps.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # Discard stderr, to which libraries write warnings about damaged files. Errors are raised anyway.
+    # Discard stderr, to which libraries write warnings about damaged files. Errors are raised anyway, and the warnings
+    # of this package reach the caller.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     if prepare is not None:
         prepare()
@@ -177,6 +185,29 @@ def _end_with_parent() -> None:
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])
     os._exit(1)
+
+
+def _call(function: Callable[..., T], arguments: tuple) -> tuple[T, list[str]]:
+    """Return the result of a function, and the warnings that this package logged meanwhile."""
+    notes = _Notes()
+    logger = logging.getLogger("xactor")
+    logger.addHandler(notes)
+    try:
+        return function(*arguments), notes.texts
+    finally:
+        logger.removeHandler(notes)
+
+
+class _Notes(logging.Handler):
+    """Collect the texts of warnings."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self.texts) < _MAX_NOTES:
+            self.texts.append(record.getMessage())
 
 
 def _do_nothing() -> None:

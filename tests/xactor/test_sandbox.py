@@ -1,5 +1,6 @@
 """Test that the sandbox limits the time and memory of calls, survives their crashes and ends with its owner."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -30,6 +31,11 @@ def work(task: str) -> str:
     if task == "raise":
         raise ValueError("no good")
     print("libraries' warnings", file=sys.stderr)
+    if task == "warn":
+        for number in range(100):
+            logging.getLogger("xactor.media").warning("a.ts: note %d", number)
+        logging.getLogger("xactor.media").info("a.ts: no note")
+        logging.getLogger("library").warning("no note")
     return f"{prepared[0]} {task}"
 
 
@@ -53,6 +59,12 @@ def test_each_kind_of_failure_has_its_error_and_the_next_call_works(sandbox, tas
     with pytest.raises(error, match=says):
         sandbox.submit(work, task, timeout_s=timeout_s).result()
     assert sandbox.submit(work, "done", timeout_s=60).result() == "well done"
+
+
+def test_warnings_of_a_call_reach_the_caller_once(sandbox, caplog):
+    assert sandbox.submit(work, "warn", timeout_s=60).result() == "well warn"
+    assert sandbox.submit(work, "done", timeout_s=60).result() == "well done"
+    assert caplog.messages == [f"a.ts: note {number}" for number in range(20)]
 
 
 def test_each_error_has_its_own_reason():

@@ -15,6 +15,8 @@ from av.stream import Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from xactor.media.clock import in_time, packets
+
 Source = str | Path | Any
 """A path, or a file that is open for reading and can seek."""
 _log = logging.getLogger(__name__)
@@ -116,24 +118,32 @@ def _best(container: InputContainer, kind: Literal["video", "audio"], source: ob
 
 
 def decode(container: InputContainer, stream, source: object) -> Iterator[AudioFrame | VideoFrame]:
-    """Yield the frames of one stream and skip a few damaged packets.
+    """Yield the frames of one stream with the times at which a player presents them. Skip a few damaged packets.
+
+    Every picture has a time; sound may have none.
 
     Args:
-        container: The open file.
+        container: The open file, at its beginning.
         stream: The audio or video stream to decode.
         source: Path of the file, or the file, for messages.
 
     Raises:
-        ValueError: The file is corrupt or truncated.
+        ValueError: The file is corrupt or truncated, or its clock cannot be followed.
     """
-    packets = damaged = 0
+    frames = _decoded(container, stream, source)
+    yield from in_time(frames, container, stream) if isinstance(stream, VideoStream) else frames  # type: ignore[misc]
+
+
+def _decoded(container: InputContainer, stream, source: object) -> Iterator[AudioFrame | VideoFrame]:
+    """Yield the frames of one stream as the decoder returns them. See `decode`."""
+    count = damaged = 0
     # End of the packets, in units of the stream's clock.
     end = 0
     last_error: Exception | None = None
     try:
         # The last packet is empty and flushes the decoder.
-        for packet in container.demux(stream):
-            packets += 1
+        for packet in packets(container, stream, source):
+            count += 1
             if packet.pts is not None:
                 end = max(end, packet.pts + (packet.duration or 0))
             try:
@@ -146,11 +156,9 @@ def decode(container: InputContainer, stream, source: object) -> Iterator[AudioF
     except FFmpegError as error:
         raise ValueError(f"{source}: corrupt ({error})") from error
     # The last packet is empty and can always be decoded.
-    all_damaged = damaged > 0 and damaged >= packets - 1
-    if damaged > max(_MAX_DAMAGED_PACKETS, packets // 100) or all_damaged:
-        raise ValueError(
-            f"{source}: corrupt ({damaged} of {packets} packets cannot be decoded: {last_error})"
-        )
+    all_damaged = damaged > 0 and damaged >= count - 1
+    if damaged > max(_MAX_DAMAGED_PACKETS, count // 100) or all_damaged:
+        raise ValueError(f"{source}: corrupt ({damaged} of {count} packets cannot be decoded: {last_error})")
     # An mp4 is truncated if its packets end before 90 % of the duration that its index gives. The number of packets in
     # the index is no measure: it includes packets that an edit list cuts off, and for uncompressed sound it is the
     # number of samples.
@@ -159,7 +167,7 @@ def decode(container: InputContainer, stream, source: object) -> Iterator[AudioF
         found_s, declared_s = (float(ticks * stream.time_base) for ticks in (end, declared))
         raise ValueError(f"{source}: truncated ({found_s:.2f} of {declared_s:.2f} s can be read)")
     if damaged:
-        _log.warning("%s: %d of %d packets could not be decoded and were skipped", source, damaged, packets)
+        _log.warning("%s: %d of %d packets could not be decoded and were skipped", source, damaged, count)
 
 
 def origin_s(container: InputContainer) -> float:

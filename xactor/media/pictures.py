@@ -1,8 +1,6 @@
-"""Read the pictures of a video at a constant rate."""
+"""Convert decoded frames to pictures as players show them."""
 
-from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import av.filter
@@ -11,55 +9,13 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
-from xactor.media.container import decode, length_s, open_container, origin_s, video_stream
 from xactor.media.hdr import is_hdr, tone_map
-from xactor.rates import FPS
 
 # Maximum ratio between the two sides of a pixel. A file with a larger ratio is taken to be wrong, and its pixels to be
 # square.
 _MAX_STRETCH = 4
 # FFmpeg's value of `colorspace` for a frame without the tag that names the matrix of its colours.
 _UNTAGGED = 2
-
-
-def read_frames(source: str | Path, fps: float = FPS) -> Iterator[np.ndarray]:
-    """Yield the pictures of a video at a constant rate, uint8 [H, W, 3] RGB.
-
-    Frame n is the picture nearest in time to n / fps. The source may have any rate, even a variable one. The number of
-    frames is round(duration x fps). Pictures are upright with square pixels, and have the colours that players show.
-
-    Raises:
-        ValueError: The file cannot be decoded or has no pictures; the message names it.
-    """
-    with open_container(source) as container:
-        stream = video_stream(container, source)
-        stream.thread_type = "AUTO"
-        stream.thread_count = 1
-        start_s = origin_s(container)
-        # Duration of a frame for which the file gives none.
-        usual_s = float(1 / stream.average_rate) if stream.average_rate else 1 / fps
-        n = 0
-        previous: VideoFrame | None = None
-        previous_s = end_s = 0.0
-        # The previous frame after conversion, so that a frame that is yielded several times is converted once.
-        picture: np.ndarray | None = None
-        converter = PictureConverter(stream)
-        for frame in decode(container, stream, source):
-            assert isinstance(frame, VideoFrame)
-            now_s = end_s if frame.time is None else frame.time - start_s
-            # Up to the middle between the two frames, the previous one is nearer.
-            while previous is not None and n / fps < (previous_s + now_s) / 2:
-                picture = converter(previous) if picture is None else picture
-                yield picture
-                n += 1
-            previous, previous_s, picture = frame, now_s, None
-            end_s = now_s + (length_s(frame) or usual_s)
-        if previous is None:
-            raise ValueError(f"{source}: the video track is empty")
-        picture = converter(previous)
-        while n < max(round(end_s * fps), 1):
-            yield picture
-            n += 1
 
 
 class PictureConverter:

@@ -1,8 +1,10 @@
 """Read the sound of a file: as one mono array for audio features, or in blocks of all channels for a video's track."""
 
+import logging
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TypeVar
 
 import av
@@ -11,16 +13,29 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 
+from xactor.media.clock import can_seek
 from xactor.media.container import Source, audio_stream, decode, length_s, open_container, origin_s
 from xactor.rates import SAMPLE_RATE_HZ
 
-# A larger gap between the end of a frame and the time of the next one is silence; a smaller one is rounding in the
-# container.
+# A frame whose time is further than this from the end of the sound so far follows a gap, which becomes silence, or an
+# overlap, which is cut. A smaller difference is removed by slow resampling.
 _GAP_S = 0.05
+# Options of FFmpeg's aresample. It leaves a difference of up to 20 ms, which may be rounding in the container. A larger
+# one, of d seconds, changes the speed by d for one second, but by at most 5 %.
+_SLOW_RESAMPLING = {
+    "min_comp": "0.02",
+    "comp_duration": "1",
+    "max_soft_comp": "0.05",
+    "min_hard_comp": "1000",
+}
+# The resampler is told a difference that is larger by this factor, so that a clock that is 3 % wrong is followed within
+# 30 ms.
+_HASTE = 2
 # Channels cancel each other if the power of their average, divided by the first channel's power, is below this value:
 # -20 dB.
 _CANCELLED = 0.01
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 class TooLong(ValueError):
@@ -58,36 +73,45 @@ class Sound:
         with open_container(self.source) as container:
             start_s = origin_s(container)
             conversion = _Conversion(sample_rate_hz, layout)
-            # End of the frames that were decoded so far, in output samples. The resampler may not have returned all of
-            # these samples yet.
-            taken = 0.0
             stream = audio_stream(container, self.source)
             for frame, is_last in _with_last_marked(decode(container, stream, self.source)):
                 assert isinstance(frame, AudioFrame)
-                due = taken if frame.time is None else round((frame.time - start_s) * sample_rate_hz)
-                if due - taken > _GAP_S * sample_rate_hz:
-                    yield from conversion.rest()
-                    yield from conversion.silence(int(due) - conversion.made)
-                    taken = conversion.made
-                taken += frame.samples * sample_rate_hz / frame.sample_rate
+                due = None if frame.time is None else (frame.time - start_s) * sample_rate_hz
+                yield from conversion.place(frame, due)
                 if not is_last:
                     yield from conversion.take(frame)
                     continue
                 # A file with any sound gives at least one sample.
                 min_samples = 0 if conversion.made else 1
-                tail = np.concatenate([*conversion.take(frame), *conversion.rest()])
                 # Codecs pad their last block. The container gives the duration of the sound in it.
                 padding_s = frame.samples / frame.sample_rate - (length_s(frame) or np.inf)
+                tail = [*conversion.take(frame), *conversion.rest()]
                 padding = round(padding_s * sample_rate_hz) if padding_s > 1e-3 else 0
-                yield tail[: max(len(tail) - padding, min_samples)]
-            decoded_s, declared_s = taken / sample_rate_hz, _declared_s(container, stream)
+                if tail:
+                    yield np.concatenate(tail)[: max(sum(map(len, tail)) - padding, min_samples)]
+            decoded_s, declared_s = conversion.made / sample_rate_hz, _declared_s(container, stream)
             if decoded_s < 0.9 * declared_s:
                 raise ValueError(
                     f"{self.source}: corrupt or truncated "
                     f"({decoded_s:.2f} of {declared_s:.2f} s can be decoded)"
                 )
-            if not taken:
+            if not conversion.made:
                 raise ValueError(f"{self.source}: the audio track is empty")
+            self._note(conversion)
+
+    def _note(self, conversion: "_Conversion") -> None:
+        """Log what was done to the sound so that it follows its times, if it can be noticed."""
+        rate_hz = conversion.rate_hz
+        stretched = conversion.made - conversion.unstretched
+        done = (
+            ("slowed down by {:.2f} s", stretched),
+            ("speeded up by {:.2f} s", -stretched),
+            ("{:.2f} s of gaps made silent", conversion.silent),
+            ("{:.2f} s of overlaps cut", conversion.cut),
+        )
+        notes = [text.format(samples / rate_hz) for text, samples in done if samples > _GAP_S * rate_hz]
+        if notes:
+            _log.warning("%s: the sound is placed by its times: %s", self.source, ", ".join(notes))
 
 
 class LiveSound:
@@ -181,61 +205,117 @@ def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
     )
     frame.sample_rate = from_hz
     conversion = _Conversion(to_hz, "mono")
-    return np.concatenate([*conversion.take(frame), *conversion.rest()])[:, 0]
+    parts = [*conversion.place(frame), *conversion.take(frame), *conversion.rest()]
+    return np.concatenate(parts)[:, 0]
 
 
 class _Conversion:
     """Convert decoded frames of any rate and layout to blocks float32 [n, channels] of one rate and layout.
 
+    The sound is placed by its times. A small difference between the times and the number of samples is removed by
+    resampling slowly, so that it is not heard; a large gap becomes silence, and a large overlap is cut.
+
     Attributes:
+        rate_hz: Sample rate of the blocks.
         made: Number of samples per channel in the blocks that have been yielded.
+        silent: Number of samples of silence in gaps.
+        cut: Number of samples that were cut, because they overlapped.
+        unstretched: `made`, if no sound had been resampled slowly.
     """
 
     def __init__(self, sample_rate_hz: int, layout: str):
-        self.made = 0
-        self._rate_hz, self._layout = sample_rate_hz, layout
+        self.made = self.silent = self.cut = 0
+        self.unstretched = 0.0
+        self.rate_hz, self._layout = sample_rate_hz, layout
         self._channels = len(av.AudioLayout(layout).channels)
         self._resampler: av.AudioResampler | None = None
         self._source: tuple | None = None
+        # Number of the output sample with which a frame without a time begins.
+        self._next = 0.0
+        # Time of the next frame for the resampler, in output samples.
+        self._time = 0
+        # Number of the next output samples that are to be cut.
+        self._surplus = 0
 
-    def take(self, frame: AudioFrame) -> Iterator[np.ndarray]:
-        """Take a frame and yield the blocks that are finished."""
+    def place(self, frame: AudioFrame, due: float | None = None) -> Iterator[np.ndarray]:
+        """Yield what comes before a frame: samples that the resampler still holds, and the silence of a gap.
+
+        Args:
+            frame: The next frame.
+            due: Number of the output sample with which the frame begins; None means at the end of the last frame.
+        """
+        due = self._next if due is None else due
         source = (frame.format.name, frame.layout.name, frame.sample_rate)
+        is_first = self._source is None
+        # The resampler holds a few samples. They last less than 2 ms, so they do not matter here.
+        is_far = abs(due - self._position) > _GAP_S * self.rate_hz
         # The format may change in the middle of a file.
-        if source != self._source:
+        if is_first or is_far or source != self._source:
             yield from self.rest()
             self._source = source
-            self._resampler = av.AudioResampler(format="flt", layout=self._layout, rate=self._rate_hz)
-        # Gaps between times are filled by `silence`, so the resampler must not see the times.
-        frame.pts = None
-        assert self._resampler is not None
-        for out in self._resampler.resample(frame):
-            yield self._block(out)
+        if is_first or is_far:
+            late = round(due) - self._position
+            self._surplus += max(-late, 0)
+            self.unstretched += late
+            if not is_first:
+                self.silent, self.cut = self.silent + max(late, 0), self.cut + max(-late, 0)
+            yield from self._silence(late)
+        # A resampler measures differences from the first time that it sees, so that time is the true position.
+        haste = 0 if self._resampler is None else _HASTE
+        self._time = self._position + round(haste * (due - self._position))
+        length = frame.samples * self.rate_hz / frame.sample_rate
+        self._next = due + length
+        self.unstretched += length
+
+    def take(self, frame: AudioFrame) -> Iterator[np.ndarray]:
+        """Take a frame that `place` has placed, and yield the blocks that are finished. Overwrite the frame's time."""
+        frame.pts, frame.time_base = self._time, Fraction(1, self.rate_hz)
+        if self._resampler is None:
+            # A resampler without anything to convert does not look at the times.
+            name = "fltp" if frame.format.name == "flt" else "flt"
+            self._resampler = av.AudioResampler(
+                format=name, layout=self._layout, rate=self.rate_hz, options=_SLOW_RESAMPLING
+            )
+        yield from self._blocks(frame)
 
     def rest(self) -> Iterator[np.ndarray]:
         """Yield the samples that the resampler still holds."""
         if self._resampler is not None:
-            for out in self._resampler.resample(None):
-                yield self._block(out)
-        self._resampler = self._source = None
+            yield from self._blocks(None)
+        self._resampler = None
 
-    def silence(self, samples: int) -> Iterator[np.ndarray]:
+    @property
+    def _position(self) -> int:
+        """Number of the output sample that the next sample becomes."""
+        return self.made - self._surplus
+
+    def _silence(self, samples: int) -> Iterator[np.ndarray]:
         """Yield silence in blocks of one second, because a file's clock may jump by hours."""
-        for first in range(0, samples, self._rate_hz):
-            block = np.zeros((min(self._rate_hz, samples - first), self._channels), np.float32)
+        for first in range(0, samples, self.rate_hz):
+            block = np.zeros((min(self.rate_hz, samples - first), self._channels), np.float32)
             self.made += len(block)
             yield block
 
-    def _block(self, frame: AudioFrame) -> np.ndarray:
-        block = frame.to_ndarray().reshape(-1, self._channels)
-        self.made += len(block)
-        return np.nan_to_num(block, nan=0.0, posinf=1.0, neginf=-1.0)
+    def _blocks(self, frame: AudioFrame | None) -> Iterator[np.ndarray]:
+        """Yield the blocks that the resampler returns for a frame, or its rest if there is no frame."""
+        assert self._resampler is not None
+        for out in self._resampler.resample(frame):
+            block = out.to_ndarray()
+            block = block.T if out.format.is_planar else block.reshape(-1, self._channels)
+            cut = min(self._surplus, len(block))
+            self._surplus -= cut
+            self.made += len(block) - cut
+            if cut < len(block):
+                yield np.nan_to_num(block[cut:], nan=0.0, posinf=1.0, neginf=-1.0)
 
 
 def _declared_s(container: InputContainer, stream: AudioStream) -> float:
     """Return the length of the sound in seconds according to the file, or 0 if the file does not give it."""
     # For these formats FFmpeg guesses the length from the bit rate.
     if container.format.name in ("mp3", "aac"):
+        return 0.0
+    # FFmpeg takes the last time in the file for the length, although the clock may jump.
+    if not can_seek(container):
         return 0.0
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)

@@ -1,16 +1,32 @@
-"""Read a span of a video at a constant rate, as a player shows it, without decoding everything before it."""
+"""Read a video, or a span of it without decoding everything before, at a constant rate, as a player shows it."""
 
 from collections.abc import Iterator
 
 import numpy as np
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 
+from xactor.media.clock import usual_s
 from xactor.media.container import Source, decode, length_s, open_container, origin_s, video_stream
 from xactor.media.pictures import PictureConverter
 from xactor.media.seek import decode_from
 from xactor.rates import FPS
+
+
+def read_frames(source: Source, fps: float = FPS) -> Iterator[np.ndarray]:
+    """Yield all pictures of a video at a constant rate, uint8 [H, W, 3] RGB. See `read_span`.
+
+    The number of frames is round(duration x fps), at least 1.
+
+    Raises:
+        ValueError: The file cannot be decoded or has no pictures; the message names it.
+    """
+    pictures = read_span(source, fps=fps)
+    first = next(pictures, None)
+    if first is None:
+        raise ValueError(f"{source}: the video track is empty")
+    yield first
+    yield from pictures
 
 
 def read_span(
@@ -40,20 +56,12 @@ def read_span(
         try:
             if first:
                 # Start one frame early: the picture to show may begin before the frame's own time.
-                frames = decode_from(container, stream, start_s + (first - 1) / fps)
+                frames = decode_from(container, stream, start_s + (first - 1) / fps, source)
             else:
                 frames = decode(container, stream, source)
             yield from _at_constant_rate(frames, converter, start_s, usual_s(stream, fps), first, end, fps)
         except FFmpegError as error:
             raise ValueError(f"{source}: corrupt ({error.strerror})") from error
-
-
-def usual_s(stream: VideoStream, fps: float = FPS) -> float:
-    """Return the duration in seconds that a frame is assumed to have if the file gives none for it.
-
-    The value follows from the stream's average rate, or from `fps` if the stream has no average rate.
-    """
-    return float(1 / stream.average_rate) if stream.average_rate else 1 / fps
 
 
 def _at_constant_rate(
@@ -72,7 +80,7 @@ def _at_constant_rate(
     shown: np.ndarray | None = None
     until_s = 0.0
     for frame in frames:
-        now_s = until_s if frame.time is None else frame.time - start_s
+        now_s = frame.time - start_s
         while current is not None and (end is None or n < end) and (n + 0.5) / fps < now_s:
             shown = converter(current) if shown is None else shown
             yield shown
@@ -81,7 +89,8 @@ def _at_constant_rate(
             return
         current, shown = frame, None
         until_s = now_s + (length_s(frame) or usual_s)
-    while current is not None and (end is None or n < end) and (n + 0.5) / fps < until_s:
+    # Even the shortest video has a frame.
+    while current is not None and (end is None or n < end) and (n == 0 or (n + 0.5) / fps < until_s):
         shown = converter(current) if shown is None else shown
         yield shown
         n += 1

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable
 from itertools import islice
 
-import av
 from av.error import FFmpegError
 
+from xactor.media.clock import duration_s
 from xactor.media.container import open_container, video_stream
 from xactor.media.span import read_span
 from xactor_platform.bulk.message import Message
@@ -64,11 +64,13 @@ def read_facts(uri: str, *, max_input_bytes: int, max_s: float, max_pixels: int)
                     "too_large",
                     f"{width}x{height} px are more than {max_pixels}, the bound of a frame (max_pixels)",
                 )
-            seconds = (container.duration or 0) / av.time_base
+            seconds = duration_s(container, uri, max_s)
             if seconds > max_s:
                 raise Unusable("too_long", f"{seconds:.0f} s are more than {max_s:.0f}, the bound (max_s)")
             if not container.streams.audio:
                 raise Unusable("no_sound", "no audio track")
+        with open_container(source) as container:
+            stream = video_stream(container, uri)
             rate = float(stream.average_rate or 0)
             try:
                 rotation = next((round(frame.rotation) for frame in container.decode(stream)), None)

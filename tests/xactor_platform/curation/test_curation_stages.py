@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from films import film, join
 
 from xactor.media import read_audio, read_frames, write_video
 from xactor_platform.curation.assemble import assemble
 from xactor_platform.curation.curation_config import Gates
+from xactor_platform.curation.curation_stage import Unusable
 from xactor_platform.curation.cut import Cut
 from xactor_platform.curation.measures import blur, face_thumbnail, occluded, speech_db
 from xactor_platform.curation.messages import Clip, Ended, Fate, Probed, Video
@@ -89,6 +91,21 @@ def test_sound_may_end_within_a_frame(talkers, tmp_path, missing, frames):
     write_video(tmp_path / "v.mp4", talker.frames[:50], samples=talker.samples[: 50 * 640])
     samples = talker.samples[: 50 * 640 - missing]
     assert spans_of(tmp_path / "v.mp4", samples, (), 100) == [(0, frames)]
+
+
+def test_a_stream_of_joined_files_is_scanned_whole(tmp_path):
+    """FFmpeg takes the jump of the clock back for its wrap, and gives the file a length of 26 hours."""
+    parts = [film(tmp_path / f"{start_s}.ts", start_s=start_s) for start_s in (100, 0)]
+    joined = join(tmp_path / "joined.ts", *parts)
+    bounds = {"max_input_bytes": 1 << 30, "max_pixels": 1 << 20}
+    facts = read_facts(str(joined), max_s=100, **bounds)
+    assert facts.seconds == pytest.approx(12.1, abs=0.1)
+    asked = Video(key="k", name="joined.ts", uri=str(joined), corpus="c", speaker="s")
+    spans, samples = Scan.make(max_s=100)((Probed(video=asked, facts=facts), None))
+    assert (spans[0][0], spans[-1][1]) == (0, pytest.approx(facts.seconds * 25, abs=3))
+    assert len(samples) / 16_000 == pytest.approx(facts.seconds, abs=0.1)
+    with pytest.raises(Unusable, match="too_long"):
+        read_facts(str(joined), max_s=8, **bounds)
 
 
 def test_a_long_shot_is_split_where_it_is_quiet():
