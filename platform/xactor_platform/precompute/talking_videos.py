@@ -31,11 +31,13 @@ from typing import Any, Literal
 import numpy as np
 
 from xactor.audio.encoder import LogMelEncoder, load_audio_encoder
+from xactor.controls import ORIGIN as CONTROLS_ORIGIN
 from xactor.controls import embed_controls
 from xactor.faces import FaceLandmarker, control_track, crop_box
 from xactor.faces.landmarks import landmark_frames, landmark_track
 from xactor.media import read_audio, read_frames
 from xactor.media.container import VIDEO_SUFFIXES
+from xactor.origin import AUDIO, LATENTS
 from xactor.rates import FPS, SAMPLES_PER_FRAME, frame_count
 from xactor_platform.data.face_video import ClipSamples, face_video
 from xactor_platform.data.index import CONTROLS, LANDMARKS
@@ -235,7 +237,8 @@ def read_video(file: str, encoder_folder: str, landmarks: str | None = None, cro
         controls = control_track(faces[:frames])  # [T, 57]
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
-    features = _encoder(encoder_folder).features(samples)[:frames]  # [T, L, F]
+    encoder = _encoder(encoder_folder)
+    features = encoder.features(samples)[:frames]  # [T, L, F]
     meta = {
         "frames": frames,
         "fps": FPS,
@@ -246,7 +249,7 @@ def read_video(file: str, encoder_folder: str, landmarks: str | None = None, cro
     motion = {
         "motion.npy": embed_controls(controls).astype(np.float16),
         "audio.npy": features.astype(np.float16),
-        "json": {**meta, "motion": "controls"},
+        "json": {**meta, "motion": "controls", LATENTS: CONTROLS_ORIGIN, AUDIO: encoder.origin},
     }
     if not crops:
         return ClipSamples(motion=motion, video=None)
