@@ -91,7 +91,7 @@ def check_origins(folders: Mapping[str, str | Path]) -> list[str]:
         for name in ("motion", "motion_encoder", "unet", "audio_encoder")
         if name in folders
     }
-    places = {name: f"{str(folder).partition('?')[0]}/{name}" for name, folder in folders.items()}
+    places = {name: f"{_without_query(str(folder))}/{name}" for name, folder in folders.items()}
     latents = [
         Origin(places[name], configs[name].get(LATENTS))
         for name in ("motion", "motion_encoder", "unet")
@@ -101,6 +101,11 @@ def check_origins(folders: Mapping[str, str | Path]) -> list[str]:
     if configs.get("audio_encoder"):
         audio.append(Origin(places["audio_encoder"], saved_origin(configs["audio_encoder"])))
     return check_fit(LATENTS, *latents) + check_fit(AUDIO, *audio)
+
+
+def _without_query(uri: str) -> str:
+    """Return a URI without its query options, which may hold keys. In a local path, `?` is an ordinary character."""
+    return uri.partition("?")[0] if "://" in uri else uri
 
 
 def _read_json(folder: str | Path, name: str) -> dict[str, Any]:
@@ -122,7 +127,7 @@ def _read_json(folder: str | Path, name: str) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     except OSError as error:
-        raise ValueError(f"{folder}/{name}: {error}") from error
+        raise ValueError(f"{_without_query(str(folder))}/{name}: {error}") from error
     return found if isinstance(found, dict) else {}
 
 

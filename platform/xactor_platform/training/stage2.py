@@ -1,5 +1,6 @@
 """Train stage 2, the motion model: build, feed, evaluate and export it."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import torch
 from pyarrow import fs
 from torch import Tensor, nn
 
+from xactor.audio.encoder import CONFIG_FILE
+from xactor.audio.origin import saved_origin
 from xactor.motion.forcing import DiffusionForcing, ForcingBatch, draw
 from xactor.motion.loading import load_motion_model
 from xactor.motion.scheduler import MotionScheduler
@@ -37,7 +40,8 @@ class Stage2(TrainingStage):
     def __init__(
         self, config: Stage2Config, facts: Facts, index: Index, *, rank: int, ranks: int, device: torch.device
     ):
-        self._config, self._audio_encoder, self._device = config, facts["audio_encoder"], device
+        self._config, self._device = config, device
+        self._audio_encoder, self._audio_origin = facts["audio_encoder"], facts[AUDIO]
         self._held_out_index = index.held_out()
         self.objective = build_objective(config, index.frame_shape, facts["moments"])
         # The export records the origins, so that it is not combined with a renderer of other latents.
@@ -102,6 +106,11 @@ class Stage2(TrainingStage):
                 fs.copy_files(place.path, str(target), source_filesystem=place.filesystem)
 
             with_retries(copy, place.uri)
+            # A published encoder's config does not tell the origin of its features.
+            file = target / CONFIG_FILE
+            config = json.loads(file.read_text()) if file.exists() else {}
+            if self._audio_origin and saved_origin(config) is None:
+                file.write_text(json.dumps({**config, AUDIO: self._audio_origin}, indent=2) + "\n")
 
 
 def build_model(

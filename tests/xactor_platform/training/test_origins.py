@@ -10,9 +10,10 @@ import pytest
 import torch
 from motion_models import small_model
 from render_models import small_components
+from test_audio import tiny_wav2vec2
 
 from xactor.audio import WindowSpec
-from xactor.audio.encoder import LogMelEncoder
+from xactor.audio.encoder import LogMelEncoder, load_audio_encoder
 from xactor.controls import ORIGIN as CONTROLS_ORIGIN
 from xactor.model_folder import check_origins
 from xactor.motion import MotionScheduler
@@ -87,6 +88,23 @@ def test_an_audio_encoder_in_a_bucket_reaches_the_export(write, bucket, tmp_path
     stage.export(tmp_path / "export")
     for file in (Path(shards).parent / "audio_encoder").iterdir():
         assert (tmp_path / "export" / "audio_encoder" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_published_audio_encoder_is_recognised_by_its_weights(write, tmp_path):
+    published = tmp_path / "wav2vec2"
+    tiny_wav2vec2().save_pretrained(published)
+    shards = write({**RECORDED, AUDIO: load_audio_encoder(published).origin})
+    config, index = stage2(shards, audio_encoder=str(published)), load_index(shards)
+    stage = Stage2(config, config.prepare(index, SAVED), index, rank=0, ranks=1, device=torch.device("cpu"))
+    stage.export(tmp_path / "export")
+    assert check_origins(dict.fromkeys(("motion", "audio_encoder"), tmp_path / "export")) == []
+    exported_encoder = load_audio_encoder(tmp_path / "export" / "audio_encoder")
+    assert exported_encoder.origin == index.origin(AUDIO).name
+    shards = write(RECORDED)
+    with pytest.raises(
+        ValueError, match=f"works with those of {ENCODER.origin}, {published} with .* wav2vec2-"
+    ):
+        stage2(shards, audio_encoder=str(published)).prepare(load_index(shards), SAVED)
 
 
 @pytest.mark.parametrize("kind", [LATENTS, AUDIO])
