@@ -38,6 +38,9 @@ CONTROLS = BLENDSHAPES + POSE
 CONTROL_COUNT = len(CONTROLS)  # 57
 INDEX = {name: i for i, name in enumerate(CONTROLS)}
 LATENT_DIM = 512
+ORIGIN = "controls-1"
+"""Origin of the latents that `embed_controls` returns; see `xactor.origin`. The number is the version of the map: raise
+it whenever a change of the controls, of their scales or of the map changes the latents."""
 
 # The scale of each control, by prefix of the control's name; the longest matching prefix counts. `embed_controls`
 # divides each control by its scale. The scale is about the control's standard deviation in speech, so that all controls

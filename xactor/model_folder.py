@@ -1,8 +1,14 @@
 """List the components of a model, and find its folder or copy it from an object store. This module imports no torch."""
 
 import hashlib
+import json
+import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from xactor.origin import AUDIO, LATENTS, Origin, check_fit
 
 MOTION_COMPONENTS = ("motion", "motion_scheduler")
 """The components that stage 2, the training of the motion model, produces."""
@@ -34,9 +40,95 @@ def located(model: str | Path) -> str:
     return str(folder)
 
 
+def downloaded(model: str, options: Mapping[str, Any]) -> str:
+    """Download a model if `model` is a name on the Hugging Face hub. Return its local folder.
+
+    Args:
+        model: A folder, or a name `owner/model` on the hub.
+        options: Options of the download.
+
+    Raises:
+        ValueError: The hub has no such model or cannot be reached.
+    """
+    if Path(model).is_dir() or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", model):
+        return model
+    # Imported here, because only pipelines come from the hub.
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(model, **options)
+    except (OSError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"{model}: no such folder, and the hub gives no such model: {why}") from error
+
+
 def config_file(component: str) -> str:
     """Return the name of a component's config file. An audio encoder may have preprocessor_config.json instead."""
     return "scheduler_config.json" if component.endswith("scheduler") else "config.json"
+
+
+def check_origins(folders: Mapping[str, str | Path]) -> list[str]:
+    """Check that the components of a model work with the same motion latents and the same audio features.
+
+    Only configs are read. A component without a config, or with a damaged one, is not checked, because loading it
+    reports the fault.
+
+    Args:
+        folders: The folder or URI that holds each component's folder, by component.
+
+    Returns:
+        Notes about origins that are not known; see `xactor.origin`.
+
+    Raises:
+        ValueError: Two components do not fit. The message names their origins and folders.
+    """
+    # Imported here, because it imports NumPy, which takes a while.
+    from xactor.audio.origin import saved_origin
+
+    files = {"audio_encoder": "preprocessor_config.json"}
+    configs = {
+        name: _read_json(folders[name], f"{name}/{files.get(name, 'config.json')}")
+        for name in ("motion", "motion_encoder", "unet", "audio_encoder")
+        if name in folders
+    }
+    places = {name: f"{_without_query(str(folder))}/{name}" for name, folder in folders.items()}
+    latents = [
+        Origin(places[name], configs[name].get(LATENTS))
+        for name in ("motion", "motion_encoder", "unet")
+        if configs.get(name)
+    ]
+    audio = [Origin(places["motion"], configs["motion"].get(AUDIO))] if configs.get("motion") else []
+    if configs.get("audio_encoder"):
+        audio.append(Origin(places["audio_encoder"], saved_origin(configs["audio_encoder"])))
+    return check_fit(LATENTS, *latents) + check_fit(AUDIO, *audio)
+
+
+def _without_query(uri: str) -> str:
+    """Return a URI without its query options, which may hold keys. In a local path, `?` is an ordinary character."""
+    return uri.partition("?")[0] if "://" in uri else uri
+
+
+def _read_json(folder: str | Path, name: str) -> dict[str, Any]:
+    """Return the JSON object of a file in a folder or at a URI, or {} if there is no such file or it is damaged.
+
+    Raises:
+        ValueError: The storage cannot be read.
+    """
+    try:
+        if "://" not in str(folder):
+            found = json.loads(Path(folder, name).read_text(encoding="utf-8"))
+        else:
+            # Imported here, because models on local disks must work without pyarrow.
+            from pyarrow import fs
+
+            source, path = fs.FileSystem.from_uri(str(folder))
+            with source.open_input_file(f"{path}/{name}") as file:
+                found = json.loads(file.read())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    except OSError as error:
+        raise ValueError(f"{_without_query(str(folder))}/{name}: {error}") from error
+    return found if isinstance(found, dict) else {}
 
 
 def local_folder(model: str, *, components: tuple[str, ...]) -> str:

@@ -1,7 +1,7 @@
 """Define the diffusers pipeline that makes a video from a portrait and speech."""
 
 import json
-import re
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -14,13 +14,20 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.utils.import_utils import is_accelerate_available
-from huggingface_hub import snapshot_download
 from PIL import Image
 
 from xactor.animation import CONVERSIONS, OUTPUT_TYPES, Animation, OutputType
 from xactor.audio.encoder import AudioEncoder, load_audio_encoder
 from xactor.media import Sound, TooLong, mono, read_audio
-from xactor.model_folder import BOX, COMPONENTS, RENDERER_COMPONENTS, config_file, located
+from xactor.model_folder import (
+    BOX,
+    COMPONENTS,
+    RENDERER_COMPONENTS,
+    check_origins,
+    config_file,
+    downloaded,
+    located,
+)
 from xactor.motion import (
     MotionScheduler,
     MotionTransformer,
@@ -29,10 +36,13 @@ from xactor.motion import (
 )
 from xactor.motion.loading import LOADING_ERRORS, load_transformer
 from xactor.options import AnimateOptions, Recommended
+from xactor.origin import check_loaded
 from xactor.portrait import Portrait, find_portrait, read_image, sized_for_video
 from xactor.randomness import into_own_memory
 from xactor.rates import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, frame_count
 from xactor.render import MotionEncoder, ReferenceUNet, RenderConfig, Renderer, RendererUNet
+
+_log = logging.getLogger(__name__)
 
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only")
 _CLASSES: dict[str, Any] = {
@@ -83,6 +93,7 @@ class XActorPipeline(DiffusionPipeline):
                 f"the motion model takes audio features of {audio_layers} layers of {audio_dim}, "
                 f"the audio encoder makes {audio_encoder.layers} of {audio_encoder.width}"
             )
+        check_loaded(motion, motion_encoder, unet, audio_encoder)
         self.register_modules(
             motion=motion,
             motion_scheduler=motion_scheduler,
@@ -258,7 +269,7 @@ class XActorPipeline(DiffusionPipeline):
                 The message names the folder and the component.
         """
         hub = {name: options.pop(name) for name in _HUB_OPTIONS if name in options}
-        folder = _downloaded(located(folder), hub)
+        folder = downloaded(located(folder), hub)
         index = Path(folder, "model_index.json")
         if not index.is_file():
             raise ValueError(f"{folder}: no model folder (model_index.json is missing)")
@@ -294,13 +305,14 @@ class XActorPipeline(DiffusionPipeline):
     def _assemble(cls, folders: dict[str, Path], torch_dtype: torch.dtype, options: dict[str, Any]):
         """Load each component from its folder, unless `options` contain it, and build the pipeline."""
         ready = {name: options.pop(name) for name in COMPONENTS if name in options}
+        folders = {name: folder for name, folder in folders.items() if name not in ready}
         # Check all folders first, because loading a component may take minutes.
         for name, folder in folders.items():
-            if name not in ready and not (folder / name).is_dir():
+            if not (folder / name).is_dir():
                 raise ValueError(f"{folder}: the component {name}/ is missing")
-        for name, folder in folders.items():
-            if name not in ready:
-                ready[name] = _load(folder, name, torch_dtype, options)
+        for note in check_origins(folders):
+            _log.warning("%s", note)
+        ready |= {name: _load(folder, name, torch_dtype, options) for name, folder in folders.items()}
         return cls(**ready)
 
     def _with_progress(self, frames: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
@@ -308,17 +320,6 @@ class XActorPipeline(DiffusionPipeline):
             for frame in frames:
                 yield frame
                 bar.update()
-
-
-def _downloaded(folder: str, hub: dict[str, Any]) -> str:
-    """Download a model if `folder` is a name on the hub. Return the local folder. Raises ValueError if this fails."""
-    if Path(folder).is_dir() or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", folder):
-        return folder
-    try:
-        return snapshot_download(folder, **hub)
-    except (OSError, ValueError) as error:
-        why = " ".join(str(error).split())
-        raise ValueError(f"{folder}: no such folder, and the hub gives no such model: {why}") from error
 
 
 def _load(folder: Path, name: str, dtype: torch.dtype, options: dict[str, Any]):

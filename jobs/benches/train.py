@@ -15,6 +15,7 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from xactor.motion import DiffusionForcing, ForcingBatch, draw
+from xactor.origin import AUDIO, LATENTS
 from benches.data import AUDIO_WIDTH, LATENT_WIDTH, write_synthetic
 from xactor_platform.data.index import CorpusShape
 from xactor_platform.data.index_file import load_index
@@ -74,7 +75,7 @@ def _measure(options: dict[str, Any]) -> dict[str, Any]:
     index = load_index(config.data.shards)
     width = index.frame_shape.latent_width
     # The noise needs no standardisation: mean 0 and standard deviation 1 for each number of a latent.
-    facts = {"moments": ([0.0] * width, [1.0] * width), "audio_encoder": None}
+    facts = {"moments": ([0.0] * width, [1.0] * width), "audio_encoder": None, LATENTS: None, AUDIO: None}
     stage = stage2.Stage2(config, facts, index, rank=0, ranks=1, device=device)
     engine = make_engine(
         stage.objective,

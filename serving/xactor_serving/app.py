@@ -13,6 +13,7 @@ from typing import Any
 
 from ray.serve import Application
 
+from xactor.model_folder import COMPONENTS, check_origins, located
 from xactor_serving.arguments import MAX_AUTOSCALED_REPLICAS, Arguments
 from xactor_serving.ingress import Ingress
 from xactor_serving.motion_replica import Motion
@@ -36,7 +37,12 @@ def build(args: Arguments) -> Application:
 
     The environment variable `XACTOR_API_KEYS` holds the accepted API keys, comma-separated. If the variable is not set,
     no key is needed.
+
+    Raises:
+        ValueError: The components of the model do not fit together.
     """
+    # Each replica loads only some of the components, so it cannot tell whether they fit.
+    check_origins(dict.fromkeys(COMPONENTS, located(args.model)))
     keys = tuple(key.strip() for key in os.environ.get("XACTOR_API_KEYS", "").split(",") if key.strip())
     actor_options = {"num_cpus": args.cpus, "num_gpus": args.gpus}
     motion = Motion.options(

@@ -3,12 +3,13 @@
 This module imports neither Ray nor torch, so that the command's help does not wait for them.
 """
 
+import sys
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from xactor.model_folder import BOX, located
+from xactor.model_folder import BOX, COMPONENTS, check_origins, located
 
 # Maximum number of replicas of a model if their number follows the load.
 MAX_AUTOSCALED_REPLICAS = 4
@@ -99,11 +100,14 @@ class ServeCommand(Arguments):
         """Check that a local model folder holds a model. A model at a URI is not checked.
 
         Raises:
-            ValueError: The folder holds no model.
+            ValueError: The folder holds no model, or its components do not fit together.
         """
         model = located(self.model)
         if "://" not in model and not (Path(model) / "model_index.json").is_file():
             raise ValueError(f"{model}: not a model folder, model_index.json is missing")
+        if "://" not in model:
+            for note in check_origins(dict.fromkeys(COMPONENTS, model)):
+                print(f"note: {note}", file=sys.stderr)
 
     def max_replicas(self) -> int:
         """Return the maximum number of replicas of both models together."""

@@ -1,6 +1,8 @@
 """Test xactor-serve: its help, its refusals, and that it starts, answers and ends."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from client import FAST, frames, wav
 from pydantic import ValidationError
 
 from xactor_platform.cluster.local import free_port
+from xactor_serving.app import build
 from xactor_serving.arguments import Arguments, Limits, ServeCommand, gpu_share
 
 ENV = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "XACTOR_"))}
@@ -62,6 +65,21 @@ def test_folder_without_a_model_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="nowhere: not a model folder"):
         ServeCommand(model="nowhere").check_model()
+
+
+def test_a_model_whose_parts_do_not_fit_is_refused(model, tmp_path, capsys):
+    ServeCommand(model=model).check_model()
+    assert "made by a version that did not record the origin of motion latents" in capsys.readouterr().err
+    other = shutil.copytree(model, tmp_path / "other")
+    for component, origin in (("motion", "controls-1"), ("unet", "motion-encoder-0")):
+        file = other / component / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "latent_origin": origin}))
+    message = "other/motion works with those of controls-1, .*other/unet with those of motion-encoder-0"
+    with pytest.raises(ValueError, match=message):
+        ServeCommand(model=str(other)).check_model()
+    # A Serve config file does not use the command.
+    with pytest.raises(ValueError, match=message):
+        build(Arguments(model=str(other)))
 
 
 @pytest.mark.parametrize(

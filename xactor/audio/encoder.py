@@ -9,6 +9,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -16,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xactor.audio.origin import log_mel_origin, saved_origin, window_settings
 from xactor.audio.windows import WindowSpec, cut_window, window_count, window_start
+from xactor.origin import AUDIO, digest_origin
 from xactor.rates import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, frame_count
 
 CONFIG_FILE = "preprocessor_config.json"
@@ -31,6 +34,11 @@ class AudioEncoder(ABC):
     """L, the number of vectors per frame."""
     width: int
     """F, the width of a vector."""
+
+    @property
+    @abstractmethod
+    def origin(self) -> str:
+        """Return the origin of the features; see `xactor.origin`."""
 
     @abstractmethod
     def encode(self, windows: Tensor) -> Tensor:
@@ -219,6 +227,10 @@ class LogMelEncoder(AudioEncoder):
         )
         self.bank = torch.from_numpy(bank.astype(np.float32))  # [257, mels]
 
+    @property
+    def origin(self) -> str:
+        return log_mel_origin(self.mels, self.windows)
+
     def encode(self, windows: Tensor) -> Tensor:
         spec = self.windows
         # An analysis window is longer than a step. It is centred on its step, so it begins `edge` samples before the
@@ -257,7 +269,14 @@ class Wav2Vec2Encoder(AudioEncoder):
     three and four quarters of the depth.
     """
 
-    def __init__(self, model, *, layers: tuple[int, ...] | None = None, windows: WindowSpec | None = None):
+    def __init__(
+        self,
+        model,
+        *,
+        layers: tuple[int, ...] | None = None,
+        windows: WindowSpec | None = None,
+        origin: str | None = None,
+    ):
         """Wrap a Wav2Vec2Model.
 
         Args:
@@ -265,6 +284,7 @@ class Wav2Vec2Encoder(AudioEncoder):
             layers: Numbers of the hidden layers to use instead of the default ones. 0 is the input of the transformer,
                 1 the output of its first layer.
             windows: Sizes and scaling of the feature windows. None: the defaults of WindowSpec.
+            origin: Origin of the features, as it was saved with the model. None: it is computed from the weights.
 
         Raises:
             ValueError: The model has no layer of such a number.
@@ -278,6 +298,16 @@ class Wav2Vec2Encoder(AudioEncoder):
         self.chosen = chosen
         self.windows = windows or WindowSpec()
         self.layers, self.width = len(chosen), model.config.hidden_size
+        self._saved_origin = origin
+
+    @cached_property
+    def origin(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if self._saved_origin is not None:
+            return self._saved_origin
+        settings = {"layers": list(self.chosen), "windows": window_settings(self.windows)}
+        # Only training uses the embedding of masked features. Some published models lack it, and then it is random.
+        weights = {n: w for n, w in self.model.state_dict().items() if n != "masked_spec_embed"}
+        return digest_origin("wav2vec2", settings, weights)
 
     def to(self, device: torch.device | str) -> Self:
         self.model.to(device)
@@ -317,6 +347,7 @@ class Wav2Vec2Encoder(AudioEncoder):
             "do_normalize": True,
             "layers": list(self.chosen),
             "windows": asdict(self.windows),
+            AUDIO: self.origin,
         }
         (Path(folder) / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
 
@@ -356,4 +387,6 @@ def load_audio_encoder(folder: str | Path, *, layers: tuple[int, ...] | None = N
     # Without dtype, transformers would keep the dtype of the saved weights. The sound and the features are float32.
     model = Wav2Vec2Model.from_pretrained(folder, dtype=torch.float32)
     saved = tuple(config["layers"]) if "layers" in config else None
-    return Wav2Vec2Encoder(model, layers=layers or saved, windows=windows)
+    # The saved origin is that of the saved layers.
+    origin = saved_origin(config) if layers in (None, saved) else None
+    return Wav2Vec2Encoder(model, layers=layers or saved, windows=windows, origin=origin)

@@ -32,6 +32,8 @@ class MotionTransformerConfig(PreTrainedConfig):
             history is the frames before the chunk that the model sees.
         audio_window: w, in frames. Frame t attends to the audio of frames t-w..t+w.
         attention: Self-attention: `chunk` (the paper's) or `causal` (Table 2, first row); see `visible` in masks.py.
+        latent_origin: Origin of the motion latents that the model makes; see `xactor.origin`. None: not recorded.
+        audio_origin: Origin of the audio features that the model takes. None: not recorded.
     """
 
     model_type = "xactor_motion"
@@ -49,6 +51,8 @@ class MotionTransformerConfig(PreTrainedConfig):
         context_frames: int = 512,
         audio_window: int = 2,
         attention: Attention = "chunk",
+        latent_origin: str | None = None,
+        audio_origin: str | None = None,
         **kwargs,
     ):
         self.backbone = Qwen2Config(**backbone) if isinstance(backbone, dict) else backbone or Qwen2Config()
@@ -61,6 +65,8 @@ class MotionTransformerConfig(PreTrainedConfig):
         self.context_frames = context_frames
         self.audio_window = audio_window
         self.attention = attention
+        self.latent_origin = latent_origin
+        self.audio_origin = audio_origin
         for name in ("latent_dim", "audio_layers", "audio_dim", "audio_width", "chunk_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")

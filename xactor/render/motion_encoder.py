@@ -13,6 +13,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from xactor.origin import digest_origin
 from xactor.render.frames import to_model
 
 # Sides of the grids to which the features of the last three blocks are pooled. A grid preserves where in the face a
@@ -31,6 +32,8 @@ class MotionEncoder(ModelMixin, ConfigMixin):
         image_size: Side in pixels to which pictures are resized before they are encoded.
         channels: Channels of each block; each block halves the side.
         latent_dim: Width of z.
+        latent_origin: Origin of the latents that the encoder has learned to make; see `xactor.origin`. None: it was not
+            recorded.
     """
 
     config_name = "config.json"
@@ -41,6 +44,7 @@ class MotionEncoder(ModelMixin, ConfigMixin):
         image_size: int = 256,
         channels: tuple[int, ...] = (64, 128, 256, 512, 512, 512),
         latent_dim: int = 512,
+        latent_origin: str | None = None,
     ):
         super().__init__()
         if image_size >> len(channels) < _GRIDS[-1] or len(channels) < len(_GRIDS):
@@ -64,6 +68,15 @@ class MotionEncoder(ModelMixin, ConfigMixin):
             head.weight[:latent_dim] *= 0.1
             head.bias[:latent_dim] *= 0.1
             head.bias[latent_dim:] = -8.0
+
+    @property
+    def latent_origin(self) -> str:
+        """Return the recorded origin of the latents. If none was recorded, it is the encoder itself."""
+        return self.config["latent_origin"] or self.own_origin()
+
+    def own_origin(self) -> str:
+        """Return the origin of the latents of an encoder that was not taught any others: a digest of its weights."""
+        return digest_origin("motion-encoder", {}, self.state_dict())
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Encode frames [N, 3, S, S] in [-1, 1] to mean and log variance of z, each [N, latent_dim]."""

@@ -18,6 +18,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
 from xactor.faces.landmarks import find_landmarks
+from xactor.model_folder import check_origins
 from xactor.randomness import into_own_memory, keyed_generator
 from xactor.render.attention import ReferenceFeatures
 from xactor.render.autoencoder import decode, encode
@@ -289,7 +290,7 @@ class Renderer:
 
         Raises:
             FileNotFoundError: A component is missing. The message names the component.
-            ValueError: A component lacks weights.
+            ValueError: A component lacks weights, or the motion encoder and the UNet do not work with the same latents.
         """
         classes = {
             "motion_encoder": MotionEncoder,
@@ -298,6 +299,7 @@ class Renderer:
             "vae": AutoencoderKL,
             "scheduler": DDIMScheduler,
         }
+        check_origins(dict.fromkeys(("motion_encoder", "unet"), folder))
         components = {}
         for name, kind in classes.items():
             config = Path(folder) / name / kind.config_name

@@ -64,6 +64,8 @@ class RendererUNet(UNetMotionModel):
             of the guess. None means that the UNet outputs the whole prediction, as with published weights.
         guess_scale: How many times larger than the UNet's pictures the portrait and the frames are. The guess network
             moves the large portrait, and the UNet's correction is enlarged. More than 1 needs `guess_spread`.
+        latent_origin: Origin of the latents z that the UNet was trained with; see `xactor.origin`. None: it was not
+            recorded.
 
     The other arguments are those of diffusers' UNetMotionModel.
     """
@@ -100,6 +102,7 @@ class RendererUNet(UNetMotionModel):
         guess_channels: tuple[int, ...] | None = None,
         guess_spread: float | None = None,
         guess_scale: int = 1,
+        latent_origin: str | None = None,
     ):
         if math.isqrt(motion_tokens) ** 2 != motion_tokens:
             raise ValueError(f"motion_tokens must be a square number, got {motion_tokens}")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from xactor.origin import AUDIO, LATENTS, WORDS, Origin
 from xactor_platform.data.scan import ScannedSample, ShardScan, scan_shard
 from xactor_platform.data.shard_names import is_held_out
 from xactor_platform.storage.location import Location
@@ -100,6 +101,10 @@ class Index:
     """Speaker of each sample, object (str). Empty if unknown."""
     sync_confidence: np.ndarray
     """SyncNet's confidence that lips and sound are in sync, float32. NaN if unknown."""
+    latent_origin: np.ndarray
+    """Origin of each sample's motion latents, object (str); see `xactor.origin`. Empty if it was not recorded."""
+    audio_origin: np.ndarray
+    """Origin of each sample's audio features, object (str). Empty if it was not recorded."""
     digest: np.ndarray
     """Checksum of each sample's json and of the first bytes of its other members, uint32. It tells whether a sample of
     the same name and size has other content."""
@@ -128,7 +133,7 @@ class Index:
 
     def subset(self, mask: np.ndarray) -> "Index":
         """Return an index of the rows that a boolean mask or an array of row numbers selects."""
-        columns = ("key", "shard", "frames", "speaker", "sync_confidence", "digest")
+        columns = ("key", "shard", "frames", "speaker", "sync_confidence", LATENTS, AUDIO, "digest")
         groups = ("offset", "length", "header")
         return replace(
             self,
@@ -150,6 +155,26 @@ class Index:
     def having(self, member: str) -> int:
         """Return the number of samples that have a member, for example `controls.npy`."""
         return int((self.offset[member] >= 0).sum()) if member in self.offset else 0
+
+    def origin(self, kind: str) -> Origin:
+        """Return what made the motion latents or the audio features of all samples whose origin is recorded.
+
+        Args:
+            kind: LATENTS or AUDIO of `xactor.origin`.
+
+        Raises:
+            ValueError: The samples have different origins.
+        """
+        counts = Counter(name for name in getattr(self, kind) if name)
+        if len(counts) > 1:
+            found = ", ".join(
+                f"{count:,} samples have those of {name}" for name, count in counts.most_common()
+            )
+            raise ValueError(
+                f"{self.location.uri}: mixes {WORDS[kind]} of different origins ({found}): "
+                f"make a folder of shards for each"
+            )
+        return Origin(self.location.uri, next(iter(counts), None))
 
     def _is_held_out(self) -> np.ndarray:
         return np.array([is_held_out(name) for name in self.shard_names])[self.shard]
@@ -274,6 +299,8 @@ def _assemble(
         frames=np.array([sample.frames for sample in samples], dtype=np.int64),
         speaker=np.array([sample.speaker for sample in samples], dtype=object),
         sync_confidence=np.array([sample.sync_confidence for sample in samples], dtype=np.float32),
+        latent_origin=np.array([sample.latent_origin for sample in samples], dtype=object),
+        audio_origin=np.array([sample.audio_origin for sample in samples], dtype=object),
         digest=np.array([sample.digest for sample in samples], dtype=np.uint32),
         offset={name: np.array([offset for offset, _ in ranges[name]], dtype=np.int64) for name in ranges},
         length={name: np.array([length for _, length in ranges[name]], dtype=np.int64) for name in ranges},

@@ -14,14 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from xactor.origin import AUDIO, LATENTS
 from xactor_platform.data.index import BadSample, CorpusShape, Index, build_index
 from xactor_platform.data.shard_names import is_shard, resembles_held_out, why_left_out
 from xactor_platform.storage.location import Location
 from xactor_platform.storage.retries import with_retries
 
 INDEX_NAME = "index.parquet"
-# Version 2 added the samples' digests and the shards' times.
-VERSION = 2
+# Version 2 added the samples' digests and the shards' times, version 3 their origins.
+VERSION = 3
 _METADATA = b"xactor"
 
 # Number of samples or files that a message names.
@@ -115,6 +116,8 @@ def write_index(index: Index, shards: Mapping[str, fs.FileInfo]) -> None:
         "frames": pa.array(index.frames),
         "speaker": pa.array(index.speaker, pa.string()),
         "sync_confidence": pa.array(index.sync_confidence),
+        LATENTS: pa.array(index.latent_origin, pa.string()),
+        AUDIO: pa.array(index.audio_origin, pa.string()),
         "digest": pa.array(index.digest),
     }
     for group in ("offset", "length", "header"):

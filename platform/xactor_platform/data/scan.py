@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from pyarrow import NativeFile
 
+from xactor.origin import AUDIO, LATENTS
 from xactor.rates import FPS
 from xactor_platform.storage.location import Location
 
@@ -50,6 +51,10 @@ class ScannedSample:
     """Speaker, from the json."""
     sync_confidence: float = float("nan")
     """SyncNet's confidence, from the json. NaN if the json has none."""
+    latent_origin: str = ""
+    """Origin of the motion latents, from the json. Empty if the json has none."""
+    audio_origin: str = ""
+    """Origin of the audio features, from the json. Empty if the json has none."""
     header: dict[str, int] = field(default_factory=dict)
     """Length of each array's .npy header in bytes."""
     shape: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -259,6 +264,8 @@ def _read_json(sample: ScannedSample, text: bytes) -> None:
     sample.frames = frames
     # A json may escape half of a character, which has no UTF-8.
     sample.speaker = _readable(str(meta.get("speaker", "")))
+    sample.latent_origin = _readable(str(meta.get(LATENTS) or ""))
+    sample.audio_origin = _readable(str(meta.get(AUDIO) or ""))
     confidence = meta.get("sync_confidence")
     sample.sync_confidence = float(confidence) if isinstance(confidence, (int, float)) else float("nan")
     if fps != FPS:

@@ -97,8 +97,8 @@ class VideoReader:
         if "mp4" not in index.offset:
             raise ValueError(f"{index.location.uri}: holds latents, not videos")
         self.index, self._image_size, self._seed, self._stills = index, image_size, seed, stills
-        self._has_controls = tracks and index.having(CONTROLS) == index.samples
-        self._has_landmarks = self._has_controls and index.having(LANDMARKS) == index.samples
+        self.has_controls = tracks and index.having(CONTROLS) == index.samples
+        self._has_landmarks = self.has_controls and index.having(LANDMARKS) == index.samples
         # A picture has 3 bytes per pixel. There are at most as many references as targets, hence the factor 2.
         self.bytes_per_frame = 2 * 3 * image_size**2
         self.read = partial(read_videos, index.location, image_size)
@@ -128,7 +128,7 @@ class VideoReader:
             frames=micro_batch.frames,
             offset=self.index.offset["mp4"][rows],
             length=self.index.length["mp4"][rows],
-            controls=self._bytes_of(CONTROLS, rows) if self._has_controls else None,
+            controls=self._bytes_of(CONTROLS, rows) if self.has_controls else None,
             landmarks=self._bytes_of(LANDMARKS, rows) if self._has_landmarks else None,
             wanted=np.stack(draws),
             measured=None if measured is None else np.stack(measured),
@@ -148,7 +148,7 @@ class VideoReader:
         # A copy, because arrays from Ray are read-only, and torch needs writable ones.
         pictures = raw.arrays["pictures"].reshape(*request.wanted.shape, side, side, 3).copy()
         controls = landmarks = landmark_controls = None
-        if self._has_controls:
+        if self.has_controls:
             shape = len(request.wanted), -1, CONTROL_COUNT
             # Rows of the targets, then of the reference, then of the frames with landmarks.
             rows = raw.arrays["controls"].view(np.float32).reshape(shape)

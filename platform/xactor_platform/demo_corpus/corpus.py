@@ -28,10 +28,12 @@ from typing import Any
 import numpy as np
 
 from xactor.audio.encoder import LogMelEncoder, load_audio_encoder
+from xactor.controls import ORIGIN as CONTROLS_ORIGIN
 from xactor.controls import embed_controls
 from xactor.faces import CropBox, Face
 from xactor.faces.landmarks import landmark_frames, landmark_track
 from xactor.media import write_video
+from xactor.origin import AUDIO, LATENTS
 from xactor.rates import FPS
 from xactor_platform.data.face_video import ClipSamples, face_video
 from xactor_platform.data.index import CONTROLS, LANDMARKS
@@ -200,12 +202,13 @@ def make_clip(plan: ClipPlan, folder: Path, sizes: Sizes) -> ClipSamples:
         "crop": vars(box) if box else None,
     }
     (target / f"{plan.key}.json").write_text(json.dumps(meta, sort_keys=True) + "\n")
-    features = _encoder(str(folder / "audio_encoder")).features(samples)  # [T, L, F]
+    encoder = _encoder(str(folder / "audio_encoder"))
+    features = encoder.features(samples)  # [T, L, F]
     return ClipSamples(
         motion={
             "motion.npy": embed_controls(controls).astype(np.float16),
             "audio.npy": features.astype(np.float16),
-            "json": {**meta, "motion": "controls"},
+            "json": {**meta, "motion": "controls", LATENTS: CONTROLS_ORIGIN, AUDIO: encoder.origin},
         },
         video={
             "mp4": face_video(crops, samples),

@@ -2,15 +2,18 @@
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 
 from pyarrow import NativeFile
 
-from xactor.model_folder import COMPONENTS, config_file, located
+from xactor.model_folder import COMPONENTS, check_origins, config_file, located
 from xactor_platform.storage.location import Location
 
 # The fingerprint covers only excerpts of a large file: the size of an excerpt in bytes, and the number of excerpts.
 _EXCERPT_BYTES, _EXCERPTS = 4096, 64
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ def read_model_facts(uri: str) -> ModelFacts:
             f"{uri}: the motion model's latent_dim is {motion_dim}, the renderer's is {renderer_dim}; "
             f"they must be equal"
         )
+    for note in check_origins(dict.fromkeys(COMPONENTS, uri)):
+        logger.warning("%s", note)
     digest = hashlib.sha256()
     for component in sorted(COMPONENTS):
         files = (info for info in place.entries(component) if info.is_file)

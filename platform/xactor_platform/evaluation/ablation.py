@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from xactor.motion import MotionEngine, MotionTransformer, SamplingConfig, load_motion_model
-from xactor_platform.evaluation.motion_report import correlation, held_out_clips
+from xactor.motion import MotionEngine, MotionTransformer, SamplingConfig
+from xactor_platform.evaluation.motion_report import correlation, held_out_clips, load_fitting
 from xactor_platform.training.run.folder import EXPORT
 
 # Clips are scored in this many equal parts too, which shows whether the quality falls over time.
@@ -118,7 +118,7 @@ def score_variants(
     shown = {"truth": motion[0]}
     for seed in seeds:
         for variant in VARIANTS:
-            model = load_motion_model(runs / training_name(variant, seed) / EXPORT)
+            model = load_fitting(runs / training_name(variant, seed) / EXPORT, shards)
             if len(motion[0]) < 4 * model.config.context_frames:
                 raise ValueError(
                     f"{shards}: the longest held-out clip must have at least four contexts, "

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from xactor.motion import SamplingConfig, load_motion_model, stream_motion
+from xactor.motion import SamplingConfig, stream_motion
 from xactor.rates import FPS
-from xactor_platform.evaluation.motion_report import correlation, held_out_clips
+from xactor_platform.evaluation.motion_report import correlation, held_out_clips, load_fitting
 from xactor_platform.training.run.folder import EXPORT
 
 
@@ -83,7 +83,7 @@ def measure_drift(
     if rounds < 2:
         round_minutes = len(truth) / FPS / 60
         raise ValueError(f"minutes must be more than {round_minutes:.2f}, one round's, got {minutes:g}")
-    model = load_motion_model(Path(run) / EXPORT)
+    model = load_fitting(Path(run) / EXPORT, shards)
     pieces = list(stream_motion(model, (clip.audio for _ in range(rounds)), seed=seed, config=config))
     latents_of_round = np.split(torch.cat(pieces).numpy(), rounds)
     deviation = truth.std(0)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from xactor.motion import SamplingConfig, load_motion_model, sample_motion
+from xactor.motion import SamplingConfig, sample_motion
 from xactor.rates import FPS
-from xactor_platform.evaluation.motion_report import correlation, held_out_clips
+from xactor_platform.evaluation.motion_report import correlation, held_out_clips, load_fitting
 from xactor_platform.training.run.folder import EXPORT
 
 # Default number of DDIM steps.
@@ -72,7 +72,7 @@ def compare_steps(
     deviation = true_latents.std(0)
     # A dimension that never changes has a deviation of 0, by which no distance can be divided.
     moves = deviation > 0
-    model = load_motion_model(Path(run) / EXPORT)
+    model = load_fitting(Path(run) / EXPORT, shards)
     found: list[Way] = []
     # Latents that the first way sampled. Those of all ways are compared with them.
     first: np.ndarray | None = None

@@ -7,6 +7,7 @@ control track is known.
 
 import io
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +16,9 @@ import numpy as np
 import torch
 
 from xactor.controls import LATENT_DIM, decode_controls, lip_opening
-from xactor.motion import SamplingConfig, load_motion_model, sample_motion
+from xactor.controls import ORIGIN as CONTROLS_ORIGIN
+from xactor.motion import MotionTransformer, SamplingConfig, load_motion_model, sample_motion
+from xactor.origin import AUDIO, LATENTS, Origin, check_fit
 from xactor.rates import FPS
 from xactor_platform.data.batch import read_batch
 from xactor_platform.data.index import CONTROLS, Index
@@ -28,6 +31,8 @@ from xactor_platform.training.run.folder import EXPORT, METRICS, RunFolder
 QUARTERS = 4
 # Minimum number of frames of training clips that the linear map is fitted on.
 _FITTED_FRAMES = 4000
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +102,12 @@ def report_motion(
         max_clips: Maximum number of held-out clips. The longest are used.
 
     Raises:
-        ValueError: There are no held-out clips, or the lip opening of the latents is not known.
+        ValueError: There are no held-out clips, the lip opening of the latents is not known, or the model works with
+            latents or features of another origin.
     """
     config = config or SamplingConfig()
     clips, lips = held_out_clips(shards, max_clips=max_clips)
-    model = load_motion_model(Path(run) / EXPORT)
+    model = load_fitting(Path(run) / EXPORT, shards)
     without_guidance = replace(config, audio_cfg=1.0)
     latents, truth = [clip.motion for clip in clips], [clip.lips for clip in clips]
     guided, unguided, shuffled = [], [], []
@@ -143,6 +149,24 @@ def report_motion(
     _plot_loss(RunFolder(str(Path(run).parent), Path(run).name).read_lines(METRICS), output / "loss.png")
     _plot_lips(truth[0], lips(guided[0]), lips(shuffled[0]), report, output / "lips.png")
     return report
+
+
+def load_fitting(export: Path, shards: str) -> MotionTransformer:
+    """Load a motion model that works with the latents and the audio features of shards.
+
+    Args:
+        export: Folder of the model.
+        shards: URI of the shards.
+
+    Raises:
+        ValueError: The model works with latents or features of another origin, or it cannot be loaded.
+    """
+    model, index = load_motion_model(export), load_index(shards)
+    for kind in (LATENTS, AUDIO):
+        own = Origin(str(export / "motion"), getattr(model.config, kind))
+        for note in check_fit(kind, own, index.origin(kind)):
+            logger.warning("%s", note)
+    return model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +245,8 @@ def lip_reader(index: Index) -> Callable[[np.ndarray], np.ndarray]:
     """
     if not _has_controls(index):
         made_by, width = index.read_meta(0).get("motion"), index.frame_shape.latent_width
-        if made_by == "encoder" or width != LATENT_DIM:
+        has_other_origin = index.origin(LATENTS).name not in (None, CONTROLS_ORIGIN)
+        if made_by == "encoder" or has_other_origin or width != LATENT_DIM:
             raise ValueError(
                 f"{index.location.uri}: lip opening needs the fixed embedding's latents, or {CONTROLS} next to others"
             )

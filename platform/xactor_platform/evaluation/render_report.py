@@ -14,6 +14,7 @@ controls from z.
 
 import io
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,8 +24,10 @@ import torch
 from PIL import Image
 
 from xactor.controls import INDEX, embed_controls, lip_opening
+from xactor.controls import ORIGIN as CONTROLS_ORIGIN
 from xactor.faces import FACE_REGION, MOUTH_REGION, region_pixels
 from xactor.media.seek import pick_frames
+from xactor.origin import LATENTS, Origin, check_fit
 from xactor.render import RenderConfig, Renderer
 from xactor_platform.data.index import CONTROLS, Index, LatentSource
 from xactor_platform.data.index_file import load_index
@@ -40,6 +43,8 @@ _SHEET_ROWS, _SHEET_COLUMNS, _SHEET_PX = 6, 7, 96
 _EXPRESSIONS, _PEOPLE = 120, 8
 # Seed of the first drawn person of the probe. No corpus holds people with seeds from this one on.
 _UNSEEN = 1000
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +148,8 @@ def report_render(
         seed: Seed of the rendering.
 
     Raises:
-        ValueError: There are no held-out clips, or no control tracks to make latents from.
+        ValueError: There are no held-out clips, no control tracks to make latents from, or the renderer takes other
+            latents than those of control tracks.
     """
     config = config or RenderConfig()
     renderer = Renderer.from_pretrained(model)
@@ -152,6 +158,10 @@ def report_render(
         raise ValueError(f"{videos}: no held-out shards (test-*, val-*) to report on")
     if latents == "controls" and CONTROLS not in index.offset:
         raise ValueError(f"{videos}: no control tracks (controls.npy) to make latents from")
+    if latents == "controls":
+        taken = Origin(f"{model}/unet", renderer.components.unet.config["latent_origin"])
+        for note in check_fit(LATENTS, taken, Origin(videos, CONTROLS_ORIGIN)):
+            logger.warning("%s", note)
     errors: dict[str, list[tuple[float, ...]]] = {}
     clips, rows = {}, []
     for row in np.argsort(-index.frames, kind="stable")[:max_clips]:

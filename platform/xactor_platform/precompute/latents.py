@@ -34,8 +34,8 @@ from xactor_platform.data.index import CONTROLS, BadSample, Index, LatentSource
 from xactor_platform.data.index_file import INDEX_NAME, delete_index, load_index
 from xactor_platform.data.shard_names import is_shard
 from xactor_platform.precompute.encoder_folder import save_encoder
-from xactor_platform.precompute.shard_encoder import STAGES, ShardEncoder, ShardJob, ShardResult, local_copy
-from xactor_platform.storage.location import Location, sibling_uri
+from xactor_platform.precompute.shard_encoder import STAGES, ShardEncoder, ShardJob, ShardResult
+from xactor_platform.storage.location import Location, local_copy, sibling_uri
 
 MOTION_ENCODER, AUDIO_ENCODER = "motion_encoder", "audio_encoder"
 # The default pool.

@@ -14,10 +14,9 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -26,8 +25,10 @@ from pyarrow import fs
 from torch import Tensor
 
 from xactor.audio.encoder import load_audio_encoder
+from xactor.controls import ORIGIN as CONTROLS_ORIGIN
 from xactor.controls import embed_controls
 from xactor.media import read_audio, read_frames
+from xactor.origin import AUDIO, LATENTS
 from xactor.rates import SAMPLES_PER_FRAME
 from xactor.render import MotionEncoder
 from xactor_platform.bulk.message import Message, StageSeconds, add_seconds
@@ -35,7 +36,7 @@ from xactor_platform.bulk.stage import BatchStage
 from xactor_platform.data.index import CONTROLS, BadSample, Index, LatentSource
 from xactor_platform.data.scan import scan_shard
 from xactor_platform.data.shards import Shard, encode_members
-from xactor_platform.storage.location import Location
+from xactor_platform.storage.location import Location, local_copy
 
 # "wait" is the time in which the encoders wait for pictures. If it is long, more CPUs should decode.
 STAGES = ("read", "decode", "motion", "sound", "write", "wait")
@@ -106,9 +107,15 @@ class ShardEncoder(BatchStage):
         if motion is not None:
             with local_copy(motion) as folder:
                 self._motion = MotionEncoder.from_pretrained(folder, low_cpu_mem_usage=False).to(device)  # pyright: ignore
-        self._made_by: LatentSource = "controls" if motion is None else "encoder"
         with local_copy(sound) as folder:
             self._sound = load_audio_encoder(folder).to(device)
+        made_by: LatentSource = "controls" if motion is None else "encoder"
+        # Entries that the json of each sample gets.
+        self._made = {
+            "motion": made_by,
+            LATENTS: CONTROLS_ORIGIN if self._motion is None else self._motion.latent_origin,
+            AUDIO: self._sound.origin,
+        }
         self._decoders = decoders
         self._threads = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
 
@@ -129,7 +136,7 @@ class ShardEncoder(BatchStage):
     def make(self, job: ShardJob) -> ShardResult:
         """Write a motion shard atomically, unless it already exists."""
         index, name = job.index, job.name
-        if shard_exists(job.place, name, index, self._made_by):
+        if shard_exists(job.place, name, index, self._made):
             return ShardResult(shard=name, written=False)
         bad, watch, frames = [], Stopwatch(), 0
         with (
@@ -233,8 +240,7 @@ class ShardEncoder(BatchStage):
         sound[: len(samples)] = samples[: len(sound)]
         with watch.timing("sound"):
             features = self._sound.features(sound).astype(np.float16)
-        meta = latent_meta(meta, self._made_by)
-        members = {"motion.npy": z.astype(np.float16), "audio.npy": features, "json": meta}
+        members = {"motion.npy": z.astype(np.float16), "audio.npy": features, "json": {**meta, **self._made}}
         return members if controls is None else {**members, CONTROLS: controls}
 
 
@@ -331,15 +337,17 @@ class Stopwatch:
         self.stage_s = add_seconds(self.stage_s, other.stage_s)
 
 
-def latent_meta(video: Mapping[str, Any], made_by: LatentSource) -> dict[str, Any]:
-    """Return the json of a motion sample, given the json of its video sample."""
-    return {**video, "motion": made_by}
+def shard_exists(place: Location, name: str, wanted: Index, made: Mapping[str, str]) -> bool:
+    """Return whether a shard exists, is complete, and was made from exactly the wanted clips in the same way.
 
+    The stored json of each sample is compared with the json that the sample would get now. Only the origins may be
+    absent, because earlier versions did not record them.
 
-def shard_exists(place: Location, name: str, wanted: Index, made_by: LatentSource) -> bool:
-    """Return whether a shard exists, is complete, and was made from exactly the wanted clips with this latent source.
-
-    The stored json of each sample is compared with the json that the sample would get now.
+    Args:
+        place: folder of the motion shards.
+        name: name of the shard.
+        wanted: index of the clips.
+        made: entries that the json of a motion sample has in addition to those of its clip.
     """
     info = place.filesystem.get_file_info(f"{place.path}/{name}")
     if info.type == fs.FileType.NotFound:
@@ -347,24 +355,16 @@ def shard_exists(place: Location, name: str, wanted: Index, made_by: LatentSourc
     scan = scan_shard(place, name, info.size)
     if scan.broken or [found.key for found in scan.samples] != list(wanted.key):
         return False
+    origins = {kind: made[kind] for kind in (LATENTS, AUDIO)}
     with place.open(name) as file:
         for row, found in enumerate(scan.samples):
             offset, length = found.members["json"]
-            if found.reason or json.loads(file.read_at(length, offset)) != latent_meta(
-                wanted.read_meta(row), made_by
-            ):
+            if found.reason:
+                return False
+            stored = json.loads(file.read_at(length, offset))
+            if {**origins, **stored} != {**wanted.read_meta(row), **made}:
                 return False
     return True
-
-
-def local_copy(folder: str | Path):
-    """Return a context manager that gives a folder's path on this machine. A folder at a URI is downloaded first."""
-    if "://" not in str(folder):
-        return nullcontext(folder)
-    place = Location.parse(str(folder))
-    scratch = tempfile.TemporaryDirectory()
-    fs.copy_files(place.path, scratch.name, source_filesystem=place.filesystem)
-    return scratch
 
 
 def _blocks(frames: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:

@@ -29,8 +29,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from xactor.audio.encoder import LogMelEncoder, load_audio_encoder
+from xactor.controls import ORIGIN as CONTROLS_ORIGIN
 from xactor.controls import embed_controls
 from xactor.faces import FaceLandmarker
+from xactor.origin import AUDIO, LATENTS
 from xactor.sandbox import Sandbox
 from xactor_platform.curation.curation_config import Bounds, Gates
 from xactor_platform.curation.curation_stage import (
@@ -146,6 +148,7 @@ def shards_from_videos(
     with tempfile.TemporaryDirectory() as folder:
         encoder.save_pretrained(folder)
         save_encoder(Path(folder), sibling_uri(output, "audio_encoder"))
+    origins = {LATENTS: CONTROLS_ORIGIN, AUDIO: encoder.origin}
     # Crops are enlarged twofold at most.
     gates = Gates(min_crop_px=max(crops // 2, 32))
     prepare = partial(_prepare, str(landmarks) if landmarks else None, gates, crops or _MEASURED_PX)
@@ -169,7 +172,7 @@ def shards_from_videos(
                 motion = {
                     "motion.npy": embed_controls(members[CONTROLS]).astype(np.float16),
                     "audio.npy": features.astype(np.float16),
-                    "json": {**members["json"], "motion": "controls"},
+                    "json": {**members["json"], "motion": "controls", **origins},
                 }
                 motion_writers[split].write(fate.clip, motion)
                 if crop_writers:

@@ -2,9 +2,10 @@
 
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -158,6 +159,16 @@ def child_uri(uri: str, name: str) -> str:
         return f"{uri.rstrip('/')}/{name}"
     place, mark, query = uri.partition("?")
     return f"{place.rstrip('/')}/{name}{mark}{query}"
+
+
+def local_copy(folder: str | Path) -> AbstractContextManager[str | Path]:
+    """Return a context manager that gives a folder's path on this machine. A folder at a URI is downloaded first."""
+    if "://" not in str(folder):
+        return nullcontext(folder)
+    place = Location.parse(str(folder))
+    scratch = tempfile.TemporaryDirectory()
+    fs.copy_files(place.path, scratch.name, source_filesystem=place.filesystem)
+    return scratch
 
 
 @lru_cache(maxsize=64)

@@ -1,16 +1,24 @@
 """Find out facts about the corpus of stage 2, the training of the motion model on motion latents and audio features.
 
-The facts are the mean and the standard deviation of the latents, and the encoder that made the audio features.
+The facts are the mean and the standard deviation of the latents, the encoder that made the audio features, and the
+origins of latents and features.
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pyarrow import fs
 
+from xactor.audio.origin import saved_origin
+from xactor.origin import AUDIO, WORDS, Origin, check_fit
 from xactor_platform.data.batch import read_batch
 from xactor_platform.data.index import Index
 from xactor_platform.data.plan import PlanConfig, plan_epoch
+from xactor_platform.storage.location import Location, child_uri, local_copy, sibling_uri
+from xactor_platform.storage.retries import with_retries
 
 MOMENT_FRAMES = 200_000
 """Minimum number of frames from which the mean and the standard deviation are computed. A smaller corpus contributes
@@ -51,25 +59,92 @@ def latent_moments(index: Index, plan: PlanConfig) -> tuple[list[float], list[fl
 
 
 def find_audio_encoder(shards: str, configured: str | None) -> str | None:
-    """Return the folder of the audio encoder that made the audio features, or None if it is not known.
+    """Return the folder or URI of the audio encoder that made the audio features, or None if there is none.
 
     Args:
-        shards: folder or URI of the shards. If it is local, the function looks for a folder `audio_encoder` in this
-            folder, and then next to it.
-        configured: folder of the encoder that the config names, if any. It takes precedence.
+        shards: folder or URI of the shards. The function looks for a folder `audio_encoder` in this folder, and then
+            next to it.
+        configured: folder or URI of the encoder that the config names, if any. It takes precedence.
 
     Raises:
         FileNotFoundError: the configured folder does not exist.
     """
     if configured is not None:
-        if not Path(configured).is_dir():
+        if not _is_folder(configured):
             raise FileNotFoundError(f"no audio encoder in {configured}: the folder does not exist")
-        return str(Path(configured).absolute())
-    if "://" in shards:
-        return None
-    folder = Path(shards).absolute()
-    candidates = (folder / "audio_encoder", folder.parent / "audio_encoder")
-    return next((str(found) for found in candidates if found.is_dir()), None)
+        return configured if "://" in configured else str(Path(configured).absolute())
+    if "://" not in shards:
+        shards = str(Path(shards).absolute())
+    candidates = [child_uri(shards, "audio_encoder")]
+    # Nothing lies next to a bucket.
+    with suppress(ValueError):
+        candidates.append(sibling_uri(shards, "audio_encoder"))
+    return next((found for found in candidates if _is_folder(found)), None)
+
+
+def _is_folder(uri: str) -> bool:
+    place = Location.parse(uri)
+    info = with_retries(lambda: place.filesystem.get_file_info(place.path), uri)
+    return info.type == fs.FileType.Directory
+
+
+def corpus_origin(index: Index, kind: str, *parts: Origin) -> str | None:
+    """Return the origin of the corpus's latents or features, or None if no sample records it. Print notes.
+
+    Args:
+        index: the index of the corpus.
+        kind: LATENTS or AUDIO of `xactor.origin`.
+        *parts: origins that must fit the corpus.
+
+    Raises:
+        ValueError: the samples have different origins, or a part does not fit.
+    """
+    corpus = index.origin(kind)
+    notes = check_fit(kind, corpus, *parts)
+    missing = int((getattr(index, kind) == "").sum())
+    if corpus.name and missing:
+        notes.append(
+            f"{index.location.uri}: {missing:,} of {index.samples:,} samples were made by a version that did not "
+            f"record the origin of {WORDS[kind]}"
+        )
+    for note in notes:
+        print(f"NOTE: {note}", flush=True)
+    return corpus.name
+
+
+def encoder_origin(index: Index, encoder: str) -> Origin:
+    """Return the origin of the features that an audio encoder makes.
+
+    The weights of an encoder whose config does not tell the origin are read only if the corpus records an origin.
+
+    Args:
+        index: the index of the corpus that the encoder belongs to.
+        encoder: folder or URI of the encoder.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder holds no audio encoder.
+    """
+    name = saved_origin(_encoder_config(encoder))
+    if name is None and index.origin(AUDIO).name:
+        # This needs torch, which takes seconds to import.
+        from xactor.audio.encoder import load_audio_encoder
+
+        with local_copy(encoder) as folder:
+            name = load_audio_encoder(folder).origin
+    return Origin(encoder, name)
+
+
+def _encoder_config(encoder: str) -> dict[str, Any]:
+    """Return the content of an audio encoder's preprocessor_config.json, or {} if it has none."""
+
+    def read() -> bytes:
+        with Location.parse(encoder).open("preprocessor_config.json") as file:
+            return file.read()
+
+    try:
+        return json.loads(with_retries(read, encoder))
+    except FileNotFoundError:
+        return {}
 
 
 def audio_feature_warning(shards: str, layers: int, width: int, audio_encoder: str | None) -> str | None:
@@ -79,7 +154,7 @@ def audio_feature_warning(shards: str, layers: int, width: int, audio_encoder: s
         shards: folder or URI of the shards.
         layers: L, the number of encoder layers that the features come from.
         width: F, the width of each layer's features.
-        audio_encoder: local folder of the encoder that made the features; None if it is not known.
+        audio_encoder: folder or URI of the encoder that made the features; None if it is not known.
     """
     remedy = "make Wav2Vec2 features by jobs/precompute.py --audio-encoder FOLDER_OF_A_WAV2VEC2_MODEL"
     features = f"the audio features of {shards} ([{layers}, {width}] per frame)"
@@ -88,8 +163,6 @@ def audio_feature_warning(shards: str, layers: int, width: int, audio_encoder: s
             f"{features} have no audio_encoder/, so their encoder is not known and the export will lack it: "
             f"name the encoder's folder by --data.audio-encoder, or {remedy}"
         )
-    config_file = Path(audio_encoder) / "preprocessor_config.json"
-    config = json.loads(config_file.read_text()) if config_file.exists() else {}
-    if config.get("feature_extractor_type") == "LogMelEncoder":
+    if _encoder_config(audio_encoder).get("feature_extractor_type") == "LogMelEncoder":
         return f"{features} are log-mel energies, where the paper has Wav2Vec2's: {remedy}"
     return None

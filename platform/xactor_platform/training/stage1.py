@@ -14,6 +14,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
+from xactor.controls import ORIGIN as CONTROLS_ORIGIN
 from xactor.faces.landmarks import find_landmarks
 from xactor.randomness import keyed_generator
 from xactor.render import (
@@ -71,7 +72,8 @@ class Stage1(TrainingStage):
         # Control tracks are numbers for the face's motion in each frame. A renderer with a guess network learns motion
         # from them if the corpus has any. Other renderers learn motion from pictures.
         reading: Any = {"image_size": size, "tracks": self.objective.unet.guess_network is not None}
-        self.reader = VideoReader(index.training(), seed=train.seed, stills=train.stills_of, **reading)
+        reader = VideoReader(index.training(), seed=train.seed, stills=train.stills_of, **reading)
+        self.reader, self._learns_from_controls = reader, reader.has_controls
         self._held_out_reader = VideoReader(held_out, seed=0, stills=train.stills_of, **reading)
         self._held_out = HeldOut(held_out, config.plan, train.evaluate_frames, rank=rank, ranks=ranks)
 
@@ -162,6 +164,9 @@ class Stage1(TrainingStage):
     def export(self, folder: Path) -> None:
         """Save motion_encoder/, unet/, reference_unet/, vae/ and scheduler/, with averaged weights."""
         with self._with_averages(self._config.train.steps - 1):
+            origin = self._latent_origin()
+            for model in (self.objective.motion_encoder, self.objective.unet):
+                model.register_to_config(latent_origin=origin)
             self._renderer().save_pretrained(folder)
 
     def state(self) -> dict[str, Any]:
@@ -170,6 +175,15 @@ class Stage1(TrainingStage):
     def load_state(self, state: dict[str, Any]) -> None:
         for name, values in state["averages"].items():
             self._averages[name].load_state(values)
+
+    def _latent_origin(self) -> str:
+        """Return the origin of the latents that the motion encoder makes and the renderer takes."""
+        encoder = self.objective.motion_encoder
+        if self._learns_from_controls:
+            # The renderer learned from embedded control tracks, and the encoder learned to read them from pictures.
+            return CONTROLS_ORIGIN
+        # An encoder that is not trained further makes the same latents as before.
+        return encoder.own_origin() if self._config.train.trains_encoder else encoder.latent_origin
 
     def _averages_of(self, phase: Phase) -> list[Averages]:
         """Return the averages of the groups of parameters that a phase trains."""

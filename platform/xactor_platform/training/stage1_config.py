@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from xactor.render.objective_config import PHASES, ObjectiveConfig, Phase
-from xactor_platform.data.index import CONTROLS, LANDMARKS, Index
+from xactor_platform.data.index import Index
 from xactor_platform.training.train_config import (
     DataConfig,
     Facts,
@@ -17,6 +17,7 @@ from xactor_platform.training.train_config import (
     at_least,
     positive,
 )
+from xactor_platform.training.video_corpus import check_start, check_tracks
 
 if TYPE_CHECKING:
     from xactor_platform.training.stage1 import Stage1
@@ -175,6 +176,11 @@ class Stage1TrainConfig(TrainConfig):
             trained["motion"] = self.encoder_learning_rate
         return trained
 
+    @property
+    def trains_encoder(self) -> bool:
+        """Return whether a phase trains the motion encoder."""
+        return bool(self.motion_steps or (self.frames_steps and self.encoder_learning_rate))
+
     def stills_of(self, step: int) -> int | None:
         """Return how many single frames a step draws in place of each window. None: it takes the complete window."""
         return None if self.phase(step) == "temporal" else self.stills
@@ -228,16 +234,8 @@ class Stage1Config(StageConfig):
         """Check the corpus, the folders of weights and the sizes. Return {}, because stage 1 needs no facts."""
         if "mp4" not in index.offset:
             raise ValueError(f"{index.location.uri}: holds latents, not videos")
-        for member in (CONTROLS, LANDMARKS):
-            count = index.having(member)
-            if self.model.guess and 0 < count < index.samples:
-                raise ValueError(
-                    f"{index.location.uri}: {member} must be in all samples or in none, got {count} of {index.samples}"
-                )
-        if self.model.guess and index.having(CONTROLS) and not index.having(LANDMARKS):
-            raise ValueError(
-                f"{index.location.uri}: clips with control tracks need {LANDMARKS} for a guess; make the corpus again"
-            )
+        if self.model.guess:
+            check_tracks(index)
         longest = index.training().frames.max()
         if longest < self.model.window_frames:
             raise ValueError(
@@ -247,6 +245,8 @@ class Stage1Config(StageConfig):
         for folder in self.model.published_folders:
             if not (folder / "config.json").is_file():
                 raise FileNotFoundError(f"no weights in {folder}: config.json is missing")
+        if self.model.start:
+            check_start(index, Path(self.model.start, "unet"), trains_encoder=self.train.trains_encoder)
         if saved is None and not self.model.sd15:
             # Build the model: sizes that do not fit each other raise an error before anything starts. This needs torch.
             from xactor_platform.training.stage1 import build_components

@@ -1,19 +1,25 @@
 """Train stage 2, the motion model: build, feed, evaluate and export it."""
 
-import shutil
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from pyarrow import fs
 from torch import Tensor, nn
 
+from xactor.audio.encoder import CONFIG_FILE
+from xactor.audio.origin import saved_origin
 from xactor.motion.forcing import DiffusionForcing, ForcingBatch, draw
 from xactor.motion.loading import load_motion_model
 from xactor.motion.scheduler import MotionScheduler
 from xactor.motion.transformer import MotionTransformer, MotionTransformerConfig
+from xactor.origin import AUDIO, LATENTS
 from xactor_platform.data.batch import LatentBatch, LatentReader, read_batch
 from xactor_platform.data.index import CorpusShape, Index
 from xactor_platform.data.plan import MicroBatch, Step
+from xactor_platform.storage.location import Location
+from xactor_platform.storage.retries import with_retries
 from xactor_platform.training.engine import learning_rate
 from xactor_platform.training.held_out import HeldOut
 from xactor_platform.training.stage2_config import MotionConfig, Stage2Config
@@ -24,8 +30,9 @@ from xactor_platform.training.training_stage import TrainingStage
 class Stage2(TrainingStage):
     """Train the motion transformer on motion latents and audio features.
 
-    `facts` holds the latents' mean and standard deviation (`moments`) and the folder of the encoder that made the audio
-    features (`audio_encoder`, None if it is not known).
+    `facts` holds the latents' mean and standard deviation (`moments`), the folder of the encoder that made the audio
+    features (`audio_encoder`, None if it is not known), and the origins of the latents and of the features
+    (`latent_origin` and `audio_origin`, None if the corpus does not record them).
     """
 
     objective: DiffusionForcing
@@ -33,9 +40,13 @@ class Stage2(TrainingStage):
     def __init__(
         self, config: Stage2Config, facts: Facts, index: Index, *, rank: int, ranks: int, device: torch.device
     ):
-        self._config, self._audio_encoder, self._device = config, facts["audio_encoder"], device
+        self._config, self._device = config, device
+        self._audio_encoder, self._audio_origin = facts["audio_encoder"], facts[AUDIO]
         self._held_out_index = index.held_out()
         self.objective = build_objective(config, index.frame_shape, facts["moments"])
+        # The export records the origins, so that it is not combined with a renderer of other latents.
+        for kind in (LATENTS, AUDIO):
+            setattr(self.objective.model.config, kind, facts[kind])
         self.reader = LatentReader(index.training())
         # A frame needs 2 FLOPs per parameter in the forward pass, and 4 in the backward pass.
         self.flops_per_frame = 6 * sum(p.numel() for p in self.objective.parameters())
@@ -88,7 +99,18 @@ class Stage2(TrainingStage):
         self.objective.model.save_pretrained(folder / "motion")
         MotionScheduler().save_pretrained(folder / "motion_scheduler")
         if self._audio_encoder:
-            shutil.copytree(self._audio_encoder, folder / "audio_encoder")
+            place, target = Location.parse(self._audio_encoder), folder / "audio_encoder"
+            target.mkdir()
+
+            def copy() -> None:
+                fs.copy_files(place.path, str(target), source_filesystem=place.filesystem)
+
+            with_retries(copy, place.uri)
+            # A published encoder's config does not tell the origin of its features.
+            file = target / CONFIG_FILE
+            config = json.loads(file.read_text()) if file.exists() else {}
+            if self._audio_origin and saved_origin(config) is None:
+                file.write_text(json.dumps({**config, AUDIO: self._audio_origin}, indent=2) + "\n")
 
 
 def build_model(

@@ -1,12 +1,20 @@
 """Configure stage 2, the training of the motion model, and name its presets."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from xactor.motion.forcing_config import Attention, ForcingConfig
+from xactor.origin import AUDIO, LATENTS, Origin
 from xactor_platform.data.index import Index
-from xactor_platform.training.latent_corpus import audio_feature_warning, find_audio_encoder, latent_moments
+from xactor_platform.training.latent_corpus import (
+    audio_feature_warning,
+    corpus_origin,
+    encoder_origin,
+    find_audio_encoder,
+    latent_moments,
+)
 from xactor_platform.training.train_config import (
     DataConfig,
     Facts,
@@ -28,8 +36,8 @@ class LatentDataConfig(DataConfig):
     shards: str = "demo/corpus/shards"
     """Folder or URI (s3://, gs://) of the latent shards."""
     audio_encoder: str | None = None
-    """Folder of the encoder that made the audio features. It is copied into the export.
-    By default `audio_encoder` in the folder of the shards, or next to that folder, if the shards are local."""
+    """Folder or URI of the encoder that made the audio features. It is copied into the export.
+    By default `audio_encoder` in the folder of the shards, or next to that folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +123,10 @@ class Stage2Config(StageConfig):
         return self.model.context_frames
 
     def prepare(self, index: Index, saved: Facts | None) -> Facts:
-        """Check the folders of weights. Return the latents' mean and standard deviation and the audio encoder's folder.
+        """Check the folders of weights, and that the corpus, its audio encoder and the model to start from fit.
 
-        With a published backbone, print a warning if the audio features may differ from the paper's.
+        Return the latents' mean and standard deviation, the audio encoder's folder, and the origins of latents and
+        features. With a published backbone, print a warning if the audio features may differ from the paper's.
         """
         shape, backbone = index.frame_shape, self.model.backbone
         start = self.model.start and str(Path(self.model.start, "motion"))
@@ -129,9 +138,22 @@ class Stage2Config(StageConfig):
             warning = audio_feature_warning(self.data.shards, shape.audio_layers, shape.audio_width, encoder)
             if warning:
                 print(f"warning: {warning}", flush=True)
+        elif encoder is None:
+            print(
+                f"NOTE: {self.data.shards} has no audio_encoder/ in it or next to it, so the export will lack it: "
+                f"name the encoder's folder by --data.audio-encoder",
+                flush=True,
+            )
+        started = json.loads((Path(start) / "config.json").read_text()) if start else {}
+        origins = {}
+        for kind in (LATENTS, AUDIO):
+            parts = [Origin(start, started.get(kind))] if start else []
+            if kind == AUDIO and encoder:
+                parts.append(encoder_origin(index, encoder))
+            origins[kind] = corpus_origin(index, kind, *parts)
         # Moments are the mean and the standard deviation. A resumed run keeps those that it began with.
         moments = saved["moments"] if saved else latent_moments(index.training(), self.plan)
-        return {"moments": moments, "audio_encoder": encoder}
+        return {"moments": moments, "audio_encoder": encoder, **origins}
 
     def training_stage(self) -> "type[Stage2]":
         from xactor_platform.training.stage2 import Stage2

@@ -287,6 +287,29 @@ def test_other_weights_have_another_fingerprint(model, tmp_path):
     assert read_model_facts(str(other)).fingerprint != read_model_facts(model).fingerprint
 
 
+def test_a_model_whose_parts_do_not_fit_is_refused_and_one_of_another_origin_keeps_no_latents(
+    model, tmp_path
+):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+
+    def record(component: str, origin: str) -> None:
+        file = other / component / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "latent_origin": origin}))
+
+    record("motion", "controls-1")
+    record("unet", "motion-encoder-0")
+    with pytest.raises(
+        ValueError,
+        match=f"{other}/motion works with those of controls-1, {other}/unet with .* motion-encoder-0",
+    ):
+        read_model_facts(str(other))
+    record("unet", "controls-1")
+    assert read_model_facts(str(other)).fingerprint != read_model_facts(model).fingerprint
+
+
 def test_an_output_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="cannot be written to"):

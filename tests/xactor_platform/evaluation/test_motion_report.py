@@ -20,7 +20,7 @@ from xactor_platform.training.stage2_config import MotionConfig
 
 
 def write_clips(
-    folder: str, split: str, frames: int = 90, *, encoder: bool = False, truth: bool = False
+    folder: str, split: str, frames: int = 90, *, encoder: bool = False, truth: bool = False, **origins: str
 ) -> None:
     """Write one clip with latents of the fixed embedding, or with latents like an encoder's."""
     generator = np.random.default_rng(0)
@@ -37,14 +37,17 @@ def write_clips(
                 + 0.01 * generator.standard_normal(motion.shape)
             )
         meta = {"frames": frames, "fps": 25, "speaker": "s", "motion": "encoder" if encoder else "controls"}
+        meta |= origins
         members = {"motion.npy": motion.astype(np.float16), "audio.npy": audio, "json": meta}
         writer.write(f"{split}-0", {**members, "controls.npy": controls} if truth else members)
 
 
-def write_untrained(run: Path, shards: str) -> None:
+def write_untrained(run: Path, shards: str, **origins: str) -> None:
     shape = load_index(shards).frame_shape
     sizes = MotionConfig(hidden=32, layers=1, heads=2, kv_heads=1, mlp=32, chunk_frames=16, context_frames=32)
-    build_model(sizes, shape, seed=0).save_pretrained(run / "export" / "motion")
+    model = build_model(sizes, shape, seed=0)
+    model.config.update(origins)
+    model.save_pretrained(run / "export" / "motion")
     MotionScheduler().save_pretrained(run / "export" / "motion_scheduler")
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.9}\n')
 
@@ -62,6 +65,29 @@ def test_an_untrained_model_does_not_follow_the_truth(tmp_path):
         with Image.open(tmp_path / "report" / name) as picture:
             assert picture.width > 400
     assert "audio CFG 3" in report.table()
+
+
+@pytest.mark.parametrize("kind", ["latent_origin", "audio_origin"])
+def test_a_model_of_other_latents_or_features_than_the_shards_is_refused(tmp_path, kind):
+    shards, run = str(tmp_path / "shards"), tmp_path / "run"
+    origins = {"latent_origin": "controls-1", "audio_origin": "log-mel-1-0"}
+    write_clips(shards, "test", **origins)
+    write_untrained(run, shards, **{**origins, kind: "other-1"})
+    message = f"{run}/export/motion works with those of other-1, {shards} with those of {origins[kind]}"
+    with pytest.raises(ValueError, match=message):
+        report_motion(str(run), shards, tmp_path / "report")
+    with pytest.raises(ValueError, match=message):
+        measure_drift(str(run), shards, tmp_path / "report", minutes=1)
+    with pytest.raises(ValueError, match=message):
+        compare_steps(str(run), shards, tmp_path / "report", ways=[(2, 1)])
+
+
+def test_lips_are_not_read_off_latents_of_another_origin(tmp_path):
+    shards = str(tmp_path / "shards")
+    write_clips(shards, "test", latent_origin="controls-0")
+    write_untrained(tmp_path / "run", shards)
+    with pytest.raises(ValueError, match="lip opening needs the fixed embedding's latents"):
+        report_motion(str(tmp_path / "run"), shards, tmp_path / "report")
 
 
 def test_an_encoders_latents_are_read_by_a_map_fitted_on_training_clips(tmp_path):

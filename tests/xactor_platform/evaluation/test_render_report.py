@@ -43,6 +43,17 @@ def test_a_blob_in_the_mouth_has_no_true_colours():
     assert _true_colours(blob, true, region) == pytest.approx(1 - share)
 
 
+def test_a_renderer_of_an_encoders_latents_is_not_shown_those_of_controls(tmp_path, video_corpus):
+    videos, _ = video_corpus([30], split="test", tracks=True)
+    components = small_components()
+    for model in (components.motion_encoder, components.unet):
+        model.register_to_config(latent_origin="motion-encoder-0")
+    Renderer(**vars(components)).save_pretrained(tmp_path / "model")
+    message = f"{tmp_path}/model/unet works with those of motion-encoder-0, {videos} with those of controls-1"
+    with pytest.raises(ValueError, match=message):
+        report_render(str(tmp_path / "model"), videos, tmp_path / "report", latents="controls")
+
+
 @pytest.mark.slow
 def test_the_report_covers_held_out_people(tmp_path):
     corpus = make_demo_corpus(

@@ -1,7 +1,9 @@
 """Test that video shards become motion shards with the encoders' output, equal bytes in each run, and no work twice."""
 
 import io
+import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from xactor.audio.encoder import LogMelEncoder, load_audio_encoder
+from xactor.controls import ORIGIN as CONTROLS_ORIGIN
 from xactor.controls import embed_controls
 from xactor.media import read_audio, read_frames
 from xactor.render import MotionEncoder
@@ -20,6 +23,7 @@ from xactor_platform.data.face_video import face_video
 from xactor_platform.data.index import Index
 from xactor_platform.data.index_file import load_index
 from xactor_platform.data.shards import Shard, ShardWriter
+from xactor_platform.precompute.encoder_folder import save_encoder
 from xactor_platform.precompute.latents import PrecomputeResult, precompute
 from xactor_platform.precompute.shard_encoder import ShardEncoder, ShardJob
 from xactor_platform.storage.location import Location
@@ -114,7 +118,8 @@ def test_latents_and_features_equal_the_encoders_output(made, videos, model, cli
         assert np.array_equal(
             array(index, row, "audio.npy"), sound.features(read_audio(file)).astype(np.float16)
         )
-        assert index.read_meta(row) == {**source.read_meta(row), "motion": "encoder"}
+        made_by = {"motion": "encoder", "latent_origin": motion.own_origin(), "audio_origin": sound.origin}
+        assert index.read_meta(row) == {**source.read_meta(row), **made_by}
         assert index.read(row, "controls.npy") == source.read(row, "controls.npy")
 
 
@@ -127,7 +132,8 @@ def test_latents_from_controls_are_their_embedding_and_need_no_encoder(made, vid
         wanted = embed_controls(array(index, row, "controls.npy")).astype(np.float16)
         assert np.array_equal(array(index, row, "motion.npy"), wanted)
         assert np.array_equal(array(index, row, "audio.npy"), array(seen, row, "audio.npy"))
-        assert index.read_meta(row) == {**seen.read_meta(row), "motion": "controls"}
+        made_by = {"motion": "controls", "latent_origin": CONTROLS_ORIGIN}
+        assert index.read_meta(row) == {**seen.read_meta(row), **made_by}
     assert sorted(path.name for path in shards.parent.iterdir()) == ["audio_encoder", "shards"]
     # The same call finds them; another kind of latents replaces them.
     assert written_and_kept(precompute(videos, "nowhere", str(shards), latents="controls")) == (0, 3)
@@ -301,6 +307,61 @@ def test_latents_of_two_encoders_are_not_mixed(made, videos, tmp_path, ray_clust
     other.save_pretrained(tmp_path / "motion_encoder")
     with pytest.raises(ValueError, match="motion_encoder: holds another .*safetensors than is used now"):
         precompute(videos, tmp_path, str(made))
+
+
+def test_latents_of_an_encoder_that_was_taught_by_controls_have_their_origin(made, tmp_path):
+    encoders = {"motion": str(tmp_path), "sound": str(made.parent / "audio_encoder")}
+    taught = MotionEncoder(image_size=64, channels=(8, 8, 16), latent_dim=32, latent_origin=CONTROLS_ORIGIN)
+    taught.save_pretrained(tmp_path)
+    assert ShardEncoder(**encoders, decoders=1, device="cpu")._made["latent_origin"] == CONTROLS_ORIGIN
+
+
+def test_shards_of_another_encoder_are_made_again_and_those_without_an_origin_are_kept(
+    worker, one_shard, tmp_path
+):
+    """The folder of the encoder was removed, but the shards next to it were not."""
+    place, good = Location.parse(str(tmp_path)), one_shard.subset(np.array([0, 1, 3]))
+    job = ShardJob(index=good, place=place)
+    others = dict(worker._made)
+
+    def make(**made) -> bool:
+        worker._made = {name: value for name, value in {**others, **made}.items() if value}
+        (result,) = worker.run_batch([job])
+        assert result.error is None
+        return result.written
+
+    assert make(latent_origin="motion-encoder-0")
+    assert not make(latent_origin="motion-encoder-0")
+    assert make()
+    assert make(audio_origin="log-mel-0")
+    # Write the shard as an earlier version did.
+    shutil.rmtree(tmp_path)
+    with ShardWriter(str(tmp_path), "train") as writer:
+        for row in range(good.samples):
+            frames = int(good.frames[row])
+            arrays = {"motion.npy": np.ones((frames, 32), "f2"), "audio.npy": np.ones((frames, 1, 160), "f2")}
+            meta = {**good.read_meta(row), "motion": "encoder"}
+            writer.write(str(good.key[row]), {**arrays, "json": meta})
+    assert not make()
+
+
+def test_an_encoders_config_of_an_earlier_version_is_replaced(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    encoder = MotionEncoder(image_size=64, channels=(8, 8, 16), latent_dim=32, latent_origin=CONTROLS_ORIGIN)
+    encoder.save_pretrained(source)
+    shutil.copytree(source, target)
+    config = json.loads((source / "config.json").read_text())
+    for changes, fits in (({"latent_origin": None}, False), ({}, True), ({"image_size": 32}, False)):
+        earlier = {**config, **changes}
+        if fits:
+            del earlier["latent_origin"]
+        (target / "config.json").write_text(json.dumps(earlier))
+        if fits:
+            save_encoder(source, str(target))
+            assert (target / "config.json").read_bytes() == (source / "config.json").read_bytes()
+        else:
+            with pytest.raises(ValueError, match="holds another config.json"):
+                save_encoder(source, str(target))
 
 
 def test_unusable_folders_are_named(made, videos, model, tmp_path, ray_cluster):

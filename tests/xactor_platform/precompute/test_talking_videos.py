@@ -11,7 +11,8 @@ import pytest
 from acting import babble
 from shard_files import read_shard
 
-from xactor.controls import INDEX, decode_controls, lip_opening
+from xactor.audio.encoder import load_audio_encoder
+from xactor.controls import INDEX, ORIGIN, decode_controls, lip_opening
 from xactor.faces import CropBox
 from xactor.media import read_audio, read_frames, write_video
 from xactor.rates import frame_count
@@ -112,6 +113,8 @@ class TestVideos:
             assert np.corrcoef(lip_opening(seen), lip_opening(truth))[0, 1] > 0.75
             assert np.corrcoef(seen[:, INDEX["headYaw"]], truth[:, INDEX["headYaw"]])[0, 1] > 0.5
         motion, pictures = load_index(str(tmp_path / "shards")), load_index(str(tmp_path / "videos"))
+        assert set(motion.latent_origin) == {ORIGIN}
+        assert set(motion.audio_origin) == {load_audio_encoder(tmp_path / "audio_encoder").origin}
         assert list(motion.key) == list(shard)
         assert list(pictures.key) == list(shard)
         face = tmp_path / "face.mp4"

@@ -6,6 +6,8 @@ import pytest
 
 from xactor.audio.encoder import LogMelEncoder
 from xactor_platform.data.index_file import load_index
+from xactor_platform.precompute.encoder_folder import save_encoder
+from xactor_platform.storage.location import Location
 from xactor_platform.training.latent_corpus import audio_feature_warning, find_audio_encoder
 from xactor_platform.training.stage2_config import small, tiny
 
@@ -19,9 +21,24 @@ def test_the_audio_encoder_is_found_in_the_shards_folder_and_next_to_it(tmp_path
     (shards / "audio_encoder").mkdir()
     assert find_audio_encoder(str(shards), None) == str(shards / "audio_encoder")
     assert find_audio_encoder(str(shards), str(tmp_path)) == str(tmp_path)
-    assert find_audio_encoder("s3://bucket/shards", None) is None
     with pytest.raises(FileNotFoundError, match="no audio encoder in .*nowhere: the folder does not exist"):
         find_audio_encoder(str(shards), str(tmp_path / "nowhere"))
+
+
+def test_the_audio_encoder_is_found_in_a_bucket_too(bucket, tmp_path):
+    shards, encoder = bucket.format("corpus/shards"), bucket.format("corpus/audio_encoder")
+    place = Location.parse(shards)
+    place.filesystem.create_dir(place.path, recursive=True)
+    assert find_audio_encoder(shards, None) is None
+    # Nothing lies next to a bucket.
+    assert find_audio_encoder(bucket.replace("/{}", ""), None) is None
+    LogMelEncoder(mels=16).save_pretrained(tmp_path)
+    save_encoder(tmp_path, encoder)
+    assert find_audio_encoder(shards, None) == encoder
+    assert find_audio_encoder("nowhere", encoder) == encoder
+    warning = audio_feature_warning(shards, 1, 64, encoder)
+    assert warning is not None
+    assert "are log-mel energies" in warning
 
 
 def test_features_that_are_not_wav2vec2s_are_named_in_one_line(tmp_path):
@@ -54,6 +71,8 @@ def test_only_trainings_with_a_published_backbone_warn(shards, tmp_path, capsys)
             model=replace(config.model, backbone=backbone),
         )
         facts = config.prepare(index, saved)
-        assert facts == {"moments": saved["moments"], "audio_encoder": None}
-        warnings = capsys.readouterr().out.count("warning: the audio features of")
-        assert warnings == (1 if preset is small else 0)
+        origins = {"latent_origin": None, "audio_origin": None}
+        assert facts == {"moments": saved["moments"], "audio_encoder": None, **origins}
+        printed = capsys.readouterr().out
+        assert printed.count("warning: the audio features of") == (1 if preset is small else 0)
+        assert printed.count("has no audio_encoder/ in it or next to it") == (0 if preset is small else 1)
