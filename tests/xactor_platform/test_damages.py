@@ -58,12 +58,10 @@ def outcome(target: Target, reading: Reading, truth: Reading, names: list[str]) 
     if changed:
         return f"SILENT change of {changed}"
     lost = {name.partition(" ")[0] for name in truth.values.keys() - reading.values.keys()}
-    # A whole shard's samples may be counted instead of named.
-    counted = any(
-        f"{len(lost)} samples" in line and name_in(names[0], line) for line in reading.said.splitlines()
-    )
-    unnamed = set() if counted else lost - reading.bad.keys()
-    if unnamed:
+    unnamed = lost - reading.bad.keys()
+    # Samples that are gone are counted, with their shard, and not named.
+    lines = [line for line in reading.said.splitlines() if f"({len(unnamed)} of " in line]
+    if unnamed and not any(name_in(name, line) for name in names for line in lines):
         return f"UNREPORTED loss of {sorted(unnamed)}"
     return "reported" if lost or reading.bad or reading.said != truth.said else "right"
 
@@ -153,7 +151,7 @@ def test_findings_are_told_from_results():
         (replace(truth, values={"a 0 5": "1"}, bad={"b": "cut"}), "reported"),
         (replace(truth, values={"a 0 5": "1"}), "UNREPORTED loss of ['b']"),
         (replace(truth, values={"a 0 5": "1", "b 0 5": "3"}), "SILENT change of ['b 0 5']"),
-        (replace(truth, values={"a 0 5": "1"}, said="a.tar: 1 samples are gone"), "reported"),
+        (replace(truth, values={"a 0 5": "1"}, said="gone: a.tar (1 of 2 samples)"), "reported"),
         (Reading("samples", **error), "refused"),
         (
             Reading("samples", **error | {"error": "KeyError LookupError"}),

@@ -3,20 +3,20 @@
 A sample is all files of one key in the tar, and each of these files is a member.
 """
 
-import ast
 import json
 import math
 import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from pyarrow import NativeFile
 
 from xactor.rates import FPS
+from xactor_platform.data.checksums import BLOCK_BYTES, read_checksums
+from xactor_platform.data.npy import parse_npy_header
 from xactor_platform.storage.location import Location
 
 # Size of a tar's blocks in bytes.
@@ -56,6 +56,8 @@ class ScannedSample:
     """Shape of each array."""
     dtype: dict[str, str] = field(default_factory=dict)
     """Type of each array, float16 or float32."""
+    crc: dict[str, bytes] = field(default_factory=dict)
+    """Checksums of the members, from the json. See `xactor_platform.data.checksums`."""
     digest: int = 0
     """CRC-32 of the first bytes of all members, with their names. The whole json is in it."""
     reason: str = ""
@@ -253,6 +255,7 @@ def _read_json(sample: ScannedSample, text: bytes) -> None:
         raise ValueError(f"cannot be parsed: {error}") from error
     if not isinstance(meta, dict):
         raise ValueError(f"must be an object, is a {type(meta).__name__}")
+    sample.crc = read_checksums(meta)
     frames, fps = meta.get("frames"), meta.get("fps")
     if not isinstance(frames, int) or isinstance(frames, bool) or not 1 <= frames < 1 << 31:
         raise ValueError(f"frames must be a whole number >= 1, got {frames}")
@@ -294,38 +297,13 @@ def _read_header(sample: ScannedSample, extension: str, head: bytes, length: int
     sample.dtype[extension] = str(np.dtype(dtype))
 
 
-def parse_npy_header(head: bytes) -> tuple[int, str, bool, tuple[int, ...]]:
-    """Parse the first bytes of a .npy file.
-
-    Returns:
-        the header's length in bytes, the dtype as the header writes it (such as `<f2`), whether the array is in Fortran
-        order, and the shape.
-
-    Raises:
-        ValueError: the bytes are not the start of a .npy file.
-    """
-    if head[:6] != b"\x93NUMPY" or len(head) < 12:
-        raise ValueError("no .npy magic")
-    # The header's length is stored from byte 8 on: in 2 bytes in version 1, and in 4 bytes in later versions.
-    start = 10 if head[6] == 1 else 12
-    end = start + int.from_bytes(head[8:start], "little")
-    if end > len(head):
-        raise ValueError(f"the header needs {end} bytes, only {len(head)} were read")
-    try:
-        return end, *_parse_fields(head[start:end])
-    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError) as error:
-        raise ValueError(f"the header cannot be parsed: {error}") from error
-
-
-@lru_cache(maxsize=4096)
-def _parse_fields(text: bytes) -> tuple[str, bool, tuple[int, ...]]:
-    fields = ast.literal_eval(text.decode("latin1"))
-    return str(fields["descr"]), bool(fields["fortran_order"]), tuple(fields["shape"])
-
-
 def _disagreement(sample: ScannedSample) -> str:
-    """Return a message if an array has another length than the json states, otherwise an empty string."""
+    """Return a message if a member has another length than the json states, otherwise an empty string."""
     for extension, shape in sample.shape.items():
         if sample.frames > 0 and shape[0] != sample.frames:
             return f"{extension} has {shape[0]} frames, its json says {sample.frames}"
+    for extension, crc in sample.crc.items():
+        _, length = sample.members.get(extension, (0, 0))
+        if extension in sample.members and len(crc) != 4 * math.ceil(length / BLOCK_BYTES):
+            return f"{extension} has {length} bytes, its checksums are for another length"
     return ""

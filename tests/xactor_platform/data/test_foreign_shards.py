@@ -165,3 +165,39 @@ def test_a_negative_size_ends_the_scan(tmp_path, sample):
     (tmp_path / "a.tar").write_bytes(data)
     with pytest.raises(ValueError, match=r"no tar header at byte 0: a size of -512 bytes"):
         load_index(str(tmp_path))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_changed_byte_of_an_index_is_noticed(corpus, caplog, seed):
+    folder = Path(corpus([5, 9, 12]))
+    whole = load_index(str(folder))
+    stored = folder / "index.parquet"
+    good = stored.read_bytes()
+    random = np.random.default_rng(seed)
+    for _ in range(40):
+        data = bytearray(good)
+        data[random.integers(4, len(data) - 4)] ^= random.integers(1, 256)
+        stored.write_bytes(data)
+        try:
+            index = load_index(str(folder))
+        except ValueError as error:
+            # The name under which the description is stored has changed.
+            assert "another tool's table" in str(error)  # noqa: PT017
+            continue
+        assert index.key.tolist() == whole.key.tolist()
+        assert index.bad == whole.bad
+        assert fingerprint(index) == fingerprint(whole)
+        for group in ("offset", "length", "header", "crc"):
+            for member, values in getattr(whole, group).items():
+                assert getattr(index, group)[member].tolist() == values.tolist()
+
+
+def test_a_field_of_an_index_that_has_changed_is_noticed(corpus, caplog):
+    folder = Path(corpus([5, 9]))
+    load_index(str(folder))
+    stored = folder / "index.parquet"
+    table = pq.read_table(stored)
+    about = table.schema.metadata[b"xactor"].replace(b'"bad": []', b'"bad": 7')
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"xactor": about}), stored)
+    assert load_index(str(folder)).samples == 2
+    assert "is damaged" in caplog.text
