@@ -20,14 +20,14 @@ from PIL import Image
 from xactor.animation import CONVERSIONS, OUTPUT_TYPES, Animation, OutputType
 from xactor.audio.encoder import AudioEncoder, load_audio_encoder
 from xactor.media import Sound, TooLong, mono, read_audio
-from xactor.model_folder import BOX, COMPONENTS, RENDERER_COMPONENTS, config_file, located
+from xactor.model_folder import BOX, COMPONENTS, RENDERER_COMPONENTS, config_file, loading, located
 from xactor.motion import (
     MotionScheduler,
     MotionTransformer,
     SamplingConfig,
     stream_motion,
 )
-from xactor.motion.loading import LOADING_ERRORS, load_transformer
+from xactor.motion.loading import load_transformer
 from xactor.options import AnimateOptions, Recommended
 from xactor.portrait import Portrait, find_portrait, read_image, sized_for_video
 from xactor.randomness import into_own_memory
@@ -324,7 +324,7 @@ def _downloaded(folder: str, hub: dict[str, Any]) -> str:
 def _load(folder: Path, name: str, dtype: torch.dtype, options: dict[str, Any]):
     """Load one component of a model folder. Raises ValueError that names the folder and the component."""
     kind = _CLASSES[name]
-    try:
+    with loading(folder, name, kind.__name__):
         if name == "audio_encoder":
             return load_audio_encoder(folder / name)
         config = config_file(name)
@@ -334,9 +334,6 @@ def _load(folder: Path, name: str, dtype: torch.dtype, options: dict[str, Any]):
             # The options come last, so that they may contain another dtype.
             return load_transformer(folder / name, **{"dtype": dtype, **options})
         return _load_diffusers(kind, folder / name, config, dtype, options)
-    except LOADING_ERRORS as error:
-        why = " ".join(str(error).split())
-        raise ValueError(f"{folder}: the component {name}/ is no {kind.__name__}: {why}") from error
 
 
 def _load_diffusers(kind: Any, folder: Path, config: str, dtype: torch.dtype, options: dict[str, Any]):

@@ -207,10 +207,10 @@ def read_run(folder: str) -> list[Reading]:
 
     from xactor_platform.training import launch
     from xactor_platform.training.run.checkpoints import Checkpoints, Corrupt
-    from xactor_platform.training.run.folder import METRICS, RunFolder
+    from xactor_platform.training.run.folder import RunFolder
     from xactor_platform.training.run.lease import lease
     from xactor_platform.training.run.restore import _code_in
-    from xactor_platform.training.run.run_log import last_attempts
+    from xactor_platform.training.run.run_log import last_attempts, read_metrics
 
     config = config_of(str(Path(folder, "shards")), folder, "run")
     run = RunFolder(folder, "run", storage_timeout_s=1)
@@ -246,9 +246,9 @@ def read_run(folder: str) -> list[Reading]:
         print("\n".join(faults))
 
     def logs(reading: Reading) -> None:
-        rows = run.read_lines(METRICS)
+        rows = read_metrics(run)
         # The recorder of a resumed run counts the attempts, and looks at the losses.
-        attempts = max((row.get("attempt", 0) for row in rows), default=0)
+        attempts = max((row["attempt"] for row in rows), default=0)
         losses = [float(row["loss"]) for row in last_attempts(rows, RUN_STEPS)]
         reading.values = {"rows": len(losses), "attempts": attempts}
 
@@ -267,8 +267,10 @@ def make_model(folder: Path) -> None:
 
 def read_model(folder: str) -> list[Reading]:
     """Load the whole pipeline, and what the driver of a bulk job reads of it."""
+    from xactor.motion.loading import load_motion_model
     from xactor.options import recommended
     from xactor.pipeline import XActorPipeline
+    from xactor.render import Renderer
     from xactor_platform.dubbing.model_facts import read_model_facts
 
     def load(reading: Reading) -> None:
@@ -285,7 +287,12 @@ def read_model(folder: str) -> list[Reading]:
     def read_facts(reading: Reading) -> None:
         reading.values["side"] = read_model_facts(folder).image_size
 
-    return [attempt("pipeline", load), attempt("recommended", read_options), attempt("facts", read_facts)]
+    def load_parts(reading: Reading) -> None:
+        Renderer.from_pretrained(folder)
+        load_motion_model(folder)
+
+    calls = {"pipeline": load, "parts": load_parts, "recommended": read_options, "facts": read_facts}
+    return [attempt(name, call) for name, call in calls.items()]
 
 
 def make_media(folder: Path) -> None:

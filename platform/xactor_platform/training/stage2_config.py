@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from xactor.motion.forcing_config import Attention, ForcingConfig
 from xactor_platform.data.index import Index
-from xactor_platform.training.latent_corpus import audio_feature_warning, find_audio_encoder, latent_moments
+from xactor_platform.training.latent_corpus import (
+    audio_feature_warning,
+    check_moments,
+    find_audio_encoder,
+    latent_moments,
+)
 from xactor_platform.training.train_config import (
     DataConfig,
     Facts,
@@ -130,7 +135,8 @@ class Stage2Config(StageConfig):
             if warning:
                 print(f"warning: {warning}", flush=True)
         # Moments are the mean and the standard deviation. A resumed run keeps those that it began with.
-        moments = saved["moments"] if saved else latent_moments(index.training(), self.plan)
+        moments = latent_moments(index.training(), self.plan) if saved is None else saved.get("moments")
+        check_moments(moments, shape.latent_width)
         return {"moments": moments, "audio_encoder": encoder}
 
     def training_stage(self) -> "type[Stage2]":
