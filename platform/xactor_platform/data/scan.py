@@ -115,7 +115,7 @@ def scan_shard(location: Location, shard: str, size: int) -> ShardScan:
     with location.open(shard) as file:
         window = _Window(file, size)
         try:
-            for name, offset, length in _members(window):
+            for name, offset, length, sparse in _members(window):
                 key, extension = split_name(name)
                 if not key:
                     continue
@@ -128,6 +128,11 @@ def scan_shard(location: Location, shard: str, size: int) -> ShardScan:
                         samples[-1].reason = "its members are not adjacent, or its key occurs twice"
                     seen.add(key)
                     last_key = key
+                if sparse:
+                    # Its bytes are not one range of the shard. This tool's readers read ranges.
+                    samples[-1].reason = f"{extension} is stored with holes: make the tar without --sparse"
+                    samples[-1].members[extension] = offset, length
+                    continue
                 _add_member(samples[-1], extension, offset, length, window)
         except BrokenShard as error:
             broken = str(error)
@@ -155,13 +160,15 @@ def split_name(name: str) -> tuple[str, str]:
     return (folder + slash + stem, extension) if stem and dot else ("", "")
 
 
-def _members(window: _Window) -> Iterator[tuple[str, int, int]]:
-    """Yield name, offset of the data and length in bytes of every regular file of a tar.
+def _members(window: _Window) -> Iterator[tuple[str, int, int, bool]]:
+    """Yield name, offset of the data, length in bytes, and whether it is sparse, of every regular file of a tar.
+
+    The length of a sparse file, one that is stored without its holes, is that of the stored bytes.
 
     Raises:
         BrokenShard: the tar is truncated, or a header is not valid.
     """
-    offset, long_name = 0, ""
+    offset, long_name, sparse = 0, "", False
     while True:
         if offset + BLOCK > window.size:
             raise BrokenShard(f"truncated: ends at byte {window.size} without an end marker")
@@ -177,6 +184,8 @@ def _members(window: _Window) -> Iterator[tuple[str, int, int]]:
         if info.size < 0:
             raise BrokenShard(f"no tar header at byte {offset}: a size of {info.size} bytes")
         data = offset + BLOCK
+        if info.type == tarfile.GNUTYPE_SPARSE:
+            sparse, data = True, _end_of_sparse_map(window, offset)
         name = long_name or info.name
         readable = _readable(name)
         if data + info.size > window.size:
@@ -189,13 +198,15 @@ def _members(window: _Window) -> Iterator[tuple[str, int, int]]:
             long_name = window.read(data, info.size).rstrip(b"\0").decode("utf-8", "surrogateescape")
         elif info.type == tarfile.XHDTYPE:
             try:
-                long_name = _pax_path(window.read(data, info.size))
+                records = dict(_pax_records(window.read(data, info.size)))
             except ValueError as error:
                 raise BrokenShard(f"no pax header at byte {data}: {error}") from error
+            long_name = records.get("GNU.sparse.name") or records.get("path", "")
+            sparse = any(record.startswith("GNU.sparse.") for record in records)
         else:
-            long_name = ""
             if info.isreg():
-                yield name, data, info.size
+                yield name, data, info.size, sparse
+            long_name, sparse = "", False
         # Data is padded to a whole number of blocks.
         offset = data + -(-info.size // BLOCK) * BLOCK
 
@@ -209,8 +220,19 @@ def _check_end(window: _Window, offset: int) -> None:
         )
 
 
-def _pax_path(records: bytes) -> str:
-    """Return the path in a pax header's records, each `<length> <name>=<value>\\n`, or an empty string if none has one.
+def _end_of_sparse_map(window: _Window, offset: int) -> int:
+    """Return where the data of GNU's old kind of sparse file begins: after its header and the rest of its map."""
+    # Byte 482 of the header tells whether a block of the map follows, and byte 504 of that block whether another does.
+    extended, offset = window.read(offset, BLOCK)[482], offset + BLOCK
+    while extended:
+        if offset + BLOCK > window.size:
+            raise BrokenShard(f"truncated: ends at byte {window.size} within a sparse file's map")
+        extended, offset = window.read(offset, BLOCK)[504], offset + BLOCK
+    return offset
+
+
+def _pax_records(records: bytes) -> Iterator[tuple[str, str]]:
+    """Yield name and value of a pax header's records, each `<length> <name>=<value>\\n`.
 
     Raises:
         ValueError: a record's length is not a number, or does not fit the records.
@@ -221,10 +243,8 @@ def _pax_path(records: bytes) -> str:
         if not len(number) < length <= len(records):
             raise ValueError(f"a record of {length} bytes, where {len(records)} are left")
         name, _, value = records[len(number) + 1 : length].partition(b"=")
-        if name == b"path":
-            return value[:-1].decode("utf-8", "surrogateescape")
+        yield name.decode("utf-8", "surrogateescape"), value[:-1].decode("utf-8", "surrogateescape")
         records = records[length:]
-    return ""
 
 
 def _add_member(sample: ScannedSample, extension: str, offset: int, length: int, window: _Window) -> None:
