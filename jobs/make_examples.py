@@ -57,7 +57,7 @@ def main(args: MakeExamples) -> None:
 def write_sound(path: Path, samples: np.ndarray) -> None:
     """Write sound as AAC to an .m4a file. The samples are float32 [N], mono, 16 kHz."""
     # `ipod` is FFmpeg's name of the .m4a format.
-    with av.open(str(path), "w", format="ipod") as container:
+    with av.open(f"file:{path}", "w", format="ipod") as container:
         stream = container.add_stream("aac", SAMPLE_RATE_HZ, layout="mono")
         frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
         frame.sample_rate = SAMPLE_RATE_HZ

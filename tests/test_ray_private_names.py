@@ -96,6 +96,20 @@ def test_execution_callback_has_the_hook_of_the_stream():
     assert [*hook.parameters] == ["self", "executor"]
 
 
+def test_a_trainer_gets_the_handle_of_its_controller():
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    parameters = inspect.signature(DataParallelTrainer._register_sigint_handler).parameters
+    assert [*parameters] == ["self", "controller"]
+
+
+def test_a_placement_groups_identifier_ends_with_that_of_its_job():
+    from ray import JobID, PlacementGroupID
+
+    job = JobID.from_int(10)
+    assert PlacementGroupID.of(job).hex().endswith(job.hex())
+
+
 def test_gcs_client_lists_nodes():
     from ray._raylet import InnerGcsClient  # pyright: ignore
 

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# Maximum length of a file's name on Linux and macOS.
+_MAX_NAME_BYTES = 255
+
 
 @contextmanager
 def atomic_path(target: str | Path) -> Iterator[Path]:
@@ -22,13 +25,22 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         OSError: `target` is a folder that is not empty.
     """
     target = Path(target)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial = target.with_name(_partial_name(target.name))
     try:
         yield partial
         partial.replace(target)
     except BaseException:
         _delete(partial)
         raise
+
+
+def _partial_name(name: str) -> str:
+    """Return a temporary name for a file. A long name is cut, because its temporary name must be legal too."""
+    ending = f".{uuid.uuid4().hex[:8]}.partial"
+    room = _MAX_NAME_BYTES - len(ending) - 1
+    beginning = name.encode("utf-8", "surrogateescape")[:room]
+    # The cut may fall inside a character.
+    return f".{beginning.decode('utf-8', 'ignore')}{ending}"
 
 
 def _delete(path: Path) -> None:

@@ -4,7 +4,8 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ COMPONENTS = (
 """All components of a model folder. Each has a folder of its name."""
 
 
+# Maximum length of a library's message in an error.
+_MAX_REASON_CHARS = 500
 BOX = "box"
 """The name of the model that comes with this package. Each node of a cluster uses the copy in its own installation."""
 
@@ -129,6 +132,28 @@ def _read_json(folder: str | Path, name: str) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"{_without_query(str(folder))}/{name}: {error}") from error
     return found if isinstance(found, dict) else {}
+
+
+@contextmanager
+def loading(folder: str | Path, component: str, kind: str) -> Iterator[None]:
+    """Turn any error of the block, which loads one component of a model folder, into one line.
+
+    Torch, transformers, diffusers and safetensors raise errors of many types for files that are damaged.
+
+    Args:
+        folder: The model folder.
+        component: The component that the block loads.
+        kind: Name of the component's class.
+
+    Raises:
+        ValueError: The block raised an error. The message names the folder and the component.
+    """
+    try:
+        yield
+    except Exception as error:
+        # torch lists every weight that does not fit.
+        why = " ".join(str(error).split())[:_MAX_REASON_CHARS] or type(error).__name__
+        raise ValueError(f"{folder}: the component {component}/ is no {kind}: {why}") from error
 
 
 def local_folder(model: str, *, components: tuple[str, ...]) -> str:

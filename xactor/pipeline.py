@@ -26,6 +26,7 @@ from xactor.model_folder import (
     check_origins,
     config_file,
     downloaded,
+    loading,
     located,
 )
 from xactor.motion import (
@@ -34,7 +35,7 @@ from xactor.motion import (
     SamplingConfig,
     stream_motion,
 )
-from xactor.motion.loading import LOADING_ERRORS, load_transformer
+from xactor.motion.loading import load_transformer
 from xactor.options import AnimateOptions, Recommended
 from xactor.origin import check_loaded
 from xactor.portrait import Portrait, find_portrait, read_image, sized_for_video
@@ -325,7 +326,7 @@ class XActorPipeline(DiffusionPipeline):
 def _load(folder: Path, name: str, dtype: torch.dtype, options: dict[str, Any]):
     """Load one component of a model folder. Raises ValueError that names the folder and the component."""
     kind = _CLASSES[name]
-    try:
+    with loading(folder, name, kind.__name__):
         if name == "audio_encoder":
             return load_audio_encoder(folder / name)
         config = config_file(name)
@@ -335,9 +336,6 @@ def _load(folder: Path, name: str, dtype: torch.dtype, options: dict[str, Any]):
             # The options come last, so that they may contain another dtype.
             return load_transformer(folder / name, **{"dtype": dtype, **options})
         return _load_diffusers(kind, folder / name, config, dtype, options)
-    except LOADING_ERRORS as error:
-        why = " ".join(str(error).split())
-        raise ValueError(f"{folder}: the component {name}/ is no {kind.__name__}: {why}") from error
 
 
 def _load_diffusers(kind: Any, folder: Path, config: str, dtype: torch.dtype, options: dict[str, Any]):

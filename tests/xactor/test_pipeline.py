@@ -20,8 +20,10 @@ import xactor
 from xactor import RenderConfig, SamplingConfig, XActorPipeline
 from xactor.audio.encoder import LogMelEncoder
 from xactor.motion import sample_motion
+from xactor.motion.loading import load_motion_model
 from xactor.portrait import find_portrait, read_image
 from xactor.rates import SAMPLES_PER_FRAME
+from xactor.render import Renderer
 
 QUICK = {"motion": SamplingConfig(steps=2), "render": RenderConfig(steps=2)}
 COMPONENTS = [
@@ -353,3 +355,29 @@ def test_the_package_imports_lazily_and_has_all_its_names():
         assert getattr(xactor, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = xactor.Nothing
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("motion/config.json", {"backbone": {"rms_norm_eps": None}}),
+        ("motion/config.json", {"backbone": {"layer_types": ["full_attention", -1, "full_attention"]}}),
+        ("vae/config.json", {"block_out_channels": []}),
+        ("unet/config.json", {"block_out_channels": []}),
+        ("scheduler/scheduler_config.json", {"beta_schedule": 3}),
+    ],
+)
+def test_a_config_with_a_value_of_another_kind_is_named_in_one_line(model_folder, tmp_path, file, change):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    config = json.loads((folder / file).read_text())
+    for name, value in change.items():
+        config[name] = {**config[name], **value} if isinstance(value, dict) else value
+    (folder / file).write_text(json.dumps(config))
+    component = file.partition("/")[0]
+    loads = [XActorPipeline.from_pretrained]
+    loads.append(load_motion_model if component == "motion" else Renderer.from_pretrained)
+    for load in loads:
+        with pytest.raises(ValueError, match=f"{folder}: the component {component}/ is no ") as raised:
+            load(folder)
+        assert "\n" not in str(raised.value)
+        assert len(str(raised.value)) < 1000

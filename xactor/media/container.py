@@ -66,6 +66,11 @@ _BUFFER_BYTES = 1 << 20
 _MAX_DAMAGED_PACKETS = 3
 
 
+def url_of(path: str | Path) -> str:
+    """Return a path in a form in which FFmpeg takes no part of it for a protocol, such as `a` in `a:b.mp4`."""
+    return f"file:{path}"
+
+
 @contextmanager
 def open_container(source: Source) -> Iterator[InputContainer]:
     """Open a file for reading and close it at the end of the `with` block.
@@ -76,18 +81,19 @@ def open_container(source: Source) -> Iterator[InputContainer]:
     options = {"format_whitelist": _FORMATS}
     try:
         if isinstance(source, str | Path):
-            container = av.open(str(source), container_options=options)
+            container = av.open(url_of(source), container_options=options)
         else:
             source.seek(0)
             container = av.open(source, container_options=options, buffer_size=_BUFFER_BYTES)
     except (FFmpegError, ValueError) as error:
         if not isinstance(source, str | Path):
             raise ValueError(f"{source}: cannot be decoded ({error})") from error
+        reason = str(error).replace(url_of(source), str(source))
         if not Path(source).exists():
             raise ValueError(f"{source}: no such file") from error
         if Path(source).is_file() and Path(source).stat().st_size == 0:
             raise ValueError(f"{source}: the file is empty") from error
-        raise ValueError(f"{source}: cannot be decoded ({error})") from error
+        raise ValueError(f"{source}: cannot be decoded ({reason})") from error
     # A container that is open for reading is an InputContainer, but PyAV's types do not say so.
     assert isinstance(container, InputContainer)
     with container:

@@ -14,7 +14,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
 from xactor.atomic_path import atomic_path
-from xactor.media.container import open_container
+from xactor.media.container import open_container, url_of
 from xactor.media.sound import LiveSound, Sound
 from xactor.rates import FPS, SAMPLE_RATE_HZ
 
@@ -71,7 +71,7 @@ def write_video(
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         atomic_path(path) as partial,
-        av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+        av.open(url_of(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container,
     ):
         container.metadata.update(metadata or {})
         # mbtree is off: it reads uninitialised memory if the width is not a multiple of 128 px, and then encodes the
@@ -103,8 +103,8 @@ def remux(source: str | Path, target: str | Path) -> None:
     Of the tags, only the comment is kept.
     """
     with (
-        av.open(str(source)) as fragmented,
-        av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as plain,
+        av.open(url_of(source)) as fragmented,
+        av.open(url_of(target), "w", format="mp4", options={"movflags": "+faststart"}) as plain,
     ):
         plain.metadata.update({"comment": fragmented.metadata.get("comment", "")})
         tracks = {stream.index: plain.add_stream_from_template(stream) for stream in fragmented.streams}  # pyright: ignore
@@ -143,7 +143,7 @@ def join_videos(
     target = Path(target)
     with (
         atomic_path(target) as partial,
-        av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+        av.open(url_of(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container,
     ):
         container.metadata.update(metadata or {})
         track: Any = None

@@ -5,15 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from xactor.model_folder import MOTION_COMPONENTS
+from xactor.model_folder import MOTION_COMPONENTS, loading
 from xactor.motion.scheduler import MotionScheduler
 from xactor.motion.transformer import MotionTransformer, MotionTransformerConfig
 from xactor.randomness import into_own_memory
-
-LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
-"""Errors that transformers, diffusers and safetensors raise for folders that they cannot load."""
 
 
 def load_motion_model(
@@ -36,14 +32,10 @@ def load_motion_model(
     for name in MOTION_COMPONENTS:
         if not Path(folder, name).is_dir():
             raise ValueError(f"{folder}: the component {name}/ is missing")
-    # The component that is being loaded. The error message below names it.
-    name = "motion_scheduler"
-    try:
-        MotionScheduler.from_pretrained(Path(folder, name))
-        name = "motion"
-        return load_transformer(Path(folder, name), dtype=dtype).to(device)  # pyright: ignore[reportArgumentType]
-    except LOADING_ERRORS as error:
-        raise ValueError(f"{folder}: the component {name}/ cannot be loaded: {error}") from error
+    with loading(folder, "motion_scheduler", MotionScheduler.__name__):
+        MotionScheduler.from_pretrained(Path(folder, "motion_scheduler"))
+    with loading(folder, "motion", MotionTransformer.__name__):
+        return load_transformer(Path(folder, "motion"), dtype=dtype).to(device)  # pyright: ignore[reportArgumentType]
 
 
 def load_transformer(folder: Path, **options: Any) -> MotionTransformer:
@@ -55,7 +47,7 @@ def load_transformer(folder: Path, **options: Any) -> MotionTransformer:
 
     Raises:
         ValueError: The folder holds another kind of model, or weights are missing.
-        LOADING_ERRORS: A library cannot load the folder.
+        Exception: A library cannot load the folder.
     """
     # Without this check, transformers would accept the config of another kind of model and leave the weights random.
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
 from xactor.faces.landmarks import find_landmarks
-from xactor.model_folder import check_origins
+from xactor.model_folder import check_origins, loading
 from xactor.randomness import into_own_memory, keyed_generator
 from xactor.render.attention import ReferenceFeatures
 from xactor.render.autoencoder import decode, encode
@@ -290,7 +290,8 @@ class Renderer:
 
         Raises:
             FileNotFoundError: A component is missing. The message names the component.
-            ValueError: A component lacks weights, or the motion encoder and the UNet do not work with the same latents.
+            ValueError: A component lacks weights or cannot be loaded, or the motion encoder and the UNet do not work
+                with the same latents. The message names the component.
         """
         classes = {
             "motion_encoder": MotionEncoder,
@@ -305,17 +306,17 @@ class Renderer:
             config = Path(folder) / name / kind.config_name
             if not config.is_file():
                 raise FileNotFoundError(f"no {name} in {folder}: {name}/{kind.config_name} is missing")
-            if kind is DDIMScheduler:
-                components[name] = kind.from_pretrained(str(config.parent))
-                continue
-            components[name], info = kind.from_pretrained(
-                str(config.parent), low_cpu_mem_usage=False, output_loading_info=True
-            )
-            # diffusers would leave missing weights random. Models that earlier versions saved lack some weights.
-            if info["missing_keys"]:
-                missing = ", ".join(sorted(info["missing_keys"])[:3])
-                raise ValueError(f"{config.parent}: weights are missing: {missing}")
-            into_own_memory(components[name])
+            with loading(folder, name, kind.__name__):
+                if kind is DDIMScheduler:
+                    components[name] = kind.from_pretrained(str(config.parent))
+                    continue
+                components[name], info = kind.from_pretrained(
+                    str(config.parent), low_cpu_mem_usage=False, output_loading_info=True
+                )
+                # diffusers would leave missing weights random. Models that earlier versions saved lack some weights.
+                if info["missing_keys"]:
+                    raise ValueError(f"weights are missing: {', '.join(sorted(info['missing_keys'])[:3])}")
+                into_own_memory(components[name])
         return cls(**components)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Renderer":

@@ -9,6 +9,7 @@ from typing import Literal
 
 import ray
 from ray.autoscaler.sdk import request_resources
+from ray.util.placement_group import placement_group_table
 
 DATA_CPUS = 1.0
 """CPUs that a training leaves to Ray Data, which waits for ever if it has no CPU."""
@@ -30,6 +31,14 @@ def check_pools_fit(min_cpus: float) -> None:
             f"this machine has {available:g} CPUs, the pools at their smallest sizes need {min_cpus:g}: "
             f"lower --pools.*.cpus or --pools.*.min"
         )
+
+
+def has_placement() -> bool:
+    """Return whether Ray has reserved the resources of any placement group of this job, such as those of its ranks."""
+    # The identifier of a placement group ends with that of the job that made it.
+    job = ray.get_runtime_context().get_job_id()
+    groups = placement_group_table().items()
+    return any(group["state"] == "CREATED" and number.endswith(job) for number, group in groups)
 
 
 @contextlib.contextmanager

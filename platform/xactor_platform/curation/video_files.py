@@ -44,7 +44,8 @@ def open_video(uri: str) -> Iterator[Source]:
 def size_of(uri: str) -> int:
     """Return a file's size in bytes. Raise ValueError if there is no such file."""
     try:
-        filesystem, path = fs.FileSystem.from_uri(uri) if "://" in uri else (fs.LocalFileSystem(), uri)
+        local = (fs.LocalFileSystem(), os.path.abspath(uri))
+        filesystem, path = fs.FileSystem.from_uri(uri) if "://" in uri else local
         info = filesystem.get_file_info(path)
     except (OSError, UnicodeError) as error:
         raise ValueError(f"cannot be opened ({error})") from error

@@ -5,7 +5,7 @@ A shard is a WebDataset tar. A sample is here all files of one clip, and each of
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from xactor.origin import AUDIO, LATENTS, WORDS, Origin
+from xactor_platform.data.checksums import FIELD, differs
 from xactor_platform.data.scan import ScannedSample, ShardScan, scan_shard
 from xactor_platform.data.shard_names import is_held_out
 from xactor_platform.storage.location import Location
@@ -81,8 +82,8 @@ class CorpusShape:
 class Index:
     """Describe the samples of a corpus. Each array holds one value per sample, [samples].
 
-    `offset`, `length` and `header` are keyed by the extension of a member (`motion.npy`, `mp4`, ...). The data of an
-    array member begins at `offset + header` in its shard.
+    `offset`, `length`, `header` and `crc` are keyed by the extension of a member (`motion.npy`, `mp4`, ...). The data
+    of an array member begins at `offset + header` in its shard.
     """
 
     location: Location
@@ -114,6 +115,8 @@ class Index:
     """Bytes of each member, int64."""
     header: Mapping[str, np.ndarray]
     """Bytes of the .npy headers of `motion.npy` and `audio.npy`, int32."""
+    crc: Mapping[str, np.ndarray]
+    """Checksums of each member, object (bytes). Empty if unknown; see `xactor_platform.data.checksums`."""
     shape: CorpusShape | None
     """Shape of a frame. None for a corpus of videos."""
     bad: tuple[BadSample, ...]
@@ -134,7 +137,7 @@ class Index:
     def subset(self, mask: np.ndarray) -> "Index":
         """Return an index of the rows that a boolean mask or an array of row numbers selects."""
         columns = ("key", "shard", "frames", "speaker", "sync_confidence", LATENTS, AUDIO, "digest")
-        groups = ("offset", "length", "header")
+        groups = ("offset", "length", "header", "crc")
         return replace(
             self,
             **{name: getattr(self, name)[mask] for name in columns},
@@ -180,7 +183,12 @@ class Index:
         return np.array([is_held_out(name) for name in self.shard_names])[self.shard]
 
     def read(self, row: int, member: str) -> bytes:
-        """Return the bytes of one member, such as `mp4`. Raise KeyError if the sample does not have the member."""
+        """Return the bytes of one member, such as `mp4`.
+
+        Raises:
+            KeyError: the sample does not have the member.
+            ValueError: the bytes differ from their checksums.
+        """
         offset = self.offset[member][row] if member in self.offset else -1
         if offset < 0:
             raise KeyError(f"{self.key[row]} has no {member}")
@@ -190,19 +198,33 @@ class Index:
             with self.location.open(shard) as file:
                 return file.read_at(int(self.length[member][row]), int(offset))
 
-        return with_retries(read, f"{self.location.uri}/{shard}")
+        data = with_retries(read, f"{self.location.uri}/{shard}")
+        if differs(data, self.crc_of(member, row)):
+            raise ValueError(
+                f"{self.location.uri}/{shard}: {self.key[row]}: {member} differs from its checksum"
+            )
+        return data
+
+    def crc_of(self, member: str, row: int) -> bytes:
+        """Return the checksums of one member. Empty if they are not known."""
+        return self.crc[member][row] if member in self.crc else b""
 
     def read_meta(self, row: int) -> dict[str, Any]:
-        """Return the parsed content of a sample's json member."""
-        return json.loads(self.read(row, "json"))
+        """Return the parsed content of a sample's json member, without the checksums."""
+        meta = json.loads(self.read(row, "json"))
+        meta.pop(FIELD, None)
+        return meta
 
 
-def build_index(location: Location, shards: Mapping[str, int]) -> Index:
+def build_index(
+    location: Location, shards: Mapping[str, int], known: Mapping[str, Sequence[str]] | None = None
+) -> Index:
     """Scan shards in parallel, and return their index. Unusable samples have no row, and are listed in `Index.bad`.
 
     Args:
         location: folder of the shards.
         shards: size in bytes by name.
+        known: keys of the samples that each shard held before, by name. They tell what a truncated shard has lost.
     """
     with ThreadPoolExecutor(min(SCAN_THREADS, len(shards))) as pool:
 
@@ -220,9 +242,11 @@ def build_index(location: Location, shards: Mapping[str, int]) -> Index:
     del shapes[None]
     shape = shapes.most_common(1)[0][0] if shapes else None
     shard_of_key: dict[str, str] = {}
+    found_keys = {sample.key for scan in scans for sample in scan.samples}
     for number, scan in enumerate(scans):
-        # A truncated shard must count as at least one bad sample. If its last sample is unusable, that sample counts.
-        # Otherwise the shard ends between two samples, and a bad sample without a key stands for the missing ones.
+        # A truncated shard must count as at least one bad sample. If its last sample is unusable, that sample counts,
+        # and so do the samples that it is known to have lost. If there are none of either, the shard ends between two
+        # samples, and a bad sample without a key stands for the missing ones.
         needs_nameless_sample = bool(scan.broken)
         for sample in scan.samples:
             reason = sample.reason or _fault(sample, required, shape)
@@ -235,7 +259,11 @@ def build_index(location: Location, shards: Mapping[str, int]) -> Index:
             else:
                 shard_of_key[sample.key] = scan.shard
                 good.append((number, sample))
-        if needs_nameless_sample:
+        lost = (
+            [key for key in (known or {}).get(scan.shard, ()) if key not in found_keys] if scan.broken else []
+        )
+        bad += [BadSample(key, scan.shard, scan.broken) for key in lost]
+        if needs_nameless_sample and not lost:
             bad.append(BadSample("", scan.shard, scan.broken))
     return _assemble(location, shards, shape, good, bad)
 
@@ -307,6 +335,10 @@ def _assemble(
         header={
             name: np.array([sample.header.get(name, 0) for sample in samples], dtype=np.int32)
             for name in array_names
+        },
+        crc={
+            name: np.array([sample.crc.get(name, b"") for sample in samples], dtype=object)
+            for name in sorted({name for sample in samples for name in sample.crc} & ranges.keys())
         },
         shape=shape,
         bad=tuple(bad),

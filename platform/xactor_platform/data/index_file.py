@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,10 @@ from xactor_platform.storage.location import Location
 from xactor_platform.storage.retries import with_retries
 
 INDEX_NAME = "index.parquet"
-# Version 2 added the samples' digests and the shards' times, version 3 their origins.
+# Version 2 added the samples' digests and the shards' times, version 3 their origins and the checksums of members and
+# of the index.
 VERSION = 3
-_METADATA = b"xactor"
+_METADATA, _CHECKSUM = b"xactor", b"xactor.crc32"
 
 # Number of samples or files that a message names.
 _MAX_NAMES = 5
@@ -59,15 +62,35 @@ def load_index(location: str, *, max_bad_fraction: float = 0.0, warn: bool = Tru
         _name_surprises(place, entries)
     if not shards:
         raise FileNotFoundError(f"{location}: no .tar among {len(files)} files")
-    index = read_index(place, shards) if INDEX_NAME in files else None
-    if index is None:
-        index = build_index(place, {name: file.size for name, file in shards.items()})
+    stored = read_index(place) if INDEX_NAME in files else None
+    if stored is not None and stored.stamps == _stamps(shards):
+        index = stored.index
+    else:
+        index = _rebuilt(place, shards, stored, warn)
         try:
             with_retries(partial(write_index, index, shards), f"{location}/{INDEX_NAME}")
         except OSError as error:
             if warn:
                 logger.warning("%s cannot be written to (%s): the index is not stored", location, error)
     _check_bad(index, max_bad_fraction, warn)
+    return index
+
+
+def _rebuilt(
+    place: Location, shards: Mapping[str, fs.FileInfo], stored: "StoredIndex | None", warn: bool
+) -> Index:
+    """Build the index. A stale one tells which samples truncated shards have lost, and which are gone otherwise."""
+    sizes = {name: file.size for name, file in shards.items()}
+    if stored is None:
+        return build_index(place, sizes)
+    logger.info("Rebuilding %s/%s: the shards have changed", place.uri, INDEX_NAME)
+    known = stored.known_keys()
+    index = build_index(place, sizes, known)
+    present = {*index.key, *(sample.key for sample in index.bad)}
+    gone = {shard: sum(key not in present for key in keys) for shard, keys in known.items()}
+    if warn and any(gone.values()):
+        named = [f"{shard} ({gone[shard]} of {len(known[shard])} samples)" for shard in gone if gone[shard]]
+        logger.warning("%s: gone since the shards were indexed: %s", place.uri, _named(named))
     return index
 
 
@@ -128,17 +151,35 @@ def write_index(index: Index, shards: Mapping[str, fs.FileInfo]) -> None:
         "shape": vars(index.shape) if index.shape else None,
         "bad": [[b.key, b.shard, b.reason] for b in index.bad],
     }
-    table = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(about)})
+    columns |= {f"{member}:crc": pa.array(values, pa.binary()) for member, values in index.crc.items()}
+    table, text = pa.table(columns), json.dumps(about).encode()
+    table = table.replace_schema_metadata({_METADATA: text, _CHECKSUM: _checksum(table, text)})
     with index.location.atomic_write(INDEX_NAME) as stream:
         pq.write_table(table, stream)
 
 
-def read_index(location: Location, shards: Mapping[str, fs.FileInfo]) -> Index | None:
-    """Return the stored index. Return None if it is damaged, or stale: the shards' names, sizes or times have changed.
+@dataclass(frozen=True)
+class StoredIndex:
+    """Hold the content of an `index.parquet`."""
 
-    Args:
-        location: folder of the shards.
-        shards: the shards as they are now, by name.
+    index: Index
+    """The index."""
+    stamps: dict[str, list[int | None]]
+    """Size and time of each shard when it was indexed."""
+
+    def known_keys(self) -> dict[str, list[str]]:
+        """Return the keys of each shard's samples by the shard's name, those of unusable samples too."""
+        keys: dict[str, list[str]] = {name: [] for name in self.index.shard_names}
+        for shard, key in zip(self.index.shard, self.index.key, strict=True):
+            keys[self.index.shard_names[shard]].append(key)
+        for sample in self.index.bad:
+            if sample.key:
+                keys[sample.shard].append(sample.key)
+        return keys
+
+
+def read_index(location: Location) -> StoredIndex | None:
+    """Return the stored index of a folder of shards. Return None if it is damaged or of an earlier version.
 
     Raises:
         ValueError: the file is not an index of this project, so it must not be replaced.
@@ -152,15 +193,28 @@ def read_index(location: Location, shards: Mapping[str, fs.FileInfo]) -> Index |
     data = with_retries(read, name)
     try:
         table = pq.read_table(pa.BufferReader(data))
+        metadata = table.schema.metadata or {}
+        text = metadata.get(_METADATA)
+        intact = text is not None and metadata.get(_CHECKSUM) == _checksum(table, text)
     # OSError is how pyarrow reports a damaged page. The storage is not to blame.
     except (pa.ArrowException, OSError, ValueError) as error:
-        logger.warning("Rebuilding %s: it is damaged (%s)", name, error)
+        logger.warning("Rebuilding %s: it is damaged (%s)", name, " ".join(str(error).split()))
         return None
-    about = _about(table, name)
-    if about["version"] != VERSION or about["shards"] != _stamps(shards):
-        logger.info("Rebuilding %s: the shards have changed", name)
+    if text is None:
+        raise ValueError(f"{name}: not an index of shards but another tool's table: rename or move it")
+    if not intact:
+        logger.warning("Rebuilding %s: it is damaged, or of an earlier version", name)
         return None
-    groups: dict[str, dict[str, np.ndarray]] = {"offset": {}, "length": {}, "header": {}}
+    about = json.loads(text)
+    if about["version"] != VERSION:
+        logger.info("Rebuilding %s: it is of version %s, not %d", name, about["version"], VERSION)
+        return None
+    return StoredIndex(_index_of(location, table, about), about["shards"])
+
+
+def _index_of(location: Location, table: pa.Table, about: dict[str, Any]) -> Index:
+    """Return the index that a table and its description hold."""
+    groups: dict[str, dict[str, np.ndarray]] = {"offset": {}, "length": {}, "header": {}, "crc": {}}
     columns: dict[str, Any] = {}
     for column in table.column_names:
         values = table[column].to_numpy()
@@ -171,15 +225,21 @@ def read_index(location: Location, shards: Mapping[str, fs.FileInfo]) -> Index |
             columns[column] = values
     return Index(
         location=location,
-        shard_names=tuple(shards),
-        shard_sizes=tuple(file.size for file in shards.values()),
+        shard_names=tuple(about["shards"]),
+        shard_sizes=tuple(size for size, _ in about["shards"].values()),
         shape=CorpusShape(**about["shape"]) if about["shape"] else None,
         bad=tuple(BadSample(*fields) for fields in about["bad"]),
-        offset=groups["offset"],
-        length=groups["length"],
-        header=groups["header"],
+        **groups,
         **columns,
     )
+
+
+def _checksum(table: pa.Table, about: bytes) -> bytes:
+    """Return a checksum of an index's columns and of its description, in hex."""
+    table, sink = table.replace_schema_metadata(None), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table.combine_chunks())
+    return b"%08x" % zlib.crc32(sink.getvalue(), zlib.crc32(about))
 
 
 def delete_index(location: Location) -> None:
@@ -188,8 +248,8 @@ def delete_index(location: Location) -> None:
     Raises:
         ValueError: the file is another tool's table, which is left alone.
     """
-    # Reading refuses another tool's table. The shards do not matter: a stale index is deleted too.
-    read_index(location, {})
+    # Reading refuses another tool's table.
+    read_index(location)
     location.delete(INDEX_NAME)
 
 
@@ -214,14 +274,3 @@ def _check_bad(index: Index, max_bad_fraction: float, warn: bool) -> None:
 def _stamps(shards: Mapping[str, fs.FileInfo]) -> dict[str, list[int | None]]:
     """Return size and time of the last change, in nanoseconds, of each shard."""
     return {name: [file.size, file.mtime_ns] for name, file in shards.items()}
-
-
-def _about(table: pa.Table, name: str) -> dict[str, Any]:
-    """Return the description that is stored with an index. Raise ValueError if the table is not an index."""
-    try:
-        about = json.loads((table.schema.metadata or {})[_METADATA])
-        if {"version", "shards", "shape", "bad"} <= about.keys():
-            return about
-    except (KeyError, ValueError, AttributeError):
-        pass
-    raise ValueError(f"{name}: not an index of shards but another tool's table: rename or move it")

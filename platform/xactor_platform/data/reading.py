@@ -5,14 +5,15 @@ In this file a `Request` names one micro-batch, and a read is one access to the 
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
 
+from xactor_platform.data.checksums import blocks_around, differs
 from xactor_platform.data.index import CorpusShape, Index
+from xactor_platform.data.npy import parse_npy_header
 from xactor_platform.data.plan import MicroBatch
-from xactor_platform.data.scan import parse_npy_header
 from xactor_platform.storage.location import Location
 from xactor_platform.storage.retries import StorageUnavailable, with_retries
 
@@ -47,6 +48,8 @@ class Request:
     [B, 2]."""
     header: np.ndarray
     """Length of that header in bytes, int64 [B, 2]."""
+    crc: list[tuple[bytes, ...]]
+    """Checksums of each array, [B][2]. Empty if unknown."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,14 +80,23 @@ class _Range:
     header: int
     """Length in bytes of the .npy header before the range. The header is read and checked too. 0 if the range does not
     follow a header."""
+    member: str
+    """Extension of the member that holds the range."""
+    span: tuple[int, int]
+    """First byte of the member in the shard, and its length in bytes."""
+    crc: bytes
+    """Checksums of the member. Empty if unknown."""
+    begin: int = field(init=False)
+    """First byte to read: that of the range, of the header before it, or of the first block with a checksum."""
+    end: int = field(init=False)
+    """Byte after the last one to read."""
 
-    @property
-    def begin(self) -> int:
-        return self.offset - self.header
-
-    @property
-    def end(self) -> int:
-        return self.offset + len(self.target)
+    def __post_init__(self) -> None:
+        self.begin, self.end = self.offset - self.header, self.offset + len(self.target)
+        if self.crc:
+            first, length = self.span
+            begin, end = blocks_around(self.begin - first, self.end - first, length)
+            self.begin, self.end = first + begin, first + end
 
 
 def make_request(index: Index, micro_batch: MicroBatch) -> Request:
@@ -99,6 +111,7 @@ def make_request(index: Index, micro_batch: MicroBatch) -> Request:
         clip_frames=index.frames[rows],
         data=np.stack([index.offset[member][rows] for member in MEMBERS], 1) + header,
         header=header,
+        crc=[tuple(index.crc_of(member, row) for member in MEMBERS) for row in rows],
     )
 
 
@@ -116,7 +129,7 @@ def read_raw(location: Location, shape: CorpusShape, requests: Sequence[Request]
         raw, wanted = _lay_out(request, number, shape)
         raws.append(raw)
         ranges += wanted
-    runs = list(_merge(sorted(ranges, key=lambda r: (r.shard, r.offset))))
+    runs = list(_merge(sorted(ranges, key=lambda r: (r.shard, r.begin))))
     if location.is_local:
         problems = [problem for run in runs for problem in _read_run(location, run)]
     else:
@@ -148,7 +161,22 @@ def _lay_out(request: Request, number: int, shape: CorpusShape) -> tuple[Raw, li
             header = int(request.header[i, member]) if request.starts[i] == 0 else 0
             clip_shape = (int(request.clip_frames[i]), *frame_shape)
             target = buffer[begins[i] : ends[i]]
-            ranges.append(_Range(shard, offsets[i], target, (number, i), dtype, clip_shape, header))
+            begin = int(request.data[i, member] - request.header[i, member])
+            length = int(request.header[i, member] + request.clip_frames[i] * frame_bytes)
+            ranges.append(
+                _Range(
+                    shard=shard,
+                    offset=offsets[i],
+                    target=target,
+                    sample=(number, i),
+                    dtype=dtype,
+                    shape=clip_shape,
+                    header=header,
+                    member=MEMBERS[member],
+                    span=(begin, length),
+                    crc=request.crc[i][member],
+                )
+            )
         buffers.append(buffer)
     return Raw(dict(zip(ARRAYS, buffers, strict=True)), []), ranges
 
@@ -186,8 +214,8 @@ def _read_run(location: Location, run: list[_Range]) -> list[tuple[tuple[int, in
         return [(r.sample, f"cannot be read: {error}") for r in run]
     problems = []
     for r in run:
-        content = data[r.offset - begin : r.end - begin]
-        reason = _fault(r, data[r.begin - begin : r.offset - begin], content)
+        content = data[r.offset - begin : r.offset - begin + len(r.target)]
+        reason = _fault(r, data[r.begin - begin : r.end - begin])
         if reason:
             problems.append((r.sample, reason))
         else:
@@ -195,18 +223,20 @@ def _read_run(location: Location, run: list[_Range]) -> list[tuple[tuple[int, in
     return problems
 
 
-def _fault(r: _Range, header: np.ndarray, content: np.ndarray) -> str:
-    """Return what is wrong with a range's content, or an empty string."""
-    if len(content) < len(r.target):
-        return f"ends at byte {r.offset + len(content)}, the index says {r.end}"
+def _fault(r: _Range, data: np.ndarray) -> str:
+    """Return what is wrong with the bytes that were read for a range, or an empty string."""
+    if len(data) < r.end - r.begin:
+        return f"ends at byte {r.begin + len(data)}, the index says {r.end}"
     if r.header:
         try:
-            _, dtype, _, shape = parse_npy_header(header.tobytes())
+            _, dtype, _, shape = parse_npy_header(data[r.offset - r.header - r.begin :][: r.header].tobytes())
         except ValueError as error:
             return f"is not the array that was indexed ({error})"
         if (dtype, shape) != (np.dtype(r.dtype).str, r.shape):
             return f"is {dtype} {list(shape)}, the index says {r.dtype} {list(r.shape)}"
-    return "" if _is_finite(content, r.dtype) else "holds NaN or infinity"
+    if not _is_finite(data[r.offset - r.begin :][: len(r.target)], r.dtype):
+        return "holds NaN or infinity"
+    return f"{r.member} differs from its checksum" if differs(data, r.crc, r.begin - r.span[0]) else ""
 
 
 def _is_finite(data: np.ndarray, dtype: str) -> bool:

@@ -3,14 +3,12 @@
 A sample is all files of one key in the tar, and each of these files is a member.
 """
 
-import ast
 import json
 import math
 import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,8 @@ from pyarrow import NativeFile
 
 from xactor.origin import AUDIO, LATENTS
 from xactor.rates import FPS
+from xactor_platform.data.checksums import BLOCK_BYTES, read_checksums
+from xactor_platform.data.npy import parse_npy_header
 from xactor_platform.storage.location import Location
 
 # Size of a tar's blocks in bytes.
@@ -61,6 +61,8 @@ class ScannedSample:
     """Shape of each array."""
     dtype: dict[str, str] = field(default_factory=dict)
     """Type of each array, float16 or float32."""
+    crc: dict[str, bytes] = field(default_factory=dict)
+    """Checksums of the members, from the json. See `xactor_platform.data.checksums`."""
     digest: int = 0
     """CRC-32 of the first bytes of all members, with their names. The whole json is in it."""
     reason: str = ""
@@ -118,7 +120,7 @@ def scan_shard(location: Location, shard: str, size: int) -> ShardScan:
     with location.open(shard) as file:
         window = _Window(file, size)
         try:
-            for name, offset, length in _members(window):
+            for name, offset, length, sparse in _members(window):
                 key, extension = split_name(name)
                 if not key:
                     continue
@@ -131,6 +133,11 @@ def scan_shard(location: Location, shard: str, size: int) -> ShardScan:
                         samples[-1].reason = "its members are not adjacent, or its key occurs twice"
                     seen.add(key)
                     last_key = key
+                if sparse:
+                    # Its bytes are not one range of the shard. This tool's readers read ranges.
+                    samples[-1].reason = f"{extension} is stored with holes: make the tar without --sparse"
+                    samples[-1].members[extension] = offset, length
+                    continue
                 _add_member(samples[-1], extension, offset, length, window)
         except BrokenShard as error:
             broken = str(error)
@@ -158,13 +165,15 @@ def split_name(name: str) -> tuple[str, str]:
     return (folder + slash + stem, extension) if stem and dot else ("", "")
 
 
-def _members(window: _Window) -> Iterator[tuple[str, int, int]]:
-    """Yield name, offset of the data and length in bytes of every regular file of a tar.
+def _members(window: _Window) -> Iterator[tuple[str, int, int, bool]]:
+    """Yield name, offset of the data, length in bytes, and whether it is sparse, of every regular file of a tar.
+
+    The length of a sparse file, one that is stored without its holes, is that of the stored bytes.
 
     Raises:
         BrokenShard: the tar is truncated, or a header is not valid.
     """
-    offset, long_name = 0, ""
+    offset, long_name, sparse = 0, "", False
     while True:
         if offset + BLOCK > window.size:
             raise BrokenShard(f"truncated: ends at byte {window.size} without an end marker")
@@ -180,6 +189,8 @@ def _members(window: _Window) -> Iterator[tuple[str, int, int]]:
         if info.size < 0:
             raise BrokenShard(f"no tar header at byte {offset}: a size of {info.size} bytes")
         data = offset + BLOCK
+        if info.type == tarfile.GNUTYPE_SPARSE:
+            sparse, data = True, _end_of_sparse_map(window, offset)
         name = long_name or info.name
         readable = _readable(name)
         if data + info.size > window.size:
@@ -192,13 +203,15 @@ def _members(window: _Window) -> Iterator[tuple[str, int, int]]:
             long_name = window.read(data, info.size).rstrip(b"\0").decode("utf-8", "surrogateescape")
         elif info.type == tarfile.XHDTYPE:
             try:
-                long_name = _pax_path(window.read(data, info.size))
+                records = dict(_pax_records(window.read(data, info.size)))
             except ValueError as error:
                 raise BrokenShard(f"no pax header at byte {data}: {error}") from error
+            long_name = records.get("GNU.sparse.name") or records.get("path", "")
+            sparse = any(record.startswith("GNU.sparse.") for record in records)
         else:
-            long_name = ""
             if info.isreg():
-                yield name, data, info.size
+                yield name, data, info.size, sparse
+            long_name, sparse = "", False
         # Data is padded to a whole number of blocks.
         offset = data + -(-info.size // BLOCK) * BLOCK
 
@@ -212,8 +225,19 @@ def _check_end(window: _Window, offset: int) -> None:
         )
 
 
-def _pax_path(records: bytes) -> str:
-    """Return the path in a pax header's records, each `<length> <name>=<value>\\n`, or an empty string if none has one.
+def _end_of_sparse_map(window: _Window, offset: int) -> int:
+    """Return where the data of GNU's old kind of sparse file begins: after its header and the rest of its map."""
+    # Byte 482 of the header tells whether a block of the map follows, and byte 504 of that block whether another does.
+    extended, offset = window.read(offset, BLOCK)[482], offset + BLOCK
+    while extended:
+        if offset + BLOCK > window.size:
+            raise BrokenShard(f"truncated: ends at byte {window.size} within a sparse file's map")
+        extended, offset = window.read(offset, BLOCK)[504], offset + BLOCK
+    return offset
+
+
+def _pax_records(records: bytes) -> Iterator[tuple[str, str]]:
+    """Yield name and value of a pax header's records, each `<length> <name>=<value>\\n`.
 
     Raises:
         ValueError: a record's length is not a number, or does not fit the records.
@@ -224,10 +248,8 @@ def _pax_path(records: bytes) -> str:
         if not len(number) < length <= len(records):
             raise ValueError(f"a record of {length} bytes, where {len(records)} are left")
         name, _, value = records[len(number) + 1 : length].partition(b"=")
-        if name == b"path":
-            return value[:-1].decode("utf-8", "surrogateescape")
+        yield name.decode("utf-8", "surrogateescape"), value[:-1].decode("utf-8", "surrogateescape")
         records = records[length:]
-    return ""
 
 
 def _add_member(sample: ScannedSample, extension: str, offset: int, length: int, window: _Window) -> None:
@@ -258,6 +280,7 @@ def _read_json(sample: ScannedSample, text: bytes) -> None:
         raise ValueError(f"cannot be parsed: {error}") from error
     if not isinstance(meta, dict):
         raise ValueError(f"must be an object, is a {type(meta).__name__}")
+    sample.crc = read_checksums(meta)
     frames, fps = meta.get("frames"), meta.get("fps")
     if not isinstance(frames, int) or isinstance(frames, bool) or not 1 <= frames < 1 << 31:
         raise ValueError(f"frames must be a whole number >= 1, got {frames}")
@@ -301,38 +324,13 @@ def _read_header(sample: ScannedSample, extension: str, head: bytes, length: int
     sample.dtype[extension] = str(np.dtype(dtype))
 
 
-def parse_npy_header(head: bytes) -> tuple[int, str, bool, tuple[int, ...]]:
-    """Parse the first bytes of a .npy file.
-
-    Returns:
-        the header's length in bytes, the dtype as the header writes it (such as `<f2`), whether the array is in Fortran
-        order, and the shape.
-
-    Raises:
-        ValueError: the bytes are not the start of a .npy file.
-    """
-    if head[:6] != b"\x93NUMPY" or len(head) < 12:
-        raise ValueError("no .npy magic")
-    # The header's length is stored from byte 8 on: in 2 bytes in version 1, and in 4 bytes in later versions.
-    start = 10 if head[6] == 1 else 12
-    end = start + int.from_bytes(head[8:start], "little")
-    if end > len(head):
-        raise ValueError(f"the header needs {end} bytes, only {len(head)} were read")
-    try:
-        return end, *_parse_fields(head[start:end])
-    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError) as error:
-        raise ValueError(f"the header cannot be parsed: {error}") from error
-
-
-@lru_cache(maxsize=4096)
-def _parse_fields(text: bytes) -> tuple[str, bool, tuple[int, ...]]:
-    fields = ast.literal_eval(text.decode("latin1"))
-    return str(fields["descr"]), bool(fields["fortran_order"]), tuple(fields["shape"])
-
-
 def _disagreement(sample: ScannedSample) -> str:
-    """Return a message if an array has another length than the json states, otherwise an empty string."""
+    """Return a message if a member has another length than the json states, otherwise an empty string."""
     for extension, shape in sample.shape.items():
         if sample.frames > 0 and shape[0] != sample.frames:
             return f"{extension} has {shape[0]} frames, its json says {sample.frames}"
+    for extension, crc in sample.crc.items():
+        _, length = sample.members.get(extension, (0, 0))
+        if extension in sample.members and len(crc) != 4 * math.ceil(length / BLOCK_BYTES):
+            return f"{extension} has {length} bytes, its checksums are for another length"
     return ""

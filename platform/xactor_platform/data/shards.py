@@ -11,6 +11,7 @@ import numpy as np
 from webdataset.writer import TarWriter
 
 from xactor.rates import FPS
+from xactor_platform.data.checksums import with_checksums
 from xactor_platform.data.index_file import INDEX_NAME, delete_index
 from xactor_platform.storage.location import Location
 
@@ -153,11 +154,19 @@ class ShardWriter:
 def encode_members(
     key: str, members: Mapping[str, np.ndarray | Mapping[str, Any] | bytes]
 ) -> dict[str, bytes]:
-    """Encode a sample's members as a shard stores them. Raise ValueError as `ShardWriter.write` does."""
+    """Encode a sample's members as a shard stores them, with their checksums in the json.
+
+    Raises:
+        ValueError: see `ShardWriter.write`.
+    """
     if not key or "." in key or "/" in key:
         raise ValueError(f"a key must not be empty nor hold '.' or '/', got {key!r}")
     check_members(key, members)
-    return {extension: _encode(value) for extension, value in members.items()}
+    meta = members["json"]
+    assert isinstance(meta, Mapping)
+    encoded = {extension: _encode(value) for extension, value in members.items()}
+    others = {extension: data for extension, data in encoded.items() if extension != "json"}
+    return encoded | {"json": _encode(with_checksums(meta, others))}
 
 
 def check_members(key: str, members: Mapping[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """Read the pictures of planned samples from video shards, decoding only the frames that are trained on."""
 
-import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ from xactor.faces.landmarks import LANDMARK_FRAMES, MEAN_LANDMARKS, landmark_fra
 from xactor.media.seek import pick_frames
 from xactor.rates import FPS
 from xactor_platform.data.batch import Batch, weigh_samples
+from xactor_platform.data.checksums import differs
 from xactor_platform.data.index import CONTROLS, LANDMARKS, Index
+from xactor_platform.data.npy import read_numbers
 from xactor_platform.data.plan import MicroBatch
 from xactor_platform.data.reading import REMOTE_READS, Raw
 from xactor_platform.storage.location import Location
@@ -65,6 +66,8 @@ class VideoRequest:
     """First byte of the control track in its shard and its number of bytes, int64 [B, 2]. None if it is not read."""
     landmarks: np.ndarray | None
     """First byte of the landmarks in their shard and their number of bytes, int64 [B, 2]. None if they are not read."""
+    crc: list[tuple[bytes, ...]]
+    """Checksums of the mp4, the control track and the landmarks of each clip, [B][3]. Empty if unknown."""
     wanted: np.ndarray
     """Frame numbers of the targets, and of the reference at the end, int64 [B, F + 1]."""
     measured: np.ndarray | None
@@ -130,6 +133,9 @@ class VideoReader:
             length=self.index.length["mp4"][rows],
             controls=self._bytes_of(CONTROLS, rows) if self.has_controls else None,
             landmarks=self._bytes_of(LANDMARKS, rows) if self._has_landmarks else None,
+            crc=[
+                tuple(self.index.crc_of(name, row) for name in ("mp4", CONTROLS, LANDMARKS)) for row in rows
+            ],
             wanted=np.stack(draws),
             measured=None if measured is None else np.stack(measured),
             order=None
@@ -275,6 +281,11 @@ def read_videos(location: Location, image_size: int, requests: Sequence[VideoReq
         if len(video) < length:
             reason = f"ends at byte {offset + len(video)}, the index says {offset + length}"
             return [(*sample, reason) for sample in clips[clip]]
+        for name, data, crc in zip(
+            ("mp4", CONTROLS, LANDMARKS), (video, *members), first.crc[place], strict=True
+        ):
+            if data and differs(data, crc):
+                return [(*sample, f"{name} differs from its checksum") for sample in clips[clip]]
         problems = []
         for number, place in clips[clip]:
             # Decode each sample alone: whether it is bad must not depend on the samples that are read together with it.
@@ -339,14 +350,14 @@ class _Tracks:
             wanted = request.wanted[place]
             if request.measured is not None and request.order is not None:
                 wanted = np.concatenate([wanted, request.measured[place][request.order[place]]])
-            track = _numbers(CONTROLS, controls, (None, CONTROL_COUNT))
+            track = read_numbers(CONTROLS, controls, (None, CONTROL_COUNT))
             if len(track) <= wanted.max():
                 raise ValueError(
                     f"{CONTROLS} ends after {len(track)} frames, frame {wanted.max()} was requested"
                 )
             rows = track[wanted]
         if request.order is not None:
-            points = _numbers(LANDMARKS, landmarks, (LANDMARK_FRAMES, *MEAN_LANDMARKS.shape))
+            points = read_numbers(LANDMARKS, landmarks, (LANDMARK_FRAMES, *MEAN_LANDMARKS.shape))
             points = points[request.order[place]]
         return rows, points
 
@@ -355,28 +366,6 @@ class _Tracks:
         for array, values in zip((self.controls, self.landmarks), found, strict=True):
             if array is not None:
                 array[place] = values
-
-
-def _numbers(name: str, data: bytes, shape: tuple[int | None, ...]) -> np.ndarray:
-    """Return the array of finite numbers in a .npy file.
-
-    Args:
-        name: name of the file.
-        data: its content.
-        shape: expected shape of the array, with None for an axis of any length.
-
-    Raises:
-        ValueError: the file is faulty.
-    """
-    try:
-        array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{name} is not an array: {error}") from None
-    fits = array.ndim == len(shape) and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
-    if not fits or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
-        wanted = ", ".join("frames" if side is None else str(side) for side in shape)
-        raise ValueError(f"{name} must be finite numbers [{wanted}], got {array.dtype} {list(array.shape)}")
-    return array
 
 
 def _decode(video: bytes, wanted: np.ndarray, buffer: np.ndarray) -> None:

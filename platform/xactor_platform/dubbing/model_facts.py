@@ -47,7 +47,7 @@ def read_model_facts(uri: str) -> ModelFacts:
     motion_dim, renderer_dim = configs["motion"].get("latent_dim"), configs["unet"].get("latent_dim")
     if motion_dim != renderer_dim:
         raise ValueError(
-            f"{uri}: the motion model's latent_dim is {motion_dim}, the renderer's is {renderer_dim}; "
+            f"{uri}: latent_dim is {motion_dim} in motion/config.json and {renderer_dim} in unet/config.json; "
             f"they must be equal"
         )
     for note in check_origins(dict.fromkeys(COMPONENTS, uri)):
@@ -60,10 +60,15 @@ def read_model_facts(uri: str) -> ModelFacts:
             with place.filesystem.open_input_file(info.path) as file:
                 _digest_excerpts(file, info.size, digest)
     # The UNet's sample_size is in latent pixels. Each block of the VAE except one halves the picture's side.
-    vae_scale = 1 << (len(configs["vae"]["block_out_channels"]) - 1)
-    unet = configs["unet"]
-    # Frames are `guess_scale` times larger than the UNet's pictures.
-    side = int(unet["sample_size"]) * vae_scale * int(unet.get("guess_scale", 1))
+    vae, unet = configs["vae"], configs["unet"]
+    try:
+        vae_scale = 1 << (len(vae["block_out_channels"]) - 1)
+        # Frames are `guess_scale` times larger than the UNet's pictures.
+        side = int(unet["sample_size"]) * vae_scale * int(unet.get("guess_scale", 1))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{uri}: unet/config.json and vae/config.json do not give the frames' size ({error!r})"
+        ) from error
     return ModelFacts(digest.hexdigest(), side)
 
 

@@ -25,7 +25,8 @@ from xactor_platform.data.index import CONTROLS, Index
 from xactor_platform.data.index_file import load_index
 from xactor_platform.data.plan import MicroBatch
 from xactor_platform.evaluation.linear import fit_linear
-from xactor_platform.training.run.folder import EXPORT, METRICS, RunFolder
+from xactor_platform.training.run.folder import EXPORT, RunFolder
+from xactor_platform.training.run.run_log import read_metrics
 
 # The longest clip is scored in this many equal parts too, which shows whether the quality falls over time.
 QUARTERS = 4
@@ -146,7 +147,7 @@ def report_motion(
     )
     output.mkdir(parents=True, exist_ok=True)
     (output / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
-    _plot_loss(RunFolder(str(Path(run).parent), Path(run).name).read_lines(METRICS), output / "loss.png")
+    _plot_loss(read_metrics(RunFolder(str(Path(run).parent), Path(run).name)), output / "loss.png")
     _plot_lips(truth[0], lips(guided[0]), lips(shuffled[0]), report, output / "lips.png")
     return report
 

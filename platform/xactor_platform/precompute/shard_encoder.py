@@ -5,7 +5,6 @@ decode the next clips while the encoders work. The encoders wait only if all dec
 the encoders.
 """
 
-import io
 import json
 import queue
 import tempfile
@@ -25,8 +24,8 @@ from pyarrow import fs
 from torch import Tensor
 
 from xactor.audio.encoder import load_audio_encoder
+from xactor.controls import CONTROL_COUNT, embed_controls
 from xactor.controls import ORIGIN as CONTROLS_ORIGIN
-from xactor.controls import embed_controls
 from xactor.media import read_audio, read_frames
 from xactor.origin import AUDIO, LATENTS
 from xactor.rates import SAMPLES_PER_FRAME
@@ -34,6 +33,7 @@ from xactor.render import MotionEncoder
 from xactor_platform.bulk.message import Message, StageSeconds, add_seconds
 from xactor_platform.bulk.stage import BatchStage
 from xactor_platform.data.index import CONTROLS, BadSample, Index, LatentSource
+from xactor_platform.data.npy import read_numbers
 from xactor_platform.data.scan import scan_shard
 from xactor_platform.data.shards import Shard, encode_members
 from xactor_platform.storage.location import Location, local_copy
@@ -274,7 +274,7 @@ class _Clip:
             with self.watch.timing("read"):
                 video, meta, controls = index.read(row, "mp4"), index.read_meta(row), None
                 if CONTROLS in index.offset and index.offset[CONTROLS][row] >= 0:
-                    controls = np.load(io.BytesIO(index.read(row, CONTROLS)), allow_pickle=False)
+                    controls = read_numbers(CONTROLS, index.read(row, CONTROLS), (None, CONTROL_COUNT))
             with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
                 file.write(video)
                 file.flush()

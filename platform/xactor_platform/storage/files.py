@@ -1,6 +1,7 @@
 """Open, fetch and hash single files named by a local path or a URI."""
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,8 @@ def open_file(uri: str) -> tuple[fs.FileSystem, str, int]:
         if "://" in uri:
             filesystem, path = fs.FileSystem.from_uri(uri)
         else:
-            filesystem, path = fs.LocalFileSystem(), uri
+            # pyarrow takes a relative path such as `a:b.mp4` for a URI.
+            filesystem, path = fs.LocalFileSystem(), os.path.abspath(uri)
         info = filesystem.get_file_info(path)
     except (ValueError, OSError) as error:
         raise ValueError(f"{uri}: cannot be opened ({error})") from error

@@ -29,7 +29,11 @@ class Location:
     @staticmethod
     def parse(uri: str) -> "Location":
         """Return the location of a URI or of a plain local path. Raise ValueError for an unknown scheme."""
-        return _parse(os.fspath(uri))
+        uri = os.fspath(uri)
+        if "://" in uri:
+            return _parse(uri)
+        # Not cached, because a relative path depends on the current folder.
+        return Location(uri, fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri)))
 
     @property
     def is_local(self) -> bool:
@@ -104,17 +108,18 @@ class Location:
 
         No two processes may upload to the same name at the same time.
         """
-        target = f"{self.path}/{name}"
+        target, source = f"{self.path}/{name}", os.path.abspath(source)
+        filesystems = {"source_filesystem": fs.LocalFileSystem(), "destination_filesystem": self.filesystem}
         if not self.is_local:
             self._delete_folder(target)
-            fs.copy_files(str(source), target, destination_filesystem=self.filesystem)
+            fs.copy_files(source, target, **filesystems)
             return
         # Delete partial copies that killed processes have left.
         for leftover in Path(self.path).glob(f".{name}.*.partial"):
             shutil.rmtree(leftover)
         with atomic_path(target) as partial:
             partial.mkdir(parents=True)
-            fs.copy_files(str(source), str(partial), destination_filesystem=self.filesystem)
+            fs.copy_files(source, str(partial), **filesystems)
             # Delete the earlier folder, because the rename at the end of the block does not replace a folder.
             self._delete_folder(target)
 
@@ -173,8 +178,6 @@ def local_copy(folder: str | Path) -> AbstractContextManager[str | Path]:
 
 @lru_cache(maxsize=64)
 def _parse(uri: str) -> Location:
-    if "://" not in uri:
-        return Location(uri, fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri)))
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)
     except (ValueError, OSError) as error:

@@ -47,10 +47,13 @@ def main(
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     if result.stopped:
-        print(
-            f"stopped ({result.stopped}): step {result.last['step']} of {config.train.steps} is in a checkpoint; "
-            f"the same command resumes the run"
+        step = result.last["step"]
+        kept = (
+            f"step {step} of {config.train.steps} is in a checkpoint"
+            if step
+            else "there is no checkpoint yet"
         )
+        print(f"stopped ({result.stopped}): {kept}; the same command resumes the run")
         sys.exit(143 if result.stopped == "SIGTERM" else 0)
     held_out = result.last.get("held_out_loss")
     score = "no held-out shards" if held_out is None else f"held-out loss {held_out:.4f}"

@@ -1,4 +1,7 @@
-"""Run Ray Train with as many ranks as the cluster has room for. A rank is one worker process of a training."""
+"""Run Ray Train with a fixed number of ranks, or with as many ranks as the cluster has room for.
+
+A rank is one worker process of a training.
+"""
 
 from typing import Any, cast
 
@@ -36,7 +39,18 @@ class SharedSteps(ElasticScalingPolicy):
         return max((ranks for ranks in self._plan.allowed_ranks if ranks <= max_ranks), default=0)
 
 
-class ElasticTrainer(DataParallelTrainer):
+class RankTrainer(DataParallelTrainer):
+    """Train with a fixed number of ranks. The controller, the actor that manages the ranks, can be ended meanwhile."""
+
+    controller: Any = None
+    """Handle of the controller, once it exists."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self.controller = controller
+        super()._register_sigint_handler(controller)
+
+
+class ElasticTrainer(RankTrainer):
     """Train with the number of ranks that SharedSteps chooses. It changes when the cluster grows or shrinks.
 
     Args:

@@ -6,6 +6,7 @@ origins of latents and features.
 
 import json
 from contextlib import suppress
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,20 @@ def latent_moments(index: Index, plan: PlanConfig) -> tuple[list[float], list[fl
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, MIN_STD**2))
     return mean.tolist(), std.tolist()
+
+
+def check_moments(moments: Any, width: int) -> None:
+    """Raise ValueError if moments from a run's config.json are not means and deviations of latents of a width."""
+    right_form = isinstance(moments, list | tuple) and len(moments) == 2
+    if right_form:
+        for numbers in moments:
+            right_form &= isinstance(numbers, list) and len(numbers) == width
+            right_form &= right_form and all(isinstance(n, int | float) and isfinite(n) for n in numbers)
+    if not right_form or min(moments[1]) <= 0:
+        raise ValueError(
+            f"moments in the run's config.json must be {width} means and {width} deviations > 0: "
+            f"restore the file, or use another --run.name"
+        )
 
 
 def find_audio_encoder(shards: str, configured: str | None) -> str | None:

@@ -4,32 +4,37 @@ A rank is one worker process of a training. The driver imports neither torch nor
 imports would take most of the time of a start.
 """
 
+import contextlib
 import json
 import tempfile
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
 import ray
 import ray.train
 from ray.exceptions import RayActorError
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from xactor_platform.cluster.capacity import DATA_CPUS, room_for_ranks
+from xactor_platform.cluster.capacity import DATA_CPUS, has_placement, room_for_ranks
 from xactor_platform.cluster.connect import connect
 from xactor_platform.data.fingerprint import fingerprint, refuse_changed_corpus
 from xactor_platform.data.index import Index
 from xactor_platform.data.index_file import load_index
-from xactor_platform.training.elastic import ElasticTrainer
+from xactor_platform.training.elastic import ElasticTrainer, RankTrainer
 from xactor_platform.training.process_group import ProcessGroupConfig
 from xactor_platform.training.run.checkpoints import Checkpoints, Manifest
 from xactor_platform.training.run.endings import RankResult, root_cause
-from xactor_platform.training.run.folder import BAD, CONFIG, EXPORT, METRICS, RunFolder, saved_config
+from xactor_platform.training.run.folder import BAD, CONFIG, EXPORT, RunFolder, saved_config
 from xactor_platform.training.run.lease import lease
 from xactor_platform.training.run.notices import stopping_by_signal
+from xactor_platform.training.run.run_log import read_metrics
 from xactor_platform.training.train_config import Facts, StageConfig, as_dict, refuse_changes
 
 DIGESTS = "shard_digests"
 """Name of the entry in config.json that holds the corpus's fingerprint."""
+# Seconds between two looks whether a signal came while the ranks wait for room.
+_LOOK_S = 0.5
 EARLIER = "checkpoint_manager_snapshot.json"
 """Ray Train's own list of checkpoints. A run's folder holds this file only if an earlier version of this project, whose
 checkpoints have no manifests, wrote the run."""
@@ -44,7 +49,7 @@ class TrainResult:
     export: str
     """Folder of the exported model."""
     last: dict[str, Any]
-    """The last row of metrics.jsonl."""
+    """The last row of metrics.jsonl. Of a run that was stopped, the row of its newest checkpoint, or `{"step": 0}`."""
     stopped: str | None = None
     """`SIGTERM` or `requested` if the run was stopped before its last step; None if the run is done."""
 
@@ -88,13 +93,16 @@ def train(config: StageConfig, *, py_modules: list[str] | None = None) -> TrainR
             if index.bad:
                 rows = "".join(json.dumps(vars(sample)) + "\n" for sample in index.bad)
                 folder.write_text(BAD, rows)
-            result = _run_ranks(config, facts, holder, folder, use_gpu)
+            result = _run_ranks(config, facts, holder, folder, use_gpu, signalled)
     if result.stopped:
         raise RuntimeError(f"run {folder.uri} stopped: {result.stopped}")
-    rows = folder.read_lines(METRICS)
+    rows = read_metrics(folder)
     stopped = None
     if result.requested:
         stopped = "SIGTERM" if signalled.is_set() else "requested"
+        # If the ranks waited for the cluster, steps after the newest checkpoint are not kept.
+        kept = next((manifest.step for manifest in Checkpoints(folder).complete()), 0)
+        rows = [{"step": 0}, *(row for row in rows if row["step"] <= kept)]
     return TrainResult(folder.uri, folder.uri_of(EXPORT), rows[-1], stopped)
 
 
@@ -116,7 +124,10 @@ def _check(config: StageConfig, folder: RunFolder) -> tuple[Index, dict[str, str
     corpus = fingerprint(index)
     if saved is not None:
         refuse_changes(saved["config"], config, folder.uri)
-        refuse_changed_corpus(saved.get(DIGESTS, corpus), corpus, config.data.shards)
+        digests = saved.get(DIGESTS, corpus)
+        if not isinstance(digests, dict):
+            raise ValueError(f"{folder.uri}/{CONFIG}: {DIGESTS} must be an object, got {digests!r}")
+        refuse_changed_corpus(digests, corpus, config.data.shards)
     if not index.training().samples:
         raise ValueError(
             f"{config.data.shards}: every shard is held out by its name (test-*, val-* and the like), "
@@ -137,32 +148,39 @@ def _check_newest(newest: Manifest, config: StageConfig, folder: RunFolder) -> N
         ValueError: the run has done more steps than `config` asks for, or it was begun on a corpus of another path and
             nothing tells whether the two corpora are the same.
     """
-    begun_on = newest.config["data"]["shards"]
+    before = type(config).from_dict(newest.config)
+    begun_on = before.data.shards
     if begun_on != config.data.shards and DIGESTS not in (saved_config(folder) or {}):
         raise ValueError(
             f"run {folder.uri} was begun on {begun_on}, and its {CONFIG} does not say whether {config.data.shards} "
             f"holds the same: use the same path"
         )
-    train, before = config.train, newest.config["train"]["steps"]
+    train, steps_before = config.train, before.train.steps
     if newest.step > train.steps:
         raise ValueError(
             f"train.steps must be >= {newest.step}, the steps that run {folder.uri} has done, got {train.steps}"
         )
-    if train.schedule == "cosine" and train.steps != before and newest.step < train.steps:
+    if train.schedule == "cosine" and train.steps != steps_before and newest.step < train.steps:
         print(
-            f"NOTE: train.steps was {before}, now {train.steps}: the cosine of the learning rate now ends at step "
-            f"{train.steps}, so the rate jumps at step {newest.step + 1}",
+            f"NOTE: train.steps was {steps_before}, now {train.steps}: the cosine of the learning rate now ends at "
+            f"step {train.steps}, so the rate jumps at step {newest.step + 1}",
             flush=True,
         )
 
 
 def _run_ranks(
-    config: StageConfig, facts: Facts, holder: str, folder: RunFolder, use_gpu: bool
+    config: StageConfig,
+    facts: Facts,
+    holder: str,
+    folder: RunFolder,
+    use_gpu: bool,
+    signalled: threading.Event,
 ) -> RankResult:
     """Run the ranks until they end, and return their result.
 
     The controller is the actor with which Ray Train manages the ranks. If it dies, another one is started, at most
-    `scale.max_failures` times.
+    `scale.max_failures` times. SIGTERM ends it if the ranks wait for room in a busy cluster, because no rank sees the
+    request to stop.
 
     Raises:
         RuntimeError: the ranks or the controller failed.
@@ -173,10 +191,14 @@ def _run_ranks(
             # Ray Train writes its own files to a temporary folder, so that a failure of the run's storage does not
             # make Ray Train fail.
             with tempfile.TemporaryDirectory(prefix="xactor-train-") as scratch:
-                result = _trainer(config, facts, holder, use_gpu, scratch).fit()
+                trainer = _trainer(config, facts, holder, use_gpu, scratch)
+                with _ending_if_waiting(trainer, signalled):
+                    result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise RuntimeError(f"run {folder.uri} failed: {root_cause(error)}") from error
         except RayActorError as error:
+            if signalled.is_set():
+                return RankResult(requested=True)
             if failures == max_failures:
                 raise RuntimeError(
                     f"run {folder.uri} failed: Ray Train's controller died: {root_cause(error)}"
@@ -187,9 +209,28 @@ def _run_ranks(
     raise AssertionError("unreachable")
 
 
-def _trainer(
-    config: StageConfig, facts: Facts, holder: str, use_gpu: bool, scratch: str
-) -> DataParallelTrainer:
+@contextlib.contextmanager
+def _ending_if_waiting(trainer: RankTrainer, signalled: threading.Event) -> Iterator[None]:
+    """End the trainer's controller after a signal, unless the ranks have their place in the cluster."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_LOOK_S):
+            # Ranks that have their place see the request to stop themselves.
+            if signalled.is_set() and trainer.controller is not None and not has_placement():
+                ray.kill(trainer.controller)
+                return
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watching.join()
+
+
+def _trainer(config: StageConfig, facts: Facts, holder: str, use_gpu: bool, scratch: str) -> RankTrainer:
     """Return a Ray Train trainer that runs `_train_rank` on every rank. `scratch` is the folder for its own files."""
     scale = config.scale
     options: dict[str, Any] = {
@@ -211,7 +252,7 @@ def _trainer(
         ),
     }
     if scale.min_ranks is None:
-        return DataParallelTrainer(_train_rank, **options)
+        return RankTrainer(_train_rank, **options)
     return ElasticTrainer(_train_rank, plan=config.plan, data_cpus=DATA_CPUS, **options)
 
 

@@ -24,6 +24,7 @@ from xactor_platform.data.index_file import load_index
 from xactor_platform.data.plan import Cursor, Step, planned_steps
 from xactor_platform.data.stream import PlannedStream
 from xactor_platform.training.engine import make_engine, set_learning_rates, use_bf16
+from xactor_platform.training.held_out import gather_bad_samples
 from xactor_platform.training.run.checkpoints import Checkpoints
 from xactor_platform.training.run.clock import Clock
 from xactor_platform.training.run.endings import RankResult, TrainingStopped
@@ -177,7 +178,10 @@ class _RankTraining:
             **self._stage.columns(step),
         }
         if _due(number, train.evaluate_every, train.steps):
-            row |= self._stage.evaluate(step)
+            evaluation = self._stage.evaluate(step)
+            row |= evaluation.figures
+            self._recorder.bad_held_out_samples(evaluation.bad)
+            self._limits.check_held_out(evaluation.bad, evaluation.samples)
         self._recorder.step(row, self._clock, result.own_s)
         self._limits.check_updates(number, row["skipped"])
         if number == train.steps and self._rank == 0:
@@ -251,7 +255,7 @@ def train_step(
     return StepResult(
         loss=loss / frames,
         frames=frames,
-        bad=_gather_bad_samples(bad) if bad_anywhere else [],
+        bad=gather_bad_samples(bad) if bad_anywhere else [],
         samples=samples,
         flags=int(all_flags),
         own_s=gathered[:, 3].tolist(),
@@ -268,13 +272,6 @@ def prepare_device(config: StageConfig) -> torch.device:
     else:
         torch.cuda.set_device(device)
     return device
-
-
-def _gather_bad_samples(mine: list[BadSample]) -> list[BadSample]:
-    """Return the bad samples of all ranks. All ranks must call it."""
-    gathered: list[list[BadSample]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, mine)
-    return [sample for rank in gathered for sample in rank]
 
 
 def _due(step: int, every: int, last: int) -> bool:

@@ -29,12 +29,12 @@ from xactor.render import (
 from xactor.render.autoencoder import decode, encode
 from xactor.render.frames import from_model, to_model
 from xactor.render.objective import FaceTracks
-from xactor_platform.data.index import Index
+from xactor_platform.data.index import BadSample, Index
 from xactor_platform.data.plan import MicroBatch, Step
 from xactor_platform.data.video import VideoBatch, VideoReader
 from xactor_platform.training.averages import Averages
 from xactor_platform.training.engine import learning_rate
-from xactor_platform.training.held_out import HeldOut
+from xactor_platform.training.held_out import Evaluation, HeldOut
 from xactor_platform.training.run.folder import SHEETS, RunFolder
 from xactor_platform.training.sheet import draw_sheet
 from xactor_platform.training.stage1_config import RendererConfig, Stage1Config
@@ -145,21 +145,21 @@ class Stage1(TrainingStage):
     def columns(self, step: int) -> dict[str, Any]:
         return {"phase": self._config.train.phase(step)}
 
-    def evaluate(self, step: int) -> dict[str, float]:
-        def held_out_loss(micro_batch: MicroBatch) -> tuple[Tensor, int]:
+    def evaluate(self, step: int) -> Evaluation:
+        def held_out_loss(micro_batch: MicroBatch) -> tuple[Tensor, int, list[BadSample]]:
             batch = read_now(self._held_out_reader, micro_batch, step, "held-out")
             good_samples = int(batch.weight.sum())
             # The key is constant, so that every evaluation draws the same noise.
             loss = self.loss(self.objective, batch, step, random_key=(0, "held-out"))
-            return loss, good_samples * batch.targets.shape[1]
+            return loss, good_samples * batch.targets.shape[1], batch.bad
 
         with self._with_averages(step):
             self.objective.eval()
-            figures = self._held_out.evaluate(held_out_loss, self._device)
+            evaluation = self._held_out.evaluate(held_out_loss, self._device)
             if self._rank == 0:
                 self._draw_sheet(step)
             self.objective.train()
-        return figures
+        return evaluation
 
     def export(self, folder: Path) -> None:
         """Save motion_encoder/, unet/, reference_unet/, vae/ and scheduler/, with averaged weights."""

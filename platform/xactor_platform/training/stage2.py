@@ -16,12 +16,12 @@ from xactor.motion.scheduler import MotionScheduler
 from xactor.motion.transformer import MotionTransformer, MotionTransformerConfig
 from xactor.origin import AUDIO, LATENTS
 from xactor_platform.data.batch import LatentBatch, LatentReader, read_batch
-from xactor_platform.data.index import CorpusShape, Index
+from xactor_platform.data.index import BadSample, CorpusShape, Index
 from xactor_platform.data.plan import MicroBatch, Step
 from xactor_platform.storage.location import Location
 from xactor_platform.storage.retries import with_retries
 from xactor_platform.training.engine import learning_rate
-from xactor_platform.training.held_out import HeldOut
+from xactor_platform.training.held_out import Evaluation, HeldOut
 from xactor_platform.training.stage2_config import MotionConfig, Stage2Config
 from xactor_platform.training.train_config import Facts
 from xactor_platform.training.training_stage import TrainingStage
@@ -82,17 +82,17 @@ class Stage2(TrainingStage):
         )
         return forward(ForcingBatch.build(z, audio, frames, weight, draws).to(self._device))
 
-    def evaluate(self, step: int) -> dict[str, float]:
-        def held_out_loss(micro_batch: MicroBatch) -> tuple[Tensor, int]:
+    def evaluate(self, step: int) -> Evaluation:
+        def held_out_loss(micro_batch: MicroBatch) -> tuple[Tensor, int, list[BadSample]]:
             batch = read_batch(self._held_out_index, micro_batch)
             # The key is constant, so that every evaluation draws the same noise.
             loss = self.loss(self.objective, batch, step, random_key=(0, "held-out"))
-            return loss, int(batch.mask.sum())
+            return loss, int(batch.mask.sum()), batch.bad
 
         self.objective.eval()
-        figures = self._held_out.evaluate(held_out_loss, self._device)
+        evaluation = self._held_out.evaluate(held_out_loss, self._device)
         self.objective.train()
-        return figures
+        return evaluation
 
     def export(self, folder: Path) -> None:
         """Save motion/, motion_scheduler/ and, if the audio encoder is known, audio_encoder/."""

@@ -10,6 +10,7 @@ from xactor.origin import AUDIO, LATENTS, Origin
 from xactor_platform.data.index import Index
 from xactor_platform.training.latent_corpus import (
     audio_feature_warning,
+    check_moments,
     corpus_origin,
     encoder_origin,
     find_audio_encoder,
@@ -152,7 +153,8 @@ class Stage2Config(StageConfig):
                 parts.append(encoder_origin(index, encoder))
             origins[kind] = corpus_origin(index, kind, *parts)
         # Moments are the mean and the standard deviation. A resumed run keeps those that it began with.
-        moments = saved["moments"] if saved else latent_moments(index.training(), self.plan)
+        moments = latent_moments(index.training(), self.plan) if saved is None else saved.get("moments")
+        check_moments(moments, shape.latent_width)
         return {"moments": moments, "audio_encoder": encoder, **origins}
 
     def training_stage(self) -> "type[Stage2]":

@@ -260,12 +260,16 @@ class StageConfig(ABC):
 
     @classmethod
     def from_dict(cls, saved: dict[str, dict[str, Any]]) -> Self:
-        """Return the config that `as_dict` saved. Raise ValueError for an option that this version does not know."""
+        """Return the config that `as_dict` saved.
+
+        Raises:
+            ValueError: this version does not know an option, or a value is of the wrong type.
+        """
         types = {section.name: cast(type, section.type) for section in fields(cls)}
         try:
             return cls(**{name: types[name](**options) for name, options in saved.items()})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"the saved config is of another version: {error}") from error
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(f"the saved config is of another version, or damaged: {error}") from error
 
     def located(self) -> Self:
         """Return the config with absolute paths, because a worker's current folder differs from the driver's."""
@@ -292,7 +296,11 @@ def refuse_changes(saved: dict[str, Any], given: StageConfig, uri: str) -> None:
         given: the config of this start.
         uri: the run or the checkpoint that the message names.
     """
-    before, now = _flat(as_dict(type(given).from_dict(saved))), _flat(as_dict(given))
+    try:
+        before = _flat(as_dict(type(given).from_dict(saved)))
+    except ValueError as error:
+        raise ValueError(f"{uri}: config.json or manifest.json: {error}") from error
+    now = _flat(as_dict(given))
     changed = [
         f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())

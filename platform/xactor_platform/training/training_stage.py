@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from xactor_platform.data.index import Index
 from xactor_platform.data.plan import Step
 from xactor_platform.data.stream import Reader
+from xactor_platform.training.held_out import Evaluation
 from xactor_platform.training.train_config import Facts
 
 
@@ -62,8 +63,8 @@ class TrainingStage(ABC):
         """
 
     @abstractmethod
-    def evaluate(self, step: int) -> dict[str, float]:
-        """Return the results of an evaluation as columns for a step's row in metrics.jsonl. All ranks must call it."""
+    def evaluate(self, step: int) -> Evaluation:
+        """Evaluate the held-out samples after a step. All ranks must call it."""
 
     @abstractmethod
     def export(self, folder: Path) -> None:

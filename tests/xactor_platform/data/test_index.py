@@ -3,6 +3,7 @@
 import io
 import logging
 import math
+import os
 import re
 import tarfile
 from pathlib import Path
@@ -278,8 +279,45 @@ def test_the_complete_samples_of_a_truncated_shard_are_kept(corpus, cut):
         return
     index = load_index(folder, max_bad_fraction=0.9)
     assert index.key.tolist() == whole.key[ends <= end].tolist()
-    assert len(index.bad) == 1
-    assert "truncated" in index.bad[0].reason
+    # The earlier index tells which samples are lost. If all are complete, one stands for the lost end marker.
+    assert sorted(bad.key for bad in index.bad) == (whole.key[ends > end].tolist() or [""])
+    assert all("truncated" in bad.reason for bad in index.bad)
+    # Without that index, the shard tells at most its incomplete sample.
+    (Path(folder) / "index.parquet").unlink()
+    assert len(load_index(folder, max_bad_fraction=0.9).bad) == 1
+
+
+def test_every_sample_that_a_cut_shard_lost_counts(corpus):
+    folder = corpus([5] * 100, samples_per_shard=100)
+    shard = Path(folder) / "train-000000.tar"
+    load_index(folder)
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 20])
+    # The second attempt finds an index that was made after the cut.
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"95 of 100 samples are unusable, a fraction of 0\.95; at most 0\.5"
+        ):
+            load_index(folder, max_bad_fraction=0.5)
+    assert load_index(folder, max_bad_fraction=0.95).samples == 5
+
+
+def test_samples_that_are_gone_are_counted(corpus, caplog):
+    folder = corpus([5] * 9, samples_per_shard=3)
+    load_index(folder)
+    (Path(folder) / "train-000001.tar").unlink()
+    assert load_index(folder).samples == 6
+    assert "gone since the shards were indexed: train-000001.tar (3 of 3 samples)" in caplog.text
+    # Zeros from the second sample of the last shard on are an end marker.
+    whole = load_index(folder)
+    end = min(int(offsets[4]) for offsets in whole.offset.values()) - 512
+    shard = Path(folder) / "train-000002.tar"
+    shard.write_bytes(shard.read_bytes()[:end] + bytes(shard.stat().st_size - end))
+    os.utime(shard, (0, 0))
+    assert load_index(folder).samples == 4
+    assert "gone since the shards were indexed: train-000002.tar (2 of 3 samples)" in caplog.text
+    caplog.clear()
+    assert load_index(folder).samples == 4
+    assert not caplog.text
 
 
 def test_empty_and_invalid_shards_are_reported(tmp_path, sample):

@@ -127,7 +127,8 @@ def test_an_object_stores_parallel_reads_give_the_same_pictures(video_corpus):
 
 def test_a_video_that_cannot_be_used_weighs_nothing_and_is_named(video_corpus):
     folder, _ = video_corpus([40, 40, 40, 40])
-    index = load_index(folder)
+    # Samples of another tool have no checksums.
+    index = replace(load_index(folder), crc={})
     spoil(index, 1, 0.0, b"no video" * 30)
     short = index.frames.copy()
     short[2] = 60
@@ -167,7 +168,8 @@ def test_control_tracks_come_with_the_pictures_the_references_first(video_corpus
 
 def test_a_control_track_that_cannot_be_used_makes_its_sample_bad(video_corpus):
     folder, _ = video_corpus([40, 40, 40], tracks=True)
-    index = load_index(folder)
+    # Samples of another tool have no checksums.
+    index = replace(load_index(folder), crc={})
     header = 128
     index.offset["controls.npy"][0] += header
     index.length["controls.npy"][1] = header + 30 * 57 * 4
@@ -185,7 +187,8 @@ def test_a_control_track_that_cannot_be_used_makes_its_sample_bad(video_corpus):
 
 def test_a_sample_with_faulty_landmarks_is_bad_and_gets_an_average_face(video_corpus):
     folder, _ = video_corpus([40, 40], tracks=True)
-    index = load_index(folder)
+    # Samples of another tool have no checksums.
+    index = replace(load_index(folder), crc={})
     index.offset["landmarks.npy"][0], index.length["landmarks.npy"][0] = (
         index.offset["controls.npy"][0],
         index.length["controls.npy"][0],

@@ -271,6 +271,17 @@ def test_an_invalid_model_is_refused(model, tmp_path):
     shutil.rmtree(broken / "vae")
     with pytest.raises(ValueError, match="the component vae/ is missing"):
         read_model_facts(str(broken))
+    (broken / "vae").mkdir()
+    (broken / "vae" / "config.json").write_text('{"x": 1}')
+    with pytest.raises(
+        ValueError, match=r"unet/config\.json and vae/config\.json do not give the frames' size"
+    ):
+        read_model_facts(str(broken))
+    shutil.copy(broken / "vae" / "config.json", broken / "unet" / "config.json")
+    with pytest.raises(
+        ValueError, match=r"latent_dim is 32 in motion/config\.json and None in unet/config\.json"
+    ):
+        read_model_facts(str(broken))
 
 
 def test_other_weights_have_another_fingerprint(model, tmp_path):

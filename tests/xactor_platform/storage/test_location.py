@@ -1,9 +1,12 @@
 """Test sibling URIs, atomic writes and uploads of folders in a location."""
 
 import os
+from pathlib import Path
 
 import pytest
 
+from xactor_platform.curation.video_files import size_of
+from xactor_platform.storage.files import local_file, open_file
 from xactor_platform.storage.location import Location, absolute, check_output, child_uri, sibling_uri
 
 
@@ -71,3 +74,22 @@ def test_an_output_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"file/out: cannot be written to"):
         check_output(str(tmp_path / "file" / "out"))
+
+
+@pytest.mark.parametrize("name", ["a:b.mp4", "10:30 interview.mp4", "clip:", "s3:x", "x" * 255])
+def test_a_relative_path_is_no_uri(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(b"content")
+    with local_file(name) as path:
+        assert path.read_bytes() == b"content"
+    assert open_file(name)[2] == size_of(name) == 7
+    assert Location.parse(".").sizes() == {name: 7}
+    with Location.parse(".").atomic_write(name) as stream:
+        stream.write(b"new")
+    assert Path(name).read_bytes() == b"new"
+    if len(name) < 100:
+        folder = Path(f"of {name}")
+        folder.mkdir()
+        (folder / name).write_bytes(b"x")
+        Location.parse(f"to {name}").upload_folder(str(folder), name)
+        assert Path(f"to {name}", name, name).read_bytes() == b"x"

@@ -61,7 +61,7 @@ def test_features_that_are_not_wav2vec2s_are_named_in_one_line(tmp_path):
 def test_only_trainings_with_a_published_backbone_warn(shards, tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}")
     index = load_index(shards, max_bad_fraction=0.5)
-    saved = {"moments": ([0.0], [1.0])}
+    saved = {"moments": ([0.0] * 6, [1.0] * 6)}
     for preset in (tiny, small):
         config = preset()
         backbone = config.model.backbone and str(tmp_path)

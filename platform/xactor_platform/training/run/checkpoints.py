@@ -74,17 +74,32 @@ class Manifest:
     """The files of all ranks."""
 
     @classmethod
-    def parse(cls, saved: dict[str, Any]) -> Self:
+    def parse(cls, saved: dict[str, Any], step: int) -> Self:
         """Return the manifest that a parsed JSON document describes.
+
+        Args:
+            saved: the document.
+            step: step of the checkpoint's folder.
 
         Raises:
             NewerFormat: a newer version of this project wrote the document.
-            KeyError, TypeError: the document is not a manifest.
+            KeyError, TypeError, ValueError: the document is not the manifest of this checkpoint.
         """
         if saved["format"] > FORMAT:
             raise NewerFormat(f"has format {saved['format']}, this version reads up to {FORMAT}")
         known: dict[str, Any] = {field.name: saved[field.name] for field in fields(cls)}
-        known["files"] = tuple(Written(**file) for file in saved["files"])
+        known["files"] = files = tuple(Written(**file) for file in saved["files"])
+        if saved["step"] != step:
+            raise ValueError(f"is for step {saved['step']}")
+        for name in ("ranks", "parameters"):
+            if not isinstance(saved[name], int) or saved[name] < 1:
+                raise ValueError(f"{name} must be a whole number >= 1, got {saved[name]}")
+        if not isinstance(saved["score"], float | int | None):
+            raise ValueError(f"score must be a number or null, got {saved['score']}")
+        # A name that leads out of the checkpoint's folder would write to another place of this machine.
+        inside = [".." not in Path(file.name).parts and not Path(file.name).is_absolute() for file in files]
+        if not files or not all(inside):
+            raise ValueError("names no files, or files outside the checkpoint's folder")
         return cls(**known)
 
     @property
@@ -134,12 +149,12 @@ class Checkpoints:
         """
         try:
             saved = self._folder.read_json(f"{folder_of(step)}/{MANIFEST}")
-            return None if saved is None else Manifest.parse(saved)
+            return None if saved is None else Manifest.parse(saved, step)
         except NewerFormat as error:
             raise ValueError(
                 f"checkpoint {self.uri(step)} {error}: go on with the version that wrote it"
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             print(f"CORRUPT checkpoint {self.uri(step)}: {MANIFEST} cannot be read ({error!r})", flush=True)
             return None
 

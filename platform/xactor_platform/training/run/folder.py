@@ -82,10 +82,21 @@ class RunFolder:
         Args:
             name: name of the file in this folder.
             storage_timeout_s: seconds to retry, if they differ from those of the folder. With 0 there is one try.
+
+        Raises:
+            ValueError: the file is not UTF-8.
         """
+        data = self._read(name, storage_timeout_s)
+        try:
+            return None if data is None else data.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.uri}/{name}: not UTF-8 ({error})") from error
+
+    def _read(self, name: str, storage_timeout_s: float | None = None) -> bytes | None:
+        """Return a file's content, or None if there is no such file. See `read_text`."""
         path = f"{self.location.path}/{name}"
 
-        def read() -> str | None:
+        def read() -> bytes | None:
             found = self.location.filesystem.get_file_info(path)
             if found.type == fs.FileType.NotFound:
                 return None
@@ -95,7 +106,7 @@ class RunFolder:
             # reads as an empty file.
             if not self.location.is_local and len(data) != found.size:
                 raise OSError(f"read {len(data)} of {found.size} bytes")
-            return data.decode()
+            return data
 
         return self._with_retries(read, name, storage_timeout_s)
 
@@ -116,12 +127,17 @@ class RunFolder:
         return retrying(self._read_json, name)
 
     def read_lines(self, name: str) -> list[dict[str, Any]]:
-        """Return the rows of a JSONL file, without lines that a crash cut short. Names in NOT_FINITE become numbers."""
+        """Return the rows of a JSONL file, without lines that are damaged, as a crash leaves them.
+
+        Names in NOT_FINITE become numbers.
+        """
         rows = []
-        for line in (self.read_text(name) or "").splitlines():
+        for line in (self._read(name) or b"").splitlines():
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
+                continue
+            if not isinstance(row, dict):
                 continue
             rows.append(
                 {
@@ -146,7 +162,11 @@ class RunFolder:
 
     def _read_json(self, name: str) -> Any:
         text = self.read_text(name)
-        return None if text is None else json.loads(text)
+        try:
+            return None if text is None else json.loads(text)
+        # RecursionError: the JSON is nested too deeply.
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self.uri}/{name}: not JSON ({error})") from error
 
     def _with_retries(
         self, work: Callable[[], Result], name: str, storage_timeout_s: float | None = None
@@ -156,5 +176,16 @@ class RunFolder:
 
 
 def saved_config(folder: RunFolder) -> dict[str, Any] | None:
-    """Return the content of config.json that an earlier start of this run wrote, or None for a new run."""
-    return folder.read_json(CONFIG)
+    """Return the content of config.json that an earlier start of this run wrote, or None for a new run.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    saved = folder.read_json(CONFIG)
+    sections = saved.get("config") if isinstance(saved, dict) else None
+    intact = isinstance(sections, dict) and all(isinstance(options, dict) for options in sections.values())
+    if saved is not None and not intact:
+        raise ValueError(
+            f"{folder.uri}/{CONFIG}: not the config of a run: restore it, or use another --run.name"
+        )
+    return saved

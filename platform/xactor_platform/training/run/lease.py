@@ -124,9 +124,10 @@ def _renew(folder: RunFolder, mine: dict[str, Any], ended: threading.Event) -> N
 def _read(folder: RunFolder) -> dict[str, Any]:
     """Return the content of the lease file, or {} if there is no such file or it cannot be parsed."""
     try:
-        return folder.read_json(LEASE) or {}
+        found = folder.read_json(LEASE)
     except ValueError:
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _write(folder: RunFolder, mine: dict[str, Any], beats: int) -> None:
@@ -141,7 +142,8 @@ def _has_ended(found: dict[str, Any]) -> bool:
     """
     if found.get("host") != socket.gethostname() or found.get("boot") != _boot():
         return False
-    return _began(int(found.get("process", 0))) != found.get("began")
+    process = found.get("process")
+    return not isinstance(process, int) or _began(process) != found.get("began")
 
 
 def _boot() -> str:

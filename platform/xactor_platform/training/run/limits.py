@@ -35,6 +35,19 @@ class Limits:
                 f"({self._max_bad_fraction:g}) allows; the last: {bad[-1]}"
             )
 
+    def check_held_out(self, bad: Sequence[BadSample], samples: int) -> None:
+        """Raise TrainingStopped if too many of the held-out samples are bad.
+
+        Args:
+            bad: the bad samples of all ranks in an evaluation.
+            samples: number of samples that were read for it.
+        """
+        if bad and len(bad) > self._max_bad_fraction * samples:
+            raise TrainingStopped(
+                f"{len(bad)} of {samples} held-out samples are bad, more than data.max_bad_fraction "
+                f"({self._max_bad_fraction:g}) allows; the last: {bad[-1]}"
+            )
+
     def check_updates(self, step: int, skipped: int) -> None:
         """Raise TrainingStopped if too many steps made no update because a gradient was not finite.
 

@@ -12,7 +12,7 @@ from xactor_platform.training.run.board import Board
 from xactor_platform.training.run.clock import Clock
 from xactor_platform.training.run.folder import BAD, METRICS, SAMPLES, RunFolder
 from xactor_platform.training.run.health import Lag, Spikes, node_addresses
-from xactor_platform.training.run.run_log import RunLog, last_attempts
+from xactor_platform.training.run.run_log import RunLog, last_attempts, read_metrics
 from xactor_platform.training.run.saver import Saved
 from xactor_platform.training.run.telemetry import Telemetry
 from xactor_platform.training.run.trace import TraceOnDemand
@@ -47,9 +47,9 @@ class Recorder:
     ):
         self._config, self._rank, self._first = config, rank, first_step
         log_names = (METRICS, BAD) + ((SAMPLES,) if config.train.log_samples else ())
-        rows = folder.read_lines(METRICS) if rank == 0 else []
+        rows = read_metrics(folder) if rank == 0 else []
         # An attempt is one start of the ranks. Attempts of a run are counted from 1.
-        self._attempt = max((row.get("attempt", 0) for row in rows), default=0) + 1
+        self._attempt = max((row["attempt"] for row in rows), default=0) + 1
         self._spikes = Spikes(config.train.loss_spike, last_attempts(rows, first_step))
         self._lag = Lag(node_addresses())
         self._logs = {name: RunLog(folder, name) for name in log_names} if rank == 0 else {}
@@ -58,6 +58,7 @@ class Recorder:
         self._board = Board(folder, first_step=first_step) if config.train.tensorboard and not rank else None
         self._flops_per_frame, self._peak = flops_per_frame, peak_flops()
         self._bad = 0
+        self._bad_held_out: set[BadSample] = set()
         self._started = self._shown = time.perf_counter()
 
     def __enter__(self) -> "Recorder":
@@ -79,6 +80,11 @@ class Recorder:
         self._telemetry.bad(self._bad)
         for sample in bad:
             self._logs[BAD].write(vars(sample))
+
+    def bad_held_out_samples(self, bad: Sequence[BadSample]) -> None:
+        """Record the bad samples of all ranks in an evaluation. Each is recorded once, because it is read again."""
+        self.bad_samples([sample for sample in bad if sample not in self._bad_held_out])
+        self._bad_held_out.update(bad)
 
     def samples(self, step: int, mine: list[tuple[str, int, int]]) -> None:
         """Record which rank trained on which samples, if train.log_samples is set. All ranks must call it.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xactor_platform.storage.retries import with_retries
-from xactor_platform.training.run.folder import NOT_FINITE, RunFolder
+from xactor_platform.training.run.folder import METRICS, NOT_FINITE, RunFolder
 
 # Python's text of each number that is not finite, and its name in a log.
 _NAMES = {str(number): name for name, number in NOT_FINITE.items()}
@@ -74,6 +74,16 @@ class RunLog:
             data = self._waiting.encode()
             written = self._file.write(data) or 0
             self._waiting = data[written:].decode()
+
+
+def read_metrics(folder: RunFolder) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl, without those that are damaged."""
+
+    def is_intact(row: dict[str, Any]) -> bool:
+        counts = (row.get("step"), row.get("attempt"))
+        return all(isinstance(n, int) for n in counts) and isinstance(row.get("loss"), (int, float))
+
+    return [row for row in folder.read_lines(METRICS) if is_intact(row)]
 
 
 def last_attempts(rows: Iterable[dict[str, Any]], steps: int) -> list[dict[str, Any]]:

@@ -33,6 +33,16 @@ def test_bad_samples_are_counted_against_all_that_were_read():
         limits().check_samples([bad], step(100))
 
 
+def test_bad_held_out_samples_are_bounded_too():
+    bad = BadSample("clip", "test-000000.tar", "motion.npy differs from its checksum")
+    limits().check_held_out([], 0)
+    limits(max_bad_fraction=0.5).check_held_out([bad], 2)
+    with pytest.raises(
+        TrainingStopped, match=r"1 of 20 held-out samples are bad, .* \(0\) allows; the last: .*clip"
+    ):
+        limits().check_held_out([bad], 20)
+
+
 def test_steps_without_an_update_are_bounded():
     counted = limits(max_skipped_steps=3)
     counted.check_updates(9, 3)
