@@ -132,13 +132,12 @@ class CurationStage(Stage):
         return VideoProgress(self._output, video.key).refuse(fate)
 
 
-def clip_fate(piece: Piece, number: int, split: str) -> Fate:
+def clip_fate(piece: Piece, number: int) -> Fate:
     """Return the fate of a piece's clip.
 
     Args:
         piece: the piece, with its clips.
         number: number of the clip in the piece, from 0.
-        split: split of the clip (`short`, `long` or `test`), empty if the clip is not kept.
     """
     clip = piece.clips[number]
     more: dict[str, Any] = {}
@@ -157,7 +156,6 @@ def clip_fate(piece: Piece, number: int, split: str) -> Fate:
         clip=clip_key(piece, number),
         start_s=clip.first / FPS,
         end_s=clip.end / FPS,
-        split=split,
         **more,
     )
 

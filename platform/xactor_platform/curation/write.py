@@ -1,6 +1,5 @@
 """Add the sound to a piece's clips, and save each clip with its fate."""
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -13,7 +12,6 @@ import numpy as np
 from xactor.faces.landmarks import landmark_frames
 from xactor.media import join_videos, read_frames
 from xactor.rates import FPS, SAMPLE_RATE_HZ
-from xactor_platform.curation.curation_config import SHORT_S
 from xactor_platform.curation.curation_stage import CurationStage, clip_fate, clip_key
 from xactor_platform.curation.cut import as_file, sound_of_clip
 from xactor_platform.curation.messages import Clip, Ended, Fate, Piece
@@ -30,17 +28,17 @@ class Write(CurationStage):
     sandboxed = False
 
     @staticmethod
-    def make(*, folder: str, held_out: float, seed: int) -> Callable[[Piece], list[Ended]]:
+    def make(*, folder: str) -> Callable[[Piece], list[Ended]]:
         def write(piece: Piece) -> list[Ended]:
-            fates, samples = [], {}
+            fates, samples, prints = [], {}, {}
             for number, clip in enumerate(piece.clips):
-                kept = clip.status == "kept"
-                split = split_of(clip, piece.video.speaker, held_out, seed) if kept else ""
-                fates.append(clip_fate(piece, number, split))
-                if kept:
+                fates.append(clip_fate(piece, number))
+                if clip.status == "kept":
                     key = clip_key(piece, number)
                     assert clip.controls is not None
                     assert clip.landmarks is not None
+                    if clip.prints:
+                        prints[key] = clip.prints
                     kept_frames = slice(*clip.trimmed) if clip.trimmed else slice(None)
                     controls, landmarks = clip.controls[kept_frames], clip.landmarks[kept_frames]
                     # Shards hold the landmarks of only a few frames of each clip.
@@ -52,6 +50,7 @@ class Write(CurationStage):
                 number=piece.number,
                 of=piece.of,
                 fates=tuple(fates),
+                prints=prints,
                 looked_s=(piece.end - piece.first) / FPS,
             )
             VideoProgress(folder, piece.video.key).finish(ended, samples)
@@ -63,22 +62,6 @@ class Write(CurationStage):
         """Save a piece with its kept clips marked as failed, and return the message that reports it."""
         (ended,) = self._function(super().refused(message, reason, detail))
         return ended
-
-
-def split_of(clip: Clip, speaker: str, held_out: float, seed: int) -> str:
-    """Return `test` for all clips of a held-out speaker, otherwise `short` or `long` by the length (Paper 4.1).
-
-    Args:
-        clip: the clip.
-        speaker: speaker of the clip.
-        held_out: fraction of the speakers that are held out.
-        seed: seed of the choice of held-out speakers.
-    """
-    # A pseudo-random number from 0 to 1 that depends only on the seed and the speaker, not on the other speakers.
-    drawn = hashlib.sha256(f"{seed}/{speaker}".encode()).digest()[:8]
-    if int.from_bytes(drawn, "big") / 2**64 < held_out:
-        return "test"
-    return "short" if (clip.end - clip.first) / FPS < SHORT_S else "long"
 
 
 def with_sound(piece: Piece, clip: Clip) -> bytes:
