@@ -5,6 +5,9 @@
 
 The command also runs without `ray job submit`: it starts Ray, or joins the cluster of RAY_ADDRESS.
 
+Copies of videos and clips are left out. People are told apart by folders and, with `pip install '.[identity]'`, by
+faces; --held-out keeps whole people for the test.
+
 report.parquet states for each clip whether it was kept and, if not, why; report.html shows counts and histograms. If
 the same command runs again, it processes only what is missing. Exit status: 0 all videos examined, 2 the command is
 invalid, 3 some videos could not be read.
@@ -21,6 +24,7 @@ from xactor_platform.cluster.connect import connect
 from xactor_platform.curation.curate import curate
 from xactor_platform.curation.curation_config import CurationConfig
 from xactor_platform.curation.lips import NO_SYNCNET
+from xactor_platform.curation.recognise import NO_IDENTITY, PACKAGED_IDENTITY
 from xactor_platform.storage.location import absolute
 
 
@@ -31,6 +35,8 @@ def main() -> int:
     places = {name: absolute(getattr(config, name)) for name in ("videos", "output")}
     if config.syncnet != NO_SYNCNET:
         places["syncnet"] = absolute(config.syncnet)
+    if config.identity not in (NO_IDENTITY, PACKAGED_IDENTITY):
+        places["identity"] = absolute(config.identity)
     result = curate(
         CurationConfig(**{**vars(config), **places}),
         connect=lambda: connect(_checkout.PY_MODULES),

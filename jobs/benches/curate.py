@@ -25,6 +25,7 @@ from xactor_platform.curation.cut import Cut
 from xactor_platform.curation.lips import NO_SYNCNET, Sync
 from xactor_platform.curation.messages import Piece
 from xactor_platform.curation.probe import Probe
+from xactor_platform.curation.recognise import Recognise, installed_identity
 from xactor_platform.curation.scan import Scan, pieces_of
 from xactor_platform.curation.track import Track
 from xactor_platform.curation.video_files import list_videos
@@ -99,6 +100,7 @@ def bench_stages(
         "track": Track.make(),
         "cut": Cut.make(gates=_OPEN_GATES, size_px=size_px),
         "sync": Sync.make(syncnet=syncnet, min_confidence=-1e9, device="cpu"),
+        "recognise": Recognise.make(identity=installed_identity(config.identity)),
     }
     finished = pieces
     for stage, work in later.items():
@@ -106,7 +108,7 @@ def bench_stages(
             finished = [
                 timed(stage, length_s, lambda piece=piece, work=work: work(piece))[0] for piece in finished
             ]
-    write = Write.make(folder=str(scratch), held_out=0.0, seed=0)
+    write = Write.make(folder=str(scratch))
     for piece in finished:
         timed("write", lambda _, piece=piece: length_s([piece]), lambda piece=piece: write(piece))
     rows = [

@@ -30,8 +30,8 @@ SET_UP = {"make setup", "source .venv/bin/activate"}
 RANK = "--scale.ranks 1 --scale.device cpu --scale.cpus-per-rank 0.5 --scale.threads 1 --scale.start-timeout-s 60 "
 STEPS = "--train.micro-batches 1 --train.warmup-steps 1 --train.evaluate-frames 16 --train.no-gradient-checkpointing "
 POOLS = " ".join(
-    f"--pools.{stage}.max 1 --pools.{stage}.cpus 0.3"
-    for stage in ("probe", "scan", "track", "cut", "sync", "write")
+    f"--pools.{stage}.max 1 --pools.{stage}.cpus 0.25"
+    for stage in ("probe", "scan", "track", "cut", "sync", "recognise", "write")
 )
 # Options that make a command small. They are appended to every command that contains the key. An option that is given
 # twice has its last value.

@@ -39,7 +39,15 @@ def test_report_has_stages_decoding_and_actors(ray_cluster, video_corpus, tmp_pa
     run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     report = json.loads(output.read_text())
-    assert [row["stage"] for row in report["stages"]] == ["probe", "scan", "track", "cut", "write", "all"]
+    assert [row["stage"] for row in report["stages"]] == [
+        "probe",
+        "scan",
+        "track",
+        "cut",
+        "recognise",
+        "write",
+        "all",
+    ]
     assert all(row["hours_per_core_hour"] > 0 for row in report["stages"])
     assert report["decoding"]["ratio"] > 0.5
     for work in ("tracking", "encoding"):

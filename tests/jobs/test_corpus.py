@@ -62,7 +62,8 @@ def test_submitted_jobs_make_shards_from_a_bucket_into_a_bucket(bare_cluster, bu
         upload(tmp_path / name, bucket.format("raw"))
     raw, videos, latents = (bucket.format(name) for name in ("raw", "videos", "latents/shards"))
     options = ["--size-px", "96", "--gates.min-crop-px", "96", "--max-failed", "0.5"]
-    for stage in ("probe", "scan", "track", "cut", "sync", "write"):
+    options += ["--identity", "none"]
+    for stage in ("probe", "scan", "track", "cut", "sync", "recognise", "write"):
         options += [f"--pools.{stage}.max", "1", f"--pools.{stage}.cpus", "0.4"]
     command = ["python", "jobs/curate.py", "--videos", raw, "--output", videos, "--syncnet", "none", *options]
     # The job ends with 3, because one video is broken. `ray job submit` ends with 1 for every failed job.

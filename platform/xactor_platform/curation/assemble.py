@@ -3,10 +3,13 @@
 `GroupPlan` assigns each video to a group. No shard holds clips of two groups.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from xactor_platform.curation.clip_report import write_fates
+from xactor_platform.curation.copies import DUPLICATE
 from xactor_platform.curation.messages import Fate
+from xactor_platform.curation.people import KnownClip
 from xactor_platform.curation.video_progress import VideoProgress
 from xactor_platform.data.shards import Shard, encode_members
 from xactor_platform.storage.location import Location
@@ -18,7 +21,9 @@ SPLITS = ("short", "long", "test")
 _MAX_SHARDS_PER_GROUP = 100
 
 
-def assemble(output: str, group: int, keys: list[str], bytes_per_shard: int) -> list[str]:
+def assemble(
+    output: str, group: int, keys: list[str], bytes_per_shard: int, clips: dict[str, KnownClip]
+) -> list[str]:
     """Write each shard of a group atomically, and then the group's report. The report marks the group as finished.
 
     The number of a shard begins with the number of its group: `long-000302.tar` is the third shard of group 3 in the
@@ -30,6 +35,7 @@ def assemble(output: str, group: int, keys: list[str], bytes_per_shard: int) -> 
         group: number of the group.
         keys: keys of the group's videos.
         bytes_per_shard: bytes after which a shard is complete.
+        clips: the decisions on the clips that passed the gates, by the clips' keys.
 
     Returns:
         The names of the shards that this call wrote.
@@ -49,10 +55,11 @@ def assemble(output: str, group: int, keys: list[str], bytes_per_shard: int) -> 
     clips_of_split: dict[str, list[tuple[str, str, dict[str, Any]]]] = {split: [] for split in SPLITS}
     for key in keys:
         video_fates, samples = VideoProgress(output, key).all_results()
-        fates += video_fates
-        split_of_clip = {fate.clip: fate.split for fate in video_fates}
+        fates += [_decided(fate, clips[fate.clip]) if fate.status == "kept" else fate for fate in video_fates]
         for clip, meta in samples:
-            clips_of_split[split_of_clip[clip]].append((key, clip, meta))
+            decided = clips[clip]
+            if not decided.copy_of:
+                clips_of_split[decided.split].append((key, clip, {**meta, "person": decided.person}))
     for split, waiting in clips_of_split.items():
         number = 0
         while waiting:
@@ -67,6 +74,14 @@ def assemble(output: str, group: int, keys: list[str], bytes_per_shard: int) -> 
     write_fates(place, f"{REPORTS}/{report}", fates)
     _delete_progress(output, keys)
     return names
+
+
+def _decided(fate: Fate, clip: KnownClip) -> Fate:
+    """Return the fate of a clip that passed the gates, with the decision on it."""
+    similar = {"own_similarity": clip.own_similarity, "other_similarity": clip.other_similarity}
+    if clip.copy_of:
+        return replace(fate, status="dropped", reason=DUPLICATE, detail=clip.copy_of, **similar)
+    return replace(fate, person=clip.person, split=clip.split, **similar)
 
 
 def _delete_progress(output: str, keys: list[str]) -> None:

@@ -44,6 +44,8 @@ _HISTOGRAMS = (
     ("speech", "range of the sound's level, dB"),
     ("sync_confidence", "SyncNet's confidence"),
     ("sync_offset", "SyncNet's offset, frames"),
+    ("own_similarity", "similarity of the face to the person's other clips"),
+    ("other_similarity", "similarity of the face to the most similar other person"),
 )
 # Number of bars in a histogram, and its width and height in pixels.
 _BINS, _WIDTH, _HEIGHT = 30, 420, 110
@@ -67,8 +69,14 @@ def read_fates(place: Location, name: str) -> list[Fate]:
         return [Fate(**row) for row in pq.read_table(file).to_pylist()]
 
 
-def page(fates: Sequence[Fate], title: str) -> str:
-    """Return a web page without scripts: clips and hours by reason, and histograms of kept clips and other clips."""
+def page(fates: Sequence[Fate], title: str, people: Sequence[str]) -> str:
+    """Return a web page without scripts: clips and hours by reason, and histograms of kept clips and other clips.
+
+    Args:
+        fates: fates of all clips and videos.
+        title: title of the page.
+        people: lines about the people in the kept clips.
+    """
 
     def kept_and_frequent_first(item: tuple[tuple[str, str], int]) -> tuple[bool, int]:
         (status, _), count = item
@@ -83,11 +91,13 @@ def page(fates: Sequence[Fate], title: str) -> str:
     )
     weights = sorted({fate.syncnet for fate in fates if fate.syncnet})
     shown_weights = ", ".join(map(html.escape, weights)) or "none: lip-sync was not judged"
+    items = "".join(f"<li>{html.escape(line)}" for line in people)
     histograms = "".join(_histogram(fates, name, label) for name, label in _HISTOGRAMS)
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
         f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1><p>SyncNet's weights: {shown_weights}</p>"
         f"<table><tr><th>fate<th>reason<th>clips<th>hours</tr>{rows}</table>"
+        f"<h2>People</h2><ul>{items or '<li>none'}</ul>"
         f"<h2>Kept (blue) and not kept (gray)</h2>{histograms}</html>\n"
     )
 

@@ -1,14 +1,14 @@
 """Run curation: pass videos through the stages, write their clips into shards, and report on each clip.
 
-    probe -> scan -> track -> cut -> sync -> write | assemble
+    probe -> scan -> track -> cut -> sync -> recognise -> write | decide | assemble
 
-Ray Data runs the stages up to `write`, which saves the finished clips one by one. The shards of a group of videos
-need all clips of the group. So the driver starts an `assemble` task, which writes them, when the group's last video is
-finished.
+Ray Data runs the stages up to `write`, which saves the finished clips one by one. When all videos are finished, the
+driver compares the clips: it decides who is who, which people are held out, and which clips are copies. Then `assemble`
+tasks write the shards of each group of videos.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from xactor_platform.cluster.capacity import check_pools_fit
 from xactor_platform.curation.adapters import find_videos
 from xactor_platform.curation.assemble import REPORTS, assemble
 from xactor_platform.curation.clip_report import PAGE, REPORT, page, read_fates, write_fates
+from xactor_platform.curation.copies import identical_fate, identical_files
 from xactor_platform.curation.curation_config import CurationConfig
 from xactor_platform.curation.curation_results import CurationResult, CurationTally
 from xactor_platform.curation.curation_stage import CurationStage
@@ -27,9 +28,26 @@ from xactor_platform.curation.cut import Cut
 from xactor_platform.curation.group_plan import GroupPlan
 from xactor_platform.curation.lips import NO_SYNCNET, Sync, syncnet_facts
 from xactor_platform.curation.messages import Ended, Fate, Video, fate_of
+from xactor_platform.curation.people import (
+    KnownClip,
+    Rules,
+    decide,
+    known_clip,
+    read_people,
+    write_people,
+)
+from xactor_platform.curation.people_report import people_lines
 from xactor_platform.curation.probe import Probe
+from xactor_platform.curation.recognise import (
+    MISSING_IDENTITY,
+    NO_IDENTITY,
+    Recognise,
+    identity_facts,
+    installed_identity,
+)
 from xactor_platform.curation.scan import Scan
 from xactor_platform.curation.track import Track
+from xactor_platform.curation.video_files import common_folder
 from xactor_platform.curation.video_progress import PROGRESS_FOLDER, VideoProgress
 from xactor_platform.curation.write import Write
 from xactor_platform.data.index_file import load_index
@@ -62,13 +80,36 @@ def curate(
         TooManyFailed: more than the allowed fraction of the videos failed (`CurationConfig.max_failed`).
     """
     videos, refused = find_videos(config.videos, config.dataset, config.metadata)
-    syncnet = syncnet_facts(config.syncnet, config.gates.min_confidence)
+    facts = facts_of(config, [*videos, *(fate for _, fate in refused)])
     check_output(config.output)
     keys = [*(video.key for video in videos), *(key for key, _ in refused)]
-    plan = GroupPlan.update(config, syncnet, keys)
+    plan = GroupPlan.update(config, facts, keys)
+    if facts["identity"]["weights"] is None and config.identity != NO_IDENTITY:
+        say(MISSING_IDENTITY)
     connect()
     check_pools_fit(config.pools.min_cpus)
-    return CurationRun(config, plan, syncnet["min_confidence"], say).make(videos, refused)
+    return CurationRun(config, plan, facts, say).make(videos, refused)
+
+
+def facts_of(config: CurationConfig, listed: Sequence[Video | Fate]) -> dict[str, Any]:
+    """Return the properties of the models and the videos on which a run's shards depend, by name.
+
+    Args:
+        config: configuration of the run.
+        listed: all videos, also refused ones.
+
+    Raises:
+        ValueError: a model cannot be loaded.
+    """
+    speakers = "as listed"
+    if not config.speakers_are_listed:
+        names = [entry.name if isinstance(entry, Video) else entry.video for entry in listed]
+        speakers = f"folders below {common_folder(names) or '.'}"
+    return {
+        "syncnet": syncnet_facts(config.syncnet, config.gates.min_confidence),
+        "identity": identity_facts(installed_identity(config.identity), config.min_similarity),
+        "speakers": speakers,
+    }
 
 
 class CurationRun:
@@ -77,21 +118,36 @@ class CurationRun:
     Args:
         config: configuration of the run.
         plan: assigns all videos to groups.
-        min_confidence: smallest confidence of SyncNet with which a clip is kept.
+        facts: see `facts_of`.
         say: is called with lines of progress.
     """
 
-    stages: ClassVar[tuple[type[CurationStage], ...]] = (Probe, Scan, Track, Cut, Sync, Write)
+    stages: ClassVar[tuple[type[CurationStage], ...]] = (
+        Probe,
+        Scan,
+        Track,
+        Cut,
+        Sync,
+        Recognise,
+        Write,
+    )
 
     def __init__(
-        self, config: CurationConfig, plan: GroupPlan, min_confidence: float, say: Callable[[str], None]
+        self, config: CurationConfig, plan: GroupPlan, facts: dict[str, Any], say: Callable[[str], None]
     ):
-        self._config, self._say, self._groups = config, say, plan.groups
-        self._min_confidence = min_confidence
+        self._config, self._say, self._plan, self._facts = config, say, plan, facts
         self._place = Location.parse(config.output)
-        self._group_of = {key: n for n, group in enumerate(plan.groups) for key in group}
+        self._rules = Rules(
+            min_similarity=facts["identity"]["min_similarity"],
+            speakers_are_listed=config.speakers_are_listed,
+            max_copied=config.gates.max_copied,
+            held_out=config.held_out,
+            seed=config.seed,
+        )
         # Numbers of the finished pieces of each unfinished video, by the video's key.
         self._pieces: dict[str, set[int]] = {}
+        # Clips that passed the gates, by the key of their video.
+        self._clips: dict[str, list[KnownClip]] = {}
         # Keys of the finished videos, and of the videos that failed as a whole or in part.
         self._finished: set[str] = set()
         self._failed: set[str] = set()
@@ -104,25 +160,28 @@ class CurationRun:
             videos: videos to examine.
             refused: key and fate of each listed video that cannot be examined.
         """
+        self._examine(videos, refused)
+        people = self._decide()
         try:
-            self._make(videos, refused)
+            self._assemble({clip.clip: clip for clip in people})
         finally:
             # Wait for the `assemble` tasks also after an error, so that no shard is left half written.
             self._finish_assembled(max_pending=0)
-        return self._close()
+        return self._close(people)
 
-    def _make(self, videos: list[Video], refused: list[tuple[str, Fate]]) -> None:
+    def _examine(self, videos: list[Video], refused: list[tuple[str, Fate]]) -> None:
         # Keys of the videos that earlier runs finished.
-        earlier = {key for n in self._reported_groups() for key in self._groups[n]}
+        reported = self._reported_groups()
+        earlier = {key for n in reported for key in self._plan.groups[n]}
         self._finished = set(earlier)
         listed = {video.key for video in videos} | {key for key, _ in refused}
-        # Keys of unfinished videos, by group.
-        self._left = [set(group) - earlier for group in self._groups]
         # The plan also names videos that an earlier run saw and that do not exist any more. They are ended as failed
-        # below, because their groups would wait for them for ever.
-        gone = [key for group in self._left for key in group if key not in listed]
+        # below, because their groups would never be complete.
+        gone = [key for group in self._plan.groups for key in group if key not in listed | earlier]
         self._tally = CurationTally(videos=len(listed) + len(gone), earlier=len(earlier & listed))
-        for key, fate in refused:
+        videos, repeated = identical_files(videos, self._plan.order)
+        self._same_speakers = [(video.speaker, first.speaker) for video, first in repeated]
+        for key, fate in [*refused, *(identical_fate(*pair) for pair in repeated)]:
             if key not in earlier:
                 self._end(self._progress(key).refuse(fate))
         for key in gone:
@@ -163,10 +222,11 @@ class CurationRun:
             "cut": {"gates": config.gates, "size_px": config.size_px},
             "sync": {
                 "syncnet": config.syncnet,
-                "min_confidence": self._min_confidence,
+                "min_confidence": self._facts["syncnet"]["min_confidence"],
                 "device": config.device,
             },
-            "write": {"folder": config.output, "held_out": config.held_out, "seed": config.seed},
+            "recognise": {"identity": installed_identity(config.identity)},
+            "write": {"folder": config.output},
         }
         common = {
             "output": config.output,
@@ -190,7 +250,7 @@ class CurationRun:
         return Pipeline(steps=steps, start_timeout_s=config.start_timeout_s)
 
     def _end(self, ended: Ended) -> None:
-        """Record a finished piece or video. The last piece finishes a video, and the last video finishes a group."""
+        """Record a finished piece or video. The last piece finishes a video."""
         if ended.key in self._finished:
             return
         # `of` is the number of the video's pieces, or 0 if the message reports the video as a whole.
@@ -205,6 +265,11 @@ class CurationRun:
             if fate.status == "failed":
                 self._failed.add(ended.key)
                 self._say(f"{fate.video}: {fate.reason}: {fate.detail}")
+            if fate.status == "kept":
+                self._clips.setdefault(ended.key, []).append(known_clip(fate, ended.prints[fate.clip]))
+        if is_whole_video:
+            # Clips of pieces that ended before are lost with the video.
+            self._clips.pop(ended.key, None)
         if is_whole_video or len(pieces) == ended.of:
             self._finish_video(ended.key)
 
@@ -215,13 +280,46 @@ class CurationRun:
         if self._tally.finished % _SAY_EVERY == 0:
             self._say(self._tally.progress())
         self._check_failed()
-        group = self._group_of[key]
-        self._left[group].discard(key)
-        if not self._left[group]:
-            task = ray.remote(num_cpus=0, max_retries=3)(assemble)
-            keys, size = self._groups[group], self._config.bytes_per_shard
-            self._assembling.add(task.remote(self._config.output, group, keys, size), group)
-        self._finish_assembled(max_pending=_MAX_ASSEMBLING)
+
+    def _decide(self) -> list[KnownClip]:
+        """Decide on the clips on which no earlier run decided, save all decisions and return them.
+
+        The decisions are saved before any shard is written, because a shard must not depend on a run that was
+        interrupted.
+        """
+        known = read_people(self._place)
+        decided = {clip.clip for clip in known}
+        # Pieces of a video may have ended in any order.
+        found = [
+            clip
+            for key in self._plan.order
+            for clip in sorted(self._clips.get(key, []), key=lambda clip: clip.clip)
+        ]
+        new = [clip for clip in found if clip.clip not in decided]
+        if new:
+            self._say(f"comparing {len(new)} clips with each other and with {len(known)} of earlier runs")
+        people = [*known, *decide(known, new, self._rules, self._same_speakers)]
+        if new:
+            write_people(self._place, people)
+        self._tally.drop_copies(clip.clip for clip in people if clip.copy_of)
+        return people
+
+    def _assemble(self, people: dict[str, KnownClip]) -> None:
+        """Write the shards of all groups that have none yet.
+
+        Args:
+            people: the decisions on all clips, by the clips' keys.
+        """
+        reported = {*self._reported_groups()}
+        task = ray.remote(num_cpus=0, max_retries=3)(assemble)
+        for group, keys in enumerate(self._plan.groups):
+            if group in reported:
+                continue
+            names = [clip.clip for key in keys for clip in self._clips.get(key, [])]
+            clips = {name: people[name].without_prints() for name in names}
+            size = self._config.bytes_per_shard
+            self._assembling.add(task.remote(self._config.output, group, keys, size, clips), group)
+            self._finish_assembled(max_pending=_MAX_ASSEMBLING)
 
     def _check_failed(self) -> None:
         """Raise TooManyFailed if more than the allowed fraction of the videos failed."""
@@ -256,12 +354,13 @@ class CurationRun:
         except FileNotFoundError:
             return []
 
-    def _close(self) -> CurationResult:
+    def _close(self, people: list[KnownClip]) -> CurationResult:
         """Write the report of all groups as a table and a web page, the bill and the index. Return the result."""
         fates = [*self._all_fates()]
+        lines = people_lines(people, self._rules, self._facts["identity"]["weights"])
         write_fates(self._place, REPORT, fates)
         bill = self._tally.bill()
-        texts = {PAGE: page(fates, "Curated clips"), BILL: json.dumps(bill.as_json(), indent=2) + "\n"}
+        texts = {PAGE: page(fates, "Curated clips", lines), BILL: json.dumps(bill.as_json(), indent=2) + "\n"}
         for name, text in texts.items():
             with self._place.atomic_write(name) as file:
                 file.write(text.encode())
@@ -272,7 +371,7 @@ class CurationRun:
         if any(fate.status == "kept" for fate in fates):
             load_index(self._config.output)
         self._say(self._tally.progress())
-        return CurationResult(bill=bill, fates=fates)
+        return CurationResult(bill=bill, fates=fates, people=lines)
 
     def _all_fates(self) -> Iterator[Fate]:
         """Yield the fates in the reports of all groups, including those of earlier runs."""

@@ -42,6 +42,9 @@ class Gates:
     min_speech_db: float = 6.0
     """Smallest difference between the loud and the quiet parts of a clip's sound, in dB. Music and noise under speech
     reduce the difference. 0 lets every clip pass."""
+    max_copied: float = 0.5
+    """Largest fraction of a clip that other kept clips may hold already, 0 to 1: a copy that was encoded again, resized
+    or trimmed. 1 lets every clip pass. Of identical files, only one is examined in any case."""
     min_confidence: float | None = None
     """Smallest confidence of SyncNet, which judges lip-sync. The default for published weights is 3. The default for a
     small model is the mean of two confidences in the model's own report: with the clip's sound, and with another
@@ -50,7 +53,14 @@ class Gates:
     def __post_init__(self):
         if self.min_crop_px < 32:
             raise ValueError(f"min_crop_px must be >= 32, got {self.min_crop_px}")
-        bounds = {"max_blur": 1, "max_occluded": 1, "max_outside": 1, "max_yaw": 90, "max_roll": 180}
+        bounds = {
+            "max_blur": 1,
+            "max_occluded": 1,
+            "max_copied": 1,
+            "max_outside": 1,
+            "max_yaw": 90,
+            "max_roll": 180,
+        }
         for name, bound in bounds.items():
             if not 0 <= getattr(self, name) <= bound:
                 raise ValueError(f"{name} must be within 0..{bound}, got {getattr(self, name):g}")
@@ -96,6 +106,8 @@ class CurationPools:
     """Actors that cut out face squares and apply the gates."""
     sync: Pool = field(default_factory=lambda: Pool(max=16, cpus=0.4))
     """Actors that hold SyncNet."""
+    recognise: Pool = field(default_factory=lambda: Pool(max=32, cpus=0.2))
+    """Actors that recognise copies and faces."""
     write: Pool = field(default_factory=lambda: Pool(max=8, cpus=0.1))
     """Actors that save clips."""
 
@@ -121,17 +133,25 @@ class CurationConfig:
     """Dataset that the videos belong to. `folder` takes all files; the others take the videos and parts of videos that
     the dataset names. Nothing is downloaded."""
     metadata: str | None = None
-    """File or folder that the dataset's authors published and that lists its videos. hdtf and celebv-hq need it."""
+    """File or folder that the dataset's authors published and that lists its videos. hdtf and celebv-hq need it. For
+    `folder`: a CSV file with the columns `file`, the path below the folder of videos, and `speaker`. Without it, the
+    speaker of a video is the first folder below the one that holds all videos, or the file's name if it lies there."""
     syncnet: str = "demo/syncnet"
     """SyncNet: a folder that jobs/train_syncnet.py wrote, or the published syncnet_v2.model. `none` skips lip-sync."""
     device: Literal["cpu", "gpu"] = "cpu"
     """Device of SyncNet. With gpu, each of its actors has one GPU unless `pools.sync.gpus` sets another number."""
+    identity: str = "auto"
+    """Model that recognises people by their faces: a TorchScript file that follows ArcFace's convention; `none`: people
+    are their speakers; `auto`: dlib's network, or none if it is not installed (pip install '.[identity]')."""
+    min_similarity: float | None = None
+    """Smallest mean cosine between the faces of one person's clips, -1 to 1. The default is 0.95 for dlib's
+    network and 0.4 for others."""
     size_px: int = 512
     """Side of the clips' frames in pixels, even and at least 32."""
     held_out: float = 0.0
-    """Fraction of the speakers whose clips go to the split `test`, at least 0 and below 1."""
+    """Fraction of the people whose clips go to the split `test`, at least 0 and below 1."""
     seed: int = 0
-    """Seed of the choice of held-out speakers."""
+    """Seed of the choice of held-out people."""
     videos_per_shard: int = 64
     """Maximum number of videos in a group, at least 1. Each group becomes shards of its own."""
     bytes_per_shard: int = 1 << 30
@@ -160,18 +180,25 @@ class CurationConfig:
             raise ValueError(f"size_px must be even and >= 32, got {self.size_px}")
         if not 0 <= self.held_out < 1:
             raise ValueError(f"held_out must be >= 0 and < 1, got {self.held_out:g}")
+        if self.min_similarity is not None and not -1 <= self.min_similarity <= 1:
+            raise ValueError(f"min_similarity must be within -1..1, got {self.min_similarity:g}")
         if not 0 <= self.max_failed <= 1:
             raise ValueError(f"max_failed must be within 0..1, got {self.max_failed:g}")
 
-    def decisive(self, syncnet: dict[str, Any]) -> dict[str, Any]:
+    @property
+    def speakers_are_listed(self) -> bool:
+        """Return whether a list or the dataset states the speakers. Otherwise they are guessed from folders."""
+        return self.dataset != "folder" or self.metadata is not None
+
+    def decisive(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Return the settings that, together with the videos, determine the content of the shards, by name.
 
         Args:
-            syncnet: name and digest of SyncNet's weights and the smallest confidence, see `syncnet_facts`.
+            facts: properties of the models and the videos on which the shards depend, by name.
         """
         names = ("dataset", "size_px", "held_out", "seed", "videos_per_shard", "bytes_per_shard")
         bounds = {"max_s": self.bounds.max_s, "max_pixels": self.bounds.max_pixels}
         chosen = {name: getattr(self, name) for name in names}
         # Members (files) of a clip in the shards. An output of a version that wrote other members cannot be continued.
         chosen["members"] = [CONTROLS, LANDMARKS]
-        return {**chosen, "gates": asdict(self.gates), "bounds": bounds, "syncnet": syncnet}
+        return {**chosen, "gates": asdict(self.gates), "bounds": bounds, **facts}

@@ -160,13 +160,12 @@ def refused_fate(video: Video, facts: Facts | None, reason: str, detail: str) ->
     return fate_of(video, facts, status, reason=reason, detail=one_line(video, detail), end_s=end_s)
 
 
-def clip_fate(piece: Piece, number: int, split: str) -> Fate:
+def clip_fate(piece: Piece, number: int) -> Fate:
     """Return the fate of a piece's clip.
 
     Args:
         piece: the piece, with its clips.
         number: number of the clip in the piece, from 0.
-        split: split of the clip (`short`, `long` or `test`), empty if the clip is not kept.
     """
     clip = piece.clips[number]
     more: dict[str, Any] = {}
@@ -184,7 +183,6 @@ def clip_fate(piece: Piece, number: int, split: str) -> Fate:
         clip=clip_key(piece, number),
         start_s=clip.first / FPS,
         end_s=clip.end / FPS,
-        split=split,
         **more,
     )
 

@@ -21,13 +21,18 @@ class GroupPlan:
     groups: list[list[str]]
     """Keys of the videos of each group."""
 
+    @property
+    def order(self) -> dict[str, int]:
+        """Return the place of each video in the plan, by its key."""
+        return {key: n for n, key in enumerate(key for group in self.groups for key in group)}
+
     @classmethod
-    def update(cls, config: CurationConfig, syncnet: dict[str, Any], keys: list[str]) -> "GroupPlan":
+    def update(cls, config: CurationConfig, facts: dict[str, Any], keys: list[str]) -> "GroupPlan":
         """Read the plan from the output folder, add groups of new videos, save the plan and return it.
 
         Args:
             config: configuration of the run.
-            syncnet: name and digest of SyncNet's weights and the smallest confidence, see `syncnet_facts`.
+            facts: properties of the models and the videos on which the shards depend, by name.
             keys: keys of all videos.
 
         Raises:
@@ -36,7 +41,7 @@ class GroupPlan:
         place = Location.parse(config.output)
         place.filesystem.create_dir(place.path, recursive=True)
         # JSON turns tuples into lists. Convert the settings in the same way, to compare them with the saved ones.
-        settings = json.loads(json.dumps(config.decisive(syncnet)))
+        settings = json.loads(json.dumps(config.decisive(facts)))
         groups: list[list[str]] = []
         if PLAN in place.sizes():
             with place.open(PLAN) as file:

@@ -5,7 +5,8 @@
 A piece is at most a minute of a video, so that the death of a worker loses the work on at most a minute.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -50,6 +51,8 @@ class Video:
     """Name of the speaker, copied to the clips."""
     segments: tuple[Segment, ...] = ()
     """Parts of the video to examine. Empty: the whole video."""
+    size_bytes: int = 0
+    """Size of the file. 0: not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +95,12 @@ class Fate:
     """Name of the dataset."""
     speaker: str = ""
     """Name of the speaker."""
+    person: str = ""
+    """Name of the person, whom several speakers can be. Empty if the clip is not kept."""
+    own_similarity: float | None = None
+    """Mean cosine between the clip's face and those of the person's other clips. None if it is not known."""
+    other_similarity: float | None = None
+    """Mean cosine between the clip's face and those of the most similar other person. None if it is not known."""
     width: int = 0
     """Width of the video, in pixels."""
     height: int = 0
@@ -180,6 +189,24 @@ class SyncVerdict:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Prints:
+    """Hold what shows of which recording a clip of T frames is a copy, and which person it shows."""
+
+    words: np.ndarray
+    """Fingerprint of the sound, one word a frame, 0 where it is quiet, uint32 [T]."""
+    levels: np.ndarray
+    """Level of the sound in each frame, see `sound_levels`, uint8 [T]."""
+    pictures: np.ndarray
+    """Fingerprints of every fifth picture, 64 bits each, uint64 [ceil(T / 5)]."""
+    face: np.ndarray | None
+    """Embedding of the face, of length 1, float32 [K]. None without a model."""
+
+
+PRINT_TYPES = {"words": np.uint32, "levels": np.uint8, "pictures": np.uint64, "face": np.float32}
+"""Type of each array of `Prints`, by its name."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Clip:
     """Hold the frames of a video from `first` up to `end`, which show one face in one place in one shot.
 
@@ -210,6 +237,8 @@ class Clip:
     """SyncNet's verdict."""
     trimmed: tuple[int, int] | None = None
     """Range (first, end) of the frames of `mp4` that belong to the clip. None: all of them."""
+    prints: Prints | None = None
+    """Prints of the clip's sound, pictures and face."""
     status: Status = "kept"
     """Result so far."""
     reason: str = ""
@@ -219,8 +248,8 @@ class Clip:
 
     def dropped(self, reason: str, detail: str, status: Status = "dropped") -> "Clip":
         """Return the clip marked as dropped (or failed), without the data that only kept clips need."""
-        nothing = {"mp4": b"", "faces": None, "points": None, "controls": None, "landmarks": None}
-        return replace(self, status=status, reason=reason, detail=detail, **nothing)
+        nothing = dict.fromkeys(("faces", "points", "controls", "landmarks", "prints"))
+        return replace(self, status=status, reason=reason, detail=detail, mp4=b"", **nothing)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -262,6 +291,8 @@ class Ended(Message):
     """Number of pieces of the video. 0 if this message reports the whole video."""
     fates: tuple[Fate, ...]
     """Fates of the piece's clips, or the one fate of the whole video."""
+    prints: Mapping[str, Prints] = field(default_factory=dict)
+    """Prints of the kept clips, by the clips' keys."""
     looked_s: float = 0.0
     """Seconds of video that were examined."""
     earlier: bool = False

@@ -4,12 +4,13 @@ The saved work is deleted when the clips are in shards. `<video>` and `<clip>` a
 
 .parts/<video>/refused.json           fate of a video that gives no clips (a row of the report, with the reason)
 .parts/<video>/spans.json             frames of each piece that the video is cut into
-.parts/<video>/0003.json              fates and metadata of the clips of piece 3, saved after the clips themselves
+.parts/<video>/0003.json              fates, prints and metadata of the clips of piece 3, saved after the clips
 .parts/<video>/<clip>.mp4             a kept clip
 .parts/<video>/<clip>.controls.npy    control track of the clip: the face's motion as 57 numbers per frame
 .parts/<video>/<clip>.landmarks.npy   landmarks of the face in some frames of the clip
 """
 
+import base64
 import io
 import json
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from xactor_platform.curation.messages import Ended, Fate
+from xactor_platform.curation.messages import PRINT_TYPES, Ended, Fate, Prints
 from xactor_platform.data.index import CONTROLS, LANDMARKS
 from xactor_platform.storage.location import Location
 
@@ -78,7 +79,9 @@ class VideoProgress:
                     np.save(file, members[name])
         metas = {key: members["json"] for key, members in samples.items()}
         fates = [asdict(fate) for fate in ended.fates]
+        prints = {key: _encode(found) for key, found in ended.prints.items()}
         record = {"of": ended.of, "looked_s": ended.looked_s, "fates": fates, "samples": metas}
+        record["prints"] = prints
         self._write(f"{ended.number:04d}.json", record)
 
     def finished(self, number: int) -> Ended | None:
@@ -86,10 +89,14 @@ class VideoProgress:
         found = self._read(f"{number:04d}.json")
         if found is None:
             return None
-        fates = tuple(Fate(**fate) for fate in found["fates"])
-        looked_s = found["looked_s"]
         return Ended(
-            key=self._key, number=number, of=found["of"], fates=fates, looked_s=looked_s, earlier=True
+            key=self._key,
+            number=number,
+            of=found["of"],
+            fates=tuple(Fate(**fate) for fate in found["fates"]),
+            prints={key: _decode(encoded) for key, encoded in found["prints"].items()},
+            looked_s=found["looked_s"],
+            earlier=True,
         )
 
     def all_results(self) -> tuple[list[Fate], list[tuple[str, dict[str, Any]]]]:
@@ -138,3 +145,19 @@ class VideoProgress:
                 return json.loads(file.read())
         except FileNotFoundError:
             return None
+
+
+def _encode(prints: Prints) -> dict[str, str | None]:
+    """Return prints as values that JSON can hold."""
+    return {
+        name: None if array is None else base64.b64encode(array.tobytes()).decode()
+        for name, array in vars(prints).items()
+    }
+
+
+def _decode(encoded: dict[str, str | None]) -> Prints:
+    arrays: dict[str, Any] = {
+        name: None if text is None else np.frombuffer(base64.b64decode(text), PRINT_TYPES[name])
+        for name, text in encoded.items()
+    }
+    return Prints(**arrays)

@@ -1,6 +1,5 @@
 """Add the sound to a piece's clips, and save each clip with its fate."""
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -13,7 +12,6 @@ import numpy as np
 from xactor.faces.landmarks import landmark_frames
 from xactor.media import join_videos, read_frames
 from xactor.rates import FPS, SAMPLE_RATE_HZ
-from xactor_platform.curation.curation_config import SHORT_S
 from xactor_platform.curation.curation_stage import CurationStage, clip_fate, clip_key
 from xactor_platform.curation.cut import as_file, sound_of_clip
 from xactor_platform.curation.messages import Clip, Ended, Fate, Piece
@@ -30,20 +28,22 @@ class Write(CurationStage):
     sandboxed = False
 
     @staticmethod
-    def make(*, folder: str, held_out: float, seed: int) -> Callable[[Piece], list[Ended]]:
+    def make(*, folder: str) -> Callable[[Piece], list[Ended]]:
         def write(piece: Piece) -> list[Ended]:
-            fates, samples = [], {}
+            fates, samples, prints = [], {}, {}
             for number, clip in enumerate(piece.clips):
-                kept = clip.status == "kept"
-                split = split_of(clip, piece.video.speaker, held_out, seed) if kept else ""
-                fates.append(clip_fate(piece, number, split))
-                if kept:
-                    samples[clip_key(piece, number)] = sample_of(piece, clip, fates[-1])
+                fates.append(clip_fate(piece, number))
+                if clip.status == "kept":
+                    key = clip_key(piece, number)
+                    if clip.prints:
+                        prints[key] = clip.prints
+                    samples[key] = sample_of(piece, clip, fates[-1])
             ended = Ended(
                 key=piece.video.key,
                 number=piece.number,
                 of=piece.of,
                 fates=tuple(fates),
+                prints=prints,
                 looked_s=(piece.end - piece.first) / FPS,
             )
             VideoProgress(folder, piece.video.key).finish(ended, samples)
@@ -55,22 +55,6 @@ class Write(CurationStage):
         """Save a piece with its kept clips marked as failed, and return the message that reports it."""
         (ended,) = self._function(super().refused(message, reason, detail))
         return ended
-
-
-def split_of(clip: Clip, speaker: str, held_out: float, seed: int) -> str:
-    """Return `test` for all clips of a held-out speaker, otherwise `short` or `long` by the length (Paper 4.1).
-
-    Args:
-        clip: the clip.
-        speaker: speaker of the clip.
-        held_out: fraction of the speakers that are held out.
-        seed: seed of the choice of held-out speakers.
-    """
-    # A pseudo-random number from 0 to 1 that depends only on the seed and the speaker, not on the other speakers.
-    drawn = hashlib.sha256(f"{seed}/{speaker}".encode()).digest()[:8]
-    if int.from_bytes(drawn, "big") / 2**64 < held_out:
-        return "test"
-    return "short" if (clip.end - clip.first) / FPS < SHORT_S else "long"
 
 
 def sample_of(piece: Piece, clip: Clip, fate: Fate) -> dict[str, Any]:

@@ -310,7 +310,7 @@ def _make_clips(probed: Probed) -> list[_Result]:
     for piece in pieces_of(probed, *_stages["scan"]((probed, None))):
         piece = _cut_piece(piece)
         for number, clip in enumerate(piece.clips):
-            fate = clip_fate(piece, number, split="")
+            fate = clip_fate(piece, number)
             if clip.status == "kept":
                 results.append(_Result(fate, sample_of(piece, clip, fate), sound_of_clip(piece, clip)))
             else:

@@ -15,14 +15,17 @@ from xactor_platform.curation.curation_config import Gates
 from xactor_platform.curation.curation_stage import Unusable
 from xactor_platform.curation.cut import Cut
 from xactor_platform.curation.measures import blur, face_thumbnail, occluded, speech_db
-from xactor_platform.curation.messages import Clip, Ended, Fate, Probed, Video
+from xactor_platform.curation.messages import Ended, Fate, Prints, Probed, Video
+from xactor_platform.curation.people import Rules, known_clip, split_of
 from xactor_platform.curation.probe import read_facts
 from xactor_platform.curation.scan import MAX_FRAMES, Scan, pieces_of, spans_of, split_shot
 from xactor_platform.curation.shots import shot_starts
 from xactor_platform.curation.track import Track
 from xactor_platform.curation.video_files import key_of, list_videos
 from xactor_platform.curation.video_progress import VideoProgress
-from xactor_platform.curation.write import Write, split_of
+from xactor_platform.curation.write import Write
+
+RULES = Rules(min_similarity=None, speakers_are_listed=False, max_copied=1, held_out=0.3, seed=0)
 
 
 def curate_one_clip(video: Path, tmp_path: Path, **gates) -> tuple[Path, Fate]:
@@ -34,7 +37,7 @@ def curate_one_clip(video: Path, tmp_path: Path, **gates) -> tuple[Path, Fate]:
     (piece,) = Track.make()(piece)
     bounds = {"min_crop_px": 64, "min_speech_db": 0, "max_blur": 1, "max_occluded": 1, "min_lips": 0, **gates}
     (piece,) = Cut.make(gates=Gates(**bounds), size_px=128)(piece)
-    (ended,) = Write.make(folder=str(tmp_path / "out"), held_out=0, seed=0)(piece)
+    (ended,) = Write.make(folder=str(tmp_path / "out"))(piece)
     (fate,) = ended.fates
     return tmp_path / "out" / ".parts" / "k" / f"{fate.clip}.mp4", fate
 
@@ -227,17 +230,13 @@ def test_light_turns_and_smiles_cover_no_face(talkers):
     assert occluded(np.stack([face_thumbnail(face, points) for face in tinted])) > 0.3
 
 
-def test_a_speakers_clips_are_all_held_out_or_none_is():
+def test_a_persons_clips_are_all_held_out_or_none_is():
     # A long clip has at least 10 s, which are 250 frames.
-    clips = [Clip(first=0, end=249), Clip(first=0, end=250)]
-    splits_by_speaker = {
-        name: [split_of(clip, name, 0.3, 0) for clip in clips] for name in map(str, range(300))
+    splits_by_person = {
+        name: [split_of(frames, name, RULES) for frames in (249, 250)] for name in map(str, range(300))
     }
-    assert {tuple(splits) for splits in splits_by_speaker.values()} == {("test", "test"), ("short", "long")}
-    assert 60 < sum(splits == ["test", "test"] for splits in splits_by_speaker.values()) < 120
-    assert splits_by_speaker == {
-        name: [split_of(clip, name, 0.3, 0) for clip in clips] for name in splits_by_speaker
-    }
+    assert {tuple(splits) for splits in splits_by_person.values()} == {("test", "test"), ("short", "long")}
+    assert 60 < sum(splits == ["test", "test"] for splits in splits_by_person.values()) < 120
 
 
 def test_keys_are_plain_and_unique(tmp_path):
@@ -269,16 +268,23 @@ def test_files_that_are_not_tried_are_named(tmp_path, caplog):
 
 def test_saved_progress_is_read_back(tmp_path):
     progress = VideoProgress(str(tmp_path), "v")
-    fate = Fate(video="v.mp4", status="kept", clip="v-0000-00", end_s=2.0, split="short")
+    fate = Fate(video="v.mp4", status="kept", clip="v-0000-00", end_s=2.0)
+    words, pictures = np.arange(50, dtype=np.uint32), np.arange(10, dtype=np.uint64) << 60
+    levels = np.arange(50, dtype=np.uint8)
+    prints = Prints(words=words, levels=levels, pictures=pictures, face=np.ones(4, np.float32))
     progress.save_spans([(0, 50), (50, 90)])
     assert progress.spans() == [(0, 50), (50, 90)]
-    ended = Ended(key="v", number=1, of=2, fates=(fate,), looked_s=2.0)
+    ended = Ended(key="v", number=1, of=2, fates=(fate,), prints={fate.clip: prints}, looked_s=2.0)
     track = np.ones((50, 57), np.float32)
     landmarks = np.ones((8, 165, 2), np.float32)
     members = {"mp4": b"mp4", "controls.npy": track, "landmarks.npy": landmarks, "json": {"frames": 50}}
     progress.finish(ended, {"v-0000-00": members})
     assert progress.finished(0) is None
-    assert progress.finished(1) == replace(ended, earlier=True)
+    found = progress.finished(1)
+    assert found is not None
+    (read_back,) = found.prints.values()
+    assert all(np.array_equal(vars(read_back)[name], array) for name, array in vars(prints).items())
+    assert replace(found, prints={}) == replace(ended, earlier=True, prints={})
     assert progress.all_results() == ([fate], [("v-0000-00", {"frames": 50})])
     found = progress.members("v-0000-00")
     assert found["mp4"] == b"mp4"
@@ -290,8 +296,16 @@ def test_saved_progress_is_read_back(tmp_path):
 
 
 def test_a_group_that_has_its_report_is_not_assembled_again(tmp_path):
+    prints = Prints(
+        words=np.zeros(50, np.uint32),
+        levels=np.zeros(50, np.uint8),
+        pictures=np.zeros(10, np.uint64),
+        face=None,
+    )
+    clips = {}
     for key in ("a", "b"):
-        fate = Fate(video=f"{key}.mp4", status="kept", clip=f"{key}-0000-00", end_s=2.0, split="short")
+        fate = Fate(video=f"{key}.mp4", status="kept", clip=f"{key}-0000-00", end_s=2.0)
+        clips[fate.clip] = replace(known_clip(fate, prints), person=key, split="short")
         ended = Ended(key=key, number=0, of=1, fates=(fate,), looked_s=2.0)
         members = {
             "mp4": b"mp4",
@@ -300,11 +314,11 @@ def test_a_group_that_has_its_report_is_not_assembled_again(tmp_path):
             "json": {"frames": 50, "fps": 25},
         }
         VideoProgress(str(tmp_path), key).finish(ended, {f"{key}-0000-00": members})
-    assert assemble(str(tmp_path), 0, ["a", "b"], 1 << 20) == ["short-000000.tar"]
+    assert assemble(str(tmp_path), 0, ["a", "b"], 1 << 20, clips) == ["short-000000.tar"]
     shard = (tmp_path / "short-000000.tar").read_bytes()
     assert b"b-0000-00.mp4" in shard
     # A worker that dies while it deletes the progress leaves a part of it. Ray then retries the task.
     VideoProgress(str(tmp_path), "b").save_spans([(0, 50)])
-    assert assemble(str(tmp_path), 0, ["a", "b"], 1 << 20) == []
+    assert assemble(str(tmp_path), 0, ["a", "b"], 1 << 20, clips) == []
     assert (tmp_path / "short-000000.tar").read_bytes() == shard
     assert list((tmp_path / ".parts").iterdir()) == []

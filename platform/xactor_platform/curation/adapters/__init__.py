@@ -6,6 +6,7 @@ A dataset's videos are found in the folder by their names without suffixes. The 
 from xactor_platform.curation.adapters.celebv_hq import celebv_hq
 from xactor_platform.curation.adapters.hdtf import hdtf
 from xactor_platform.curation.adapters.ravdess import ravdess
+from xactor_platform.curation.adapters.speaker_list import listed_speakers
 from xactor_platform.curation.messages import Fate, Video
 from xactor_platform.curation.video_files import list_videos
 
@@ -27,9 +28,11 @@ def find_videos(folder: str, dataset: str, metadata: str | None) -> Found:
         needed = "the folder of its *_annotion_time.txt" if dataset == "hdtf" else "its celebvhq_info.json"
         raise ValueError(f"dataset {dataset} needs --metadata: {needed}")
     existing, refused = list_videos(folder)
-    if dataset == "folder":
+    if dataset == "folder" and metadata is None:
         return existing, refused
-    if dataset == "ravdess":
+    if dataset == "folder":
+        found, missing = listed_speakers(existing, metadata or "")
+    elif dataset == "ravdess":
         found, missing = ravdess(existing), []
     elif dataset == "hdtf":
         found, missing = hdtf(existing, metadata or "")

@@ -33,8 +33,14 @@ def missing(name: str, corpus: str) -> tuple[str, Fate]:
     if not _PLAIN.fullmatch(name):
         detail = "a name must be 1 to 128 letters, digits, '-' or '_'"
         return key, Fate(video=shown, status="dropped", reason="bad_name", detail=detail, corpus=corpus)
+    return missing_file(shown, corpus)
+
+
+def missing_file(name: str, corpus: str) -> tuple[str, Fate]:
+    """Return the key and the fate (row of the report) of a file that a list names, but that does not exist."""
     detail = "the dataset lists it, but the folder does not contain it"
-    return key, Fate(video=shown, status="dropped", reason="missing", detail=detail, corpus=corpus)
+    key = key_of(f"{corpus}/{name}")
+    return key, Fate(video=name, status="dropped", reason="missing", detail=detail, corpus=corpus)
 
 
 def read_text(uri: str) -> str:
