@@ -53,7 +53,8 @@ class DecodingPool:
     """Decode files in sandboxed processes. Each process decodes one file at a time.
 
     The methods return futures. A future raises ValueError if the file cannot be used. It raises SandboxError if the
-    call takes too much time or memory, or kills its process. `refusal` converts these errors to `Refused`.
+    call takes too much time or memory, or kills its process. `refusal` converts these errors to `Refused`. A future
+    raises ProcessLost if no process could decode the file, which is not the file's fault.
 
     Args:
         processes: Number of processes.
@@ -63,6 +64,11 @@ class DecodingPool:
     def __init__(self, *, processes: int, timeout_s: float):
         self._sandbox = Sandbox(processes=processes, memory_bytes=_MEMORY_BYTES, max_calls=_MAX_FILES)
         self._timeout_s = timeout_s
+
+    @property
+    def fault(self) -> str | None:
+        """Return why no file can be decoded at present, because no process can start; None if files can."""
+        return self._sandbox.fault
 
     def sound(self, audio: Path, *, max_seconds: float) -> Future[np.ndarray]:
         """Decode sound to float32 [N], mono, 16 kHz.

@@ -21,7 +21,9 @@ from xactor.rates import frame_count
 from xactor_serving.errors import (
     ServiceError,
     bad_option,
+    failed,
     not_found,
+    not_ready,
     validation_line,
     wrong_method,
     wrong_type,
@@ -40,7 +42,8 @@ _EXAMPLES = {
     "portraits": sorted((_PAGE / "examples").glob("*.png")),
     "recordings": sorted((_PAGE / "examples").glob("*.m4a")),
 }
-_HEALTH_TIMEOUT_S = 5
+# Longer than the deployments' own deadlines of `Replicas.check`.
+_HEALTH_TIMEOUT_S = 8
 # OpenAPI's description of an error answer.
 _ERROR = {
     "description": "An error",
@@ -81,13 +84,14 @@ def make_api(videos: Videos, keys: tuple[str, ...]) -> Guard:
 
     @api.get("/healthz", responses={503: _ERROR})
     async def healthz() -> dict[str, str]:
-        """Answer 200 when both models answer."""
+        """Answer 200 when a request would work: uploads can be decoded, and both models answer."""
         try:
             async with asyncio.timeout(_HEALTH_TIMEOUT_S):
-                await videos.check_models()
+                await videos.check()
+        except ServiceError:
+            raise
         except Exception as error:
-            message = f"the models do not answer ({type(error).__name__})"
-            raise ServiceError(503, "not_ready", message, retry_after_s=5) from error
+            raise not_ready(f"the models do not answer ({type(error).__name__})") from error
         return {"status": "ok"}
 
     @api.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
@@ -222,7 +226,6 @@ def _handle_errors(api: FastAPI) -> None:
         )
 
     @api.exception_handler(Exception)
-    async def failed(request: Request, error: Exception):
+    async def other_error(request: Request, error: Exception):
         _log.error("request %s failed", request.state.request_id, exc_info=error)
-        message = "the service failed; its log names this request id"
-        return answer(request, ServiceError(500, "failed", message))
+        return answer(request, failed("the service failed; its log names this request id"))

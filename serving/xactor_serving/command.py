@@ -27,7 +27,7 @@ Routes:
     GET  /              a page to try the service
     POST /v1/videos     makes an mp4 from a portrait and speech, and sends it while it is made
     WS   /v1/stream     makes an mp4 from a portrait and speech that arrives while it is spoken
-    GET  /healthz       status 200 if both models answer, 503 otherwise
+    GET  /healthz       status 200 if a request would work, 503 otherwise
     GET  /metrics       metrics of all replicas, in Prometheus' format
     GET  /openapi.json  the schema of the API
 
@@ -39,7 +39,6 @@ RAY_ADDRESS: if it is set, the service runs on that Ray cluster; otherwise on th
 _MODULES = (
     "aiohttp",
     "fastapi",
-    "pebble",
     "prometheus_client",
     "psutil",
     "pydantic",

@@ -92,13 +92,28 @@ def full(message: str) -> ServiceError:
 
 
 def broken(message: str) -> ServiceError:
-    """Return the error for replicas that failed in every retry."""
+    """Return the error for replicas or decoding processes that failed in every retry."""
     return ServiceError(503, "broken", message, retry_after_s=30)
 
 
+def not_ready(message: str) -> ServiceError:
+    """Return the error for a service that cannot make videos yet, or no longer."""
+    return ServiceError(503, "not_ready", message, retry_after_s=5)
+
+
+def ending() -> ServiceError:
+    """Return the error for a replica of the ingress that ends. Another one takes the retry."""
+    return not_ready("the service is ending")
+
+
+def failed(message: str) -> ServiceError:
+    """Return the error for a fault of the service that has no error of its own."""
+    return ServiceError(500, "failed", message, retry_after_s=30)
+
+
 def timed_out(message: str) -> ServiceError:
-    """Return the error for work that passed its deadline."""
-    return ServiceError(504, "timed_out", message)
+    """Return the error for work, or for a client's messages, that passed their deadline."""
+    return ServiceError(504, "timed_out", message, retry_after_s=30)
 
 
 def validation_line(errors: Iterable[Mapping[str, Any]]) -> str:

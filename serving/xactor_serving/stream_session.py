@@ -20,6 +20,7 @@ from xactor_serving.errors import (
     bad_input,
     bad_key,
     bad_option,
+    failed,
     timed_out,
     too_large,
     validation_line,
@@ -68,8 +69,7 @@ class StreamSession:
             await self._refuse(count_error(error), request_id)
         except Exception as error:
             _log.exception("request %s failed", request_id)
-            failed = ServiceError(500, "failed", f"{type(error).__name__}")
-            await self._refuse(count_error(failed), request_id)
+            await self._refuse(count_error(failed(type(error).__name__)), request_id)
 
     async def _serve(self, request_id: str) -> None:
         """Receive the first message. Then receive audio and send video concurrently, until one fails or both end."""

@@ -15,7 +15,7 @@ from xactor.media import FragmentedVideo, LiveSound, Sound
 from xactor.provenance import ai_generated
 from xactor_serving.arguments import Limits
 from xactor_serving.decoder import Decoder
-from xactor_serving.errors import ServiceError, full, too_many
+from xactor_serving.errors import ServiceError, ending, full, too_many
 from xactor_serving.generation import Generation, SoundBuffer
 from xactor_serving.metrics import metrics
 from xactor_serving.replica_messages import MotionFacts, PortraitJob, RenderFacts
@@ -41,15 +41,22 @@ class Videos:
         self._open: Counter[str] = Counter()
         self._draining = False
         self._facts: tuple[MotionFacts, RenderFacts] | None = None
+        self._checking: asyncio.Future[None] | None = None
 
     async def facts(self) -> tuple[MotionFacts, RenderFacts]:
         """Return the descriptions of both models. They are cached: new weights come with new ingress replicas."""
         self._facts = self._facts or await self._replicas.facts()
         return self._facts
 
-    async def check_models(self) -> None:
-        """Call both models. Raise the error of a model that cannot answer."""
-        await self._replicas.facts()
+    async def check(self) -> None:
+        """Raise an error if a request would fail: the service ends, files cannot be decoded, or a model is gone."""
+        if self._draining:
+            raise ending()
+        self._decoder.check()
+        # Probes that come at the same time share one check.
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.ensure_future(self._replicas.check())
+        await asyncio.shield(self._checking)
 
     @contextlib.contextmanager
     def slot(self, key: str) -> Iterator[None]:
@@ -59,7 +66,7 @@ class Videos:
             ServiceError: The service is ending, or has its maximum of videos in progress, in total or for this key.
         """
         if self._draining:
-            raise ServiceError(503, "not_ready", "the service is ending", retry_after_s=5)
+            raise ending()
         if self._open[key] >= self.limits.max_videos_per_key:
             raise too_many(
                 f"this client has {self.limits.max_videos_per_key} videos in progress, its maximum"

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import zlib
+from multiprocessing import active_children
 
 import numpy as np
 import pytest
@@ -90,6 +91,30 @@ def test_bad_sounds_are_refused(decoder, tmp_path, audio, status, says):
     assert error.value.status == status
     assert error.value.message.startswith(says)
     assert str(tmp_path) not in error.value.message
+
+
+def test_a_lost_process_is_the_services_fault(decoder, face):
+    """Kill the idle process, as the kernel may if memory is short. A picture that comes next is decoded."""
+    for _ in range(2):
+        [process] = active_children()
+        process.kill()
+        assert face_of(decoder, face).square.shape == (64, 64, 3)
+    decoder.check()
+
+    async def decode_and_kill() -> None:
+        """Kill every process that decodes the picture."""
+        decoding = asyncio.ensure_future(decoder.face(face, size=64, paste_back=False))
+        while not decoding.done():
+            for process in active_children():
+                process.kill()
+            await asyncio.sleep(0.001)
+        await decoding
+
+    with pytest.raises(ServiceError) as error:
+        asyncio.run(decode_and_kill())
+    assert (error.value.status, error.value.code) == (503, "broken")
+    assert error.value.headers()["Retry-After"]
+    assert face_of(decoder, face).square.shape == (64, 64, 3)
 
 
 def test_decoding_of_a_slow_file_is_stopped_and_the_next_file_is_decoded(face, tmp_path):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 from client import FAST, Service, delete, frames, run, wav
@@ -81,6 +82,19 @@ def test_killed_ingress_cuts_its_connections_and_is_replaced(service, face):
             assert not answer.content
     wait_for_replicas(service, "ingress")
     assert service.post(image=face, audio=wav(0.4), **FAST).status_code == 200
+
+
+def test_decoding_processes_that_are_killed_are_replaced(service, face):
+    """Kill the idle decoding processes of the ingress, twice, as the kernel may if memory is short."""
+    [ingress] = replicas("ingress")
+    for _ in range(2):
+        children = psutil.Process(ingress).children()
+        victims = [child for child in children if "spawn_main" in str(child.cmdline())]
+        assert len(victims) == 2
+        for victim in victims:
+            victim.kill()
+        assert service.post(image=face, audio=wav(0.2), **FAST).status_code == 200
+        assert service.get("/healthz").status_code == 200
 
 
 @pytest.mark.soak

@@ -4,6 +4,7 @@ import errno
 from typing import Any
 
 from xactor.decoding import Refused
+from xactor.sandbox import ProcessLost
 from xactor_platform.dubbing.messages import Failed, Row
 
 # Errors that would stop all other rows too: the disk is full, or writing to the output is not allowed.
@@ -18,7 +19,12 @@ class DubStage:
     """
 
     def failed(self, message: Any, error: Exception) -> Failed:
-        """Return the failure of the message's row."""
+        """Return the failure of the message's row.
+
+        An error that is not the row's fault is raised again, so that the next pass over the rows retries the row.
+        """
+        if isinstance(error, ProcessLost):
+            raise error
         return failure(message if isinstance(message, Row) else message.row, error)
 
 

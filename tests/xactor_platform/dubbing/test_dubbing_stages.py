@@ -4,6 +4,7 @@ import json
 import os
 import re
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
 
 import av
@@ -16,6 +17,7 @@ import pytest
 from xactor.media import read_audio, read_frames
 from xactor.options import AnimateOptions
 from xactor.pipeline import XActorPipeline
+from xactor.sandbox import ProcessLost
 from xactor_platform.bulk.message import pack, unpack
 from xactor_platform.dubbing.decode import Decode
 from xactor_platform.dubbing.encode import Encode
@@ -198,6 +200,18 @@ def test_unusable_files_are_refused(stages, media, changes, code, says):
     assert isinstance(failed, Failed)
     assert failed.code == code
     assert re.search(says, failed.message)
+
+
+def test_a_killed_decoding_process_is_replaced_and_never_fails_a_row(stages, media):
+    """Kill the idle process, as the kernel may if memory is short. Then the row is decoded all the same."""
+    [looked] = run_stages(stages[1][:1], [row(media, "killed", "1.wav")])
+    for process in active_children():
+        process.kill()
+    [decoded] = run_stages(stages[1][1:2], [looked])
+    assert decoded.samples.size
+    # A process that is lost in every attempt is no failure of the row: the next pass retries it.
+    with pytest.raises(ProcessLost):
+        stages[1][1].failed(looked, ProcessLost("its process was killed"))
 
 
 def test_a_videos_best_frame_is_the_portrait(stages, media):
