@@ -42,7 +42,7 @@ class Animate:
     model: str = BOX
     """Model folder, with model_index.json. `box` is the model that comes with this package."""
     image: PathOption = None
-    """The portrait: a picture with a face, in any format that Pillow reads."""
+    """The portrait: a picture with a face, such as a JPEG, PNG, WebP, AVIF or TIFF."""
     audio: PathOption = None
     """The speech: audio or video in any format that PyAV reads."""
     output: PathOption = None

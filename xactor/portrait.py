@@ -17,6 +17,27 @@ MAX_PIXELS = 89_000_000
 # Larger pictures are reduced while they are read, because no video is larger.
 MAX_SIDE_PX = 4096
 MIN_SIDE_PX = 32
+# Formats of pictures that are read, by Pillow's names. Pillow knows more: for some, such as EPS, it starts other
+# programs on the file, and others are rare, so that faults of their decoders stay unnoticed.
+FORMATS = (
+    "AVIF",
+    "BMP",
+    "DIB",
+    "GIF",
+    "ICNS",
+    "ICO",
+    "JPEG",
+    "JPEG2000",
+    "PCX",
+    "PNG",
+    "PPM",
+    "PSD",
+    "QOI",
+    "SGI",
+    "TGA",
+    "TIFF",
+    "WEBP",
+)
 # The landmark model misses faces smaller than about a seventh of the picture. If it finds none in the whole picture,
 # squares of the picture are searched. Their sides are these fractions of the picture's longer side.
 _SQUARE_FRACTIONS = (1 / 2, 1 / 4)
@@ -50,7 +71,7 @@ class Portrait:
 
 
 def read_image(source: str | Path | bytes | Image.Image | np.ndarray) -> np.ndarray:
-    """Read a picture of any format that Pillow reads, upright: uint8 [H, W, 3] RGB.
+    """Read a picture in any of `FORMATS`, upright: uint8 [H, W, 3] RGB.
 
     Transparent pixels are blended with white, 16 bits become 8, and the first frame of an animation is used. A picture
     with a side longer than 4096 px is reduced to that length.
@@ -59,8 +80,8 @@ def read_image(source: str | Path | bytes | Image.Image | np.ndarray) -> np.ndar
         source: A path, a file's content, an open picture, or uint8 [H, W, 3].
 
     Raises:
-        ValueError: The file is missing, is not a picture, is damaged, is a camera's raw file, has more than 89
-            megapixels, or has a side under 32 px. The message names the file.
+        ValueError: The file is missing, is not a picture in any of `FORMATS`, is damaged, is a camera's raw file, has
+            more than 89 megapixels, or has a side under 32 px. The message names the file.
     """
     if isinstance(source, np.ndarray):
         if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8:
@@ -70,11 +91,12 @@ def read_image(source: str | Path | bytes | Image.Image | np.ndarray) -> np.ndar
         return _decoded(source, "the picture")
     name = "the picture" if isinstance(source, bytes) else str(source)
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        opened = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(opened, formats=FORMATS) as image:
             return _decoded(image, name)
     except UnidentifiedImageError as error:
         empty = not source if isinstance(source, bytes) else os.path.getsize(source) == 0
-        reason = "it is empty" if empty else "not a picture of any format that Pillow reads"
+        reason = "it is empty" if empty else f"not a picture of any format that is read: {', '.join(FORMATS)}"
         raise ValueError(f"{name}: {reason}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{name}: more than {MAX_PIXELS / 1e6:.0f} megapixels, the maximum") from error

@@ -142,7 +142,7 @@ async def _create(videos: Videos, request: Request, form: VideoForm) -> Response
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xactor-")))
         # Raise for options out of range before the files are decoded.
         form.configs()
-        audio = folder / "audio"
+        audio, track = folder / "audio", folder / "track"
         with audio.open("wb") as file:
             await asyncio.to_thread(shutil.copyfileobj, form.audio.file, file)
         face = asyncio.create_task(videos.face(await form.image.read(), form))
@@ -150,8 +150,10 @@ async def _create(videos: Videos, request: Request, form: VideoForm) -> Response
         # logging that nobody read it.
         face.add_done_callback(lambda done: done.cancelled() or done.exception())
         stack.callback(face.cancel)
-        samples = await videos.sound(audio)
-        fragments = videos.fragments(face, SoundBuffer.whole(samples), Sound.of(audio), form)
+        # Only the decoding processes open what users sent. They wrote the track.
+        samples = await videos.sound(audio, track)
+        sound = await asyncio.to_thread(Sound.of, track)
+        fragments = videos.fragments(face, SoundBuffer.whole(samples), sound, form)
         await stack.enter_async_context(aclosing(fragments))
         first = await anext(fragments)
         notes = (await face).notes

@@ -35,9 +35,9 @@ class Decoder:
         if (fault := self._pool.fault) is not None:
             raise broken(f"no file can be decoded: {fault}")
 
-    async def sound(self, audio: Path, *, max_seconds: float) -> np.ndarray:
-        """Return the samples of a file: float32 [N], mono, 16 kHz."""
-        return await self._run(lambda: self._pool.sound(audio, max_seconds=max_seconds))
+    async def sound(self, audio: Path, *, track: Path, max_seconds: float) -> np.ndarray:
+        """Return the samples of a file: float32 [N], mono, 16 kHz. Write `track`, see `DecodingPool.sound`."""
+        return await self._run(lambda: self._pool.sound(audio, track=track, max_seconds=max_seconds))
 
     async def face(self, image: bytes, *, size: int, paste_back: bool) -> FaceCrop:
         """Return the face of a picture, as a square with sides of `size` pixels.

@@ -78,7 +78,10 @@ class VideoOptions(BaseModel):
 class VideoForm(VideoOptions):
     """Hold the form fields of `POST /v1/videos`."""
 
-    image: Annotated[UploadFile, Field(description="The portrait: any picture that Pillow reads.")]
+    image: Annotated[
+        UploadFile,
+        Field(description="The portrait: a picture with a face, such as a JPEG, PNG, WebP, AVIF or TIFF."),
+    ]
     audio: Annotated[UploadFile, Field(description="The speech: any audio or video file that PyAV reads.")]
     stream: Annotated[
         bool,

@@ -90,13 +90,13 @@ class Videos:
         while self._open:
             await asyncio.sleep(_DRAIN_POLL_S)
 
-    async def sound(self, audio: Path) -> np.ndarray:
-        """Return the samples of an audio file: float32 [N], mono, 16 kHz.
+    async def sound(self, audio: Path, track: Path) -> np.ndarray:
+        """Return the samples of an audio file: float32 [N], mono, 16 kHz. Write `track`, see `DecodingPool.sound`.
 
         Raises:
             ServiceError: The file cannot be decoded, or is too short or too long.
         """
-        return await self._decoder.sound(audio, max_seconds=self.limits.max_seconds)
+        return await self._decoder.sound(audio, track=track, max_seconds=self.limits.max_seconds)
 
     async def face(self, image: bytes, options: VideoOptions) -> FaceCrop:
         """Return the face of a picture.

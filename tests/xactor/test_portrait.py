@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import EpsImagePlugin, Image, ImageCms
 
 from xactor.faces import CropBox, FaceLandmarker, crop_box
 from xactor.portrait import _square_corners, find_portrait, read_image
@@ -169,6 +169,17 @@ class TestReading:
             path.write_bytes(content)
         with pytest.raises(ValueError, match=f"{name}: {message}"):
             read_image(path)
+
+    @pytest.mark.parametrize("kind", ["EPS", "PCD", "SUN"])
+    def test_formats_that_are_not_listed_are_refused(self, head, monkeypatch, kind):
+        """For EPS, Pillow would start Ghostscript on the file, where it is installed."""
+        started = []
+        monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: started.append(1))
+        heads = {"PCD": b"PCD_" * 1000, "SUN": b"\x59\xa6\x6a\x95" + bytes(4000)}
+        content = heads.get(kind) or encoded(head, kind)
+        with pytest.raises(ValueError, match="not a picture of any format that is read: AVIF, BMP, "):
+            read_image(content)
+        assert not started
 
     def test_a_folder_in_place_of_a_picture_is_named(self, tmp_path):
         with pytest.raises(ValueError, match="cannot be read"):

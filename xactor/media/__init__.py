@@ -8,7 +8,7 @@ from xactor.media.fragments import FragmentedVideo
 from xactor.media.pictures import read_frames
 from xactor.media.sound import LiveSound, Sound, TooLong, mono, read_audio, resample
 from xactor.media.span import read_span
-from xactor.media.writer import join_videos, remux, write_video
+from xactor.media.writer import join_videos, remux, write_sound, write_video
 
 __all__ = [
     "FragmentedVideo",
@@ -22,5 +22,6 @@ __all__ = [
     "read_span",
     "remux",
     "resample",
+    "write_sound",
     "write_video",
 ]

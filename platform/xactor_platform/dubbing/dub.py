@@ -119,6 +119,7 @@ class DubRun:
             "output": config.output,
             "model": self._facts.fingerprint,
             "max_input_bytes": config.max_input_bytes,
+            "decode_s": config.decode_s,
         }
         pipeline = self._pipeline([Step(stage=Look, pool=config.pools.decode, arguments=arguments)])
         dubs: list[Dub] = []
@@ -171,7 +172,11 @@ class DubRun:
             "segment_windows": config.segment_windows,
         }
         render = {"model": config.model, "device": device, "windows": config.windows}
-        decode = {"size": self._facts.image_size, "decode_s": config.decode_s}
+        decode = {
+            "output": config.output,
+            "size": self._facts.image_size,
+            "decode_s": config.decode_s,
+        }
         motion_gpus, render_gpus = config.gpus(pools.motion), config.gpus(pools.render)
         steps = [
             Step(stage=Decode, pool=pools.decode, arguments=decode),

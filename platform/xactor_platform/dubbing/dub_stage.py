@@ -1,11 +1,16 @@
 """Turn an error that a dubbing stage raises into a failure of the manifest row that the stage was working on."""
 
+import atexit
 import errno
-from typing import Any
+import os
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
-from xactor.decoding import Refused
+from xactor.decoding import DecodingPool, Refused
 from xactor.sandbox import ProcessLost
 from xactor_platform.dubbing.messages import Failed, Row
+
+T = TypeVar("T")
 
 # Errors that would stop all other rows too: the disk is full, or writing to the output is not allowed.
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -26,6 +31,31 @@ class DubStage:
         if isinstance(error, ProcessLost):
             raise error
         return failure(message if isinstance(message, Row) else message.row, error)
+
+
+class DecodingStage(DubStage):
+    """Read users' files in a child process. Files of unknown origin are opened in such processes only.
+
+    Args:
+        decode_s: maximum seconds for one file.
+    """
+
+    node_group = "motion"
+
+    def __init__(self, decode_s: float):
+        self.pool = DecodingPool(processes=1, timeout_s=decode_s)
+        # Ray ends an actor's child processes before the actor. The actor would therefore print an error for each child
+        # when it exits. To avoid this, the exiting actor redirects its stderr to /dev/null.
+        atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)
+
+    def decoded(self, future: Future[T]) -> T:
+        """Return the result of a future of the pool. Raise Refused if the file is at fault."""
+        try:
+            return future.result()
+        except Exception as error:
+            if refusal := self.pool.refusal(error):
+                raise refusal from error
+            raise
 
 
 def failure(row: Row, error: BaseException) -> Failed:
