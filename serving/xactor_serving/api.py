@@ -30,10 +30,10 @@ from xactor_serving.errors import (
 )
 from xactor_serving.generation import SoundBuffer
 from xactor_serving.guard import Guard
-from xactor_serving.metrics import metrics, scrape
+from xactor_serving.metrics import count_error, metrics, scrape
 from xactor_serving.stream_session import StreamSession
 from xactor_serving.video_options import VideoForm
-from xactor_serving.videos import Videos, count_error
+from xactor_serving.videos import Videos
 
 _log = logging.getLogger("ray.serve")
 _PAGE = Path(__file__).parent / "page"
@@ -112,10 +112,7 @@ def make_api(videos: Videos, keys: tuple[str, ...]) -> Guard:
     async def stream(socket: WebSocket) -> None:
         await StreamSession(videos, keys, socket).run()
 
-    limits = videos.limits
-    return Guard(
-        api, keys=keys, max_body_bytes=limits.max_upload_bytes, upload_timeout_s=limits.upload_timeout_s
-    )
+    return Guard(api, keys=keys, limits=videos.limits, places=videos.places)
 
 
 async def _check_form(request: Request) -> None:
@@ -138,7 +135,7 @@ async def _create(videos: Videos, request: Request, form: VideoForm) -> Response
     """Make a video and return the answer: a fragmented mp4 that is sent while it is made, or a plain mp4 at the end."""
     begun = time.monotonic()
     async with AsyncExitStack() as stack:
-        stack.enter_context(videos.slot(request.state.key))
+        request.state.place.begin_video()
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xactor-")))
         # Raise for options out of range before the files are decoded.
         form.configs()

@@ -18,6 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from ray.serve.metrics import Counter, Gauge, Histogram
 
+from xactor_serving.errors import ServiceError
+
 PREFIX = "xactor_serve_"
 # Bounds of the histograms' buckets.
 _SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
@@ -76,6 +78,12 @@ class _Metrics:
         finally:
             self._queued[deployment] -= 1
             self.queue.set(self._queued[deployment], {"of": deployment})
+
+
+def count_error(error: ServiceError) -> ServiceError:
+    """Count an error in the metrics and return it."""
+    metrics().errors.inc(tags={"code": error.code})
+    return error
 
 
 @cache

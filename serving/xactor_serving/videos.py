@@ -1,9 +1,8 @@
-"""Make videos: decode a request's files, generate and encode the frames, and bound the number of videos in progress."""
+"""Make videos: decode a request's files, and generate and encode the frames."""
 
 import asyncio
 import contextlib
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -15,9 +14,10 @@ from xactor.media import FragmentedVideo, LiveSound, Sound
 from xactor.provenance import ai_generated
 from xactor_serving.arguments import Limits
 from xactor_serving.decoder import Decoder
-from xactor_serving.errors import ServiceError, ending, full, too_many
+from xactor_serving.errors import ServiceError, ending
 from xactor_serving.generation import Generation, SoundBuffer
 from xactor_serving.metrics import metrics
+from xactor_serving.places import Places
 from xactor_serving.replica_messages import MotionFacts, PortraitJob, RenderFacts
 from xactor_serving.replicas import Replicas
 from xactor_serving.video_options import VideoOptions
@@ -37,9 +37,7 @@ class Videos:
         self.limits = limits
         self._replicas = replicas
         self._decoder = Decoder(processes=limits.decode_processes, timeout_s=limits.decode_timeout_s)
-        # Videos in progress, by API key.
-        self._open: Counter[str] = Counter()
-        self._draining = False
+        self.places = Places(limits)
         self._facts: tuple[MotionFacts, RenderFacts] | None = None
         self._checking: asyncio.Future[None] | None = None
 
@@ -50,7 +48,7 @@ class Videos:
 
     async def check(self) -> None:
         """Raise an error if a request would fail: the service ends, files cannot be decoded, or a model is gone."""
-        if self._draining:
+        if self.places.closed:
             raise ending()
         self._decoder.check()
         # Probes that come at the same time share one check.
@@ -58,36 +56,10 @@ class Videos:
             self._checking = asyncio.ensure_future(self._replicas.check())
         await asyncio.shield(self._checking)
 
-    @contextlib.contextmanager
-    def slot(self, key: str) -> Iterator[None]:
-        """Count one video in progress for an API key while the `with` block runs.
-
-        Raises:
-            ServiceError: The service is ending, or has its maximum of videos in progress, in total or for this key.
-        """
-        if self._draining:
-            raise ending()
-        if self._open[key] >= self.limits.max_videos_per_key:
-            raise too_many(
-                f"this client has {self.limits.max_videos_per_key} videos in progress, its maximum"
-            )
-        if self._open.total() >= self.limits.max_videos:
-            raise full(f"{self.limits.max_videos} videos are in progress, the maximum")
-        self._open[key] += 1
-        metrics().open_videos.set(self._open.total())
-        try:
-            yield
-        finally:
-            self._open[key] -= 1
-            # Delete an entry of 0, so that `drain` sees an empty counter and keys do not accumulate.
-            if not self._open[key]:
-                del self._open[key]
-            metrics().open_videos.set(self._open.total())
-
     async def drain(self) -> None:
         """Refuse new videos and wait until those in progress are finished."""
-        self._draining = True
-        while self._open:
+        self.places.closed = True
+        while self.places.videos:
             await asyncio.sleep(_DRAIN_POLL_S)
 
     async def sound(self, audio: Path, track: Path) -> np.ndarray:
@@ -181,9 +153,3 @@ class Videos:
     def close(self) -> None:
         """End the decoding processes."""
         self._decoder.close()
-
-
-def count_error(error: ServiceError) -> ServiceError:
-    """Count an error in the metrics and return it."""
-    metrics().errors.inc(tags={"code": error.code})
-    return error

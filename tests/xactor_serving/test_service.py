@@ -112,11 +112,12 @@ def test_unknown_paths_and_methods_are_refused(service):
     check_error(service.get("/v1/videos"), 405, "wrong_method")
 
 
-def begin_upload(service: Service, size: int) -> str:
+def begin_upload(service: Service, size: int, key: str = "") -> str:
     """Send only the beginning of a form of `size` bytes, and return the answer."""
     parts = urlsplit(service.url)
     with socket.create_connection((parts.hostname, parts.port), timeout=60) as connection:
         head = f"POST {parts.path}/v1/videos HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n"
+        head += f"Authorization: Bearer {key}\r\n" if key else ""
         head += "Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
         connection.sendall(head.encode())
         answer = b""
@@ -238,10 +239,12 @@ def test_websocket_with_huge_headers_is_refused(service):
     assert service.get("/healthz").status_code == 200
 
 
-async def converse(service: Service, messages: list[str | bytes]) -> list[str | bytes]:
+async def converse(
+    service: Service, messages: list[str | bytes], headers: dict[str, str] | None = None
+) -> list[str | bytes]:
     """Send all messages and return all answers until the service closes the connection."""
     url = service.url.replace("http", "ws", 1) + "/v1/stream"
-    async with websockets.connect(url, max_size=None) as connection:
+    async with websockets.connect(url, max_size=None, additional_headers=headers) as connection:
 
         async def send() -> None:
             for message in messages:
@@ -328,6 +331,40 @@ def test_websocket_key_is_in_the_first_message(locked, face):
     assert json.loads(received[-1])["error"]["code"] == "bad_key"
     messages = [start(face, key="sesame"), speech(0.4).tobytes(), '{"type": "end"}']
     assert json.loads(asyncio.run(converse(locked, messages))[-1]) == {"type": "end", "frames": 10}
+
+
+def test_a_websocket_key_may_be_in_the_header(locked, face):
+    messages = [start(face), speech(0.4).tobytes(), '{"type":"end"}']
+    received = asyncio.run(converse(locked, messages, headers={"Authorization": "Bearer open"}))
+    assert json.loads(received[-1]) == {"type": "end", "frames": 10}
+    with pytest.raises(websockets.InvalidStatus):
+        asyncio.run(converse(locked, messages, headers={"Authorization": "Bearer wrong"}))
+
+
+def test_clients_that_send_nothing_take_no_place_of_others(locked, face):
+    """Open many WebSockets without a message, and many uploads that stall. Another client is served, and probes are."""
+
+    async def hold() -> None:
+        silent = [asyncio.create_task(converse(locked, [])) for _ in range(70)]
+        uploads = [
+            asyncio.create_task(asyncio.to_thread(begin_upload, locked, 1000, "sesame")) for _ in range(12)
+        ]
+        await asyncio.sleep(1)
+        begun = time.monotonic()
+        assert (await asyncio.to_thread(locked.get, "/healthz")).status_code == 200
+        assert time.monotonic() - begun < 5
+        open_key = {"Authorization": "Bearer open"}
+        made = await asyncio.to_thread(locked.post, image=face, audio=wav(0.2), headers=open_key, **FAST)
+        assert made.status_code == 200
+        codes = [json.loads(received[-1])["error"]["code"] for received in await asyncio.gather(*silent)]
+        # At the beginning two may wait. Others may follow when these have timed out.
+        assert set(codes) == {"too_many", "timed_out"}
+        assert codes.count("timed_out") <= 4
+        statuses = [answer.split()[1] for answer in await asyncio.gather(*uploads)]
+        assert sorted(set(statuses)) == ["429", "504"]
+        assert statuses.count("504") <= 2
+
+    asyncio.run(hold())
 
 
 def test_each_key_has_a_limit_of_its_own(locked, face):
