@@ -6,12 +6,11 @@ from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
 from xactor.motion import SamplingConfig
-from xactor.options import AnimateOptions, Quality, Recommended
+from xactor.options import MAX_SEED, AnimateOptions, Quality, Recommended
 from xactor.render import RenderConfig
 from xactor_serving.errors import bad_option
 
 _DEFAULT = AnimateOptions()
-MAX_SEED = 2**63 - 1
 
 
 class VideoOptions(BaseModel):

@@ -190,6 +190,7 @@ def test_look_recognises_a_video_that_was_made_from_the_same_inputs(stages, medi
         ({"image": None, "video": "1.wav"}, "bad_input", "video: no video track"),
         ({"audio": "cut.wav"}, "bad_input", "audio: .*cannot be decoded"),
         ({"audio": "face.png"}, "bad_input", "audio: "),
+        ({"image": "pipe"}, "bad_input", "image: .*pipe: is neither a file nor a folder"),
         ({"audio": "list.ffconcat"}, "bad_input", "audio: .*cannot be decoded"),
         ({"audio": "4.wav", "options": replace(FAST, max_seconds=2)}, "too_large", "audio: longer than 2 s"),
         ({"image": "big"}, "bad_input", "image: .*has 2097152 bytes, at most 1048576 are allowed"),
@@ -199,6 +200,8 @@ def test_unusable_files_are_refused(stages, media, changes, code, says):
     big = media / "big"
     big.touch()
     os.truncate(big, 2 << 20)
+    if not (media / "pipe").exists():
+        os.mkfifo(media / "pipe")
     # A playlist, which would make FFmpeg open other files.
     (media / "list.ffconcat").write_text("ffconcat version 1.0\nfile 1.wav\n")
     places = {name: str(media / v) if isinstance(v, str) else v for name, v in changes.items()}
