@@ -20,8 +20,8 @@ DESCRIPTION = """Serve a model over HTTP and WebSocket, until SIGINT or SIGTERM.
 
 Example:
     XACTOR_API_KEYS=secret xactor-serve --model model --port 8000
-    curl -H "Authorization: Bearer secret" -F image=@face.png -F audio=@speech.wav \\
-        http://127.0.0.1:8000/v1/videos > out.mp4
+    curl --fail -H "Authorization: Bearer secret" -F image=@face.png -F audio=@speech.wav \\
+        http://127.0.0.1:8000/v1/videos --output out.mp4
 
 Routes:
     GET  /              a page to try the service
@@ -74,6 +74,11 @@ def run(command: "ServeCommand") -> None:
         ValueError: The command asks for a GPU and there is none.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    local = not os.environ.get("RAY_ADDRESS")
+    if local:
+        # A Ray of one machine needs no address that other machines reach. Without this setting, Ray's metrics, its
+        # agents and its control store listen on all addresses, whatever --host says. Ray reads it when it is imported.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
     from ray import serve
 
@@ -82,7 +87,6 @@ def run(command: "ServeCommand") -> None:
     from xactor_serving.ingress import DRAIN_S
 
     replicas, cpus = command.max_replicas(), 1
-    local = not os.environ.get("RAY_ADDRESS")
     if local:
         # Each replica reserves at least one CPU, so Ray is told that this machine has at least one CPU per replica. On
         # a machine with fewer cores, the replicas share the cores.
