@@ -63,6 +63,7 @@ def build(args: Arguments) -> Application:
         render,
         limits=args.limits,
         keys=keys,
+        cors_origins=args.cors_origins,
         call_timeout_s=args.call_timeout_s,
         retry_s=args.retry_s,
     )

@@ -86,6 +86,9 @@ class Arguments(BaseModel):
     stuck_s: float = Field(default=60, gt=0)
     """Maximum time without progress, in seconds: for one step of denoising or one portrait. Ray Serve replaces a
     replica that takes longer."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may use the API from a browser, such as https://example.com. `*` means all. By default
+    only the service's own page may."""
     limits: Limits = Limits()
     """Limits of one ingress replica."""
 

@@ -116,10 +116,20 @@ def timed_out(message: str) -> ServiceError:
     return ServiceError(504, "timed_out", message, retry_after_s=30)
 
 
-def validation_line(errors: Iterable[Mapping[str, Any]]) -> str:
-    """Return pydantic's first errors as one line: each field, and what is wrong with it."""
+def validation_line(errors: Iterable[Mapping[str, Any]], fields: Iterable[str]) -> str:
+    """Return pydantic's first errors as one line: each field, and what is wrong with it.
+
+    Args:
+        errors: The errors.
+        fields: Names of all fields, for an error that names another one.
+    """
     lines = []
     for error in errors:
         field = ".".join(str(part) for part in error["loc"] if part != "body")
-        lines.append(f"{field}: {error['msg']}" if field else str(error["msg"]))
+        message = str(error["msg"])
+        if error["type"] == "extra_forbidden":
+            message = f"no such field; there are {', '.join(fields)}"
+        elif error["type"].startswith("bool_"):
+            message = "must be true or false"
+        lines.append(f"{field}: {message}" if field else message)
     return "; ".join(lines[:_MAX_NAMED_ERRORS])

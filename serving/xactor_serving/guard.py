@@ -27,6 +27,8 @@ _OPEN_PATHS = ("/", "/healthz")
 _MAKES_VIDEO = ("POST", "/v1/videos")
 # Maximum bytes of all headers of a request, checked here because Serve's HTTP servers have different bounds.
 _MAX_HEADER_BYTES = 64 << 10
+# The body of a refused request is read for this many seconds, and while no more than this many pass without a piece.
+_DISCARD_S, _DISCARD_IDLE_S = 5, 0.5
 # Maximum digits of a length, because Python refuses to convert very long numbers.
 _MAX_DIGITS = 18
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -77,12 +79,15 @@ class Guard:
                 return
             await self._app(scope, receive, send)
             return
-        answer_begun = False
+        answer_begun, is_head = False, scope["method"] == "HEAD"
+        if is_head:
+            # The application answers HEAD as GET.
+            scope = {**scope, "method": "GET"}
 
         async def tracked_send(message: Message) -> None:
             nonlocal answer_begun
             answer_begun = answer_begun or message["type"] == "http.response.start"
-            await send(message)
+            await send({**message, "body": b""} if is_head and "body" in message else message)
 
         try:
             if header_bytes > _MAX_HEADER_BYTES:
@@ -91,14 +96,18 @@ class Guard:
             self._check(path, headers, client)
             with contextlib.ExitStack() as stack:
                 if (scope["method"], path) == _MAKES_VIDEO:
-                    state["place"] = stack.enter_context(self._places.place(client))
+                    try:
+                        state["place"] = stack.enter_context(self._places.place(client))
+                    except ServiceError:
+                        await _discard(receive)
+                        raise
                 await self._app(scope, self._bounded(receive), tracked_send)
         except ServiceError as error:
             # An answer that has begun cannot become an error answer. So the error is raised, and the server ends the
             # connection without a final chunk, which clients report as an incomplete read.
             if answer_begun:
                 raise
-            await answer_error(count_error(error), request_id, send)
+            await answer_error(count_error(error), request_id, tracked_send)
 
     def _check(self, path: str, headers: dict[str, str], client: Client) -> None:
         """Check the client and the declared size of the body.
@@ -146,6 +155,16 @@ class Guard:
 
     def _too_large(self) -> ServiceError:
         return too_large(f"a request may hold at most {self._limits.max_upload_bytes / 2**20:.0f} MiB")
+
+
+async def _discard(receive: Receive) -> None:
+    """Read the body of a refused request for a while, because most clients read no answer before they have sent all."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_S):
+            is_more = True
+            while is_more:
+                async with asyncio.timeout(_DISCARD_IDLE_S):
+                    is_more = (await receive()).get("more_body", False)
 
 
 def _bearer(headers: dict[str, str]) -> str:

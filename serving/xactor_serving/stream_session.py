@@ -120,7 +120,7 @@ class StreamSession:
         try:
             start = StreamStart.model_validate_json(text)
         except ValidationError as error:
-            raise bad_option(validation_line(error.errors())) from error
+            raise bad_option(validation_line(error.errors(), StreamStart.model_fields)) from error
         if not client.admitted and not is_known(self._keys, start.key):
             raise bad_key()
         return start

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import re
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -89,6 +90,9 @@ def test_bad_fields_are_refused(service, face):
     }.items():
         message = check_error(service.post(image=face, audio=sound, **{name: value}), 422, "bad_option")
         assert message.startswith(f"{name}: ")
+        valid = {"history": "'linear', 'vanilla' or 'fractional'", "paste_back": "true or false"}
+        assert valid.get(name, "") in message
+    assert "there are seed, quality, motion_steps" in message
 
 
 def test_bad_forms_are_refused(service, face):
@@ -199,17 +203,73 @@ def test_metrics_of_all_replicas_parse_as_prometheus(service, face):
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert families["xactor_serve_chunk_seconds"].type == "histogram"
     assert all(name.startswith("xactor_serve_") for name in families)
+    series = [
+        (sample.name, *sorted(sample.labels.items())) for one in families.values() for sample in one.samples
+    ]
+    assert {name for _, *labels in series for name, _ in labels} == {
+        "of",
+        "code",
+        "le",
+        "deployment",
+        "replica",
+    }
+    assert len(set(series)) == len(series)
 
 
 def test_health_and_schema_are_served(service):
     assert service.get("/healthz").json() == {"status": "ok"}
     schema = service.get("/openapi.json").json()
     post = schema["paths"]["/v1/videos"]["post"]
-    assert {"200", "400", "401", "413", "415", "422", "429", "503", "504"} <= set(post["responses"])
-    assert "example" in post["responses"]["400"]["content"]["application/json"]
+    codes = {
+        "400": "bad_input",
+        "401": "bad_key",
+        "413": "too_large",
+        "415": "wrong_type",
+        "422": "bad_option",
+        "429": "too_many",
+        "500": "failed",
+        "503": "full",
+        "504": "timed_out",
+    }
+    assert set(post["responses"]) == {"200", *codes}
+    for status, code in codes.items():
+        answer = post["responses"][status]
+        assert answer["content"]["application/json"]["example"]["error"]["code"] == code
+        assert ("Retry-After" in answer.get("headers", {})) == (status in ("429", "500", "503", "504"))
+    [scheme] = post["security"]
+    assert schema["components"]["securitySchemes"][next(iter(scheme))]["scheme"] == "bearer"
     assert "multipart/form-data" in post["requestBody"]["content"]
     fields = schema["components"]["schemas"]["VideoForm"]["properties"]
     assert fields["motion_steps"]["examples"] == [20]
+
+
+def test_pages_need_no_other_host(service):
+    for path in ("/", "/docs"):
+        page = service.get(path)
+        assert page.status_code == 200
+        assert not re.search(r"(src|href|url)\s*[=(]\s*[\"']?(https?:)?//", page.text)
+    assert "motion_steps" in page.text
+    assert "bad_input" in page.text
+
+
+def test_head_is_answered_as_get_without_a_body(service):
+    for path in ("/", "/healthz", "/metrics", "/openapi.json", "/docs"):
+        answer = requests.head(service.url + path, timeout=60)
+        assert (answer.status_code, answer.content) == (200, b"")
+    assert requests.head(service.url + "/v1/videos", timeout=60).status_code == 405
+
+
+def test_pages_of_configured_origins_may_use_the_api(locked):
+    ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    for origin, status in (("https://app.example", 200), ("https://evil.example", 400)):
+        answer = requests.options(f"{locked.url}/v1/videos", headers={"Origin": origin, **ask}, timeout=60)
+        assert answer.status_code == status
+        assert (answer.headers.get("Access-Control-Allow-Origin") == origin) == (status == 200)
+    # A page can read an error too.
+    answer = locked.get("/metrics", headers={"Origin": "https://app.example"})
+    check_error(answer, 401, "bad_key")
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://app.example"
+    assert "X-Frames" in answer.headers["Access-Control-Expose-Headers"]
 
 
 def test_huge_headers_are_refused(service):

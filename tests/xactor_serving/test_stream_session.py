@@ -14,6 +14,7 @@ import pytest
 from xactor_serving.arguments import Limits
 from xactor_serving.errors import ServiceError
 from xactor_serving.generation import SoundBuffer
+from xactor_serving.guard import Guard
 from xactor_serving.places import Client, Places
 from xactor_serving.stream_session import StreamSession
 
@@ -255,6 +256,32 @@ def test_places_are_counted_by_client_and_in_total():
             first[3].begin_video()
     assert places.videos == 0
     assert code(d) is None
+
+
+@pytest.mark.parametrize(("pieces", "ends"), [(3, True), (3, False), (0, False)])
+def test_a_refused_upload_is_read_before_the_answer_unless_it_stalls(pieces, ends):
+    """Most clients read an answer only after they have sent all, and would report a broken connection otherwise."""
+    events: list[str] = []
+
+    async def receive() -> dict[str, Any]:
+        if len(events) == pieces:
+            await asyncio.sleep(60)
+        events.append("piece")
+        return {"type": "http.request", "body": b"x", "more_body": not (ends and len(events) == pieces)}
+
+    async def send(message) -> None:
+        events.append(str(message.get("status", "body")))
+
+    async def post() -> None:
+        places = Places(Limits(max_videos_per_key=1))
+        guard = Guard(None, keys=("key",), limits=Limits(), places=places)
+        headers = [(b"authorization", b"Bearer key")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/videos", "headers": headers}
+        with places.place(Client("key key", True)):
+            await asyncio.wait_for(guard(scope, receive, send), 5)
+
+    asyncio.run(post())
+    assert events == ["piece"] * pieces + ["429", "body"]
 
 
 # --- buffers --------------------------------------------------------------------------------------------------------
