@@ -62,7 +62,7 @@ _EXAMPLES_OF_ERRORS = (
     too_large("audio: longer than 3600 s, the maximum"),
     wrong_type("the body must be multipart/form-data, got application/json"),
     bad_option("motion_steps: Input should be greater than or equal to 1"),
-    too_many("this client has 8 videos in progress, its maximum"),
+    too_many("this client has 8 requests in progress, its maximum"),
     failed("the service failed; its log names this request id"),
     full("16 videos are in progress, the maximum"),
     timed_out("the upload took longer than 120 s"),

@@ -8,7 +8,7 @@ ServiceError
     413 too_large      the upload or its headers are too large, or the audio is too long
     415 wrong_type     the body is not multipart/form-data
     422 bad_option     a field is missing, unknown or out of range
-    429 too_many       this client has its maximum of videos in progress
+    429 too_many       this client has its maximum of requests in progress
     500 failed         the service failed
     503 full, broken, not_ready    the service cannot take the request now
     504 timed_out      a deadline passed
@@ -82,7 +82,7 @@ def bad_option(message: str) -> ServiceError:
 
 
 def too_many(message: str) -> ServiceError:
-    """Return the error for a client that has its maximum of videos in progress."""
+    """Return the error for a client that has its maximum of requests in progress."""
     return ServiceError(429, "too_many", message, retry_after_s=5)
 
 

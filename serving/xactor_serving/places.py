@@ -70,7 +70,7 @@ class Places:
         # Behind a proxy, many clients that have not shown their keys share one address.
         max_places = limits.max_videos_per_key if client.admitted else -(-limits.max_half_open // 4)
         if self._waiting[client] + self._videos[client] >= max_places:
-            raise too_many(f"this client has {max_places} videos in progress, its maximum")
+            raise too_many(f"this client has {max_places} requests in progress, its maximum")
         # Clients that have shown no key cannot take the places of those that have.
         waiting = sum(n for other, n in self._waiting.items() if other.admitted == client.admitted)
         if waiting >= limits.max_half_open:
