@@ -32,11 +32,11 @@ def test_the_import_contracts_of_pyproject_hold():
 
 
 @pytest.mark.slow
-def test_xactor_imports_neither_ray_nor_deepspeed_nor_pebble():
+def test_xactor_imports_neither_ray_nor_deepspeed():
     # The import of a module that is None in sys.modules fails.
     run_python(
         "import sys, pkgutil, importlib, xactor\n"
-        "missing = ('ray', 'deepspeed', 'webdataset', 'pebble', 'xactor_platform', 'xactor_serving')\n"
+        "missing = ('ray', 'deepspeed', 'webdataset', 'xactor_platform', 'xactor_serving')\n"
         "sys.modules.update(dict.fromkeys(missing))\n"
         "for m in pkgutil.walk_packages(xactor.__path__, 'xactor.'): importlib.import_module(m.name)\n"
     )

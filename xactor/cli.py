@@ -42,7 +42,7 @@ class Animate:
     model: str = BOX
     """Model folder, with model_index.json. `box` is the model that comes with this package."""
     image: PathOption = None
-    """The portrait: a picture with a face, in any format that Pillow reads."""
+    """The portrait: a picture with a face, such as a JPEG, PNG, WebP, AVIF or TIFF."""
     audio: PathOption = None
     """The speech: audio or video in any format that PyAV reads."""
     output: PathOption = None
@@ -101,7 +101,7 @@ class Item:
         """Check paths and options before any work. Raises ValueError if the video cannot be made."""
         for source in (self.image, self.audio):
             if not source.is_file():
-                raise ValueError(f"{source}: no such file")
+                raise ValueError(f"{source}: {'not a file' if source.exists() else 'no such file'}")
             if self.output.exists() and self.output.samefile(source):
                 raise ValueError(f"{self.output}: the output would replace what it is made from")
         if self.output.suffix.lower() != ".mp4":
@@ -349,7 +349,8 @@ def _item(line: str, options: AnimateOptions) -> Item:
     """Parse and check one row. Raises ValueError if no video can be made from it."""
     try:
         row: dict[str, Any] = json.loads(line)
-    except ValueError as error:
+    # Deeply nested JSON raises a RecursionError.
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error})") from error
     if not isinstance(row, dict):
         raise ValueError(f"must be a JSON object, got {line.strip()[:40]}")

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from xactor.faces import CropBox
-from xactor.media import TooLong, read_audio
+from xactor.media import Sound, TooLong, read_audio, write_sound
 from xactor.portrait import find_portrait, read_image, sized_for_video
 from xactor.rates import SAMPLE_RATE_HZ, frame_count
 from xactor.sandbox import Sandbox, SandboxError
@@ -17,6 +17,8 @@ from xactor.still import best_still
 
 # Maximum memory of one decoding process: 3 GiB.
 _MEMORY_BYTES = 3 * 2**30
+# Stereo of 16 bits at 48 kHz.
+_MAX_TRACK_BYTES_PER_S = 48_000 * 2 * 2
 # A process is replaced after this number of files, because codecs may leak memory.
 _MAX_FILES = 200
 T = TypeVar("T")
@@ -53,7 +55,8 @@ class DecodingPool:
     """Decode files in sandboxed processes. Each process decodes one file at a time.
 
     The methods return futures. A future raises ValueError if the file cannot be used. It raises SandboxError if the
-    call takes too much time or memory, or kills its process. `refusal` converts these errors to `Refused`.
+    call takes too much time or memory, or kills its process. `refusal` converts these errors to `Refused`. A future
+    raises ProcessLost if no process could decode the file, which is not the file's fault.
 
     Args:
         processes: Number of processes.
@@ -64,14 +67,23 @@ class DecodingPool:
         self._sandbox = Sandbox(processes=processes, memory_bytes=_MEMORY_BYTES, max_calls=_MAX_FILES)
         self._timeout_s = timeout_s
 
-    def sound(self, audio: Path, *, max_seconds: float) -> Future[np.ndarray]:
-        """Decode sound to float32 [N], mono, 16 kHz.
+    @property
+    def fault(self) -> str | None:
+        """Return why no file can be decoded at present, because no process can start; None if files can."""
+        return self._sandbox.fault
+
+    def sound(self, audio: Path, *, track: Path, max_seconds: float) -> Future[np.ndarray]:
+        """Decode sound to float32 [N], mono, 16 kHz, and write it for the video's audio track to a file of its own.
+
+        So nobody else need open the original, which may be harmful.
 
         Args:
             audio: File with an audio track.
-            max_seconds: Maximum length of the sound. The future raises TooLong if the sound is longer.
+            track: File that `xactor.media.write_sound` writes.
+            max_seconds: Maximum length of the sound. The future raises TooLong if the sound is longer, or if the track
+                takes more bytes than stereo of this length at 48 kHz.
         """
-        return self._submit(_sound, audio, max_seconds)
+        return self.submit(_sound, audio, track, max_seconds)
 
     def face(
         self, image: bytes | Path, *, size: int, paste_back: bool, from_video: bool = False
@@ -84,9 +96,10 @@ class DecodingPool:
             paste_back: Return the whole portrait too, at a size that h264 accepts.
             from_video: Treat `image` as a video.
         """
-        return self._submit(_face, image, size, paste_back, from_video)
+        return self.submit(_face, image, size, paste_back, from_video)
 
-    def _submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
+    def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Call a picklable function that reads files of users."""
         return self._sandbox.submit(function, *arguments, timeout_s=self._timeout_s)
 
     def refusal(self, error: BaseException) -> Refused | None:
@@ -105,12 +118,14 @@ class DecodingPool:
         self._sandbox.close()
 
 
-def _sound(audio: Path, max_seconds: float) -> np.ndarray:
+def _sound(audio: Path, track: Path, max_seconds: float) -> np.ndarray:
     """Decode a sound in a process of the pool. Raises ValueError, whose message calls the file `audio`."""
+    max_bytes = int(max_seconds * _MAX_TRACK_BYTES_PER_S)
     samples = _with_users_name("audio", audio, lambda: read_audio(audio, max_seconds=max_seconds))
     if frame_count(len(samples)) < 1:
         length_ms = len(samples) / SAMPLE_RATE_HZ * 1000
         raise ValueError(f"audio: {length_ms:.0f} ms of sound are too short, more than 20 ms are needed")
+    _with_users_name("audio", audio, lambda: write_sound(track, Sound.of(audio), max_bytes=max_bytes))
     return samples
 
 

@@ -37,6 +37,11 @@ PAPER: dict[str, Any] = {
 """The paper's options (Paper 4.1), for models that recommend none. Ours: relative motion."""
 
 
+# A seed is an integer from 0 to this number.
+MAX_SEED = 2**63 - 1
+_MAX_SECONDS = 1_000_000
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recommended:
     """Hold the options that a model recommends for each quality, or the paper's options if it recommends none."""
@@ -102,7 +107,7 @@ class AnimateOptions:
     """Choose how one animation is made. An option that is None has the value that the model recommends."""
 
     seed: int = 0
-    """Random seed. The same seed, image and audio give the same video."""
+    """Random seed, 0..2^63-1. The same seed, image and audio give the same video."""
     quality: Quality | None = None
     """The values that the model recommends for this quality replace the options that are None: `draft` is the fastest,
     `good` is a good balance, `best` looks best. None means the model's default quality."""
@@ -124,11 +129,18 @@ class AnimateOptions:
     paste_back: bool = False
     """Put the face back into the whole picture, which is shrunk so that no side is longer than 1920 px."""
     max_seconds: float = 3600
-    """Refuse audio that is longer than this many seconds."""
+    """Refuse audio that is longer than this many seconds, above 0 and at most 1,000,000."""
 
     def __post_init__(self):
         if self.quality is not None and self.quality not in QUALITIES:
             raise ValueError(f"quality must be one of {', '.join(QUALITIES)}, got {self.quality!r}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed must be within 0..{MAX_SEED}, got {self.seed}")
+        # The comparison is false for NaN.
+        if not 0 < self.max_seconds <= _MAX_SECONDS:
+            raise ValueError(
+                f"max_seconds must be above 0 and at most {_MAX_SECONDS}, got {str(self.max_seconds)[:40]}"
+            )
 
     def with_row(self, row: dict[str, Any]) -> "AnimateOptions":
         """Return a copy of these options in which the values of a row replace the present values.
@@ -139,10 +151,14 @@ class AnimateOptions:
         Raises:
             ValueError: The row names an unknown option, or holds a value of the wrong type.
         """
+        row = dict(row)
         for name, value in row.items():
             if name not in _TYPES:
                 raise ValueError(f"no option {name!r}; there are {', '.join(_TYPES)}")
             kind = _TYPES[name]
+            # Tables often hold whole numbers as floating-point numbers, for example in columns with empty cells.
+            if kind is int and isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_EXACT:
+                row[name] = value = int(value)
             accepted = (int, float) if kind is float else (kind,)
             # For isinstance, a bool is also an int.
             if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
@@ -215,5 +231,7 @@ def _type(hint: Any) -> type:
     return str if get_origin(kinds[0]) is Literal else kinds[0]
 
 
+# Up to this number, every integer is a float.
+_MAX_EXACT = 2**53
 # Type of each option's values.
 _TYPES = {name: _type(hint) for name, hint in get_type_hints(AnimateOptions).items()}

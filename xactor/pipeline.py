@@ -161,8 +161,8 @@ class XActorPipeline(DiffusionPipeline):
         """Check the inputs and return an animation. Its frames are computed, with a progress bar, while they are read.
 
         Args:
-            image: A picture with a face: a file in any format that Pillow reads, its content, an open picture, or
-                uint8 [H, W, 3].
+            image: A picture with a face: a file in any format of `xactor.portrait.FORMATS`, its content, an open
+                picture, or uint8 [H, W, 3].
             audio: Audio or video in any format that PyAV reads, samples float32 [N], mono, 16 kHz, or a sample rate
                 and samples [N] or [N, channels], float in [-1, 1] or int16.
             seed: The same seed, image and audio give the same video.

@@ -3,7 +3,9 @@
 import io
 import os
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,28 @@ MAX_PIXELS = 89_000_000
 # Larger pictures are reduced while they are read, because no video is larger.
 MAX_SIDE_PX = 4096
 MIN_SIDE_PX = 32
+# Formats of pictures that are read, by Pillow's names. Pillow knows more: for some, such as EPS, it starts other
+# programs on the file, and others are rare, so that faults of their decoders stay unnoticed.
+FORMATS = (
+    "AVIF",
+    "BMP",
+    "DIB",
+    "GIF",
+    "HEIF",
+    "ICNS",
+    "ICO",
+    "JPEG",
+    "JPEG2000",
+    "PCX",
+    "PNG",
+    "PPM",
+    "PSD",
+    "QOI",
+    "SGI",
+    "TGA",
+    "TIFF",
+    "WEBP",
+)
 # Ours: maximum side of a video with the face pasted back. All players decode this size.
 PASTE_BACK_SIDE_PX = 1920
 # Angles in degrees. A face is upright if its roll, the rotation in the picture's plane, is below `_UPRIGHT`. Ours: if a
@@ -44,7 +68,7 @@ class Portrait:
 
 
 def read_image(source: str | Path | bytes | Image.Image | np.ndarray) -> np.ndarray:
-    """Read a picture of any format that Pillow reads, upright: uint8 [H, W, 3] RGB.
+    """Read a picture in any of `FORMATS`, upright: uint8 [H, W, 3] RGB.
 
     Transparent pixels are blended with white, 16 bits become 8, and the first frame of an animation is used. A picture
     with a side longer than 4096 px is reduced to that length.
@@ -53,8 +77,8 @@ def read_image(source: str | Path | bytes | Image.Image | np.ndarray) -> np.ndar
         source: A path, a file's content, an open picture, or uint8 [H, W, 3].
 
     Raises:
-        ValueError: The file is missing, is not a picture, is damaged, is a camera's raw file, has more than 89
-            megapixels, or has a side under 32 px. The message names the file.
+        ValueError: The file is missing, is not a picture in any of `FORMATS`, is damaged, is a camera's raw file, has
+            more than 89 megapixels, or has a side under 32 px. The message names the file.
     """
     if isinstance(source, np.ndarray):
         if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8:
@@ -63,12 +87,14 @@ def read_image(source: str | Path | bytes | Image.Image | np.ndarray) -> np.ndar
     if isinstance(source, Image.Image):
         return _decoded(source, "the picture")
     name = "the picture" if isinstance(source, bytes) else str(source)
+    _register_heif()
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        opened = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(opened, formats=FORMATS) as image:
             return _decoded(image, name)
     except UnidentifiedImageError as error:
         empty = not source if isinstance(source, bytes) else os.path.getsize(source) == 0
-        reason = "it is empty" if empty else "not a picture of any format that Pillow reads"
+        reason = "it is empty" if empty else f"not a picture of any format that is read: {', '.join(FORMATS)}"
         raise ValueError(f"{name}: {reason}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{name}: more than {MAX_PIXELS / 1e6:.0f} megapixels, the maximum") from error
@@ -76,6 +102,16 @@ def read_image(source: str | Path | bytes | Image.Image | np.ndarray) -> np.ndar
         raise ValueError(f"{name}: no such file") from error
     except OSError as error:
         raise ValueError(f"{name}: cannot be read ({error})") from error
+
+
+@cache
+def _register_heif() -> None:
+    """Let Pillow read HEIF, the format of iPhones."""
+    # Without the package, the message about a HEIF file names the formats that are read.
+    with suppress(ImportError):
+        import pi_heif
+
+        pi_heif.register_heif_opener()
 
 
 def find_portrait(picture: np.ndarray, landmarker: FaceLandmarker | None = None) -> Portrait:

@@ -29,6 +29,7 @@ def made_from(comment: str) -> str | None:
     """Return the digest that `ai_generated` wrote to an mp4's comment tag, or None if there is none."""
     try:
         statement = json.loads(comment)
-    except ValueError:
+    # Deeply nested JSON raises a RecursionError.
+    except (ValueError, RecursionError):
         return None
     return statement.get("made_from") if isinstance(statement, dict) else None

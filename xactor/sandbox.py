@@ -1,31 +1,42 @@
-"""Run calls on untrusted files in a pool of processes with bounded time and memory.
+"""Run calls on untrusted files in processes with bounded time and memory.
 
 A call in the sandbox may raise these errors in addition to its own:
 
-    SandboxError
+    SandboxError           the call is at fault
     ├── TooSlow            the call took longer than its timeout
     ├── TooMuchMemory      the call asked for more memory than its process may have
-    └── Crashed            the process died
+    └── Crashed            the call killed its process
+    ProcessLost            the call is not at fault: its process was killed, or none can start
 """
 
 import logging
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickle
+import queue
 import resource
+import signal
 import threading
+import time
+import traceback
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import Any, ClassVar, TypeVar
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 # Maximum number of a call's warnings that are passed on.
 _MAX_NOTES = 20
+# Seconds between two looks at an idle process, and between two attempts to start a process after a failed one.
+_POLL_S = 0.5
+# Number of times that a call is begun if its process is killed from outside, as the kernel does if memory is short.
+_MAX_ATTEMPTS = 2
 
 
 class SandboxError(Exception):
-    """Report a call that exceeded its bounds or died.
+    """Report a call that exceeded its bounds or killed its process.
 
     The message has no subject, as in "takes longer than 5 s, the timeout". Put one, such as "the file", before it.
 
@@ -49,25 +60,32 @@ class TooMuchMemory(SandboxError):
 
 
 class Crashed(SandboxError):
-    """Report that the process of a call died."""
+    """Report a call that killed its process."""
 
     reason = "crashed"
+
+
+class ProcessLost(Exception):
+    """Report that no process could finish a call, through no fault of the call. A later attempt may succeed."""
 
 
 class Sandbox:
     """Run functions in other processes. If a process hangs, runs out of memory or dies, the caller is not harmed.
 
-    A process takes one call at a time. A process that was killed or died is replaced. All processes end when the
-    process that owns the sandbox ends, even if it is killed.
+    A process takes one call at a time. A process that was killed or died is replaced, whether it was busy or idle. All
+    processes end when the process that owns the sandbox ends, even if it is killed.
+
+    Each process has a thread of its own in the caller's process and a pipe of its own. So a process that dies at any
+    moment, even while it sends a result, harms no other.
+
+    Attributes:
+        calls: Calls that no process has taken yet. None wakes a thread that shall end.
 
     Args:
         processes: Number of processes, and so of concurrent calls.
         memory_bytes: Maximum memory that each process may allocate.
         prepare: Function that each process runs once, before it takes calls. It must be picklable.
         max_calls: Number of calls after which a process is replaced, because libraries may leak memory; 0 means never.
-
-    Raises:
-        ImportError: pebble is not installed.
     """
 
     def __init__(
@@ -78,25 +96,17 @@ class Sandbox:
         prepare: Callable[[], Any] | None = None,
         max_calls: int = 0,
     ):
-        # pebble is optional, because the models alone do not need it.
-        try:
-            from pebble import ProcessPool
-        except ImportError as error:
-            raise ImportError(
-                "a sandbox needs pebble: install xactor-ray[serving], xactor-ray[platform] or pebble"
-            ) from error
-        self._memory_bytes = memory_bytes
-        self._pool = ProcessPool(
-            max_workers=processes,
-            max_tasks=max_calls,
-            initializer=_set_up_process,
-            initargs=(memory_bytes, prepare),
-            # A fork would copy the locks and the memory of a parent that has threads.
-            context=multiprocessing.get_context("spawn"),  # pyright: ignore
-        )
-        # The pool starts its processes at the first call. Make a first call now, so that no user's call waits for the
-        # processes to start.
-        self._pool.schedule(_do_nothing)
+        self.calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        # The threads start their processes at once, so that no user's call waits for a process to start.
+        self._workers = [_Worker(memory_bytes, prepare, max_calls or None) for _ in range(processes)]
+        for worker in self._workers:
+            worker.start(self)
+
+    @property
+    def fault(self) -> str | None:
+        """Return why no call can succeed at present, because no process can start; None if calls can."""
+        faults = [worker.fault for worker in self._workers]
+        return None if None in faults else faults[0]
 
     def submit(self, function: Callable[..., T], *arguments: Any, timeout_s: float) -> Future[T]:
         """Call a function in one of the processes. Log the warnings that this package logs there.
@@ -107,63 +117,248 @@ class Sandbox:
             timeout_s: Maximum time of the call, counted from the moment at which a process takes it.
 
         Returns:
-            A future that raises TooSlow, TooMuchMemory, Crashed, or any error of the function. Cancelling the
-            future kills the process that runs the call.
+            A future that raises TooSlow, TooMuchMemory, Crashed, ProcessLost, or any error of the function. Cancelling
+            the future kills the process that runs the call.
         """
-        inner = self._pool.schedule(_call, args=(function, arguments), timeout=timeout_s)
-        outer: Future[T] = Future()
-
-        def finish(done: Future[tuple[T, list[str]]]) -> None:
-            """Pass the result of the pool's future on to the caller's future."""
-            if done.cancelled():
-                outer.cancel()
-            # The call below returns False if the caller has cancelled the future.
-            if not outer.set_running_or_notify_cancel():
-                return
-            if (error := done.exception()) is None:
-                result, notes = done.result()
-                for note in notes:
-                    _log.warning("%s", note)
-                outer.set_result(result)
-            else:
-                outer.set_exception(self._translate(error, timeout_s))
-
-        def forward_cancel(future: Future[T]) -> None:
-            """Cancel the call in the pool, which kills its process, if the caller has cancelled the caller's future."""
-            if future.cancelled():
-                inner.cancel()
-
-        inner.add_done_callback(finish)
-        outer.add_done_callback(forward_cancel)
-        return outer
+        call = _Call(function, arguments, timeout_s)
+        self.calls.put(call)
+        return call.future
 
     def close(self) -> None:
-        """Kill all processes and wait for their end."""
-        self._pool.stop()
-        self._pool.join()
+        """Kill all processes and wait for their end. Cancel the calls that are not finished."""
+        for worker in self._workers:
+            worker.close(self.calls)
+        with suppress(queue.Empty):
+            while True:
+                call = self.calls.get_nowait()
+                if call is not None:
+                    call.future.cancel()
 
-    def _translate(self, error: BaseException, timeout_s: float) -> BaseException:
-        """Return the SandboxError that an error of the pool stands for. Return any other error as it is."""
-        from pebble import ProcessExpired
 
-        translated: SandboxError
-        match error:
-            case TimeoutError():
-                translated = TooSlow(f"takes longer than {timeout_s:g} s, the timeout")
-            case MemoryError():
-                translated = TooMuchMemory(
-                    f"takes more than {self._memory_bytes >> 20} MiB of memory, the bound"
-                )
-            case ProcessExpired():
-                translated = Crashed(f"kills the process that decodes it (exit code {error.exitcode})")
-            case _:
-                return error
-        translated.__cause__ = error
-        return translated
+class _Call:
+    """Hold one call and its future.
+
+    The future stays pending while the call runs, because only a pending future can be cancelled.
+    """
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], timeout_s: float):
+        self.function, self.arguments, self.timeout_s = function, arguments, timeout_s
+        self.future: Future[Any] = Future()
+        self.attempts = 0
+
+    def finish(self, result: Any = None, error: BaseException | None = None) -> None:
+        """Set the future's result or error, unless the caller has cancelled the future."""
+        with suppress(InvalidStateError):
+            if error is None:
+                self.future.set_result(result)
+            else:
+                self.future.set_exception(error)
+
+
+class _Worker:
+    """Own one process of a sandbox, and a thread that gives it calls.
+
+    Args:
+        memory_bytes: See `Sandbox`.
+        prepare: See `Sandbox`.
+        max_calls: Number of calls after which the process is replaced; None means never.
+
+    Attributes:
+        fault: Why the process cannot start; None if it runs or may start.
+    """
+
+    def __init__(self, memory_bytes: int, prepare: Callable[[], Any] | None, max_calls: int | None):
+        self.fault: str | None = None
+        self._memory_bytes, self._prepare, self._max_calls = memory_bytes, prepare, max_calls
+        self._process: Any = None
+        # The lock makes sure that a late timeout or cancellation does not kill the process of the next call.
+        self._lock = threading.Lock()
+        self._call: _Call | None = None
+        self._timed_out = self._closed = False
+
+    def start(self, sandbox: Sandbox) -> None:
+        """Start the thread, which takes calls of the sandbox."""
+        self._thread = threading.Thread(target=self._run, args=(sandbox,), name="sandbox", daemon=True)
+        self._thread.start()
+
+    def close(self, calls: "queue.SimpleQueue[_Call | None]") -> None:
+        """Kill the process, and wait for its end and the thread's. The queue is the one from which calls are taken."""
+        with self._lock:
+            self._closed, call = True, self._call
+            self._kill()
+        if call is not None:
+            call.future.cancel()
+        # The thread may wait for a call.
+        calls.put(None)
+        self._thread.join()
+
+    def _run(self, sandbox: Sandbox) -> None:
+        """Take calls until the worker is closed, and keep the process alive meanwhile."""
+        done = 0
+        while not self._closed:
+            if done == self._max_calls or self._process is None or not self._process.is_alive():
+                done = 0
+                self._replace()
+            # If another worker has a process, leave the calls to it.
+            if self.fault is not None and sandbox.fault is None:
+                time.sleep(_POLL_S)
+                continue
+            try:
+                call = sandbox.calls.get(timeout=_POLL_S)
+            except queue.Empty:
+                continue
+            if call is None or call.future.cancelled():
+                continue
+            if self.fault is not None:
+                call.finish(error=ProcessLost(self.fault))
+                continue
+            done += 1
+            self._serve(call, sandbox)
+        self._end()
+
+    def _replace(self) -> None:
+        """End the process if there is one, and start another. Set `fault` if that fails."""
+        self._end()
+        # A fork would copy the locks and the memory of a parent that has threads.
+        context = multiprocessing.get_context("spawn")
+        try:
+            self._pipe, theirs = context.Pipe()
+            arguments = (theirs, self._memory_bytes, self._prepare)
+            process = context.Process(target=_take_calls, args=arguments, daemon=True)
+            process.start()
+            # Only the process holds its end now, so that its death ends the pipe.
+            theirs.close()
+            with self._lock:
+                self._process = process
+                if self._closed:
+                    self._kill()
+            self.fault = self._pipe.recv()
+        # Whatever the error, the thread must live on, or calls would wait for ever.
+        except Exception as error:
+            self.fault = f"a process of the sandbox died while it started ({type(error).__name__} {error})"
+        if self.fault is not None:
+            self._end()
+
+    def _serve(self, call: _Call, sandbox: Sandbox) -> None:
+        """Carry out one call."""
+        call.attempts += 1
+        with self._lock:
+            self._call, self._timed_out = call, False
+        timer = threading.Timer(call.timeout_s, self._stop, (call, True))
+        timer.daemon = True
+        call.future.add_done_callback(lambda _: self._stop(call, False))
+        timer.start()
+        result: Any = None
+        error: BaseException | None = None
+        died = False
+        try:
+            self._pipe.send((call.function, call.arguments))
+            result, error, notes = self._pipe.recv()
+            for note in notes:
+                _log.warning("%s", note)
+            if isinstance(error, MemoryError):
+                bound = f"takes more than {self._memory_bytes >> 20} MiB of memory, the bound"
+                error = _caused(TooMuchMemory(bound), error)
+        except (EOFError, OSError):
+            died = True
+        except Exception as problem:
+            # The call cannot be pickled, or its result cannot be unpickled.
+            error = problem
+        timer.cancel()
+        with self._lock:
+            self._call = None
+        if died:
+            self._bury(call, sandbox)
+        else:
+            call.finish(result, error)
+
+    def _bury(self, call: _Call, sandbox: Sandbox) -> None:
+        """Finish a call whose process has died, or put it back if something else killed the process."""
+        self._process.join()
+        exit_code = self._process.exitcode
+        if self._timed_out:
+            call.finish(error=TooSlow(f"takes longer than {call.timeout_s:g} s, the timeout"))
+        elif self._closed:
+            call.future.cancel()
+        elif exit_code != -signal.SIGKILL:
+            call.finish(error=Crashed(f"kills the process that decodes it (exit code {exit_code})"))
+        elif call.attempts < _MAX_ATTEMPTS:
+            sandbox.calls.put(call)
+        else:
+            call.finish(error=ProcessLost(f"its process was killed in {call.attempts} attempts"))
+
+    def _stop(self, call: _Call, timed_out: bool) -> None:
+        """Kill the process if it is still at this call."""
+        with self._lock:
+            if self._call is call:
+                self._timed_out = timed_out
+                self._kill()
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+
+    def _end(self) -> None:
+        """Kill the process if there is one, and wait for its end."""
+        with self._lock:
+            process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.join()
+            process.close()
+            self._pipe.close()
+
+
+def _caused(error: BaseException, cause: BaseException) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
+def _take_calls(pipe: Any, memory_bytes: int, prepare: Callable[[], Any] | None) -> None:
+    """Carry out calls until the parent ends. The main function of a process.
+
+    First send None if the process is ready, or why it is not. Then send three things for each call: the result or
+    None, the error or None, and the texts of the warnings that this package logged.
+    """
+    try:
+        _set_up_process(memory_bytes, prepare)
+    except Exception as error:
+        pipe.send(f"a process of the sandbox cannot start ({type(error).__name__}: {error})")
+        return
+    pipe.send(None)
+    notes = _Notes()
+    logging.getLogger("xactor").addHandler(notes)
+    while True:
+        answer: tuple[Any, BaseException | None]
+        notes.texts = []
+        try:
+            function, arguments = pipe.recv()
+            answer = function(*arguments), None
+        except EOFError:
+            return
+        except Exception as error:
+            answer = None, _picklable(error)
+        try:
+            pipe.send((*answer, notes.texts))
+        except Exception as error:
+            # The result cannot be pickled, or not within the memory.
+            pipe.send((None, _picklable(error), notes.texts))
+
+
+def _picklable(error: Exception) -> Exception:
+    """Return an error with its stack trace as a note, or one with the same message if it cannot be pickled."""
+    error.add_note("".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _set_up_process(memory_bytes: int, prepare: Callable[[], Any] | None) -> None:
     """Set the limits of a new process, make it end with its parent, and call `prepare`."""
+    # Ctrl-C in a terminal reaches all processes, and the parent decides what it ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     # Write no core dumps.
@@ -187,17 +382,6 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _call(function: Callable[..., T], arguments: tuple) -> tuple[T, list[str]]:
-    """Return the result of a function, and the warnings that this package logged meanwhile."""
-    notes = _Notes()
-    logger = logging.getLogger("xactor")
-    logger.addHandler(notes)
-    try:
-        return function(*arguments), notes.texts
-    finally:
-        logger.removeHandler(notes)
-
-
 class _Notes(logging.Handler):
     """Collect the texts of warnings."""
 
@@ -208,7 +392,3 @@ class _Notes(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if len(self.texts) < _MAX_NOTES:
             self.texts.append(record.getMessage())
-
-
-def _do_nothing() -> None:
-    """Do nothing."""

@@ -11,27 +11,40 @@ from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Form, Request, WebSocket
+from fastapi import Depends, FastAPI, Form, Request, Security, WebSocket
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
+from xactor import __version__
 from xactor.media import Sound, remux
 from xactor.rates import frame_count
+from xactor_serving.docs_page import docs_page
 from xactor_serving.errors import (
     ServiceError,
+    bad_input,
+    bad_key,
     bad_option,
+    failed,
+    full,
     not_found,
+    not_ready,
+    timed_out,
+    too_large,
+    too_many,
     validation_line,
     wrong_method,
     wrong_type,
 )
 from xactor_serving.generation import SoundBuffer
 from xactor_serving.guard import Guard
-from xactor_serving.metrics import metrics, scrape
+from xactor_serving.metrics import count_error, metrics, scrape
 from xactor_serving.stream_session import StreamSession
 from xactor_serving.video_options import VideoForm
-from xactor_serving.videos import Videos, count_error
+from xactor_serving.videos import Videos
 
 _log = logging.getLogger("ray.serve")
 _PAGE = Path(__file__).parent / "page"
@@ -40,57 +53,81 @@ _EXAMPLES = {
     "portraits": sorted((_PAGE / "examples").glob("*.png")),
     "recordings": sorted((_PAGE / "examples").glob("*.m4a")),
 }
-_HEALTH_TIMEOUT_S = 5
-# OpenAPI's description of an error answer.
-_ERROR = {
-    "description": "An error",
-    "content": {
-        "application/json": {
-            "example": {
-                "error": {"code": "bad_input", "message": "image: no face is found", "request_id": "4f…"}
-            }
+# Longer than the deployments' own deadlines of `Replicas.check`.
+_HEALTH_TIMEOUT_S = 8
+# An example of each error answer, by status code.
+_EXAMPLES_OF_ERRORS = (
+    bad_input("image: no face is found in the picture of 640x480 px"),
+    bad_key(),
+    too_large("audio: longer than 3600 s, the maximum"),
+    wrong_type("the body must be multipart/form-data, got application/json"),
+    bad_option("motion_steps: Input should be greater than or equal to 1"),
+    too_many("this client has 8 requests in progress, its maximum"),
+    failed("the service failed; its log names this request id"),
+    full("16 videos are in progress, the maximum"),
+    timed_out("the upload took longer than 120 s"),
+)
+
+
+def _answer_of(error: ServiceError) -> dict[str, Any]:
+    """Return OpenAPI's description of an error answer."""
+    answer: dict[str, Any] = {
+        "description": "An error",
+        "content": {"application/json": {"example": error.body("4f5c0a9e7d1b4c0e8a6f3b2d1c0e9f8a")}},
+    }
+    if error.retry_after_s is not None:
+        schema = {"type": "integer", "example": error.retry_after_s}
+        answer["headers"] = {
+            "Retry-After": {"description": "Seconds until a retry may succeed", "schema": schema}
         }
-    },
-}
+    return answer
+
+
 # The error answers of `POST /v1/videos`, by status code.
-_ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 413, 415, 422, 429, 503, 504), _ERROR)
+_ERRORS: dict[int | str, dict[str, Any]] = {error.status: _answer_of(error) for error in _EXAMPLES_OF_ERRORS}
+# Headers of answers that pages of other origins may read.
+_EXPOSED_HEADERS = ("X-Request-ID", "X-Frames", "X-Notes", "Retry-After")
+# The guard checks keys. This only describes the scheme in OpenAPI.
+_NEEDS_KEY = [Security(HTTPBearer(auto_error=False, description="An API key, where the service needs one"))]
 
 
-def make_api(videos: Videos, keys: tuple[str, ...]) -> Guard:
+def make_api(videos: Videos, keys: tuple[str, ...], cors_origins: tuple[str, ...] = ()) -> ASGIApp:
     """Return the ASGI application: the routes behind the guard that checks keys and limits.
 
     Args:
         videos: Makes the videos.
         keys: Accepted API keys; empty if none is needed.
+        cors_origins: Origins of other web pages that may use the API.
     """
-    api = FastAPI(title="X-Actor", description="A portrait and speech in, an acted portrait video out.")
+    # FastAPI's own pages load scripts from other hosts, which a machine without a network cannot.
+    api = FastAPI(
+        title="X-Actor",
+        version=__version__,
+        description="A portrait and speech in, an acted portrait video out.",
+        docs_url=None,
+        redoc_url=None,
+    )
     _handle_errors(api)
+    _add_pages(api)
 
-    @api.get("/", include_in_schema=False)
-    async def page() -> HTMLResponse:
-        examples = json.dumps({kind: [path.name for path in paths] for kind, paths in _EXAMPLES.items()})
-        text = (_PAGE / "index.html").read_text(encoding="utf-8")
-        return HTMLResponse(text.replace("EXAMPLES_JSON", examples))
-
-    @api.get("/examples/{name}", include_in_schema=False)
-    async def example(name: str) -> FileResponse:
-        paths = [path for kind in _EXAMPLES.values() for path in kind if path.name == name]
-        if not paths:
-            raise not_found(f"/examples/{name}")
-        return FileResponse(paths[0])
-
-    @api.get("/healthz", responses={503: _ERROR})
+    @api.get("/healthz", responses={503: _answer_of(not_ready("the models do not answer (TimeoutError)"))})
     async def healthz() -> dict[str, str]:
-        """Answer 200 when both models answer."""
+        """Answer 200 when a request would work: uploads can be decoded, and both models answer."""
         try:
             async with asyncio.timeout(_HEALTH_TIMEOUT_S):
-                await videos.check_models()
+                await videos.check()
+        except ServiceError:
+            raise
         except Exception as error:
-            message = f"the models do not answer ({type(error).__name__})"
-            raise ServiceError(503, "not_ready", message, retry_after_s=5) from error
+            raise not_ready(f"the models do not answer ({type(error).__name__})") from error
         return {"status": "ok"}
 
-    @api.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    @api.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}}, 401: _ERRORS[401]},
+        dependencies=_NEEDS_KEY,
+    )
     async def show_metrics() -> Response:
         """Return the metrics of all replicas in Prometheus' text format."""
         return Response(await scrape(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -99,6 +136,7 @@ def make_api(videos: Videos, keys: tuple[str, ...]) -> Guard:
         "/v1/videos",
         response_class=StreamingResponse,
         responses={200: {"content": {"video/mp4": {}}, "description": "The video"}, **_ERRORS},
+        dependencies=_NEEDS_KEY,
     )
     async def create_video(request: Request, form: _Fields, _: _FormChecked) -> Response:
         """Make a portrait speak. The mp4 (h264, aac) is as long as the audio, at 25 frames a second."""
@@ -108,10 +146,38 @@ def make_api(videos: Videos, keys: tuple[str, ...]) -> Guard:
     async def stream(socket: WebSocket) -> None:
         await StreamSession(videos, keys, socket).run()
 
-    limits = videos.limits
-    return Guard(
-        api, keys=keys, max_body_bytes=limits.max_upload_bytes, upload_timeout_s=limits.upload_timeout_s
+    guard = Guard(api, keys=keys, limits=videos.limits, places=videos.places)
+    if not cors_origins:
+        return guard
+    # The middleware is outside the guard, because browsers send no key when they ask for permission.
+    return CORSMiddleware(
+        guard,
+        allow_origins=cors_origins,
+        allow_methods=("GET", "HEAD", "POST"),
+        allow_headers=("Authorization", "Content-Type", "X-Request-ID"),
+        expose_headers=_EXPOSED_HEADERS,
     )
+
+
+def _add_pages(api: FastAPI) -> None:
+    """Add the routes of the pages for people, which need no network."""
+
+    @api.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        examples = json.dumps({kind: [path.name for path in paths] for kind, paths in _EXAMPLES.items()})
+        text = (_PAGE / "index.html").read_text(encoding="utf-8")
+        return HTMLResponse(text.replace("EXAMPLES_JSON", examples))
+
+    @api.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(docs_page(api.openapi()))
+
+    @api.get("/examples/{name}", include_in_schema=False)
+    async def example(name: str) -> FileResponse:
+        paths = [path for kind in _EXAMPLES.values() for path in kind if path.name == name]
+        if not paths:
+            raise not_found(f"/examples/{name}")
+        return FileResponse(paths[0])
 
 
 async def _check_form(request: Request) -> None:
@@ -134,11 +200,11 @@ async def _create(videos: Videos, request: Request, form: VideoForm) -> Response
     """Make a video and return the answer: a fragmented mp4 that is sent while it is made, or a plain mp4 at the end."""
     begun = time.monotonic()
     async with AsyncExitStack() as stack:
-        stack.enter_context(videos.slot(request.state.key))
+        request.state.place.begin_video()
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xactor-")))
         # Raise for options out of range before the files are decoded.
         form.configs()
-        audio = folder / "audio"
+        audio, track = folder / "audio", folder / "track"
         with audio.open("wb") as file:
             await asyncio.to_thread(shutil.copyfileobj, form.audio.file, file)
         face = asyncio.create_task(videos.face(await form.image.read(), form))
@@ -146,8 +212,10 @@ async def _create(videos: Videos, request: Request, form: VideoForm) -> Response
         # logging that nobody read it.
         face.add_done_callback(lambda done: done.cancelled() or done.exception())
         stack.callback(face.cancel)
-        samples = await videos.sound(audio)
-        fragments = videos.fragments(face, SoundBuffer.whole(samples), Sound.of(audio), form)
+        # Only the decoding processes open what users sent. They wrote the track.
+        samples = await videos.sound(audio, track)
+        sound = await asyncio.to_thread(Sound.of, track)
+        fragments = videos.fragments(face, SoundBuffer.whole(samples), sound, form)
         await stack.enter_async_context(aclosing(fragments))
         first = await anext(fragments)
         notes = (await face).notes
@@ -206,7 +274,7 @@ def _handle_errors(api: FastAPI) -> None:
 
     @api.exception_handler(RequestValidationError)
     async def not_valid(request: Request, error: RequestValidationError):
-        return answer(request, bad_option(validation_line(error.errors())))
+        return answer(request, bad_option(validation_line(error.errors(), VideoForm.model_fields)))
 
     @api.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException):
@@ -222,7 +290,6 @@ def _handle_errors(api: FastAPI) -> None:
         )
 
     @api.exception_handler(Exception)
-    async def failed(request: Request, error: Exception):
+    async def other_error(request: Request, error: Exception):
         _log.error("request %s failed", request.state.request_id, exc_info=error)
-        message = "the service failed; its log names this request id"
-        return answer(request, ServiceError(500, "failed", message))
+        return answer(request, failed("the service failed; its log names this request id"))

@@ -30,6 +30,9 @@ _AUTOSCALING = {
     "downscale_delay_s": 60,
     "look_back_period_s": 12,
 }
+# An ingress replica gets many more requests than its limits allow videos and uploads. It refuses the excess with its
+# own error answers, and answers probes at any load.
+_MAX_REQUESTS = 10_000
 
 
 def build(args: Arguments) -> Application:
@@ -61,13 +64,12 @@ def build(args: Arguments) -> Application:
         ray_actor_options=actor_options,
         max_ongoing_requests=args.render_max_windows,
     ).bind(args.model, device=args.device, max_batch=args.render_max_batch, stuck_s=args.stuck_s)
-    # An ingress replica gets more requests than it may make videos, so that it can refuse the excess with its own error
-    # answer.
-    return Ingress.options(max_ongoing_requests=4 * args.limits.max_videos).bind(
+    return Ingress.options(max_ongoing_requests=_MAX_REQUESTS).bind(
         motion,
         render,
         limits=args.limits,
         keys=keys,
+        cors_origins=args.cors_origins,
         call_timeout_s=args.call_timeout_s,
         retry_s=args.retry_s,
     )

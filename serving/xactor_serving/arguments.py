@@ -27,12 +27,17 @@ class Limits(BaseModel):
     max_videos: int = Field(default=16, ge=1)
     """Maximum number of videos in progress, at least 1. More are refused with 503."""
     max_videos_per_key: int = Field(default=8, ge=1)
-    """Maximum number of videos in progress for one API key, at least 1. More are refused with 429. All clients
-    without a key together count as one client."""
+    """Maximum number of videos in progress for one API key, at least 1, including those whose upload has not ended.
+    More are refused with 429. Clients without a key are told apart by their network addresses."""
+    max_half_open: int = Field(default=64, ge=1)
+    """Maximum number of requests that are arriving, at least 1: uploads in progress, and WebSockets before their first
+    message. More are refused with 503. Clients that have not shown a needed key are counted apart."""
     max_upload_bytes: int = Field(default=256 * 2**20, ge=1)
     """Maximum size of one request's body, in bytes."""
     upload_timeout_s: float = Field(default=120, gt=0)
     """Seconds within which the whole body of a request must arrive."""
+    first_message_timeout_s: float = Field(default=10, gt=0)
+    """Seconds within which the first message of a WebSocket must arrive."""
     max_seconds: float = Field(default=3600, gt=0)
     """Maximum length of the audio of one video, in seconds."""
     decode_timeout_s: float = Field(default=60, gt=0)
@@ -42,7 +47,8 @@ class Limits(BaseModel):
     video_timeout_s: float = Field(default=4 * 3600, gt=0)
     """Maximum time to make one whole video, in seconds."""
     idle_timeout_s: float = Field(default=30, gt=0)
-    """Maximum time that a WebSocket client may stay silent, in seconds."""
+    """Maximum time that a client may stay silent during an upload, or before the end of its sound on a WebSocket, in
+    seconds."""
 
 
 class Arguments(BaseModel):
@@ -79,7 +85,11 @@ class Arguments(BaseModel):
     retry_s: float = Field(default=60, gt=0)
     """Time during which a chunk or window is retried if its replica failed or was full, in seconds."""
     stuck_s: float = Field(default=60, gt=0)
-    """Maximum time for one forward pass, in seconds. Ray Serve replaces a replica that takes longer."""
+    """Maximum time without progress, in seconds: for one step of denoising or one portrait. Ray Serve replaces a
+    replica that takes longer."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may use the API from a browser, such as https://example.com. `*` means all. By default
+    only the service's own page may."""
     limits: Limits = Limits()
     """Limits of one ingress replica."""
 

@@ -20,14 +20,14 @@ DESCRIPTION = """Serve a model over HTTP and WebSocket, until SIGINT or SIGTERM.
 
 Example:
     XACTOR_API_KEYS=secret xactor-serve --model model --port 8000
-    curl -H "Authorization: Bearer secret" -F image=@face.png -F audio=@speech.wav \\
-        http://127.0.0.1:8000/v1/videos > out.mp4
+    curl --fail -H "Authorization: Bearer secret" -F image=@face.png -F audio=@speech.wav \\
+        http://127.0.0.1:8000/v1/videos --output out.mp4
 
 Routes:
     GET  /              a page to try the service
     POST /v1/videos     makes an mp4 from a portrait and speech, and sends it while it is made
     WS   /v1/stream     makes an mp4 from a portrait and speech that arrives while it is spoken
-    GET  /healthz       status 200 if both models answer, 503 otherwise
+    GET  /healthz       status 200 if a request would work, 503 otherwise
     GET  /metrics       metrics of all replicas, in Prometheus' format
     GET  /openapi.json  the schema of the API
 
@@ -39,7 +39,6 @@ RAY_ADDRESS: if it is set, the service runs on that Ray cluster; otherwise on th
 _MODULES = (
     "aiohttp",
     "fastapi",
-    "pebble",
     "prometheus_client",
     "psutil",
     "pydantic",
@@ -75,6 +74,11 @@ def run(command: "ServeCommand") -> None:
         ValueError: The command asks for a GPU and there is none.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    local = not os.environ.get("RAY_ADDRESS")
+    if local:
+        # A Ray of one machine needs no address that other machines reach. Without this setting, Ray's metrics, its
+        # agents and its control store listen on all addresses, whatever --host says. Ray reads it when it is imported.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
     from ray import serve
 
@@ -83,7 +87,6 @@ def run(command: "ServeCommand") -> None:
     from xactor_serving.ingress import DRAIN_S
 
     replicas, cpus = command.max_replicas(), 1
-    local = not os.environ.get("RAY_ADDRESS")
     if local:
         # Each replica reserves at least one CPU, so Ray is told that this machine has at least one CPU per replica. On
         # a machine with fewer cores, the replicas share the cores.

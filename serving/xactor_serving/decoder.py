@@ -9,7 +9,8 @@ from typing import TypeVar
 import numpy as np
 
 from xactor.decoding import DecodingPool, FaceCrop
-from xactor_serving.errors import bad_input, full, too_large
+from xactor.sandbox import ProcessLost
+from xactor_serving.errors import bad_input, broken, full, too_large
 
 _MAX_WAITING_PER_PROCESS = 8
 T = TypeVar("T")
@@ -29,9 +30,14 @@ class Decoder:
         self._pool = DecodingPool(processes=processes, timeout_s=timeout_s)
         self._waiting, self._max_waiting = 0, _MAX_WAITING_PER_PROCESS * processes
 
-    async def sound(self, audio: Path, *, max_seconds: float) -> np.ndarray:
-        """Return the samples of a file: float32 [N], mono, 16 kHz."""
-        return await self._run(lambda: self._pool.sound(audio, max_seconds=max_seconds))
+    def check(self) -> None:
+        """Raise ServiceError if no file can be decoded at present."""
+        if (fault := self._pool.fault) is not None:
+            raise broken(f"no file can be decoded: {fault}")
+
+    async def sound(self, audio: Path, *, track: Path, max_seconds: float) -> np.ndarray:
+        """Return the samples of a file: float32 [N], mono, 16 kHz. Write `track`, see `DecodingPool.sound`."""
+        return await self._run(lambda: self._pool.sound(audio, track=track, max_seconds=max_seconds))
 
     async def face(self, image: bytes, *, size: int, paste_back: bool) -> FaceCrop:
         """Return the face of a picture, as a square with sides of `size` pixels.
@@ -46,6 +52,8 @@ class Decoder:
         self._waiting += 1
         try:
             return await asyncio.wrap_future(submit())
+        except ProcessLost as error:
+            raise broken(f"the file could not be decoded: {error}") from error
         except Exception as error:
             refusal = self._pool.refusal(error)
             # The file did not cause the error.

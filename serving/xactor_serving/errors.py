@@ -8,7 +8,7 @@ ServiceError
     413 too_large      the upload or its headers are too large, or the audio is too long
     415 wrong_type     the body is not multipart/form-data
     422 bad_option     a field is missing, unknown or out of range
-    429 too_many       this client has its maximum of videos in progress
+    429 too_many       this client has its maximum of requests in progress
     500 failed         the service failed
     503 full, broken, not_ready    the service cannot take the request now
     504 timed_out      a deadline passed
@@ -82,7 +82,7 @@ def bad_option(message: str) -> ServiceError:
 
 
 def too_many(message: str) -> ServiceError:
-    """Return the error for a client that has its maximum of videos in progress."""
+    """Return the error for a client that has its maximum of requests in progress."""
     return ServiceError(429, "too_many", message, retry_after_s=5)
 
 
@@ -92,19 +92,44 @@ def full(message: str) -> ServiceError:
 
 
 def broken(message: str) -> ServiceError:
-    """Return the error for replicas that failed in every retry."""
+    """Return the error for replicas or decoding processes that failed in every retry."""
     return ServiceError(503, "broken", message, retry_after_s=30)
 
 
+def not_ready(message: str) -> ServiceError:
+    """Return the error for a service that cannot make videos yet, or no longer."""
+    return ServiceError(503, "not_ready", message, retry_after_s=5)
+
+
+def ending() -> ServiceError:
+    """Return the error for a replica of the ingress that ends. Another one takes the retry."""
+    return not_ready("the service is ending")
+
+
+def failed(message: str) -> ServiceError:
+    """Return the error for a fault of the service that has no error of its own."""
+    return ServiceError(500, "failed", message, retry_after_s=30)
+
+
 def timed_out(message: str) -> ServiceError:
-    """Return the error for work that passed its deadline."""
-    return ServiceError(504, "timed_out", message)
+    """Return the error for work, or for a client's messages, that passed their deadline."""
+    return ServiceError(504, "timed_out", message, retry_after_s=30)
 
 
-def validation_line(errors: Iterable[Mapping[str, Any]]) -> str:
-    """Return pydantic's first errors as one line: each field, and what is wrong with it."""
+def validation_line(errors: Iterable[Mapping[str, Any]], fields: Iterable[str]) -> str:
+    """Return pydantic's first errors as one line: each field, and what is wrong with it.
+
+    Args:
+        errors: The errors.
+        fields: Names of all fields, for an error that names another one.
+    """
     lines = []
     for error in errors:
         field = ".".join(str(part) for part in error["loc"] if part != "body")
-        lines.append(f"{field}: {error['msg']}" if field else str(error["msg"]))
+        message = str(error["msg"])
+        if error["type"] == "extra_forbidden":
+            message = f"no such field; there are {', '.join(fields)}"
+        elif error["type"].startswith("bool_"):
+            message = "must be true or false"
+        lines.append(f"{field}: {message}" if field else message)
     return "; ".join(lines[:_MAX_NAMED_ERRORS])

@@ -8,6 +8,7 @@ replica is lost, another replica can retry the call.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -25,15 +26,22 @@ MakeWindow = Callable[[WindowJob], Awaitable[np.ndarray]]
 
 
 class SoundBuffer:
-    """Buffer sound as it arrives, and drop what the motion no longer needs."""
+    """Buffer sound as it arrives, and drop what the motion no longer needs.
+
+    The time of each method does not grow with the sound that waits.
+
+    Attributes:
+        ended: Whether the sound is complete.
+        received: Number of samples that have arrived, including the dropped ones.
+    """
 
     def __init__(self):
         self.ended = False
-        self._samples = np.zeros(0, np.float32)
-        # Index of `_samples[0]` in the whole sound.
-        self._first = 0
-        # `_arrived` is set when samples arrive or the sound ends. `_dropped` is set when samples are dropped.
-        self._arrived, self._dropped = asyncio.Event(), asyncio.Event()
+        self.received = 0
+        # Blocks of samples, each with the index of its first sample in the whole sound.
+        self._blocks: deque[tuple[int, np.ndarray]] = deque()
+        # Is set when samples arrive or the sound ends.
+        self._arrived = asyncio.Event()
 
     @classmethod
     def whole(cls, samples: np.ndarray) -> "SoundBuffer":
@@ -43,26 +51,16 @@ class SoundBuffer:
         sound.end()
         return sound
 
-    @property
-    def received(self) -> int:
-        """Return the number of samples that have arrived, including the dropped ones."""
-        return self._first + len(self._samples)
-
     def append(self, samples: np.ndarray) -> None:
         """Add the next samples, float32 [N]."""
-        self._samples = np.concatenate([self._samples, samples]) if len(self._samples) else samples
+        self._blocks.append((self.received, samples))
+        self.received += len(samples)
         self._arrived.set()
 
     def end(self) -> None:
         """Mark the sound as complete."""
         self.ended = True
         self._arrived.set()
-
-    async def wait_for_space(self, max_samples: int) -> None:
-        """Wait until the buffer holds at most `max_samples`."""
-        while len(self._samples) > max_samples:
-            self._dropped.clear()
-            await self._dropped.wait()
 
     async def wait_until(self, sample: int) -> None:
         """Wait until the first `sample` samples of the sound have arrived, or the sound has ended."""
@@ -75,9 +73,14 @@ class SoundBuffer:
 
         Drop the samples before `first`.
         """
-        self._samples, self._first = self._samples[first - self._first :], first
-        self._dropped.set()
-        return self._samples[: last - first]
+        while self._blocks and self._blocks[0][0] + len(self._blocks[0][1]) <= first:
+            self._blocks.popleft()
+        taken = [np.zeros(0, np.float32)]
+        for begin, block in self._blocks:
+            if begin >= last:
+                break
+            taken.append(block[max(first - begin, 0) : last - begin])
+        return np.concatenate(taken)
 
 
 @dataclass(frozen=True, kw_only=True)

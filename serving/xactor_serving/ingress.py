@@ -31,6 +31,7 @@ class Ingress:
         render: Handle of the render deployment.
         limits: Limits of this replica.
         keys: Accepted API keys; empty if none is needed.
+        cors_origins: Origins of other web pages that may use the API.
         call_timeout_s: Maximum seconds for one call to a model, which makes a chunk of motion or a window of frames.
         retry_s: Seconds during which a call is retried if its replica failed or was full.
     """
@@ -42,11 +43,12 @@ class Ingress:
         *,
         limits: Limits,
         keys: tuple[str, ...],
+        cors_origins: tuple[str, ...],
         call_timeout_s: float,
         retry_s: float,
     ):
         replicas = Replicas(motion, render, call_timeout_s=call_timeout_s, retry_s=retry_s)
-        self._videos, self._keys = Videos(replicas, limits), keys
+        self._videos, self._keys, self._cors_origins = Videos(replicas, limits), keys, cors_origins
 
     async def drain(self) -> None:
         """Refuse new videos and wait until those in progress are finished. Both models must run until this returns."""
@@ -54,7 +56,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self):
         """Return the ASGI application of this replica. Ray Serve calls this method after the constructor."""
-        return make_api(self._videos, self._keys)
+        return make_api(self._videos, self._keys, self._cors_origins)
 
     def __del__(self):
         self._videos.close()

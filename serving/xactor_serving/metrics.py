@@ -18,12 +18,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from ray.serve.metrics import Counter, Gauge, Histogram
 
+from xactor_serving.errors import ServiceError
+
 PREFIX = "xactor_serve_"
 # Bounds of the histograms' buckets.
 _SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 _FPS = [1, 5, 12.5, 25, 50, 100, 250, 1000]
 _BATCH_SIZES: list[float] = [1, 2, 4, 8, 16, 32]
 _AGENT_TIMEOUT_S = 5
+# Labels that `GET /metrics` shows: the metrics' own ones, and those that tell replicas apart.
+_LABELS = frozenset(["of", "code", "le", "deployment", "replica"])
 
 
 class _Metrics:
@@ -78,6 +82,12 @@ class _Metrics:
             self.queue.set(self._queued[deployment], {"of": deployment})
 
 
+def count_error(error: ServiceError) -> ServiceError:
+    """Count an error in the metrics and return it."""
+    metrics().errors.inc(tags={"code": error.code})
+    return error
+
+
 @cache
 def metrics() -> _Metrics:
     """Return the metrics of this process."""
@@ -111,7 +121,9 @@ async def _fetch(session: aiohttp.ClientSession, url: str) -> str | None:
 
 
 class _Merged(Collector):
-    """Merge the application's metric families of several nodes. Remove Ray's prefix `ray_` from their names.
+    """Merge the application's metric families of several nodes.
+
+    Ray's prefix `ray_` is removed from their names, and Ray's own labels, such as a worker's id, from their samples.
 
     Args:
         texts: Metrics of each node, in Prometheus' text format.
@@ -129,5 +141,8 @@ class _Merged(Collector):
                     continue
                 merged = families.setdefault(name, Metric(name, family.documentation, family.type))
                 for sample in family.samples:
-                    merged.samples.append(sample._replace(name=sample.name.removeprefix("ray_")))
+                    labels = {name: value for name, value in sample.labels.items() if name in _LABELS}
+                    merged.samples.append(
+                        sample._replace(name=sample.name.removeprefix("ray_"), labels=labels)
+                    )
         yield from families.values()

@@ -5,6 +5,7 @@ from the portrait, is computed once and cached.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from ray.serve.config import RequestRouterConfig
 
 from xactor.model_folder import RENDERER_COMPONENTS, local_folder
 from xactor.options import recommended
-from xactor.render import Reference, Renderer, Window
+from xactor.render import Reference, RenderConfig, Renderer, Window
 from xactor_serving.device import replica_device
 from xactor_serving.metrics import metrics
 from xactor_serving.replica_messages import PortraitJob, RenderFacts, WindowJob
@@ -42,7 +43,8 @@ class Render:
         device: auto, cpu or cuda.
         max_batch: Maximum number of windows in one forward pass on a GPU. A CPU renders one window at a time, because
             on a CPU a batch is no faster and delays its first window.
-        stuck_s: Maximum seconds for one batch of windows, or one reference. After them the health check fails.
+        stuck_s: Maximum seconds without progress: for one DDIM step of a batch of windows, or one reference. After them
+            the health check fails.
     """
 
     def __init__(self, model: str, *, device: str, max_batch: int, stuck_s: float):
@@ -58,8 +60,8 @@ class Render:
         self._stuck_s = stuck_s
         # A single thread runs one forward pass at a time, and reuses the memory that earlier passes have allocated.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="render")
-        # Time at which the thread began its current work, a batch or a reference. None while it has no work.
-        self._pass_begun: float | None = None
+        # Time at which the thread began its current step or reference. None while it has no work.
+        self._step_begun: float | None = None
         self._batched.set_max_batch_size(max_batch)  # pyright: ignore
 
     async def facts(self) -> RenderFacts:
@@ -90,7 +92,13 @@ class Render:
         self._keep(job.portrait)
         with metrics().queued("render"):
             reference = await self._reference(job.portrait.name)  # pyright: ignore
-            frames = await self._batched((job, reference))  # pyright: ignore
+            task = _Task(job, reference)
+            try:
+                frames = await self._batched(task)  # pyright: ignore
+            finally:
+                # If the caller has left, the thread stops at its next step.
+                task.left = True
+        assert frames is not None, "only a window whose caller has left has no frames"
         metrics().window_s.observe(time.monotonic() - begun)
         metrics().windows.inc()
         return frames
@@ -111,40 +119,75 @@ class Render:
         return await self._in_thread(lambda: self._renderer.reference(square))
 
     @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.005)
-    async def _batched(self, jobs: Sequence[tuple[WindowJob, Reference]]) -> list[np.ndarray]:
+    async def _batched(self, tasks: Sequence["_Task"]) -> list[np.ndarray | None]:
         """Return the frames of windows that Serve has collected from concurrent calls, at most `max_batch` windows."""
-        return await self._in_thread(lambda: self._render(jobs))
+        return await self._in_thread(lambda: self._render(tasks))
 
-    def _render(self, jobs: Sequence[tuple[WindowJob, Reference]]) -> list[np.ndarray]:
-        """Return the frames of each window. Windows with equal lengths and options share forward passes."""
-        groups: dict[object, list[int]] = {}
-        for index, (job, _) in enumerate(jobs):
-            groups.setdefault((len(job.z), job.config), []).append(index)
-        frames: dict[int, np.ndarray] = {}
-        for (_, config), indices in groups.items():  # pyright: ignore
-            metrics().batch_size.observe(len(indices), {"of": "render"})
-            windows = [window_of(*jobs[index]) for index in indices]
-            frames |= dict(zip(indices, self._renderer.windows(windows, config), strict=True))
-        return [frames[index] for index in range(len(jobs))]
+    def _render(self, tasks: Sequence["_Task"]) -> list[np.ndarray | None]:
+        """Return the frames of each window, or None for a window whose caller has left.
+
+        Windows with equal lengths and options share forward passes.
+        """
+        groups: dict[tuple[int, RenderConfig], list[_Task]] = {}
+        for task in tasks:
+            groups.setdefault((len(task.job.z), task.job.config), []).append(task)
+        for (_, config), group in groups.items():
+            self._render_group([task for task in group if not task.left], config)
+        return [task.frames for task in tasks]
+
+    def _render_group(self, tasks: Sequence["_Task"], config: RenderConfig) -> None:
+        """Render windows of the same length in one batch, until it is done or all callers have left."""
+        if not tasks:
+            return
+
+        def on_step(number: int, level: int, x: torch.Tensor) -> torch.Tensor:
+            self._step_begun = time.monotonic()
+            if all(task.left for task in tasks):
+                raise _AllLeft
+            return x
+
+        metrics().batch_size.observe(len(tasks), {"of": "render"})
+        windows = [window_of(task.job, task.reference) for task in tasks]
+        with contextlib.suppress(_AllLeft):
+            made = self._renderer.windows(windows, config, on_step=on_step)
+            for task, frames in zip(tasks, made, strict=True):
+                task.frames = frames
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Run work in the render thread, and record when it began, for the health check."""
+        """Run work in the render thread, and record when its steps begin, for the health check."""
 
         def timed() -> T:
-            self._pass_begun = time.monotonic()
+            self._step_begun = time.monotonic()
             try:
                 return work()
             finally:
-                self._pass_begun = None
+                self._step_begun = None
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, timed)
 
     def check_health(self) -> None:
         """Raise when the replica is stuck. Serve calls this periodically and replaces a replica that raises."""
-        begun = self._pass_begun
+        begun = self._step_begun
         busy_s = 0.0 if begun is None else time.monotonic() - begun
         if busy_s > self._stuck_s:
-            raise RuntimeError(f"the renderer has been at one batch or one reference for {busy_s:.0f} s")
+            raise RuntimeError(f"the renderer has been at one step or one reference for {busy_s:.0f} s")
+
+
+class _AllLeft(Exception):
+    """End the work on a batch whose callers have all left."""
+
+
+class _Task:
+    """Hold a job, the reference of its portrait and its frames.
+
+    Attributes:
+        left: Whether the caller no longer waits for the frames.
+    """
+
+    def __init__(self, job: WindowJob, reference: Reference):
+        self.job, self.reference = job, reference
+        self.left = False
+        self.frames: np.ndarray | None = None
 
 
 def window_of(job: WindowJob, reference: Reference) -> Window:

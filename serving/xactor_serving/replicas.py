@@ -1,10 +1,13 @@
 """Call the motion and render deployments from the ingress, with deadlines and retries."""
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import numpy as np
+from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -16,12 +19,16 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from xactor_serving.errors import ServiceError, broken, full, timed_out
+from xactor_serving.errors import broken, failed, full, timed_out
 from xactor_serving.metrics import metrics
 from xactor_serving.replica_messages import ChunkJob, MotionFacts, PortraitJob, RenderFacts, WindowJob
 
 # Errors of a call whose replica died, or for which there is no replica.
 _LOST = (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError)
+# A deployment that has answered within this time, in seconds, is not asked again whether it answers.
+_FRESH_S = 5
+# Maximum seconds of each part of a check.
+_CHECK_S = 3
 T = TypeVar("T")
 
 
@@ -40,11 +47,31 @@ class Replicas:
         self, motion: DeploymentHandle, render: DeploymentHandle, *, call_timeout_s: float, retry_s: float
     ):
         self._motion, self._render = motion, render
+        # Time at which a deployment has last answered a call, by its name.
+        self._answered: dict[str, float] = {}
         self._call_timeout_s, self._retry_s = call_timeout_s, retry_s
 
     async def facts(self) -> tuple[MotionFacts, RenderFacts]:
         """Return the descriptions of both models."""
         return await self._motion.facts.remote(), await self._render.facts.remote()
+
+    async def check(self) -> None:
+        """Raise an error unless both deployments answer, or have replicas that Serve finds healthy but busy."""
+        await asyncio.gather(self._check("motion", self._motion), self._check("render", self._render))
+
+    async def _check(self, deployment: str, handle: DeploymentHandle) -> None:
+        if time.monotonic() - self._answered.get(deployment, -math.inf) < _FRESH_S:
+            return
+        try:
+            async with asyncio.timeout(_CHECK_S):
+                await handle.facts.remote()
+        except TimeoutError:
+            # The call waits behind others if all replicas are full. Then Serve's own checks of their health count.
+            async with asyncio.timeout(_CHECK_S):
+                if not await asyncio.to_thread(_running_replicas, deployment):
+                    raise
+        else:
+            self._answered[deployment] = time.monotonic()
 
     async def chunk(self, job: ChunkJob) -> AsyncGenerator[np.ndarray, None]:
         """Yield a chunk's latents in pieces, float32 [n, D].
@@ -62,6 +89,7 @@ class Replicas:
             call: Any = self._motion.options(stream=True).chunk.remote(job)
             try:
                 async for piece in call:
+                    self._answered["motion"] = time.monotonic()
                     new = piece[max(skip, 0) :]
                     skip -= len(piece)
                     if len(new):
@@ -138,7 +166,9 @@ class Replicas:
 
         async def timed_attempt() -> T:
             async with asyncio.timeout(self._call_timeout_s):
-                return await attempt()
+                result = await attempt()
+            self._answered[deployment] = time.monotonic()
+            return result
 
         try:
             return await retrying(timed_attempt)
@@ -149,7 +179,14 @@ class Replicas:
         except TimeoutError as error:
             raise timed_out(f"{deployment} took longer than {self._call_timeout_s:g} s") from error
         except ValueError as error:
-            raise ServiceError(500, "failed", f"the {deployment} model failed: {_one_line(error)}") from error
+            raise failed(f"the {deployment} model failed: {_one_line(error)}") from error
+
+
+def _running_replicas(deployment: str) -> int:
+    """Return the number of replicas of a deployment that run and pass Serve's checks of their health."""
+    application = serve.status().applications[serve.get_replica_context().app_name]
+    states = application.deployments[deployment].replica_states
+    return sum(count for state, count in states.items() if state == "RUNNING")
 
 
 def _one_line(error: Exception) -> str:

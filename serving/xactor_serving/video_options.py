@@ -6,12 +6,11 @@ from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
 from xactor.motion import SamplingConfig
-from xactor.options import AnimateOptions, Quality, Recommended
+from xactor.options import MAX_SEED, AnimateOptions, Quality, Recommended
 from xactor.render import RenderConfig
 from xactor_serving.errors import bad_option
 
 _DEFAULT = AnimateOptions()
-MAX_SEED = 2**63 - 1
 
 
 class VideoOptions(BaseModel):
@@ -78,7 +77,10 @@ class VideoOptions(BaseModel):
 class VideoForm(VideoOptions):
     """Hold the form fields of `POST /v1/videos`."""
 
-    image: Annotated[UploadFile, Field(description="The portrait: any picture that Pillow reads.")]
+    image: Annotated[
+        UploadFile,
+        Field(description="The portrait: a picture with a face, such as a JPEG, PNG, WebP, AVIF or TIFF."),
+    ]
     audio: Annotated[UploadFile, Field(description="The speech: any audio or video file that PyAV reads.")]
     stream: Annotated[
         bool,

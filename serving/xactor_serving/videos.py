@@ -1,9 +1,8 @@
-"""Make videos: decode a request's files, generate and encode the frames, and bound the number of videos in progress."""
+"""Make videos: decode a request's files, and generate and encode the frames."""
 
 import asyncio
 import contextlib
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -15,9 +14,10 @@ from xactor.media import FragmentedVideo, LiveSound, Sound
 from xactor.provenance import ai_generated
 from xactor_serving.arguments import Limits
 from xactor_serving.decoder import Decoder
-from xactor_serving.errors import ServiceError, full, too_many
+from xactor_serving.errors import ServiceError, ending
 from xactor_serving.generation import Generation, SoundBuffer
 from xactor_serving.metrics import metrics
+from xactor_serving.places import Places
 from xactor_serving.replica_messages import MotionFacts, PortraitJob, RenderFacts
 from xactor_serving.replicas import Replicas
 from xactor_serving.video_options import VideoOptions
@@ -37,59 +37,38 @@ class Videos:
         self.limits = limits
         self._replicas = replicas
         self._decoder = Decoder(processes=limits.decode_processes, timeout_s=limits.decode_timeout_s)
-        # Videos in progress, by API key.
-        self._open: Counter[str] = Counter()
-        self._draining = False
+        self.places = Places(limits)
         self._facts: tuple[MotionFacts, RenderFacts] | None = None
+        self._checking: asyncio.Future[None] | None = None
 
     async def facts(self) -> tuple[MotionFacts, RenderFacts]:
         """Return the descriptions of both models. They are cached: new weights come with new ingress replicas."""
         self._facts = self._facts or await self._replicas.facts()
         return self._facts
 
-    async def check_models(self) -> None:
-        """Call both models. Raise the error of a model that cannot answer."""
-        await self._replicas.facts()
-
-    @contextlib.contextmanager
-    def slot(self, key: str) -> Iterator[None]:
-        """Count one video in progress for an API key while the `with` block runs.
-
-        Raises:
-            ServiceError: The service is ending, or has its maximum of videos in progress, in total or for this key.
-        """
-        if self._draining:
-            raise ServiceError(503, "not_ready", "the service is ending", retry_after_s=5)
-        if self._open[key] >= self.limits.max_videos_per_key:
-            raise too_many(
-                f"this client has {self.limits.max_videos_per_key} videos in progress, its maximum"
-            )
-        if self._open.total() >= self.limits.max_videos:
-            raise full(f"{self.limits.max_videos} videos are in progress, the maximum")
-        self._open[key] += 1
-        metrics().open_videos.set(self._open.total())
-        try:
-            yield
-        finally:
-            self._open[key] -= 1
-            # Delete an entry of 0, so that `drain` sees an empty counter and keys do not accumulate.
-            if not self._open[key]:
-                del self._open[key]
-            metrics().open_videos.set(self._open.total())
+    async def check(self) -> None:
+        """Raise an error if a request would fail: the service ends, files cannot be decoded, or a model is gone."""
+        if self.places.closed:
+            raise ending()
+        self._decoder.check()
+        # Probes that come at the same time share one check.
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.ensure_future(self._replicas.check())
+        await asyncio.shield(self._checking)
 
     async def drain(self) -> None:
         """Refuse new videos and wait until those in progress are finished."""
-        self._draining = True
-        while self._open:
+        self.places.closed = True
+        while self.places.videos:
             await asyncio.sleep(_DRAIN_POLL_S)
 
-    async def sound(self, audio: Path) -> np.ndarray:
-        """Return the samples of an audio file: float32 [N], mono, 16 kHz.
+    async def sound(self, audio: Path, track: Path) -> np.ndarray:
+        """Return the samples of an audio file: float32 [N], mono, 16 kHz. Write `track`, see `DecodingPool.sound`.
 
         Raises:
             ServiceError: The file cannot be decoded, or is too short or too long.
         """
-        return await self._decoder.sound(audio, max_seconds=self.limits.max_seconds)
+        return await self._decoder.sound(audio, track=track, max_seconds=self.limits.max_seconds)
 
     async def face(self, image: bytes, options: VideoOptions) -> FaceCrop:
         """Return the face of a picture.
@@ -174,9 +153,3 @@ class Videos:
     def close(self) -> None:
         """End the decoding processes."""
         self._decoder.close()
-
-
-def count_error(error: ServiceError) -> ServiceError:
-    """Count an error in the metrics and return it."""
-    metrics().errors.inc(tags={"code": error.code})
-    return error

@@ -1,5 +1,7 @@
 """Make sounds for tests, and write audio files of many kinds with PyAV."""
 
+import io
+import struct
 from pathlib import Path
 
 import av
@@ -36,6 +38,25 @@ def write_sound(
                 container.mux(stream.encode(block))
         container.mux(stream.encode(None))
     return path
+
+
+def index_bomb(samples: int = 15_000_000) -> bytes:
+    """Return a .mov of some KB with a second of sound, and a second track whose index claims this many samples."""
+    out = io.BytesIO()
+    with av.open(out, "w", format="mov") as container:
+        for _ in range(2):
+            container.add_stream("aac", rate=16_000, layout="mono")
+        for stream in container.streams.audio:
+            frame = av.AudioFrame.from_ndarray(voice(1)[None], format="flt", layout="mono")
+            frame.sample_rate = 16_000
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    bomb = bytearray(out.getvalue())
+    # One chunk of samples of one byte and 1024 ticks each.
+    struct.pack_into(">II", bomb, bomb.rindex(b"stsz") + 8, 1, samples)
+    struct.pack_into(">III", bomb, bomb.rindex(b"stts") + 8, 1, samples, 1024)
+    struct.pack_into(">IIII", bomb, bomb.rindex(b"stsc") + 8, 1, 1, samples, 1)
+    return bytes(bomb)
 
 
 def sound(frames: int, seed: int = 1) -> np.ndarray:

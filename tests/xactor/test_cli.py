@@ -17,8 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from sounds import voice, write_sound
 
-from xactor.cli import main
+from xactor.cli import main, read_items
 from xactor.media import write_video
+from xactor.options import AnimateOptions
 
 QUICK = ["--motion-steps", "1", "--render-steps", "1", "--audio-cfg", "1", "--render-cfg", "1"]
 ROOT = Path(__file__).parents[2]
@@ -300,6 +301,33 @@ def test_bad_rows_fail_without_affecting_the_others(model_folder, portrait_file,
         assert message in errors[number]
     assert sorted(path.name for path in tmp_path.glob("*.mp4")) == ["1.mp4", "7.mp4", "silent.mp4"]
     assert (tmp_path / "1.mp4").read_bytes() != (tmp_path / "7.mp4").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("[" * 200_000, "not JSON"),
+        (
+            '{"seed": -1, "image": "f", "audio": "s", "output": "o.mp4"}',
+            "seed must be within 0..9223372036854775807",
+        ),
+        ('{"seed": 1e30, "image": "f", "audio": "s", "output": "o.mp4"}', "seed must be of type int"),
+        (
+            '{"max_seconds": -90.5, "image": "f", "audio": "s", "output": "o.mp4"}',
+            "max_seconds must be above 0",
+        ),
+        ('{"image": "PIPE", "audio": "s", "output": "o.mp4"}', "PIPE: not a file"),
+    ],
+)
+def test_a_hostile_row_fails_alone(tmp_path, portrait_file, line, says):
+    os.mkfifo(tmp_path / "PIPE")
+    good = {"image": str(portrait_file), "audio": str(portrait_file), "output": f"{tmp_path}/o\u2028.mp4"}
+    lines = [json.dumps(good, ensure_ascii=False), line.replace("PIPE", str(tmp_path / "PIPE"))]
+    (tmp_path / "items.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (_, item), (_, error) = read_items(tmp_path / "items.jsonl", AnimateOptions())
+    assert str(item.output).endswith("o\u2028.mp4")
+    assert isinstance(error, ValueError)
+    assert says.replace("PIPE", str(tmp_path / "PIPE")) in str(error)
 
 
 @pytest.mark.slow

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import EpsImagePlugin, Image, ImageCms
 
+from xactor.controls import CONTROL_COUNT
 from xactor.faces import CropBox, FaceLandmarker, crop_box
 from xactor.faces.follower import _square_corners
 from xactor.portrait import find_portrait, read_image
+from xactor_platform.demo_corpus.identity import render_frame, training_identities
 
 # Rows and columns of the photograph that show the head and its surroundings.
 HEAD = slice(0, 256), slice(96, 352)
@@ -170,6 +172,27 @@ class TestReading:
             path.write_bytes(content)
         with pytest.raises(ValueError, match=f"{name}: {message}"):
             read_image(path)
+
+    def test_a_picture_of_an_iphone_is_read(self, tmp_path):
+        """drawn.heic shows a drawn person with a neutral face, in 128 x 128 px."""
+        file = Path(__file__).with_name("drawn.heic")
+        truth = render_frame(training_identities(4)[0], np.zeros(CONTROL_COUNT, np.float32), 128)
+        for source in (file, file.read_bytes()):
+            assert np.abs(read_image(source).astype(int) - truth).mean() < 4
+        (tmp_path / "cut.heic").write_bytes(file.read_bytes()[:1500])
+        with pytest.raises(ValueError, match=r"cut\.heic: damaged or truncated|cut\.heic: not a picture"):
+            read_image(tmp_path / "cut.heic")
+
+    @pytest.mark.parametrize("kind", ["EPS", "PCD", "SUN"])
+    def test_formats_that_are_not_listed_are_refused(self, head, monkeypatch, kind):
+        """For EPS, Pillow would start Ghostscript on the file, where it is installed."""
+        started = []
+        monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: started.append(1))
+        heads = {"PCD": b"PCD_" * 1000, "SUN": b"\x59\xa6\x6a\x95" + bytes(4000)}
+        content = heads.get(kind) or encoded(head, kind)
+        with pytest.raises(ValueError, match="not a picture of any format that is read: AVIF, BMP, "):
+            read_image(content)
+        assert not started
 
     def test_a_folder_in_place_of_a_picture_is_named(self, tmp_path):
         with pytest.raises(ValueError, match="cannot be read"):

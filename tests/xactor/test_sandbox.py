@@ -8,11 +8,13 @@ import sys
 import threading
 import time
 from concurrent.futures import CancelledError
+from functools import partial
+from pathlib import Path
 
 import psutil
 import pytest
 
-from xactor.sandbox import Crashed, Sandbox, SandboxError, TooMuchMemory, TooSlow
+from xactor.sandbox import Crashed, ProcessLost, Sandbox, SandboxError, TooMuchMemory, TooSlow
 
 prepared: list[str] = []
 
@@ -111,7 +113,83 @@ def test_processes_end_with_their_owner():
         child.wait(timeout=10)
 
 
-def test_a_missing_pebble_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pebble", None)
-    with pytest.raises(ImportError, match=r"install xactor-ray\[serving\]"):
-        Sandbox(processes=1, memory_bytes=2 << 30)
+class Deadly:
+    """An object that kills its process when it is pickled, as the kernel may while a process sends a large result."""
+
+    def __reduce__(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_once(mark: Path) -> str:
+    """Return after the first call, in which the process is killed from outside."""
+    if mark.exists():
+        return "done"
+    mark.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+    return ""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_processes_that_are_killed_while_idle_are_replaced(processes):
+    sandbox = Sandbox(processes=processes, memory_bytes=2 << 30)
+    try:
+        for _ in range(2):
+            first = sandbox.submit(os.getpid, timeout_s=60).result(timeout=60)
+            os.kill(first, signal.SIGKILL)
+            for _ in range(4):
+                assert sandbox.submit(os.getpid, timeout_s=60).result(timeout=60) != first
+        assert sandbox.fault is None
+    finally:
+        sandbox.close()
+
+
+def test_a_call_whose_process_is_killed_is_tried_again(sandbox, tmp_path):
+    assert sandbox.submit(killed_once, tmp_path / "mark", timeout_s=60).result(timeout=60) == "done"
+
+
+def test_a_process_that_is_killed_while_it_sends_a_result_harms_no_other_call(sandbox):
+    with pytest.raises(ProcessLost, match="killed in 2 attempts"):
+        sandbox.submit(Deadly, timeout_s=60).result(timeout=60)
+    assert sandbox.submit(work, "done", timeout_s=60).result(timeout=60) == "well done"
+
+
+def test_errors_and_results_that_cannot_be_pickled_fail_their_own_call(sandbox):
+    with pytest.raises(RuntimeError, match="Unpicklable: why"):
+        sandbox.submit(raise_unpicklable, timeout_s=60).result(timeout=60)
+    with pytest.raises(Exception, match="pickle"):
+        sandbox.submit(threading.Lock, timeout_s=60).result(timeout=60)
+    with pytest.raises(Exception, match="pickle"):
+        sandbox.submit(work, threading.Lock(), timeout_s=60).result(timeout=60)
+    assert sandbox.submit(work, "done", timeout_s=60).result(timeout=60) == "well done"
+
+
+class Unpicklable(Exception):
+    def __init__(self, one: str, other: str):
+        super().__init__(one)
+
+
+def raise_unpicklable() -> None:
+    raise Unpicklable("why", "not")
+
+
+def test_a_sandbox_whose_processes_cannot_start_says_why_and_recovers(tmp_path):
+    sandbox = Sandbox(processes=1, memory_bytes=2 << 30, prepare=partial(os.stat, tmp_path / "missing"))
+    try:
+        with pytest.raises(ProcessLost, match="cannot start .FileNotFoundError"):
+            sandbox.submit(os.getpid, timeout_s=60).result(timeout=60)
+        assert "missing" in (sandbox.fault or "")
+        (tmp_path / "missing").touch()
+        deadline = time.monotonic() + 60
+        while sandbox.fault and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert sandbox.submit(os.getpid, timeout_s=60).result(timeout=60) != os.getpid()
+    finally:
+        sandbox.close()
+
+
+def test_closing_cancels_calls_that_run_and_calls_that_wait():
+    sandbox = Sandbox(processes=1, memory_bytes=2 << 30)
+    calls = [sandbox.submit(time.sleep, 60, timeout_s=60) for _ in range(3)]
+    time.sleep(0.5)
+    sandbox.close()
+    assert all(call.cancelled() for call in calls)

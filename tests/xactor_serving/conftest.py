@@ -49,6 +49,8 @@ def service(serving, model) -> Iterator[Service]:
 @pytest.fixture(scope="package")
 def locked(serving, model) -> Iterator[Service]:
     """Start a service that needs a key, and makes one video at a time for each key."""
-    limits = {"max_videos_per_key": 1, "idle_timeout_s": 5}
-    yield run(serving, model, "locked", keys="sesame, open", limits=limits)
+    limits = {"max_videos_per_key": 1, "idle_timeout_s": 5, "first_message_timeout_s": 2, "max_half_open": 8}
+    yield run(
+        serving, model, "locked", keys="sesame, open", limits=limits, cors_origins=("https://app.example",)
+    )
     delete("locked")

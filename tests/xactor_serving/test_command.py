@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import requests
 from client import FAST, frames, wav
@@ -140,6 +141,17 @@ def test_a_gpu_that_is_missing_is_refused(model):
     assert "--device cuda: Ray finds no GPU here" in run.stderr
 
 
+def listening(pid: int) -> set[str]:
+    """Return the addresses on which a process and its descendants listen."""
+    service = psutil.Process(pid)
+    return {
+        connection.laddr.ip
+        for process in (service, *service.children(recursive=True))
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
 @pytest.mark.cluster
 def test_service_answers_until_sigterm_and_finishes_its_videos(model, face, tmp_path):
     port = free_port()
@@ -152,6 +164,8 @@ def test_service_answers_until_sigterm_and_finishes_its_videos(model, face, tmp_
                     break
             url = f"http://127.0.0.1:{port}"
             assert url in line
+            # No other machine reaches any port of the service or of its Ray, such as the one of the metrics.
+            assert listening(process.pid) == {"127.0.0.1"}
             form = {"image": face, "audio": wav(4)}
             answer = requests.post(f"{url}/v1/videos", files=form, data=FAST, stream=True, timeout=60)
             assert answer.status_code == 200

@@ -2,14 +2,19 @@
 
 import asyncio
 import re
+import resource
 import zlib
+from multiprocessing import active_children
 
+import av
 import numpy as np
 import pytest
 from client import png, wav
 from PIL import Image
+from sounds import index_bomb, write_sound
 
 from xactor.decoding import FaceCrop
+from xactor.media import Sound
 from xactor_serving.decoder import Decoder
 from xactor_serving.errors import ServiceError
 
@@ -27,7 +32,7 @@ def face_of(decoder: Decoder, image: bytes, *, paste_back: bool = False) -> Face
 
 def sound_of(decoder: Decoder, folder, audio: bytes, *, max_seconds: float = 5) -> np.ndarray:
     (folder / "audio").write_bytes(audio)
-    return asyncio.run(decoder.sound(folder / "audio", max_seconds=max_seconds))
+    return asyncio.run(decoder.sound(folder / "audio", track=folder / "track", max_seconds=max_seconds))
 
 
 def test_a_portrait_is_decoded(decoder, face):
@@ -90,6 +95,71 @@ def test_bad_sounds_are_refused(decoder, tmp_path, audio, status, says):
     assert error.value.status == status
     assert error.value.message.startswith(says)
     assert str(tmp_path) not in error.value.message
+
+
+def test_a_bomb_costs_memory_in_the_decoding_process_only(decoder, tmp_path):
+    """The sound of the bomb is good. So a video is made from it, but only of what the decoding process has written."""
+    before = peak_mib()
+    samples = sound_of(decoder, tmp_path, index_bomb())
+    assert abs(len(samples) - 16_000) < 2000
+    track = Sound.of(tmp_path / "track")
+    assert abs(sum(map(len, track.blocks(16_000, "mono"))) - len(samples)) < 10
+    assert peak_mib() - before < 200
+    assert Sound.of(tmp_path / "audio").sample_rate_hz == 16_000
+    # The bomb is one.
+    assert peak_mib() - before > 500
+
+
+def peak_mib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+
+@pytest.mark.parametrize(
+    ("layout", "rate_hz"), [("mono", 16_000), ("stereo", 44_100), ("3.0", 48_000), ("5.1", 48_000)]
+)
+def test_the_track_is_the_sound_itself(decoder, tmp_path, layout, rate_hz):
+    path = write_sound(tmp_path / "sound.wav", 1, rate_hz=rate_hz, layout=layout)
+    sound_of(decoder, tmp_path, path.read_bytes())
+    track, sound = Sound.of(tmp_path / "track"), Sound.of(path)
+    assert track.sample_rate_hz == rate_hz
+    assert av.AudioLayout(track.layout).nb_channels == av.AudioLayout(layout).nb_channels
+    ours, theirs = (np.concatenate([*one.blocks(rate_hz, layout)]) for one in (track, sound))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_track_larger_than_stereo_of_the_maximum_length_is_refused(decoder, tmp_path):
+    """Silence of many channels is a small file that would fill the disk."""
+    silence = np.zeros(5 * 96_000, np.float32)
+    path = write_sound(tmp_path / "quiet.flac", rate_hz=96_000, layout="5.1", codec="flac", samples=silence)
+    assert path.stat().st_size < 50_000
+    with pytest.raises(ServiceError) as error:
+        sound_of(decoder, tmp_path, path.read_bytes())
+    assert (error.value.status, error.value.code) == (413, "too_large")
+    assert error.value.message == "audio: 5.1 at 96000 Hz takes more than 0.9 MiB, the maximum"
+
+
+def test_a_lost_process_is_the_services_fault(decoder, face):
+    """Kill the idle process, as the kernel may if memory is short. A picture that comes next is decoded."""
+    for _ in range(2):
+        [process] = active_children()
+        process.kill()
+        assert face_of(decoder, face).square.shape == (64, 64, 3)
+    decoder.check()
+
+    async def decode_and_kill() -> None:
+        """Kill every process that decodes the picture."""
+        decoding = asyncio.ensure_future(decoder.face(face, size=64, paste_back=False))
+        while not decoding.done():
+            for process in active_children():
+                process.kill()
+            await asyncio.sleep(0.001)
+        await decoding
+
+    with pytest.raises(ServiceError) as error:
+        asyncio.run(decode_and_kill())
+    assert (error.value.status, error.value.code) == (503, "broken")
+    assert error.value.headers()["Retry-After"]
+    assert face_of(decoder, face).square.shape == (64, 64, 3)
 
 
 def test_decoding_of_a_slow_file_is_stopped_and_the_next_file_is_decoded(face, tmp_path):

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 from client import FAST, Service, delete, frames, run, wav
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sounds import index_bomb
 
 pytestmark = pytest.mark.cluster
 ERRORS = {400, 401, 413, 415, 422, 429, 503, 504}
@@ -81,6 +83,34 @@ def test_killed_ingress_cuts_its_connections_and_is_replaced(service, face):
             assert not answer.content
     wait_for_replicas(service, "ingress")
     assert service.post(image=face, audio=wav(0.4), **FAST).status_code == 200
+
+
+def test_decoding_processes_that_are_killed_are_replaced(service, face):
+    """Kill the idle decoding processes of the ingress, twice, as the kernel may if memory is short."""
+    [ingress] = replicas("ingress")
+    for _ in range(2):
+        children = psutil.Process(ingress).children()
+        victims = [child for child in children if "spawn_main" in str(child.cmdline())]
+        assert len(victims) == 2
+        for victim in victims:
+            victim.kill()
+        assert service.post(image=face, audio=wav(0.2), **FAST).status_code == 200
+        assert service.get("/healthz").status_code == 200
+
+
+def test_a_bomb_costs_the_ingress_no_memory(service, face):
+    """The index of a small file claims millions of samples. Its sound is good, so its video is made."""
+
+    def peak_mib() -> int:
+        [ingress] = replicas("ingress")
+        [line] = [
+            line for line in Path(f"/proc/{ingress}/status").read_text().splitlines() if "VmHWM" in line
+        ]
+        return int(line.split()[1]) >> 10
+
+    before = peak_mib()
+    assert service.post(image=face, audio=index_bomb(), **FAST).status_code == 200
+    assert peak_mib() - before < 200
 
 
 @pytest.mark.soak

@@ -2,7 +2,10 @@
 
 import asyncio
 import threading
+import time
 from contextlib import aclosing
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +23,8 @@ from xactor_serving.arguments import Limits
 from xactor_serving.errors import ServiceError
 from xactor_serving.generation import Generation, SoundBuffer
 from xactor_serving.motion_replica import EngineThread, Motion
-from xactor_serving.render_replica import window_of
+from xactor_serving.places import Client
+from xactor_serving.render_replica import Render, _Task, window_of
 from xactor_serving.replica_messages import ChunkJob, MotionFacts, PortraitJob, RenderFacts, WindowJob
 from xactor_serving.replicas import Replicas
 from xactor_serving.video_options import VideoOptions
@@ -313,12 +317,18 @@ def test_draining_finishes_open_videos_and_refuses_new_ones():
     async def drain() -> None:
         videos = Videos(Replicas(None, None, call_timeout_s=1, retry_s=1), Limits(decode_processes=1))  # pyright: ignore
         try:
-            with videos.slot("a"):
+            with (
+                videos.places.place(Client("a", True)) as place,
+                videos.places.place(Client("b", True)) as late,
+            ):
+                place.begin_video()
                 drained = asyncio.create_task(videos.drain())
                 await asyncio.sleep(0.3)
                 assert not drained.done()
-                with pytest.raises(ServiceError, match="the service is ending") as error, videos.slot("b"):
-                    pass
+                with pytest.raises(ServiceError, match="the service is ending") as error:
+                    late.begin_video()
+                with pytest.raises(ServiceError, match="the service is ending"):
+                    videos.places.place(Client("c", True)).__enter__()
                 assert (error.value.status, error.value.code) == (503, "not_ready")
             async with asyncio.timeout(5):
                 await drained
@@ -326,6 +336,68 @@ def test_draining_finishes_open_videos_and_refuses_new_ones():
             videos.close()
 
     asyncio.run(drain())
+
+
+JOB: Any = SimpleNamespace(
+    z=np.zeros((1, 4), np.float32), origin=None, seed=0, first_frame=0, config=RENDERING
+)
+REFERENCE: Any = None
+
+
+def test_a_renderer_of_many_steps_is_healthy_and_one_that_is_stuck_is_not(model, monkeypatch):
+    """The time of a step counts, not the time of a window, which has as many steps as its request asks for."""
+    render = Render.func_or_class(model, device="cpu", max_batch=1, stuck_s=1)
+    stuck, released = threading.Event(), threading.Event()
+
+    def windows(windows, config, *, on_step):
+        for number in range(40):
+            time.sleep(0.05)
+            on_step(number, 0, None)
+        stuck.set()
+        released.wait(30)
+        return [np.zeros((1, 8, 8, 3), np.uint8)]
+
+    monkeypatch.setattr(render._renderer, "windows", windows)
+
+    async def watch() -> None:
+        working = asyncio.ensure_future(render._in_thread(lambda: render._render([_Task(JOB, REFERENCE)])))
+        while not stuck.is_set():
+            render.check_health()
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(1.1)
+        with pytest.raises(RuntimeError, match="the renderer has been at one step or one reference for"):
+            render.check_health()
+        released.set()
+        [frames] = await working
+        assert frames.shape == (1, 8, 8, 3)
+        render.check_health()
+
+    asyncio.run(watch())
+
+
+@pytest.mark.parametrize("left", ["none", "one", "both"])
+def test_a_renderer_stops_within_a_step_when_all_callers_have_left(model, monkeypatch, left):
+    render = Render.func_or_class(model, device="cpu", max_batch=2, stuck_s=60)
+    tasks, steps = [_Task(JOB, REFERENCE), _Task(JOB, REFERENCE)], []
+
+    def windows(windows, config, *, on_step):
+        assert len(windows) == 2
+        for number in range(10):
+            if number == 3:
+                for task in tasks[: ["none", "one", "both"].index(left)]:
+                    task.left = True
+            steps.append(number)
+            on_step(number, 0, None)
+        return [np.zeros((1, 8, 8, 3), np.uint8)] * 2
+
+    monkeypatch.setattr(render._renderer, "windows", windows)
+    made = render._render(tasks)
+    assert len(steps) == (4 if left == "both" else 10)
+    assert [frames is None for frames in made] == [left == "both"] * 2
+    # Windows whose callers have left before their batch begins are not rendered.
+    gone = [_Task(JOB, REFERENCE), _Task(JOB, REFERENCE)]
+    gone[0].left = gone[1].left = True
+    assert render._render(gone) == [None, None]
 
 
 async def _frames(pieces) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import re
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -89,6 +90,9 @@ def test_bad_fields_are_refused(service, face):
     }.items():
         message = check_error(service.post(image=face, audio=sound, **{name: value}), 422, "bad_option")
         assert message.startswith(f"{name}: ")
+        valid = {"history": "'linear', 'vanilla' or 'fractional'", "paste_back": "true or false"}
+        assert valid.get(name, "") in message
+    assert "there are seed, quality, motion_steps" in message
 
 
 def test_bad_forms_are_refused(service, face):
@@ -112,11 +116,12 @@ def test_unknown_paths_and_methods_are_refused(service):
     check_error(service.get("/v1/videos"), 405, "wrong_method")
 
 
-def begin_upload(service: Service, size: int) -> str:
+def begin_upload(service: Service, size: int, key: str = "") -> str:
     """Send only the beginning of a form of `size` bytes, and return the answer."""
     parts = urlsplit(service.url)
     with socket.create_connection((parts.hostname, parts.port), timeout=60) as connection:
         head = f"POST {parts.path}/v1/videos HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n"
+        head += f"Authorization: Bearer {key}\r\n" if key else ""
         head += "Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
         connection.sendall(head.encode())
         answer = b""
@@ -198,17 +203,73 @@ def test_metrics_of_all_replicas_parse_as_prometheus(service, face):
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert families["xactor_serve_chunk_seconds"].type == "histogram"
     assert all(name.startswith("xactor_serve_") for name in families)
+    series = [
+        (sample.name, *sorted(sample.labels.items())) for one in families.values() for sample in one.samples
+    ]
+    assert {name for _, *labels in series for name, _ in labels} == {
+        "of",
+        "code",
+        "le",
+        "deployment",
+        "replica",
+    }
+    assert len(set(series)) == len(series)
 
 
 def test_health_and_schema_are_served(service):
     assert service.get("/healthz").json() == {"status": "ok"}
     schema = service.get("/openapi.json").json()
     post = schema["paths"]["/v1/videos"]["post"]
-    assert {"200", "400", "401", "413", "415", "422", "429", "503", "504"} <= set(post["responses"])
-    assert "example" in post["responses"]["400"]["content"]["application/json"]
+    codes = {
+        "400": "bad_input",
+        "401": "bad_key",
+        "413": "too_large",
+        "415": "wrong_type",
+        "422": "bad_option",
+        "429": "too_many",
+        "500": "failed",
+        "503": "full",
+        "504": "timed_out",
+    }
+    assert set(post["responses"]) == {"200", *codes}
+    for status, code in codes.items():
+        answer = post["responses"][status]
+        assert answer["content"]["application/json"]["example"]["error"]["code"] == code
+        assert ("Retry-After" in answer.get("headers", {})) == (status in ("429", "500", "503", "504"))
+    [scheme] = post["security"]
+    assert schema["components"]["securitySchemes"][next(iter(scheme))]["scheme"] == "bearer"
     assert "multipart/form-data" in post["requestBody"]["content"]
     fields = schema["components"]["schemas"]["VideoForm"]["properties"]
     assert fields["motion_steps"]["examples"] == [20]
+
+
+def test_pages_need_no_other_host(service):
+    for path in ("/", "/docs"):
+        page = service.get(path)
+        assert page.status_code == 200
+        assert not re.search(r"(src|href|url)\s*[=(]\s*[\"']?(https?:)?//", page.text)
+    assert "motion_steps" in page.text
+    assert "bad_input" in page.text
+
+
+def test_head_is_answered_as_get_without_a_body(service):
+    for path in ("/", "/healthz", "/metrics", "/openapi.json", "/docs"):
+        answer = requests.head(service.url + path, timeout=60)
+        assert (answer.status_code, answer.content) == (200, b"")
+    assert requests.head(service.url + "/v1/videos", timeout=60).status_code == 405
+
+
+def test_pages_of_configured_origins_may_use_the_api(locked):
+    ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    for origin, status in (("https://app.example", 200), ("https://evil.example", 400)):
+        answer = requests.options(f"{locked.url}/v1/videos", headers={"Origin": origin, **ask}, timeout=60)
+        assert answer.status_code == status
+        assert (answer.headers.get("Access-Control-Allow-Origin") == origin) == (status == 200)
+    # A page can read an error too.
+    answer = locked.get("/metrics", headers={"Origin": "https://app.example"})
+    check_error(answer, 401, "bad_key")
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://app.example"
+    assert "X-Frames" in answer.headers["Access-Control-Expose-Headers"]
 
 
 def test_huge_headers_are_refused(service):
@@ -238,10 +299,12 @@ def test_websocket_with_huge_headers_is_refused(service):
     assert service.get("/healthz").status_code == 200
 
 
-async def converse(service: Service, messages: list[str | bytes]) -> list[str | bytes]:
+async def converse(
+    service: Service, messages: list[str | bytes], headers: dict[str, str] | None = None
+) -> list[str | bytes]:
     """Send all messages and return all answers until the service closes the connection."""
     url = service.url.replace("http", "ws", 1) + "/v1/stream"
-    async with websockets.connect(url, max_size=None) as connection:
+    async with websockets.connect(url, max_size=None, additional_headers=headers) as connection:
 
         async def send() -> None:
             for message in messages:
@@ -328,6 +391,40 @@ def test_websocket_key_is_in_the_first_message(locked, face):
     assert json.loads(received[-1])["error"]["code"] == "bad_key"
     messages = [start(face, key="sesame"), speech(0.4).tobytes(), '{"type": "end"}']
     assert json.loads(asyncio.run(converse(locked, messages))[-1]) == {"type": "end", "frames": 10}
+
+
+def test_a_websocket_key_may_be_in_the_header(locked, face):
+    messages = [start(face), speech(0.4).tobytes(), '{"type":"end"}']
+    received = asyncio.run(converse(locked, messages, headers={"Authorization": "Bearer open"}))
+    assert json.loads(received[-1]) == {"type": "end", "frames": 10}
+    with pytest.raises(websockets.InvalidStatus):
+        asyncio.run(converse(locked, messages, headers={"Authorization": "Bearer wrong"}))
+
+
+def test_clients_that_send_nothing_take_no_place_of_others(locked, face):
+    """Open many WebSockets without a message, and many uploads that stall. Another client is served, and probes are."""
+
+    async def hold() -> None:
+        silent = [asyncio.create_task(converse(locked, [])) for _ in range(70)]
+        uploads = [
+            asyncio.create_task(asyncio.to_thread(begin_upload, locked, 1000, "sesame")) for _ in range(12)
+        ]
+        await asyncio.sleep(1)
+        begun = time.monotonic()
+        assert (await asyncio.to_thread(locked.get, "/healthz")).status_code == 200
+        assert time.monotonic() - begun < 5
+        open_key = {"Authorization": "Bearer open"}
+        made = await asyncio.to_thread(locked.post, image=face, audio=wav(0.2), headers=open_key, **FAST)
+        assert made.status_code == 200
+        codes = [json.loads(received[-1])["error"]["code"] for received in await asyncio.gather(*silent)]
+        # At the beginning two may wait. Others may follow when these have timed out.
+        assert set(codes) == {"too_many", "timed_out"}
+        assert codes.count("timed_out") <= 4
+        statuses = [answer.split()[1] for answer in await asyncio.gather(*uploads)]
+        assert sorted(set(statuses)) == ["429", "504"]
+        assert statuses.count("504") <= 2
+
+    asyncio.run(hold())
 
 
 def test_each_key_has_a_limit_of_its_own(locked, face):

@@ -7,7 +7,7 @@ begins later, if the file's clock jumps, or if the sound's clock runs fast or sl
 from xactor.media.fragments import FragmentedVideo
 from xactor.media.sound import LiveSound, Sound, TooLong, mono, read_audio, resample
 from xactor.media.span import read_frames, read_span
-from xactor.media.writer import join_videos, remux, write_video
+from xactor.media.writer import join_videos, remux, write_sound, write_video
 
 __all__ = [
     "FragmentedVideo",
@@ -21,5 +21,6 @@ __all__ = [
     "read_span",
     "remux",
     "resample",
+    "write_sound",
     "write_video",
 ]

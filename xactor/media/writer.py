@@ -1,4 +1,4 @@
-"""Write pictures and sound to an mp4 atomically."""
+"""Write pictures and sound to an mp4 atomically, and sound alone."""
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -15,7 +15,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 
 from xactor.atomic_path import atomic_path
 from xactor.media.container import open_container, url_of
-from xactor.media.sound import LiveSound, Sound
+from xactor.media.sound import LiveSound, Sound, TooLong
 from xactor.rates import FPS, SAMPLE_RATE_HZ
 
 # Rates that AAC supports. Other rates are converted to 48 kHz.
@@ -113,6 +113,37 @@ def remux(source: str | Path, target: str | Path) -> None:
             if packet.dts is not None:
                 packet.stream = tracks[packet.stream.index]
                 plain.mux(packet)
+
+
+def write_sound(path: str | Path, sound: Sound, *, max_bytes: int) -> None:
+    """Write the sound of a file to a Wave64 file of 16-bit samples, in a form that AAC supports.
+
+    A video with the written sound is like a video with the sound itself. The difference is in the file: it is small in
+    structure, so that a reader needs neither time nor memory to open it, whatever the original was.
+
+    Args:
+        path: The file to write.
+        sound: The sound.
+        max_bytes: Maximum size of the file.
+
+    Raises:
+        TooLong: The file would be larger.
+        ValueError: The sound cannot be decoded; the message names its file.
+    """
+    rate_hz, layout = _encodable(sound)
+    samples = 0
+    with av.open(str(path), "w", format="w64") as container:
+        stream = container.add_stream("pcm_s16le", rate=rate_hz, layout=layout)  # pyright: ignore
+        assert isinstance(stream, AudioStream)
+        for block in sound.blocks(rate_hz, layout):
+            if 2 * block.shape[1] * (samples + len(block)) > max_bytes:
+                raise TooLong(
+                    f"{sound.source}: {layout} at {rate_hz} Hz takes more than {max_bytes / 2**20:.1f} MiB, the maximum"
+                )
+            frame = _audio_frame(block, layout, rate_hz, samples)
+            container.mux(stream.encode(frame))
+            samples += len(block)
+        container.mux(stream.encode(None))
 
 
 def join_videos(
@@ -286,11 +317,7 @@ class Speech:
             if not len(self._waiting):
                 return
             block, self._waiting = self._waiting[:_BLOCK], self._waiting[_BLOCK:]
-            sound = AudioFrame.from_ndarray(
-                np.ascontiguousarray(block).reshape(1, -1), format="flt", layout=self._layout
-            )
-            sound.sample_rate, sound.pts = self._rate_hz, self._written
-            sound.time_base = Fraction(1, self._rate_hz)
+            sound = _audio_frame(block, self._layout, self._rate_hz, self._written)
             self._container.mux(self._stream.encode(sound))
             self._written += len(block)
 
@@ -299,6 +326,13 @@ class Speech:
         self.write()
         if self._stream is not None:
             self._container.mux(self._stream.encode(None))
+
+
+def _audio_frame(block: np.ndarray, layout: str, rate_hz: int, first: int) -> AudioFrame:
+    """Return a block of sound, float32 [n, channels], as a frame whose first sample has the number `first`."""
+    frame = AudioFrame.from_ndarray(np.ascontiguousarray(block).reshape(1, -1), format="flt", layout=layout)
+    frame.sample_rate, frame.pts, frame.time_base = rate_hz, first, Fraction(1, rate_hz)
+    return frame
 
 
 def _encodable(sound: Sound) -> tuple[int, str]:

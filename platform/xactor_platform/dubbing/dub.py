@@ -20,11 +20,11 @@ from xactor_platform.bulk.pipeline import PendingTasks, Pipeline, Step, run_pass
 from xactor_platform.cluster.capacity import check_pools_fit
 from xactor_platform.dubbing.decode import Decode
 from xactor_platform.dubbing.dub_config import DubConfig
-from xactor_platform.dubbing.dub_results import DubResult, DubResults, dub_tally
+from xactor_platform.dubbing.dub_results import RESULTS, DubResult, DubResults, dub_tally
 from xactor_platform.dubbing.dub_stage import failure
 from xactor_platform.dubbing.encode import Encode
 from xactor_platform.dubbing.look import Look
-from xactor_platform.dubbing.manifest import read_manifest
+from xactor_platform.dubbing.manifest import read_manifest, without_replacing
 from xactor_platform.dubbing.messages import Dub, Failed, Row, SegmentFile
 from xactor_platform.dubbing.model_facts import ModelFacts, read_model_facts
 from xactor_platform.dubbing.motion import Perform
@@ -51,6 +51,8 @@ def dub(config: DubConfig, *, connect: Callable[[], None], say: Callable[[str], 
         StorageFailed: the output cannot be written.
     """
     rows, refused = read_manifest(config.manifest, config.options, recommended(config.model))
+    rows, replacing = without_replacing(config.manifest, config.output, rows, (RESULTS, BILL))
+    refused += replacing
     facts = read_model_facts(config.model)
     check_output(config.output)
     connect()
@@ -119,6 +121,7 @@ class DubRun:
             "output": config.output,
             "model": self._facts.fingerprint,
             "max_input_bytes": config.max_input_bytes,
+            "decode_s": config.decode_s,
         }
         pipeline = self._pipeline([Step(stage=Look, pool=config.pools.decode, arguments=arguments)])
         dubs: list[Dub] = []
@@ -171,7 +174,11 @@ class DubRun:
             "segment_windows": config.segment_windows,
         }
         render = {"model": config.model, "device": device, "windows": config.windows}
-        decode = {"size": self._facts.image_size, "decode_s": config.decode_s}
+        decode = {
+            "output": config.output,
+            "size": self._facts.image_size,
+            "decode_s": config.decode_s,
+        }
         motion_gpus, render_gpus = config.gpus(pools.motion), config.gpus(pools.render)
         steps = [
             Step(stage=Decode, pool=pools.decode, arguments=decode),

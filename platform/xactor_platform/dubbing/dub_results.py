@@ -142,7 +142,9 @@ class DubResults:
         }
         count_result(self.tally, result, expected_s)
         if failed:
-            self._say(f"row {number}: {result.id}: {result.code}: {result.message}")
+            line = f"row {number}: {result.id}: {result.code}: {result.message}"
+            # The id is the user's, and may hold line breaks and characters that cannot be printed.
+            self._say(" ".join(line.encode("utf-8", "backslashreplace").decode().split()))
         self._unsaved += 1
         if self._unsaved >= _SAVE_EVERY:
             self.save()

@@ -1,19 +1,25 @@
 """Read the manifest: rows in JSON lines, CSV or Parquet, each with an image or a video, an audio file and options."""
 
+import codecs
+import csv
 import io
+import itertools
 import json
 import os
+import posixpath
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
-from pyarrow import csv, fs
+from pyarrow import fs
 
 from xactor.options import AnimateOptions, Recommended
 from xactor_platform.dubbing.messages import Failed, Row
-from xactor_platform.storage.location import sibling_uri
+from xactor_platform.storage.location import child_uri, sibling_uri
 
 # A file name may have 255 bytes on most filesystems, and temporary names are longer than the final ones.
 _MAX_ID_CHARACTERS, _MAX_ID_BYTES = 128, 200
@@ -58,12 +64,61 @@ def read_manifest(
     return rows, failed
 
 
+def without_replacing(
+    manifest: str, output: str, rows: list[Row], names: Sequence[str]
+) -> tuple[list[Row], list[Failed]]:
+    """Return the rows whose videos replace no file of the manifest, and the failures of the others.
+
+    Args:
+        manifest: path or URI of the manifest.
+        output: folder or URI of the videos.
+        rows: rows of the manifest.
+        names: names of other files that the run writes to the output.
+
+    Raises:
+        ValueError: the run would replace the manifest, or one of the other files is an input.
+    """
+    sources = {_place(manifest): "the manifest"}
+    for row in rows:
+        for kind in ("image", "video", "audio"):
+            if uri := getattr(row, kind):
+                sources.setdefault(_place(uri), f"the {kind} of row {row.number}")
+    for name in names:
+        if (source := sources.get(_place(child_uri(output, name)))) is not None:
+            raise ValueError(
+                f"{child_uri(output, name)}: the run would replace {source}; choose another output"
+            )
+    kept, failed = [], []
+    for row in rows:
+        target = child_uri(output, f"{row.id}.mp4")
+        if (source := sources.get(_place(target))) is None:
+            kept.append(row)
+        else:
+            message = f"row {row.number}: {target}: the video would replace {source}"
+            failed.append(Failed(number=row.number, id=row.id, code="bad_row", message=message))
+    return kept, failed
+
+
+def _place(uri: str) -> object:
+    """Return a value that is equal for equal places of files: a URI without its options, or a file's identity."""
+    uri = uri.removeprefix("file://")
+    if "://" in uri:
+        return posixpath.normpath(uri.partition("?")[0])
+    path = os.path.realpath(os.path.expanduser(uri))
+    try:
+        # Two names may stand for one file, for example on a filesystem that does not distinguish upper and lower case.
+        found = os.stat(path)
+        return found.st_dev, found.st_ino
+    except OSError:
+        return path
+
+
 def _row(number: int, cells: Any, options: AnimateOptions, recommended: Recommended, manifest: str) -> Row:
     """Return a row. Raise ValueError if it is invalid."""
     if isinstance(cells, ValueError):
         raise cells
     if not isinstance(cells, dict):
-        raise ValueError(f"must be a JSON object, got {str(cells)[:40]}")
+        raise ValueError(f"must be a JSON object, got {ascii(cells)[:40]}")
     cells = {name: value for name, value in cells.items() if value is not None}
     name, image, video, audio = (cells.pop(name, None) for name in _TEXT_COLUMNS)
     if not isinstance(name, str) or not _is_id(name):
@@ -76,7 +131,7 @@ def _row(number: int, cells: Any, options: AnimateOptions, recommended: Recommen
     for kind, path in (("image", image), ("video", video), ("audio", audio)):
         if path is None and kind != "audio":
             continue
-        if not isinstance(path, str) or not path or "\0" in path:
+        if not isinstance(path, str) or not path or "\0" in path or not _is_unicode(path):
             raise ValueError(f"{kind} must be a path or URI, got {path!r}")
     chosen = options.with_row(cells).with_recommended(recommended)
     # Both raise ValueError for options out of bounds.
@@ -104,6 +159,11 @@ def _is_id(name: str) -> bool:
     )
 
 
+def _is_unicode(text: str) -> bool:
+    """Return whether a text has no lone surrogates, which no file can be named with and nobody can print."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _located(path: str, manifest: str) -> str:
     """Return a URI or an absolute path unchanged, and a relative path joined to the manifest's folder.
 
@@ -121,20 +181,61 @@ def _cells(uri: str) -> Iterator[tuple[int, Any]]:
     if kind not in (".jsonl", ".ndjson", ".csv", ".parquet"):
         raise ValueError(f"{uri}: a manifest must be .jsonl, .csv or .parquet, got {kind or 'no suffix'!r}")
     data = _read(uri)
-    if kind in (".jsonl", ".ndjson"):
-        yield from _json_lines(data, uri)
-        return
-    try:
-        if kind == ".csv":
-            text = dict.fromkeys(_TEXT_COLUMNS, pa.string())
-            options = csv.ConvertOptions(column_types=text, strings_can_be_null=True, null_values=[""])
-            parsing = csv.ParseOptions(delimiter=_delimiter(data))
-            table = csv.read_csv(io.BytesIO(data), parse_options=parsing, convert_options=options)
-        else:
+    if kind == ".parquet":
+        try:
             table = pyarrow.parquet.read_table(io.BytesIO(data))
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{uri}: cannot be read ({error})") from error
-    yield from enumerate(table.to_pylist(), start=1)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{uri}: cannot be read ({error})") from error
+        yield from enumerate(map(_without_decimals, table.to_pylist()), start=1)
+    elif kind == ".csv":
+        yield from _csv_rows(data, uri)
+    else:
+        yield from _json_lines(data, uri)
+
+
+def _without_decimals(cells: dict[str, Any]) -> dict[str, Any]:
+    """Return the cells of a row with decimal numbers as floating-point numbers."""
+    return {name: float(value) if isinstance(value, Decimal) else value for name, value in cells.items()}
+
+
+def _csv_rows(data: bytes, uri: str) -> Iterator[tuple[int, Any]]:
+    """Yield rows as `_cells` does. The type of a cell depends on this cell alone."""
+    # Bytes that are not UTF-8 become lone surrogates, so that they spoil their own row only.
+    text = io.StringIO(data.decode("utf-8-sig", "surrogateescape"), newline="")
+    reader = csv.DictReader(text, delimiter=_delimiter(data), strict=True)
+    if not {"id", "audio"} <= set(reader.fieldnames or ()):
+        raise ValueError(
+            f"{uri}: cannot be read (the first line must name the columns, among them id and audio)"
+        )
+    for number in itertools.count(1):
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            yield number, ValueError(f"not CSV ({error})")
+            continue
+        if cells is None:
+            return
+        if None in cells:
+            yield (
+                number,
+                ValueError(f"has more cells than the first line has names, {len(reader.fieldnames or ())}"),
+            )
+        else:
+            yield number, {name: _csv_value(name, cell) for name, cell in cells.items()}
+
+
+def _csv_value(name: str, cell: str | None) -> Any:
+    """Return the value of a cell: None for an empty cell, and a number or a bool for an option that looks like one."""
+    if not cell:
+        return None
+    if name in _TEXT_COLUMNS:
+        return cell
+    if cell.lower() in ("true", "false"):
+        return cell.lower() == "true"
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(cell)
+    return cell
 
 
 def _delimiter(data: bytes) -> str:
@@ -148,18 +249,22 @@ def _delimiter(data: bytes) -> str:
 
 def _json_lines(data: bytes, uri: str) -> Iterator[tuple[int, Any]]:
     """Yield rows as `_cells` does. The number of a row is the number of its line."""
-    try:
-        # `splitlines` would also split at U+2028 and other characters that a JSON string may contain.
-        lines = data.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{uri}: not UTF-8 ({error})") from error
-    for number, line in enumerate(lines, start=1):
+    # `splitlines` would also split at U+2028 and other characters that a JSON string may contain.
+    is_first = True
+    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line)
-        except ValueError as error:
+            yield number, json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            # The whole file is in another encoding.
+            if is_first:
+                raise ValueError(f"{uri}: not UTF-8 ({error})") from error
+            yield number, ValueError(f"not UTF-8 ({error})")
+        # Deeply nested JSON raises a RecursionError.
+        except (ValueError, RecursionError) as error:
             yield number, ValueError(f"not JSON ({error})")
+        is_first = False
 
 
 def _read(uri: str) -> bytes:

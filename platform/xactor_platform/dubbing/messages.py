@@ -82,7 +82,7 @@ class Dub(Message):
 
     @property
     def folder(self) -> str:
-        """Return the name of the folder in the output that holds the finished segments of the video."""
+        """Return the name of the folder in the output that holds the video's finished segments and its audio track."""
         return f".parts/{self.row.id}-{self.digest[:12]}"
 
 
@@ -172,6 +172,10 @@ class SegmentFile(Message):
     """Number of segments of the video."""
     made: bool
     """Whether this run made the file. If False, an earlier run made it."""
+
+
+# Name of the file of a video's audio track, in the same folder as its segments. See `DecodingPool.sound`.
+TRACK_FILE = "track.w64"
 
 
 def segment_file_name(number: int) -> str:

@@ -1,5 +1,6 @@
 """Join the rendered segments of a video, and add its sound."""
 
+import shutil
 import tempfile
 import time
 from contextlib import suppress
@@ -9,13 +10,15 @@ from pathlib import Path
 from xactor.media import Sound, join_videos
 from xactor.provenance import ai_generated
 from xactor.rates import FPS
-from xactor_platform.dubbing.messages import Done, Dub, segment_file_name
-from xactor_platform.storage.files import local_file
+from xactor_platform.dubbing.messages import TRACK_FILE, Done, Dub, segment_file_name
 from xactor_platform.storage.location import Location
+
+# Files are copied in blocks of this size, so that they need not fit into memory.
+_BLOCK_BYTES = 1 << 20
 
 
 def write(output: str, dub: Dub, segments: int) -> Done:
-    """Write a video atomically from the files of its segments, and then delete the folder of these files.
+    """Write a video atomically from the files of its segments and its audio track, and then delete their folder.
 
     Args:
         output: folder or URI of the videos.
@@ -26,25 +29,24 @@ def write(output: str, dub: Dub, segments: int) -> Done:
         OSError, ValueError: a file is gone or cannot be written.
     """
     place = Location.parse(output)
-    with tempfile.TemporaryDirectory(prefix="xactor-dub-") as folder, local_file(dub.row.audio) as audio:
-        segment_files = []
-        for number in range(segments):
-            name = segment_file_name(number)
-            segment_files.append(Path(folder, name))
-            with place.filesystem.open_input_stream(f"{place.path}/{dub.folder}/{name}") as stream:
-                segment_files[-1].write_bytes(stream.read())
+    with tempfile.TemporaryDirectory(prefix="xactor-dub-") as folder:
+        names = [segment_file_name(number) for number in range(segments)]
+        for name in (*names, TRACK_FILE):
+            with (
+                place.filesystem.open_input_stream(f"{place.path}/{dub.folder}/{name}") as source,
+                Path(folder, name).open("wb") as target,
+            ):
+                shutil.copyfileobj(source, target, _BLOCK_BYTES)
         video = Path(folder, "video.mp4")
         frames = join_videos(
-            segment_files,
+            [Path(folder, name) for name in names],
             video,
             fps=FPS,
-            samples=Sound.of(audio),
+            samples=Sound.of(Path(folder, TRACK_FILE)),
             metadata=ai_generated(made_from=dub.digest),
         )
         with place.atomic_write(f"{dub.row.id}.mp4") as target, video.open("rb") as source:
-            # Copy 1 MiB at a time, so that the video need not fit into memory.
-            while block := source.read(1 << 20):
-                target.write(block)
+            shutil.copyfileobj(source, target, _BLOCK_BYTES)
     with suppress(OSError):
         place.filesystem.delete_dir(f"{place.path}/{dub.folder}")
     return Done(row=dub.row, frames=frames, seconds=frames / FPS, made=True)

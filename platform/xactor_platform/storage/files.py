@@ -11,6 +11,13 @@ from pyarrow import NativeFile, fs
 
 _BLOCK_BYTES = 1 << 20
 
+# The reason why a path cannot be opened, by its type. Pipes, sockets and devices are of unknown type.
+_FAULTS = {
+    fs.FileType.NotFound: "no such file",
+    fs.FileType.Directory: "is a folder",
+    fs.FileType.Unknown: "is neither a file nor a folder",
+}
+
 
 def open_file(uri: str) -> tuple[fs.FileSystem, str, int]:
     """Return a file's filesystem, its path in that filesystem, and its size in bytes.
@@ -28,8 +35,7 @@ def open_file(uri: str) -> tuple[fs.FileSystem, str, int]:
     except (ValueError, OSError) as error:
         raise ValueError(f"{uri}: cannot be opened ({error})") from error
     if info.type != fs.FileType.File:
-        fault = "no such file" if info.type == fs.FileType.NotFound else "is a folder"
-        raise ValueError(f"{uri}: {fault}")
+        raise ValueError(f"{uri}: {_FAULTS[info.type]}")
     return filesystem, path, info.size
 
 

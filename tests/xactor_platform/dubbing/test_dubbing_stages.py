@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import resource
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
 
 import av
@@ -12,10 +14,12 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from sounds import index_bomb
 
-from xactor.media import read_audio, read_frames
+from xactor.media import Sound, read_audio, read_frames
 from xactor.options import AnimateOptions
 from xactor.pipeline import XActorPipeline
+from xactor.sandbox import ProcessLost
 from xactor_platform.bulk.message import pack, unpack
 from xactor_platform.dubbing.decode import Decode
 from xactor_platform.dubbing.encode import Encode
@@ -37,8 +41,8 @@ def stages(model, media, tmp_path_factory):
     return (
         output,
         [
-            Look(output=output, model=facts.fingerprint, max_input_bytes=1 << 20),
-            Decode(size=facts.image_size, decode_s=60),
+            Look(output=output, model=facts.fingerprint, max_input_bytes=1 << 20, decode_s=60),
+            Decode(output=output, size=facts.image_size, decode_s=60),
             Perform(model=model, output=output, device="cpu", streams=4, segment_windows=2),
             Render(model=model, device="cpu", windows=1),
             Encode(output=output),
@@ -170,7 +174,8 @@ def test_look_recognises_a_video_that_was_made_from_the_same_inputs(stages, medi
     assert (there.made, there.frames) == (False, 25)
     assert isinstance(looked(row(media, "known", "2.wav")), Dub), "another sound"
     assert isinstance(looked(row(media, "known", "1.wav", seed=1)), Dub), "another option"
-    assert isinstance(run_stages([replace(look, model="other")], [row(media, "known", "1.wav")])[0], Dub)
+    other_look = Look(output=output, model="other", max_input_bytes=1 << 20, decode_s=60)
+    assert isinstance(run_stages([other_look], [row(media, "known", "1.wav")])[0], Dub)
     Path(output, "known.mp4").write_bytes(b"broken")
     assert isinstance(looked(row(media, "known", "1.wav")), Dub)
 
@@ -185,6 +190,8 @@ def test_look_recognises_a_video_that_was_made_from_the_same_inputs(stages, medi
         ({"image": None, "video": "1.wav"}, "bad_input", "video: no video track"),
         ({"audio": "cut.wav"}, "bad_input", "audio: .*cannot be decoded"),
         ({"audio": "face.png"}, "bad_input", "audio: "),
+        ({"image": "pipe"}, "bad_input", "image: .*pipe: is neither a file nor a folder"),
+        ({"audio": "list.ffconcat"}, "bad_input", "audio: .*cannot be decoded"),
         ({"audio": "4.wav", "options": replace(FAST, max_seconds=2)}, "too_large", "audio: longer than 2 s"),
         ({"image": "big"}, "bad_input", "image: .*has 2097152 bytes, at most 1048576 are allowed"),
     ],
@@ -193,11 +200,39 @@ def test_unusable_files_are_refused(stages, media, changes, code, says):
     big = media / "big"
     big.touch()
     os.truncate(big, 2 << 20)
+    if not (media / "pipe").exists():
+        os.mkfifo(media / "pipe")
+    # A playlist, which would make FFmpeg open other files.
+    (media / "list.ffconcat").write_text("ffconcat version 1.0\nfile 1.wav\n")
     places = {name: str(media / v) if isinstance(v, str) else v for name, v in changes.items()}
     (failed,) = run_stages(stages[1][:2], [replace(row(media, "bad", "1.wav"), **places)])
     assert isinstance(failed, Failed)
     assert failed.code == code
     assert re.search(says, failed.message)
+
+
+def test_a_bomb_costs_memory_in_the_child_processes_only(stages, media):
+    """The index of a small file claims 15 million samples. Its sound is good, so its video is made."""
+    (media / "bomb.mov").write_bytes(index_bomb())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    output, (look, decode, *_) = stages
+    [portrait] = run_stages([look, decode], [row(media, "bomb", "bomb.mov")])
+    assert abs(len(portrait.samples) - 16_000) < 2000
+    track = Sound.of(Path(output, portrait.dub.folder, "track.w64"))
+    assert abs(sum(map(len, track.blocks(16_000, "mono"))) - len(portrait.samples)) < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
+
+
+def test_a_killed_decoding_process_is_replaced_and_never_fails_a_row(stages, media):
+    """Kill the idle process, as the kernel may if memory is short. Then the row is decoded all the same."""
+    [looked] = run_stages(stages[1][:1], [row(media, "killed", "1.wav")])
+    for process in active_children():
+        process.kill()
+    [decoded] = run_stages(stages[1][1:2], [looked])
+    assert decoded.samples.size
+    # A process that is lost in every attempt is no failure of the row: the next pass retries it.
+    with pytest.raises(ProcessLost):
+        stages[1][1].failed(looked, ProcessLost("its process was killed"))
 
 
 def test_a_videos_best_frame_is_the_portrait(stages, media):

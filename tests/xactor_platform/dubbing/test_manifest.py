@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.csv
@@ -11,7 +12,9 @@ import pytest
 from dub_manifests import write_manifest
 
 from xactor.options import AnimateOptions, Recommended
-from xactor_platform.dubbing.manifest import _located, read_manifest
+from xactor_platform.dubbing.dub import dub
+from xactor_platform.dubbing.dub_config import DubConfig
+from xactor_platform.dubbing.manifest import _located, read_manifest, without_replacing
 from xactor_platform.dubbing.messages import Row
 
 FAST = AnimateOptions(motion_steps=2, render_steps=1, render_cfg=1.0)
@@ -108,8 +111,35 @@ def test_relative_paths_keep_the_query_of_the_manifests_uri():
         ({"id": "x", "image": "a", "audio": "b", "steps": 3}, "no option 'steps'"),
         ({"id": "x", "image": "a", "audio": "b", "seed": "3"}, "seed must be of type int"),
         ({"id": "x", "image": "a", "audio": "b", "motion_steps": 0}, "steps must be within 1..1000, got 0"),
+        ({"id": "x", "image": "\ud800", "audio": "b"}, r"image must be a path or URI, got '\\ud800'"),
+        (
+            {"id": "x", "image": "a", "audio": "b", "seed": -1},
+            r"seed must be within 0..9223372036854775807, got -1",
+        ),
+        (
+            {"id": "x", "image": "a", "audio": "b", "seed": 2**63},
+            "seed must be within 0..9223372036854775807",
+        ),
+        ({"id": "x", "image": "a", "audio": "b", "seed": 1.5}, "seed must be of type int, got 1.5"),
+        ({"id": "x", "image": "a", "audio": "b", "max_seconds": 0}, "max_seconds must be above 0 .* got 0"),
+        (
+            {"id": "x", "image": "a", "audio": "b", "max_seconds": -90.5},
+            "max_seconds must be above 0 .* got -90.5",
+        ),
+        (
+            {"id": "x", "image": "a", "audio": "b", "max_seconds": float("nan")},
+            "max_seconds must be .* got nan",
+        ),
+        (
+            {"id": "x", "image": "a", "audio": "b", "max_seconds": 10**400},
+            "max_seconds must be .* at most 1000000",
+        ),
         ("[1]", "must be a JSON object"),
+        ('"\\ud800"', "must be a JSON object"),
         ("{", "not JSON"),
+        ("[" * 200_000, "not JSON"),
+        ('{"a":' * 200_000, "not JSON"),
+        ('{"id": "x", "seed": ' + "9" * 5000 + "}", "not JSON"),
     ],
 )
 def test_a_bad_row_fails_and_the_other_row_is_read(tmp_path, row, says):
@@ -119,6 +149,92 @@ def test_a_bad_row_fails_and_the_other_row_is_read(tmp_path, row, says):
     (bad,) = failed
     assert (bad.number, bad.code) == (2, "bad_row")
     assert re.search(says, bad.message)
+
+
+def test_a_line_that_is_not_utf8_fails_alone(tmp_path):
+    good = b'{"id": "%s", "image": "a", "audio": "b"}\n'
+    (tmp_path / "m.jsonl").write_bytes(good % b"a" + b"\xff\xfe\n" + good % b"b")
+    (tmp_path / "m.csv").write_bytes(b"id,image,audio\na,f,s\nx,\xff,s\nb,f,s\n")
+    for kind in ("jsonl", "csv"):
+        rows, (failed,) = read_manifest(str(tmp_path / f"m.{kind}"), FAST, Recommended())
+        assert [row.id for row in rows] == ["a", "b"]
+        assert failed.number == 2
+        failed.message.encode()
+
+
+@pytest.mark.parametrize(
+    ("cells", "says"),
+    [
+        ("x,f,s,1.5,90", "seed must be of type int, got 1.5"),
+        ("x,f,s,many,90", "seed must be of type int, got 'many'"),
+        ("x,f,s,99999999999999999999,90", "seed must be within"),
+        ("x,f,s,1,90,extra", "has more cells than the first line has names, 5"),
+        ("x,f", "audio must be a path"),
+        ("x,f,s,1,-90.5", "max_seconds must be above 0"),
+        ("x,f,s" + "s" * 200_000 + ",1,90", "not CSV"),
+    ],
+)
+def test_a_bad_line_of_csv_leaves_the_types_of_the_others_alone(tmp_path, cells, says):
+    lines = ["id,image,audio,seed,max_seconds", "a,f,s,3,90.5", cells, "b,f,s,,60"]
+    (tmp_path / "m.csv").write_text("\n".join(lines))
+    rows, (failed,) = read_manifest(str(tmp_path / "m.csv"), FAST, Recommended())
+    assert [(row.id, row.options.seed, row.options.max_seconds) for row in rows] == [
+        ("a", 3, 90.5),
+        ("b", 0, 60),
+    ]
+    assert failed.number == 2
+    assert re.search(says, failed.message)
+
+
+def test_whole_numbers_of_tables_are_integers(tmp_path):
+    """A column with empty cells often holds floating-point numbers, and a database's holds decimals."""
+    columns = {
+        "id": ["a", "b"],
+        "image": ["f", "f"],
+        "audio": ["s", "s"],
+        "seed": pa.array([7.0, None]),
+        "max_seconds": pa.array([Decimal("90.5"), None]),
+    }
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "m.parquet")
+    rows, failed = read_manifest(str(tmp_path / "m.parquet"), FAST, Recommended())
+    assert not failed
+    assert [(row.options.seed, row.options.max_seconds) for row in rows] == [(7, 90.5), (0, 3600)]
+
+
+def test_no_video_replaces_what_a_video_is_made_from(tmp_path):
+    """Whatever name the row gives to the file: another folder's link, a URI, a path with dots."""
+    output = tmp_path / "out"
+    output.mkdir()
+    for name in ("a.mp4", "b.mp4", "c.mp4", "safe.mp4"):
+        (output / name).touch()
+    (tmp_path / "link.mp4").symlink_to(output / "c.mp4")
+    made = [
+        {"id": "a", "video": str(output / "a.mp4"), "audio": "s.wav"},
+        {"id": "x", "video": f"file://{output}/b.mp4", "audio": "s.wav"},
+        {"id": "b", "image": "f.png", "audio": "s.wav"},
+        {"id": "c", "image": "f.png", "audio": "link.mp4"},
+        {"id": "d", "image": "f.png", "audio": f"{output}/../out/d.mp4"},
+        {"id": "safe", "image": "f.png", "audio": "s.wav"},
+    ]
+    rows, _ = read_manifest(write_manifest(tmp_path / "m.jsonl", made), FAST, Recommended())
+    for place in (str(output), f"file://{output}", f"{tmp_path}/./out/"):
+        kept, failed = without_replacing(str(tmp_path / "m.jsonl"), place, rows, ["results.jsonl"])
+        assert [row.id for row in kept] == ["x", "safe"]
+        assert [one.id for one in failed] == ["a", "b", "c", "d"]
+        assert "the video would replace the video of row 2" in failed[1].message
+    remote = [{"id": "a", "image": "s3://bucket/out//a.mp4?region=eu", "audio": "s.wav"}]
+    rows, _ = read_manifest(write_manifest(tmp_path / "r.jsonl", remote), FAST, Recommended())
+    assert without_replacing("m", "s3://bucket/out?region=us", rows, [])[0] == []
+    assert without_replacing("m", "s3://bucket/other", rows, [])[0] == rows
+
+
+def test_a_run_that_would_replace_its_manifest_is_refused(tmp_path):
+    manifest = write_manifest(tmp_path / "results.jsonl", [{"id": "a", "image": "f.png", "audio": "s.wav"}])
+    with pytest.raises(
+        ValueError, match=r"results.jsonl: the run would replace the manifest; choose another output"
+    ):
+        dub(DubConfig(manifest=manifest, output=str(tmp_path)), connect=lambda: None, say=print)
+    assert "f.png" in (tmp_path / "results.jsonl").read_text()
 
 
 @pytest.mark.parametrize(
