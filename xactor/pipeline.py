@@ -301,7 +301,11 @@ class XActorPipeline(DiffusionPipeline):
         for name, folder in folders.items():
             if name not in ready:
                 ready[name] = _load(folder, name, torch_dtype, options)
-        return cls(**ready)
+        pipeline = cls(**ready)
+        # Sizes in the UNet's config that are no numbers would fail at the first call.
+        with loading(folders["unet"], "unet", RendererUNet.__name__):
+            _ = pipeline.renderer
+        return pipeline
 
     def _with_progress(self, frames: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
         with self.progress_bar(total=count) as bar:  # pyright: ignore
