@@ -314,7 +314,12 @@ class XActorPipeline(DiffusionPipeline):
         for note in check_origins(folders):
             _log.warning("%s", note)
         ready |= {name: _load(folder, name, torch_dtype, options) for name, folder in folders.items()}
-        return cls(**ready)
+        pipeline = cls(**ready)
+        if "unet" in folders:
+            # Sizes in the UNet's config that are no numbers would fail at the first call.
+            with loading(folders["unet"], "unet", RendererUNet.__name__):
+                _ = pipeline.renderer
+        return pipeline
 
     def _with_progress(self, frames: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
         with self.progress_bar(total=count) as bar:  # pyright: ignore

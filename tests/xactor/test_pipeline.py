@@ -364,6 +364,7 @@ def test_the_package_imports_lazily_and_has_all_its_names():
         ("motion/config.json", {"backbone": {"layer_types": ["full_attention", -1, "full_attention"]}}),
         ("vae/config.json", {"block_out_channels": []}),
         ("unet/config.json", {"block_out_channels": []}),
+        ("unet/config.json", {"sample_size": ""}),
         ("scheduler/scheduler_config.json", {"beta_schedule": 3}),
     ],
 )

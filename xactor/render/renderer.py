@@ -317,7 +317,9 @@ class Renderer:
                 if info["missing_keys"]:
                     raise ValueError(f"weights are missing: {', '.join(sorted(info['missing_keys'])[:3])}")
                 into_own_memory(components[name])
-        return cls(**components)
+        # The renderer takes its sizes from the UNet's config.
+        with loading(folder, "unet", RendererUNet.__name__):
+            return cls(**components)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Renderer":
         """Move the models to a device, and convert them if a dtype is given. Return this renderer."""
