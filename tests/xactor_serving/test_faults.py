@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -88,10 +89,21 @@ def test_killed_ingress_cuts_its_connections_and_is_replaced(service, face):
 def test_decoding_processes_that_are_killed_are_replaced(service, face):
     """Kill the idle decoding processes of the ingress, twice, as the kernel may if memory is short."""
     [ingress] = replicas("ingress")
+
+    def decoders() -> list[psutil.Process]:
+        found = []
+        for child in psutil.Process(ingress).children():
+            # A process may end while it is looked at.
+            with suppress(psutil.NoSuchProcess):
+                if "spawn_main" in str(child.cmdline()):
+                    found.append(child)
+        return found
+
     for _ in range(2):
-        children = psutil.Process(ingress).children()
-        victims = [child for child in children if "spawn_main" in str(child.cmdline())]
-        assert len(victims) == 2
+        deadline = time.monotonic() + 60
+        while len(victims := decoders()) < 2:
+            assert time.monotonic() < deadline, "no two decoding processes within 60 s"
+            time.sleep(0.2)
         for victim in victims:
             victim.kill()
         assert service.post(image=face, audio=wav(0.2), **FAST).status_code == 200
