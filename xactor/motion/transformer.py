@@ -2,9 +2,9 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -102,8 +102,9 @@ class LevelEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * sines, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
 
     def forward(self, k: Tensor) -> Tensor:
-        rates = torch.exp(torch.arange(self.sines, device=k.device) * (-math.log(10_000.0) / self.sines))
         # Compute in float32, because bf16 cannot tell 999 from 1000.
+        number = torch.arange(self.sines, device=k.device, dtype=torch.float32)
+        rates = torch.exp(number * (-math.log(10_000.0) / self.sines))  # [sines]
         angles = k.float()[..., None] * rates  # [B, T, sines]
         waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
         return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
@@ -127,6 +128,8 @@ class MotionTransformer(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _no_split_modules = ["Qwen2DecoderLayer"]  # noqa: RUF012 - transformers' own convention
+    # Loading in bf16 keeps the statistics of latents in float32.
+    _keep_in_fp32_modules_strict = {"latent_mean", "latent_std"}  # noqa: RUF012
 
     def __init__(self, config: MotionTransformerConfig, backbone: Qwen2Model | None = None):
         super().__init__(config)
@@ -177,6 +180,19 @@ class MotionTransformer(PreTrainedModel):
         if info["missing_keys"]:
             raise ValueError(f"backbone in {folder} lacks weights: {sorted(info['missing_keys'])[:5]}")
         return cls(MotionTransformerConfig(backbone=loaded.config, **sizes), backbone=loaded)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Convert the model, for example to another device or dtype. The buffers stay in float32.
+
+        In bf16 the frequencies of the rotary embedding would give late frames wrong angles, and latents would be scaled
+        by wrong statistics.
+        """
+        exact = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in self.named_buffers():
+            if buffer.dtype != exact[name].dtype:
+                buffer.data = exact[name].to(buffer.device)
+        return self
 
     def set_latent_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Store the mean and standard deviation of each dimension in the corpus, float [D] each."""
