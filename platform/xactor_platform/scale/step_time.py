@@ -45,11 +45,11 @@ def flops_per_frame(sizes: Sizes, context_frames: int, *, checkpointing: bool) -
     """Return the FLOPs per frame of a forward and a backward pass.
 
     With P parameters, samples of T frames and a backbone of width H, the forward pass takes 2P, and 4TH for the
-    attention of each layer. The backward pass takes twice as many. With checkpointing, the backbone's layers run
-    forward once more.
+    attention of each layer. The backward pass takes twice as many. With checkpointing, the backbone's layers and the
+    audio attentions run forward once more.
     """
     attention = 4 * context_frames * sizes.hidden * sizes.layers
-    recomputed = 2 * sizes.backbone + attention if checkpointing else 0.0
+    recomputed = 2 * sizes.blocks + attention if checkpointing else 0.0
     return 3 * (2 * sizes.parameters + attention) + recomputed
 
 
@@ -95,7 +95,7 @@ def step_time(
         micro_batches: M, the micro-batches of a global step over all ranks.
         budget_frames: padded frames of a micro-batch.
         context_frames: frames of a sample.
-        checkpointing: whether the backward pass recomputes the backbone's activations.
+        checkpointing: whether the backward pass recomputes the activations of blocks.
         efficiency: fraction of its peak FLOP/s that a GPU reaches between two reductions of gradients.
 
     Raises:

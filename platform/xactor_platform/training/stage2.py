@@ -14,7 +14,7 @@ from xactor.motion.transformer import MotionTransformer, MotionTransformerConfig
 from xactor_platform.data.batch import LatentBatch, LatentReader, read_batch
 from xactor_platform.data.index import CorpusShape, Index
 from xactor_platform.data.plan import MicroBatch, Step
-from xactor_platform.training.engine import learning_rate
+from xactor_platform.training.engine import learning_rate, use_bf16
 from xactor_platform.training.held_out import HeldOut
 from xactor_platform.training.stage2_config import MotionConfig, Stage2Config
 from xactor_platform.training.train_config import Facts
@@ -35,7 +35,8 @@ class Stage2(TrainingStage):
     ):
         self._config, self._audio_encoder, self._device = config, facts["audio_encoder"], device
         self._held_out_index = index.held_out()
-        self.objective = build_objective(config, index.frame_shape, facts["moments"])
+        dtype = torch.bfloat16 if use_bf16(config.train, device) else torch.float32
+        self.objective = build_objective(config, index.frame_shape, facts["moments"], dtype=dtype)
         self.reader = LatentReader(index.training())
         # A frame needs 2 FLOPs per parameter in the forward pass, and 4 in the backward pass.
         self.flops_per_frame = 6 * sum(p.numel() for p in self.objective.parameters())
@@ -92,9 +93,17 @@ class Stage2(TrainingStage):
 
 
 def build_model(
-    config: MotionConfig, shape: CorpusShape, *, seed: int, chunk_lengths: Sequence[int] = ()
+    config: MotionConfig,
+    shape: CorpusShape,
+    *,
+    seed: int,
+    chunk_lengths: Sequence[int] = (),
+    dtype: torch.dtype = torch.float32,
 ) -> MotionTransformer:
     """Build the motion transformer, the same on every rank, from weights that the config names or from random weights.
+
+    Weights whose type in the files is `dtype` are mapped: the ranks of a node share one copy, until the engine moves
+    them to its device.
 
     Args:
         config: sizes and initial weights of the model.
@@ -102,10 +111,11 @@ def build_model(
         seed: seed of the random weights.
         chunk_lengths: chunk lengths, in frames, that the model records as trained. If this is empty, a new model
             records only `config.chunk_frames`, and a model that is trained further keeps what it has recorded.
+        dtype: type of weights that are loaded. Random weights have torch's default type.
     """
     torch.manual_seed(seed)
     if config.start:
-        return _load_start(config, shape, chunk_lengths)
+        return _load_start(config, shape, chunk_lengths, dtype)
     sizes = {
         "latent_dim": shape.latent_width,
         "audio_layers": shape.audio_layers,
@@ -117,7 +127,7 @@ def build_model(
         "attention": config.attention,
     }
     if config.backbone:
-        model = MotionTransformer.from_backbone(config.backbone, **sizes)
+        model = MotionTransformer.from_backbone(config.backbone, dtype=dtype, **sizes)
     else:
         sizes_of_qwen = {
             "hidden_size": config.hidden,
@@ -131,9 +141,11 @@ def build_model(
     return model
 
 
-def _load_start(config: MotionConfig, shape: CorpusShape, chunk_lengths: Sequence[int]) -> MotionTransformer:
+def _load_start(
+    config: MotionConfig, shape: CorpusShape, chunk_lengths: Sequence[int], dtype: torch.dtype
+) -> MotionTransformer:
     """Load the model to train further. Raise ValueError if it does not fit the config or the corpus."""
-    model = load_motion_model(str(config.start)).train()
+    model = load_motion_model(str(config.start), dtype=dtype, mapped=True).train()
     own = model.config
     wanted = {
         "chunk_frames": config.chunk_frames,
@@ -154,7 +166,11 @@ def _load_start(config: MotionConfig, shape: CorpusShape, chunk_lengths: Sequenc
 
 
 def build_objective(
-    config: Stage2Config, shape: CorpusShape, moments: tuple[list[float], list[float]]
+    config: Stage2Config,
+    shape: CorpusShape,
+    moments: tuple[list[float], list[float]],
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> DiffusionForcing:
     """Build the model and its loss in one module, which the DeepSpeed engine wraps.
 
@@ -162,9 +178,10 @@ def build_objective(
         config: the configuration of the run.
         shape: widths of a frame's latent and audio features in the corpus.
         moments: the latents' mean and standard deviation, [D] each.
+        dtype: see `build_model`.
     """
     model = build_model(
-        config.model, shape, seed=config.train.seed, chunk_lengths=config.forcing.chunk_lengths
+        config.model, shape, seed=config.train.seed, chunk_lengths=config.forcing.chunk_lengths, dtype=dtype
     )
     # A model that is trained further keeps its own statistics.
     if not config.model.start:
