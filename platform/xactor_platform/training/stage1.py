@@ -31,6 +31,7 @@ from xactor.render.objective import FaceTracks
 from xactor_platform.data.index import Index
 from xactor_platform.data.plan import MicroBatch, Step
 from xactor_platform.data.video import VideoBatch, VideoReader
+from xactor_platform.storage.weights import local_weights
 from xactor_platform.training.averages import Averages
 from xactor_platform.training.engine import learning_rate
 from xactor_platform.training.held_out import HeldOut
@@ -264,7 +265,8 @@ def build_components(config: RendererConfig, *, seed: int) -> Components:
         ValueError: sizes do not fit each other, or do not fit the weights.
     """
     if config.start:
-        renderer = Renderer.from_pretrained(config.start)
+        components = ("motion_encoder", "unet", "reference_unet", "vae", "scheduler")
+        renderer = Renderer.from_pretrained(local_weights(config.start, *components))
         if renderer.model_size != config.image_size:
             raise ValueError(
                 f"model.image_size must be {renderer.model_size}, as in {config.start}, got {config.image_size}"
@@ -279,7 +281,10 @@ def build_components(config: RendererConfig, *, seed: int) -> Components:
     }
     if config.sd15:
         components = published_components(
-            config.sd15, animatediff=config.animatediff, vae=config.vae, **options
+            local_weights(config.sd15, "unet", *(() if config.vae else ("vae",))),
+            animatediff=local_weights(config.animatediff) if config.animatediff else None,
+            vae=local_weights(config.vae) if config.vae else None,
+            **options,
         )
         # The configs of the UNets record the side of their latents. Each level of the VAE except the last halves the
         # side of the picture.
@@ -290,7 +295,7 @@ def build_components(config: RendererConfig, *, seed: int) -> Components:
     published_vae, vae_channels, latent_channels = None, config.vae_channels, config.latent_channels
     if config.vae:
         # Without low_cpu_mem_usage=False, diffusers needs the package accelerate to load a model.
-        published_vae = AutoencoderKL.from_pretrained(config.vae, low_cpu_mem_usage=False)
+        published_vae = AutoencoderKL.from_pretrained(local_weights(config.vae), low_cpu_mem_usage=False)
         vae_channels = tuple(published_vae.config["block_out_channels"])
         latent_channels = published_vae.config["latent_channels"]
     # The temporal layers accept windows of at least 32 frames, even if training uses shorter ones.

@@ -14,6 +14,7 @@ from xactor.motion.transformer import MotionTransformer, MotionTransformerConfig
 from xactor_platform.data.batch import LatentBatch, LatentReader, read_batch
 from xactor_platform.data.index import CorpusShape, Index
 from xactor_platform.data.plan import MicroBatch, Step
+from xactor_platform.storage.weights import local_weights
 from xactor_platform.training.engine import learning_rate, use_bf16
 from xactor_platform.training.held_out import HeldOut
 from xactor_platform.training.stage2_config import MotionConfig, Stage2Config
@@ -127,7 +128,8 @@ def build_model(
         "attention": config.attention,
     }
     if config.backbone:
-        model = MotionTransformer.from_backbone(config.backbone, dtype=dtype, **sizes)
+        backbone = local_weights(config.backbone)
+        model = MotionTransformer.from_backbone(backbone, dtype=dtype, **sizes)
     else:
         sizes_of_qwen = {
             "hidden_size": config.hidden,
@@ -145,7 +147,8 @@ def _load_start(
     config: MotionConfig, shape: CorpusShape, chunk_lengths: Sequence[int], dtype: torch.dtype
 ) -> MotionTransformer:
     """Load the model to train further. Raise ValueError if it does not fit the config or the corpus."""
-    model = load_motion_model(str(config.start), dtype=dtype, mapped=True).train()
+    folder = local_weights(str(config.start), "motion", "motion_scheduler")
+    model = load_motion_model(folder, dtype=dtype, mapped=True).train()
     own = model.config
     wanted = {
         "chunk_frames": config.chunk_frames,

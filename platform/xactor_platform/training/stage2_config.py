@@ -1,11 +1,12 @@
 """Configure stage 2, the training of the motion model, and name its presets."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from xactor.motion.forcing_config import Attention, ForcingConfig
 from xactor_platform.data.index import Index
+from xactor_platform.storage.location import child_uri
+from xactor_platform.storage.weights import check_weights
 from xactor_platform.training.latent_corpus import audio_feature_warning, find_audio_encoder, latent_moments
 from xactor_platform.training.train_config import (
     DataConfig,
@@ -40,12 +41,12 @@ class MotionConfig:
     """
 
     start: str | None = None
-    """Folder of a model or an export of stage 2 to train further. The model keeps its own mean and standard deviation
-    of latents, and its own sizes. Its chunk_frames, context_frames and attention must equal these options; the other
-    size options have no effect. None starts from the backbone or from random weights."""
+    """Folder or URI of a model or an export of stage 2 to train further. The model keeps its own mean and standard
+    deviation of latents, and its own sizes. Its chunk_frames, context_frames and attention must equal these options;
+    the other size options have no effect. None starts from the backbone or from random weights."""
     backbone: str | None = None
-    """Folder of published Qwen2.5 weights. Their sizes override hidden, layers, heads, kv_heads and mlp. None starts
-    from random weights."""
+    """Folder or URI of published Qwen2.5 weights. Their sizes override hidden, layers, heads, kv_heads and mlp. None
+    starts from random weights."""
     hidden: int = 128
     """Width of the backbone, >= 1; a multiple of heads."""
     layers: int = 3
@@ -120,10 +121,10 @@ class Stage2Config(StageConfig):
         With a published backbone, print a warning if the audio features may differ from the paper's.
         """
         shape, backbone = index.frame_shape, self.model.backbone
-        start = self.model.start and str(Path(self.model.start, "motion"))
+        start = self.model.start and child_uri(self.model.start, "motion")
         for what, folder in (("backbone", backbone), ("motion model", start)):
-            if folder and not (Path(folder) / "config.json").exists():
-                raise FileNotFoundError(f"no {what} in {folder}: config.json is missing")
+            if folder:
+                check_weights(folder, what)
         encoder = find_audio_encoder(self.data.shards, self.data.audio_encoder)
         if backbone:
             warning = audio_feature_warning(self.data.shards, shape.audio_layers, shape.audio_width, encoder)
