@@ -70,8 +70,9 @@ class ReportScale:
     budgets: tuple[int, ...] = (4096, 8192, 16_384)
     """Numbers of padded frames in a micro-batch, for the memory table. The other tables use the preset's number."""
     audio_layers: int = 4
-    """Number of layers of the corpus's audio features, at least 1. Each layer has 768 numbers per frame. A motion
-    latent has 512 numbers."""
+    """Number of layers of the corpus's audio features, at least 1. A motion latent has 512 numbers per frame."""
+    audio_width: int = 1024
+    """Numbers of each layer per frame, at least 1: 1024 for wav2vec2-large, 768 for wav2vec2-base."""
     efficiency: float | None = None
     """Share of the GPU's peak that arithmetic is assumed to reach, within 0..1. By default 0.4."""
     output: Path = BENCHMARKS / "scale.json"
@@ -90,7 +91,7 @@ class ReportScale:
         shape = CorpusShape(
             latent_width=512,
             audio_layers=self.audio_layers,
-            audio_width=768,
+            audio_width=self.audio_width,
             motion_dtype="float16",
             audio_dtype="float16",
         )

@@ -31,6 +31,8 @@ class LatentDataConfig(DataConfig):
     audio_encoder: str | None = None
     """Folder of the encoder that made the audio features. It is copied into the export.
     By default `audio_encoder` in the folder of the shards, or next to that folder, if the shards are local."""
+    features: Literal["any", "wav2vec2"] = "any"
+    """Audio features to train on. `wav2vec2`, the paper's, refuses log-mel energies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +121,10 @@ class Stage2Config(StageConfig):
         """Check the folders of weights. Return the latents' mean and standard deviation and the audio encoder's folder.
 
         With a published backbone, print a warning if the audio features may differ from the paper's.
+
+        Raises:
+            FileNotFoundError: a folder holds no weights.
+            ValueError: the features are log-mel energies, and `data.features` does not allow them.
         """
         shape, backbone = index.frame_shape, self.model.backbone
         start = self.model.start and child_uri(self.model.start, "motion")
@@ -126,8 +132,12 @@ class Stage2Config(StageConfig):
             if folder:
                 check_weights(folder, what)
         encoder = find_audio_encoder(self.data.shards, self.data.audio_encoder)
-        if backbone:
+        only_wav2vec2 = self.data.features == "wav2vec2"
+        if backbone or only_wav2vec2:
             warning = audio_feature_warning(self.data.shards, shape.audio_layers, shape.audio_width, encoder)
+            # The warning about a known encoder is about log-mel energies.
+            if warning and encoder and only_wav2vec2:
+                raise ValueError(f"{warning}, or allow them by --data.features any")
             if warning:
                 print(f"warning: {warning}", flush=True)
         # Moments are the mean and the standard deviation. A resumed run keeps those that it began with.
@@ -183,6 +193,7 @@ def small() -> Stage2Config:
     return Stage2Config(
         run=RunConfig(name="small"),
         scale=ScaleConfig.one_gpu(),
+        data=LatentDataConfig(features="wav2vec2"),
         model=MotionConfig(
             backbone="weights/Qwen2.5-0.5B",
             hidden=896,
@@ -215,6 +226,7 @@ def paper_7b() -> Stage2Config:
     return Stage2Config(
         run=RunConfig(name="paper-7b"),
         scale=ScaleConfig.gpu_cluster(ranks=16),
+        data=LatentDataConfig(features="wav2vec2"),
         model=MotionConfig(
             backbone="weights/Qwen2.5-7B",
             hidden=3584,

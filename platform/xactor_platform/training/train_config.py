@@ -24,6 +24,7 @@ RESUMABLE = (
     "scale.",
     # A corpus may have moved, or be named by another spelling of its path. Its content is compared instead.
     "data.shards",
+    "data.features",
     "train.steps",
     "train.evaluate",
     "train.checkpoint",
