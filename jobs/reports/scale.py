@@ -29,6 +29,8 @@ Time of a global step, if communication and computation do not overlap:
                 1 unit for each reduce-scatter: one per micro-batch of a rank in stage 3
     gather      1 unit per step in stages 1 and 2; 2 units per micro-batch of a rank in stage 3
 
+    overlapped  with --train.overlap-comm, reducing runs during the backward passes, except for the last bucket
+
 A unit is the time to send 2P(N-1)/N bytes over the link between the ranks. Two assumptions: arithmetic reaches 0.4 of
 the GPU's peak (--efficiency), and communication reaches 0.8 of the speeds in the data sheets of NVLink and the network.
 The reported MFU (model FLOPs utilisation) counts 6P FLOPs per frame over the time of the whole step, as in a run's

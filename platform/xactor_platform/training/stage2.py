@@ -54,9 +54,7 @@ class Stage2(TrainingStage):
     def target_frames(self, planned: Step, step: int) -> int:
         return planned.frames
 
-    def loss(
-        self, forward: Callable[..., Tensor], batch: LatentBatch, step: int, random_key: tuple[int | str, ...]
-    ) -> Tensor:
+    def inputs(self, batch: LatentBatch, random_key: tuple[int | str, ...]) -> ForcingBatch:
         model = self.objective.model.config
         draws = [
             draw(
@@ -71,13 +69,16 @@ class Stage2(TrainingStage):
         z, audio, frames, weight = (
             torch.from_numpy(a) for a in (batch.motion, batch.audio, batch.frames, batch.weight)
         )
-        return forward(ForcingBatch.build(z, audio, frames, weight, draws).to(self._device))
+        return ForcingBatch.build(z, audio, frames, weight, draws).to(self._device)
+
+    def loss(self, forward: Callable[..., Tensor], inputs: ForcingBatch, step: int) -> Tensor:
+        return forward(inputs)
 
     def evaluate(self, step: int) -> dict[str, float]:
         def held_out_loss(micro_batch: MicroBatch) -> tuple[Tensor, int]:
             batch = read_batch(self._held_out_index, micro_batch)
             # The key is constant, so that every evaluation draws the same noise.
-            loss = self.loss(self.objective, batch, step, random_key=(0, "held-out"))
+            loss = self.loss(self.objective, self.inputs(batch, (0, "held-out")), step)
             return loss, int(batch.mask.sum())
 
         self.objective.eval()
@@ -191,4 +192,6 @@ def build_objective(
         model.set_latent_statistics(*(torch.tensor(m) for m in moments))
     if config.train.gradient_checkpointing:
         model.enable_checkpointing()
+    if config.model.compile_blocks:
+        model.compile_blocks()
     return DiffusionForcing(model, config.forcing)

@@ -70,6 +70,9 @@ class MotionConfig:
     """`chunk`: full attention inside a chunk, causal across chunks. `causal`: causal everywhere (Paper, Table 2)."""
     attn_implementation: Literal["sdpa", "flex_attention"] = "sdpa"
     """Attention kernel. FlexAttention has no backward pass on a CPU."""
+    compile_blocks: bool = False
+    """Compile the layers of the backbone and their audio attentions by torch.compile. The first steps take minutes
+    longer, and results are rounded differently. It has been tested on CPUs only."""
 
     def __post_init__(self):
         at_least(self, 1, "hidden", "layers", "heads", "kv_heads", "mlp", "audio_width", "chunk_frames")

@@ -188,8 +188,8 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     overlap_comm: bool = False
-    """Overlap DeepSpeed's reduction of gradients with the backward pass. Off by default, because with ZeRO-2 the
-    overlap has had race conditions."""
+    """Overlap DeepSpeed's reduction of gradients with the backward pass. Off by default: with ZeRO-2 the overlap has
+    had race conditions on GPUs. DeepSpeed 0.19.8 has mended the known ones. Compare a few hundred steps with it off."""
     log_samples: bool = False
     """Write to samples.jsonl which samples each rank trained on in every step."""
     tensorboard: bool = False
