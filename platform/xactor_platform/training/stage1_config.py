@@ -99,10 +99,8 @@ class RendererConfig:
     def published_folders(self) -> list[str]:
         """Return the folders and URIs that must hold weights, because options name them."""
         if self.start:
-            return [
-                child_uri(self.start, component)
-                for component in ("motion_encoder", "unet", "reference_unet", "vae")
-            ]
+            parts = ("motion_encoder", "unet", "reference_unet", "vae")
+            return [child_uri(self.start, part) for part in parts]
         sd15 = [child_uri(self.sd15, "unet")] if self.sd15 else []
         vae = [child_uri(self.sd15, "vae")] if self.sd15 and not self.vae else []
         return sd15 + vae + [folder for folder in (self.animatediff, self.vae) if folder]
@@ -209,6 +207,8 @@ class Stage1Config(StageConfig):
             raise ValueError(
                 f"motion_steps must be 0 without model.guess, which that phase trains, got {self.train.motion_steps}"
             )
+        if not (self.model.start or self.train.motion_steps or self.train.encoder_learning_rate):
+            raise ValueError("encoder_learning_rate must be > 0 without a motion phase, got 0")
         if self.train.stills > self.model.window_frames:
             raise ValueError(
                 f"stills must be <= window_frames ({self.model.window_frames}), got {self.train.stills}"
