@@ -24,6 +24,7 @@ from xactor_platform.data.stream import PlannedStream
 from xactor_platform.training import stage2
 from xactor_platform.training.engine import make_engine, peak_flops, use_bf16
 from xactor_platform.training.loop import prepare_device, train_step
+from xactor_platform.training.prefetch import Prefetch
 from xactor_platform.training.run.clock import Clock
 from xactor_platform.training.stage2_config import Stage2Config
 
@@ -88,7 +89,8 @@ def _measure(options: dict[str, Any]) -> dict[str, Any]:
     loop_s, resident_s, waits_s, frames = [], [], [], []
     stream = PlannedStream(stage.reader, config.plan, rank=0, ranks=1, start=Cursor(), steps=rounds + 1)
     steps = planned_steps(index.frames, index.shard, config.plan, Cursor())
-    with stream:
+    batched = Prefetch(stream, stage, seed=config.train.seed, device=device)
+    with stream, batched:
         for step in itertools.islice(steps, rounds + 1):
             batches = [_resident(b.frames, index.frame_shape, config, device) for b in step.micro_batches]
             begun = time.perf_counter()
@@ -97,7 +99,7 @@ def _measure(options: dict[str, Any]) -> dict[str, Any]:
             engine.step()
             _finish(device)
             resident_s.append(time.perf_counter() - begun)
-            train_step(engine, stage, stream, step, len(loop_s), config, clock)
+            train_step(engine, stage, batched, step, len(loop_s), config, clock)
             loop_s.append(clock.step_s)
             waits_s.append(clock.waited_s)
             frames.append(step.frames)

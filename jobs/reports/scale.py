@@ -12,8 +12,9 @@ Memory of one rank in the backward pass, in bytes:
     optimizer      12P       divided by N from stage 1 on; fp32 weights and two moments
     buckets         8e8      DeepSpeed's bucket of 2e8 bf16 gradients and a flat copy of the bucket
     activations              for each padded frame of a micro-batch:
-        backbone layer       26H + 8I + 4h + 2T; with checkpointing 2H, plus all activations of one layer at a time
-        audio attention      36H + 10h per layer; it is not checkpointed
+        backbone layer       26H + 8I + 4h + 2T
+        audio attention      36H + 10h per layer
+        both, checkpointed   2H per layer, plus all activations of one layer and its audio attention and 44H
         other parts          18H + 4LF + 6A + 8D
     overhead        4e9      CUDA, NCCL, cuBLAS and fragmentation (an assumption)
 
@@ -23,10 +24,12 @@ parameters, gradients and optimizer states with a DeepSpeed engine and with Deep
 Time of a global step, if communication and computation do not overlap:
 
     compute     M/N x frames x (6P + 12 x T x H x layers) / (peak x efficiency), with the number of frames in a
-                micro-batch; checkpointing adds a third of the part that belongs to the backbone's layers
+                micro-batch; checkpointing adds a third of the part of the layers and the audio attentions
     reduce      2 units for each all-reduce: one per step in stages 0 and 1, one per micro-batch of a rank in stage 2;
                 1 unit for each reduce-scatter: one per micro-batch of a rank in stage 3
     gather      1 unit per step in stages 1 and 2; 2 units per micro-batch of a rank in stage 3
+
+    overlapped  with --train.overlap-comm, reducing runs during the backward passes, except for the last bucket
 
 A unit is the time to send 2P(N-1)/N bytes over the link between the ranks. Two assumptions: arithmetic reaches 0.4 of
 the GPU's peak (--efficiency), and communication reaches 0.8 of the speeds in the data sheets of NVLink and the network.
@@ -69,8 +72,9 @@ class ReportScale:
     budgets: tuple[int, ...] = (4096, 8192, 16_384)
     """Numbers of padded frames in a micro-batch, for the memory table. The other tables use the preset's number."""
     audio_layers: int = 4
-    """Number of layers of the corpus's audio features, at least 1. Each layer has 768 numbers per frame. A motion
-    latent has 512 numbers."""
+    """Number of layers of the corpus's audio features, at least 1. A motion latent has 512 numbers per frame."""
+    audio_width: int = 1024
+    """Numbers of each layer per frame, at least 1: 1024 for wav2vec2-large, 768 for wav2vec2-base."""
     efficiency: float | None = None
     """Share of the GPU's peak that arithmetic is assumed to reach, within 0..1. By default 0.4."""
     output: Path = BENCHMARKS / "scale.json"
@@ -89,7 +93,7 @@ class ReportScale:
         shape = CorpusShape(
             latent_width=512,
             audio_layers=self.audio_layers,
-            audio_width=768,
+            audio_width=self.audio_width,
             motion_dtype="float16",
             audio_dtype="float16",
         )

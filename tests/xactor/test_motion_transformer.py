@@ -1,6 +1,7 @@
 """Test the motion transformer: masks, windowed audio attention, the loaded backbone, padding and saving."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -241,17 +242,67 @@ def test_a_saved_model_gives_the_same_output(tmp_path):
     torch.testing.assert_close(again.destandardise(again.standardise(z)), z)
 
 
+def gradients(model: MotionTransformer) -> dict[str, torch.Tensor]:
+    forward(model)[0].square().mean().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
 def test_gradient_checkpointing_gives_the_same_gradients():
-    grads = []
-    for checkpointing in (False, True):
-        model = small_model().train()
-        if checkpointing:
-            model.enable_checkpointing()
-        forward(model)[0].square().mean().backward()
-        grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    assert grads[0].keys() == grads[1].keys()
-    for name, grad in grads[0].items():
-        torch.testing.assert_close(grads[1][name], grad, msg=name)
+    plain, checkpointed = small_model().train(), small_model().train()
+    checkpointed.enable_checkpointing()
+    expected, found = gradients(plain), gradients(checkpointed)
+    assert expected.keys() == found.keys()
+    for name, grad in expected.items():
+        assert torch.equal(found[name], grad), name
+
+
+def test_checkpointing_keeps_only_the_input_of_each_block():
+    """A block is a layer and its audio attention, whose windows would need as much memory as the layer."""
+    model, kept = small_model().train(), []
+    model.enable_checkpointing()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(tuple(x.shape)) or x, lambda x: x):
+        forward(model)
+    # Keys in windows of five positions.
+    assert not [shape for shape in kept if len(shape) == 5]
+    # The SiLU of the MLP is 96 wide, and nothing outside the blocks is.
+    assert not [shape for shape in kept if 96 in shape]
+
+
+# Dynamo looks at the gradients of inputs, and warnings are errors here.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_compiled_blocks_give_the_same_gradients_and_share_their_code():
+    """The backend aot_eager captures and transforms the graphs, and runs them without a compiler."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    expected = gradients(small_model().train())
+    model, counter = small_model().train(), CompileCounterWithBackend("aot_eager")
+    model.compile_blocks(counter)
+    model.enable_checkpointing()
+    for name, grad in gradients(model).items():
+        torch.testing.assert_close(grad, expected[name], msg=name)
+    # There are three blocks. The first one's input is another kind of tensor.
+    assert counter.frame_count <= 2
+
+
+def test_a_backbone_in_the_type_of_its_files_is_not_copied(tmp_path):
+    """The ranks of a node share the pages of the file. Only the new layers need memory of their own."""
+    qwen = {**QWEN, "hidden_size": 256, "num_hidden_layers": 8, "intermediate_size": 1024}
+    Qwen2Model(Qwen2Config(**qwen, vocab_size=8)).to(torch.bfloat16).save_pretrained(tmp_path)
+    model = MotionTransformer.from_backbone(tmp_path, dtype=torch.bfloat16, **SIZES)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.latent_std.dtype == torch.float32
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("the system does not list mapped files")
+    ranges = [
+        tuple(int(end, 16) for end in line.split()[0].split("-"))
+        for line in maps.read_text().splitlines()
+        if line.endswith("model.safetensors")
+    ]
+    mapped = [any(a <= p.data_ptr() < b for a, b in ranges) for p in model.backbone.layers.parameters()]
+    assert all(mapped)
+    copied = MotionTransformer.from_backbone(tmp_path, **SIZES)
+    assert {p.dtype for p in copied.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize(

@@ -1,43 +1,14 @@
 """Test the layouts of published weights from which the renderer starts: SD1.5 and AnimateDiff."""
 
 import logging
-from pathlib import Path
 
 import pytest
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.models.unets.unet_motion_model import MotionAdapter
+from render_models import published
 
-from xactor.render import (
-    published_components,
-)
-
-
-def published(folder: Path) -> Path:
-    """Write weights in the layouts of Stable Diffusion 1.5 and of AnimateDiff's adapter, at a small size."""
-    torch.manual_seed(0)
-    UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 32, 32, 32),
-        cross_attention_dim=80,
-        attention_head_dim=2,
-        norm_num_groups=8,
-    ).save_pretrained(folder / "sd15" / "unet")
-    AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        scaling_factor=0.18215,
-    ).save_pretrained(folder / "sd15" / "vae")
-    MotionAdapter(
-        block_out_channels=(16, 32, 32, 32),
-        motion_norm_num_groups=8,
-        motion_num_attention_heads=2,
-        use_motion_mid_block=False,
-    ).save_pretrained(folder / "animatediff")
-    return folder
+from xactor.render import published_components
 
 
 def test_published_weights_load_by_their_names(tmp_path, caplog):

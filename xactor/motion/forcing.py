@@ -17,6 +17,7 @@ from xactor.motion.noise_levels import MAX_LEVEL
 from xactor.motion.scheduler import MotionScheduler
 from xactor.motion.transformer import MotionTransformer
 from xactor.randomness import keyed_generator
+from xactor.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,9 @@ class ForcingBatch:
     """Length of each sample's chunks in frames, int64 [B]. None: the model's chunk_frames."""
 
     def to(self, device: torch.device | str) -> "ForcingBatch":
-        """Return the batch on another device."""
+        """Return the batch on another device. The copy to a GPU does not wait: see `to_device`."""
         moved: dict[str, Any] = {
-            name: None if value is None else value.to(device) for name, value in vars(self).items()
+            name: None if value is None else to_device(value, device) for name, value in vars(self).items()
         }
         return ForcingBatch(**moved)
 

@@ -13,7 +13,11 @@ from xactor.randomness import into_own_memory
 
 
 def load_motion_model(
-    folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    folder: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    mapped: bool = False,
 ) -> MotionTransformer:
     """Load the motion transformer, in evaluation mode.
 
@@ -25,6 +29,8 @@ def load_motion_model(
             motion_scheduler/.
         device: Where the model computes.
         dtype: Type of the weights.
+        mapped: Leave weights that have this type already in the file's pages, which the processes of a machine share.
+            By default each process copies them. On a CPU the copy is rounded as the weights were after training.
 
     Raises:
         ValueError: A component is missing, truncated or of another kind. The message names the component.
@@ -35,14 +41,16 @@ def load_motion_model(
     with loading(folder, "motion_scheduler", MotionScheduler.__name__):
         MotionScheduler.from_pretrained(Path(folder, "motion_scheduler"))
     with loading(folder, "motion", MotionTransformer.__name__):
-        return load_transformer(Path(folder, "motion"), dtype=dtype).to(device)  # pyright: ignore[reportArgumentType]
+        model = load_transformer(Path(folder, "motion"), dtype=dtype, mapped=mapped)
+        return model.to(device)  # pyright: ignore[reportArgumentType]
 
 
-def load_transformer(folder: Path, **options: Any) -> MotionTransformer:
+def load_transformer(folder: Path, *, mapped: bool = False, **options: Any) -> MotionTransformer:
     """Load a motion transformer, in evaluation mode.
 
     Args:
         folder: The transformer's own folder, with config.json and the weights.
+        mapped: See `load_motion_model`.
         **options: Options of transformers' `from_pretrained`, such as `dtype`.
 
     Raises:
@@ -57,5 +65,6 @@ def load_transformer(folder: Path, **options: Any) -> MotionTransformer:
     model, info = MotionTransformer.from_pretrained(folder, output_loading_info=True, **options)  # pyright: ignore
     if info["missing_keys"]:
         raise ValueError(f"weights are missing: {', '.join(sorted(info['missing_keys'])[:3])}")
-    into_own_memory(model)
+    if not mapped:
+        into_own_memory(model)
     return model

@@ -2,12 +2,13 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen2Model
 
 from xactor.motion.audio_attention import AudioFusion, WindowedAudioAttention
@@ -108,8 +109,9 @@ class LevelEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * sines, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
 
     def forward(self, k: Tensor) -> Tensor:
-        rates = torch.exp(torch.arange(self.sines, device=k.device) * (-math.log(10_000.0) / self.sines))
         # Compute in float32, because bf16 cannot tell 999 from 1000.
+        number = torch.arange(self.sines, device=k.device, dtype=torch.float32)
+        rates = torch.exp(number * (-math.log(10_000.0) / self.sines))  # [sines]
         angles = k.float()[..., None] * rates  # [B, T, sines]
         waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
         return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
@@ -129,10 +131,11 @@ class MotionTransformer(PreTrainedModel):
     latent_std: Tensor
     config_class = MotionTransformerConfig
     base_model_prefix = "motion"
-    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flex_attn = True
     _no_split_modules = ["Qwen2DecoderLayer"]  # noqa: RUF012 - transformers' own convention
+    # Loading in bf16 keeps the statistics of latents in float32.
+    _keep_in_fp32_modules_strict = {"latent_mean", "latent_std"}  # noqa: RUF012
 
     def __init__(self, config: MotionTransformerConfig, backbone: Qwen2Model | None = None):
         super().__init__(config)
@@ -160,15 +163,21 @@ class MotionTransformer(PreTrainedModel):
         self.pass_out = nn.Linear(config.latent_dim, config.latent_dim, bias=False)
         self.register_buffer("latent_mean", torch.zeros(config.latent_dim))
         self.register_buffer("latent_std", torch.ones(config.latent_dim))
+        self._checkpointing = False
+        self._run_block: Callable[..., Tensor] = _run_block
         self.post_init()
         self._zero_init()
 
     @classmethod
-    def from_backbone(cls, folder: str | Path, **sizes) -> "MotionTransformer":
+    def from_backbone(
+        cls, folder: str | Path, *, dtype: torch.dtype = torch.float32, **sizes
+    ) -> "MotionTransformer":
         """Build a new motion transformer around published Qwen2.5 weights of any size, in transformers' format.
 
         Args:
             folder: Folder of the published weights.
+            dtype: Type of all weights. If it is the type in the files, bf16 for Qwen2.5, the backbone's weights stay in
+                the files' pages, which the processes of a machine share. Otherwise each process holds a copy.
             **sizes: Arguments of MotionTransformerConfig, without `backbone`.
 
         Raises:
@@ -178,11 +187,24 @@ class MotionTransformer(PreTrainedModel):
         if not (Path(folder) / "config.json").exists():
             raise FileNotFoundError(f"no backbone in {folder}: config.json is missing")
         loaded, info = Qwen2Model.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-            folder, config=_qwen_config(folder), output_loading_info=True, dtype=torch.float32
+            folder, config=_qwen_config(folder), output_loading_info=True, dtype=dtype
         )
         if info["missing_keys"]:
             raise ValueError(f"backbone in {folder} lacks weights: {sorted(info['missing_keys'])[:5]}")
-        return cls(MotionTransformerConfig(backbone=loaded.config, **sizes), backbone=loaded)
+        return cls(MotionTransformerConfig(backbone=loaded.config, **sizes), backbone=loaded).to(dtype)  # pyright: ignore
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Convert the model, for example to another device or dtype. The buffers stay in float32.
+
+        In bf16 the frequencies of the rotary embedding would give late frames wrong angles, and latents would be scaled
+        by wrong statistics.
+        """
+        exact = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in self.named_buffers():
+            if buffer.dtype != exact[name].dtype:
+                buffer.data = exact[name].to(buffer.device)
+        return self
 
     def set_latent_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Store the mean and standard deviation of each dimension in the corpus, float [D] each."""
@@ -202,13 +224,20 @@ class MotionTransformer(PreTrainedModel):
         return self.audio_fusion(audio.to(self.latent_in.weight.dtype), keep)
 
     def enable_checkpointing(self) -> None:
-        """Enable activation checkpointing in the backbone.
+        """Enable activation checkpointing. A block is a layer of the backbone and the audio attention that follows it.
 
-        The backward pass then recomputes the activations: training needs less memory, but about a third more time.
+        Only the inputs of blocks are kept for the backward pass, which computes the rest again: training needs less
+        memory, but about a third more time.
         """
-        # transformers < 5.20 has only the second method.
-        enable = getattr(self, "activation_checkpointing_enable", None) or self.gradient_checkpointing_enable
-        enable()
+        self._checkpointing = True
+
+    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile the blocks by torch.compile, for training. All blocks and all shapes share the compiled code.
+
+        Args:
+            backend: Backend of torch.compile.
+        """
+        self._run_block = torch.compile(_run_block, backend=backend, dynamic=True)
 
     def forward(
         self,
@@ -266,9 +295,20 @@ class MotionTransformer(PreTrainedModel):
         z_k = z_k.to(level.dtype)
         x = self.latent_in(z_k) + level  # [B, T, H]
         rotary = self.backbone.rotary_emb(x, position.expand(1, -1) if history is None else position)
+        # A history makes every pass another one, which would be compiled again and again.
+        run = functools.partial(
+            self._run_block if history is None else _run_block,
+            mask=mask,
+            rotary=rotary,
+            history=history,
+            audio=audio,
+            audio_real=audio_real,
+            doubled=clean is not None,
+        )
+        if self._checkpointing and self.training:
+            run = functools.partial(checkpoint, run, use_reentrant=False)
         for layer, audio_attention in zip(self.backbone.layers, self.audio_attention, strict=True):
-            x = layer(x, attention_mask=mask, position_embeddings=rotary, past_key_values=history)
-            x = x + _attend_to_audio(audio_attention, x, audio, audio_real, doubled=clean is not None)
+            x = run(layer, audio_attention, x)  # [B, T, H]
         v = self.latent_out(self.backbone.norm(x)) + self.pass_out(self.pass_gain(level) * z_k)  # [B, T, D]
         return v if clean is None else v[:, width:]
 
@@ -281,16 +321,27 @@ class MotionTransformer(PreTrainedModel):
         nn.init.zeros_(self.latent_out.weight)
 
 
-def _attend_to_audio(
-    attention: nn.Module, x: Tensor, audio: Tensor, audio_real: Tensor, *, doubled: bool
+def _run_block(
+    layer: nn.Module,
+    attention: nn.Module,
+    x: Tensor,
+    *,
+    mask: Any,
+    rotary: tuple[Tensor, Tensor],
+    history: HistoryPass | None,
+    audio: Tensor,
+    audio_real: Tensor,
+    doubled: bool,
 ) -> Tensor:
-    """Return what the cross-attention adds to x, in the shape of x: [B, T, H], or [B, 2T, H] if `doubled`.
+    """Run a layer of the backbone and the audio cross-attention that follows it, in the shape of x.
 
-    `doubled` means teacher forcing: the clean and the noised half of x see the same audio.
+    x is [B, T, H], or [B, 2T, H] if `doubled`. `doubled` means teacher forcing: the clean and the noised half of x see
+    the same audio.
     """
+    x = layer(x, attention_mask=mask, position_embeddings=rotary, past_key_values=history)
     if not doubled:
-        return attention(x, audio, audio_real)
-    return torch.cat([attention(half, audio, audio_real) for half in x.chunk(2, dim=1)], dim=1)
+        return x + attention(x, audio, audio_real)
+    return x + torch.cat([attention(half, audio, audio_real) for half in x.chunk(2, dim=1)], dim=1)
 
 
 def _qwen_config(folder: str | Path) -> Qwen2Config:

@@ -69,27 +69,27 @@ class Locality(nn.Module):
             keys: Number of key tokens K in their square plane.
 
         Returns:
-            Columns of the queries, [B, heads, N, 3], and of the keys, [K, 3].
+            Columns of the queries, float32 [B, heads, N, 3], and of the keys, float32 [K, 3].
         """
         query_side, key_side = math.isqrt(hidden_states.shape[1]), math.isqrt(keys)
         # Places are in units of the distance between neighbouring keys.
-        place = _places(query_side, hidden_states) * (key_side / query_side)  # [N, 2]
-        offset = self.look(hidden_states).unflatten(-1, (-1, 2)).transpose(1, 2)  # [B, heads, N, 2]
-        fall = self.fall.abs()[:, None, None]  # [heads, 1, 1]
+        place = _places(query_side, hidden_states.device) * (key_side / query_side)  # [N, 2]
+        offset = self.look(hidden_states).float().unflatten(-1, (-1, 2)).transpose(1, 2)  # [B, heads, N, 2]
+        fall = self.fall.float().abs()[:, None, None]  # [heads, 1, 1]
         of_queries = torch.cat(
             [2 * fall * (place + offset), -fall.expand(*offset.shape[:3], 1)], dim=-1
         )  # [B, heads, N, 3]
-        key_place = _places(key_side, hidden_states)  # [K, 2]
+        key_place = _places(key_side, hidden_states.device)  # [K, 2]
         of_keys = torch.cat([key_place, key_place.square().sum(-1, keepdim=True)], dim=-1)  # [K, 3]
         return of_queries, of_keys
 
 
-def _places(side: int, like: Tensor) -> Tensor:
-    """Return the places of a square plane's tokens relative to the plane's middle: [side x side, 2].
+def _places(side: int, device: torch.device) -> Tensor:
+    """Return the places of a square plane's tokens relative to the plane's middle: float32 [side x side, 2].
 
     The unit is the distance between neighbouring tokens.
     """
-    line = torch.arange(side, device=like.device, dtype=like.dtype) - (side - 1) / 2
+    line = torch.arange(side, device=device, dtype=torch.float32) - (side - 1) / 2
     return torch.cartesian_prod(line, line)
 
 
@@ -164,11 +164,33 @@ def _attend(attn: Any, hidden_states: Tensor, key: Tensor, value: Tensor, *, pla
         )  # [B, heads, N, 3], [M / planes, 3]
         of_keys = of_keys.repeat(planes, 1).expand(*key.shape[:2], -1, -1)  # [B, heads, M, 3]
         # The attention divides logits by sqrt(width). Undo this for the columns of the locality.
-        query = torch.cat([query, of_queries * math.sqrt(width)], dim=-1)  # [B, heads, N, C' + 3]
-        key, value = torch.cat([key, of_keys], dim=-1), F.pad(value, (0, 3))  # [B, heads, M, C' + 3]
+        of_queries = of_queries * math.sqrt(width)
+        if query.dtype != torch.float32:
+            of_queries, of_keys = _split_columns(of_queries, of_keys, query.dtype)  # 9 columns each
+        query = torch.cat([query, of_queries], dim=-1)  # [B, heads, N, C' + 3 or 9]
+        key, value = torch.cat([key, of_keys], dim=-1), F.pad(value, (0, of_keys.shape[-1]))
     out = F.scaled_dot_product_attention(query, key, value, scale=width**-0.5)
     out = out[..., :width].transpose(1, 2).flatten(2)  # [B, N, C]
     return attn.to_out[1](attn.to_out[0](out))
+
+
+def _split_columns(queries: Tensor, keys: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return columns of a dtype of low precision whose products sum up to those of float32 columns.
+
+    Each number becomes a rounded number and the rounded rest. Squared places in bf16 alone would be wrong by several
+    units, and logits with them.
+
+    Args:
+        queries: Columns of the queries, float32 [..., n].
+        keys: Columns of the keys, float32 [..., n].
+        dtype: The dtype to split into.
+
+    Returns:
+        Columns [..., 3 n] of both.
+    """
+    query, key = queries.to(dtype), keys.to(dtype)
+    query_rest, key_rest = (queries - query.float()).to(dtype), (keys - key.float()).to(dtype)
+    return torch.cat([query, query, query_rest], dim=-1), torch.cat([key, key_rest, key], dim=-1)
 
 
 def spatial_blocks(unet: nn.Module) -> list[tuple[str, Any]]:

@@ -37,7 +37,9 @@ def reconstruction_loss(vae: AutoencoderKL, pictures: Tensor, generators: list[t
     with torch.no_grad():
         latents = encode(vae, pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])  # [B, n, C, h, w]
     noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators]).to(latents)
-    error = decode(vae, (latents + 0.03 * noise).flatten(0, 1)).unflatten(0, pictures.shape[:2]) - pictures
+    decoded = decode(vae, (latents + 0.03 * noise).flatten(0, 1)).unflatten(0, pictures.shape[:2])
+    # Means over a picture need float32.
+    error = decoded.float() - pictures  # [B, n, 3, S, S]
     return error.abs().mean(dim=(1, 2, 3, 4)) + 4 * (error**2).mean(dim=(1, 2, 3, 4))
 
 

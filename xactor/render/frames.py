@@ -11,7 +11,8 @@ def to_model(frames: np.ndarray | Tensor, device: torch.device, dtype: torch.dty
         # np.require copies a read-only array, because torch would warn about it.
         frames = torch.from_numpy(np.require(frames, requirements="W"))
     frames = frames.to(device)
-    return frames.movedim(-1, -3).to(dtype) / 127.5 - 1
+    # Compute in float32 and round once: in bf16 the division alone would be wrong by half a level.
+    return (frames.movedim(-1, -3).float() / 127.5 - 1).to(dtype)
 
 
 def from_model(frames: Tensor) -> np.ndarray:

@@ -74,7 +74,7 @@ class GuessNetwork(nn.Module):
         Args:
             pictures: Portraits, [N, 3, S, S] in [-1, 1].
             landmarks: Landmarks of the portraits, float32 [N, K, 2]; see `xactor.faces.landmarks`.
-            change: Motion latents minus those of the portraits, [N, latent_dim].
+            change: Motion latents minus those of the portraits, float32 [N, latent_dim].
             scale: How many times larger the portraits are than those in training. The network sees reduced portraits,
                 but moves the full-size ones.
         """
@@ -82,9 +82,10 @@ class GuessNetwork(nn.Module):
         strength = (strength / (_HALF_STRENGTH + strength))[:, None, None, None]  # [N, 1, 1, 1], from 0 to 1
         moved_landmarks = self.moved(landmarks, change)  # [N, K, 2]
         side = min(pictures.shape[-1] // scale // 2, _MAX_SIDE)
-        flow = landmark_flow(landmarks, moved_landmarks, side).to(pictures.dtype)  # [N, 2, side, side]
+        # The flow stays in float32: in bf16 it would move a picture of 512 px by up to half a pixel too far, in stairs.
+        flow = landmark_flow(landmarks, moved_landmarks, side)  # [N, 2, side, side]
         small = _move(F.interpolate(pictures, (side, side), mode="area"), flow)  # [N, 3, side, side]
-        found = self.correct(small, change)  # [N, 6, side, side]
+        found = self.correct(small, change).float()  # [N, 6, side, side]
         correction = strength * found[:, :2]
         # Go to the corrected place first. The landmarks' flow at that place then leads to the colour.
         flow = correction + _move(flow, correction)
@@ -93,7 +94,7 @@ class GuessNetwork(nn.Module):
         flow, cover, colour = found.split([2, 1, 3], dim=1)
         moved = _move(pictures, flow)  # [N, 3, S, S]
         cover = strength * torch.sigmoid(cover)  # [N, 1, S, S]
-        moved = moved + cover * (torch.tanh(colour) - moved)
+        moved = (moved + cover * (torch.tanh(colour) - moved)).to(pictures.dtype)
         lids = moved_landmarks[:, LIDS]  # [N, 2, 16, 2]
         lips = moved_landmarks[:, None, INNER_LIPS]  # [N, 1, 20, 2]
         moved = self.eyes.paint(moved, _eyes_part(moved_landmarks), lids, change, strength, scale=scale)
@@ -104,9 +105,10 @@ class GuessNetwork(nn.Module):
 
         Args:
             landmarks: Landmarks of the portraits, float32 [N, K, 2].
-            change: Motion latents minus those of the portraits, [N, latent_dim].
+            change: Motion latents minus those of the portraits, float32 [N, latent_dim].
         """
-        displacement = _DISPLACEMENT * self.displace(change).float().unflatten(1, (-1, 2))  # [N, K, 2]
+        displacement = F.linear(change.float(), self.displace.weight.float())  # [N, 2 K]
+        displacement = _DISPLACEMENT * displacement.unflatten(1, (-1, 2))  # [N, K, 2]
         axes = _face_axes(landmarks)
         return _uncrossed(landmarks + _transformed(axes, displacement), axes[:, :, 1])
 
@@ -141,9 +143,9 @@ class _ConditionedNetwork(nn.Module):
 
     def forward(self, pictures: Tensor, change: Tensor) -> Tensor:
         """Return the output [N, width_out, h, w] for pictures [N, width_in, h, w] and changes [N, latent_dim]."""
-        code = self.code(change)  # [N, code]
+        code = self.code(change.to(pictures.dtype))  # [N, code]
         height, width = pictures.shape[-2:]
-        places = _places(height, width, pictures).movedim(-1, 0)  # [2, h, w]
+        places = _places(height, width, pictures.device).movedim(-1, 0).to(pictures.dtype)  # [2, h, w]
         levels = [self.stem(torch.cat([pictures, places.expand(len(pictures), -1, -1, -1)], dim=1))]
         for down, read in zip(self.down, self.read, strict=True):
             x = down(F.silu(levels[-1]))
@@ -201,7 +203,7 @@ class _Painter(_ConditionedNetwork):
         shift = -_transformed(inverse, centre[:, None])  # [N, 1, 2]
         reduced = F.avg_pool2d(pictures, scale) if scale > 1 else pictures
         seen = _take(reduced, torch.cat([axes, centre[:, :, None]], dim=2), self._size)  # [N, 3, h, w]
-        places = _places(*self._size, openings)
+        places = _places(*self._size, openings.device)
         # The openings' edges in the part: from its centre, in halves of its sides, [N, R, P, 2].
         edges = _transformed(inverse, (openings - centre[:, None, None]).flatten(1, 2)).view_as(openings)
         inside = torch.stack([_edge_distance(edge, places) for edge in edges.unbind(1)]).amax(0) / _EDGE
@@ -210,7 +212,7 @@ class _Painter(_ConditionedNetwork):
         cover, colour = self(torch.cat([seen, inside / _MAX_EDGES], dim=1), change).split([1, 3], dim=1)
         # With `opening` 1, an untrained network's cover grows towards an opening's inside. It is half at 2 units.
         cover = strength * torch.sigmoid(self._opening * (inside - 2) + cover)  # [N, 1, h, w]
-        painted = torch.cat([cover, cover * torch.tanh(colour)], dim=1)  # [N, 4, h, w]
+        painted = torch.cat([cover, cover * torch.tanh(colour)], dim=1).to(pictures.dtype)  # [N, 4, h, w]
         # Outside the part, cover and colour are 0, so that the picture stays as it is.
         to_part = torch.cat([inverse, shift.mT], dim=2)  # [N, 2, 3]
         cover, colour = _take(painted, to_part, pictures.shape[-2:], padding="zeros").split([1, 3], dim=1)
@@ -248,7 +250,7 @@ def landmark_flow(landmarks: Tensor, moved: Tensor, side: int) -> Tensor:
     # through the landmarks' offsets alone. Gradients through the covariances too would cost three times as much.
     with torch.no_grad():
         moved64 = moved.double()
-        places = _places(side, side, moved64).flatten(0, 1).expand(len(moved), -1, -1)  # [N, side^2, 2]
+        places = _places(side, side, moved.device, torch.float64).flatten(0, 1).expand(len(moved), -1, -1)
         to_places, among = _matern(torch.cdist(places, moved64)), _matern(torch.cdist(moved64, moved64))
         noise = _NOISE * torch.eye(moved.shape[1], device=moved.device)
         # cholesky_ex accepts latents that are not finite. Their loss is not finite, so training skips the step.
@@ -361,11 +363,9 @@ def _edge_distance(polygon: Tensor, places: Tensor) -> Tensor:
     return torch.where(inside, distance, -distance)
 
 
-def _places(height: int, width: int, like: Tensor) -> Tensor:
+def _places(height: int, width: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return the places (x, y) of the centres of a picture's pixels, in halves of its sides: [height, width, 2]."""
-    rows, columns = (
-        (torch.arange(n, device=like.device, dtype=like.dtype) * 2 + 1) / n - 1 for n in (height, width)
-    )
+    rows, columns = ((torch.arange(n, device=device, dtype=dtype) * 2 + 1) / n - 1 for n in (height, width))
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], dim=-1)
 
 

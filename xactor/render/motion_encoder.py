@@ -79,11 +79,14 @@ class MotionEncoder(ModelMixin, ConfigMixin):
         return digest_origin("motion-encoder", {}, self.state_dict())
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode frames [N, 3, S, S] in [-1, 1] to mean and log variance of z, each [N, latent_dim]."""
+        """Encode frames [N, 3, S, S] in [-1, 1] to mean and log variance of z, float32 [N, latent_dim] each."""
         size = self.config["image_size"]
         if frames.shape[-1] != size:
-            frames = F.interpolate(frames, (size, size), mode="bilinear", antialias=True, align_corners=False)
-        x = self.stem(frames)  # [N, C, S, S]
+            # On CPUs this resize exists for float32 only.
+            frames = F.interpolate(
+                frames.float(), (size, size), mode="bilinear", antialias=True, align_corners=False
+            )
+        x = self.stem(frames.to(self.stem.weight.dtype))  # [N, C, S, S]
         outputs = []
         for stage in self.stages:
             x = stage(x)  # [N, C, S', S']
@@ -92,7 +95,7 @@ class MotionEncoder(ModelMixin, ConfigMixin):
             F.adaptive_avg_pool2d(scale(x), grid).flatten(1)
             for scale, x, grid in zip(self.scales, outputs[-len(_GRIDS) :], _GRIDS, strict=True)
         ]  # [N, C grid^2] each
-        mean, logvar = self.fuse(torch.cat(pooled, dim=1)).chunk(2, dim=1)  # [N, latent_dim]
+        mean, logvar = self.fuse(torch.cat(pooled, dim=1)).float().chunk(2, dim=1)  # [N, latent_dim]
         return mean, logvar.clamp(-12.0, 6.0)
 
     @torch.no_grad()
@@ -114,7 +117,7 @@ class MotionEncoder(ModelMixin, ConfigMixin):
         ]
         if not means:
             return torch.zeros(0, self.config["latent_dim"])
-        return torch.cat(means).float().cpu()
+        return torch.cat(means).cpu()
 
 
 class _DownBlock(nn.Module):

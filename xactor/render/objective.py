@@ -56,7 +56,7 @@ class _Clips:
     pictures: Tensor
     """Reference and frames [B, 1 + F, 3, S, S]."""
     weight: Tensor
-    """Weight of each clip [B], 0 or 1."""
+    """Weight of each clip, float32 [B], 0 or 1."""
     generators: list[torch.Generator]
     """Random generator of each clip. The results depend on the order of the draws."""
     taught: Tensor | None
@@ -85,7 +85,7 @@ class _Clips:
 
 @dataclass(frozen=True, kw_only=True)
 class _Motion:
-    """Hold the motion latents z of clips. The posterior is the distribution of z that E_mot returns for a frame."""
+    """Hold the motion latents z of clips, in float32. The posterior is the distribution of z that E_mot returns."""
 
     mean: Tensor
     """Posterior mean of the frames' z, [B F, D]."""
@@ -227,7 +227,7 @@ class RenderObjective(nn.Module):
         landmarks = _mirrored_landmarks(found.to(device, torch.float32), flips)  # [B, n, K, 2]
         return _Clips(
             pictures=augment(pictures, changes),
-            weight=weight.to(device, dtype),
+            weight=weight.to(device, torch.float32),
             generators=generators,
             taught=self._latents_of(tracks.controls, flips) if tracks else None,
             landmarks=augment_places(landmarks.flatten(1, 2), changes).view_as(landmarks),
@@ -241,7 +241,7 @@ class RenderObjective(nn.Module):
             return None
         controls = controls.to(self.vae.device, torch.float32)
         controls = torch.where(flips[:, None, None], mirror_controls(controls), controls)
-        return controls_to_latents(controls, self.motion_encoder.config["latent_dim"]).to(self.vae.dtype)
+        return controls_to_latents(controls, self.motion_encoder.config["latent_dim"])
 
     def _encode_motion(self, clips: _Clips) -> _Motion:
         """Encode the motion of clips. E_mot sees pictures that are augmented once more, by one draw for each window."""
@@ -250,7 +250,7 @@ class RenderObjective(nn.Module):
         mean, logvar = self.motion_encoder(driving.flatten(0, 1))  # [B F, D]
         shape = (pictures.shape[1], mean.shape[1])
         noise = torch.cat(clips.draw(lambda g: torch.randn(shape, generator=g)))  # [B F, D]
-        noise = torch.exp(logvar / 2) * noise.to(self.vae.device, self.vae.dtype)
+        noise = torch.exp(logvar / 2) * noise.to(self.vae.device)
         reference = augment(clips.pictures[:, :1], [Augmentation.draw(DRIVING, g) for g in clips.generators])[
             :, 0
         ]  # [B, 3, S, S]
@@ -297,7 +297,8 @@ class RenderObjective(nn.Module):
 
     def _guess_error(self, clips: _Clips, motion: _Motion) -> Tensor:
         """Return the error of the guessed frames and of their edges, the differences of neighbouring pixels: [B F]."""
-        error = self._guess(clips, motion) - clips.pictures[:, 1:].flatten(0, 1)  # [B F, 3, S, S]
+        # Means over a picture need float32.
+        error = self._guess(clips, motion).float() - clips.pictures[:, 1:].flatten(0, 1)  # [B F, 3, S, S]
         weights = torch.ones_like(error[0, 0])  # [S, S]
         weights[region_pixels(MOUTH_REGION, len(weights))] += self.config.mouth_weight
         weights = weights / weights.mean()
@@ -341,12 +342,13 @@ class RenderObjective(nn.Module):
 
         Each window has its own noise level.
         """
-        device, dtype = clips.pictures.device, clips.pictures.dtype
+        device = clips.pictures.device
         with torch.no_grad():
             latents = encode(self.vae, clips.pictures.flatten(0, 1))
             latents = latents.unflatten(0, clips.pictures.shape[:2])  # [B, 1 + F, C, h, w]
         z = motion.z.unflatten(0, (len(latents) * clips.windows, -1))  # [N, W, D]
-        clean = latents[:, 1:].reshape(*z.shape[:2], *latents.shape[2:])  # [N, W, C, h, w]
+        # The scheduler computes noise levels in the dtype of the latents. In bf16 the smallest ones would be 0.
+        clean = latents[:, 1:].reshape(*z.shape[:2], *latents.shape[2:]).float()  # [N, W, C, h, w]
         keep = torch.cat(clips.draw(lambda g: torch.rand(1, generator=g) >= self.config.motion_drop)).to(
             device
         )
@@ -359,7 +361,7 @@ class RenderObjective(nn.Module):
         level: Any = torch.cat(clips.draw(lambda g: torch.randint(0, steps, (1,), generator=g))).to(
             device
         )  # [N]
-        eps = torch.stack(clips.draw(lambda g: torch.randn(clean.shape[1:], generator=g))).to(device, dtype)
+        eps = torch.stack(clips.draw(lambda g: torch.randn(clean.shape[1:], generator=g))).to(device)
         noisy = self.scheduler.add_noise(clean, eps, level)  # [N, W, C, h, w]
         target = (
             self.scheduler.get_velocity(clean, eps, level)

@@ -20,7 +20,7 @@ def predict(
     reference: ReferenceFeatures,
     guess: Tensor | None,
 ) -> Tensor:
-    """Return the prediction for noised latents, of the scheduler's prediction type: [B, F, C, h, w].
+    """Return the prediction for noised latents, of the scheduler's prediction type: float32 [B, F, C, h, w].
 
     Without a guess, or if the UNet's config has no `guess_spread`, this is the UNet's output.
 
@@ -39,11 +39,12 @@ def predict(
         scheduler: Gives a^2, the signal's share, at each noise level.
         noisy: Noised latents x_t. This and the other arguments are those of `RendererUNet.forward`.
     """
-    out = unet(noisy, level, z, keep, reference, guess)  # [B, F, C, h, w]
+    out = unet(noisy, level, z, keep, reference, guess).float()  # [B, F, C, h, w]
     spread = unet.config["guess_spread"]
     if spread is None or guess is None:
         return out
-    signal = scheduler.alphas_cumprod.to(level.device)[level].to(noisy.dtype)  # a^2, [B]
+    # Compute in float32: in bf16 the smallest noise levels would be 0.
+    signal = scheduler.alphas_cumprod.to(level.device)[level].float()  # a^2, [B]
     signal = signal[:, None, None, None, None]  # [B, 1, 1, 1, 1]
     noise = 1 - signal  # b^2
     a, b = signal.sqrt(), noise.sqrt()

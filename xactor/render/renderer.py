@@ -48,7 +48,7 @@ class Reference:
     latents: Tensor
     """The portrait's latents from the VAE, [1, C, h, w]."""
     z: Tensor
-    """The portrait's own motion latent, [1, D]."""
+    """The portrait's own motion latent, float32 [1, D]."""
     landmarks: Tensor | None
     """The face's landmarks, float32 [1, K, 2], for the guess network. None for a renderer without this network."""
 
@@ -60,7 +60,7 @@ class Window:
     reference: Reference
     """The portrait."""
     z: Tensor
-    """Motion latents of the frames, [W, D]."""
+    """Motion latents of the frames, float32 [W, D]."""
     seed: int
     """Seed of the video."""
     first_frame: int
@@ -194,8 +194,9 @@ class Renderer:
             windows = [window.from_portrait() for window in windows]
         # The conditional branch uses the motion. The unconditional branch does not. Only guidance needs the latter.
         branches = 2 if config.cfg > 1 else 1
+        # Latents stay in float32 between the steps. The networks convert them to the dtype of their weights.
         x = torch.stack([self._noise(window) for window in windows])  # [N, W, C, h, w]
-        z = torch.stack([window.z for window in windows]).to(self.device, self.dtype)  # [N, W, D]
+        z = torch.stack([window.z for window in windows]).to(self.device, torch.float32)  # [N, W, D]
         guesses = [self._guess(window.reference, own) for window, own in zip(windows, z, strict=True)]
         if config.steps == 0:
             return [from_model(guess) for guess in guesses if guess is not None]
@@ -329,14 +330,14 @@ class Renderer:
         return self
 
     def _noise(self, window: Window) -> Tensor:
-        """Return the noise from which a window's frames are denoised, [W, C, h, w]."""
+        """Return the noise from which a window's frames are denoised, float32 [W, C, h, w]."""
         unet, size = self.components.unet, int(self.components.unet.config["sample_size"])
         shape = (int(unet.config["in_channels"]), size, size)
         frames = range(window.first_frame, window.first_frame + len(window.z))
         noise = [
             torch.randn(shape, generator=keyed_generator(window.seed, "render", frame)) for frame in frames
         ]
-        return torch.stack(noise).to(self.device, self.dtype)
+        return torch.stack(noise).to(self.device)
 
     def _guess(self, reference: Reference, z: Tensor) -> Tensor | None:
         """Return the frames that the guess network makes from motion latents [W, D]: [W, 3, S, S].

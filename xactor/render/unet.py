@@ -156,6 +156,8 @@ class RendererUNet(UNetMotionModel):
     ) -> Tensor:
         """Return the network's output for noised latents, [B, F, C, h, w].
 
+        Latents of any dtype are converted to that of the weights.
+
         Args:
             noisy: Noised latents [B, F, C, h, w].
             level: The noise level of each window, as the scheduler's timestep, [B].
@@ -166,12 +168,15 @@ class RendererUNet(UNetMotionModel):
             guess: Latents of the guessed frames, [B, F, C, h, w]; None for a UNet without a guess.
         """
         # M motion tokens of width E for each frame.
-        tokens = self.motion_proj(z.flatten(0, 1)).unflatten(-1, self.null_motion.shape)  # [B F, M, E]
+        dtype = self.motion_proj.weight.dtype
+        tokens = self.motion_proj(z.to(dtype).flatten(0, 1)).unflatten(
+            -1, self.null_motion.shape
+        )  # [B F, M, E]
         keep = keep.to(tokens.dtype).repeat_interleave(z.shape[1])[:, None, None]  # [B F, 1, 1]
         tokens = keep * self.motion_norm(tokens) + (1 - keep) * self.null_motion  # [B F, M, E]
         inputs = noisy if guess is None else torch.cat([noisy, guess], dim=2)  # [B, F, C or 2 C, h, w]
         out = super().forward(
-            inputs.transpose(1, 2),  # [B, C or 2 C, F, h, w]
+            inputs.to(dtype).transpose(1, 2),  # [B, C or 2 C, F, h, w]
             level,
             encoder_hidden_states=tokens,
             cross_attention_kwargs={"reference": reference},

@@ -152,12 +152,20 @@ def _tally(shards: int, begun: float) -> Tally:
 
 
 def _place_encoders(model: str | Path | None, audio_encoder: str | Path | None, output: str) -> None:
-    """Copy the encoders next to the output. `model` is None if no motion encoder is used.
+    """Copy the encoders next to the output, and print which audio encoder it is.
+
+    `model` is None if no motion encoder is used.
 
     Raises:
         ValueError, FileNotFoundError: an encoder is missing or invalid, or the target holds another encoder.
     """
     sound = load_audio_encoder(audio_encoder) if audio_encoder else LogMelEncoder()
+    kind = type(sound).__name__.removesuffix("Encoder")
+    print(
+        f"{output}: {kind} audio features, [{sound.layers}, {sound.width}] per frame, "
+        + (f"made by {audio_encoder}" if audio_encoder else "because no --audio-encoder is given"),
+        flush=True,
+    )
     with tempfile.TemporaryDirectory() as scratch:
         sound.save_pretrained(scratch)
         if model is not None:

@@ -30,8 +30,9 @@ class Sizes:
 
     parameters: int
     """P, the number of parameters of the model."""
-    backbone: int
-    """Number of parameters in the layers that gradient checkpointing recomputes."""
+    blocks: int
+    """Number of parameters in the layers that gradient checkpointing recomputes: the backbone's layers and the audio
+    attentions."""
     hidden: int
     """H, the width of the backbone."""
     mlp: int
@@ -61,7 +62,9 @@ def sizes_of(config: MotionConfig, shape: CorpusShape) -> Sizes:
         audio_width=config.audio_width,
         latent_width=shape.latent_width,
         features=shape.audio_layers * shape.audio_width,
-        backbone=sum(p.numel() for p in model.backbone.layers.parameters()),
+        blocks=sum(
+            p.numel() for part in (model.backbone.layers, model.audio_attention) for p in part.parameters()
+        ),
     )
 
 
@@ -76,7 +79,7 @@ class Memory:
     optimizer: float
     """Weights in fp32, and Adam's two moments."""
     activations: float
-    """Activations that are kept for the backward pass, and activations of the layer that is recomputed."""
+    """Activations that are kept for the backward pass, and activations of the block that is recomputed."""
     buckets: float
     """DeepSpeed's communication buffers."""
     overhead: float = OVERHEAD_BYTES
@@ -104,7 +107,7 @@ def memory(
         stage: stage of ZeRO, 0..3.
         budget_frames: padded frames of the micro-batch.
         context_frames: T, the frames of a sample.
-        checkpointing: whether the backward pass recomputes the backbone's activations.
+        checkpointing: whether the backward pass recomputes the activations of blocks.
 
     Raises:
         ValueError: `stage` or `ranks` is out of bounds.
@@ -115,7 +118,7 @@ def memory(
         raise ValueError(f"ranks must be >= 1, got {ranks}")
     parameters, gradients, optimizer = states(sizes.parameters, ranks=ranks, stage=stage)
     kept_per_frame = activations(sizes, context_frames, checkpointing=checkpointing)
-    recomputed_per_frame = peak_layer(sizes, context_frames, checkpointing=checkpointing)
+    recomputed_per_frame = peak_block(sizes, context_frames) if checkpointing else 0.0
     return Memory(
         parameters=parameters,
         gradients=gradients,
@@ -169,21 +172,19 @@ def audio_bytes(sizes: Sizes) -> float:
 def activations(sizes: Sizes, context_frames: int, *, checkpointing: bool) -> float:
     """Return the bytes per frame that are kept between the forward and the backward pass.
 
-    With checkpointing, a backbone layer keeps only its input, 2H. The audio attentions, one per layer, are not
-    checkpointed. Outside the layers, the MLP of the noise level and the last norm keep 18H, the audio features 4LF (two
-    copies), the fusion of the audio features 6A, and the latents 8D.
+    A block is a layer of the backbone and the audio attention that follows it. With checkpointing, a block keeps only
+    its input, 2H. Outside the blocks, the MLP of the noise level and the last norm keep 18H, the audio features 4LF
+    (two copies), the fusion of the audio features 6A, and the latents 8D.
     """
-    layer = 2 * sizes.hidden if checkpointing else layer_bytes(sizes, context_frames)
-    outside_layers = 18 * sizes.hidden + 4 * sizes.features + 6 * sizes.audio_width + 8 * sizes.latent_width
-    return sizes.layers * (layer + audio_bytes(sizes)) + outside_layers
+    block = 2 * sizes.hidden if checkpointing else layer_bytes(sizes, context_frames) + audio_bytes(sizes)
+    outside_blocks = 18 * sizes.hidden + 4 * sizes.features + 6 * sizes.audio_width + 8 * sizes.latent_width
+    return sizes.layers * block + outside_blocks
 
 
-def peak_layer(sizes: Sizes, context_frames: int, *, checkpointing: bool) -> float:
-    """Return the additional bytes per frame while the backward pass recomputes a layer; 0 without checkpointing.
+def peak_block(sizes: Sizes, context_frames: int) -> float:
+    """Return the bytes per frame that exist, in addition, while the backward pass recomputes a block.
 
-    The peak is at the backward pass's first layer, the last one of the backbone. The audio attention that follows this
-    layer has then already freed its activations, so they are subtracted.
+    The peak is in the backward pass of the audio attention, which comes before that of the layer. It needs 44H for
+    gradients of the windows' keys and values, and for copies of them in another order.
     """
-    if not checkpointing:
-        return 0.0
-    return layer_bytes(sizes, context_frames) - audio_bytes(sizes)
+    return layer_bytes(sizes, context_frames) + audio_bytes(sizes) + 44 * sizes.hidden

@@ -137,6 +137,7 @@ def time_table(
                         "reduce_s": found.reduce_s,
                         "gather_s": found.gather_s,
                         "step_s": found.total_s,
+                        "overlapped_step_s": found.total_s - found.hidden_s,
                         "frames_per_s": found.frames_per_s,
                         "mfu": found.mfu,
                     }

@@ -7,7 +7,7 @@ one GPU) trains on one micro-batch. In this file, `stage` means a stage of DeepS
 from dataclasses import dataclass
 
 from xactor_platform.scale.machine import Machine
-from xactor_platform.scale.memory import Sizes
+from xactor_platform.scale.memory import Sizes, bucket_bytes
 
 # Ours, an assumption: fraction of its peak FLOP/s that a GPU reaches between two reductions of gradients.
 EFFICIENCY = 0.4
@@ -25,6 +25,8 @@ class StepTime:
     """Seconds of reducing gradients."""
     gather_s: float
     """Seconds of gathering parameters."""
+    hidden_s: float
+    """Seconds of reducing gradients that the backward passes would hide with `train.overlap_comm`."""
     frames: int
     """Number of padded frames of all ranks."""
     mfu: float
@@ -45,11 +47,11 @@ def flops_per_frame(sizes: Sizes, context_frames: int, *, checkpointing: bool) -
     """Return the FLOPs per frame of a forward and a backward pass.
 
     With P parameters, samples of T frames and a backbone of width H, the forward pass takes 2P, and 4TH for the
-    attention of each layer. The backward pass takes twice as many. With checkpointing, the backbone's layers run
-    forward once more.
+    attention of each layer. The backward pass takes twice as many. With checkpointing, the backbone's layers and the
+    audio attentions run forward once more.
     """
     attention = 4 * context_frames * sizes.hidden * sizes.layers
-    recomputed = 2 * sizes.backbone + attention if checkpointing else 0.0
+    recomputed = 2 * sizes.blocks + attention if checkpointing else 0.0
     return 3 * (2 * sizes.parameters + attention) + recomputed
 
 
@@ -78,7 +80,8 @@ def step_time(
 ) -> StepTime:
     """Return the time of one global step.
 
-    Communication does not overlap with computation, because DeepSpeed's option `overlap_comm` is off. Communication is
+    Communication does not overlap with computation, because DeepSpeed's option `overlap_comm` is off by default. With
+    it, reducing would overlap with the backward passes, except for the last bucket of each turn. Communication is
     counted in units of 2P(N-1)/N bytes, for P parameters in bf16 on N ranks:
 
     - An all-reduce of the gradients takes 2 units. ZeRO stages 0 and 1 make one all-reduce per step. Stage 2, as
@@ -95,7 +98,7 @@ def step_time(
         micro_batches: M, the micro-batches of a global step over all ranks.
         budget_frames: padded frames of a micro-batch.
         context_frames: frames of a sample.
-        checkpointing: whether the backward pass recomputes the backbone's activations.
+        checkpointing: whether the backward pass recomputes the activations of blocks.
         efficiency: fraction of its peak FLOP/s that a GPU reaches between two reductions of gradients.
 
     Raises:
@@ -111,6 +114,10 @@ def step_time(
     reduces = {0: 2, 1: 2, 2: 2 * turns, 3: turns}[stage]
     gathers = {0: 0, 1: 1, 2: 1, 3: 2 * turns}[stage]
     frames = micro_batches * budget_frames
+    forward = flops_per_frame(sizes, context_frames, checkpointing=False) / 3
+    # A bucket of gradients can be reduced while those of earlier layers are computed.
+    in_time = 1 - min(bucket_bytes(sizes.parameters) / (4 * sizes.parameters), 1)
+    hidden_s = in_time * min(reduces * unit_s, compute_s * (1 - forward / flops))
     total_s = compute_s + (reduces + gathers) * unit_s
     # The utilisation counts neither the FLOPs of attention nor those of recomputation, as in metrics.jsonl.
     useful = 3 * 2 * sizes.parameters * frames
@@ -118,6 +125,7 @@ def step_time(
         compute_s=compute_s,
         reduce_s=reduces * unit_s,
         gather_s=gathers * unit_s,
+        hidden_s=hidden_s,
         frames=frames,
         mfu=useful / (total_s * ranks * machine.flops),
     )

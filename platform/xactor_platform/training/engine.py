@@ -13,7 +13,7 @@ from xactor_platform.training.train_config import TrainConfig
 
 
 def deepspeed_config(
-    config: TrainConfig, *, ranks: int, bf16: bool, universal: bool = False
+    config: TrainConfig, *, ranks: int, bf16: bool, universal: bool = False, fused: bool = False
 ) -> dict[str, Any]:
     """Return DeepSpeed's configuration. A default value is stated where the training depends on it.
 
@@ -28,6 +28,7 @@ def deepspeed_config(
         bf16: whether to train in bf16.
         universal: whether the checkpoint to load is in DeepSpeed's universal form, because it was written by another
             number of ranks.
+        fused: whether AdamW updates all weights in one kernel.
     """
     return {
         # The next three values have no effect, because the micro-batches come from the plan of the epoch.
@@ -58,6 +59,7 @@ def deepspeed_config(
                 "eps": 1e-8,
                 "weight_decay": config.weight_decay,
                 "torch_adam": True,
+                "fused": fused,
             },
         },
         # More steps than any training has, so that DeepSpeed never prints its own progress.
@@ -97,10 +99,28 @@ def make_engine(
     engine, *_ = deepspeed.initialize(
         model=objective,
         model_parameters=[{"params": list(group)} for group in groups],  # pyright: ignore[reportArgumentType]
-        config=deepspeed_config(config, ranks=ranks, bf16=bf16, universal=universal),
+        config=deepspeed_config(config, ranks=ranks, bf16=bf16, universal=universal, fused=use_fused_adam()),
         dist_init_required=False,
     )
     return engine
+
+
+def use_fused_adam() -> bool:
+    """Return whether AdamW updates all weights in one kernel, as it does where DeepSpeed uses a GPU."""
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    return accelerator is not None and accelerator.device_name() == "cuda"
+
+
+def place_steps(engine) -> None:
+    """Move AdamW's numbers of steps to the devices of the weights, where a fused AdamW needs them.
+
+    DeepSpeed leaves them on the CPU when it loads a checkpoint in its universal form.
+    """
+    for weights, state in engine.optimizer.optimizer.state.items():
+        if torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].to(weights.device, torch.float32)
 
 
 def use_bf16(config: TrainConfig, device: torch.device) -> bool:

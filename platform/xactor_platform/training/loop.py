@@ -23,8 +23,9 @@ from xactor_platform.data.index import BadSample
 from xactor_platform.data.index_file import load_index
 from xactor_platform.data.plan import Cursor, Step, planned_steps
 from xactor_platform.data.stream import PlannedStream
-from xactor_platform.training.engine import make_engine, set_learning_rates, use_bf16
+from xactor_platform.training.engine import make_engine, place_steps, set_learning_rates, use_bf16
 from xactor_platform.training.held_out import gather_bad_samples
+from xactor_platform.training.prefetch import Prefetch
 from xactor_platform.training.run.checkpoints import Checkpoints
 from xactor_platform.training.run.clock import Clock
 from xactor_platform.training.run.endings import RankResult, TrainingStopped
@@ -84,7 +85,7 @@ class _RankTraining:
         self._config, self._watch = config, watch
         train, context = config.train, ray.train.get_context()
         self._rank, ranks = context.get_world_rank(), context.get_world_size()
-        device = prepare_device(config)
+        self._device = device = prepare_device(config)
         index = load_index(config.data.shards, max_bad_fraction=config.data.max_bad_fraction, warn=False)
         stage_class = config.training_stage()
         self._stage = stage_class(config, facts, index, rank=self._rank, ranks=ranks, device=device)
@@ -141,17 +142,18 @@ class _RankTraining:
 
     def run(self) -> bool:
         """Train, and return whether the run was asked to stop before its last step."""
-        with self._recorder, self._saver, self._stream:
+        batches = Prefetch(self._stream, self._stage, seed=self._config.train.seed, device=self._device)
+        with self._recorder, self._saver, self._stream, batches:
             # No step is left, for example because train.steps was lowered to the step at which the run was stopped.
             # Then the run may have no export yet.
             if self._steps_done == self._config.train.steps and self._rank == 0:
                 self._export()
             for number, planned in enumerate(self._steps, start=self._steps_done + 1):
-                if self._step(number, planned) and number < self._config.train.steps:
+                if self._step(number, planned, batches) and number < self._config.train.steps:
                     return True
         return False
 
-    def _step(self, number: int, planned: Step) -> bool:
+    def _step(self, number: int, planned: Step, batches: Prefetch) -> bool:
         """Train, evaluate, record and save global step `number`, counted from 1. Return whether to stop after it."""
         train, step = self._config.train, number - 1
         self._watch.step = number
@@ -160,7 +162,7 @@ class _RankTraining:
         set_learning_rates(self._engine, rates)
         flags = self._notices.flags()
         result = train_step(
-            self._engine, self._stage, self._stream, planned, step, self._config, self._clock, flags
+            self._engine, self._stage, batches, planned, step, self._config, self._clock, flags
         )
         self._recorder.bad_samples(result.bad)
         self._limits.check_samples(result.bad, planned)
@@ -203,7 +205,7 @@ class _RankTraining:
 def train_step(
     engine: Any,
     stage: TrainingStage,
-    stream: Iterator[Batch],
+    batches: Iterator[tuple[Batch, Any]],
     planned: Step,
     step: int,
     config: StageConfig,
@@ -215,7 +217,7 @@ def train_step(
     Args:
         engine: the DeepSpeed engine that wraps the stage's objective.
         stage: the stage to train.
-        stream: this rank's micro-batches.
+        batches: this rank's micro-batches and their inputs, from `Prefetch`.
         planned: the step's plan.
         step: the global step, counted from 0.
         config: the configuration of the run.
@@ -232,10 +234,10 @@ def train_step(
     samples: list[tuple[str, int, int]] = []
     for _ in range(config.train.micro_batches // ranks):
         with clock.waiting():
-            batch = next(stream)
+            batch, inputs = next(batches)
         assert batch.cursor == planned.cursor
         with clock.computing():
-            loss = stage.loss(engine, batch, step, (config.train.seed, planned.cursor.epoch))
+            loss = stage.loss(engine, inputs, step)
         # `frames` counts the whole step, so DeepSpeed must not divide by a number of micro-batches as well.
         engine.backward(loss / frames, scale_wrt_gas=False)
         # The losses are summed on the device: reading a value here would make each micro-batch wait for the GPU.
@@ -296,5 +298,6 @@ def _restore(engine: Any, stage: TrainingStage, found: Restored | None) -> tuple
         raise TrainingStopped(f"checkpoint {found.manifest.folder} {refused_code(error)}") from error
     if path is None:
         raise TrainingStopped(f"checkpoint {found.manifest.folder} cannot be loaded")
+    place_steps(engine)
     stage.load_state(state["stage"])
     return state["step"], Cursor(**state["cursor"])

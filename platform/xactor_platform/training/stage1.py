@@ -29,9 +29,11 @@ from xactor.render import (
 from xactor.render.autoencoder import decode, encode
 from xactor.render.frames import from_model, to_model
 from xactor.render.objective import FaceTracks
+from xactor.transfer import to_device
 from xactor_platform.data.index import BadSample, Index
 from xactor_platform.data.plan import MicroBatch, Step
 from xactor_platform.data.video import VideoBatch, VideoReader
+from xactor_platform.storage.weights import local_weights
 from xactor_platform.training.averages import Averages
 from xactor_platform.training.engine import learning_rate
 from xactor_platform.training.held_out import Evaluation, HeldOut
@@ -113,29 +115,31 @@ class Stage1(TrainingStage):
             for buffer in module.buffers():
                 buffer.data = buffer.to(module.dtype)
 
-    def loss(
-        self, forward: Callable[..., Tensor], batch: VideoBatch, step: int, random_key: tuple[int | str, ...]
-    ) -> Tensor:
-        sample_keys = [
-            (*random_key, clip, start) for clip, start in zip(batch.keys, batch.starts.tolist(), strict=True)
-        ]
-        # Draws inside modules, such as dropout, use torch's global generator. These draws must not depend on the rank
-        # or on a resume, so the generator is seeded for each micro-batch.
-        torch.manual_seed(keyed_generator(*sample_keys[0], "modules").initial_seed())
-        targets, references, weight = (
-            torch.from_numpy(a).to(self._device) for a in (batch.targets, batch.references, batch.weight)
-        )
+    def inputs(self, batch: VideoBatch, random_key: tuple[int | str, ...]) -> dict[str, Any]:
+        def moved(values: np.ndarray | None) -> Any:
+            return None if values is None else to_device(torch.from_numpy(values), self._device)
+
         tracks = None
         if batch.controls is not None:
-            found = {"landmarks": batch.landmarks, "landmark_controls": batch.landmark_controls}
             tracks = FaceTracks(
-                controls=torch.from_numpy(batch.controls).to(self._device),
-                **{
-                    name: None if values is None else torch.from_numpy(values).to(self._device)
-                    for name, values in found.items()
-                },
+                controls=moved(batch.controls),
+                landmarks=moved(batch.landmarks),
+                landmark_controls=moved(batch.landmark_controls),
             )
-        return forward(targets, references, weight, sample_keys, self._config.train.phase(step), tracks)
+        starts = batch.starts.tolist()
+        return {
+            "frames": moved(batch.targets),
+            "reference": moved(batch.references),
+            "weight": moved(batch.weight),
+            "seeds": [(*random_key, clip, start) for clip, start in zip(batch.keys, starts, strict=True)],
+            "tracks": tracks,
+        }
+
+    def loss(self, forward: Callable[..., Tensor], inputs: dict[str, Any], step: int) -> Tensor:
+        # Draws inside modules, such as dropout, use torch's global generator. These draws must not depend on the rank
+        # or on a resume, so the generator is seeded for each micro-batch.
+        torch.manual_seed(keyed_generator(*inputs["seeds"][0], "modules").initial_seed())
+        return forward(**inputs, phase=self._config.train.phase(step))
 
     def end(self, step: int) -> None:
         phase = self._config.train.phase(step)
@@ -150,7 +154,7 @@ class Stage1(TrainingStage):
             batch = read_now(self._held_out_reader, micro_batch, step, "held-out")
             good_samples = int(batch.weight.sum())
             # The key is constant, so that every evaluation draws the same noise.
-            loss = self.loss(self.objective, batch, step, random_key=(0, "held-out"))
+            loss = self.loss(self.objective, self.inputs(batch, (0, "held-out")), step)
             return loss, good_samples * batch.targets.shape[1], batch.bad
 
         with self._with_averages(step):
@@ -278,7 +282,8 @@ def build_components(config: RendererConfig, *, seed: int) -> Components:
         ValueError: sizes do not fit each other, or do not fit the weights.
     """
     if config.start:
-        renderer = Renderer.from_pretrained(config.start)
+        components = ("motion_encoder", "unet", "reference_unet", "vae", "scheduler")
+        renderer = Renderer.from_pretrained(local_weights(config.start, *components))
         if renderer.model_size != config.image_size:
             raise ValueError(
                 f"model.image_size must be {renderer.model_size}, as in {config.start}, got {config.image_size}"
@@ -293,7 +298,10 @@ def build_components(config: RendererConfig, *, seed: int) -> Components:
     }
     if config.sd15:
         components = published_components(
-            config.sd15, animatediff=config.animatediff, vae=config.vae, **options
+            local_weights(config.sd15, "unet", *(() if config.vae else ("vae",))),
+            animatediff=local_weights(config.animatediff) if config.animatediff else None,
+            vae=local_weights(config.vae) if config.vae else None,
+            **options,
         )
         # The configs of the UNets record the side of their latents. Each level of the VAE except the last halves the
         # side of the picture.
@@ -304,7 +312,7 @@ def build_components(config: RendererConfig, *, seed: int) -> Components:
     published_vae, vae_channels, latent_channels = None, config.vae_channels, config.latent_channels
     if config.vae:
         # Without low_cpu_mem_usage=False, diffusers needs the package accelerate to load a model.
-        published_vae = AutoencoderKL.from_pretrained(config.vae, low_cpu_mem_usage=False)
+        published_vae = AutoencoderKL.from_pretrained(local_weights(config.vae), low_cpu_mem_usage=False)
         vae_channels = tuple(published_vae.config["block_out_channels"])
         latent_channels = published_vae.config["latent_channels"]
     # The temporal layers accept windows of at least 32 frames, even if training uses shorter ones.

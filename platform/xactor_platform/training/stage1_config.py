@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field
 from itertools import accumulate
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from xactor.render.objective_config import PHASES, ObjectiveConfig, Phase
 from xactor_platform.data.index import Index
+from xactor_platform.storage.location import child_uri
+from xactor_platform.storage.weights import check_weights
 from xactor_platform.training.train_config import (
     DataConfig,
     Facts,
@@ -42,15 +43,15 @@ class RendererConfig:
     prediction_type: Literal["v_prediction", "epsilon"] = "v_prediction"
     """Quantity that the UNet predicts: `epsilon` is the noise, `v_prediction` a mix of noise and signal (velocity)."""
     start: str | None = None
-    """Folder of a model or an export of stage 1 to train further. Its sizes override all size options except
+    """Folder or URI of a model or an export of stage 1 to train further. Its sizes override all size options except
     image_size, which must be the same. None starts from sd15 or from random weights."""
     sd15: str | None = None
-    """Folder of published Stable Diffusion 1.5 weights. Their sizes override the size options of the UNets and the VAE.
-    None starts from random weights."""
+    """Folder or URI of published Stable Diffusion 1.5 weights. Their sizes override the size options of the UNets and
+    the VAE. None starts from random weights."""
     animatediff: str | None = None
-    """Folder of published AnimateDiff motion modules, the initial weights of the temporal layers of sd15's UNet."""
+    """Folder or URI of published AnimateDiff motion modules, from which the temporal layers of sd15's UNet start."""
     vae: str | None = None
-    """Folder of a VAE to use instead of sd15's or a random one. It is not trained."""
+    """Folder or URI of a VAE to use instead of sd15's or a random one. It is not trained."""
     channels: tuple[int, ...] = (48, 96)
     """Channels of the UNets' levels, from the highest resolution to the lowest."""
     vae_channels: tuple[int, ...] = (16, 32, 64)
@@ -96,16 +97,14 @@ class RendererConfig:
             raise ValueError(f"start replaces sd15 and vae: give one or the other, got start {self.start}")
 
     @property
-    def published_folders(self) -> list[Path]:
-        """Return the folders that must hold weights, because options name them."""
+    def published_folders(self) -> list[str]:
+        """Return the folders and URIs that must hold weights, because options name them."""
         if self.start:
-            return [
-                Path(self.start, component)
-                for component in ("motion_encoder", "unet", "reference_unet", "vae")
-            ]
-        sd15 = [Path(self.sd15) / "unet"] if self.sd15 else []
-        vae = [Path(self.sd15) / "vae"] if self.sd15 and not self.vae else []
-        return sd15 + vae + [Path(folder) for folder in (self.animatediff, self.vae) if folder]
+            parts = ("motion_encoder", "unet", "reference_unet", "vae")
+            return [child_uri(self.start, part) for part in parts]
+        sd15 = [child_uri(self.sd15, "unet")] if self.sd15 else []
+        vae = [child_uri(self.sd15, "vae")] if self.sd15 and not self.vae else []
+        return sd15 + vae + [folder for folder in (self.animatediff, self.vae) if folder]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +213,8 @@ class Stage1Config(StageConfig):
             raise ValueError(
                 f"motion_steps must be 0 without model.guess, which that phase trains, got {self.train.motion_steps}"
             )
+        if not (self.model.start or self.train.motion_steps or self.train.encoder_learning_rate):
+            raise ValueError("encoder_learning_rate must be > 0 without a motion phase, got 0")
         if self.train.stills > self.model.window_frames:
             raise ValueError(
                 f"stills must be <= window_frames ({self.model.window_frames}), got {self.train.stills}"
@@ -243,10 +244,10 @@ class Stage1Config(StageConfig):
                 f"got {self.model.window_frames}"
             )
         for folder in self.model.published_folders:
-            if not (folder / "config.json").is_file():
-                raise FileNotFoundError(f"no weights in {folder}: config.json is missing")
+            check_weights(folder)
         if self.model.start:
-            check_start(index, Path(self.model.start, "unet"), trains_encoder=self.train.trains_encoder)
+            unet = child_uri(self.model.start, "unet")
+            check_start(index, unet, trains_encoder=self.train.trains_encoder)
         if saved is None and not self.model.sd15:
             # Build the model: sizes that do not fit each other raise an error before anything starts. This needs torch.
             from xactor_platform.training.stage1 import build_components

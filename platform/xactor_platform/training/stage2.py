@@ -20,7 +20,8 @@ from xactor_platform.data.index import BadSample, CorpusShape, Index
 from xactor_platform.data.plan import MicroBatch, Step
 from xactor_platform.storage.location import Location
 from xactor_platform.storage.retries import with_retries
-from xactor_platform.training.engine import learning_rate
+from xactor_platform.storage.weights import local_weights
+from xactor_platform.training.engine import learning_rate, use_bf16
 from xactor_platform.training.held_out import Evaluation, HeldOut
 from xactor_platform.training.stage2_config import MotionConfig, Stage2Config
 from xactor_platform.training.train_config import Facts
@@ -43,7 +44,8 @@ class Stage2(TrainingStage):
         self._config, self._device = config, device
         self._audio_encoder, self._audio_origin = facts["audio_encoder"], facts[AUDIO]
         self._held_out_index = index.held_out()
-        self.objective = build_objective(config, index.frame_shape, facts["moments"])
+        dtype = torch.bfloat16 if use_bf16(config.train, device) else torch.float32
+        self.objective = build_objective(config, index.frame_shape, facts["moments"], dtype=dtype)
         # The export records the origins, so that it is not combined with a renderer of other latents.
         for kind in (LATENTS, AUDIO):
             setattr(self.objective.model.config, kind, facts[kind])
@@ -63,9 +65,7 @@ class Stage2(TrainingStage):
     def target_frames(self, planned: Step, step: int) -> int:
         return planned.frames
 
-    def loss(
-        self, forward: Callable[..., Tensor], batch: LatentBatch, step: int, random_key: tuple[int | str, ...]
-    ) -> Tensor:
+    def inputs(self, batch: LatentBatch, random_key: tuple[int | str, ...]) -> ForcingBatch:
         model = self.objective.model.config
         draws = [
             draw(
@@ -80,13 +80,16 @@ class Stage2(TrainingStage):
         z, audio, frames, weight = (
             torch.from_numpy(a) for a in (batch.motion, batch.audio, batch.frames, batch.weight)
         )
-        return forward(ForcingBatch.build(z, audio, frames, weight, draws).to(self._device))
+        return ForcingBatch.build(z, audio, frames, weight, draws).to(self._device)
+
+    def loss(self, forward: Callable[..., Tensor], inputs: ForcingBatch, step: int) -> Tensor:
+        return forward(inputs)
 
     def evaluate(self, step: int) -> Evaluation:
         def held_out_loss(micro_batch: MicroBatch) -> tuple[Tensor, int, list[BadSample]]:
             batch = read_batch(self._held_out_index, micro_batch)
             # The key is constant, so that every evaluation draws the same noise.
-            loss = self.loss(self.objective, batch, step, random_key=(0, "held-out"))
+            loss = self.loss(self.objective, self.inputs(batch, (0, "held-out")), step)
             return loss, int(batch.mask.sum()), batch.bad
 
         self.objective.eval()
@@ -114,9 +117,17 @@ class Stage2(TrainingStage):
 
 
 def build_model(
-    config: MotionConfig, shape: CorpusShape, *, seed: int, chunk_lengths: Sequence[int] = ()
+    config: MotionConfig,
+    shape: CorpusShape,
+    *,
+    seed: int,
+    chunk_lengths: Sequence[int] = (),
+    dtype: torch.dtype = torch.float32,
 ) -> MotionTransformer:
     """Build the motion transformer, the same on every rank, from weights that the config names or from random weights.
+
+    Weights whose type in the files is `dtype` are mapped: the ranks of a node share one copy, until the engine moves
+    them to its device.
 
     Args:
         config: sizes and initial weights of the model.
@@ -124,10 +135,11 @@ def build_model(
         seed: seed of the random weights.
         chunk_lengths: chunk lengths, in frames, that the model records as trained. If this is empty, a new model
             records only `config.chunk_frames`, and a model that is trained further keeps what it has recorded.
+        dtype: type of weights that are loaded. Random weights have torch's default type.
     """
     torch.manual_seed(seed)
     if config.start:
-        return _load_start(config, shape, chunk_lengths)
+        return _load_start(config, shape, chunk_lengths, dtype)
     sizes = {
         "latent_dim": shape.latent_width,
         "audio_layers": shape.audio_layers,
@@ -139,7 +151,8 @@ def build_model(
         "attention": config.attention,
     }
     if config.backbone:
-        model = MotionTransformer.from_backbone(config.backbone, **sizes)
+        backbone = local_weights(config.backbone)
+        model = MotionTransformer.from_backbone(backbone, dtype=dtype, **sizes)
     else:
         sizes_of_qwen = {
             "hidden_size": config.hidden,
@@ -153,9 +166,12 @@ def build_model(
     return model
 
 
-def _load_start(config: MotionConfig, shape: CorpusShape, chunk_lengths: Sequence[int]) -> MotionTransformer:
+def _load_start(
+    config: MotionConfig, shape: CorpusShape, chunk_lengths: Sequence[int], dtype: torch.dtype
+) -> MotionTransformer:
     """Load the model to train further. Raise ValueError if it does not fit the config or the corpus."""
-    model = load_motion_model(str(config.start)).train()
+    folder = local_weights(str(config.start), "motion", "motion_scheduler")
+    model = load_motion_model(folder, dtype=dtype, mapped=True).train()
     own = model.config
     wanted = {
         "chunk_frames": config.chunk_frames,
@@ -176,7 +192,11 @@ def _load_start(config: MotionConfig, shape: CorpusShape, chunk_lengths: Sequenc
 
 
 def build_objective(
-    config: Stage2Config, shape: CorpusShape, moments: tuple[list[float], list[float]]
+    config: Stage2Config,
+    shape: CorpusShape,
+    moments: tuple[list[float], list[float]],
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> DiffusionForcing:
     """Build the model and its loss in one module, which the DeepSpeed engine wraps.
 
@@ -184,13 +204,16 @@ def build_objective(
         config: the configuration of the run.
         shape: widths of a frame's latent and audio features in the corpus.
         moments: the latents' mean and standard deviation, [D] each.
+        dtype: see `build_model`.
     """
     model = build_model(
-        config.model, shape, seed=config.train.seed, chunk_lengths=config.forcing.chunk_lengths
+        config.model, shape, seed=config.train.seed, chunk_lengths=config.forcing.chunk_lengths, dtype=dtype
     )
     # A model that is trained further keeps its own statistics.
     if not config.model.start:
         model.set_latent_statistics(*(torch.tensor(m) for m in moments))
     if config.train.gradient_checkpointing:
         model.enable_checkpointing()
+    if config.model.compile_blocks:
+        model.compile_blocks()
     return DiffusionForcing(model, config.forcing)

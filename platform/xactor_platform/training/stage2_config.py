@@ -1,13 +1,13 @@
 """Configure stage 2, the training of the motion model, and name its presets."""
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from xactor.motion.forcing_config import Attention, ForcingConfig
 from xactor.origin import AUDIO, LATENTS, Origin
 from xactor_platform.data.index import Index
+from xactor_platform.storage.location import child_uri
+from xactor_platform.storage.weights import check_weights, read_config
 from xactor_platform.training.latent_corpus import (
     audio_feature_warning,
     check_moments,
@@ -39,6 +39,8 @@ class LatentDataConfig(DataConfig):
     audio_encoder: str | None = None
     """Folder or URI of the encoder that made the audio features. It is copied into the export.
     By default `audio_encoder` in the folder of the shards, or next to that folder."""
+    features: Literal["any", "wav2vec2"] = "any"
+    """Audio features to train on. `wav2vec2`, the paper's, refuses log-mel energies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +51,12 @@ class MotionConfig:
     """
 
     start: str | None = None
-    """Folder of a model or an export of stage 2 to train further. The model keeps its own mean and standard deviation
-    of latents, and its own sizes. Its chunk_frames, context_frames and attention must equal these options; the other
-    size options have no effect. None starts from the backbone or from random weights."""
+    """Folder or URI of a model or an export of stage 2 to train further. The model keeps its own mean and standard
+    deviation of latents, and its own sizes. Its chunk_frames, context_frames and attention must equal these options;
+    the other size options have no effect. None starts from the backbone or from random weights."""
     backbone: str | None = None
-    """Folder of published Qwen2.5 weights. Their sizes override hidden, layers, heads, kv_heads and mlp. None starts
-    from random weights."""
+    """Folder or URI of published Qwen2.5 weights. Their sizes override hidden, layers, heads, kv_heads and mlp. None
+    starts from random weights."""
     hidden: int = 128
     """Width of the backbone, >= 1; a multiple of heads."""
     layers: int = 3
@@ -76,6 +78,9 @@ class MotionConfig:
     """`chunk`: full attention inside a chunk, causal across chunks. `causal`: causal everywhere (Paper, Table 2)."""
     attn_implementation: Literal["sdpa", "flex_attention"] = "sdpa"
     """Attention kernel. FlexAttention has no backward pass on a CPU."""
+    compile_blocks: bool = False
+    """Compile the layers of the backbone and their audio attentions by torch.compile. The first steps take minutes
+    longer, and results are rounded differently. It has been tested on CPUs only."""
 
     def __post_init__(self):
         at_least(self, 1, "hidden", "layers", "heads", "kv_heads", "mlp", "audio_width", "chunk_frames")
@@ -128,15 +133,24 @@ class Stage2Config(StageConfig):
 
         Return the latents' mean and standard deviation, the audio encoder's folder, and the origins of latents and
         features. With a published backbone, print a warning if the audio features may differ from the paper's.
+
+        Raises:
+            FileNotFoundError: a folder holds no weights.
+            ValueError: the features are log-mel energies, and `data.features` does not allow them; or the origins of
+                the corpus, the encoder and the model to start from differ.
         """
         shape, backbone = index.frame_shape, self.model.backbone
-        start = self.model.start and str(Path(self.model.start, "motion"))
+        start = self.model.start and child_uri(self.model.start, "motion")
         for what, folder in (("backbone", backbone), ("motion model", start)):
-            if folder and not (Path(folder) / "config.json").exists():
-                raise FileNotFoundError(f"no {what} in {folder}: config.json is missing")
+            if folder:
+                check_weights(folder, what)
         encoder = find_audio_encoder(self.data.shards, self.data.audio_encoder)
-        if backbone:
+        only_wav2vec2 = self.data.features == "wav2vec2"
+        if backbone or only_wav2vec2:
             warning = audio_feature_warning(self.data.shards, shape.audio_layers, shape.audio_width, encoder)
+            # The warning about a known encoder is about log-mel energies.
+            if warning and encoder and only_wav2vec2:
+                raise ValueError(f"{warning}, or allow them by --data.features any")
             if warning:
                 print(f"warning: {warning}", flush=True)
         elif encoder is None:
@@ -145,7 +159,7 @@ class Stage2Config(StageConfig):
                 f"name the encoder's folder by --data.audio-encoder",
                 flush=True,
             )
-        started = json.loads((Path(start) / "config.json").read_text()) if start else {}
+        started = read_config(start) if start else {}
         origins = {}
         for kind in (LATENTS, AUDIO):
             parts = [Origin(start, started.get(kind))] if start else []
@@ -206,6 +220,7 @@ def small() -> Stage2Config:
     return Stage2Config(
         run=RunConfig(name="small"),
         scale=ScaleConfig.one_gpu(),
+        data=LatentDataConfig(features="wav2vec2"),
         model=MotionConfig(
             backbone="weights/Qwen2.5-0.5B",
             hidden=896,
@@ -238,6 +253,7 @@ def paper_7b() -> Stage2Config:
     return Stage2Config(
         run=RunConfig(name="paper-7b"),
         scale=ScaleConfig.gpu_cluster(ranks=16),
+        data=LatentDataConfig(features="wav2vec2"),
         model=MotionConfig(
             backbone="weights/Qwen2.5-7B",
             hidden=3584,

@@ -24,6 +24,7 @@ RESUMABLE = (
     "scale.",
     # A corpus may have moved, or be named by another spelling of its path. Its content is compared instead.
     "data.shards",
+    "data.features",
     "train.steps",
     "train.evaluate",
     "train.checkpoint",
@@ -187,8 +188,8 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     overlap_comm: bool = False
-    """Overlap DeepSpeed's reduction of gradients with the backward pass. Off by default, because with ZeRO-2 the
-    overlap has had race conditions."""
+    """Overlap DeepSpeed's reduction of gradients with the backward pass. Off by default: with ZeRO-2 the overlap has
+    had race conditions on GPUs. DeepSpeed 0.19.8 has mended the known ones. Compare a few hundred steps with it off."""
     log_samples: bool = False
     """Write to samples.jsonl which samples each rank trained on in every step."""
     tensorboard: bool = False

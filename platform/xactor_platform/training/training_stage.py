@@ -49,17 +49,25 @@ class TrainingStage(ABC):
         """Return the number of frames, over all ranks, whose losses are summed in a step."""
 
     @abstractmethod
-    def loss(
-        self, forward: Callable[..., Tensor], batch: Any, step: int, random_key: tuple[int | str, ...]
-    ) -> Tensor:
-        """Return the loss of a batch of `reader`, summed over its frames.
+    def inputs(self, batch: Any, random_key: tuple[int | str, ...]) -> Any:
+        """Return what `loss` takes for a batch of `reader`, on the rank's device.
+
+        A thread calls it while the rank trains, so it must not use torch's global generator or change the stage.
+
+        Args:
+            batch: the batch that `reader` made from a micro-batch.
+            random_key: (seed, epoch). Together with the sample's key and first frame, it determines the random numbers
+                that are drawn for a sample.
+        """
+
+    @abstractmethod
+    def loss(self, forward: Callable[..., Tensor], inputs: Any, step: int) -> Tensor:
+        """Return the loss of a batch, summed over its frames.
 
         Args:
             forward: the objective, or the engine that wraps it.
-            batch: the batch that `reader` made from a micro-batch.
+            inputs: what `inputs` returned for the batch.
             step: the global step, counted from 0.
-            random_key: (seed, epoch). Together with the sample's key and first frame, it determines the random numbers
-                that are drawn for a sample.
         """
 
     @abstractmethod

@@ -1,11 +1,9 @@
 """Check that the corpus of stage 1, the training of the renderer on videos, can teach motion to the renderer."""
 
-import json
-from pathlib import Path
-
 from xactor.controls import ORIGIN as CONTROLS_ORIGIN
 from xactor.origin import LATENTS, Origin, check_fit
 from xactor_platform.data.index import CONTROLS, LANDMARKS, Index
+from xactor_platform.storage.weights import read_config
 
 
 def check_tracks(index: Index) -> None:
@@ -26,19 +24,19 @@ def check_tracks(index: Index) -> None:
         )
 
 
-def check_start(index: Index, unet: Path, *, trains_encoder: bool) -> None:
+def check_start(index: Index, unet: str, *, trains_encoder: bool) -> None:
     """Check that a renderer to train further works with the latents from which the corpus teaches motion. Print notes.
 
     Args:
         index: the index of the corpus.
-        unet: folder of the renderer's UNet.
+        unet: folder or URI of the renderer's UNet.
         trains_encoder: whether the training changes the motion encoder.
 
     Raises:
         ValueError: the corpus has control tracks, and the renderer works with other latents than their embedding.
     """
-    config = json.loads((unet / "config.json").read_text())
-    start, notes = Origin(str(unet), config.get(LATENTS)), []
+    config = read_config(unet)
+    start, notes = Origin(unet, config.get(LATENTS)), []
     # Only a renderer with a guess network learns from control tracks.
     if config.get("guess_channels") and index.having(CONTROLS):
         notes = check_fit(LATENTS, start, Origin(index.location.uri, CONTROLS_ORIGIN))

@@ -24,7 +24,7 @@ from xactor_platform.data.index import Index
 from xactor_platform.data.index_file import load_index
 from xactor_platform.data.shards import Shard, ShardWriter
 from xactor_platform.precompute.encoder_folder import save_encoder
-from xactor_platform.precompute.latents import PrecomputeResult, precompute
+from xactor_platform.precompute.latents import PrecomputeResult, _place_encoders, precompute
 from xactor_platform.precompute.shard_encoder import ShardEncoder, ShardJob
 from xactor_platform.storage.location import Location
 
@@ -153,6 +153,16 @@ def test_latents_from_controls_need_all_control_tracks(tmp_path, clips):
 def test_the_encoder_is_copied_next_to_its_latents(made, model):
     for file in (model / "motion_encoder").iterdir():
         assert (made.parent / "motion_encoder" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_the_audio_encoder_is_named(tmp_path, capsys):
+    output = str(tmp_path / "latents" / "shards")
+    _place_encoders(None, None, output)
+    text = f"{output}: LogMel audio features, [1, 160] per frame, because no --audio-encoder is given\n"
+    assert capsys.readouterr().out == text
+    made = tmp_path / "latents" / "audio_encoder"
+    _place_encoders(None, made, output)
+    assert capsys.readouterr().out.endswith(f"per frame, made by {made}\n")
 
 
 def test_two_runs_write_the_same_bytes_and_a_restart_writes_only_missing_shards(

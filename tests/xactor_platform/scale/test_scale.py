@@ -18,7 +18,7 @@ from xactor.motion import DiffusionForcing, ForcingBatch, ForcingConfig
 from xactor_platform.data.index import CorpusShape
 from xactor_platform.data.plan import PlanConfig, rank_micro_batches
 from xactor_platform.scale.machine import MACHINES
-from xactor_platform.scale.memory import activations, memory, peak_layer, sizes_of, states
+from xactor_platform.scale.memory import activations, memory, peak_block, sizes_of, states
 from xactor_platform.scale.simulation import Store, simulate_plan, simulate_stream
 from xactor_platform.scale.step_time import flops_per_frame, step_time
 from xactor_platform.training.stage2 import build_model
@@ -43,13 +43,14 @@ def paper():
 
 def test_the_papers_model_is_counted_without_allocating_it(paper):
     assert 7.2e9 < paper.parameters < 7.8e9
-    assert 0.8 < paper.backbone / paper.parameters < 0.95
+    assert 0.95 < paper.blocks / paper.parameters < 1
 
 
 def test_a_counted_model_has_as_many_parameters_as_a_built_one():
     sizes, model = sizes_of(SMALL, SHAPE), build_model(SMALL, SHAPE, seed=0)
     assert sizes.parameters == sum(p.numel() for p in model.parameters())
-    assert sizes.backbone == sum(p.numel() for p in model.backbone.layers.parameters())
+    blocks = [*model.backbone.layers.parameters(), *model.audio_attention.parameters()]
+    assert sizes.blocks == sum(p.numel() for p in blocks)
 
 
 @pytest.mark.parametrize("ranks", [2, 8, 16, 64, 1024])
@@ -139,11 +140,10 @@ def test_activations_equal_those_that_torch_tracks(size, checkpointing):
     # With fewer samples, the gradients at the end would need more memory than the activations.
     samples = 2 if size == "small" else 16
     sizes, frames = sizes_of(config, SHAPE), samples * config.context_frames
-    given = {"checkpointing": checkpointing}
-    estimated = frames * (
-        activations(sizes, config.context_frames, **given) + peak_layer(sizes, config.context_frames, **given)
-    )
-    measured = measured_activations(config, samples, fake=size == "wide", **given)
+    estimated = frames * activations(sizes, config.context_frames, checkpointing=checkpointing)
+    if checkpointing:
+        estimated += frames * peak_block(sizes, config.context_frames)
+    measured = measured_activations(config, samples, fake=size == "wide", checkpointing=checkpointing)
     assert estimated == pytest.approx(measured, rel=0.1)
 
 
@@ -154,9 +154,10 @@ def test_memory_falls_with_every_stage_and_with_ranks(paper):
     assert (
         memory(paper, ranks=64, stage=2, **options).total < memory(paper, ranks=16, stage=2, **options).total
     )
-    fits = memory(paper, ranks=16, stage=2, **options)
-    # The paper trained the model on 16 A100.
-    assert fits.total < MACHINES["A100"].memory_bytes
+    # The paper trained the model on 16 A100. Micro-batches of twice as many frames fit too.
+    for budget in (8192, 16_384):
+        fits = memory(paper, ranks=16, stage=2, **(options | {"budget_frames": budget}))
+        assert fits.total < MACHINES["A100"].memory_bytes
     assert memory(paper, ranks=16, stage=2, **(options | {"checkpointing": False})).total > 80 * 2**30
 
 
@@ -201,6 +202,9 @@ def test_more_ranks_of_a_fixed_step_are_faster_and_less_efficient(paper):
     assert times[0].frames == 64 * 8192
     for t in times:
         assert 0 < t.mfu < 0.4
+        # Nearly all of the reducing overlaps with backward passes that take longer. The last bucket does not.
+        assert t.reduce_s < 0.7 * t.compute_s
+        assert 0.95 * t.reduce_s < t.hidden_s < t.reduce_s
 
 
 def test_one_rank_reduces_nothing(paper):
@@ -214,7 +218,7 @@ def test_one_rank_reduces_nothing(paper):
         context_frames=512,
         checkpointing=False,
     )
-    assert (alone.reduce_s, alone.gather_s) == (0, 0)
+    assert (alone.reduce_s, alone.gather_s, alone.hidden_s) == (0, 0, 0)
     # MFU counts operations of parameters, not of attention.
     assert alone.mfu == pytest.approx(0.4, rel=0.1)
 

@@ -9,7 +9,8 @@ from xactor_platform.data.index_file import load_index
 from xactor_platform.precompute.encoder_folder import save_encoder
 from xactor_platform.storage.location import Location
 from xactor_platform.training.latent_corpus import audio_feature_warning, find_audio_encoder
-from xactor_platform.training.stage2_config import small, tiny
+from xactor_platform.training.stage2_config import paper_7b, small, tiny
+from xactor_platform.training.train_config import as_dict, refuse_changes
 
 
 def test_the_audio_encoder_is_found_in_the_shards_folder_and_next_to_it(tmp_path):
@@ -56,6 +57,23 @@ def test_features_that_are_not_wav2vec2s_are_named_in_one_line(tmp_path):
         assert "jobs/precompute.py --audio-encoder" in warning
         assert "\n" not in warning
     assert audio_feature_warning("shards", 4, 1024, str(wav2vec2)) is None
+
+
+@pytest.mark.parametrize("preset", [small, paper_7b])
+def test_log_mel_features_are_refused_unless_allowed(shards, tmp_path, capsys, preset):
+    """Hours on GPUs, spent on other features than the paper's, must be intended."""
+    (tmp_path / "config.json").write_text("{}")
+    LogMelEncoder().save_pretrained(tmp_path / "log-mel")
+    index, saved, config = load_index(shards, max_bad_fraction=0.5), {"moments": ([0.0], [1.0])}, preset()
+    data = replace(config.data, shards=shards, audio_encoder=str(tmp_path / "log-mel"))
+    config = replace(config, data=data, model=replace(config.model, backbone=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"are log-mel energies.*or allow them by --data\.features any"):
+        config.prepare(index, saved)
+    allowed = replace(config, data=replace(data, features="any"))
+    assert allowed.prepare(index, saved)["audio_encoder"] == data.audio_encoder
+    assert "warning: the audio features of" in capsys.readouterr().out
+    # A run that began before this option existed may go on.
+    refuse_changes(as_dict(allowed), config, "runs/x")
 
 
 def test_only_trainings_with_a_published_backbone_warn(shards, tmp_path, capsys):

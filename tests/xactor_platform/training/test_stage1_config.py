@@ -39,6 +39,14 @@ from xactor_platform.training.train_config import as_dict, refuse_changes
             r"motion_steps must be 0 without model\.guess, which that phase trains, got 9",
         ),
         (
+            lambda: replace(
+                tiny(),
+                model=RendererConfig(guess=False),
+                train=replace(tiny().train, motion_steps=0),
+            ),
+            "encoder_learning_rate must be > 0 without a motion phase, got 0",
+        ),
+        (
             lambda: Stage1Config(train=Stage1TrainConfig(vae_steps=5, stills=17)),
             r"stills must be <= window_frames \(16\), got 17",
         ),
@@ -77,6 +85,14 @@ def test_the_paper_preset_has_the_papers_figures():
     assert (config.train.steps, config.scale.ranks, config.train.micro_batches) == (120_000, 8, 8)
     assert config.model.image_size == 512
     assert config.train.budget_frames == config.model.window_frames
+
+
+@pytest.mark.parametrize("preset", [small, paper])
+def test_renderers_from_published_weights_have_no_guess_and_no_motion_phase(preset):
+    config = preset()
+    assert not config.model.guess
+    assert config.train.span("motion") == (0, 0)
+    assert config.train.peaks("frames")["motion"] > 0
 
 
 def test_phases_do_not_depend_on_the_number_of_steps():

@@ -1,20 +1,24 @@
 """Test that a training can start from a model that is already trained, in both stages."""
 
 import re
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from motion_models import small_model
-from render_models import small_components
+from motion_models import QWEN, small_model
+from render_models import published, small_components
+from transformers import Qwen2Config, Qwen2Model
 
 from xactor.motion import MotionScheduler
 from xactor.motion.forcing_config import ForcingConfig
 from xactor.render import Renderer
 from xactor_platform.data.index import CorpusShape
+from xactor_platform.training.stage1 import build_components
 from xactor_platform.training.stage1 import build_objective as stage1_objective
 from xactor_platform.training.stage1_config import RendererConfig, Stage1Config, Stage1TrainConfig
+from xactor_platform.training.stage2 import build_model
 from xactor_platform.training.stage2 import build_objective as stage2_objective
 from xactor_platform.training.stage2_config import MotionConfig, Stage2Config
 
@@ -75,3 +79,34 @@ def test_a_start_that_does_not_fit_is_named(model):
         MotionConfig(start="x", backbone="y")
     with pytest.raises(ValueError, match="a VAE that is given is not trained: vae_steps must be 0, got 5"):
         Stage1Config(model=RendererConfig(start="x"), train=Stage1TrainConfig(vae_steps=5))
+
+
+def test_weights_at_uris_are_the_same_as_in_folders(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    found = stage1_objective(Stage1Config(model=RendererConfig(start=model.as_uri(), image_size=32)))
+    wanted = Renderer.from_pretrained(model).components.unet.state_dict()
+    assert all(torch.equal(w, wanted[n]) for n, w in found.unet.state_dict().items())
+    folder = published(tmp_path / "published")
+    given = {"sd15": (folder / "sd15").as_uri(), "animatediff": (folder / "animatediff").as_uri()}
+    config = RendererConfig(**given, vae=(folder / "sd15" / "vae").as_uri(), image_size=16, guess=False)
+    assert [Path(uri).name for uri in config.published_folders] == ["unet", "animatediff", "vae"]
+    components, local = (
+        build_components(config, seed=0),
+        build_components(
+            RendererConfig(
+                sd15=str(folder / "sd15"), animatediff=str(folder / "animatediff"), image_size=16, guess=False
+            ),
+            seed=0,
+        ),
+    )
+    for name in ("unet", "vae"):
+        wanted = getattr(local, name).state_dict()
+        assert all(torch.equal(w, wanted[n]) for n, w in getattr(components, name).state_dict().items())
+    qwen = {**QWEN, "hidden_size": 32, "num_hidden_layers": 2}
+    Qwen2Model(Qwen2Config(**qwen, vocab_size=8)).save_pretrained(tmp_path / "qwen")
+    sizes = {"chunk_frames": 8, "context_frames": 32}
+    motion = [
+        build_model(MotionConfig(backbone=place, **sizes), SHAPE, seed=0).state_dict()
+        for place in (str(tmp_path / "qwen"), (tmp_path / "qwen").as_uri())
+    ]
+    assert all(torch.equal(w, motion[1][n]) for n, w in motion[0].items())
