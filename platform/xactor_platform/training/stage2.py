@@ -171,4 +171,5 @@ def build_objective(
         model.set_latent_statistics(*(torch.tensor(m) for m in moments))
     if config.train.gradient_checkpointing:
         model.enable_checkpointing()
-    return DiffusionForcing(model, config.forcing)
+    # A loaded backbone is in evaluation mode, in which nothing is checkpointed.
+    return DiffusionForcing(model, config.forcing).train()
