@@ -23,7 +23,7 @@ COLUMNS = 100
 SUBCOMMANDS = {
     "jobs/bench.py": ("checkpoint", "crashes", "curate", "data", "dub", "motion", "render", "serve", "train"),
     "jobs/evaluate.py": ("self-driven", "cross-driven"),
-    "jobs/report.py": ("ablation", "acting", "motion", "render", "scale"),
+    "jobs/report.py": ("ablation", "acting", "dry-run", "motion", "render", "scale"),
     "jobs/train_stage1.py": ("tiny",),
     "jobs/train_stage2.py": ("tiny",),
     "jobs/user_study.py": ("make", "count"),

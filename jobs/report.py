@@ -23,6 +23,11 @@ REPORTS = {
         name="ReportActing",
         summary="Report how well generated lips follow held-out speech, compared with the true clips.",
     ),
+    "dry-run": Subcommand(
+        module="reports.dry_run",
+        name="ReportDryRun",
+        summary="Run a step of a training without memory or weights. Fail where it would fail or not fit its GPUs.",
+    ),
     "motion": Subcommand(
         module="reports.motion",
         name="ReportMotion",

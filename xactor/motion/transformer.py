@@ -191,7 +191,11 @@ class MotionTransformer(PreTrainedModel):
         )
         if info["missing_keys"]:
             raise ValueError(f"backbone in {folder} lacks weights: {sorted(info['missing_keys'])[:5]}")
-        return cls(MotionTransformerConfig(backbone=loaded.config, **sizes), backbone=loaded).to(dtype)  # pyright: ignore
+        model = cls(MotionTransformerConfig(backbone=loaded.config, **sizes), backbone=loaded)
+        # `Module.to` refuses the fake parameters of a dry run, so convert the data. Buffers stay in float32.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        return model
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Convert the model, for example to another device or dtype. The buffers stay in float32.

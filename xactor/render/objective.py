@@ -217,7 +217,7 @@ class RenderObjective(nn.Module):
         device, dtype = self.vae.device, self.vae.dtype
         pictures = torch.cat([reference[:, None], frames], dim=1)  # [B, 1 + F, S, S, 3]
         pictures = to_model(pictures, device, dtype)  # [B, 1 + F, 3, S, S]
-        flips = torch.tensor([torch.rand((), generator=g) < 0.5 for g in generators], device=device)  # [B]
+        flips = torch.stack([torch.rand((), generator=g) < 0.5 for g in generators]).to(device)  # [B]
         pictures = torch.where(flips[:, None, None, None, None], pictures.flip(-1), pictures)
 
         changes = [Augmentation.draw(TAUGHT_PERSON if tracks else PERSON, g) for g in generators]
@@ -384,8 +384,9 @@ def _mirrored_landmarks(landmarks: Tensor, flips: Tensor) -> Tensor:
 def _quarter(clip: Tensor, generator: torch.Generator) -> Tensor:
     """Cut a random square of half the side out of pictures [..., S, S], which is enough to train an autoencoder."""
     side = clip.shape[-1] // 2
-    top, left = torch.randint(0, clip.shape[-1] - side + 1, (2,), generator=generator).tolist()
-    return clip[..., top : top + side, left : left + side]
+    corner = torch.randint(0, clip.shape[-1] - side + 1, (2,), generator=generator)
+    rows, columns = (corner[:, None] + torch.arange(side)).to(clip.device)
+    return clip[..., rows[:, None], columns]
 
 
 def shared_part(z: Tensor) -> Tensor:

@@ -140,11 +140,16 @@ def states(parameters: int, *, ranks: int, stage: int) -> tuple[float, float, fl
     return tuple(size / count for size, count in zip(unsharded, parts, strict=True))  # pyright: ignore[reportReturnType]
 
 
-def bucket_bytes(parameters: int) -> float:
-    """Return the bytes of DeepSpeed's bucket of bf16 gradients, and of the flat copy that is reduced over the ranks."""
-    bucket = deepspeed_config(TrainConfig(), ranks=1, bf16=True)["zero_optimization"]["reduce_bucket_size"]
-    # Two buffers with 2 bytes per element.
-    return 2 * 2.0 * min(bucket, parameters)
+def bucket_bytes(parameters: int, config: TrainConfig | None = None) -> float:
+    """Return the bytes of DeepSpeed's bucket of bf16 gradients, and of the flat copy that is reduced over the ranks.
+
+    The bucket has its full size for a small model too. With `overlap_comm` there are two buckets. Not counted: the
+    reduced gradient of one parameter, in fp32.
+    """
+    options = deepspeed_config(config or TrainConfig(), ranks=1, bf16=True)["zero_optimization"]
+    bucket, buckets = options["reduce_bucket_size"], 2 if options["overlap_comm"] else 1
+    # 2 bytes per element.
+    return 2.0 * (buckets * bucket + min(bucket, parameters))
 
 
 def layer_bytes(sizes: Sizes, context_frames: int) -> float:

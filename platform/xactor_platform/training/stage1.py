@@ -63,7 +63,10 @@ class Stage1(TrainingStage):
     ):
         train = config.train
         self._config, self._rank, self._device = config, rank, device
-        self.objective = build_objective(config).to(device)
+        self.objective = build_objective(config)
+        # `Module.to` refuses the fake parameters of a dry run, so move the data.
+        for tensor in (*self.objective.parameters(), *self.objective.buffers()):
+            tensor.data = tensor.data.to(device)
         self._groups: dict[Phase, list[nn.Parameter]] = {
             name: group for name, group in self.objective.parameter_groups().items() if group
         }

@@ -216,4 +216,5 @@ def build_objective(
         model.enable_checkpointing()
     if config.model.compile_blocks:
         model.compile_blocks()
-    return DiffusionForcing(model, config.forcing)
+    # A loaded backbone is in evaluation mode, in which nothing is checkpointed.
+    return DiffusionForcing(model, config.forcing).train()

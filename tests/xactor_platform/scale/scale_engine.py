@@ -1,4 +1,7 @@
-"""Run one rank of a DeepSpeed engine for test_scale, and print the bytes of its tensors after a backward pass.
+"""Run one rank of a DeepSpeed engine for test_scale, and print the bytes of its tensors.
+
+The line `held P H B` has the number of parameters, the bytes of all tensors after a backward pass, and the peak of the
+bytes that this pass made.
 
 python scale_engine.py RANK RANKS FILE    (FILE: where the ranks find each other)
 """
@@ -13,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from xactor_platform.scale.live_memory import LiveMemory
 from xactor_platform.training.engine import make_engine
 from xactor_platform.training.train_config import TrainConfig
 
@@ -45,12 +49,16 @@ def main(rank: int, ranks: int, rendezvous: str) -> None:
     objective = Objective()
     parameters = sum(p.numel() for p in objective.parameters())
     engine = make_engine(objective, TrainConfig(), [list(objective.parameters())], ranks=ranks, bf16=True)
+    held = peak = 0
     # Adam has its moments after the first step.
     for _ in range(2):
-        engine.backward(engine(torch.randn(4, 512, dtype=torch.bfloat16)), scale_wrt_gas=False)
-        held = held_bytes()
+        loss = engine(torch.randn(4, 512, dtype=torch.bfloat16))
+        with LiveMemory() as live:
+            live.exclude(objective.parameters())
+            engine.backward(loss, scale_wrt_gas=False)
+        held, peak = held_bytes(), live.peak_bytes
         engine.step()
-    print(f"held {parameters} {held}", flush=True)
+    print(f"held {parameters} {held} {peak}", flush=True)
     dist.barrier()
     dist.destroy_process_group()
 
