@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2Model
 
+from xactor.origin import AUDIO, LATENTS
 from xactor_platform.data.batch import read_batch
 from xactor_platform.scale.dry_run import (
     GIB,
@@ -101,7 +102,7 @@ def test_fake_tensors_need_the_memory_of_real_ones(tmp_path, checkpointing):
     """Load real weights and train on them; the dry run builds the same layout from config.json."""
     config = small_stage2(qwen_folder(tmp_path), gradient_checkpointing=checkpointing)
     (fake,) = dry_run(config, INDEX)
-    facts = {"moments": ([0.0] * 512, [1.0] * 512), "audio_encoder": None}
+    facts = {"moments": ([0.0] * 512, [1.0] * 512), "audio_encoder": None, LATENTS: None, AUDIO: None}
     stage = Stage2(config, facts, INDEX, rank=0, ranks=2, device=torch.device("cpu"))
     stage.objective.bfloat16()
     for buffer in stage.objective.buffers():
@@ -116,7 +117,7 @@ def test_fake_tensors_need_the_memory_of_real_ones(tmp_path, checkpointing):
         with live:
             return stage.objective(inputs)
 
-    loss = stage.loss(forward, batch, 0, (0, 0))
+    loss = stage.loss(forward, stage.inputs(batch, (0, 0)), 0)
     kept = live.bytes
     with live:
         loss.backward()
