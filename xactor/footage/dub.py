@@ -14,7 +14,8 @@ from xactor.faces import CropBox
 from xactor.footage.composite import add_change, resampled
 from xactor.footage.geometry import Geometry
 from xactor.footage.lengths import Lengths
-from xactor.footage.mixing import at_times, latent_change, mixed, speech_motion
+from xactor.footage.lips import Lips
+from xactor.footage.mixing import at_times, fitted, latent_change, mixed, speech_motion
 from xactor.footage.region import feather_px, outline, soft_mask
 from xactor.footage.track import MAX_ANGLE, MIN_FACE_PX, FaceTrack, follow_face
 from xactor.media import Sound, read_audio
@@ -95,6 +96,7 @@ def dub_footage(
     if weights.any():
         config = AnimateOptions(quality=options.quality).with_recommended(pipeline.recommended).sampling()
         motion = speech_motion(pipeline, samples, seed=options.seed, config=config)
+        motion = fitted(motion, track.blendshapes[track.usable])
     dubber = _Dubber(pipeline, footage, track, weights, motion, options.acting)
     kept = islice(footage.frames(), int((track.times_s < lengths.picture_end_s).sum()))
     frames = dubber.frames(_with_held(kept, lengths.held, footage))
@@ -167,7 +169,9 @@ class _Dubber:
         self._track, self._weights, self._motion, self._acting = track, weights, motion, acting
         self._squares = track.squares()
         self._sizes = self._crop_sizes()
-        self._rest = track.rest() if motion is not None else None
+        if motion is not None:
+            self._rest = track.rest()
+            self._lips = Lips(self._network, track.points[track.usable], track.blendshapes[track.usable])
 
     def frames(self, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
         """Yield each frame, changed or as it is. A frame past the end of the track has the track's last face."""
@@ -195,9 +199,9 @@ class _Dubber:
         landmarks = ((self._track.points[rows] - corners) * 2 / sides - 1).astype(np.float32)  # [n, K, 2]
         shown = self._track.blendshapes[rows]
         assert self._motion is not None
-        assert self._rest is not None
         wanted = mixed(shown, at_times(self._motion, times), self._rest, self._acting)
-        z = latent_change((wanted - shown) * self._weights[rows, None])
+        change = self._lips.corrected(wanted - shown, landmarks, shown)
+        z = latent_change(change * self._weights[rows, None])
         changes, moved = self._moved(crops, landmarks, z)
         moved = (moved + 1) * sides / 2 + corners  # in pixels of the picture
         for n, (frame, row) in enumerate(batch):
