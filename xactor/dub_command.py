@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Dub:
-    """Let the main face of a video speak other words: every frame stays, and only the face changes.
-
-    Frames without a face, or with one that is too small or turned away, stay as they are.
-    """
+    """Let the main face of a video speak other words: every frame stays, and only lips and jaw, or the face, change."""
 
     video: Path
     """The footage: a video in any format that PyAV reads. HDR and interlaced video is refused."""

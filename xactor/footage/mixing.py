@@ -3,13 +3,17 @@
 import numpy as np
 import torch
 
-from xactor.controls import BLENDSHAPES, CONTROL_COUNT, INDEX, decode_controls, embed_controls
+from xactor.controls import BLENDSHAPES, CONTROL_COUNT, INDEX, LATENT_DIM, decode_controls, embed_controls
 from xactor.motion import SamplingConfig, stream_motion
 from xactor.pipeline import XActorPipeline
 from xactor.rates import FPS, SAMPLES_PER_FRAME
 
 # Silence before the speech, in frames, whose motion stands for a face at rest. See `RenderConfig.lead_frames`.
 _LEAD_FRAMES = 8
+_NOT_CONTROLS = (
+    "the model's motion latents are not those of control tracks; footage can be dubbed only with a model whose latents "
+    "are, such as the model in the box"
+)
 # Smallest share of the variance of generated latents that controls must explain.
 _MIN_EXPLAINED = 0.5
 # The corners of the mouth smile and frown with the rest of the face, so they belong to the acting.
@@ -42,12 +46,11 @@ def speech_motion(
     rows = []
     for piece in stream_motion(pipeline.motion, audio, seed=seed, config=config):  # [n, D] each
         z = piece.float().cpu().numpy()
+        if z.shape[1] != LATENT_DIM:
+            raise ValueError(_NOT_CONTROLS)
         controls = decode_controls(z)
         if np.square(embed_controls(controls)).mean() < _MIN_EXPLAINED * np.square(z).mean():
-            raise ValueError(
-                "the model's motion latents are not those of control tracks; footage can be dubbed only with a model "
-                "whose latents are, such as the model in the box"
-            )
+            raise ValueError(_NOT_CONTROLS)
         rows.append(controls[:, : len(BLENDSHAPES)])
     motion = np.concatenate(rows)
     return motion[_LEAD_FRAMES:] - motion[0]

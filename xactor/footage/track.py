@@ -186,7 +186,8 @@ class _Cuts:
         if last is None:
             return False
         change = float(np.abs(thumbnail - last).mean())
-        usual = float(np.mean(self._changes)) if self._changes else 0.0
+        # Without earlier changes, only the largest ones count.
+        usual = float(np.mean(self._changes)) if self._changes else _ALWAYS_CUT
         cut = change >= _ALWAYS_CUT or change >= max(_MIN_CHANGE, _MIN_RATIO * usual)
         if cut:
             self._changes.clear()
