@@ -15,7 +15,7 @@ from xactor.footage.composite import add_change, resampled
 from xactor.footage.geometry import Geometry
 from xactor.footage.lengths import Lengths
 from xactor.footage.lips import Lips
-from xactor.footage.mixing import at_times, fitted, latent_change, mixed, speech_motion
+from xactor.footage.mixing import at_times, latent_change, mixed, speech_motion
 from xactor.footage.region import feather_px, outline, soft_mask
 from xactor.footage.track import MAX_ANGLE, MIN_FACE_PX, FaceTrack, follow_face
 from xactor.media import Sound, read_audio
@@ -96,7 +96,6 @@ def dub_footage(
     if weights.any():
         config = AnimateOptions(quality=options.quality).with_recommended(pipeline.recommended).sampling()
         motion = speech_motion(pipeline, samples, seed=options.seed, config=config)
-        motion = fitted(motion, track.blendshapes[track.usable])
     dubber = _Dubber(pipeline, footage, track, weights, motion, options.acting)
     kept = islice(footage.frames(), int((track.times_s < lengths.picture_end_s).sum()))
     frames = dubber.frames(_with_held(kept, lengths.held, footage))
@@ -166,12 +165,12 @@ class _Dubber:
         )
         self._model_px = pipeline.renderer.model_size
         self._footage, self._geometry, self._converter = footage, Geometry.of(footage), footage.converter()
-        self._track, self._weights, self._motion, self._acting = track, weights, motion, acting
+        self._track, self._weights, self._acting = track, weights, acting
         self._squares = track.squares()
         self._sizes = self._crop_sizes()
         if motion is not None:
-            self._rest = track.rest()
             self._lips = Lips(self._network, track.points[track.usable], track.blendshapes[track.usable])
+            self._motion = self._lips.fitted(motion)
 
     def frames(self, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
         """Yield each frame, changed or as it is. A frame past the end of the track has the track's last face."""
@@ -198,8 +197,7 @@ class _Dubber:
         sides = np.array([box.side for box in boxes])[:, None, None]  # [n, 1, 1]
         landmarks = ((self._track.points[rows] - corners) * 2 / sides - 1).astype(np.float32)  # [n, K, 2]
         shown = self._track.blendshapes[rows]
-        assert self._motion is not None
-        wanted = mixed(shown, at_times(self._motion, times), self._rest, self._acting)
+        wanted = mixed(shown, at_times(self._motion, times), self._lips.rest, self._acting)
         change = self._lips.corrected(wanted - shown, landmarks, shown)
         z = latent_change(change * self._weights[rows, None])
         changes, moved = self._moved(crops, landmarks, z)

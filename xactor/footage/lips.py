@@ -15,17 +15,22 @@ from xactor.render.guess import DISPLACEMENT, GuessNetwork, face_axes
 
 # Inner edges of the lower and of the upper lip, entries opposite each other, without the corners.
 _LOWER, _UPPER = INNER_LIPS[1:10], INNER_LIPS[:10:-1]
-# Share of frames whose lips count as closed.
-_CLOSED = 0.1
+# A person's range of opening is that between the quantiles 1 - _OFTEN and _OFTEN. The new speech may exceed it by the
+# factor _LARGER, and may always open the lips by _MIN_RANGE, in units of the face, because the person may be silent in
+# the footage.
+_OFTEN, _LARGER, _MIN_RANGE = 0.95, 1.25, 0.2
 
 
 class Lips:
-    """Correct changes of blendshapes for one person.
+    """Hold how one person moves the lips, and aim changes of blendshapes by it.
 
     Args:
         network: The network that moves the landmarks.
         points: Landmarks of the frames, [T, K, 2] in any unit.
         blendshapes: Blendshapes of the frames, [T, 51].
+
+    Attributes:
+        rest: Blendshapes of this person with closed lips, float32 [51]: the median over the most closed lips.
     """
 
     def __init__(self, network: GuessNetwork, points: np.ndarray, blendshapes: np.ndarray):
@@ -35,11 +40,20 @@ class Lips:
         # Change of the measures for a change of each blendshape by 1, [51, 2].
         self._slopes = _measures(moves)
         measures = lip_measures(points)
-        closed = measures[:, 0] <= np.quantile(measures[:, 0], _CLOSED)
-        self._rest = np.median(self._unexplained(measures, blendshapes)[closed], axis=0)  # [2]
-        slopes = self._slopes * (SCALES[: len(BLENDSHAPES)] * SPEECH)[:, None]
-        # The smallest change in units of the latents for a change of the measures, [2, 51].
-        self._inverse = np.linalg.pinv(slopes) * (SCALES[: len(BLENDSHAPES)] * SPEECH)
+        closed = measures[:, 0] <= np.quantile(measures[:, 0], 1 - _OFTEN)
+        self.rest = np.median(blendshapes[closed], axis=0)
+        self._closed = np.median(measures[closed], axis=0)  # [2]
+        self._range = float(np.quantile(measures[:, 0], _OFTEN) - self._closed[0])
+        # The smallest change, in units of the latents, of the blendshapes that speech decides, for a change of the
+        # measures by 1, [2, 51].
+        scales = SCALES[: len(BLENDSHAPES)] * SPEECH
+        self._inverse = np.linalg.pinv(self._slopes * scales[:, None]) * scales
+
+    def fitted(self, motion: np.ndarray) -> np.ndarray:
+        """Scale the mouth's part of a motion [T, 51] down if this person opens the lips less than it asks for."""
+        asked = float(np.quantile(motion @ self._slopes[:, 0], _OFTEN))
+        scale = min(max(_LARGER * self._range, _MIN_RANGE) / max(asked, _MIN_RANGE), 1.0)
+        return motion * np.where(SPEECH, scale, 1).astype(np.float32)
 
     def corrected(self, change: np.ndarray, points: np.ndarray, blendshapes: np.ndarray) -> np.ndarray:
         """Return the change of blendshapes, float32 [n, 51], that moves the lips to the right places.
@@ -49,15 +63,11 @@ class Lips:
             points: Landmarks of the frames, [n, K, 2].
             blendshapes: Blendshapes of the frames, [n, 51].
         """
-        measures = lip_measures(points)
-        wanted = self._rest + (blendshapes + change) @ self._slopes  # [n, 2]
+        wanted = self._closed + (blendshapes + change - self.rest) @ self._slopes  # [n, 2]
         # Lips cannot be more than closed.
         wanted[:, 0] = wanted[:, 0].clip(min=0)
-        missing = wanted - measures - change @ self._slopes
+        missing = wanted - lip_measures(points) - change @ self._slopes
         return (change + missing @ self._inverse).astype(np.float32)
-
-    def _unexplained(self, measures: np.ndarray, blendshapes: np.ndarray) -> np.ndarray:
-        return measures - blendshapes @ self._slopes
 
 
 def lip_measures(points: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from xactor.controls import BLENDSHAPES, CONTROL_COUNT, INDEX, LATENT_DIM, decode_controls, embed_controls
+from xactor.controls import BLENDSHAPES, CONTROL_COUNT, LATENT_DIM, decode_controls, embed_controls
 from xactor.motion import SamplingConfig, stream_motion
 from xactor.pipeline import XActorPipeline
 from xactor.rates import FPS, SAMPLES_PER_FRAME
@@ -22,9 +22,6 @@ SPEECH = np.array(
     [name.startswith(("jaw", "mouth")) and not name.startswith(_ACTED_MOUTH) for name in BLENDSHAPES]
 )
 """Which blendshapes the speech alone decides, bool [51]: those of jaw and lips."""
-# A person's range of opening is that between the quantiles 1 - _OFTEN and _OFTEN. The new speech may exceed it by the
-# factor _LARGER, and may always open the lips by _MIN_OPENING, because the person may be silent in the footage.
-_OFTEN, _LARGER, _MIN_OPENING = 0.95, 1.25, 0.25
 
 
 def speech_motion(
@@ -69,19 +66,6 @@ def at_times(motion: np.ndarray, times_s: np.ndarray) -> np.ndarray:
     return np.stack(columns, axis=1).astype(np.float32) * inside[:, None]
 
 
-def fitted(motion: np.ndarray, footage: np.ndarray) -> np.ndarray:
-    """Scale the mouth's part of a motion [T, 51] down to a person who opens the mouth less.
-
-    Args:
-        motion: Change of the blendshapes from a face at rest.
-        footage: Blendshapes of this person in the footage, [N, 51].
-    """
-    asked = float(np.quantile(_opening(motion), _OFTEN))
-    own = float(np.subtract(*np.quantile(_opening(footage), [_OFTEN, 1 - _OFTEN])))
-    scale = min(max(_LARGER * own, _MIN_OPENING) / max(asked, _MIN_OPENING), 1.0)
-    return motion * np.where(SPEECH, scale, 1).astype(np.float32)
-
-
 def mixed(footage: np.ndarray, motion: np.ndarray, rest: np.ndarray, acting: float) -> np.ndarray:
     """Return the blendshapes that a dubbed face shows, float32 [N, 51].
 
@@ -100,8 +84,3 @@ def mixed(footage: np.ndarray, motion: np.ndarray, rest: np.ndarray, acting: flo
 def latent_change(change: np.ndarray) -> np.ndarray:
     """Return the change of motion latents for a change of blendshapes [N, 51]: float32 [N, 512]."""
     return embed_controls(np.pad(change, ((0, 0), (0, CONTROL_COUNT - len(BLENDSHAPES)))))
-
-
-def _opening(blendshapes: np.ndarray) -> np.ndarray:
-    """Return how far the lips are open, [N], from blendshapes [N, 51]."""
-    return blendshapes[:, INDEX["jawOpen"]] - blendshapes[:, INDEX["mouthClose"]]

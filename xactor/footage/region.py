@@ -35,8 +35,9 @@ _TEMPLES = (
 _MOUTH, _WHOLE = (
     np.array([_POSITION[number] for number in (*_JAW, *rest)]) for rest in (_ABOVE_LIPS, _TEMPLES)
 )
-# How far the outline is moved out from the region's centre: the flow moves skin around the face, too.
-_GROW = 1.12
+# How far the outline is moved out from the region's centre, along the jaw and elsewhere. Where a jaw moves, the neck
+# moves with it, and an old chin must not stay visible below a new one.
+_GROW_JAW, _GROW = 1.3, 1.05
 # Width of the soft edge, as a fraction of the crop's side.
 _FEATHER = 0.03
 
@@ -53,7 +54,8 @@ def outline(points: np.ndarray, moved: np.ndarray, *, whole: bool) -> np.ndarray
     before, after = points[ring], moved[ring]
     centre = before.mean(axis=0)
     further = np.square(after - centre).sum(axis=1) > np.square(before - centre).sum(axis=1)
-    return centre + _GROW * (np.where(further[:, None], after, before) - centre)
+    grow = np.where(np.arange(len(ring)) < len(_JAW), _GROW_JAW, _GROW)[:, None]
+    return centre + grow * (np.where(further[:, None], after, before) - centre)
 
 
 def soft_mask(ring: np.ndarray, rectangle: tuple[int, int, int, int], feather_px: float) -> np.ndarray:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xactor.controls import INDEX
 from xactor.faces import Face, FaceFollower
 from xactor.faces.crop import MARGIN
 from xactor.faces.landmarks import LANDMARKS
@@ -91,18 +90,6 @@ class FaceTrack:
             total = _smooth(usable)
             np.divide(_smooth(raw[start:end] * usable), total, out=squares[start:end], where=total > 0)
         return squares
-
-    def rest(self) -> np.ndarray:
-        """Return the blendshapes of this person at rest, float32 [51]: the median over the most closed lips.
-
-        Raises:
-            ValueError: No frame is usable.
-        """
-        shapes = self.blendshapes[self.usable]
-        if not len(shapes):
-            raise ValueError("no usable face in any frame")
-        opening = shapes[:, INDEX["jawOpen"]] - shapes[:, INDEX["mouthClose"]]
-        return np.median(shapes[opening <= np.quantile(opening, 0.1)], axis=0)
 
 
 def follow_face(footage: Footage) -> FaceTrack:
