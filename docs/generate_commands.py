@@ -27,7 +27,7 @@ SUBCOMMANDS = {
     "jobs/train_stage1.py": ("tiny",),
     "jobs/train_stage2.py": ("tiny",),
     "jobs/user_study.py": ("make", "count"),
-    "xactor": ("animate", "assemble", "selfcheck"),
+    "xactor": ("animate", "dub", "assemble", "selfcheck"),
 }
 INTRODUCTION = """# Commands
 

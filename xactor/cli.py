@@ -1,6 +1,7 @@
-"""Make portraits speak, assemble models and check metrics: the `xactor` command.
+"""Make portraits speak, dub footage, assemble models and check metrics: the `xactor` command.
 
     xactor animate --image face.png --audio speech.wav --output out.mp4
+    xactor dub --video footage.mp4 --audio speech.wav --output out.mp4
     xactor assemble --stage1 runs/stage1/export --stage2 runs/stage2/export --output model
     xactor selfcheck syncnet --weights syncnet_v2.model --video data/example.avi
     xactor --version
@@ -23,6 +24,8 @@ import tyro
 
 from xactor import __version__
 from xactor.atomic_path import atomic_path
+from xactor.command_line import check_video_paths
+from xactor.dub_command import Dub, dub
 from xactor.model_folder import BOX, located
 from xactor.options import AnimateOptions, Recommended, read_recommended
 
@@ -99,17 +102,7 @@ class Item:
 
     def check(self) -> None:
         """Check paths and options before any work. Raises ValueError if the video cannot be made."""
-        for source in (self.image, self.audio):
-            if not source.is_file():
-                raise ValueError(f"{source}: {'not a file' if source.exists() else 'no such file'}")
-            if self.output.exists() and self.output.samefile(source):
-                raise ValueError(f"{self.output}: the output would replace what it is made from")
-        if self.output.suffix.lower() != ".mp4":
-            raise ValueError(f"{self.output}: the output must be an .mp4")
-        if self.output.is_dir():
-            raise ValueError(f"{self.output}: the output must be a file, it is a folder")
-        if not self.output.parent.is_dir():
-            raise ValueError(f"{self.output.parent}: no such folder to write to")
+        check_video_paths((self.image, self.audio), self.output)
         # These raise ValueError if an option is out of range.
         self.options.sampling()
         self.options.rendering()
@@ -127,6 +120,11 @@ Many videos, with the model loaded once:
 
 A line of items.jsonl:
     {"image": "face.png", "audio": "speech.wav", "output": "out.mp4", "seed": 1}""",
+    ),
+    "dub": (
+        Dub,
+        """Example:
+    xactor dub --video footage.mp4 --audio speech.wav --output out.mp4""",
     ),
     "assemble": (
         Assemble,
@@ -160,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _parse(arguments: list[str]) -> Animate | Assemble | Selfcheck:
+def _parse(arguments: list[str]) -> Animate | Dub | Assemble | Selfcheck:
     """Parse the arguments to a command. The process exits after help, the version or a usage error."""
     if arguments == ["--version"]:
         print(f"xactor {__version__}")
@@ -174,10 +172,12 @@ def _parse(arguments: list[str]) -> Animate | Assemble | Selfcheck:
     return tyro.extras.subcommand_cli_from_dict(kinds, prog="xactor", description=__doc__, args=arguments)
 
 
-def _run(command: Animate | Assemble | Selfcheck) -> int:
+def _run(command: Animate | Dub | Assemble | Selfcheck) -> int:
     match command:
         case Animate():
             return animate(command)
+        case Dub():
+            return dub(command, load)
         case Assemble():
             return assemble(command)
         case Selfcheck():

@@ -235,3 +235,30 @@ def _type(hint: Any) -> type:
 _MAX_EXACT = 2**53
 # Type of each option's values.
 _TYPES = {name: _type(hint) for name, hint in get_type_hints(AnimateOptions).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DubOptions:
+    """Choose how footage is dubbed."""
+
+    acting: float = 0.0
+    """How much of the face the speech acts, 0..1. 0: lips and jaw alone, and brows, cheeks, eyes, smile and frown stay
+    the footage's. 1: the speech acts all of them. The head always moves as in the footage."""
+    crf: int = 18
+    """Quality of x264, 0..51: 0 is lossless, larger is worse."""
+    when_longer: Literal["hold", "cut", "refuse"] = "hold"
+    """If the speech is longer than the picture: `hold` the last frame, whose face speaks on, `cut` the speech, or
+    `refuse` to dub."""
+    when_shorter: Literal["rest", "pass", "cut", "refuse"] = "rest"
+    """If the speech is shorter than the picture: the lips `rest` after it, the remaining frames `pass` unchanged, `cut`
+    the picture, or `refuse` to dub. The sound after the speech is silence."""
+    seed: int = 0
+    """Random seed. The same seed, video and audio give the same video."""
+    quality: Quality | None = None
+    """Quality of the motion, as for `xactor animate`. None means the model's default quality."""
+
+    def __post_init__(self):
+        if not 0 <= self.acting <= 1:
+            raise ValueError(f"acting must be within 0..1, got {self.acting:g}")
+        if not 0 <= self.crf <= 51:
+            raise ValueError(f"crf must be within 0..51, got {self.crf}")

@@ -29,12 +29,7 @@ from xactor.model_folder import (
     loading,
     located,
 )
-from xactor.motion import (
-    MotionScheduler,
-    MotionTransformer,
-    SamplingConfig,
-    stream_motion,
-)
+from xactor.motion import MotionScheduler, MotionTransformer, SamplingConfig, stream_motion
 from xactor.motion.loading import load_transformer
 from xactor.options import AnimateOptions, Recommended
 from xactor.origin import check_loaded

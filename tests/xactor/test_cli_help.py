@@ -37,7 +37,7 @@ def test_the_version_is_printed(capsys):
     assert build["tool"]["hatch"]["version"]["path"] == "xactor/__init__.py"
 
 
-@pytest.mark.parametrize("command", ["animate", "assemble", "selfcheck"])
+@pytest.mark.parametrize("command", ["animate", "dub", "assemble", "selfcheck"])
 def test_help_begins_with_an_example_and_explains_every_option(command):
     code = f"""
 import sys

@@ -28,17 +28,20 @@ class PictureConverter:
     Args:
         stream: The frames' stream.
         max_px: Maximum of the longer side. Larger pictures are reduced to it during the conversion, which is cheap.
+
+    Attributes:
+        stretch: Width of a pixel divided by its height.
     """
 
     def __init__(self, stream: VideoStream, max_px: int | None = None):
         self._converter, self._max_px = VideoReformatter(), max_px
         stretch = Fraction(stream.sample_aspect_ratio or 1)
-        self._stretch = stretch if 1 / _MAX_STRETCH <= stretch <= _MAX_STRETCH else Fraction(1)
+        self.stretch = stretch if 1 / _MAX_STRETCH <= stretch <= _MAX_STRETCH else Fraction(1)
         # The filter that takes fields out of interlaced frames, and the layout of the frames that it takes.
         self._fields: tuple[tuple[int, int, str], av.filter.Graph] | None = None
 
     def __call__(self, frame: VideoFrame) -> np.ndarray:
-        width, height = round(frame.width * self._stretch), frame.height
+        width, height = round(frame.width * self.stretch), frame.height
         if self._max_px and max(width, height) > self._max_px:
             shrink = self._max_px / max(width, height)
             width, height = max(round(width * shrink), 1), max(round(height * shrink), 1)

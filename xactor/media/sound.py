@@ -1,6 +1,7 @@
 """Read the sound of a file: as one mono array for audio features, or in blocks of all channels for a video's track."""
 
 import logging
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,6 +53,8 @@ class Sound:
     """Sample rate of the file."""
     layout: str
     """Channels by ffmpeg's name, such as `mono`, `stereo` or `5.1`."""
+    end_s: float | None = None
+    """Time at which the sound is cut off, in seconds; None means its end."""
 
     @classmethod
     def of(cls, source: Source) -> "Sound":
@@ -70,6 +73,15 @@ class Sound:
         Raises:
             ValueError: The file cannot be decoded or has no sound; the message names it.
         """
+        left = math.inf if self.end_s is None else round(self.end_s * sample_rate_hz)
+        for block in self._all_blocks(sample_rate_hz, layout):
+            yield block if len(block) <= left else block[: int(left)]
+            left -= len(block)
+            if left <= 0:
+                return
+
+    def _all_blocks(self, sample_rate_hz: int, layout: str) -> Iterator[np.ndarray]:
+        """Yield the sound up to the end of the file."""
         with open_container(self.source) as container:
             start_s = origin_s(container)
             conversion = _Conversion(sample_rate_hz, layout)

@@ -17,9 +17,9 @@ from xactor.faces.landmarks import EYES, INNER_LIPS, LANDMARKS, LIDS, MOUTH_CORN
 # Largest side of the reduced pictures in which flows are computed, and height and width at which the mouth and the eyes
 # are painted, all in pixels.
 _MAX_SIDE, _MOUTH_SIZE, _EYES_SIZE = 32, (48, 48), (24, 64)
-# Displacement of a landmark for an output of 1 of the linear map, in units of the face (see `_face_axes`). With this
+# Displacement of a landmark for an output of 1 of the linear map, in units of the face (see `face_axes`). With this
 # scale the map's weights are about 0.1.
-_DISPLACEMENT = 0.1
+DISPLACEMENT = 0.1
 # Mean square of the change of z at which corrections reach half of their strength. Latents have about unit variance.
 _HALF_STRENGTH = 1e-3
 # Length, in halves of the side, over which a landmark moves its surroundings along, and variance of the noise that is
@@ -108,8 +108,8 @@ class GuessNetwork(nn.Module):
             change: Motion latents minus those of the portraits, float32 [N, latent_dim].
         """
         displacement = F.linear(change.float(), self.displace.weight.float())  # [N, 2 K]
-        displacement = _DISPLACEMENT * displacement.unflatten(1, (-1, 2))  # [N, K, 2]
-        axes = _face_axes(landmarks)
+        displacement = DISPLACEMENT * displacement.unflatten(1, (-1, 2))  # [N, K, 2]
+        axes = face_axes(landmarks)
         return _uncrossed(landmarks + _transformed(axes, displacement), axes[:, :, 1])
 
 
@@ -265,7 +265,7 @@ def _matern(distance: Tensor) -> Tensor:
     return torch.exp(-distance).mul_(distance.add_(1))
 
 
-def _face_axes(landmarks: Tensor) -> Tensor:
+def face_axes(landmarks: Tensor) -> Tensor:
     """Return the face's axes as columns, in halves of the side: [N, 2, 2].
 
     The first axis points to the picture's right along the eyes, and the second one down the face. Their lengths are the

@@ -35,8 +35,7 @@ _COMMON_WEIGHT = 0.1
 class FaceTracks:
     """Hold the controls and landmarks that a landmark model found in clips.
 
-    Controls are 57 numbers per frame that describe expression and head pose; see `xactor.controls`. With them, a small
-    renderer learns motion from the first step, when E_mot knows nothing yet.
+    Controls (see `xactor.controls`) let a small renderer learn motion from the first step, when E_mot knows nothing.
     """
 
     controls: Tensor

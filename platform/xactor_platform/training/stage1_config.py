@@ -239,9 +239,9 @@ class Stage1Config(StageConfig):
             check_tracks(index)
         longest = index.training().frames.max()
         if longest < self.model.window_frames:
+            window = self.model.window_frames
             raise ValueError(
-                f"model.window_frames must be <= {longest}, the frames of the longest clip, "
-                f"got {self.model.window_frames}"
+                f"model.window_frames must be <= {longest}, the longest clip's frames, got {window}"
             )
         for folder in self.model.published_folders:
             check_weights(folder)
