@@ -239,10 +239,8 @@ class Stage1Config(StageConfig):
             check_tracks(index)
         longest = index.training().frames.max()
         if longest < self.model.window_frames:
-            window = self.model.window_frames
-            raise ValueError(
-                f"model.window_frames must be <= {longest}, the longest clip's frames, got {window}"
-            )
+            limit = f"{longest}, the frames of the longest clip"
+            raise ValueError(f"model.window_frames must be <= {limit}, got {self.model.window_frames}")
         for folder in self.model.published_folders:
             check_weights(folder)
         if self.model.start:
