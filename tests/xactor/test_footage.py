@@ -14,7 +14,7 @@ from footage_files import NTSC, frame_planes, noise_video, times
 from sounds import write_sound
 
 from xactor.controls import BLENDSHAPES
-from xactor.footage.composite import add_change, resampled
+from xactor.footage.composite import add_change, dimmed, resampled
 from xactor.footage.geometry import Geometry
 from xactor.footage.lengths import Lengths
 from xactor.footage.mixing import SPEECH, at_times, mixed
@@ -172,6 +172,21 @@ def test_an_added_change_of_colours_is_that_of_the_converted_picture(tmp_path, p
 def test_a_change_without_resampling_is_kept():
     change = np.random.default_rng(0).normal(size=(16, 16, 3)).astype(np.float32)
     assert np.array_equal(resampled(change, (4, 2, 12, 10), (8, 8)), change[2:10, 4:12])
+
+
+def test_painted_teeth_are_no_brighter_than_bright_skin():
+    crops = np.full((1, 100, 100, 3), 90, np.uint8)
+    # A third of the face is in bright light, and a lamp outside the face is brighter.
+    crops[:, 20:45] = 150
+    crops[:, :10] = 240
+    change = np.zeros((1, 100, 100, 3), np.float32)
+    change[:, 60:64], change[:, 70:74], change[:, 30:32], change[:, :5] = 140, -60, 10, 5
+    done = crops + dimmed(change, crops)
+    assert done[:, 60:64] == pytest.approx(150, abs=0.1)
+    assert done[:, 70:74] == pytest.approx(30, abs=0.1)
+    # Where the face is bright already, it becomes no brighter. Nothing becomes darker than it was.
+    assert done[:, 30:32] == pytest.approx(150, abs=0.1)
+    assert done[:, :5] == pytest.approx(240, abs=0.1)
 
 
 def test_the_mask_is_soft_and_zero_at_its_edge():

@@ -12,6 +12,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
+from xactor.faces import FACE_REGION, region_pixels
 from xactor.media.footage import Footage, planes
 
 # Weights of red and blue in luma, by matrix.
@@ -20,6 +21,9 @@ _WEIGHTS = {
     Colorspace.BT2020: (0.2627, 0.0593),
 }
 _BT601 = (0.299, 0.114)
+_LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
+# Percentile of the brightness in the face's region that counts as bright skin.
+_BRIGHT_SKIN = 85
 
 
 def add_change(
@@ -44,6 +48,22 @@ def add_change(
         rows, columns = slice(top // y, (top + height) // y), slice(left // x, (left + width) // x)
         values = plane[rows, columns]
         values[:] = np.clip(np.rint(values + addend), 0, (1 << footage.bits) - 1).astype(plane.dtype)
+
+
+def dimmed(change: np.ndarray, crops: np.ndarray) -> np.ndarray:
+    """Limit a change of crops' colours to the brightness of the face's bright skin: float32 [n, S, S, 3].
+
+    The network paints teeth as bright as those that it was trained on, whatever the light of the footage.
+
+    Args:
+        change: Change of red, green and blue in levels of 8 bits, [n, S, S, 3].
+        crops: The crops, uint8 [n, S, S, 3].
+    """
+    rows, columns = region_pixels(FACE_REGION, crops.shape[1])
+    before, brighter = crops @ _LUMA, change @ _LUMA  # [n, S, S]
+    bright = np.percentile(before[:, rows, columns], _BRIGHT_SKIN, axis=(1, 2))[:, None, None]
+    excess = np.minimum(brighter, before + brighter - np.maximum(before, bright))
+    return change - np.maximum(excess, 0)[..., None]
 
 
 def resampled(change: np.ndarray, source: Sequence[float], size: tuple[int, int]) -> np.ndarray:

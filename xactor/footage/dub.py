@@ -11,7 +11,7 @@ import torch
 from av.video.frame import VideoFrame
 
 from xactor.faces import CropBox
-from xactor.footage.composite import add_change, resampled
+from xactor.footage.composite import add_change, dimmed, resampled
 from xactor.footage.geometry import Geometry
 from xactor.footage.lengths import Lengths
 from xactor.footage.lips import Lips
@@ -220,8 +220,8 @@ class _Dubber:
         places, change = torch.from_numpy(landmarks).to(self._device), torch.from_numpy(z).to(pictures)
         scale = crops.shape[1] // self._model_px
         moved = self._network(pictures, places, change, scale=scale)
-        difference = (moved - pictures).float().movedim(1, -1) * 127.5
-        return difference.cpu().numpy(), self._network.moved(places, change).cpu().numpy()
+        difference = ((moved - pictures).float().movedim(1, -1) * 127.5).cpu().numpy()
+        return dimmed(difference, crops), self._network.moved(places, change).cpu().numpy()
 
     def _pasted(self, frame: VideoFrame, change: np.ndarray, box: CropBox, ring: np.ndarray) -> VideoFrame:
         """Return a copy of a frame to which a change of colours is added within an outline.
