@@ -32,6 +32,7 @@ from xactor.rates import SAMPLES_PER_FRAME
 from xactor.render import MotionEncoder
 from xactor_platform.bulk.message import Message, StageSeconds, add_seconds
 from xactor_platform.bulk.stage import BatchStage
+from xactor_platform.data.checksums import FIELD
 from xactor_platform.data.index import CONTROLS, BadSample, Index, LatentSource
 from xactor_platform.data.npy import read_numbers
 from xactor_platform.data.scan import scan_shard
@@ -362,6 +363,8 @@ def shard_exists(place: Location, name: str, wanted: Index, made: Mapping[str, s
             if found.reason:
                 return False
             stored = json.loads(file.read_at(length, offset))
+            # `read_meta` has no checksums either.
+            stored.pop(FIELD, None)
             if {**origins, **stored} != {**wanted.read_meta(row), **made}:
                 return False
     return True

@@ -64,7 +64,11 @@ def test_log_mel_features_are_refused_unless_allowed(shards, tmp_path, capsys, p
     """Hours on GPUs, spent on other features than the paper's, must be intended."""
     (tmp_path / "config.json").write_text("{}")
     LogMelEncoder().save_pretrained(tmp_path / "log-mel")
-    index, saved, config = load_index(shards, max_bad_fraction=0.5), {"moments": ([0.0], [1.0])}, preset()
+    index, saved, config = (
+        load_index(shards, max_bad_fraction=0.5),
+        {"moments": ([0.0] * 6, [1.0] * 6)},
+        preset(),
+    )
     data = replace(config.data, shards=shards, audio_encoder=str(tmp_path / "log-mel"))
     config = replace(config, data=data, model=replace(config.model, backbone=str(tmp_path)))
     with pytest.raises(ValueError, match=r"are log-mel energies.*or allow them by --data\.features any"):
