@@ -5,11 +5,11 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import ray
 from ray.autoscaler.sdk import request_resources
-from ray.util.placement_group import placement_group_table
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 DATA_CPUS = 1.0
 """CPUs that a training leaves to Ray Data, which waits for ever if it has no CPU."""
@@ -35,10 +35,21 @@ def check_pools_fit(min_cpus: float) -> None:
 
 def has_placement() -> bool:
     """Return whether Ray has reserved the resources of any placement group of this job, such as those of its ranks."""
+    return any(group["state"] == "CREATED" for group in _groups_of_job().values())
+
+
+def remove_placements() -> None:
+    """Remove all placement groups of this job. Those of a controller that was killed would stay until the job ends."""
+    for number, group in _groups_of_job().items():
+        if group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(number)))
+
+
+def _groups_of_job() -> dict[str, dict[str, Any]]:
+    """Return the placement groups of this job by their identifiers."""
     # The identifier of a placement group ends with that of the job that made it.
     job = ray.get_runtime_context().get_job_id()
-    groups = placement_group_table().items()
-    return any(group["state"] == "CREATED" and number.endswith(job) for number, group in groups)
+    return {number: group for number, group in placement_group_table().items() if number.endswith(job)}
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import ray
 import ray.train
 from ray.exceptions import RayActorError
 
-from xactor_platform.cluster.capacity import DATA_CPUS, has_placement, room_for_ranks
+from xactor_platform.cluster.capacity import DATA_CPUS, has_placement, remove_placements, room_for_ranks
 from xactor_platform.cluster.connect import connect
 from xactor_platform.data.fingerprint import fingerprint, refuse_changed_corpus
 from xactor_platform.data.index import Index
@@ -198,6 +198,7 @@ def _run_ranks(
             raise RuntimeError(f"run {folder.uri} failed: {root_cause(error)}") from error
         except RayActorError as error:
             if signalled.is_set():
+                remove_placements()
                 return RankResult(requested=True)
             if failures == max_failures:
                 raise RuntimeError(
